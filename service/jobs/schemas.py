@@ -1,0 +1,187 @@
+"""What the jobs' routes take and give. Pydantic only: the client imports this module."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from trainer.spec.job import LogLine
+
+
+class State(StrEnum):
+    """Where a job is in its life."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+
+
+class View(BaseModel):
+    """What the API answers: field docs go into OpenAPI; a newer server may add fields."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="ignore")
+
+
+class Progress(View):
+    """How far training is."""
+
+    epoch: float
+    """Epochs done, with the share of the present one."""
+    epochs: int
+    step: int
+    """Optimiser steps done."""
+    steps: int | None = None
+    """Optimiser steps of the whole run."""
+    samples: int | None = None
+    images_per_s: float | None = None
+    loss: float | None = None
+    eta_s: float | None = None
+    """Seconds to the end at the present rate."""
+
+
+class BackboneRef(View):
+    name: str
+    version: int
+
+
+class Result(View):
+    """What a job left behind."""
+
+    metrics: dict[str, float] = {}
+    """The last value of each evaluation metric and of the losses."""
+    backbone: BackboneRef | None = None
+    """The registered version, if the spec asked for one."""
+
+
+class JobView(View):
+    """A job."""
+
+    id: str
+    kind: str
+    name: str
+    state: State
+    reason: str | None
+    """Typed cause of the state, for programs."""
+    message: str
+    """The same for people, with what to do next."""
+    owner: str
+    priority: int
+    labels: dict[str, str]
+    progress: Progress | None
+    created_at: datetime
+    started_at: datetime | None
+    """When the first attempt began to train."""
+    ended_at: datetime | None
+    attempts: int
+    run_id: str | None
+    """The job's MLflow run."""
+    spec: dict[str, Any]
+    """As submitted, with defaults; once the job was admitted, with every `auto` that the cluster decides filled in."""
+    result: Result | None
+
+
+class Page[Item](View):
+    items: list[Item]
+    next_cursor: str | None = None
+    """Give it as `cursor` for the items that follow; null at the end."""
+
+
+class Parameters(View):
+    encoder: int
+    decoder: int
+
+
+class Steps(View):
+    train_images: int
+    held_out_images: int
+    steps_per_epoch: int
+    steps: int
+
+
+class Gang(View):
+    cpus: int
+    gpus: int
+
+
+class PlanView(View):
+    """What a spec would need."""
+
+    spec: dict[str, Any]
+    """The resolved spec; submitting it runs the same."""
+    parameters: Parameters
+    steps: Steps | None
+    """Null where the dataset's number of images is not known yet."""
+    memory_per_worker_bytes: int
+    """Estimated."""
+    gang: Gang
+    """Resources of all workers together."""
+    possible: bool
+    """Whether the cluster could ever run it."""
+    message: str
+    """Why not, or how it runs."""
+
+
+class EventView(View):
+    id: int
+    time: datetime
+    state: State
+    reason: str | None
+    message: str
+    actor: str
+    """Who caused it: a token's owner, or `controller`."""
+
+
+class AttemptView(View):
+    number: int
+    submission_id: str
+    state: str
+    """`submitted`, `running`, `succeeded`, `failed`, `cancelled`, `paused` or `lost`."""
+    reason: str | None
+    message: str
+    started_at: datetime
+    ended_at: datetime | None
+    checkpoint: str | None
+    """Newest committed checkpoint, below the run's artifact folder."""
+
+
+class LogView(LogLine):
+    attempt: int
+
+
+class Point(View):
+    step: int
+    value: float
+    time: datetime
+
+
+class MetricsView(View):
+    series: dict[str, list[Point]]
+    """By metric key; one point a step, the latest attempt's."""
+
+
+class ImageView(View):
+    step: int
+    name: str
+    url: str
+    """Where the PNG is, below the server's address."""
+
+
+class RetryBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    from_scratch: bool = Field(False)
+    """Begin again instead of going on from the last checkpoint."""

@@ -1,0 +1,138 @@
+"""What a spec will need: `auto` values filled in, parameters, steps and memory, worked out without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from trainer.spec.base import Problem, SpecError
+from trainer.spec.presets import PRESETS
+from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
+
+MAX_AUTO_CPUS = 16
+"""More threads than this in one process slow small matrix products down."""
+
+HELD_OUT_SHARE, HELD_OUT_MAX = 10, 2048
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """What a cluster has in all, busy or not."""
+
+    cpus: int
+    gpus: int
+
+
+def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
+    """The spec with every `auto` of its resources and micro batch filled in. Resolving twice changes nothing.
+
+    `optimization.precision`, `augmentation.mean` and `std`, and `evaluation.probes` stay as written: the worker
+    settles them by its device and its data.
+    """
+    resources, batch = spec.resources, spec.optimization.global_batch_size
+    gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
+    if resources.workers != "auto":
+        workers = resources.workers
+    else:
+        limit = max(1, cluster.gpus) if gpus else 1
+        micro = spec.optimization.micro_batch_size
+        shares = batch if micro == "auto" else batch // micro
+        workers = max(n for n in range(1, min(limit, shares) + 1) if shares % n == 0)
+    if resources.cpus_per_worker != "auto":
+        cpus = resources.cpus_per_worker
+    else:
+        cpus = min(MAX_AUTO_CPUS, max(1, cluster.cpus // workers))
+    micro_batch = spec.optimization.micro_batch_size
+    if micro_batch == "auto":
+        share, recipe = batch // workers, PRESETS[spec.model.preset].micro_batch_size
+        micro_batch = max(n for n in range(1, min(share, recipe) + 1) if share % n == 0)
+    return PretrainSpec.parse(
+        spec.model_dump(mode="json")
+        | {
+            "resources": {"workers": workers, "gpus_per_worker": gpus, "cpus_per_worker": cpus},
+            "optimization": spec.optimization.model_dump(mode="json") | {"micro_batch_size": micro_batch},
+        }
+    )
+
+
+def impossible(spec: PretrainSpec, cluster: ClusterShape) -> str | None:
+    """Why a resolved spec can never run on this cluster, in a sentence; None if it can."""
+    workers, cpus, gpus = _gang(spec)
+    if workers * gpus > cluster.gpus:
+        return f"needs {workers * gpus} GPUs, {cluster.gpus} in the cluster: lower resources.workers or add nodes"
+    if workers * cpus > cluster.cpus:
+        return (
+            f"needs {workers * cpus} CPUs, {cluster.cpus} in the cluster: "
+            "lower resources.workers or resources.cpus_per_worker, or add nodes"
+        )
+    return None
+
+
+def gang(spec: PretrainSpec) -> ClusterShape:
+    """The resources all workers of a resolved spec take together."""
+    workers, cpus, gpus = _gang(spec)
+    return ClusterShape(cpus=workers * cpus, gpus=workers * gpus)
+
+
+def _gang(spec: PretrainSpec) -> tuple[int, int, int]:
+    resources = spec.resources
+    if resources.workers == "auto" or resources.cpus_per_worker == "auto" or resources.gpus_per_worker == "auto":
+        raise ValueError("the spec is not resolved: call resolve() first")
+    return resources.workers, resources.cpus_per_worker, resources.gpus_per_worker
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps and samples of a run over a known number of training images."""
+
+    train_images: int
+    held_out_images: int
+    steps_per_epoch: int
+    steps: int
+
+    @classmethod
+    def of(cls, spec: PretrainSpec, images: int) -> Self:
+        """For a dataset of ``images`` readable images; raises `SpecError` when one global batch does not fit in it."""
+        held_out = 0 if spec.evaluation.dataset else min(images // HELD_OUT_SHARE, HELD_OUT_MAX)
+        train, batch = images - held_out, spec.optimization.global_batch_size
+        if batch > train:
+            raise SpecError(
+                [
+                    Problem(
+                        "optimization.global_batch_size",
+                        "/optimization/global_batch_size",
+                        batch,
+                        f"is larger than the {train} training images: lower it, or add images",
+                    )
+                ]
+            )
+        per_epoch = train // batch
+        return cls(train, held_out, per_epoch, per_epoch * spec.optimization.epochs)
+
+
+def parameters(model: ModelSpec) -> tuple[int, int]:
+    """Trainable parameters of encoder and decoder (position embeddings are fixed and not counted)."""
+
+    def blocks(dim: int, depth: int) -> int:
+        return depth * (12 * dim * dim + 13 * dim)
+
+    encoder = model.patch_values * model.embed_dim + model.embed_dim + model.embed_dim  # patches, bias, class token
+    encoder += blocks(model.embed_dim, model.depth) + 2 * model.embed_dim
+    dim = model.decoder_embed_dim
+    decoder = model.embed_dim * dim + dim + dim + blocks(dim, model.decoder_depth) + 2 * dim
+    decoder += dim * model.patch_values + model.patch_values
+    return encoder, decoder
+
+
+def memory_per_worker(model: ModelSpec, method: MethodSpec, micro_batch: int, bf16: bool) -> int:
+    """Bytes one worker's training state and activations take at their peak, estimated.
+
+    State: fp32 weights, gradients and two Adam moments (16 bytes a parameter), four more for a teacher. Activations
+    kept for the backward pass: about 18 values of the block's width a token and block.
+    """
+    encoder, decoder = parameters(model)
+    state = (encoder + decoder) * (20 if method.teacher else 16)
+    visible = int(model.patches * (1 - method.mask_ratio)) + 1
+    tokens = visible * model.depth * model.embed_dim + (model.patches + 1) * model.decoder_depth * model.decoder_embed_dim
+    pixels = 3 * model.patches * model.patch_values
+    return state + micro_batch * (tokens * 18 * (2 if bf16 else 4) + pixels * 4)

@@ -1,0 +1,378 @@
+"""The pretraining spec: what people write, with the paper's values as defaults."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlparse
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.spec.base import Document, SpecModel, refuse
+from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+DIGITS: Final = "builtin://digits"
+"""Scikit-learn's handwritten digits, labelled."""
+DIGITS_IMAGES: Final = 1797
+FOLDER_CHANNELS: Final = (1, 3, 4)
+"""Channels that image files decode to: greyscale, RGB, RGB with alpha."""
+
+_BACKBONE_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
+_LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+
+
+class DatasetSpec(SpecModel):
+    """Where the images are."""
+
+    uri: str = Field(examples=["file:///data/photos", DIGITS])
+    """A folder of images (`/data/photos` or `file:///data/photos`, nested or flat), or `builtin://digits`."""
+
+    @field_validator("uri")
+    @classmethod
+    def _readable(cls, uri: str) -> str:
+        if uri == DIGITS:
+            return uri
+        parsed = urlparse(uri)
+        if parsed.scheme == "builtin":
+            raise ValueError(f"there is one built-in dataset: {DIGITS}")
+        if parsed.scheme not in {"", "file"}:
+            raise ValueError(f"{parsed.scheme}:// cannot be read: give a folder (/path or file:///path) or {DIGITS}")
+        path = uri.removeprefix("file://")
+        if not path.startswith("/") or "\x00" in path:
+            raise ValueError("must be an absolute path, for example /data/photos or file:///data/photos")
+        return f"file://{path.rstrip('/') or '/'}"
+
+    @property
+    def path(self) -> str:
+        """The folder's path; only for a ``file://`` dataset."""
+        return self.uri.removeprefix("file://")
+
+
+class ModelSpec(SpecModel):
+    """A preset, and any size over it. Without a preset's value written out, the preset decides."""
+
+    preset: str = Field(DEFAULT_PRESET, examples=list(PRESETS))
+    """Where the sizes below come from unless given; also the paper's recipe for one device's batch."""
+    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    """Side of the square crop in pixels, or [height, width]."""
+    patch_size: PositiveInt = 16
+    """Side of a patch in pixels; divides both sides of the image."""
+    in_chans: PositiveInt = 3
+    """Channels of the images."""
+    embed_dim: PositiveInt = 768
+    """Width of the encoder; divisible by 4 (position embeddings) and by `num_heads`."""
+    depth: PositiveInt = 12
+    """Blocks of the encoder."""
+    num_heads: PositiveInt = 12
+    """Attention heads of the encoder."""
+    decoder_embed_dim: PositiveInt = 512
+    """Width of the decoder; divisible by 4 and by `decoder_num_heads`."""
+    decoder_depth: PositiveInt = 8
+    """Blocks of the decoder."""
+    decoder_num_heads: PositiveInt = 16
+    """Attention heads of the decoder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sizes_of_preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        name = data.get("preset", DEFAULT_PRESET)
+        if not isinstance(name, str) or name not in PRESETS:
+            raise refuse("preset", f"unknown preset; there are {', '.join(PRESETS)}", name)
+        preset = PRESETS[name]
+        return {"preset": name} | {field: getattr(preset, field) for field in MODEL_FIELDS} | data
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.height % self.patch_size or self.width % self.patch_size:
+            raise refuse("img_size", f"both sides must be divisible by patch_size {self.patch_size}", self.img_size)
+        if self.patches < 4:
+            raise refuse("patch_size", f"leaves {self.patches} patches of an image; at least 4 are needed", self.patch_size)
+        for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
+            size, count = getattr(self, width), getattr(self, heads)
+            if size % 4:
+                raise refuse(width, "must be divisible by 4: its position embedding holds sines and cosines of x and y", size)
+            if size % count:
+                raise refuse(heads, f"must divide {width} {size}", count)
+        return self
+
+    @property
+    def height(self) -> int:
+        return self.img_size if isinstance(self.img_size, int) else self.img_size[0]
+
+    @property
+    def width(self) -> int:
+        return self.img_size if isinstance(self.img_size, int) else self.img_size[1]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along height and width."""
+        return self.height // self.patch_size, self.width // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of one image (L)."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_values(self) -> int:
+        """Values of one patch (p*p*C)."""
+        return self.patch_size**2 * self.in_chans
+
+
+class TeacherSpec(SpecModel):
+    """The mean teacher: an exponential moving average of the student."""
+
+    momentum: float = Field(0.996, ge=0, le=1)
+    """Share of the old teacher kept at each optimiser step, at the start of training."""
+    final_momentum: float = Field(1.0, ge=0, le=1)
+    """Momentum at the end of training, reached along a half cosine."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` is the paper's text; `constant` is what its released code does in effect."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant_ends_where_it_starts(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("schedule") == "constant" and "final_momentum" not in data:
+            return data | {"final_momentum": data.get("momentum", 0.996)}
+        return data
+
+    @model_validator(mode="after")
+    def _momentum_rises(self) -> Self:
+        if self.schedule == "constant" and self.final_momentum != self.momentum:
+            raise refuse(
+                "final_momentum",
+                f"a constant schedule stays at momentum {self.momentum}: remove final_momentum or use schedule cosine",
+                self.final_momentum,
+            )
+        if self.final_momentum < self.momentum:
+            raise refuse("final_momentum", f"must not be below momentum {self.momentum}", self.final_momentum)
+        return self
+
+
+class MethodSpec(SpecModel):
+    """RC-MAE, or MAE: the same without the teacher."""
+
+    name: Literal["rc_mae", "mae"] = "rc_mae"
+    """`rc_mae` adds a mean teacher and the consistency loss to `mae`."""
+    mask_ratio: float = Field(0.75, gt=0, lt=1)
+    """Share of the patches hidden from the encoder."""
+    norm_pix_loss: bool = True
+    """Predict pixels normalised by each patch's own mean and deviation."""
+    consistency_weight: float = Field(1.0, ge=0)
+    """Weight of the consistency loss (gamma in the paper); 0 for `mae`."""
+    teacher: TeacherSpec | None = Field(default_factory=TeacherSpec)
+    """The mean teacher; null for `mae`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mae_has_no_teacher(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("name") == "mae":
+            return {"consistency_weight": 0.0, "teacher": None} | data
+        return data
+
+    @model_validator(mode="after")
+    def _teacher_fits_name(self) -> Self:
+        if self.name == "mae":
+            if self.teacher is not None:
+                raise refuse("teacher", "method mae has no teacher: remove it, or use name rc_mae")
+            if self.consistency_weight:
+                raise refuse("consistency_weight", "method mae has no consistency loss: remove it, or use name rc_mae")
+        elif self.teacher is None:
+            raise refuse("teacher", "method rc_mae needs a teacher: remove the null, or use name mae")
+        return self
+
+
+class OptimizationSpec(SpecModel):
+    """AdamW with linear warm-up and half-cosine decay, set at every optimiser step."""
+
+    epochs: PositiveInt = 1600
+    """Passes over the training images."""
+    global_batch_size: PositiveInt = 4096
+    """Images of one optimiser step, over all workers and accumulation steps."""
+    base_lr: float = Field(1.5e-4, gt=0)
+    """Learning rate for 256 images; the peak is `base_lr * global_batch_size / 256`."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW's decay; biases and one-dimensional parameters have none."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    warmup_epochs: float = Field(40.0, ge=0)
+    """Epochs of linear warm-up from 0; by default a fortieth of `epochs` (the paper's 40 of 1600)."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the end of training, not scaled by the batch."""
+    clip_grad_norm: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; null for no clipping."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`bf16` is autocast over fp32 weights; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
+    micro_batch_size: PositiveInt | Auto = "auto"
+    """Images that go through the network at once on a worker; `auto` is the recipe's, at most the worker's share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _warmup_follows_epochs(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "warmup_epochs" not in data and isinstance(data.get("epochs"), int):
+            return data | {"warmup_epochs": data["epochs"] / 40}
+        return data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.warmup_epochs > self.epochs:
+            raise refuse("warmup_epochs", f"must not be above epochs {self.epochs}", self.warmup_epochs)
+        if self.min_lr > self.peak_lr:
+            raise refuse("min_lr", f"must not be above the peak learning rate {self.peak_lr:g}", self.min_lr)
+        if self.micro_batch_size != "auto" and self.global_batch_size % self.micro_batch_size:
+            raise refuse(
+                "micro_batch_size", f"must divide global_batch_size {self.global_batch_size}", self.micro_batch_size
+            )
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        return self.base_lr * self.global_batch_size / 256
+
+
+class AugmentationSpec(SpecModel):
+    """Random resized crop (ratio 3/4 to 4/3, bicubic), horizontal flip, normalisation."""
+
+    crop_scale: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in a crop."""
+    hflip: bool = True
+    """Mirror every second image, left to right."""
+    mean: tuple[float, ...] | Auto = "auto"
+    """Mean of each channel in 0..1; `auto` is ImageNet's for three channels, else measured on the training images."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] | Auto = "auto"
+    """Deviation of each channel in 0..1; `auto` as for `mean`."""
+
+    @model_validator(mode="after")
+    def _scale_rises(self) -> Self:
+        if self.crop_scale[0] > self.crop_scale[1]:
+            raise refuse("crop_scale", "the first number must not be above the second", list(self.crop_scale))
+        if (self.mean == "auto") != (self.std == "auto"):
+            raise refuse("mean", "give both mean and std, or neither", self.mean)
+        return self
+
+
+class ResourcesSpec(SpecModel):
+    """Workers of the job, each a process with its own devices. `auto` is filled from the cluster; the plan says how."""
+
+    workers: PositiveInt | Auto = "auto"
+    """Processes that train together; divides `optimization.global_batch_size`."""
+    gpus_per_worker: Literal[0, 1] | Auto = "auto"
+    """GPUs of one worker: 1, or 0 to train on the CPU."""
+    cpus_per_worker: PositiveInt | Auto = "auto"
+    """CPU cores of one worker; on a CPU also the number of threads (which changes the last bits of the result)."""
+
+
+class CheckpointSpec(SpecModel):
+    """When the state of training is stored, besides at the end and at a pause."""
+
+    every_epochs: PositiveInt = 20
+    """Epochs between two checkpoints."""
+    keep: PositiveInt = 3
+    """Newest checkpoints kept; the one with the best reconstruction is kept beside them."""
+
+
+class EvaluationSpec(SpecModel):
+    """What is measured while training, besides at the end."""
+
+    every_epochs: PositiveInt = 20
+    """Epochs between two evaluations."""
+    probes: tuple[Literal["linear"], ...] | Auto = "auto"
+    """Probes of the frozen backbone; they need labels. `auto` is `[linear]` where the dataset has labels."""
+    dataset: DatasetSpec | None = None
+    """Held-out images; null sets a fixed tenth of the training images aside, at most 2,048."""
+
+
+class RetrySpec(SpecModel):
+    """What happens after a failure that another attempt may cure."""
+
+    max_failures: int = Field(3, ge=0, le=1000)
+    """Further attempts after failures; each goes on from the last checkpoint."""
+
+
+class PretrainSpec(Document):
+    """One pretraining job. Every field but `kind` and `dataset.uri` has a default: the paper's ViT-Base run."""
+
+    kind: Literal["pretrain"]
+    """What the job does."""
+    name: str = Field("", max_length=200)
+    """A name for people; by default the dataset's and the preset's."""
+    dataset: DatasetSpec
+    model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
+    method: MethodSpec = Field(default_factory=MethodSpec)
+    optimization: OptimizationSpec = Field(default_factory=OptimizationSpec)
+    augmentation: AugmentationSpec = Field(default_factory=AugmentationSpec)
+    resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
+    retry: RetrySpec = Field(default_factory=RetrySpec)
+    register_as: str | None = Field(None, max_length=100)
+    """Name under which the pretrained backbone is registered; null registers none."""
+    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    """Names and values of your own, to find jobs by."""
+    priority: int = Field(0, ge=-100, le=100)
+    """Jobs of higher priority start first."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Seed of initial weights, order, crops, flips and masks."""
+
+    @field_validator("register_as")
+    @classmethod
+    def _backbone_name(cls, name: str | None) -> str | None:
+        if name is None:
+            return None
+        if not _BACKBONE_NAME.match(name):
+            raise ValueError("use lower-case letters, digits, - and _, starting with a letter or digit")
+        if name.endswith(("-mae", "-timm")):
+            raise ValueError("must not end in -mae or -timm: those endings name other formats of a backbone")
+        return name
+
+    @field_validator("labels")
+    @classmethod
+    def _label_form(cls, labels: dict[str, str]) -> dict[str, str]:
+        for key, value in labels.items():
+            if not _LABEL.match(key) or not _LABEL.match(value):
+                raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
+        return labels
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        chans, visible = self.model.in_chans, int(self.model.patches * (1 - self.method.mask_ratio))
+        if not 1 <= visible < self.model.patches:
+            raise refuse(
+                "method.mask_ratio",
+                f"leaves {visible} of {self.model.patches} patches visible: keep at least one visible and one masked",
+                self.method.mask_ratio,
+            )
+        if self.method.norm_pix_loss and self.model.patch_values < 2:
+            raise refuse("method.norm_pix_loss", "a patch of one value has no deviation: set it to false", True)
+        for name in ("mean", "std"):
+            values = getattr(self.augmentation, name)
+            if values != "auto" and len(values) != chans:
+                raise refuse(f"augmentation.{name}", f"give one number for each of the {chans} channels", list(values))
+        if chans not in FOLDER_CHANNELS:
+            raise refuse("model.in_chans", f"images hold {', '.join(map(str, FOLDER_CHANNELS))} channels", chans)
+        workers, batch = self.resources.workers, self.optimization.global_batch_size
+        if workers != "auto" and batch % workers:
+            raise refuse("resources.workers", f"must divide optimization.global_batch_size {batch}", workers)
+        micro = self.optimization.micro_batch_size
+        if workers != "auto" and micro != "auto" and (batch // workers) % micro:
+            raise refuse(
+                "optimization.micro_batch_size", f"must divide a worker's share of the batch, {batch // workers}", micro
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("name"):
+            return data
+        dataset, model = data.get("dataset"), data.get("model")
+        uri = dataset.get("uri") if isinstance(dataset, dict) else None
+        preset = model.get("preset", DEFAULT_PRESET) if isinstance(model, dict) else DEFAULT_PRESET
+        if isinstance(uri, str) and isinstance(preset, str):
+            return data | {"name": f"{uri.rstrip('/').rpartition('/')[2]}-{preset}"[:200]}
+        return data
