@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.spec.job import LogLine
+
+
+Item = TypeVar("Item")
 
 
 class State(StrEnum):
@@ -94,7 +97,7 @@ class JobView(View):
     result: Result | None
 
 
-class Page[Item](View):
+class Page(View, Generic[Item]):
     items: list[Item]
     next_cursor: str | None = None
     """Give it as `cursor` for the items that follow; null at the end."""

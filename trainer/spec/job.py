@@ -53,8 +53,8 @@ class AttemptRequest(Message):
     tracking_uri: str
     artifact_uri: str
     """The run's artifact folder."""
-    resume: bool = True
-    """Go on from the newest committed checkpoint of any earlier attempt; false begins again."""
+    since_attempt: int = 1
+    """Go on from the newest committed checkpoint of this attempt or a later one; the attempt's own number begins again."""
     spec: PretrainSpec
     """The resolved spec."""
 

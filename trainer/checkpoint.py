@@ -1,0 +1,190 @@
+"""Saving and loading training state: the only place that does.
+
+A checkpoint is a folder ``checkpoints/a<attempt>/<step>/`` of the run: ``student.safetensors``,
+``teacher.safetensors`` (RC-MAE), ``optimizer.safetensors`` (AdamW's moments by parameter name), ``state.json``,
+``spec.json``, and last of all ``manifest.json`` with every file's size and sha256. Without a manifest it does not
+count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import StorageError
+from trainer.spec.names import CHECKPOINTS, MANIFEST, checkpoint_folder
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+
+STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
+STATE, SPEC = "state.json", "spec.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class State(BaseModel):
+    """Everything besides tensors that a run needs to go on. The schedules and the data follow from the step."""
+
+    step: int
+    """Optimiser steps done."""
+    samples: int
+    """Images seen."""
+    dataset_fingerprint: str
+    mean: tuple[float, ...]
+    """Of each channel, 0..1."""
+    std: tuple[float, ...]
+    workers: int
+    """Informational: another number goes on at the same sample."""
+    metrics: dict[str, float]
+    """The last evaluation's."""
+
+
+class FileRecord(BaseModel):
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What makes a checkpoint count: written last."""
+
+    attempt: int
+    step: int
+    metrics: dict[str, float]
+    """Of an evaluation at this very step."""
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A checkpoint that counts."""
+
+    folder: str
+    """Relative to the run's artifact folder."""
+    manifest: Manifest
+
+
+def folder_name(step: int) -> str:
+    return f"{step:08d}"
+
+
+def write(
+    directory: Path,
+    spec: PretrainSpec,
+    state: State,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write a checkpoint's files, all but the manifest, into an empty local directory."""
+    save_file(student.state_dict(), directory / STUDENT)
+    if teacher is not None:
+        save_file(teacher.state_dict(), directory / TEACHER)
+    save_file(_moments(student, optimizer), directory / OPTIMIZER)
+    (directory / STATE).write_text(state.model_dump_json(indent=1))
+    (directory / SPEC).write_text(spec.model_dump_json(indent=1))
+
+
+def describe(directory: Path, attempt: int, step: int, metrics: dict[str, float]) -> Manifest:
+    """The manifest of a local directory's files."""
+    files = {
+        file.name: FileRecord(size=file.stat().st_size, sha256=sha256_of(file)) for file in sorted(directory.iterdir())
+    }
+    return Manifest(attempt=attempt, step=step, metrics=metrics, files=files)
+
+
+def commit(store: Store, manifest: Manifest) -> Committed:
+    """Make a stored checkpoint count. All its files must be in place."""
+    folder = f"{checkpoint_folder(manifest.attempt)}/{folder_name(manifest.step)}"
+    store.write(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+    return Committed(folder, manifest)
+
+
+def committed(store: Store, since_attempt: int = 1) -> list[Committed]:
+    """The run's checkpoints that count, oldest first, of this attempt and later ones."""
+    found: list[Committed] = []
+    for attempt in sorted(_numbers(store.names(CHECKPOINTS), prefix="a")):
+        if attempt < since_attempt:
+            continue
+        folder = checkpoint_folder(attempt)
+        for step in sorted(_numbers(store.names(folder))):
+            path = f"{folder}/{folder_name(step)}"
+            if store.exists(f"{path}/{MANIFEST}"):
+                found.append(Committed(path, Manifest.model_validate_json(store.read(f"{path}/{MANIFEST}"))))
+    return found
+
+
+def load(
+    store: Store,
+    checkpoint: Committed,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+) -> State:
+    """Fill student, teacher and optimiser in place; raises `StorageError` for a file that is not what was written."""
+    with store.local_copy(checkpoint.folder) as directory:
+        for name, record in checkpoint.manifest.files.items():
+            file = directory / name
+            if not file.is_file() or file.stat().st_size != record.size or sha256_of(file) != record.sha256:
+                raise StorageError(
+                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says; "
+                    "delete that checkpoint's folder to go on from the one before it"
+                )
+        student.load_state_dict(load_file(directory / STUDENT))
+        if teacher is not None:
+            teacher.load_state_dict(load_file(directory / TEACHER))
+        _restore_moments(student, optimizer, load_file(directory / OPTIMIZER))
+        return State.model_validate_json((directory / STATE).read_text())
+
+
+def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> list[str]:
+    """Delete all but the ``keep`` newest checkpoints and the one with the lowest ``best_metric``; gives the deleted."""
+    every = committed(store, since_attempt)
+    rated = [c for c in every if best_metric in c.manifest.metrics]
+    best = min(rated, key=lambda c: c.manifest.metrics[best_metric], default=None)
+    gone = [c for c in every[:-keep] if c is not best]
+    for checkpoint in gone:
+        store.delete(f"{checkpoint.folder}/{MANIFEST}")  # first, so that half a folder never counts
+        store.delete(checkpoint.folder)
+    return [checkpoint.folder for checkpoint in gone]
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def spec_sha256(spec: PretrainSpec) -> str:
+    """Identity of a resolved spec."""
+    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+def _numbers(names: list[str], prefix: str = "") -> list[int]:
+    ends = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    return [int(end) for end in ends if end.isdecimal()]
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state under the parameters' names; empty before the first step."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        for key in (*MOMENTS, "step"):
+            if key in state:
+                tensors[f"{key}.{name}"] = state[key]
+    return tensors
+
+
+def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    if not tensors:
+        return
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {
+            key: tensors[f"{key}.{name}"].to(parameter.device) for key in (*MOMENTS, "step")
+        }

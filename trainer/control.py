@@ -1,0 +1,111 @@
+"""Commands, heartbeat and outcome: how an attempt and the control plane speak to each other."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Literal, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from trainer.logs import logger
+from trainer.spec.job import Command, Outcome
+from trainer.spec.names import outcome_file
+from trainer.storage import Store
+
+POLL_SECONDS = 2.0
+HEARTBEAT_SECONDS = 5.0
+
+T = TypeVar("T")
+Action = Literal["cancel", "pause"]
+ACTIONS: tuple[Action | None, ...] = (None, "pause", "cancel")
+"""By weight: where two are wanted at once the later one wins."""
+
+
+class Line(Protocol):
+    """The attempt's line to the control plane: the MLflow run's tags and metrics."""
+
+    def read_command(self) -> Command | None: ...
+
+    def acknowledge(self, command: Command) -> None: ...
+
+    def heartbeat(self) -> None: ...
+
+
+class Control:
+    """Listens for commands and shows life, on a thread of its own; rank 0 only."""
+
+    def __init__(self, line: Line, attempt: int) -> None:
+        self._line, self._attempt = line, attempt
+        self._action: Action | None = None
+        self._generation = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+
+    def start(self) -> None:
+        self._line.heartbeat()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(timeout=60)
+
+    def wanted(self) -> Action | None:
+        """What the service wants this attempt to do now."""
+        return self._action
+
+    def _run(self) -> None:
+        last_beat, down = time.monotonic(), False
+        while not self._ended.wait(POLL_SECONDS):
+            try:
+                self._listen()
+                if time.monotonic() - last_beat >= HEARTBEAT_SECONDS:
+                    self._line.heartbeat()
+                    last_beat = time.monotonic()
+                down = False
+            except Exception as error:  # noqa: BLE001 - any failure of the line: training goes on without it
+                if not down:
+                    logger.warning("MLflow cannot be reached; commands and heartbeat wait for it: %s", error)
+                down = True
+
+    def _listen(self) -> None:
+        command = self._line.read_command()
+        if command is None or command.attempt != self._attempt or command.generation <= self._generation:
+            return
+        self._action, self._generation = command.action, command.generation
+        self._line.acknowledge(command)
+        logger.info("Told to %s; stopping at the next step", command.action)
+
+
+class Agreement:
+    """All ranks take the same action at the same step."""
+
+    def __init__(self, world: int) -> None:
+        # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer.
+        self._group = dist.new_group(backend="gloo") if world > 1 else None
+
+    def __call__(self, wanted: Action | None) -> Action | None:
+        """The heaviest action any rank wants. Every rank calls this at the same step."""
+        if self._group is None:
+            return wanted
+        weight = torch.tensor([ACTIONS.index(wanted)], dtype=torch.int32)
+        dist.all_reduce(weight, op=dist.ReduceOp.MAX, group=self._group)
+        return ACTIONS[int(weight.item())]
+
+    def share(self, value: T | None) -> T:
+        """Rank 0's value on every rank."""
+        if self._group is None:
+            box: list[T | None] = [value]
+        else:
+            box = [value]
+            dist.broadcast_object_list(box, src=0, group=self._group)
+        shared = box[0]
+        if shared is None:
+            raise ValueError("rank 0 has nothing to share")
+        return shared
+
+
+def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
+    """The attempt's last act."""
+    store.write(outcome_file(attempt), outcome.model_dump_json(indent=1).encode())

@@ -1,0 +1,73 @@
+"""Which sample comes when, and each sample's randomness: pure functions of (seed, epoch, sample).
+
+No generator has a state to save: any worker, at any time, gets the same values for the same sample. The hash mixes
+its inputs with the finaliser of SplitMix64 (Steele, Lea, Flood 2014), over whole arrays at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+# One stream for each use, so that no two draws of a sample are related.
+ORDER: Final = 1
+CROP_AREA: Final = 2
+CROP_RATIO: Final = 3
+CROP_LEFT: Final = 4
+CROP_TOP: Final = 5
+FLIP: Final = 6
+MASK: Final = 7
+SPLIT: Final = 8
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_WORD: Final = (1 << 64) - 1
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser, in place on a fresh array: every input bit reaches every output bit."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def hash64(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> NDArray[np.uint64]:
+    """64 random bits for each sample id, of the shape of ``samples``."""
+    key = 0
+    for part in (seed, epoch, stream):
+        key = int(_mix(np.array([(key + part + 1) * _GOLDEN & _WORD], dtype=np.uint64))[0])
+    return _mix((samples.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN) + np.uint64(key))
+
+
+def uniform(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each sample id."""
+    return (hash64(seed, epoch, samples, stream) >> np.uint64(11)) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order (n,) in which an epoch visits samples 0..n-1."""
+    return np.argsort(hash64(seed, epoch, np.arange(n), ORDER), kind="stable")
+
+
+def batch_samples(
+    order: NDArray[np.int64], step: int, global_batch: int, rank: int = 0, world: int = 1
+) -> NDArray[np.int64]:
+    """A rank's sample ids of step ``step`` within an epoch of the given order.
+
+    Ranks take neighbouring runs of one global batch, so that any number of workers sees the same one. The epoch's
+    remainder below a whole batch is dropped.
+    """
+    share = global_batch // world
+    first = step * global_batch + rank * share
+    return order[first : first + share]
+
+
+def mask_orders(seed: int, epoch: int, samples: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
+    """A random permutation (B, L) of the patches for each sample; the first ones are the visible ones."""
+    keys = hash64(seed, epoch, samples, MASK)
+    noise = _mix(keys[:, None] + np.arange(1, patches + 1, dtype=np.uint64)[None, :] * np.uint64(_GOLDEN))
+    return np.argsort(noise, axis=1)

@@ -1,0 +1,37 @@
+"""Failures of training that have a typed reason."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from trainer.spec.job import Reason
+
+
+class TrainingError(Exception):
+    """A failure whose reason is known; the message says what happened, where, and what to do. Survives pickling."""
+
+    reason: ClassVar[Reason] = Reason.WORKER_FAILED
+
+
+class DataError(TrainingError):
+    """The images cannot be used as they are."""
+
+    reason = Reason.DATA_ERROR
+
+
+class SpecRefused(TrainingError):
+    """The spec cannot run here, for a cause that only shows on the worker."""
+
+    reason = Reason.SPEC_ERROR
+
+
+class LossNotFinite(TrainingError):
+    """Training has diverged."""
+
+    reason = Reason.LOSS_NOT_FINITE
+
+
+class StorageError(TrainingError):
+    """The artifact storage or MLflow refused, or could not be reached."""
+
+    reason = Reason.STORAGE_ERROR

@@ -1,0 +1,102 @@
+"""What is measured while training: reconstruction on held-out images, probes of the frozen backbone, a picture."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from trainer.data.dataset import TrainingData
+from trainer.data.loader import fixed_images
+from trainer.data.sampler import mask_orders, permutation
+from trainer.data.sources import Source
+from trainer.evaluation.features import extract
+from trainer.evaluation.linear import linear_probe
+from trainer.evaluation.pictures import reconstruction_grid
+from trainer.evaluation.reconstruction import reconstruction_ratio
+from trainer.logs import logger
+from trainer.models.rc_mae import MaskedAutoencoder
+from trainer.spec import names
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+
+RATIO_IMAGES, PICTURE_IMAGES, PROBE_IMAGES = 512, 6, 10_000
+BATCH = 64
+FIXED_SEED = 2**31 - 1
+"""Held-out masks and probe images do not follow the spec's seed: runs of other seeds are measured alike."""
+
+
+class Evaluator:
+    """Measures on one process; the images, their masks and the probe's random weights never change during a run."""
+
+    def __init__(
+        self,
+        spec: PretrainSpec,
+        data: TrainingData,
+        store: Store,
+        device: torch.device,
+        autocast: Callable[[], contextlib.AbstractContextManager[object]],
+    ) -> None:
+        self._spec, self._data, self._store, self._device, self._autocast = spec, data, store, device, autocast
+        self._size = (spec.model.height, spec.model.width)
+        self._visible = int(spec.model.patches * (1 - spec.method.mask_ratio))
+        chosen = data.held_out[:RATIO_IMAGES]
+        self._images = fixed_images(data.held_out_source, chosen, self._size)
+        self._orders = torch.from_numpy(mask_orders(FIXED_SEED, 0, np.arange(len(chosen)), spec.model.patches))
+        probes = spec.evaluation.probes
+        labelled = data.source.labels is not None and data.held_out_source.labels is not None
+        self._probes = labelled if probes == "auto" else bool(probes)
+        self._random_init: float | None = None
+        if probes == "auto" and not labelled:
+            logger.info("No linear probe: the dataset has no labels")
+
+    def evaluate(self, student: MaskedAutoencoder, backbone: MaskedAutoencoder, step: int) -> dict[str, float]:
+        """Metrics at optimiser step ``step``; stores a picture of held-out reconstructions beside."""
+        settings = (self._data.mean, self._data.std, self._spec.method.norm_pix_loss)
+        with self._autocast():
+            ratio = reconstruction_ratio(
+                student, self._images, self._orders, *settings, visible=self._visible, batch_size=BATCH
+            )
+            picture = reconstruction_grid(
+                student, self._images[:PICTURE_IMAGES], self._orders[:PICTURE_IMAGES], *settings, visible=self._visible
+            )
+        self._store.write(names.picture_file(step), picture)
+        metrics = {names.RECONSTRUCTION_RATIO: ratio}
+        if self._probes:
+            if self._random_init is None:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self._spec.seed)
+                    fresh = MaskedAutoencoder(self._spec.model).to(self._device)
+                self._random_init = self._linear(fresh)
+            metrics[names.LINEAR_TOP1] = self._linear(backbone)
+            metrics[names.LINEAR_TOP1_RANDOM_INIT] = self._random_init
+        return metrics
+
+    def _linear(self, backbone: MaskedAutoencoder) -> float:
+        data, order = self._data, permutation(FIXED_SEED, 0, len(self._data.train))
+        train = data.train[order[:PROBE_IMAGES]]
+        train_labels, test_labels = _labels(data.source, train), _labels(data.held_out_source, data.held_out)
+        return linear_probe(
+            self._features(backbone, data.source, train), train_labels,
+            self._features(backbone, data.held_out_source, data.held_out), test_labels,
+        )  # fmt: skip
+
+    def _features(
+        self, backbone: MaskedAutoencoder, source: Source, positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Features (n, D), a few images in memory at a time."""
+        parts = []
+        for first in range(0, len(positions), 4 * BATCH):
+            images = fixed_images(source, positions[first : first + 4 * BATCH], self._size)
+            with self._autocast():
+                parts.append(extract(backbone, images, self._data.mean, self._data.std, BATCH))
+        return np.concatenate(parts)
+
+
+def _labels(source: Source, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    if source.labels is None:
+        raise ValueError(f"{source.uri} has no labels")
+    return source.labels[positions]

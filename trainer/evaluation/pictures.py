@@ -1,0 +1,89 @@
+"""A picture of reconstructions, for people."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trainer.evaluation.features import evaluating, normalised
+from trainer.models.rc_mae import TARGET_EPS, MaskedAutoencoder
+from trainer.models.vit import patchify, unpatchify
+
+CELL = 160
+"""Images are shown at least this high."""
+GAP, HEADING = 8, 36
+MASK_GREY = 0.5
+BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
+
+
+@torch.no_grad()
+def reconstruction_grid(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    orders: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    norm_pix_loss: bool,
+    visible: int,
+) -> bytes:
+    """A PNG with a row for each image (n, C, H, W) uint8: input, masked, reconstruction.
+
+    The reconstruction keeps the visible patches. With ``norm_pix_loss`` the prediction is of normalised pixels: each
+    patch's own mean and deviation are put back, and the heading says so.
+    """
+    device = next(model.parameters()).device
+    pixels, order = normalised(images.to(device), mean, std), orders.to(device)
+    patch, channels = model.patch_size, images.shape[1]
+    grid = (images.shape[2] // patch, images.shape[3] // patch)
+    patches = patchify(pixels, patch)
+    with evaluating(model):
+        prediction = model(pixels, order, visible).float()
+    index = order[:, visible:, None].expand(-1, -1, patches.shape[2])
+    if norm_pix_loss:
+        variance, centre = torch.var_mean(patches.gather(1, index), dim=-1, keepdim=True)
+        prediction = prediction * (variance + TARGET_EPS).sqrt() + centre
+    shown = patches.scatter(1, index, prediction)
+    rebuilt = _to_pixels(unpatchify(shown, patch, grid, channels), mean, std)
+    original = _to_pixels(pixels, mean, std)
+    hidden = patchify(torch.from_numpy(original).permute(0, 3, 1, 2), patch)
+    hidden.scatter_(1, index.cpu(), MASK_GREY)
+    masked = unpatchify(hidden, patch, grid, channels).permute(0, 2, 3, 1).numpy()
+    heading = "reconstruction,\npatch statistics put back" if norm_pix_loss else "reconstruction"
+    return _draw([original, masked, rebuilt], ["input", "masked", heading])
+
+
+def _to_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Normalised images (n, C, H, W) as (n, H, W, C) in 0..1."""
+    spread = torch.tensor(std, device=images.device).view(1, -1, 1, 1)
+    values = images * spread + torch.tensor(mean, device=images.device).view(1, -1, 1, 1)
+    pixels: NDArray[np.float32] = values.clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+def _draw(columns: list[NDArray[np.float32]], headings: list[str]) -> bytes:
+    rows, height, width, _ = columns[0].shape
+    scale = max(1, -(-CELL // height))
+    cell_height, cell_width = height * scale, width * scale
+    size = (len(columns) * (cell_width + GAP) + GAP, rows * (cell_height + GAP) + HEADING + GAP)
+    sheet = Image.new("RGB", size, BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for column, (images, heading) in enumerate(zip(columns, headings, strict=True)):
+        left = GAP + column * (cell_width + GAP)
+        pen.multiline_text((left, 4), heading, fill=INK, font=font)
+        for row, image in enumerate(images):
+            tile = _tile(image).resize((cell_width, cell_height), Image.Resampling.NEAREST)
+            sheet.paste(tile, (left, HEADING + row * (cell_height + GAP)))
+    file = io.BytesIO()
+    sheet.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def _tile(image: NDArray[np.float32]) -> Image.Image:
+    """Pixels (H, W, C) in 0..1 as RGB; alpha is not shown."""
+    values = np.rint(image * 255).astype(np.uint8)
+    return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values[:, :, :3]).convert("RGB")

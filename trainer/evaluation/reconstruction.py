@@ -1,0 +1,37 @@
+"""How well masked patches are predicted, against predicting nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trainer.evaluation.features import evaluating, normalised
+from trainer.models.rc_mae import MaskedAutoencoder, masked_targets
+
+
+@torch.no_grad()
+def reconstruction_ratio(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    orders: Tensor,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    norm_pix_loss: bool,
+    visible: int,
+    batch_size: int,
+) -> float:
+    """Squared error of the model's prediction over that of predicting zeros, on the same masked patches.
+
+    ``images`` (n, C, H, W) uint8, ``orders`` (n, L). Below 1 is learning. Errors are summed in float64.
+    """
+    device = next(model.parameters()).device
+    error = zero = 0.0
+    with evaluating(model):
+        for first in range(0, len(images), batch_size):
+            pixels = normalised(images[first : first + batch_size].to(device), mean, std)
+            order = orders[first : first + batch_size].to(device)
+            target = masked_targets(pixels, order, visible, model.patch_size, norm_pix_loss).double()
+            prediction = model(pixels, order, visible).double()
+            error += (prediction - target).square().sum().item()
+            zero += target.square().sum().item()
+    return error / zero if zero else 1.0

@@ -1,0 +1,118 @@
+"""Building blocks of a plain Vision Transformer (arXiv 2010.11929), with the parameter names timm uses.
+
+Shapes: B images, C channels, H x W pixels, p side of a patch, L = (H/p)*(W/p) patches, N tokens, D width,
+V = p*p*C values of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6
+MLP_RATIO = 4
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Images (B, C, H, W) as patches (B, L, V), row by row; values of a patch by row, column, channel."""
+    return _as_grid(images, patch).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int], channels: int) -> Tensor:
+    """Patches (B, L, V) as images (B, C, H, W): the inverse of `patchify`."""
+    rows, columns = grid
+    x = patches.reshape(patches.shape[0], rows, columns, patch, patch, channels)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(patches.shape[0], channels, rows * patch, columns * patch)
+
+
+def take_patches(images: Tensor, index: Tensor, patch: int) -> Tensor:
+    """Chosen patches (B, M, V) of images (B, C, H, W); ``index`` (B, M) int64 in 0..L-1. Reads no other patch."""
+    grid = _as_grid(images, patch)
+    columns = grid.shape[2]
+    batch = torch.arange(len(images), device=images.device)[:, None]
+    return grid[batch, index // columns, index % columns].flatten(2)
+
+
+def _as_grid(images: Tensor, patch: int) -> Tensor:
+    """A view of images (B, C, H, W) as (B, H/p, W/p, p, p, C)."""
+    b, c, h, w = images.shape
+    return images.view(b, c, h // patch, patch, w // patch, patch).permute(0, 2, 4, 3, 5, 1)
+
+
+def position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine embedding (1, 1+L, D) of a patch grid; the class token's row is zero.
+
+    The first half of D encodes the column, the second the row; within a half sines come before cosines, with
+    frequencies ``10000 ** (-4i/D)`` (arXiv 2111.06377).
+    """
+    rows, columns = grid
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    row = torch.arange(rows, dtype=torch.float64).repeat_interleave(columns)
+    column = torch.arange(columns, dtype=torch.float64).repeat(rows)
+    angles = torch.stack([column, row])[:, :, None] * frequency  # (2, L, D/4)
+    halves = torch.cat([angles.sin(), angles.cos()], dim=-1)  # (2, L, D/2)
+    patches = torch.cat([halves[0], halves[1]], dim=-1)
+    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), patches])[None].float()
+
+
+class PatchEmbed(nn.Module):
+    """Linear map of flattened patches, held as the equal convolution so that weights carry over to other libraries."""
+
+    def __init__(self, patch: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Patches (B, M, V) to tokens (B, M, D)."""
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, V) in the order of `patchify`
+        return F.linear(patches, weight, self.proj.bias)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for query, key and value."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        b, n, d = x.shape
+        query, key, value = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, MLP_RATIO * dim)
+        self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        x = x + self.attn(self.norm1(x))
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out

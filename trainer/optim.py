@@ -1,0 +1,45 @@
+"""Parameter groups, AdamW, and the schedules of learning rate and teacher momentum."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.spec.pretrain import OptimizationSpec, TeacherSpec
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of the trainable parameters: with decay, and without (biases and one-dimensional ones)."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if p.ndim <= 1 or name.endswith(".bias")]
+    decayed = [p for name, p in named if not (p.ndim <= 1 or name.endswith(".bias"))]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: nn.Module, spec: OptimizationSpec) -> torch.optim.AdamW:
+    """AdamW over ``model``; the fused kernel exists for CPU and CUDA alike."""
+    groups = parameter_groups(model, spec.weight_decay)
+    return torch.optim.AdamW(groups, lr=0.0, betas=spec.betas, fused=True)
+
+
+def learning_rate(spec: OptimizationSpec, step: int, steps_per_epoch: int) -> float:
+    """Rate of optimiser step ``step`` (0 for the first): linear warm-up from 0, then a half cosine to `min_lr`."""
+    epoch = step / steps_per_epoch
+    if epoch < spec.warmup_epochs:
+        return spec.peak_lr * epoch / spec.warmup_epochs
+    done = (epoch - spec.warmup_epochs) / max(spec.epochs - spec.warmup_epochs, 1 / steps_per_epoch)
+    return spec.min_lr + (spec.peak_lr - spec.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def teacher_momentum(spec: TeacherSpec, step: int, steps: int) -> float:
+    """Momentum after optimiser step ``step`` of ``steps`` in all.
+
+    `cosine` rises along a half cosine over the whole training (the paper's text, by the global step); `constant`
+    stays at the start's value (what the released code does in effect).
+    """
+    if spec.schedule == "constant":
+        return spec.momentum
+    return spec.final_momentum - (spec.final_momentum - spec.momentum) * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -1,0 +1,381 @@
+"""The training loop: plain torch, distributed when a process group exists, with no knowledge of Ray or MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer import checkpoint as checkpoints
+from trainer.control import Action, Agreement
+from trainer.data.loader import Batch, Loader
+from trainer.data.dataset import TrainingData, open_training_data
+from trainer.errors import DataError, LossNotFinite, SpecRefused
+from trainer.evaluation.evaluator import Evaluator
+from trainer.logs import logger
+from trainer.models.rc_mae import (
+    MaskedAutoencoder,
+    consistency_loss,
+    make_teacher,
+    masked_targets,
+    reconstruction_loss,
+    update_teacher,
+)
+from trainer.optim import learning_rate, make_optimizer, teacher_momentum
+from trainer.spec import names
+from trainer.spec.plan import Schedule
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+
+
+class Recorder(Protocol):
+    """Where metrics and the run's tags go; rank 0 only."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def tag(self, tags: Mapping[str, str]) -> None: ...
+
+
+Persist = Callable[[Path | None, str], None]
+"""Stores a local directory (rank 0; None elsewhere) as the attempt's checkpoint of that name. Every rank calls it."""
+
+
+@dataclass
+class Run:
+    """What a loop stands in: one worker of one attempt."""
+
+    store: Store
+    """The run's artifact folder."""
+    attempt: int
+    since_attempt: int
+    """Checkpoints of this attempt and later ones are gone on from."""
+    recorder: Recorder | None
+    """None on every rank but the first."""
+    persist: Persist
+    wanted: Callable[[], Action | None] = lambda: None
+    """The command this rank knows of."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    cache_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "rcmae-cache")
+    """Where indexes of datasets are kept on this node."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a loop ended, the same on every rank."""
+
+    action: Action | None
+    """The command it obeyed; None where training is complete."""
+    checkpoint: checkpoints.Committed
+    data: TrainingData
+    backbone: MaskedAutoencoder
+    """The teacher, or for `mae` the student."""
+
+
+def pretrain(spec: PretrainSpec, run: Run) -> Ending:
+    """Train from the newest committed checkpoint, or from the start, to the end or to a command.
+
+    ``spec`` must be resolved. Raises a `TrainingError` whose reason says what went wrong.
+    """
+    # --- where we are -------------------------------------------------------------------------------------------
+    optimization, method = spec.optimization, spec.method
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device, recorder, agree = run.device, run.recorder, Agreement(world)
+    threads = _integer(spec.resources.cpus_per_worker, "resources.cpus_per_worker")
+    torch.set_num_threads(threads)
+    autocast = _autocast(spec, device)
+
+    # --- data ---------------------------------------------------------------------------------------------------
+    data = open_training_data(spec, run.cache_dir, threads, agree, rank)
+    schedule = Schedule.of(spec, data.images)
+    loader = Loader(data.source, data.train, spec, rank, world, threads)
+    visible = int(spec.model.patches * (1 - method.mask_ratio))
+    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
+
+    # --- student, teacher, optimiser ----------------------------------------------------------------------------
+    torch.manual_seed(spec.seed)
+    student = MaskedAutoencoder(spec.model).to(device)
+    teacher = make_teacher(student) if method.teacher else None
+    optimizer = make_optimizer(student, optimization)
+    backbone = teacher or student
+    network = _distributed(student, spec, visible, device) if world > 1 else student
+    micro_batch = _integer(optimization.micro_batch_size, "optimization.micro_batch_size")
+    parts = optimization.global_batch_size // world // micro_batch
+
+    # --- resume -------------------------------------------------------------------------------------------------
+    latest = agree.share([*checkpoints.committed(run.store, run.since_attempt)[-1:]] if rank == 0 else None)
+    last = latest[0] if latest else None
+    start, evaluation = 0, dict[str, float]()
+    if last:
+        state = checkpoints.load(run.store, last, student, teacher, optimizer)
+        if state.dataset_fingerprint != data.fingerprint:
+            raise DataError(
+                f"{spec.dataset.uri} has changed since the checkpoint at step {state.step}: "
+                "put its files back, or retry from scratch"
+            )
+        start, evaluation = state.step, state.metrics
+        logger.info("Resuming at step %d of %d from %s", start, schedule.steps, last.folder)
+    if recorder:
+        recorder.tag({names.TAG_STEPS: str(schedule.steps), **data.tags()})
+        if not last:
+            logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
+    evaluator = Evaluator(spec, data, run.store, device, autocast) if rank == 0 else None
+
+    step, meter = start, Meter(spec, schedule, world, device)
+    batches = _batches(loader, start, schedule)
+    with contextlib.closing(batches):
+        while True:
+            # --- once in a while: evaluate, obey, store ---------------------------------------------------------
+            fresh = step > start
+            if evaluator and recorder and (fresh or start == 0) and _due(spec.evaluation.every_epochs, step, schedule):
+                with meter.paused():
+                    evaluation = evaluator.evaluate(student, backbone, step)
+                    recorder.log(step, evaluation)
+                    logger.info("Evaluation at step %d: %s", step, _shown(evaluation))
+            action = agree(run.wanted())
+            ended = step == schedule.steps or action is not None
+            if last is None and ended or fresh and (ended or _due(spec.checkpoint.every_epochs, step, schedule)):
+                with meter.paused():
+                    meter.check(step, last)
+                    evaluated_now = evaluation if _due(spec.evaluation.every_epochs, step, schedule) else {}
+                    state = checkpoints.State(
+                        step=step, samples=step * optimization.global_batch_size, workers=world, metrics=evaluation,
+                        dataset_fingerprint=data.fingerprint, mean=data.mean, std=data.std,
+                    )  # fmt: skip
+                    last = _store(spec, run, rank, state, evaluated_now, student, teacher, optimizer, agree)
+            if ended and last:
+                return Ending(action if step < schedule.steps else None, last, data, backbone)
+
+            # --- batch ------------------------------------------------------------------------------------------
+            with meter.waiting():
+                batch = next(batches)
+            lr = learning_rate(optimization, step, schedule.steps_per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            # --- losses and backward, part by part --------------------------------------------------------------
+            optimizer.zero_grad(set_to_none=True)
+            meter.begin()
+            for part in range(parts):
+                chosen = slice(part * micro_batch, (part + 1) * micro_batch)
+                images = (batch.images[chosen].to(device, torch.float32) / 255 - mean) / std
+                orders = batch.orders[chosen].to(device)
+                target = masked_targets(images, orders, visible, spec.model.patch_size, method.norm_pix_loss)
+                with _synchronised(network, part == parts - 1):
+                    with autocast():
+                        prediction = network(images, orders, visible)
+                    reconstruction = reconstruction_loss(prediction, target)
+                    loss, consistency = reconstruction, None
+                    if teacher is not None:
+                        with torch.no_grad(), autocast():
+                            expected = teacher(images, orders, visible)
+                        consistency = consistency_loss(prediction, expected)
+                        loss = reconstruction + method.consistency_weight * consistency
+                    (loss / parts).backward()
+                meter.add(loss, reconstruction, consistency, parts)
+
+            # --- optimiser and teacher --------------------------------------------------------------------------
+            norm = meter.gradient_norm(student, step) if optimization.clip_grad_norm is None else (
+                nn.utils.clip_grad_norm_(student.parameters(), optimization.clip_grad_norm)
+            )  # fmt: skip
+            optimizer.step()
+            momentum = None
+            if teacher is not None and method.teacher is not None:
+                momentum = teacher_momentum(method.teacher, step, schedule.steps)
+                update_teacher(teacher, student, momentum)
+            step += 1
+
+            # --- log --------------------------------------------------------------------------------------------
+            if meter.due(step):
+                metrics = meter.read(step, lr, momentum, norm, last)
+                if recorder:
+                    recorder.log(step, metrics)
+
+
+def _due(every_epochs: int, step: int, schedule: Schedule) -> bool:
+    return step % (every_epochs * schedule.steps_per_epoch) == 0 or step == schedule.steps
+
+
+def _batches(loader: Loader, start: int, schedule: Schedule) -> Iterator[Batch]:
+    """Every batch from step ``start`` on, epoch after epoch."""
+    first_epoch, first_step = divmod(start, schedule.steps_per_epoch)
+    for epoch in range(first_epoch, schedule.steps // schedule.steps_per_epoch):
+        yield from loader.epoch(epoch, first_step if epoch == first_epoch else 0)
+
+
+def _integer(value: int | str, name: str) -> int:
+    if not isinstance(value, int):
+        raise SpecRefused(f"{name}: is {value!r}; the loop takes a resolved spec")
+    return value
+
+
+def _autocast(spec: PretrainSpec, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
+    """The context of forward passes: bf16 autocast or nothing."""
+    precision = spec.optimization.precision
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        raise SpecRefused("optimization.precision: bf16 is not supported by this GPU: use fp32")
+    if precision == "bf16" or (precision == "auto" and device.type != "cpu" and able):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext
+
+
+def _distributed(
+    student: MaskedAutoencoder, spec: PretrainSpec, visible: int, device: torch.device
+) -> DistributedDataParallel:
+    """The student under DDP, warmed: DDP orders its buckets anew after the first backward pass, and with three ranks
+    or more another order adds up to other bits. Two discarded passes make every start, fresh or resumed, alike.
+    """
+    network = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
+    orders = torch.arange(spec.model.patches, device=device)[None]
+    images = torch.zeros(1, spec.model.in_chans, spec.model.height, spec.model.width, device=device)
+    for _ in range(2):
+        network(images, orders, visible).sum().backward()
+    student.zero_grad(set_to_none=True)
+    return network
+
+
+def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+    """Gradients are averaged over the ranks in the last part's backward pass only."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+def _store(
+    spec: PretrainSpec,
+    run: Run,
+    rank: int,
+    state: checkpoints.State,
+    metrics: dict[str, float],
+    student: MaskedAutoencoder,
+    teacher: MaskedAutoencoder | None,
+    optimizer: torch.optim.Optimizer,
+    agree: Agreement,
+) -> checkpoints.Committed:
+    """Write, store and commit a checkpoint, then drop the ones that need not be kept. Every rank calls it."""
+    name = checkpoints.folder_name(state.step)
+    done: checkpoints.Committed | None = None
+    if rank == 0:
+        directory = Path(tempfile.mkdtemp(prefix="rcmae-checkpoint-"))
+        try:
+            checkpoints.write(directory, spec, state, student, teacher, optimizer)
+            manifest = checkpoints.describe(directory, run.attempt, state.step, metrics)
+            run.persist(directory, name)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        done = checkpoints.commit(run.store, manifest)
+        logger.info("Checkpoint at step %d: %s", state.step, done.folder)
+        for folder in checkpoints.prune(run.store, spec.checkpoint.keep, names.RECONSTRUCTION_RATIO, run.since_attempt):
+            logger.info("Checkpoint no longer kept: %s", folder)
+    else:
+        run.persist(None, name)
+    return agree.share(done)
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+
+
+class Meter:
+    """The present step's losses, and times since the last log; tensors are read only when something is due.
+
+    Steps to log are counted from the epoch's start, so that a resumed run logs the same ones.
+    """
+
+    def __init__(self, spec: PretrainSpec, schedule: Schedule, world: int, device: torch.device) -> None:
+        self._spec, self._schedule, self._world = spec, schedule, world
+        self._every = max(1, min(20, schedule.steps_per_epoch // 10))
+        self._sums = torch.zeros(3, device=device)
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._steps, self._waited, self._away = 0, 0.0, 0.0
+        self._since = time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        in_epoch = step % self._schedule.steps_per_epoch
+        return in_epoch % self._every == 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent in here is time waited for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here is no training time."""
+        before = time.perf_counter()
+        yield
+        self._away += time.perf_counter() - before
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._sums.zero_()
+
+    def add(self, loss: Tensor, reconstruction: Tensor, consistency: Tensor | None, parts: int) -> None:
+        """One part's losses."""
+        other = torch.zeros_like(loss) if consistency is None else consistency
+        self._sums += torch.stack([loss, reconstruction, other]).detach() / parts
+        self._finite &= torch.isfinite(loss.detach())
+
+    def gradient_norm(self, model: nn.Module, step: int) -> Tensor | None:
+        """Norm of the gradient where the step about to end is logged."""
+        if not self.due(step + 1):
+            return None
+        return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+    def check(self, step: int, last: checkpoints.Committed | None) -> None:
+        """Raise `LossNotFinite` on every rank where any saw such a loss; a checkpoint never holds its weights."""
+        flag = (~self._finite).float()
+        if self._world > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        if flag.item():
+            raise LossNotFinite(
+                f"the loss was not finite at step {step} or shortly before; the last good checkpoint is "
+                f"{last.folder if last else 'none'}. Lower optimization.base_lr, lengthen optimization.warmup_epochs, "
+                "set optimization.clip_grad_norm, or use precision fp32"
+            )
+
+    def read(
+        self,
+        step: int,
+        lr: float,
+        momentum: float | None,
+        norm: Tensor | None,
+        last: checkpoints.Committed | None,
+    ) -> dict[str, float]:
+        """The step's losses averaged over ranks, and the rates since the last call."""
+        self.check(step, last)
+        sums = self._sums.clone()
+        if self._world > 1:
+            dist.all_reduce(sums)
+            sums /= self._world
+        loss, reconstruction, consistency = sums.tolist()
+        elapsed = max(time.perf_counter() - self._since - self._away, 1e-9)
+        batch = self._spec.optimization.global_batch_size
+        metrics = {
+            names.LOSS: loss,
+            names.LOSS_RECONSTRUCTION: reconstruction,
+            names.LEARNING_RATE: lr,
+            names.IMAGES_PER_S: self._steps * batch / elapsed,
+            names.DATA_WAIT_FRACTION: min(1.0, self._waited / elapsed),
+            names.EPOCH: step / self._schedule.steps_per_epoch,
+            names.SAMPLES: float(step * batch),
+        }
+        if momentum is not None:
+            metrics |= {names.LOSS_CONSISTENCY: consistency, names.TEACHER_MOMENTUM: momentum}
+        if norm is not None:
+            metrics[names.GRAD_NORM] = norm.item()
+        self._steps, self._waited, self._away, self._since = 0, 0.0, 0.0, time.perf_counter()
+        return metrics

@@ -1,0 +1,180 @@
+"""The loop under Ray Train: how many workers with what, where their checkpoints go, and why they ended.
+
+The driver never imports torch, which saves seconds at every start: the workers import it, inside `train_worker`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+import ray.train.collective
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import NodeDiedError, OutOfMemoryError
+from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from trainer.errors import TrainingError
+from trainer.logs import logger, start_logging, stop_logging
+from trainer.spec.job import AttemptRequest, Outcome, Reason
+from trainer.spec.names import CHECKPOINTS, checkpoint_folder
+from trainer.storage import Store
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+_SETTING = "request"
+
+
+def run_attempt(request: AttemptRequest, store: Store) -> Outcome:
+    """Train on the cluster this process belongs to, with the resources the spec names; never raises for a failure."""
+    resources = request.spec.resources
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    trainer = DataParallelTrainer(
+        train_worker,
+        train_loop_config={_SETTING: request.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=int(resources.workers),
+            use_gpu=bool(resources.gpus_per_worker),
+            resources_per_worker={"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)},
+        ),
+        run_config=RunConfig(
+            # A name of its own for each attempt: the same name and path would make Ray Train resume by itself.
+            name=checkpoint_folder(request.attempt).rpartition("/")[2],
+            storage_path=store.path(CHECKPOINTS),
+            storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        reason, message = explain(error)
+        logger.error("The attempt failed: %s", message)
+        return Outcome(state="failed", reason=reason, message=message)
+    if result.metrics is None or _SETTING not in result.metrics:
+        return Outcome(state="failed", reason=Reason.WORKER_FAILED, message="the workers ended without a result")
+    return Outcome.model_validate_json(result.metrics[_SETTING])
+
+
+def explain(error: TrainingFailedError) -> tuple[Reason, str]:
+    """The typed reason behind a failed fit, and a sentence. A cause of ours on any rank counts before Ray's own."""
+    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+    causes = [(rank, cause) for rank, failure in failures.items() for cause in _causes(failure)]
+    for _, cause in causes:
+        if isinstance(cause, TrainingError):
+            return cause.reason, str(cause)
+    for rank, cause in causes:
+        name = type(cause).__name__
+        # torch raises its own types for a full GPU; the driver knows them by name, not by import.
+        if isinstance(cause, (MemoryError, OutOfMemoryError)) or name == "OutOfMemoryError":
+            return Reason.OUT_OF_MEMORY, (
+                f"worker {rank} ran out of memory: lower optimization.micro_batch_size. {_first_line(cause)}"
+            )
+        if isinstance(cause, NodeDiedError):
+            return Reason.NODE_LOST, f"the node of worker {rank} was lost: {_first_line(cause)}"
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+            return Reason.STORAGE_ERROR, f"worker {rank} could not write: {cause}"
+    if causes:
+        rank, cause = causes[0]
+        return Reason.WORKER_FAILED, f"worker {rank}: {type(cause).__name__}: {_first_line(cause)}"
+    return Reason.WORKER_FAILED, _first_line(error)
+
+
+def _causes(failure: BaseException) -> Iterator[BaseException]:
+    """An exception and what it wraps, innermost first. Ray keeps what it wraps under names of its own."""
+    seen: list[BaseException] = []
+    pending: list[object] = [failure]
+    while pending:
+        cause = pending.pop()
+        if isinstance(cause, BaseException) and cause not in seen:
+            seen.append(cause)
+            pending += [cause.__cause__, getattr(cause, "cause", None)]
+            pending += [getattr(cause, name, None) for name in ("_base_exc", "health_check_failure")]
+    yield from reversed(seen)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One worker of an attempt, in a process of its own."""
+    # Imported here: the driver shares this module and needs none of it.
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
+    from trainer.control import Control  # noqa: PLC0415
+    from trainer.pretrain import Run, pretrain  # noqa: PLC0415
+    from trainer.publish import publish  # noqa: PLC0415
+
+    request = AttemptRequest.model_validate_json(config[_SETTING])
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    store = Store(request.artifact_uri)
+    log = start_logging(store, request.attempt, f"rank-{rank}")
+    tracker = control = None
+    try:
+        if rank == 0:
+            from trainer.tracking import Tracker  # noqa: PLC0415 - three seconds that only this rank spends
+
+            tracker = Tracker(request.tracking_uri, request.run_id, request.job_id, request.attempt)
+            control = Control(tracker, request.attempt)
+            control.start()
+        device = torch.device("cpu")
+        if request.spec.resources.gpus_per_worker:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if world > 1:
+            meeting = _meet(rank, world)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=meeting, rank=rank, world_size=world)
+        run = Run(
+            store=store,
+            attempt=request.attempt,
+            since_attempt=request.since_attempt,
+            recorder=tracker,
+            persist=_report_checkpoint,
+            wanted=control.wanted if control else lambda: None,
+            device=device,
+        )
+        ending = pretrain(request.spec, run)
+        if tracker and not ending.action:
+            publish(request, ending, tracker)
+        if tracker:
+            tracker.close()
+        state = {None: "succeeded", "cancel": "cancelled", "pause": "paused"}[ending.action]
+        outcome = Outcome.model_validate({"state": state, "checkpoint": ending.checkpoint.folder})
+        ray.train.report({_SETTING: outcome.model_dump_json()})
+    except BaseException:
+        logger.exception("Worker %d ends with an error", rank)
+        raise
+    finally:
+        if control:
+            control.stop()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        stop_logging(log)
+
+
+def _report_checkpoint(directory: Path | None, name: str) -> None:
+    """Hand a checkpoint to Ray Train, which stores it; every worker calls it and waits until it is stored."""
+    checkpoint = Checkpoint.from_directory(str(directory)) if directory else None
+    ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def _meet(rank: int, world: int) -> TCPStore:
+    """The workers' meeting point on a port that rank 0's system chose."""
+    from torch.distributed import TCPStore  # noqa: PLC0415
+
+    server = None
+    if rank == 0:
+        server = TCPStore(ray.util.get_node_ip_address(), 0, world, is_master=True, wait_for_workers=False)
+    place = (server.host, server.port) if server else None
+    host, port = ray.train.collective.broadcast_from_rank_zero(place)
+    return server or TCPStore(host, port, world, is_master=False)
