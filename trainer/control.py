@@ -1,4 +1,4 @@
-"""Commands, heartbeat and outcome: how an attempt and the control plane speak to each other."""
+"""Commands and heartbeat: how an attempt and the control plane speak to each other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import torch
 import torch.distributed as dist
 
 from trainer.logs import logger
-from trainer.spec.job import Command, Outcome
-from trainer.spec.names import outcome_file
-from trainer.storage import Store
+from trainer.spec.job import Command
 
 POLL_SECONDS = 2.0
 HEARTBEAT_SECONDS = 5.0
@@ -104,8 +102,3 @@ class Agreement:
         if shared is None:
             raise ValueError("rank 0 has nothing to share")
         return shared
-
-
-def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
-    """The attempt's last act."""
-    store.write(outcome_file(attempt), outcome.model_dump_json(indent=1).encode())

@@ -7,8 +7,8 @@ import signal
 import sys
 from types import FrameType
 
-from trainer.control import write_outcome
 from trainer.logs import logger, start_logging, stop_logging
+from trainer.outcome import write_outcome
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
 from trainer.storage import Store
 
@@ -25,7 +25,6 @@ def main() -> int:
         logger.info("Attempt %d ends: %s %s", request.attempt, outcome.state, outcome.message)
     finally:
         stop_logging(log)
-    write_outcome(store, request.attempt, outcome)
     return int(outcome.state == "failed")
 
 
@@ -34,9 +33,11 @@ def _run(request: AttemptRequest, store: Store) -> Outcome:
         from trainer.ray_train import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
 
         return run_attempt(request, store)
-    except Exception as error:  # the outcome file is where people read it
+    except Exception as error:
         logger.exception("The driver failed")
-        return Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+        outcome = Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+        write_outcome(store, request.attempt, outcome)
+        return outcome
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's form

@@ -235,7 +235,7 @@ def _distributed(
     """The student under DDP, warmed: DDP orders its buckets anew after the first backward pass, and with three ranks
     or more another order adds up to other bits. Two discarded passes make every start, fresh or resumed, alike.
     """
-    network = DistributedDataParallel(student, gradient_as_bucket_view=True, broadcast_buffers=False)
+    network = DistributedDataParallel(student, gradient_as_bucket_view=True, forward_sync_buffers=False)
     orders = torch.arange(spec.model.patches, device=device)[None]
     images = torch.zeros(1, spec.model.in_chans, spec.model.height, spec.model.width, device=device)
     for _ in range(2):

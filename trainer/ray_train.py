@@ -23,7 +23,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from trainer.errors import TrainingError
 from trainer.logs import logger, start_logging, stop_logging
 from trainer.spec.job import AttemptRequest, Outcome, Reason
-from trainer.spec.names import CHECKPOINTS, checkpoint_folder
+from trainer.outcome import write_outcome
+from trainer.spec.names import CHECKPOINTS, checkpoint_folder, outcome_file
 from trainer.storage import Store
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _SETTING = "request"
 
 
 def run_attempt(request: AttemptRequest, store: Store) -> Outcome:
-    """Train on the cluster this process belongs to, with the resources the spec names; never raises for a failure."""
+    """Train on the cluster this process belongs to, with the resources the spec names; the outcome is stored."""
     resources = request.spec.resources
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     trainer = DataParallelTrainer(
@@ -53,14 +54,14 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome:
         ),
     )
     try:
-        result = trainer.fit()
+        trainer.fit()
     except TrainingFailedError as error:
-        reason, message = explain(error)
-        logger.error("The attempt failed: %s", message)
-        return Outcome(state="failed", reason=reason, message=message)
-    if result.metrics is None or _SETTING not in result.metrics:
-        return Outcome(state="failed", reason=Reason.WORKER_FAILED, message="the workers ended without a result")
-    return Outcome.model_validate_json(result.metrics[_SETTING])
+        # Rank 0 writes the outcome when all work is done: what fails after that takes nothing away.
+        if not store.exists(outcome_file(request.attempt)):
+            reason, message = explain(error)
+            logger.error("The attempt failed: %s", message)
+            write_outcome(store, request.attempt, Outcome(state="failed", reason=reason, message=message))
+    return Outcome.model_validate_json(store.read(outcome_file(request.attempt)))
 
 
 def explain(error: TrainingFailedError) -> tuple[Reason, str]:
@@ -149,8 +150,9 @@ def train_worker(config: dict[str, Any]) -> None:
         if tracker:
             tracker.close()
         state = {None: "succeeded", "cancel": "cancelled", "pause": "paused"}[ending.action]
-        outcome = Outcome.model_validate({"state": state, "checkpoint": ending.checkpoint.folder})
-        ray.train.report({_SETTING: outcome.model_dump_json()})
+        if rank == 0:
+            outcome = Outcome.model_validate({"state": state, "checkpoint": ending.checkpoint.folder})
+            write_outcome(store, request.attempt, outcome)
     except BaseException:
         logger.exception("Worker %d ends with an error", rank)
         raise

@@ -69,7 +69,8 @@ class MaskedAutoencoder(nn.Module):
 
     def _encode(self, patches: Tensor, index: Tensor) -> Tensor:
         tokens = self.patch_embed(patches) + self.pos_embed[0, 1:][index]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        # Flattened: the gradient of an expanded (1, 1, D) would come in strides that DDP's buckets have to copy.
+        cls = (self.cls_token.flatten() + self.pos_embed[0, 0]).expand(len(patches), 1, -1)
         x = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -78,7 +79,7 @@ class MaskedAutoencoder(nn.Module):
 
     def _decode(self, latent: Tensor, orders: Tensor, visible: int) -> Tensor:
         x = self.decoder_embed(latent)
-        masked = self.mask_token.to(x.dtype).expand(len(x), orders.shape[1] - visible, -1)
+        masked = self.mask_token.flatten().to(x.dtype).expand(len(x), orders.shape[1] - visible, -1)
         positions = self.decoder_pos_embed[0, 1:][orders]
         x = torch.cat([x[:, :1] + self.decoder_pos_embed[:, :1], torch.cat([x[:, 1:], masked], dim=1) + positions], dim=1)
         for block in self.decoder_blocks:

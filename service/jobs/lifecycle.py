@@ -1,0 +1,160 @@
+"""A job's life: the states, the verbs people have, and the one function that writes a change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from service.db import Event, Job, now
+from service.jobs.schemas import State
+from trainer.spec.job import Reason
+
+S = State
+
+
+class Verb(StrEnum):
+    """What a person may ask of a job."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RETRY = "retry"
+    STOP = "stop"
+    DELETE = "delete"
+    PATCH_PRIORITY = "patch_priority"
+    PATCH_NOTES = "patch_notes"
+
+
+class Effect(StrEnum):
+    """What a verb does besides moving to a state."""
+
+    SAME = "same"
+    """Nothing changes, and that is fine."""
+    REFUSED = "refused"
+    GONE = "gone"
+    EDIT = "edit"
+    DRAIN = "drain"
+    """Running trials finish, then the search has succeeded."""
+
+
+_ALIVE: Final = (S.STARTING, S.RUNNING, S.RECOVERING)
+
+
+def _row(default: State | Effect, **states: State | Effect) -> dict[State, State | Effect]:
+    return {state: states.get(state.value, default) for state in State}
+
+
+EFFECTS: Final[dict[Verb, dict[State, State | Effect]]] = {
+    Verb.CANCEL: _row(
+        S.CANCELLING,
+        queued=S.CANCELLED,
+        paused=S.CANCELLED,
+        cancelling=Effect.SAME,
+        succeeded=Effect.REFUSED,
+        failed=Effect.REFUSED,
+        cancelled=Effect.REFUSED,
+    ),
+    Verb.PAUSE: _row(
+        Effect.REFUSED,
+        queued=S.PAUSED,
+        starting=S.PAUSING,
+        running=S.PAUSING,
+        recovering=S.PAUSING,
+        pausing=Effect.SAME,
+        paused=Effect.SAME,
+    ),
+    Verb.RESUME: _row(Effect.REFUSED, paused=S.QUEUED),
+    Verb.RETRY: _row(Effect.REFUSED, failed=S.QUEUED, cancelled=S.QUEUED),
+    Verb.STOP: _row(
+        Effect.REFUSED,
+        queued=S.SUCCEEDED,
+        starting=Effect.DRAIN,
+        running=Effect.DRAIN,
+        recovering=Effect.DRAIN,
+        paused=S.SUCCEEDED,
+    ),
+    Verb.DELETE: _row(Effect.REFUSED, succeeded=Effect.GONE, failed=Effect.GONE, cancelled=Effect.GONE),
+    Verb.PATCH_PRIORITY: _row(Effect.EDIT, succeeded=Effect.REFUSED, failed=Effect.REFUSED, cancelled=Effect.REFUSED),
+    Verb.PATCH_NOTES: _row(Effect.EDIT),
+}
+"""What each verb does in each state."""
+
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    S.QUEUED: frozenset({S.STARTING, S.PAUSED, S.CANCELLED, S.SUCCEEDED, S.FAILED}),
+    S.STARTING: frozenset(
+        {S.RUNNING, S.RECOVERING, S.PAUSING, S.CANCELLING, S.PAUSED, S.SUCCEEDED, S.FAILED, S.CANCELLED}
+    ),
+    S.RUNNING: frozenset({S.RECOVERING, S.PAUSING, S.CANCELLING, S.PAUSED, S.SUCCEEDED, S.FAILED, S.CANCELLED}),
+    S.RECOVERING: frozenset({S.STARTING, S.PAUSING, S.CANCELLING, S.SUCCEEDED, S.FAILED}),
+    S.PAUSING: frozenset({S.PAUSED, S.CANCELLING, S.SUCCEEDED, S.FAILED}),
+    S.PAUSED: frozenset({S.QUEUED, S.CANCELLED, S.SUCCEEDED}),
+    S.CANCELLING: frozenset({S.CANCELLED, S.SUCCEEDED}),
+    S.SUCCEEDED: frozenset(),
+    S.FAILED: frozenset({S.QUEUED}),
+    S.CANCELLED: frozenset({S.QUEUED}),
+}
+"""The changes of state there are."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What follows from a failure."""
+
+    retried: bool
+    charged: bool
+    """Whether it counts against the spec's `retry.max_failures`."""
+    advice: str
+    """What people should do."""
+
+
+POLICIES: Final[dict[Reason, Policy]] = {
+    Reason.WORKER_FAILED: Policy(True, True, "The logs of its ranks have more."),
+    Reason.START_FAILED: Policy(True, True, "Check that the trainer is installed on the Ray nodes."),
+    Reason.OUT_OF_MEMORY: Policy(True, True, "Lower optimization.micro_batch_size, or give it larger nodes."),
+    Reason.STORAGE_ERROR: Policy(True, True, "Check the artifact storage and its free space."),
+    Reason.NODE_LOST: Policy(True, False, "It goes on from the last checkpoint."),
+    Reason.CLUSTER_LOST: Policy(True, False, "It goes on from the last checkpoint."),
+    Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
+    Reason.DATA_ERROR: Policy(False, False, "Mend the dataset, then retry the job."),
+    Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
+}
+"""Whether a failure is tried again; other reasons never end an attempt by themselves."""
+
+
+class StaleState(Exception):
+    """The job was no longer in the state the change began from; look again."""
+
+
+def transition(
+    session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str
+) -> None:
+    """Move a job to another state and append the event: the only place that writes either.
+
+    Raises `StaleState` when someone else moved it first and `ValueError` for a change that does not exist. ``job`` is
+    brought up to date.
+    """
+    begin = State(job.state)
+    if to not in TRANSITIONS[begin]:
+        raise ValueError(f"a job does not go from {begin} to {to}")
+    moment = now()
+    values: dict[str, object] = {"state": to.value, "reason": reason.value if reason else None, "message": message}
+    values["ended_at"] = moment if to.terminal else None
+    if to is S.RUNNING and job.started_at is None:
+        values["started_at"] = moment
+    done = session.execute(update(Job).where(Job.id == job.id, Job.state == begin.value).values(values))
+    if done.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        raise StaleState(f"job {job.id} is no longer {begin}")
+    session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
+    session.refresh(job)
+
+
+def note(session: Session, job: Job, reason: Reason | None, message: str, actor: str) -> None:
+    """Say something about a job whose state stays; nothing where it has been said already."""
+    if (job.reason, job.message) == (reason, message):
+        return
+    job.reason, job.message = reason, message
+    session.add(Event(job_id=job.id, state=job.state, reason=reason, message=message, actor=actor))

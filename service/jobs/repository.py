@@ -1,0 +1,157 @@
+"""Reading and writing jobs. Every function works inside its caller's transaction."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from service.db import Attempt, Event, Job, now
+from service.errors import ApiProblem, not_found
+from service.jobs.schemas import State
+
+ACTIVE = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_id() -> str:
+    """A short id that sorts by time: eight characters of milliseconds, six of chance."""
+    moment = int(now().timestamp() * 1000)
+    stamp = "".join(ALPHABET[moment >> shift & 31] for shift in range(40, -1, -5))
+    return f"job-{stamp}{''.join(secrets.choice(ALPHABET) for _ in range(6))}"
+
+
+def get(session: Session, job_id: str) -> Job:
+    """A job by its id; raises the API's 404."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise not_found("job", job_id)
+    return job
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a list of jobs is narrowed to; all in SQL."""
+
+    state: Sequence[State] = ()
+    kind: str | None = None
+    owner: str | None = None
+    label: Sequence[str] = ()
+    """`name:value` each."""
+    name_contains: str | None = None
+    created_after: datetime | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        if self.state:
+            found.append(Job.state.in_([state.value for state in self.state]))
+        if self.kind:
+            found.append(Job.kind == self.kind)
+        if self.owner:
+            found.append(Job.owner == self.owner)
+        if self.name_contains:
+            found.append(Job.name.icontains(self.name_contains, autoescape=True))
+        if self.created_after:
+            found.append(Job.created_at > self.created_after)
+        for label in self.label:
+            name, colon, value = label.partition(":")
+            if not colon:
+                raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
+            found.append(Job.labels[name].as_string() == value)
+        return found
+
+
+def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[Job], str | None]:
+    """Jobs, newest first, and the cursor of those that follow."""
+    query = select(Job).where(*filters.conditions())
+    if cursor:
+        moment, job_id = _read_cursor(cursor)
+        query = query.where(or_(Job.created_at < moment, and_(Job.created_at == moment, Job.id < job_id)))
+    jobs = list(session.scalars(query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)))
+    more = len(jobs) > limit
+    last = jobs[limit - 1] if more else None
+    return jobs[:limit], write_cursor([last.created_at.isoformat(), last.id]) if last else None
+
+
+def write_cursor(parts: list[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+def read_cursor(cursor: str) -> list[Any]:
+    """The parts a cursor was made of; raises the API's 422 for anything else."""
+    try:
+        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError as error:
+        raise _bad_cursor(cursor) from error
+    if not isinstance(parts, list):
+        raise _bad_cursor(cursor)
+    return parts
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    parts = read_cursor(cursor)
+    try:
+        return datetime.fromisoformat(parts[0]), str(parts[1])
+    except (ValueError, TypeError, IndexError) as error:
+        raise _bad_cursor(cursor) from error
+
+
+def _bad_cursor(cursor: str) -> ApiProblem:
+    return ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not one this service gave")
+
+
+def by_idempotency_key(session: Session, owner: str, key: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.owner == owner, Job.idempotency_key == key))
+
+
+def active(session: Session) -> list[tuple[Job, Attempt | None]]:
+    """Jobs with something to watch, each with its last attempt."""
+    jobs = session.scalars(select(Job).where(Job.state.in_(ACTIVE)).order_by(Job.created_at))
+    return [(job, last_attempt(session, job)) for job in jobs]
+
+
+def waiting(session: Session) -> list[Job]:
+    """Jobs that wait for an attempt, in the order they get it: recovering ones, then by priority, then by age."""
+    states = [State.QUEUED.value, State.RECOVERING.value]
+    order = (Job.state == State.QUEUED.value, Job.priority.desc(), Job.created_at, Job.id)
+    jobs = session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order))
+    return [job for job in jobs if job.state == State.QUEUED or not live_attempt(session, job)]
+
+
+def last_attempt(session: Session, job: Job) -> Attempt | None:
+    return session.get(Attempt, (job.id, job.attempts)) if job.attempts else None
+
+
+def live_attempt(session: Session, job: Job) -> Attempt | None:
+    attempt = last_attempt(session, job)
+    return attempt if attempt and attempt.ended_at is None else None
+
+
+def attempts(session: Session, job_id: str) -> list[Attempt]:
+    return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
+
+
+def events(session: Session, job_id: str, after: int, limit: int) -> list[Event]:
+    query = select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def images_of(session: Session, dataset_uri: str) -> int | None:
+    """Readable images of a dataset, from the newest job that counted them."""
+    query = select(Job.dataset_images).where(Job.dataset_uri == dataset_uri, Job.dataset_images.is_not(None))
+    return session.scalar(query.order_by(Job.created_at.desc()).limit(1))
+
+
+def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
+    return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids)))}
+
+
+def count(session: Session) -> int:
+    return session.scalar(select(func.count()).select_from(Job)) or 0

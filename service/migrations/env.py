@@ -1,0 +1,19 @@
+"""Alembic's entry: migrations run on the connection that `service.db` hands over."""
+
+from alembic import context
+
+from service.db import Base, UtcTime
+
+
+def plain_types(kind: str, item: object, _context: object) -> str | bool:
+    """Migrations name SQLAlchemy's own types, so that they do not change with our classes."""
+    return "sa.DateTime()" if kind == "type" and isinstance(item, UtcTime) else False
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+    render_item=plain_types,
+)
+context.run_migrations()
