@@ -120,6 +120,8 @@ class Attempt(Base):
     """Whether Ray is known to have taken the submission."""
     generation: Mapped[int] = mapped_column(default=0)
     """Commands sent to it."""
+    command: Mapped[str | None] = mapped_column(String(16))
+    """The last one's action."""
     commanded_at: Mapped[datetime | None]
     stop_asked_at: Mapped[datetime | None]
     """When Ray was asked to stop it."""
@@ -160,6 +162,13 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = _engine(url)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._readers = sessionmaker(self.engine.execution_options(read_only=True), expire_on_commit=False)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One transaction that changes nothing and waits for no writer."""
+        with self._readers.begin() as session:
+            yield session
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -201,6 +210,7 @@ def _engine(url: str) -> Engine:
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
         # Immediate: a transaction that reads first and writes later would else fail at once when another writes.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine

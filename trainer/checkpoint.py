@@ -9,7 +9,6 @@ count.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,11 +157,6 @@ def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> 
 def sha256_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def spec_sha256(spec: PretrainSpec) -> str:
-    """Identity of a resolved spec."""
-    return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def _numbers(names: list[str], prefix: str = "") -> list[int]:

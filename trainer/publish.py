@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from trainer.checkpoint import sha256_of, spec_sha256
+from trainer.checkpoint import sha256_of
 from trainer.export.huggingface import export_vit
 from trainer.logs import logger
 from trainer.pretrain import Ending
@@ -35,7 +35,7 @@ def publish(request: AttemptRequest, ending: Ending, tracker: Tracker) -> None:
         (directory / BACKBONE_SPEC).write_text(spec.model_dump_json(indent=1))
         write_sums(directory)
         tags = {
-            TAG_SPEC: spec_sha256(spec),
+            TAG_SPEC: spec.sha256(),
             TAG_DATASET: ending.data.fingerprint,
             TAG_METHOD: spec.method.name,
             TAG_EPOCHS: str(spec.optimization.epochs),

@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from trainer.errors import StorageError
 from trainer.logs import logger
 from trainer.spec.job import Command
-from trainer.spec.names import HEARTBEAT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED
+from trainer.spec.names import TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
 
 FLUSH_SECONDS = 1.0
 BATCH = 1000
@@ -98,7 +98,7 @@ class Tracker:
 
     def heartbeat(self) -> None:
         now = time.time()
-        self._client.log_batch(self._run_id, metrics=[Metric(HEARTBEAT, now, int(now * 1000), self._attempt)])
+        self._client.log_batch(self._run_id, metrics=[Metric(heartbeat(self._attempt), now, int(now * 1000), 0)])
 
     def register(self, name: str, directory: Path, tags: Mapping[str, str]) -> int:
         """Make a local directory's files a version of the registered model ``name``; gives its number.

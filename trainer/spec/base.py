@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -145,6 +146,10 @@ class Document(SpecModel):
             return cls.model_validate(data)
         except ValidationError as error:
             raise SpecError(problems(error.errors(include_url=False), cls)) from error
+
+    def sha256(self) -> str:
+        """Identity of the document's content."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def read_document(text: str) -> dict[str, Any]:

@@ -18,8 +18,6 @@ SAMPLES: Final = "progress/samples"
 RECONSTRUCTION_RATIO: Final = "eval/reconstruction_ratio"
 LINEAR_TOP1: Final = "eval/linear_top1"
 LINEAR_TOP1_RANDOM_INIT: Final = "eval/linear_top1_random_init"
-HEARTBEAT: Final = "rcmae/heartbeat"
-"""Seconds since 1970 when the attempt last showed life; the metric's step is the attempt's number."""
 
 # Tags of a run.
 TAG_COMMAND: Final = "rcmae.command"
@@ -41,6 +39,11 @@ TAG_EPOCHS: Final = "rcmae.epochs"
 CHECKPOINTS: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
 IMAGES: Final = "images"
+
+
+def heartbeat(attempt: int) -> str:
+    """Metric key: seconds since 1970 when the attempt last showed life. Each attempt has a key of its own."""
+    return f"rcmae/heartbeat_a{attempt}"
 
 
 def attempt_folder(attempt: int) -> str:

@@ -63,6 +63,7 @@ def upgrade() -> None:
     sa.Column('message', sa.Text(), nullable=False),
     sa.Column('accepted', sa.Boolean(), nullable=False),
     sa.Column('generation', sa.Integer(), nullable=False),
+    sa.Column('command', sa.String(length=16), nullable=True),
     sa.Column('commanded_at', sa.DateTime(), nullable=True),
     sa.Column('stop_asked_at', sa.DateTime(), nullable=True),
     sa.Column('checkpoint', sa.Text(), nullable=True),

@@ -1,0 +1,38 @@
+"""Routes of backbones."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse
+
+from service.backbones import service
+from service.backbones.schemas import BackboneView, VersionView
+from service.deps import CallerDep, PartsDep
+from service.jobs.schemas import Page
+
+router = APIRouter(prefix="/v1/backbones", tags=["backbones"])
+
+
+@router.get("")
+def listing(parts: PartsDep, caller: CallerDep) -> Page[BackboneView]:  # noqa: ARG001 - a token is needed
+    """Registered backbones."""
+    return service.listing(parts)
+
+
+@router.get("/{name}")
+def show(name: str, parts: PartsDep, caller: CallerDep) -> BackboneView:  # noqa: ARG001 - a token is needed
+    """One backbone."""
+    return service.show(parts, name)
+
+
+@router.get("/{name}/versions/{version}")
+def show_version(name: str, version: int, parts: PartsDep, caller: CallerDep) -> VersionView:  # noqa: ARG001 - a token is needed
+    """One version with its files."""
+    return service.show_version(parts, name, version)
+
+
+@router.api_route("/{name}/versions/{version}/files/{path:path}", methods=["GET", "HEAD"], response_class=FileResponse)
+def file(name: str, version: int, path: str, parts: PartsDep, caller: CallerDep) -> FileResponse:  # noqa: ARG001 - a token is needed
+    """One file, streamed; `Range` is understood and `ETag` is its sha256."""
+    found, digest = service.file(parts, name, version, path)
+    return FileResponse(found, media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})

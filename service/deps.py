@@ -1,0 +1,45 @@
+"""What routes are given: the service's parts, and who calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.adapters.mlflow_store import MlflowStore
+from service.adapters.ray_cluster import RayCluster
+from service.adapters.storage import Artifacts
+from service.auth import Caller, caller_of
+from service.db import Database
+from service.jobs.reconciler import Reconciler
+from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a running service consists of."""
+
+    settings: Settings
+    database: Database
+    ray: RayCluster
+    mlflow: MlflowStore
+    artifacts: Artifacts
+    reconciler: Reconciler
+
+
+def parts(request: Request) -> Parts:
+    found: Parts = request.app.state.parts
+    return found
+
+
+def caller(
+    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
+) -> Caller:
+    header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
+    return caller_of(parts(request).database, header)
+
+
+PartsDep = Annotated[Parts, Depends(parts)]
+CallerDep = Annotated[Caller, Depends(caller)]

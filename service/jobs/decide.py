@@ -1,0 +1,152 @@
+"""What to do about one job, from what is known of it: no I/O, so that every case can be tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from service.adapters.mlflow_store import RunView
+from service.adapters.ray_cluster import RayState
+from service.db import Attempt, Job
+from service.jobs.lifecycle import POLICIES
+from service.jobs.schemas import State
+from trainer.spec.job import Outcome, Reason
+
+STOP_AGAIN = timedelta(seconds=60)
+MAX_DELAY_S = 60
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long things may take."""
+
+    command: timedelta
+    heartbeat: timedelta
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found out about a job's live attempt."""
+
+    now: datetime
+    ray: RayState
+    outcome: Outcome | None = None
+    """Only looked for once Ray says the attempt is over."""
+    run: RunView | None = None
+    """None where MLflow is out of reach."""
+    mlflow_up: timedelta = timedelta(0)
+    """How long MLflow has answered without a break."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The attempt is over."""
+
+    state: Literal["succeeded", "failed", "cancelled", "paused", "lost"]
+    reason: Reason | None
+    message: str
+    checkpoint: str | None = None
+
+
+Decision = Literal["wait", "accept", "submit", "started", "command", "stop"] | Ended
+
+
+def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
+    """The next thing to do about a live attempt."""
+    if seen.ray is RayState.UNKNOWN:
+        return "wait"
+    if not attempt.accepted:
+        if seen.ray is not RayState.ABSENT:
+            return "accept"
+        if job.state in {State.CANCELLING, State.PAUSING}:
+            return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "ended before it started")
+        return "submit"
+    if seen.ray.ended or seen.ray is RayState.ABSENT:
+        # Metrics, tags and the registered version belong to the end: it waits for MLflow.
+        return "wait" if seen.run is None else _ending(attempt, seen)
+    return _alive(job, attempt, seen, patience)
+
+
+def _ending(attempt: Attempt, seen: Seen) -> Ended:
+    outcome = seen.outcome
+    if outcome:
+        return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
+    if attempt.stop_asked_at and seen.ray is not RayState.ABSENT:
+        return Ended("lost", Reason.WORKER_FAILED, "The attempt was silent for too long and was stopped.")
+    if seen.ray is RayState.ABSENT:
+        return Ended("lost", Reason.CLUSTER_LOST, "Ray no longer knows the attempt: its head was restarted.")
+    if seen.run and seen.run.heartbeat(attempt.number) is None:
+        return Ended("failed", Reason.START_FAILED, "The attempt ended before it could run.")
+    return Ended("lost", Reason.WORKER_FAILED, "The attempt ended without a word.")
+
+
+def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
+    beat = seen.run.heartbeat(attempt.number) if seen.run else None
+    if job.state in {State.CANCELLING, State.PAUSING}:
+        return _told_to_end(job, attempt, seen, patience, started=beat is not None)
+    if attempt.stop_asked_at:
+        return _stop_once(attempt, seen)
+    if beat is None:
+        return "wait"
+    if job.state == State.STARTING:
+        return "started"
+    silent = seen.now.timestamp() - beat
+    limit = patience.heartbeat.total_seconds()
+    # A heartbeat cannot arrive while MLflow is away: silence counts from when it answers again.
+    if silent > limit and seen.mlflow_up.total_seconds() > limit:
+        return _stop_once(attempt, seen)
+    return "wait"
+
+
+def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience, started: bool) -> Decision:
+    if attempt.stop_asked_at:
+        return _stop_once(attempt, seen)
+    if seen.run is None:
+        return "wait"
+    if not started:
+        return "stop"
+    wanted = "cancel" if job.state == State.CANCELLING else "pause"
+    if attempt.command != wanted or attempt.commanded_at is None:
+        return "command"
+    return "stop" if seen.now - attempt.commanded_at > patience.command else "wait"
+
+
+def _stop_once(attempt: Attempt, seen: Seen) -> Decision:
+    asked = attempt.stop_asked_at
+    return "stop" if asked is None or seen.now - asked > STOP_AGAIN else "wait"
+
+
+@dataclass(frozen=True)
+class Next:
+    """Where a job goes when its attempt is over."""
+
+    state: State
+    reason: Reason | None
+    message: str
+    charged: bool = False
+    delay: timedelta = timedelta(0)
+    """Before the next attempt, in `recovering`."""
+
+
+def settle(job: Job, ended: Ended, max_failures: int) -> Next:
+    """What an attempt's end means for its job."""
+    if ended.state == "succeeded":
+        return Next(State.SUCCEEDED, None, "Training is complete.")
+    if job.state == State.CANCELLING:
+        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint.")
+    policy = POLICIES.get(ended.reason or Reason.WORKER_FAILED, POLICIES[Reason.WORKER_FAILED])
+    if job.state == State.PAUSING and (ended.state != "failed" or policy.retried):
+        return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
+    if ended.state == "paused":
+        return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
+    reason = ended.reason or Reason.WORKER_FAILED
+    text = f"{ended.message} {policy.advice}".strip()
+    failures = job.failures + policy.charged
+    if not policy.retried:
+        return Next(State.FAILED, reason, text, charged=policy.charged)
+    if failures > max_failures:
+        return Next(State.FAILED, reason, f"{text} No attempt is left: {failures} failures, {max_failures} allowed.", True)
+    delay = timedelta(seconds=min(MAX_DELAY_S, 2**job.restarts))
+    left = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
+    return Next(State.RECOVERING, reason, f"{text} Trying again in {delay.seconds} s; {left}.", policy.charged, delay)

@@ -1,0 +1,55 @@
+"""Reading an attempt's log chunks, a bounded piece at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from service.adapters.storage import Artifacts
+from service.errors import ApiProblem
+from service.jobs.repository import read_cursor, write_cursor
+from service.jobs.schemas import LogView, Page
+from trainer.spec.names import log_folder
+
+
+def read_logs(
+    artifacts: Artifacts, folder: str, attempts: Sequence[int], source: str | None, cursor: str | None, limit: int
+) -> Page[LogView]:
+    """Lines by attempt, then source, then chunk. A chunk is small, and one at a time is in memory.
+
+    The cursor names the lines read of each source, so it stays good while the logs grow: at the end it is given again
+    and later answers with what came since.
+    """
+    read: dict[str, list[int]] = _positions(cursor)
+    items: list[LogView] = []
+    for attempt, name, chunk in _chunks(artifacts, folder, attempts):
+        key = f"{attempt}/{name}"
+        at_chunk, at_line = read.get(key, [1, 0])
+        if (source and name != source) or chunk < at_chunk:
+            continue
+        first = at_line if chunk == at_chunk else 0
+        data = artifacts.read(folder, f"{log_folder(attempt)}/{name}.{chunk:04d}.jsonl") or b""
+        lines = data.split(b"\n")[:-1]  # what follows the last line end is still being written
+        room = lines[first : first + limit - len(items)]
+        items += [LogView.model_validate_json(line[:-1] + b',"attempt":%d}' % attempt) for line in room]
+        read[key] = [chunk, first + len(room)]
+        if len(items) >= limit:
+            break
+    return Page[LogView](items=items, next_cursor=write_cursor([read]))
+
+
+def _chunks(artifacts: Artifacts, folder: str, attempts: Sequence[int]) -> Iterator[tuple[int, str, int]]:
+    for attempt in attempts:
+        for file in artifacts.names(folder, log_folder(attempt)):
+            name, _, rest = file.partition(".")
+            number, _, ending = rest.partition(".")
+            if ending == "jsonl" and number.isdecimal():
+                yield attempt, name, int(number)
+
+
+def _positions(cursor: str | None) -> dict[str, list[int]]:
+    if not cursor:
+        return {}
+    parts = read_cursor(cursor)
+    if len(parts) != 1 or not isinstance(parts[0], dict):
+        raise ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not one this service gave")
+    return parts[0]

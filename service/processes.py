@@ -1,0 +1,182 @@
+"""Processes of an embedded stack: who they are, finding all of them, ending them.
+
+A number alone does not name a process: numbers are used again. Here a process is its number and its start time, and
+whatever a stack starts carries the stack's id in its environment, so that it is found whatever became of its parents.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+STACK_VARIABLE = "RCMAE_STACK"
+"""Environment variable with the stack's id; whatever a part starts inherits it."""
+PART_VARIABLE = "RCMAE_PART"
+"""Environment variable with the part's name."""
+
+POLL_S = 0.1
+_SWEEPS = 10
+_PORTS = range(15000, 32000)
+"""Below Linux's range for outgoing connections, so that a part that restarts finds its port still free."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Identity(BaseModel):
+    """One process, never to be confused with a later one of the same number."""
+
+    model_config = ConfigDict(frozen=True)
+
+    pid: int
+    started: str
+    """The machine's boot and the clock ticks from it to the process's start: setting the clock does not change it."""
+
+    @classmethod
+    def of(cls, pid: int) -> Identity:
+        """Of a process that lives; raises `ProcessLookupError`."""
+        found = _look(pid)
+        if found is None:
+            raise ProcessLookupError(f"there is no process {pid}")
+        return cls(pid=pid, started=found)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs (a zombie does not)."""
+        return _look(self.pid) == self.started
+
+
+def _look(pid: int) -> str | None:
+    """Boot and start of the process that has this number now."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()  # the command's name before it may hold anything
+    return None if state in "ZX" else f"{_BOOT.read_text().strip()}:{fields[18]}"
+
+
+def members(stack: str, part: str | None = None) -> list[psutil.Process]:
+    """Every living process of a stack (or of one part of it), whoever its parent is now.
+
+    Those that carry the stack's id in their environment, and all in the same sessions: Ray's processes overwrite their
+    environment when they set their title, but share a session with one that did not.
+    """
+    sessions: dict[int, list[psutil.Process]] = {}
+    marked: set[int] = set()
+    for process in psutil.process_iter():
+        try:
+            session = os.getsid(process.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            environment = process.environ()
+        except ProcessLookupError:
+            continue
+        except psutil.NoSuchProcess:
+            continue
+        except psutil.AccessDenied:  # another user's: not ours
+            continue
+        sessions.setdefault(session, []).append(process)
+        if environment.get(STACK_VARIABLE) == stack and part in {None, environment.get(PART_VARIABLE)}:
+            marked.add(session)
+    return [process for session in marked for process in sessions[session] if process.pid != os.getpid()]
+
+
+def outside(processes: Iterable[psutil.Process], group: int) -> list[psutil.Process]:
+    """Those that are not in a process group: of Ray's, the drivers and workers of jobs."""
+    found = []
+    for process in processes:
+        try:
+            if os.getpgid(process.pid) != group:
+                found.append(process)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """SIGKILL each, and wait until they are gone."""
+    processes = list(processes)
+    for process in processes:
+        try:
+            process.kill()  # psutil checks the start time first
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(processes, timeout=10)
+
+
+def stop_group(leader: Identity, patience_s: float) -> None:
+    """End a process group by its leader: SIGTERM, and SIGKILL to what is left after ``patience_s`` seconds."""
+    if not leader.alive:
+        return
+    for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(leader.pid, number)
+        except ProcessLookupError:
+            return
+        end = time.monotonic() + wait_s
+        while time.monotonic() < end:
+            if not _group_alive(leader.pid):
+                return
+            time.sleep(POLL_S)
+
+
+def _group_alive(group: int) -> bool:
+    """Whether a process group has a living member; collects the ended leader if it is our child."""
+    try:
+        os.waitpid(group, os.WNOHANG)
+    except ChildProcessError:
+        pass  # adopted, or a Popen has collected it
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return False
+
+
+def sweep(stack: str, part: str | None = None) -> int:
+    """SIGKILL whatever is left of a stack, or of one part; gives their number. Looks again until nothing is left."""
+    count = 0
+    for _ in range(_SWEEPS):
+        found = members(stack, part)
+        if not found:
+            return count
+        count += len(found)
+        kill(found)
+    raise RuntimeError(f"processes that do not end on SIGKILL: {', '.join(str(process.pid) for process in found)}")
+
+
+def port_is_free(port: int) -> bool:
+    """Whether a server could listen on a port of 127.0.0.1 now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nothing on 127.0.0.1 uses now."""
+    found: list[int] = []
+    with ExitStack() as held:  # all held open until the last is found, so that they differ
+        for port in random.sample(_PORTS, len(_PORTS)):
+            probe = held.enter_context(socket.socket())
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return found
+    raise RuntimeError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
