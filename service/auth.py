@@ -35,7 +35,9 @@ class Caller:
     def must_be(self, role: Role) -> None:
         """Raises the API's 403."""
         if self.role < role:
-            raise ApiProblem(403, "forbidden", f"a {role.name.lower()}'s token is needed; this one is a {self.role.name.lower()}'s")
+            raise ApiProblem(
+                403, "forbidden", f"a {role.name.lower()}'s token is needed; this one is a {self.role.name.lower()}'s"
+            )
 
     def must_control(self, owner: str) -> None:
         """Raises the API's 403 where a job is somebody else's and the caller no operator."""

@@ -35,7 +35,8 @@ def parts(request: Request) -> Parts:
 
 
 def caller(
-    request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))]
+    request: Request,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
 ) -> Caller:
     header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
     return caller_of(parts(request).database, header)

@@ -1,170 +1,177 @@
-"""The embedded stack behind `rcmae up`: what it consists of, where its state is, and starting and ending it as a whole.
+"""The embedded stack behind `rcmae up`: starting, ending and looking at it as a whole.
 
-One state folder holds everything: databases, artifacts, logs, tokens, and `stack.json` with what runs where. The parts
-(Ray's head, the MLflow server, the API) are started and watched by `service.supervisor`, a process of its own.
+The parts (Ray's head, the MLflow server, the API) are started and watched by `service.embedded.supervisor`, a process
+of its own; here it is started, waited for and told to stop.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Literal, get_args
+from collections.abc import Callable
+from typing import Final
 
-import httpx
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from service import processes
-from service.processes import Identity
+from service.embedded import processes
+from service.embedded.parts import FAILED_FILE, HOST, PARTS, Folder, PartName, StackError, StackState, ports_of, works
 
-PartName = Literal["ray", "mlflow", "api"]
-PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
-
-DEFAULT_STATE_DIR: Final = ".rcmae"
-STATE_DIR_VARIABLE: Final = "RCMAE_STATE_DIR"
-DEFAULT_PORT: Final = 8000
-HOST: Final = "127.0.0.1"
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0
-FAILED_FILE: Final = "failed"
-"""Written by a supervisor that gave up: why."""
 
 
-class StackError(Exception):
-    """The stack cannot do what was asked; the text says why and what to do."""
+class PartView(BaseModel):
+    """One part, for people."""
+
+    name: PartName
+    pid: int | None
+    alive: bool
+    works: bool
+    address: str
+    restarts: int
 
 
-class Ports(BaseModel):
-    """Where the parts listen on 127.0.0.1; kept when a part restarts."""
+class StackView(BaseModel):
+    """What is up in a state folder."""
 
-    api: int
-    mlflow: int
-    ray_gcs: int
-    ray_dashboard: int
-    ray_client: int
-    ray_agent: int
-    ray_metrics: int
-
-
-class StackState(BaseModel):
-    """What runs where: the file `stack.json`."""
-
-    id: str = Field(default_factory=lambda: secrets.token_hex(8))
-    """Carried by every process of the stack in its environment."""
-    ports: Ports | None = None
-    temp_dir: Path | None = None
-    """Private folder for Ray, short because Unix sockets lie in it; removed when the stack goes down."""
-    supervisor: Identity | None = None
-    parts: dict[PartName, Identity] = {}
-    restarts: dict[PartName, int] = {}
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.ports.api}" if self.ports else ""
+    up: bool
+    """Whether the supervisor lives and every part answers."""
+    url: str
+    state_dir: str
+    supervisor: int | None
+    """Its process's number."""
+    temp_dir: str | None
+    parts: list[PartView]
 
 
-@dataclass(frozen=True)
-class Folder:
-    """Files of a stack's state folder."""
-
-    path: Path
-
-    @classmethod
-    def at(cls, path: Path) -> Folder:
-        """The folder at a path; raises `StackError` for a path that cannot stand in a database's URL."""
-        path = path.expanduser().absolute()
-        if set("?#%") & set(str(path)):
-            raise StackError(f"{path}: the state folder's path must not hold ? # or %: choose another with --state-dir")
-        return cls(path)
-
-    @classmethod
-    def default(cls) -> Folder:
-        return cls.at(Path(os.environ.get(STATE_DIR_VARIABLE) or DEFAULT_STATE_DIR))
-
-    def make(self) -> None:
-        """Make the folder, readable by its owner alone, and the cluster's token."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        self.artifacts.mkdir(exist_ok=True)
-        for token in (self.token, self.ray_token):
-            if not token.exists():
-                with token.open("x", opener=_private) as file:
-                    file.write(secrets.token_urlsafe(32))
-
-    @property
-    def token(self) -> Path:
-        """The admin's token for the API."""
-        return self.path / "token"
-
-    @property
-    def ray_token(self) -> Path:
-        return self.path / "ray-token"
-
-    @property
-    def logs(self) -> Path:
-        return self.path / "logs"
-
-    @property
-    def artifacts(self) -> Path:
-        return self.path / "artifacts"
-
-    def log_of(self, name: str) -> Path:
-        return self.logs / f"{name}.log"
-
-    def load(self) -> StackState:
-        """The recorded state; an empty one where there is none."""
-        try:
-            return StackState.model_validate_json((self.path / "stack.json").read_text())
-        except FileNotFoundError:
-            return StackState()
-
-    def save(self, state: StackState) -> None:
-        """Replace the recorded state; a reader sees the old one or the new one."""
-        fresh = self.path / "stack.json.new"
-        fresh.write_text(state.model_dump_json(indent=2))
-        fresh.replace(self.path / "stack.json")
-
-    @contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Hold the right to change what runs, which ends with the process; false where another process has it."""
-        with (self.path / "stack.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+def status(folder: Folder) -> StackView:
+    """Look at every part now."""
+    state = folder.load()
+    supervisor = state.supervisor if state.supervisor and state.supervisor.alive else None
+    parts = []
+    for name in PARTS if state.ports else ():
+        identity, ports = state.parts.get(name), ports_of(state)
+        alive = identity is not None and identity.alive
+        port = {"api": ports.api, "mlflow": ports.mlflow, "ray": ports.ray_dashboard}[name]
+        parts.append(
+            PartView(
+                name=name,
+                pid=identity.pid if identity and alive else None,
+                alive=alive,
+                works=alive and works(name, folder, state),
+                address=f"http://{HOST}:{port}",
+                restarts=state.restarts.get(name, 0),
+            )
+        )
+    return StackView(
+        up=supervisor is not None and bool(parts) and all(part.works for part in parts),
+        url=state.url,
+        state_dir=str(folder.path),
+        supervisor=supervisor.pid if supervisor else None,
+        temp_dir=str(state.temp_dir) if state.temp_dir else None,
+        parts=parts,
+    )
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def is_supervised(folder: Folder) -> bool:
+    """Whether a supervisor runs."""
+    if not folder.used:
+        return False
+    with folder.lock() as mine:
+        return not mine
 
 
-def prepare(state: StackState, port: int | None) -> StackState:
-    """The state with ports and a temporary folder, those of before wherever they can still be had.
+def up(folder: Folder, port: int | None, report: Callable[[str], None]) -> tuple[StackState, bool]:
+    """Start what is not up yet and wait until all of it works; also whether it was up already.
 
-    ``port`` is the API's if the user named one. Raises `StackError` when it is taken.
+    ``report`` is told, in a word or two, what has come up. Raises `StackError` with the reason and the remedy.
     """
-    if state.temp_dir is None or not state.temp_dir.is_dir():
-        # Not under TMPDIR: Ray refuses a path over 45 characters, and makes its own folder open to all users.
-        state = state.model_copy(update={"temp_dir": Path(tempfile.mkdtemp(prefix="rcmae-", dir="/tmp"))})  # noqa: S108
-    held = {name for name, part in state.parts.items() if part.alive}
-    fresh = _fresh_ports(port)
-    old = state.ports
-    if old is None:
-        return state.model_copy(update={"ports": fresh})
-    kept: dict[str, int] = {}
-    for name, number in old:
-        part = name.partition("_")[0]
-        usable = part in held or (name == "api" and port not in {None, number} and False) or processes.port_is_free(number)
-        kept[name] = number if usable else getattr(fresh, name)
-    return state
+    folder.make()
+    already = is_supervised(folder)
+    if already and port not in {None, getattr(folder.load().ports, "api", port)}:
+        raise StackError(f"the stack is up at {folder.load().url}: run `rcmae down` before giving it another port")
+    process = None
+    if not already:
+        (folder.path / FAILED_FILE).unlink(missing_ok=True)
+        arguments = ["--state-dir", str(folder.path), *(["--port", str(port)] if port else [])]
+        with folder.log_of("supervisor").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "service.embedded.supervisor", *arguments],
+                cwd=folder.path,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    return _wait_until_up(folder, process, report), already
+
+
+def _wait_until_up(
+    folder: Folder, process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
+) -> StackState:
+    seen: set[PartName] = set()
+    end = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < end:
+        ended = process is not None and process.poll() is not None
+        state = folder.load()
+        if state.supervisor and state.supervisor.alive:
+            for part in PARTS:
+                identity = state.parts.get(part)
+                if part not in seen and identity and identity.alive and works(part, folder, state):
+                    seen.add(part)
+                    report(part)
+            if len(seen) == len(PARTS):
+                return state
+        elif ended and not is_supervised(folder):
+            raise StackError(_why_failed(folder))
+        time.sleep(processes.POLL_S)
+    missing = ", ".join(part for part in PARTS if part not in seen)
+    raise StackError(f"still waiting for {missing} after {START_LIMIT_S:.0f} s: see {folder.logs}, then `rcmae down`")
+
+
+def _why_failed(folder: Folder) -> str:
+    try:
+        return (folder.path / FAILED_FILE).read_text()
+    except FileNotFoundError:
+        return f"the supervisor ended at once: see {folder.log_of('supervisor')}"
+
+
+def down(folder: Folder) -> bool:
+    """End everything and leave the data; false where nothing ran. Raises `StackError` when it cannot be ended."""
+    if not folder.used:
+        return False
+    state = folder.load()
+    ran = is_supervised(folder) or bool(processes.members(state.id))
+    end = time.monotonic() + STOP_LIMIT_S
+    while time.monotonic() < end:
+        with folder.lock() as mine:
+            if mine:
+                stop_parts(folder, folder.load())
+                return ran
+        supervisor = folder.load().supervisor
+        if supervisor and supervisor.alive:
+            os.kill(supervisor.pid, signal.SIGTERM)
+        time.sleep(5 * processes.POLL_S)
+    raise StackError(f"the supervisor does not end: see {folder.log_of('supervisor')}")
+
+
+def stop_parts(folder: Folder, state: StackState) -> None:
+    """End every part, whoever started it, and whatever else the stack left. Call it with the lock held.
+
+    Jobs are killed, not asked: an attempt that vanishes is taken up from its last checkpoint at the next `up`.
+    """
+    if api := state.parts.get("api"):
+        processes.stop_group(api, patience_s=10)
+    if ray := state.parts.get("ray"):
+        processes.kill(processes.outside(processes.members(state.id, "ray"), ray.pid))
+        processes.stop_group(ray, patience_s=10)
+    if mlflow := state.parts.get("mlflow"):
+        processes.stop_group(mlflow, patience_s=10)
+    processes.sweep(state.id)
+    if state.temp_dir:
+        shutil.rmtree(state.temp_dir, ignore_errors=True)
+    folder.save(state.model_copy(update={"temp_dir": None, "supervisor": None, "parts": {}, "restarts": {}}))

@@ -179,6 +179,4 @@ def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors
     if not tensors:
         return
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}.{name}"].to(parameter.device) for key in (*MOMENTS, "step")
-        }
+        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in (*MOMENTS, "step")}

@@ -33,7 +33,7 @@ def _run(request: AttemptRequest, store: Store) -> Outcome:
         from trainer.ray_train import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
 
         return run_attempt(request, store)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must say so
         logger.exception("The driver failed")
         outcome = Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
         write_outcome(store, request.attempt, outcome)

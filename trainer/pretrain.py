@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer import checkpoint as checkpoints
 from trainer.control import Action, Agreement
-from trainer.data.loader import Batch, Loader
 from trainer.data.dataset import TrainingData, open_training_data
+from trainer.data.loader import Batch, Loader
 from trainer.errors import DataError, LossNotFinite, SpecRefused
 from trainer.evaluation.evaluator import Evaluator
 from trainer.logs import logger
@@ -143,7 +143,7 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
                     logger.info("Evaluation at step %d: %s", step, _shown(evaluation))
             action = agree(run.wanted())
             ended = step == schedule.steps or action is not None
-            if last is None and ended or fresh and (ended or _due(spec.checkpoint.every_epochs, step, schedule)):
+            if (last is None and ended) or (fresh and (ended or _due(spec.checkpoint.every_epochs, step, schedule))):
                 with meter.paused():
                     meter.check(step, last)
                     evaluated_now = evaluation if _due(spec.evaluation.every_epochs, step, schedule) else {}
@@ -205,7 +205,7 @@ def _due(every_epochs: int, step: int, schedule: Schedule) -> bool:
     return step % (every_epochs * schedule.steps_per_epoch) == 0 or step == schedule.steps
 
 
-def _batches(loader: Loader, start: int, schedule: Schedule) -> Iterator[Batch]:
+def _batches(loader: Loader, start: int, schedule: Schedule) -> Generator[Batch]:
     """Every batch from step ``start`` on, epoch after epoch."""
     first_epoch, first_step = divmod(start, schedule.steps_per_epoch)
     for epoch in range(first_epoch, schedule.steps // schedule.steps_per_epoch):

@@ -9,7 +9,7 @@ import errno
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.train
@@ -22,13 +22,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from trainer.errors import TrainingError
 from trainer.logs import logger, start_logging, stop_logging
-from trainer.spec.job import AttemptRequest, Outcome, Reason
 from trainer.outcome import write_outcome
+from trainer.spec.job import AttemptRequest, Outcome, Reason
 from trainer.spec.names import CHECKPOINTS, checkpoint_folder, outcome_file
 from trainer.storage import Store
-
-if TYPE_CHECKING:
-    from torch.distributed import TCPStore
 
 _SETTING = "request"
 
@@ -134,7 +131,9 @@ def train_worker(config: dict[str, Any]) -> None:
             device = torch.device("cuda", torch.cuda.current_device())
         if world > 1:
             meeting = _meet(rank, world)
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=meeting, rank=rank, world_size=world)
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo", store=meeting, rank=rank, world_size=world
+            )
         run = Run(
             store=store,
             attempt=request.attempt,
@@ -170,9 +169,9 @@ def _report_checkpoint(directory: Path | None, name: str) -> None:
     ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
-def _meet(rank: int, world: int) -> TCPStore:
-    """The workers' meeting point on a port that rank 0's system chose."""
-    from torch.distributed import TCPStore  # noqa: PLC0415
+def _meet(rank: int, world: int) -> Any:
+    """The workers' meeting point, a `torch.distributed.TCPStore`, on a port that rank 0's system chose."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - torch exports it silently
 
     server = None
     if rank == 0:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TypeVar
 
 # The client's own defaults are seven retries and 120 seconds a call: the reconciler must not hang that long.
@@ -130,9 +131,7 @@ class MlflowStore:
         found: list[Version] = []
         token = None
         while True:
-            page = self._ask(
-                lambda token=token: self._client.search_model_versions(condition, max_results=PAGE, page_token=token)
-            )
+            page = self._ask(partial(self._client.search_model_versions, condition, max_results=PAGE, page_token=token))
             found += [_version(version) for version in page]
             token = page.token
             if not token:

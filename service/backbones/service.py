@@ -43,7 +43,12 @@ def show_version(parts: Parts, name: str, number: int) -> VersionView:
         job_id=version.tags[TAG_JOB],
         tags=dict(version.tags),
         files=[
-            FileView(path=path, size=sizes[path], sha256=digest, url=f"/v1/backbones/{name}/versions/{number}/files/{quote(path)}")
+            FileView(
+                path=path,
+                size=sizes[path],
+                sha256=digest,
+                url=f"/v1/backbones/{name}/versions/{number}/files/{quote(path)}",
+            )
             for path, digest in sums.items()
             if path in sizes
         ],
@@ -74,8 +79,7 @@ def _ours(parts: Parts, versions: list[Version]) -> list[Version]:
     return [
         version
         for version in versions
-        if version.tags.get(TAG_JOB) in known
-        and known[version.tags[TAG_JOB]].spec.get("register_as") == version.name
+        if version.tags.get(TAG_JOB) in known and known[version.tags[TAG_JOB]].spec.get("register_as") == version.name
     ]
 
 

@@ -136,9 +136,7 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     if job.state == State.CANCELLING:
         return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint.")
     policy = POLICIES.get(ended.reason or Reason.WORKER_FAILED, POLICIES[Reason.WORKER_FAILED])
-    if job.state == State.PAUSING and (ended.state != "failed" or policy.retried):
-        return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
-    if ended.state == "paused":
+    if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
         return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
     reason = ended.reason or Reason.WORKER_FAILED
     text = f"{ended.message} {policy.advice}".strip()
@@ -146,7 +144,9 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     if not policy.retried:
         return Next(State.FAILED, reason, text, charged=policy.charged)
     if failures > max_failures:
-        return Next(State.FAILED, reason, f"{text} No attempt is left: {failures} failures, {max_failures} allowed.", True)
+        return Next(
+            State.FAILED, reason, f"{text} No attempt is left: {failures} failures, {max_failures} allowed.", True
+        )
     delay = timedelta(seconds=min(MAX_DELAY_S, 2**job.restarts))
     left = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
     return Next(State.RECOVERING, reason, f"{text} Trying again in {delay.seconds} s; {left}.", policy.charged, delay)

@@ -129,9 +129,7 @@ class StaleState(Exception):
     """The job was no longer in the state the change began from; look again."""
 
 
-def transition(
-    session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str
-) -> None:
+def transition(session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str) -> None:
     """Move a job to another state and append the event: the only place that writes either.
 
     Raises `StaleState` when someone else moved it first and `ValueError` for a change that does not exist. ``job`` is

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 
 import structlog
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import MlflowStore, MlflowUnreachable, RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayCluster, RayState
-from service.adapters.storage import Artifacts, OutsideRoot
+from service.adapters.storage import Artifacts
 from service.db import Attempt, Database, Job, now
 from service.jobs import repository
 from service.jobs.decide import Decision, Ended, Patience, Seen, decide, settle
@@ -84,10 +85,10 @@ class Reconciler:
         with self._database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
-            self._guarded(job, lambda job=job, attempt=attempt: self._advance(job, attempt))
+            self._guarded(job, partial(self._advance, job, attempt))
         self._start_waiting()
 
-    def _guarded(self, job: Job, work) -> None:  # type: ignore[no-untyped-def]  # any callable without arguments
+    def _guarded(self, job: Job, work: Callable[[], None]) -> None:
         """One job's trouble must not stop the others."""
         try:
             work()
@@ -153,7 +154,11 @@ class Reconciler:
         """A job between two attempts that is to end has ended."""
         ends = {
             State.CANCELLING: (State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled."),
-            State.PAUSING: (State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint."),
+            State.PAUSING: (
+                State.PAUSED,
+                Reason.PAUSED_BY_USER,
+                "Paused. Resume it to go on from the last checkpoint.",
+            ),
         }
         end = ends.get(State(job.state))
         if end:
@@ -239,7 +244,7 @@ class Reconciler:
         self._tell_up("Cluster")
         for admission in admit([_waiting(job, shape) for job in waiting], taken, shape, now()):
             job = next(job for job in waiting if job.id == admission.job_id)
-            self._guarded(job, lambda job=job, admission=admission: self._start(job, admission, shape))
+            self._guarded(job, partial(self._start, job, admission, shape))
 
     def _start(self, loaded: Job, admission: Admission, shape: ClusterShape) -> None:
         if not admission.start:
@@ -297,9 +302,7 @@ def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
 
 def _command(job: Job, attempt: Attempt) -> Command:
     action = "cancel" if job.state == State.CANCELLING else "pause"
-    return Command.model_validate(
-        {"attempt": attempt.number, "generation": attempt.generation + 1, "action": action}
-    )
+    return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 
 def _record(job: Job, run: RunView) -> None:
@@ -330,4 +333,3 @@ def progress_of(spec: Mapping[str, object], metrics: Mapping[str, float], steps:
         loss=metrics.get(names.LOSS),
         eta_s=left,
     )
-

@@ -49,7 +49,9 @@ def admit(
             decisions.append(Admission(job.job_id, False, f"Waits for its turn behind {blocked}."))
         elif needs.cpus > free.cpus or needs.gpus > free.gpus:
             blocked = job.job_id
-            decisions.append(Admission(job.job_id, False, f"Waits for resources: needs {_shortfall(needs, free, cluster)}."))
+            decisions.append(
+                Admission(job.job_id, False, f"Waits for resources: needs {_shortfall(needs, free, cluster)}.")
+            )
         else:
             free = ClusterShape(free.cpus - needs.cpus, free.gpus - needs.gpus)
             decisions.append(Admission(job.job_id, True, f"It takes {_amount(needs)}."))

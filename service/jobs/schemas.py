@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.spec.job import LogLine
 
-
 Item = TypeVar("Item")
 
 

@@ -227,4 +227,3 @@ def view(job: Job) -> JobView:
     """A job as the API shows it."""
     fields: dict[str, Any] = {name: getattr(job, name) for name in JobView.model_fields}
     return JobView.model_validate(fields)
-

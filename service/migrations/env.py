@@ -1,11 +1,13 @@
 """Alembic's entry: migrations run on the connection that `service.db` hands over."""
 
+from typing import Literal
+
 from alembic import context
 
 from service.db import Base, UtcTime
 
 
-def plain_types(kind: str, item: object, _context: object) -> str | bool:
+def plain_types(kind: str, item: object, _context: object) -> str | Literal[False]:
     """Migrations name SQLAlchemy's own types, so that they do not change with our classes."""
     return "sa.DateTime()" if kind == "type" and isinstance(item, UtcTime) else False
 

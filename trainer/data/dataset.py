@@ -41,9 +41,7 @@ class TrainingData:
         return {TAG_DATASET: self.fingerprint, TAG_IMAGES: str(self.images)}
 
 
-def open_training_data(
-    spec: PretrainSpec, cache_dir: Path, threads: int, agree: Agreement, rank: int
-) -> TrainingData:
+def open_training_data(spec: PretrainSpec, cache_dir: Path, threads: int, agree: Agreement, rank: int) -> TrainingData:
     """Open the spec's dataset; every rank calls it, the first reads every image once and tells the others.
 
     Raises `DataError` where there is nothing to read.

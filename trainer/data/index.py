@@ -88,7 +88,7 @@ def _read_all(source: Source, threads: int) -> Index:
         except (Unreadable, OSError) as error:
             return "", str(error) or type(error).__name__
         # Pixels' own digest: names and sizes alone would take two sets of frames of one camera for the same.
-        return f"{pixels.shape} {hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()}", ""
+        return f"{pixels.shape} {hashlib.sha256(pixels.tobytes()).hexdigest()}", ""
 
     with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
         looks = list(pool.map(look, range(len(source)), chunksize=64))

@@ -115,7 +115,7 @@ def fixed_images(source: Source, positions: NDArray[np.int64], size: tuple[int, 
 def channel_statistics(
     source: Source, positions: NDArray[np.int64], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel in 0..1: ImageNet's for three channels, else measured on up to 2,000 images."""
+    """Mean and deviation of each channel in 0..1: ImageNet's for three, else measured on up to 2,000 images."""
     if channels == len(IMAGENET_MEAN):
         return IMAGENET_MEAN, IMAGENET_STD
     chosen = positions[:: max(1, len(positions) // STATISTICS_IMAGES)][:STATISTICS_IMAGES]

@@ -45,7 +45,7 @@ def hash64(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> ND
 
 def uniform(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
     """A number in [0, 1) for each sample id."""
-    return (hash64(seed, epoch, samples, stream) >> np.uint64(11)) * 2.0**-53
+    return (hash64(seed, epoch, samples, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:

@@ -52,12 +52,10 @@ class Digits:
 
         data = load_digits()
         small = np.rint(data.images * (255 / 16)).astype(np.uint8)
-        large = [
-            Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC) for image in small
-        ]
+        large = [Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC) for image in small]
         grey = np.stack([np.asarray(image) for image in large])[:, :, :, None]
         self._pixels = np.repeat(grey, channels, axis=3)
-        if channels == 4:  # noqa: PLR2004 - RGBA: opaque
+        if channels == 4:
             self._pixels[:, :, :, 3] = 255
         self.uri = DIGITS
         self.names: Sequence[str] = [f"digit-{position:04d}" for position in range(len(small))]
@@ -87,13 +85,15 @@ class Folder:
             raise DataError(f"dataset.uri: there is no folder {self._root} on this node: check the path and its mount")
         found = sorted(self._list(self._root, ""))
         if not found:
-            raise DataError(f"dataset.uri: no images in {self._root}: it needs files named {', '.join(sorted(SUFFIXES))}")
+            raise DataError(
+                f"dataset.uri: no images in {self._root}: it needs files named {', '.join(sorted(SUFFIXES))}"
+            )
         self.names: Sequence[str] = [name for name, _, _ in found]
         self.listing = hashlib.sha256("\n".join(f"{n}\t{size}\t{time}" for n, size, time in found).encode()).hexdigest()
         tops = [name.split("/", 1)[0] for name in self.names if "/" in name]
         self.classes = tuple(sorted(set(tops))) if len(tops) == len(found) else ()
         self.labels: NDArray[np.int64] | None = None
-        if len(self.classes) >= 2:  # noqa: PLR2004 - one class tells nothing
+        if len(self.classes) >= 2:
             number = {name: label for label, name in enumerate(self.classes)}
             self.labels = np.array([number[top] for top in tops], dtype=np.int64)
         else:

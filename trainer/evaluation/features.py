@@ -40,7 +40,9 @@ def extract(
     device = next(model.parameters()).device
     with evaluating(model):
         parts = [
-            model.encode(normalised(images[first : first + batch_size].to(device), mean, std))[:, 1:].float().mean(dim=1)
+            model.encode(normalised(images[first : first + batch_size].to(device), mean, std))[:, 1:]
+            .float()
+            .mean(dim=1)
             for first in range(0, len(images), batch_size)
         ]
     features: NDArray[np.float32] = torch.cat(parts).cpu().numpy()

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -30,7 +31,8 @@ def compare(checkpoint: Path, backbone: Path) -> dict[str, object]:
     ours = MaskedAutoencoder(spec.model).eval()
     weights = checkpoint / TEACHER
     ours.load_state_dict(load_file(weights if weights.is_file() else checkpoint / STUDENT))
-    theirs, loading = ViTModel.from_pretrained(backbone, add_pooling_layer=False, output_loading_info=True)
+    loaded: Any = ViTModel.from_pretrained(backbone, add_pooling_layer=False, output_loading_info=True)
+    theirs, loading = loaded
     shape = (IMAGES, spec.model.in_chans, spec.model.height, spec.model.width)
     images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -81,7 +81,9 @@ class MaskedAutoencoder(nn.Module):
         x = self.decoder_embed(latent)
         masked = self.mask_token.flatten().to(x.dtype).expand(len(x), orders.shape[1] - visible, -1)
         positions = self.decoder_pos_embed[0, 1:][orders]
-        x = torch.cat([x[:, :1] + self.decoder_pos_embed[:, :1], torch.cat([x[:, 1:], masked], dim=1) + positions], dim=1)
+        x = torch.cat(
+            [x[:, :1] + self.decoder_pos_embed[:, :1], torch.cat([x[:, 1:], masked], dim=1) + positions], dim=1
+        )
         for block in self.decoder_blocks:
             x = block(x)
         out: Tensor = self.decoder_pred(self.decoder_norm(x[:, 1 + visible :]))

@@ -54,7 +54,7 @@ class AttemptRequest(Message):
     artifact_uri: str
     """The run's artifact folder."""
     since_attempt: int = 1
-    """Go on from the newest committed checkpoint of this attempt or a later one; the attempt's own number begins again."""
+    """Go on from the newest committed checkpoint of this attempt or a later one; its own number begins again."""
     spec: PretrainSpec
     """The resolved spec."""
 

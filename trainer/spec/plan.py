@@ -133,6 +133,8 @@ def memory_per_worker(model: ModelSpec, method: MethodSpec, micro_batch: int, bf
     encoder, decoder = parameters(model)
     state = (encoder + decoder) * (20 if method.teacher else 16)
     visible = int(model.patches * (1 - method.mask_ratio)) + 1
-    tokens = visible * model.depth * model.embed_dim + (model.patches + 1) * model.decoder_depth * model.decoder_embed_dim
+    tokens = (
+        visible * model.depth * model.embed_dim + (model.patches + 1) * model.decoder_depth * model.decoder_embed_dim
+    )
     pixels = 3 * model.patches * model.patch_values
     return state + micro_batch * (tokens * 18 * (2 if bf16 else 4) + pixels * 4)

@@ -91,11 +91,15 @@ class ModelSpec(SpecModel):
         if self.height % self.patch_size or self.width % self.patch_size:
             raise refuse("img_size", f"both sides must be divisible by patch_size {self.patch_size}", self.img_size)
         if self.patches < 4:
-            raise refuse("patch_size", f"leaves {self.patches} patches of an image; at least 4 are needed", self.patch_size)
+            raise refuse(
+                "patch_size", f"leaves {self.patches} patches of an image; at least 4 are needed", self.patch_size
+            )
         for width, heads in (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")):
             size, count = getattr(self, width), getattr(self, heads)
             if size % 4:
-                raise refuse(width, "must be divisible by 4: its position embedding holds sines and cosines of x and y", size)
+                raise refuse(
+                    width, "must be divisible by 4: its position embedding holds sines and cosines of x and y", size
+                )
             if size % count:
                 raise refuse(heads, f"must divide {width} {size}", count)
         return self

@@ -40,7 +40,9 @@ def to_hugging_face(weights: dict[str, torch.Tensor], prefix_decoder: str = "dec
     """Our weights under ViTMAE's names in transformers 5."""
     renamed = {}
     for name, value in weights.items():
-        if name in {"mask_token", "decoder_pos_embed"} or name.startswith(("decoder_embed", "decoder_norm", "decoder_pred")):
+        if name in {"mask_token", "decoder_pos_embed"} or name.startswith(
+            ("decoder_embed", "decoder_norm", "decoder_pred")
+        ):
             renamed[f"{prefix_decoder}{name}"] = value
             continue
         outer = {
@@ -111,11 +113,20 @@ def test_loss_and_gradients_equal_those_of_transformers(norm_pix_loss, channels)
             p.add_(torch.randn_like(p) * 0.05)
     reference = ViTMAEForPreTraining(
         ViTMAEConfig(
-            hidden_size=spec.embed_dim, num_hidden_layers=spec.depth, num_attention_heads=spec.num_heads,
-            intermediate_size=4 * spec.embed_dim, image_size=32, patch_size=4, num_channels=channels,
-            decoder_hidden_size=spec.decoder_embed_dim, decoder_num_hidden_layers=spec.decoder_depth,
-            decoder_num_attention_heads=spec.decoder_num_heads, decoder_intermediate_size=4 * spec.decoder_embed_dim,
-            layer_norm_eps=1e-6, mask_ratio=0.75, norm_pix_loss=norm_pix_loss,
+            hidden_size=spec.embed_dim,
+            num_hidden_layers=spec.depth,
+            num_attention_heads=spec.num_heads,
+            intermediate_size=4 * spec.embed_dim,
+            image_size=32,
+            patch_size=4,
+            num_channels=channels,
+            decoder_hidden_size=spec.decoder_embed_dim,
+            decoder_num_hidden_layers=spec.decoder_depth,
+            decoder_num_attention_heads=spec.decoder_num_heads,
+            decoder_intermediate_size=4 * spec.decoder_embed_dim,
+            layer_norm_eps=1e-6,
+            mask_ratio=0.75,
+            norm_pix_loss=norm_pix_loss,
         )  # fmt: skip
     )
     ours = load_into(reference, {k: v.clone() for k, v in model.state_dict().items()})

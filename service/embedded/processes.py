@@ -12,7 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -130,10 +130,8 @@ def stop_group(leader: Identity, patience_s: float) -> None:
 
 def _group_alive(group: int) -> bool:
     """Whether a process group has a living member; collects the ended leader if it is our child."""
-    try:
+    with suppress(ChildProcessError):  # adopted, or a Popen has collected it
         os.waitpid(group, os.WNOHANG)
-    except ChildProcessError:
-        pass  # adopted, or a Popen has collected it
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:

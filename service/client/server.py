@@ -1,0 +1,48 @@
+"""Which server the command line talks to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from service.client.errors import ClientError
+
+URL_VARIABLE: Final = "RCMAE_URL"
+TOKEN_VARIABLE: Final = "RCMAE_TOKEN"  # noqa: S105 - a name, not a token
+STATE_DIR_VARIABLE: Final = "RCMAE_STATE_DIR"
+DEFAULT_STATE_DIR: Final = ".rcmae"
+STATE_FILE: Final = "stack.json"
+TOKEN_FILE: Final = "token"  # noqa: S105 - a name, not a token
+HOST: Final = "127.0.0.1"
+
+
+class Server(NamedTuple):
+    """An address and a token for it."""
+
+    url: str
+    token: str
+
+
+def state_dir() -> Path:
+    """The state folder of a local stack: RCMAE_STATE_DIR, or `.rcmae` where the user stands."""
+    return Path(os.environ.get(STATE_DIR_VARIABLE) or DEFAULT_STATE_DIR).expanduser().absolute()
+
+
+def find_server() -> Server:
+    """The server of RCMAE_URL and RCMAE_TOKEN, else of a local stack; raises `ClientError` that says what to set."""
+    url, token = os.environ.get(URL_VARIABLE), os.environ.get(TOKEN_VARIABLE)
+    if url and not token:
+        raise ClientError(f"{URL_VARIABLE} is set and {TOKEN_VARIABLE} is not: set it to your token for {url}")
+    if url and token:
+        return Server(url, token)
+    folder = state_dir()
+    try:
+        port = json.loads((folder / STATE_FILE).read_text())["ports"]["api"]
+        return Server(f"http://{HOST}:{port}", token or (folder / TOKEN_FILE).read_text().strip())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClientError(
+            f"there is no stack in {folder}: start one with `rcmae up`, name its folder with {STATE_DIR_VARIABLE}, "
+            f"or name a server with {URL_VARIABLE} and {TOKEN_VARIABLE}"
+        ) from error

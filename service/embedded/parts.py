@@ -1,0 +1,273 @@
+"""What an embedded stack consists of: its state folder, and how each part is started and shows that it works.
+
+One folder holds everything: databases, artifacts, logs, tokens, and `stack.json` with what runs where.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import httpx
+from pydantic import BaseModel, Field
+
+from service.embedded import processes
+from service.embedded.processes import Identity
+
+PartName = Literal["ray", "mlflow", "api"]
+PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
+
+DEFAULT_STATE_DIR: Final = ".rcmae"
+STATE_DIR_VARIABLE: Final = "RCMAE_STATE_DIR"
+DEFAULT_PORT: Final = 8000
+HOST: Final = "127.0.0.1"
+_LOCK: Final = "stack.lock"
+FAILED_FILE: Final = "failed"
+"""Written by a supervisor that gave up: why."""
+
+
+class StackError(Exception):
+    """The stack cannot do what was asked; the text says why and what to do."""
+
+
+class Ports(BaseModel):
+    """Where the parts listen on 127.0.0.1; kept when a part restarts."""
+
+    api: int
+    mlflow: int
+    ray_gcs: int
+    ray_dashboard: int
+    ray_client: int
+    ray_agent: int
+    ray_metrics: int
+
+
+class StackState(BaseModel):
+    """What runs where: the file `stack.json`."""
+
+    id: str = Field(default_factory=lambda: secrets.token_hex(8))
+    """Carried by every process of the stack in its environment."""
+    ports: Ports | None = None
+    temp_dir: Path | None = None
+    """Private folder for Ray, short because Unix sockets lie in it; removed when the stack goes down."""
+    supervisor: Identity | None = None
+    parts: dict[PartName, Identity] = {}
+    restarts: dict[PartName, int] = {}
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.ports.api}" if self.ports else ""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Files of a stack's state folder."""
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Folder:
+        """The folder at a path; raises `StackError` for a path that cannot stand in a database's URL."""
+        path = path.expanduser().absolute()
+        if set("?#%") & set(str(path)):
+            raise StackError(f"{path}: the state folder's path must not hold ? # or %: choose another with --state-dir")
+        return cls(path)
+
+    @classmethod
+    def default(cls) -> Folder:
+        return cls.at(Path(os.environ.get(STATE_DIR_VARIABLE) or DEFAULT_STATE_DIR))
+
+    def make(self) -> None:
+        """Make the folder, readable by its owner alone, and the cluster's token."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.logs.mkdir(exist_ok=True)
+        self.artifacts.mkdir(exist_ok=True)
+        for token in (self.token, self.ray_token):
+            if not token.exists():
+                token.touch(0o600)
+                token.write_text(secrets.token_urlsafe(32))
+
+    @property
+    def token(self) -> Path:
+        """The admin's token for the API."""
+        return self.path / "token"
+
+    @property
+    def ray_token(self) -> Path:
+        return self.path / "ray-token"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.path / "artifacts"
+
+    @property
+    def used(self) -> bool:
+        """Whether a stack was ever started here."""
+        return (self.path / _LOCK).exists()
+
+    def log_of(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+    def load(self) -> StackState:
+        """The recorded state; an empty one where there is none."""
+        try:
+            return StackState.model_validate_json((self.path / "stack.json").read_text())
+        except FileNotFoundError:
+            return StackState()
+
+    def save(self, state: StackState) -> None:
+        """Replace the recorded state; a reader sees the old one or the new one."""
+        fresh = self.path / "stack.json.new"
+        fresh.write_text(state.model_dump_json(indent=2))
+        fresh.replace(self.path / "stack.json")
+
+    @contextmanager
+    def lock(self) -> Iterator[bool]:
+        """Hold the right to change what runs, which ends with the process; false where another process has it."""
+        with (self.path / _LOCK).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+
+def prepare(state: StackState, port: int | None) -> StackState:
+    """The state with ports and a temporary folder, those of before wherever they can still be had.
+
+    ``port`` is the API's if the user named one; raises `StackError` when it cannot be had.
+    """
+    held = {name for name, part in state.parts.items() if part.alive}
+    old = state.ports.model_dump() if state.ports else {}
+    ports = dict(zip(Ports.model_fields, processes.free_ports(len(Ports.model_fields)), strict=True))
+    for name, number in old.items():
+        if name.partition("_")[0] in held or (name != "api" and processes.port_is_free(number)):
+            ports[name] = number
+    if "api" not in held:
+        ports["api"] = _api_port(port, old.get("api", DEFAULT_PORT), ports["api"])
+    elif port not in {None, ports["api"]}:
+        raise StackError(f"the API is up on port {ports['api']}: run `rcmae down` before giving it another port")
+    temp_dir = state.temp_dir
+    if temp_dir is None or not temp_dir.is_dir():
+        # Not under TMPDIR: Ray refuses a path over 45 characters.
+        temp_dir = Path(tempfile.mkdtemp(prefix="rcmae-", dir="/tmp"))
+    return state.model_copy(update={"ports": Ports(**ports), "temp_dir": temp_dir})
+
+
+def _api_port(wanted: int | None, usual: int, spare: int) -> int:
+    if wanted is None:
+        return next((port for port in (usual, DEFAULT_PORT) if processes.port_is_free(port)), spare)
+    if not processes.port_is_free(wanted):
+        raise StackError(
+            f"port {wanted} of {HOST} is in use by another program: "
+            "give another with --port, or leave --port out and a free one is chosen"
+        )
+    return wanted
+
+
+def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
+    """The command line of a part of a prepared state."""
+    ports, python = ports_of(state), sys.executable
+    if part == "api":
+        app = ["--factory", "service.app:create_app", "--host", HOST, "--port", str(ports.api)]
+        return [python, "-m", "uvicorn", *app, "--timeout-graceful-shutdown", "5"]
+    if part == "mlflow":
+        return [
+            *(python, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{folder.path}/mlflow.db"),
+            *("--no-serve-artifacts", "--default-artifact-root", str(folder.artifacts)),
+            *("--allowed-hosts", f"{HOST}:{ports.mlflow},localhost:{ports.mlflow}"),
+            "--uvicorn-opts=--no-access-log",
+        ]
+    return [
+        *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
+        *(f"--node-ip-address={HOST}", f"--port={ports.ray_gcs}", f"--temp-dir={state.temp_dir}/ray"),
+        *("--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={ports.ray_dashboard}"),
+        f"--dashboard-agent-listen-port={ports.ray_agent}",
+        f"--ray-client-server-port={ports.ray_client}",
+        # Nothing goes through the object store, the cluster has one node, and attempts write their own logs.
+        *(f"--object-store-memory={256 * 2**20}", "--no-monitor", "--include-log-monitor=false"),
+    ]
+
+
+def environment(part: PartName, folder: Folder, state: StackState) -> dict[str, str]:
+    """The environment variables of a part, over those of the user."""
+    ports = ports_of(state)
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+    ours = {
+        processes.STACK_VARIABLE: state.id,
+        processes.PART_VARIABLE: part,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), HOST, "localhost"])),
+    }
+    return inherited | ours | _own_variables(part, folder, ports)
+
+
+_NOT_INHERITED: Final = {
+    *("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"),
+    *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
+}
+"""Variables that would lead a part to another cluster or tracking server."""
+
+
+def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, str]:
+    if part == "api":
+        return {
+            "RCMAE_DATABASE_URL": f"sqlite:///{folder.path}/rcmae.db",
+            "RCMAE_ARTIFACT_ROOT": str(folder.artifacts),
+            "RCMAE_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
+            "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
+            "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
+            "RCMAE_ADMIN_TOKEN_FILE": str(folder.token),
+        }
+    if part == "mlflow":
+        # The server's own job queue would be nine more processes, for features that are not used here.
+        return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(folder.ray_token),
+        # Despite its name this is what keeps Ray on the loopback interface; otherwise it takes the host's address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        # A report of Ray Train costs up to the interval at which its controller looks.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "DASHBOARD_METRIC_PORT": str(ports.ray_metrics),
+    }
+
+
+def ports_of(state: StackState) -> Ports:
+    if state.ports is None:
+        raise StackError("the stack has never been started here: run `rcmae up`")
+    return state.ports
+
+
+def works(part: PartName, folder: Folder, state: StackState) -> bool:
+    """Whether a part answers as it should."""
+    ports = ports_of(state)
+    url = {
+        "api": f"http://{HOST}:{ports.api}/readyz",
+        "mlflow": f"http://{HOST}:{ports.mlflow}/health",
+        "ray": f"http://{HOST}:{ports.ray_dashboard}/api/jobs/",
+    }[part]
+    headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"} if part == "ray" else {}
+    try:
+        # A proxy of the user's environment has no business with this machine's own addresses.
+        return httpx.get(url, headers=headers, timeout=2.0, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False

@@ -1,0 +1,180 @@
+"""The process that starts the parts of an embedded stack, watches them and starts again those that die.
+
+`python -m service.embedded.supervisor --state-dir DIR [--port N]`, started by `rcmae up`. It ends on SIGTERM, and
+everything with it. Killed without warning, it leaves the parts running: the next one adopts them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.embedded import parts, processes
+from service.embedded.parts import PARTS, Folder, PartName, StackError, StackState
+from service.embedded.processes import Identity
+from service.stack import stop_parts
+
+LOOK_S = 0.2
+LONGEST_PAUSE_S = 30.0
+STEADY_S = 30.0
+"""A part that has worked this long has not failed at its start."""
+STARTS_AT_FIRST = 3
+"""A part that has never worked is started this often before the supervisor gives up."""
+LOG_LIMIT = 16 * 2**20
+LOCK_TRIES = 20
+
+
+@dataclass
+class Watch:
+    """What the supervisor remembers of one part."""
+
+    process: subprocess.Popen[bytes] | None = None
+    """Only of a part that this supervisor started itself."""
+    failures: int = 0
+    """Ends in a row, with no steady time between them."""
+    has_worked: bool = False
+    works_since: float | None = None
+    next_start: float = 0.0
+
+
+class Supervisor:
+    """Keeps the parts of one state folder running."""
+
+    def __init__(self, folder: Folder, state: StackState) -> None:
+        self._folder, self._state = folder, state
+        self._watches = {part: Watch() for part in PARTS}
+        self._stop = threading.Event()
+
+    def ask_to_stop(self, *_: object) -> None:
+        """A signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until asked to stop; raises `StackError` for a part that does not start."""
+        self._record(supervisor=Identity.of(os.getpid()))
+        for part in PARTS:
+            identity = self._state.parts.get(part)
+            if identity and identity.alive:
+                _say(f"{part}: adopted process {identity.pid}")
+        while not self._stop.is_set():
+            for part in PARTS:
+                self._look_after(part)
+            self._stop.wait(LOOK_S)
+
+    def _look_after(self, part: PartName) -> None:
+        watch, identity = self._watches[part], self._state.parts.get(part)
+        if watch.process is not None:
+            watch.process.poll()  # collects it when it has ended
+        if identity is not None and identity.alive:
+            self._note_health(part, watch)
+        elif identity is not None:
+            self._note_death(part, watch, identity)
+        elif time.monotonic() >= watch.next_start:
+            self._start(part, watch)
+
+    def _note_health(self, part: PartName, watch: Watch) -> None:
+        if watch.works_since is None:
+            if parts.works(part, self._folder, self._state):
+                watch.has_worked, watch.works_since = True, time.monotonic()
+                _say(f"{part}: works")
+        elif watch.failures and time.monotonic() - watch.works_since > STEADY_S:
+            watch.failures = 0
+
+    def _note_death(self, part: PartName, watch: Watch, identity: Identity) -> None:
+        watch.failures += 1
+        status = watch.process.returncode if watch.process else "unknown"
+        log = self._folder.log_of(part)
+        _say(f"{part}: process {identity.pid} ended with status {status}; its log: {log}")
+        if not watch.has_worked and watch.failures >= STARTS_AT_FIRST:
+            raise StackError(f"{part} did not start, {watch.failures} times in a row. The end of {log}:\n{_tail(log)}")
+        pause = min(LONGEST_PAUSE_S, 0.25 * 2 ** (watch.failures - 1))
+        watch.process, watch.works_since, watch.next_start = None, None, time.monotonic() + pause
+        restarts = self._state.restarts | {part: self._state.restarts.get(part, 0) + 1}
+        self._record(parts={name: who for name, who in self._state.parts.items() if name != part}, restarts=restarts)
+
+    def _start(self, part: PartName, watch: Watch) -> None:
+        left = processes.sweep(self._state.id, part)
+        if left:
+            _say(f"{part}: ended {left} processes left from before")
+        log = self._folder.log_of(part)
+        if log.exists() and log.stat().st_size > LOG_LIMIT:
+            log.replace(log.with_suffix(".old.log"))
+        with log.open("ab") as output:
+            watch.process = subprocess.Popen(
+                parts.command(part, self._folder, self._state),
+                env=parts.environment(part, self._folder, self._state),
+                cwd=self._folder.path,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # its own session: it survives the supervisor, and is stopped by its group
+            )
+        self._record(parts=self._state.parts | {part: Identity.of(watch.process.pid)})
+        _say(f"{part}: started process {watch.process.pid}")
+
+    def _record(self, **changes: object) -> None:
+        self._state = self._state.model_copy(update=changes)
+        self._folder.save(self._state)
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _say(text: str) -> None:
+    """A line of the supervisor's log."""
+    sys.stdout.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Supervise until told to stop."""
+    parser = argparse.ArgumentParser(prog="python -m service.embedded.supervisor")
+    parser.add_argument("--state-dir", type=Path, required=True)
+    parser.add_argument("--port", type=int)
+    arguments = parser.parse_args()
+    folder = Folder.at(arguments.state_dir)
+    for _ in range(LOCK_TRIES):  # whoever looks whether there is a supervisor holds the lock for a moment
+        with folder.lock() as mine:
+            if mine:
+                return _supervise(folder, arguments.port)
+        time.sleep(processes.POLL_S)
+    _say("another supervisor has this state folder")
+    return 0
+
+
+def _supervise(folder: Folder, port: int | None) -> int:
+    """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
+    try:
+        state = parts.prepare(folder.load(), port)
+    except StackError as error:
+        return _give_up(folder, error)
+    folder.save(state)
+    supervisor = Supervisor(folder, state)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, supervisor.ask_to_stop)
+    try:
+        supervisor.run()
+    except StackError as error:
+        stop_parts(folder, folder.load())
+        return _give_up(folder, error)
+    _say("stopping")
+    stop_parts(folder, folder.load())
+    return 0
+
+
+def _give_up(folder: Folder, error: StackError) -> int:
+    _say(str(error))
+    (folder.path / parts.FAILED_FILE).write_text(str(error))
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
