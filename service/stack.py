@@ -17,8 +17,9 @@ from typing import Final
 
 from pydantic import BaseModel
 
+from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import FAILED_FILE, HOST, PARTS, Folder, PartName, StackError, StackState, ports_of, works
+from service.embedded.parts import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState, ports_of, works
 
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0

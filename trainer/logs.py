@@ -37,13 +37,17 @@ class LogWriter(logging.Handler):
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.format(record)
+        try:
+            text = self.format(record)
+        except Exception:  # noqa: BLE001 - logging's own rule: a bad log call never ends the program
+            self.handleError(record)
+            return
         level = record.levelname.lower()
         line = LogLine(
             time=record.created,
             level=cast(Level, level if level in {"debug", "info", "warning"} else "error"),
             source=self._source,
-            message=text,
+            message=text.encode(errors="backslashreplace").decode(),  # file names may be no Unicode
         )
         self._buffer += line.model_dump_json().encode() + b"\n"
 

@@ -89,6 +89,8 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     # --- where we are -------------------------------------------------------------------------------------------
     optimization, method = spec.optimization, spec.method
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if world != spec.resources.workers:
+        raise SpecRefused(f"resources.workers: is {spec.resources.workers}, and {world} workers run")
     device, recorder, agree = run.device, run.recorder, Agreement(world)
     threads = _integer(spec.resources.cpus_per_worker, "resources.cpus_per_worker")
     torch.set_num_threads(threads)

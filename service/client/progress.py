@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from service.client import render
-from service.client.errors import PASSING_STATUSES, ApiError, ConnectionFailed
+from service.client.errors import PASSING_STATUSES, Answer, ApiError, ConnectionFailed
 from service.client.sdk import Client
 from service.jobs.schemas import JobView, State
 
@@ -22,8 +22,8 @@ AWAY_LIMIT_S: Final = 900.0
 """The service may be away this long; the job does not need it."""
 
 
-def follow(client: Client, job_id: str, console: Console, *, until_paused: bool = True) -> JobView:
-    """Show a job until it has ended (or is paused), and give it as it is then.
+def follow(client: Client, job_id: str, console: Console) -> JobView:
+    """Show a job until it has ended or is paused, and give it as it is then.
 
     The service may restart meanwhile. Raises `ConnectionFailed` when it stays away, `ApiError` for what it refuses.
     """
@@ -34,35 +34,20 @@ def follow(client: Client, job_id: str, console: Console, *, until_paused: bool 
         TextColumn("{task.fields[line]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
-    shown = _Shown(client, console)
     with bar:
         task = bar.add_task("", total=1.0, state="", line="")
+        shown = _Shown(console, lambda error: bar.update(task, line=f"waiting for the service: {error}"))
         while True:
-            job = _present(client, job_id, lambda error: bar.update(task, line=f"waiting for the service: {error}"))
-            shown.changes(job)
+            job = shown.patiently(lambda: client.job(job_id))
+            shown.changes(client, job)
             _draw(bar, task, job)
-            if job.state.terminal or (until_paused and job.state is State.PAUSED):
+            if job.state.terminal or job.state is State.PAUSED:
                 return job
             if not console.is_terminal:
                 shown.line(job)
             time.sleep(POLL_S)
-
-
-def _present(client: Client, job_id: str, tell: Callable[[Exception], None]) -> JobView:
-    """The job now, however long the service takes to come back."""
-    end = time.monotonic() + AWAY_LIMIT_S
-    while True:
-        try:
-            return client.job(job_id)
-        except ConnectionFailed as error:
-            if time.monotonic() > end:
-                raise
-            tell(error)
-        except ApiError as error:
-            if error.status not in PASSING_STATUSES or time.monotonic() > end:
-                raise
-            tell(error)
 
 
 def _draw(bar: Progress, task: TaskID, job: JobView) -> None:
@@ -74,21 +59,32 @@ def _draw(bar: Progress, task: TaskID, job: JobView) -> None:
 class _Shown:
     """What the reader has been told."""
 
-    def __init__(self, client: Client, console: Console) -> None:
-        self._client, self._console = client, console
+    def __init__(self, console: Console, tell_away: Callable[[Exception], None]) -> None:
+        self._console, self._tell_away = console, tell_away
         self._state: tuple[State, str] | None = None
         self._event, self._next_line = 0, 0.0
 
-    def changes(self, job: JobView) -> None:
+    def patiently(self, ask: Callable[[], Answer]) -> Answer:
+        """The answer, however long the service takes to come back."""
+        end = time.monotonic() + AWAY_LIMIT_S
+        while True:
+            try:
+                return ask()
+            except (ConnectionFailed, ApiError) as error:
+                passing = not isinstance(error, ApiError) or error.status in PASSING_STATUSES
+                if not passing or time.monotonic() > end:
+                    raise
+                self._tell_away(error)
+
+    def changes(self, client: Client, job: JobView) -> None:
         """A line for each event since the last look."""
         if self._state == (job.state, job.message):
             return
         self._state = (job.state, job.message)
-        for event in self._client.events(job.id):
+        for event in self.patiently(lambda: list(client.events(job.id))):
             if event.id > self._event:
                 self._event = event.id
-                style = render.STYLES.get(event.state, "")
-                text = Text.assemble((render.when(event.time), "dim"), " ", (event.state.value, style))
+                text = Text.assemble((render.when(event.time), "dim"), " ", render.state(event.state))
                 self._console.print(text.append(f"  {event.message}" if event.message else ""), soft_wrap=True)
 
     def line(self, job: JobView) -> None:

@@ -19,22 +19,21 @@ from typing import Final, Literal, get_args
 import httpx
 from pydantic import BaseModel, Field
 
+from service.client.errors import ClientError
+from service.client.server import HOST, STATE_FILE, TOKEN_FILE
 from service.embedded import processes
 from service.embedded.processes import Identity
 
 PartName = Literal["ray", "mlflow", "api"]
 PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
 
-DEFAULT_STATE_DIR: Final = ".rcmae"
-STATE_DIR_VARIABLE: Final = "RCMAE_STATE_DIR"
 DEFAULT_PORT: Final = 8000
-HOST: Final = "127.0.0.1"
 _LOCK: Final = "stack.lock"
 FAILED_FILE: Final = "failed"
 """Written by a supervisor that gave up: why."""
 
 
-class StackError(Exception):
+class StackError(ClientError):
     """The stack cannot do what was asked; the text says why and what to do."""
 
 
@@ -81,10 +80,6 @@ class Folder:
             raise StackError(f"{path}: the state folder's path must not hold ? # or %: choose another with --state-dir")
         return cls(path)
 
-    @classmethod
-    def default(cls) -> Folder:
-        return cls.at(Path(os.environ.get(STATE_DIR_VARIABLE) or DEFAULT_STATE_DIR))
-
     def make(self) -> None:
         """Make the folder, readable by its owner alone, and the cluster's token."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -98,7 +93,7 @@ class Folder:
     @property
     def token(self) -> Path:
         """The admin's token for the API."""
-        return self.path / "token"
+        return self.path / TOKEN_FILE
 
     @property
     def ray_token(self) -> Path:
@@ -123,15 +118,15 @@ class Folder:
     def load(self) -> StackState:
         """The recorded state; an empty one where there is none."""
         try:
-            return StackState.model_validate_json((self.path / "stack.json").read_text())
+            return StackState.model_validate_json((self.path / STATE_FILE).read_text())
         except FileNotFoundError:
             return StackState()
 
     def save(self, state: StackState) -> None:
         """Replace the recorded state; a reader sees the old one or the new one."""
-        fresh = self.path / "stack.json.new"
+        fresh = self.path / f"{STATE_FILE}.new"
         fresh.write_text(state.model_dump_json(indent=2))
-        fresh.replace(self.path / "stack.json")
+        fresh.replace(self.path / STATE_FILE)
 
     @contextmanager
     def lock(self) -> Iterator[bool]:

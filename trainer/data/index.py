@@ -96,7 +96,7 @@ def _read_all(source: Source, threads: int) -> Index:
     bad = tuple(BadImage(source.names[i], reason) for i, (_, reason) in enumerate(looks) if reason)
     digest = hashlib.sha256()
     for position in good:
-        digest.update(f"{source.names[position]}\t{looks[position][0]}\n".encode())
+        digest.update(f"{source.names[position]}\t{looks[position][0]}\n".encode(errors="surrogateescape"))
     logger.info("Index of %s: %d images can be read, %d cannot", source.uri, len(good), len(bad))
     return Index(good, bad, digest.hexdigest())
 

@@ -83,13 +83,17 @@ class Folder:
         self._root, self._channels = Path(uri.removeprefix("file://")), channels
         if not self._root.is_dir():
             raise DataError(f"dataset.uri: there is no folder {self._root} on this node: check the path and its mount")
-        found = sorted(self._list(self._root, ""))
+        try:
+            found = sorted(self._list(self._root, ""))
+        except OSError as error:
+            raise DataError(f"dataset.uri: {self._root} cannot be listed: {error}") from error
         if not found:
             raise DataError(
                 f"dataset.uri: no images in {self._root}: it needs files named {', '.join(sorted(SUFFIXES))}"
             )
         self.names: Sequence[str] = [name for name, _, _ in found]
-        self.listing = hashlib.sha256("\n".join(f"{n}\t{size}\t{time}" for n, size, time in found).encode()).hexdigest()
+        listed = "\n".join(f"{name}\t{size}\t{time}" for name, size, time in found)
+        self.listing = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
         tops = [name.split("/", 1)[0] for name in self.names if "/" in name]
         self.classes = tuple(sorted(set(tops))) if len(tops) == len(found) else ()
         self.labels: NDArray[np.int64] | None = None
@@ -110,8 +114,12 @@ class Folder:
                 if entry.is_dir():
                     found += self._list(Path(entry.path), f"{name}/")
                 elif Path(entry.name).suffix.lower() in SUFFIXES:
-                    status = entry.stat()
-                    found.append((name, status.st_size, status.st_mtime_ns))
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:  # a link to nowhere: listed, to be told among the unreadable
+                        found.append((name, 0, 0))
+                    else:
+                        found.append((name, status.st_size, status.st_mtime_ns))
         return found
 
     def __len__(self) -> int:

@@ -59,13 +59,19 @@ def position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
 class PatchEmbed(nn.Module):
     """Linear map of flattened patches, held as the equal convolution so that weights carry over to other libraries."""
 
+    place: Tensor
+
     def __init__(self, patch: int, channels: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
+        # A patch's values come by row, column, channel; the convolution has them by channel, row, column. Picking
+        # columns, not permuting, leaves the gradient contiguous, as DDP's buckets want it.
+        place = torch.arange(channels * patch * patch).view(channels, patch, patch).permute(1, 2, 0).flatten()
+        self.register_buffer("place", place, persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, M, V) to tokens (B, M, D)."""
-        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, V) in the order of `patchify`
+        weight = self.proj.weight.flatten(1).index_select(1, self.place)  # (D, V) in the order of `patchify`
         return F.linear(patches, weight, self.proj.bias)
 
 
@@ -81,7 +87,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         b, n, d = x.shape
-        query, key, value = self.qkv(x).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        bias = self.qkv.bias
+        # The key's bias adds the same to all scores of a query: softmax does not see it and its gradient is zero but
+        # for rounding, which Adam would blow up into steps. Without that gradient it stays where it is.
+        bias = torch.cat([bias[:d], bias[d : 2 * d].detach(), bias[2 * d :]])
+        query, key, value = F.linear(x, self.qkv.weight, bias).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
         return out

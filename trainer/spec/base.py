@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -83,7 +84,10 @@ def problems(errors: Iterable[ErrorDetails], model: type[BaseModel], skip: int =
 def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
     context = error.get("ctx", {})
     # Parts such as "function-after[…]" name pydantic's own branches of a union, not places in the document.
-    location = [part for part in error["loc"][skip:] if not _is_branch(part)]
+    given = error["loc"][skip:]
+    # An unknown field's own name is the document's, whatever it looks like.
+    own = given[-1:] if error["type"] == "extra_forbidden" else ()
+    location = [part for part in given[: len(given) - len(own)] if not _is_branch(part)] + list(own)
     value = error.get("input")
     if error["type"] == "spec":
         location += [part for part in str(context["field"]).split(".") if part]
@@ -169,7 +173,7 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
     >>> apply_overrides({"seed": 0}, ["optimization.epochs=5", "seed=1"])
     {'seed': 1, 'optimization': {'epochs': 5}}
     """
-    result: dict[str, Any] = json.loads(json.dumps(data))
+    result: dict[str, Any] = copy.deepcopy(dict(data))
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not all(path.split(".")):
@@ -182,5 +186,8 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
                 here = ".".join(parents[: depth + 1])
                 raise SpecError([Problem(here, "", child, f"is a value, so {path!r} cannot be set below it")])
             node = child
-        node[last] = yaml.safe_load(text)
+        try:
+            node[last] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SpecError([Problem(path, "", text, f"is not YAML: {error}")]) from error
     return result

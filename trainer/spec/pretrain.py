@@ -218,8 +218,9 @@ class OptimizationSpec(SpecModel):
     @model_validator(mode="before")
     @classmethod
     def _warmup_follows_epochs(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "warmup_epochs" not in data and isinstance(data.get("epochs"), int):
-            return data | {"warmup_epochs": data["epochs"] / 40}
+        epochs = data.get("epochs") if isinstance(data, dict) else None
+        if isinstance(epochs, (int, float)) and epochs > 0 and "warmup_epochs" not in data:
+            return data | {"warmup_epochs": epochs / 40}
         return data
 
     @model_validator(mode="after")

@@ -1,0 +1,234 @@
+"""The command line, `rcmae`.
+
+Commands that need the server's packages import them when they run, so that the base install has all the others.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+
+import typer
+from rich.text import Text
+
+from service.client import commands, render
+from service.client.commands import INTERRUPTED, Json, err, out, print_json
+from service.client.errors import ApiError, ClientError
+from service.client.server import state_dir
+from trainer.spec.base import SpecError
+
+if TYPE_CHECKING:
+    from service.embedded.parts import Folder, StackState
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Pretrain vision backbones with RC-MAE: a service on this machine, or the client of one elsewhere.",
+)
+app.command()(commands.submit)
+app.add_typer(commands.jobs, name="jobs")
+app.add_typer(commands.backbones, name="backbones")
+
+SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "ray", "sqlalchemy", "torch", "uvicorn")
+SPEC_REFUSED: Final = 2
+"""Exit status for a spec that cannot be accepted."""
+
+StateDir = Annotated[
+    Path | None, typer.Option(help="The stack's folder; RCMAE_STATE_DIR or .rcmae by default.", show_default=False)
+]
+Port = Annotated[
+    int | None, typer.Option(min=1, max=65535, help="The API's port: 8000 by default, another if that is taken.")
+]
+
+
+@app.command()
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when everything works; `rcmae down` stops it.")
+    ] = False,
+    state_dir: StateDir = None,
+    port: Port = None,
+    as_json: Json = False,
+) -> None:
+    """Start Ray, MLflow and the API on this machine, all on 127.0.0.1."""
+    _need_server("up")
+    from service import stack
+
+    folder = _folder(state_dir)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
+    already = True
+    try:
+        already, state = _bring_up(folder, port, as_json)
+        if as_json:
+            print_json(stack.status(folder))
+        if not detach and not already:
+            _stay(folder, state)
+    except KeyboardInterrupt:
+        err.print("stopping …")
+        stack.down(folder)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _bring_up(folder: Folder, port: int | None, quiet: bool) -> tuple[bool, StackState]:
+    """Whether it was up already, and what runs now."""
+    from service import stack
+
+    begin = time.monotonic()
+    already = stack.is_supervised(folder)
+    if not already:
+        err.print(f"starting Ray, MLflow and the API; logs are in {folder.logs}", highlight=False, soft_wrap=True)
+
+    def say(part: str) -> None:
+        if not already:
+            err.print(f"  {part:<7}works ({time.monotonic() - begin:.1f} s)", highlight=False)
+
+    state, _ = stack.up(folder, port, say)
+    if not quiet:
+        out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (API docs: {state.url}/docs)")
+        out.print(f"token:  {folder.token}", highlight=False, soft_wrap=True)
+        out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
+    return already, state
+
+
+def _stay(folder: Folder, state: StackState) -> None:
+    """In the foreground until the stack ends or the user has had enough."""
+    err.print("Ctrl-C stops everything; with --detach it runs on its own")
+    supervisor = state.supervisor
+    while supervisor is not None and supervisor.alive:
+        time.sleep(0.5)
+    if folder.load().supervisor is None:
+        err.print("the stack was stopped")
+        return
+    err.print(f"the supervisor has ended: see {folder.log_of('supervisor')}; `rcmae up` takes up what it left")
+    raise typer.Exit(1)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def down(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Stop everything. Data stays; jobs that run are taken up from their last checkpoint at the next `up`."""
+    _need_server("down", ("psutil",))
+    from service import stack
+
+    folder = _folder(state_dir)
+    ran = stack.down(folder)
+    if as_json:
+        print_json(stack.status(folder))
+    else:
+        out.print("down" if ran else f"nothing runs in {folder.path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def status(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """What runs on this machine; the exit status is 0 only if everything works."""
+    _need_server("status", ("psutil",))
+    from service import stack
+
+    found = stack.status(_folder(state_dir))
+    if as_json:
+        print_json(found)
+    elif not any(part.alive for part in found.parts):
+        out.print(f"nothing runs in {found.state_dir}: start it with `rcmae up`", highlight=False, soft_wrap=True)
+    else:
+        rows = (
+            (
+                part.name,
+                Text("works", "green") if part.works else Text("does not answer" if part.alive else "down", "red"),
+                str(part.pid or "-"),
+                part.address,
+                str(part.restarts),
+            )
+            for part in found.parts
+        )
+        out.print(render.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
+        if found.supervisor is None:
+            out.print("nobody watches them: the supervisor has ended. `rcmae up` takes them up", style="yellow")
+    raise typer.Exit(0 if found.up else 1)
+
+
+@app.command()
+def doctor(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """Look for what would keep the service from working; the exit status is 1 if something would."""
+    _need_server("doctor", ("psutil", "packaging"))
+    from service.embedded import doctor as examination
+
+    checks = examination.examine(_folder(state_dir))
+    if as_json:
+        print_json(checks)
+    else:
+        out.print(examination.rendered(checks))
+    raise typer.Exit(int(any(check.level == "broken" for check in checks)))
+
+
+@app.command()
+def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
+    """A real job from submission to a pulled backbone, on scikit-learn's digits; minutes on two cores."""
+    _need_server("demo")
+    from service.embedded import demo as line
+
+    folder = _folder(state_dir)
+    result = line.run(folder, err)
+    if as_json:
+        print_json(result)
+    else:
+        out.print(line.rendered(result))
+    for failure in result.failures:
+        err.print(f"[red]failed:[/] {failure}", highlight=False, soft_wrap=True)
+    raise typer.Exit(int(bool(result.failures)))
+
+
+def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
+    """End with what to install where the base install is not enough."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ClientError(
+            f"`rcmae {name}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
+            "(submit, jobs and backbones work without)"
+        )
+
+
+def _folder(given: Path | None) -> Folder:
+    from service.embedded.parts import Folder
+
+    return Folder.at(given or state_dir())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script: errors are told in a sentence, not as a traceback."""
+    try:
+        app(arguments)
+    except SpecError as error:
+        _refuse("the spec cannot be accepted", error)
+    except ApiError as error:
+        if error.problems:
+            _refuse(error.detail if error.code != "spec_invalid" else "the spec cannot be accepted", error)
+        where = f" (request {error.request_id})" if error.request_id else ""
+        _fail(f"{error.code}: {error.detail}{where}")
+    except (ClientError, FileExistsError) as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+def _refuse(headline: str, error: SpecError | ApiError) -> NoReturn:
+    err.print(f"[red]{headline}[/]", highlight=False)
+    render.problems(err, error.problems)
+    sys.exit(SPEC_REFUSED)
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

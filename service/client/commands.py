@@ -1,0 +1,272 @@
+"""The client's commands: submit, jobs, backbones."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.text import Text
+
+from service.client import render
+from service.client.errors import ClientError
+from service.client.progress import follow
+from service.client.sdk import Client
+from service.client.server import find_server
+from service.jobs.schemas import JobView, LogView, State
+from trainer.spec.base import apply_overrides, read_document
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and steer jobs.")
+backbones = typer.Typer(no_args_is_help=True, help="List, show and pull pretrained backbones.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+
+out, err = Console(), Console(stderr=True)
+
+
+@contextmanager
+def connected() -> Iterator[Client]:
+    """A client of the server that the environment or a local stack names."""
+    server = find_server()
+    with Client(server.url, server.token) as client:
+        yield client
+
+
+def print_json(found: BaseModel | Iterable[BaseModel]) -> None:
+    """One document on standard output: an object, or an array of objects."""
+    if isinstance(found, BaseModel):
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        typer.echo(json.dumps([item.model_dump(mode="json") for item in found], indent=2))
+
+
+def submit(
+    spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC", help="A YAML or JSON file; - for standard input.")],
+    follow_it: Annotated[bool, typer.Option("--follow", help="Show the job until it has ended.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what the job would need.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the file: optimization.epochs=5")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="The same key and spec again is the same job, and nothing new.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a job. With --follow the exit status is 0 only if it succeeds."""
+    document = apply_overrides(read_document(spec.read()), overrides or ())
+    with connected() as client:
+        if plan:
+            planned = client.plan(document)
+            print_json(planned) if as_json else out.print(render.plan(planned))
+            raise typer.Exit(0 if planned.possible else 1)
+        job = client.submit(document, idempotency_key)
+        if follow_it:
+            err.print(f"job [bold]{job.id}[/] ({job.name})", highlight=False)
+            job = follow_to_end(client, job.id)
+        if as_json:
+            print_json(job)
+        elif follow_it:
+            out.print(render.job(job))
+        else:
+            out.print(f"job [bold]{job.id}[/] is {job.state.value}: {job.name}", highlight=False)
+            out.print(f"follow it with: rcmae jobs wait {job.id}    its log: rcmae jobs logs {job.id}", highlight=False)
+        if follow_it:
+            raise typer.Exit(exit_status(job))
+
+
+def follow_to_end(client: Client, job_id: str) -> JobView:
+    """Show a job until it has ended. Ctrl-C ends the showing, and says that the job goes on."""
+    try:
+        return follow(client, job_id, err)
+    except KeyboardInterrupt:
+        err.print(f"no longer following; job {job_id} goes on. To end it: rcmae jobs cancel {job_id}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def exit_status(job: JobView) -> int:
+    """0 only for success."""
+    return 0 if job.state is State.SUCCEEDED else 1
+
+
+@jobs.command("list")
+def list_jobs(
+    state: Annotated[list[State] | None, typer.Option(help="Only these; repeatable.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label.")] = None,
+    name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Jobs, newest first."""
+    labels = dict(_label(text) for text in label or ())
+    with connected() as client:
+        all_of_them = client.jobs(states=state or (), owner=owner, labels=labels, name_contains=name_contains)
+        found = list(islice(all_of_them, limit))
+    print_json(found) if as_json else out.print(render.jobs(found))
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition(":")
+    if not separator:
+        raise typer.BadParameter(f"write a label as name:value, for example team:vision, not {text!r}")
+    return name, value
+
+
+@jobs.command()
+def show(job: JobId, as_json: Json = False) -> None:
+    """One job: state, progress, results."""
+    with connected() as client:
+        _print_job(client.job(job), as_json)
+
+
+@jobs.command()
+def logs(
+    job: JobId,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only `driver` or `rank-<n>`.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A job's log lines, by attempt and source."""
+    with connected() as client:
+        cursor: str | None = None
+        while True:
+            ended = client.job(job).state.terminal  # asked first: what is written until then is read below
+            while True:
+                page = client.logs(job, attempt=attempt, source=source, cursor=cursor)
+                cursor = page.next_cursor
+                for line in page.items:
+                    _print_line(line, as_json)
+                if not page.items:
+                    break
+            if ended or not follow_it:
+                return
+            time.sleep(1.0)
+
+
+def _print_line(line: LogView, as_json: bool) -> None:
+    if as_json:
+        typer.echo(line.model_dump_json())
+        return
+    clock = time.strftime("%H:%M:%S", time.localtime(line.time))
+    head = Text(f"{clock} a{line.attempt} {line.source} ", style="dim")
+    style = {"error": "red", "warning": "yellow"}.get(line.level, "")
+    out.print(head.append(line.message, style=style or "not dim"), soft_wrap=True)
+
+
+@jobs.command()
+def wait(
+    job: JobId,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds to wait at most.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Until a job has ended; the exit status is 0 only if it succeeded."""
+    with connected() as client:
+        try:
+            found = client.wait(job, timeout_s=timeout) if timeout is not None else follow_to_end(client, job)
+        except TimeoutError as error:
+            raise ClientError(str(error)) from error
+    _print_job(found, as_json)
+    raise typer.Exit(exit_status(found))
+
+
+@jobs.command()
+def cancel(job: JobId, as_json: Json = False) -> None:
+    """End a job at its next step, with a checkpoint."""
+    with connected() as client:
+        _print_job(client.cancel(job), as_json)
+
+
+@jobs.command()
+def pause(job: JobId, as_json: Json = False) -> None:
+    """Stop a job at its next step, with a checkpoint, until it is resumed."""
+    with connected() as client:
+        _print_job(client.pause(job), as_json)
+
+
+@jobs.command()
+def resume(job: JobId, as_json: Json = False) -> None:
+    """Queue a paused job again; it goes on from its last checkpoint."""
+    with connected() as client:
+        _print_job(client.resume(job), as_json)
+
+
+@jobs.command()
+def retry(
+    job: JobId,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Not from the last checkpoint.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Queue a failed or cancelled job again."""
+    with connected() as client:
+        _print_job(client.retry(job, from_scratch=from_scratch), as_json)
+
+
+def _print_job(job: JobView, as_json: bool) -> None:
+    print_json(job) if as_json else out.print(render.job(job))
+
+
+@backbones.command("list")
+def list_backbones(as_json: Json = False) -> None:
+    """Registered backbones."""
+    with connected() as client:
+        found = list(client.backbones())
+    print_json(found) if as_json else out.print(render.backbones(found))
+
+
+Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A backbone; its latest version by default.")]
+
+
+@backbones.command("show")
+def show_backbone(backbone: Reference, as_json: Json = False) -> None:
+    """One version of a backbone with its files."""
+    name, number = _reference(backbone)
+    with connected() as client:
+        found = client.version(name, number)
+    print_json(found) if as_json else out.print(render.version(found))
+
+
+@backbones.command()
+def pull(
+    backbone: Reference,
+    folder: Annotated[Path, typer.Option("--out", help="The new folder for it.")],
+    form: Annotated[str, typer.Option("--format", help="hf: for transformers.ViTModel.")] = "hf",
+    as_json: Json = False,
+) -> None:
+    """Download a backbone, checked against its sha256 sums."""
+    name, number = _reference(backbone)
+    if form != "hf":
+        raise typer.BadParameter(f"{form!r} is not a format; there is hf", param_hint="--format")
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with connected() as client, Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+        task = bar.add_task(backbone, total=None)
+        found = client.pull(
+            name,
+            folder,
+            version=number,
+            folder=form,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if as_json:
+        typer.echo(json.dumps({"name": found.name, "version": found.version, "folder": str(folder.absolute())}))
+    else:
+        out.print(f"{found.name}:{found.version} is in {folder}", highlight=False, soft_wrap=True)
+
+
+def _reference(text: str) -> tuple[str, int | None]:
+    name, _, number = text.partition(":")
+    if number and not number.isdigit():
+        raise typer.BadParameter(f"{number!r} is not a version: write name or name:number, for example digits:2")
+    return name, int(number) if number else None

@@ -1,0 +1,151 @@
+"""What would keep the embedded stack from working, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+import psutil
+from packaging.requirements import Requirement
+from pydantic import BaseModel
+from rich.table import Table
+from rich.text import Text
+
+from service import stack
+from service.client import render
+from service.embedded import processes
+from service.embedded.parts import DEFAULT_PORT, Folder
+
+Level = Literal["fine", "warning", "broken"]
+
+GIB: Final = 2**30
+SOCKET_PATH_LIMIT: Final = 107
+"""Bytes in the path of a Unix socket."""
+LONGEST_SOCKET: Final = "ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+TEMP, SHARED = Path(os.sep, "tmp"), Path(os.sep, "dev", "shm")
+STYLES: Final[dict[Level, str]] = {"fine": "green", "warning": "yellow", "broken": "red"}
+SHOWN_PACKAGES: Final = ("torch", "ray", "mlflow", "fastapi", "sqlalchemy", "pydantic", "transformers")
+
+
+class Check(BaseModel):
+    """One thing that was looked at."""
+
+    name: str
+    level: Level
+    found: str
+    remedy: str = ""
+    """What to do; empty where all is well."""
+
+
+def examine(folder: Folder) -> list[Check]:
+    """Every check, against a stack's folder (which need not exist)."""
+    return [*_machine(folder), *_packages(), *_space(folder), *_stack(folder)]
+
+
+def rendered(checks: list[Check]) -> Table:
+    """For people."""
+    rows = (
+        (check.name, Text(check.level, STYLES[check.level]), Text(check.found), Text(check.remedy)) for check in checks
+    )
+    return render.table(("CHECK", "", "FOUND", "WHAT TO DO"), rows)
+
+
+def _check(name: str, found: str, remedy: str, *, broken: bool = False, warn: bool = False) -> Check:
+    level: Level = "broken" if broken else "warning" if warn else "fine"
+    return Check(name=name, level=level, found=found, remedy="" if level == "fine" else remedy)
+
+
+def _machine(folder: Folder) -> Iterator[Check]:
+    yield _check("system", sys.platform, "the embedded stack runs on Linux", broken=sys.platform != "linux")
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield _check("python", python, "install Python 3.11 or newer", broken=sys.version_info < (3, 11))
+    yield _check(
+        "byte code",
+        "not written" if sys.dont_write_bytecode else "written",
+        "unset PYTHONDONTWRITEBYTECODE: without compiled packages a job takes three times as long to start",
+        warn=sys.dont_write_bytecode,
+    )
+    temp_dir = folder.load().temp_dir or TEMP / "rcmae-12345678"
+    longest = len(str(temp_dir / LONGEST_SOCKET))
+    yield _check(
+        "socket paths",
+        f"up to {longest} of {SOCKET_PATH_LIMIT} bytes",
+        f"Ray's sockets lie below {temp_dir}, which is too deep: run `rcmae down`, then `rcmae up`",
+        broken=longest > SOCKET_PATH_LIMIT,
+    )
+    writable = os.access(TEMP, os.W_OK)
+    yield _check(str(TEMP), "writable" if writable else "not writable", f"make {TEMP} writable", broken=not writable)
+
+
+def _packages() -> Iterator[Check]:
+    """Packages that the project pins, against what is installed."""
+    try:
+        requirements = [Requirement(text) for text in metadata.requires("rcmae") or ()]
+    except metadata.PackageNotFoundError:
+        yield Check(name="rcmae", level="broken", found="not installed", remedy="pip install 'rcmae[server,trainer]'")
+        return
+    yield Check(name="rcmae", level="fine", found=metadata.version("rcmae"))
+    wanted = {requirement.name: requirement for requirement in requirements if _needed(requirement)}
+    for name in SHOWN_PACKAGES:
+        if name not in wanted:
+            yield Check(name=name, level="fine", found=_version(name) or "not installed (optional)")
+    for name, requirement in sorted(wanted.items()):
+        found = _version(name)
+        fits = found is not None and requirement.specifier.contains(found.partition("+")[0], prereleases=True)
+        if name in SHOWN_PACKAGES or not fits:
+            remedy = f"pip install '{name}{requirement.specifier}'"
+            yield _check(name, found or "not installed", remedy, broken=not fits)
+
+
+def _needed(requirement: Requirement) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("server", "trainer"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _space(folder: Folder) -> Iterator[Check]:
+    for path, need in ((_existing(folder.path), 2 * GIB), (TEMP, GIB)):
+        free = shutil.disk_usage(path).free
+        remedy = f"free {render.size(need)} there, or choose another folder for the state with --state-dir"
+        yield _check(f"disk {path}", f"{render.size(free)} free", remedy, broken=free < need / 4, warn=free < need)
+    memory = psutil.virtual_memory().available
+    remedy = "Ray, MLflow and the API take about 3 GiB, and each worker of a job 1 GiB and more: close other programs"
+    yield _check("memory", f"{render.size(memory)} free", remedy, broken=memory < GIB, warn=memory < 4 * GIB)
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
+    remedy = "give the machine (or the container, with --shm-size=1g) more shared memory; Ray falls back to slow files"
+    yield _check(str(SHARED), f"{render.size(free)} free", remedy, warn=free < GIB / 2)
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def _stack(folder: Folder) -> Iterator[Check]:
+    found = stack.status(folder)
+    if not any(part.alive for part in found.parts):
+        yield Check(name="stack", level="fine", found=f"not up in {folder.path} (start it with `rcmae up`)")
+        free = processes.port_is_free(DEFAULT_PORT)
+        text = "free" if free else "in use by another program; `rcmae up` will choose another"
+        yield Check(name=f"port {DEFAULT_PORT}", level="fine", found=text)
+        return
+    yield _check(
+        "stack",
+        f"up at {found.url}" if found.supervisor else "running, but nobody watches it",
+        "the supervisor has ended: run `rcmae up`, which takes up what runs",
+        broken=not found.supervisor,
+    )
+    for part in found.parts:
+        state = "works" if part.works else "does not answer" if part.alive else "down"
+        remedy = f"see {folder.log_of(part.name)}; `rcmae down` and `rcmae up` start everything anew"
+        yield _check(part.name, f"{state}, {part.address.replace('http://', '')}", remedy, broken=not part.works)

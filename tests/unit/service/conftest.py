@@ -1,0 +1,117 @@
+"""A migrated database, the application over stand-ins, and a client for each role."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from service_fakes import FakeMlflow, FakeRay
+
+from service.app import create_app
+from service.auth import Role, ensure_token
+from service.db import Database
+from service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated database file, to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    with database.engine.connect() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    database.close()
+    return path
+
+
+@pytest.fixture
+def database_url(empty_database: Path, tmp_path: Path) -> str:
+    path = tmp_path / "rcmae.db"
+    shutil.copy(empty_database, path)
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The artifact root."""
+    root = tmp_path / "artifacts"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def ray() -> FakeRay:
+    return FakeRay()
+
+
+@pytest.fixture
+def mlflow(root: Path) -> FakeMlflow:
+    return FakeMlflow(root)
+
+
+@pytest.fixture
+def settings(database_url: str, root: Path) -> Settings:
+    return Settings(
+        database_url=database_url,
+        artifact_root=root,
+        reconcile=False,
+        # Nothing listens there: a test that reaches for a real server fails at once.
+        ray_url="http://127.0.0.1:1",
+        mlflow_url="http://127.0.0.1:1",
+    )
+
+
+@pytest.fixture
+def app(settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> FastAPI:
+    app = create_app(settings)
+    app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow)
+    return app
+
+
+@dataclass(frozen=True)
+class Clients:
+    """One client a role; alice and bob both submit."""
+
+    anonymous: TestClient
+    viewer: TestClient
+    alice: TestClient
+    bob: TestClient
+    operator: TestClient
+    admin: TestClient
+
+
+@pytest.fixture
+def clients(app: FastAPI, database: Database) -> Iterator[Clients]:
+    roles = {
+        "viewer": Role.VIEWER,
+        "alice": Role.SUBMITTER,
+        "bob": Role.SUBMITTER,
+        "operator": Role.OPERATOR,
+        "admin": Role.ADMIN,
+    }
+    with TestClient(app) as anonymous:
+        made = {}
+        for owner, role in roles.items():
+            token = f"token-of-{owner}-0123456789"
+            ensure_token(database, token, owner, role)
+            made[owner] = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        yield Clients(anonymous, **made)
+
+
+@pytest.fixture
+def api(clients: Clients) -> TestClient:
+    """A submitter's client."""
+    return clients.alice

@@ -1,0 +1,194 @@
+"""Stand-ins for Ray and MLflow that keep their state in memory, and makers of what tests need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, RunView, Version
+from service.adapters.ray_cluster import ClusterUnreachable, RayState
+from service.db import Attempt, Database, Event, Job
+from service.jobs import repository
+from trainer.spec import names
+from trainer.spec.job import AttemptRequest, Command
+from trainer.spec.plan import ClusterShape
+from trainer.spec.pretrain import DIGITS, PretrainSpec
+
+SPEC: dict[str, Any] = {
+    "kind": "pretrain",
+    "name": "digits",
+    "dataset": {"uri": DIGITS},
+    "model": {"img_size": 8, "patch_size": 2, "in_chans": 1},
+    "optimization": {"epochs": 2, "global_batch_size": 64},
+    "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 2},
+}
+"""A spec of two CPUs that a cluster of `FakeRay` can run twice at a time."""
+
+
+def spec_with(**fields: Any) -> dict[str, Any]:
+    return SPEC | fields
+
+
+def add_job(database: Database, state: str = "queued", spec: dict[str, Any] | None = None, **fields: Any) -> str:
+    """A job straight in the database, in any state."""
+    parsed = PretrainSpec.parse(spec or SPEC)
+    values: dict[str, Any] = {
+        "id": repository.new_id(),
+        "kind": parsed.kind,
+        "name": parsed.name,
+        "state": state,
+        "owner": "alice",
+        "priority": parsed.priority,
+        "labels": dict(parsed.labels),
+        "spec": parsed.model_dump(mode="json"),
+        "dataset_uri": parsed.dataset.uri,
+        "body_sha256": parsed.sha256(),
+    } | fields
+    with database.session() as session:
+        session.add(Job(**values))
+    return str(values["id"])
+
+
+def job_of(database: Database, job_id: str) -> Job:
+    with database.read() as session:
+        return repository.get(session, job_id)
+
+
+def attempts_of(database: Database, job_id: str) -> list[Attempt]:
+    with database.read() as session:
+        return repository.attempts(session, job_id)
+
+
+def events_of(database: Database, job_id: str) -> list[Event]:
+    with database.read() as session:
+        return repository.events(session, job_id, 0, 1000)
+
+
+@dataclass
+class FakeRay:
+    """A Ray head that takes every submission and says of it what a test sets."""
+
+    cpus: int = 4
+    gpus: int = 0
+    reachable: bool = True
+    answers_lost: int = 0
+    """So many submissions are taken without the answer coming back."""
+    jobs: dict[str, RayState] = field(default_factory=dict)
+    requests: list[AttemptRequest] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    broken: set[str] = field(default_factory=set)
+    """Submissions that asking for raises an error of no expected kind."""
+
+    def _reach(self) -> None:
+        if not self.reachable:
+            raise ClusterUnreachable("connection refused")
+
+    def shape(self) -> ClusterShape:
+        self._reach()
+        return ClusterShape(self.cpus, self.gpus)
+
+    def state(self, submission_id: str) -> RayState:
+        if submission_id in self.broken:
+            raise RuntimeError("not a state")
+        if not self.reachable:
+            return RayState.UNKNOWN
+        return self.jobs.get(submission_id, RayState.ABSENT)
+
+    def submit(self, submission_id: str, request: AttemptRequest) -> None:
+        self._reach()
+        if submission_id in self.jobs:
+            raise ClusterUnreachable("Ray answered 500: the id exists")
+        self.jobs[submission_id] = RayState.PENDING
+        self.requests.append(request)
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise ClusterUnreachable("timed out")
+
+    def stop(self, submission_id: str) -> None:
+        self._reach()
+        self.stopped.append(submission_id)
+
+    def log_tail(self, submission_id: str) -> str:
+        return f"log of {submission_id}"
+
+
+@dataclass
+class FakeRun:
+    artifact_uri: str
+    tags: dict[str, str]
+    metrics: dict[str, float] = field(default_factory=dict)
+    status: str = "RUNNING"
+
+
+@dataclass
+class FakeMlflow:
+    """An MLflow server whose runs' artifacts lie below ``root``."""
+
+    root: Path
+    url: str = "http://mlflow.test"
+    reachable: bool = True
+    runs: dict[str, FakeRun] = field(default_factory=dict)
+    points: dict[str, list[MetricPoint]] = field(default_factory=dict)
+    registered: list[Version] = field(default_factory=list)
+    folders: dict[str, str] = field(default_factory=dict)
+    """Folders of logged models by a version's source."""
+    commands: list[Command] = field(default_factory=list)
+
+    def _reach(self) -> None:
+        if not self.reachable:
+            raise MlflowUnreachable("connection refused")
+
+    def ping(self) -> None:
+        self._reach()
+
+    def make_run(self, job_id: str, name: str, tags: dict[str, str]) -> tuple[str, str]:  # noqa: ARG002
+        self._reach()
+        run_id = f"run-{job_id}"
+        folder = self.root / run_id / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.runs.setdefault(run_id, FakeRun(str(folder), dict(tags)))
+        return run_id, str(folder)
+
+    def run(self, run_id: str) -> RunView:
+        self._reach()
+        return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
+
+    def beat(self, job_id: str, attempt: int, at: float) -> None:
+        self.runs[f"run-{job_id}"].metrics[names.heartbeat(attempt)] = at
+
+    def command(self, run_id: str, command: Command) -> None:
+        self._reach()
+        self.commands.append(command)
+        self.runs[run_id].tags[names.TAG_COMMAND] = command.model_dump_json()
+
+    def end_run(self, run_id: str, status: str) -> None:
+        self._reach()
+        self.runs[run_id].status = status
+
+    def history(self, run_id: str, key: str) -> list[MetricPoint]:  # noqa: ARG002
+        self._reach()
+        return self.points.get(key, [])
+
+    def versions(self, name: str) -> list[Version]:
+        return [version for version in self.all_versions() if version.name == name]
+
+    def version_of_job(self, name: str, job_id: str) -> Version | None:
+        return next((v for v in self.versions(name) if v.tags.get(names.TAG_JOB) == job_id), None)
+
+    def all_versions(self) -> list[Version]:
+        self._reach()
+        return list(self.registered)
+
+    def folder(self, version: Version) -> str | None:
+        self._reach()
+        return self.folders.get(version.source)
+
+    def register(self, name: str, number: int, job_id: str | None, folder: Path | str) -> Version:
+        source = f"models:/m-{name}-{number}"
+        tags = {names.TAG_JOB: job_id} if job_id else {}
+        version = Version(name, number, datetime(2025, 1, number, tzinfo=UTC), tags, source)
+        self.registered.append(version)
+        self.folders[source] = str(folder)
+        return version

@@ -1,0 +1,550 @@
+"""The REST interface: answers, errors, roles, lists, verbs."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, spec_with
+
+from service.adapters.mlflow_store import MetricPoint
+from service.jobs import repository, service
+from trainer.spec.plan import HELD_OUT_SHARE
+from trainer.spec.pretrain import DIGITS_IMAGES, PretrainSpec
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The body of an error, which is always of the same form."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "code", "detail", "problems", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body
+
+
+def post(api: TestClient, body: str | bytes, path: str = "/v1/jobs", **headers: str) -> httpx.Response:
+    return api.post(path, content=body, headers={"Content-Type": "application/json"} | headers)
+
+
+# --- submitting -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_created_and_found_where_the_answer_says(api, database):
+    answer = api.post("/v1/jobs", json=spec_with(labels={"team": "vision"}, priority=3))
+    assert answer.status_code == 201
+    job = answer.json()
+    assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["owner"], job["priority"]) == ("queued", "alice", 3)
+    assert job["labels"] == {"team": "vision"}
+    assert job["attempts"] == 0
+    assert job["result"] is None
+    assert api.get(answer.headers["Location"]).json() == job
+    assert datetime.fromisoformat(job["created_at"]).utcoffset() == timedelta(0)
+    assert [(e.state, e.actor) for e in events_of(database, job["id"])] == [("queued", "alice")]
+
+
+def test_the_same_key_with_the_same_spec_is_the_same_job(clients):
+    key = {"Idempotency-Key": "nightly-1"}
+    first = clients.alice.post("/v1/jobs", json=SPEC, headers=key)
+    # Another order of the fields and a default written out: the same spec.
+    again = clients.alice.post("/v1/jobs", json=dict(reversed(SPEC.items())) | {"priority": 0}, headers=key)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json()["id"] == first.json()["id"]
+    assert again.headers["Location"] == first.headers["Location"]
+    other = clients.alice.post("/v1/jobs", json=spec_with(seed=1), headers=key)
+    assert first.json()["id"] in problem(other, 422, "idempotency_key_reused")["detail"]
+    assert len(clients.alice.get("/v1/jobs").json()["items"]) == 1
+    assert clients.bob.post("/v1/jobs", json=SPEC, headers=key).status_code == 201, "a key is its owner's"
+    assert clients.alice.post("/v1/jobs", json=SPEC).status_code == 201
+    problem(clients.alice.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k" * 201}), 422, "parameter_invalid")
+
+
+def test_an_unknown_field_is_refused_with_its_place_and_the_nearest_name(api):
+    answer = api.post("/v1/jobs", json=spec_with(optimization={"epoch": 2}, sed=1))
+    found = {p["pointer"]: p for p in problem(answer, 422, "spec_invalid")["problems"]}
+    assert set(found) == {"/optimization/epoch", "/sed"}
+    assert found["/optimization/epoch"]["field"] == "optimization.epoch"
+    assert "'epochs'" in found["/optimization/epoch"]["message"]
+    assert "'seed'" in found["/sed"]["message"]
+    assert api.get("/v1/jobs").json()["items"] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "pointer", "value"),
+    [
+        ({"dataset": {}}, "/dataset/uri", None),
+        ({"dataset": {"uri": "s3://bucket"}}, "/dataset/uri", "s3://bucket"),
+        ({"model": {"preset": "vit_huge"}}, "/model/preset", "vit_huge"),
+        ({"method": {"mask_ratio": 1.5}}, "/method/mask_ratio", 1.5),
+        ({"kind": "search"}, "/kind", "search"),
+        ({"register_as": "Big-Name"}, "/register_as", "Big-Name"),
+        ({"optimization": {"global_batch_size": 1700, "epochs": 1}}, "/optimization/global_batch_size", 1700),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/plan"])
+def test_a_wrong_value_is_refused_with_its_place(api, path, fields, pointer, value):
+    (found,) = problem(api.post(path, json=spec_with(**fields)), 422, "spec_invalid")["problems"]
+    assert (found["pointer"], found["value"]) == (pointer, value)
+    assert found["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/plan"])
+def test_a_body_that_is_no_spec_is_refused(api, path):
+    problem(post(api, b'{"kind": "pretrain",', path), 422, "json_invalid")
+    problem(post(api, b"kind: pretrain", path), 422, "json_invalid")
+    problem(post(api, b"", path), 422, "body_invalid")
+    problem(post(api, b"[]", path), 422, "body_invalid")
+    problem(post(api, b"null", path), 422, "body_invalid")
+    answer = api.post(path, content=json.dumps(SPEC), headers={"Content-Type": "text/plain"})
+    assert "application/json" in problem(answer, 422, "body_invalid")["detail"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_numbers_that_json_does_not_know_are_refused(api, number):
+    body = json.dumps(spec_with(method={"mask_ratio": "here"}))
+    assert post(api, body.replace('"here"', number)).status_code == 422
+    answer = post(api, json.dumps(spec_with(name="here")).replace('"here"', number))
+    assert answer.status_code == 422
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b'{"kind": "pretrain", "name": ' + b"[" * 400 + b"]" * 400 + b"}",
+        b'{"kind": "pretrain", "dataset": ' + b'{"uri":' * 400 + b"1" + b"}" * 401,
+        b'{"kind": "pretrain", "seed": ' + b"9" * 5000 + b"}",
+        b'{"kind": "pretrain", "seed": ' + b"9" * 4000 + b"}",
+        b'{"kind": "\\ud800"}',
+        b'{"kind": "pretrain", "\\udfff": 1}',
+        b'{"kind": "pretrain", "name": "\\u0000"}',
+        b"\xff\xfe\x00",
+        b'{"kind": "pretrain", "dataset": {"uri": "file:///a\\u0000b"}}',
+        b'{"kind": "pretrain", "dataset": {"uri": "http://[broken"}}',
+    ],
+    ids=lambda body: body[:40].decode("latin-1") + f"...{len(body)}",
+)
+def test_a_hostile_body_is_the_senders_fault(api, body):
+    answer = post(api, body)
+    assert answer.status_code in {400, 422}, answer.text[:500]
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+# --- who may what -----------------------------------------------------------------------------------------------------
+
+ROUTES = [
+    ("GET", "/v1/jobs"),
+    ("POST", "/v1/jobs"),
+    ("POST", "/v1/jobs/plan"),
+    ("GET", "/v1/jobs/{id}"),
+    ("GET", "/v1/jobs/{id}/spec"),
+    ("POST", "/v1/jobs/{id}/cancel"),
+    ("POST", "/v1/jobs/{id}/pause"),
+    ("POST", "/v1/jobs/{id}/resume"),
+    ("POST", "/v1/jobs/{id}/retry"),
+    ("GET", "/v1/jobs/{id}/events"),
+    ("GET", "/v1/jobs/{id}/attempts"),
+    ("GET", "/v1/jobs/{id}/logs"),
+    ("GET", "/v1/jobs/{id}/metrics"),
+    ("GET", "/v1/jobs/{id}/images"),
+    ("GET", "/v1/jobs/{id}/images/a.png"),
+    ("GET", "/v1/backbones"),
+    ("GET", "/v1/backbones/a"),
+    ("GET", "/v1/backbones/a/versions/1"),
+    ("GET", "/v1/backbones/a/versions/1/files/spec.json"),
+    ("HEAD", "/v1/backbones/a/versions/1/files/spec.json"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+@pytest.mark.parametrize(
+    "header", [None, "Bearer wrong-token-0123456789", "Bearer ", "Bearer", "Basic YTpi", "token-of-admin-0123456789"]
+)
+def test_every_route_needs_a_known_token(clients, database, method, path, header):
+    job_id = add_job(database)
+    headers = {"Authorization": header} if header else {}
+    body = {"json": SPEC} if method == "POST" else {}
+    answer = clients.anonymous.request(method, path.format(id=job_id), headers=headers, **body)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    if method != "HEAD":
+        problem(answer, 401, "unauthorized")
+    assert job_of(database, job_id).state == "queued"
+
+
+def test_the_routes_above_are_all_there_are(api):
+    listed = api.get("/openapi.json").json()["paths"]
+    shapes = {re.sub(r"\{[^}]*\}", "*", path): set(methods) for path, methods in listed.items()}
+    tested: dict[str, set[str]] = {"/healthz": {"get"}, "/readyz": {"get"}}
+    for method, path in ROUTES:
+        shape = path.replace("{id}", "*").replace("a.png", "*").replace("/backbones/a", "/backbones/*")
+        shape = shape.replace("versions/1", "versions/*").replace("spec.json", "*")
+        tested.setdefault(shape, set()).add(method.lower())
+    assert shapes == tested
+
+
+def test_a_viewer_reads_and_changes_nothing(clients, database):
+    job_id = add_job(database, owner="viewer")
+    assert clients.viewer.get(f"/v1/jobs/{job_id}").status_code == 200
+    assert clients.viewer.get("/v1/jobs").status_code == 200
+    problem(clients.viewer.post("/v1/jobs", json=SPEC), 403, "forbidden")
+    for verb in ("cancel", "pause", "resume", "retry"):
+        problem(clients.viewer.post(f"/v1/jobs/{job_id}/{verb}"), 403, "forbidden")
+    assert job_of(database, job_id).state == "queued"
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause"])
+def test_only_operators_control_the_jobs_of_others(clients, database, verb):
+    jobs = [clients.alice.post("/v1/jobs", json=SPEC).json()["id"] for _ in range(3)]
+    detail = problem(clients.bob.post(f"/v1/jobs/{jobs[0]}/{verb}"), 403, "forbidden")["detail"]
+    assert "operator" in detail
+    assert job_of(database, jobs[0]).state == "queued"
+    for client, job_id in zip((clients.alice, clients.operator, clients.admin), jobs, strict=True):
+        assert client.post(f"/v1/jobs/{job_id}/{verb}").status_code == 200
+    assert [e.actor for e in events_of(database, jobs[1])] == ["alice", "operator"]
+
+
+# --- what is not there ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["", "/spec", "/events", "/attempts", "/logs", "/metrics", "/images", "/images/a.png"])
+def test_an_unknown_job_is_not_found(api, path):
+    assert "job-none" in problem(api.get(f"/v1/jobs/job-none{path}"), 404, "job_not_found")["detail"]
+
+
+@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
+def test_verbs_on_an_unknown_job_are_not_found(api, verb):
+    problem(api.post(f"/v1/jobs/job-none/{verb}"), 404, "job_not_found")
+
+
+def test_unknown_backbones_are_not_found(api):
+    problem(api.get("/v1/backbones/none"), 404, "backbone_not_found")
+    problem(api.get("/v1/backbones/none/versions/1"), 404, "version_not_found")
+    problem(api.get("/v1/backbones/none/versions/one"), 422, "parameter_invalid")
+    problem(api.get("/v1/backbones/none/versions/1/files/spec.json"), 404, "version_not_found")
+
+
+def test_unknown_routes_and_methods_are_problems_too(api):
+    problem(api.get("/v1/nothing"), 404, "not_found")
+    problem(api.get("/nothing"), 404, "not_found")
+    answer = api.put("/v1/jobs")
+    problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"]
+    problem(api.delete("/v1/jobs/job-none"), 405, "method_not_allowed")
+    problem(api.post("/v1/jobs/job-none/stop"), 404, "not_found")
+
+
+# --- lists ------------------------------------------------------------------------------------------------------------
+
+
+def names(api: TestClient, **query: Any) -> list[str]:
+    answer = api.get("/v1/jobs", params=query)
+    assert answer.status_code == 200, answer.text
+    return [job["name"] for job in answer.json()["items"]]
+
+
+@pytest.fixture
+def various(database) -> None:
+    rows: list[tuple[str, str, str, dict[str, str]]] = [
+        ("100% digits", "queued", "alice", {"team": "vision"}),
+        ("snake_case", "running", "bob", {"team": "vision", "env": "test"}),
+        ("snakeXcase", "failed", "alice", {"team": "audio"}),
+        ("100 digits", "succeeded", "bob", {"a.b/c-d": "1"}),
+        ("Back\\slash", "cancelled", "carol", {}),
+    ]
+    for minute, (name, state, owner, labels) in enumerate(rows):
+        at = NOW + timedelta(minutes=minute)
+        add_job(database, state, name=name, owner=owner, labels=labels, created_at=at)
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ({}, ["Back\\slash", "100 digits", "snakeXcase", "snake_case", "100% digits"]),
+        ({"state": "queued"}, ["100% digits"]),
+        ({"state": ["queued", "failed"]}, ["snakeXcase", "100% digits"]),
+        ({"kind": "pretrain", "owner": "bob"}, ["100 digits", "snake_case"]),
+        ({"kind": "search"}, []),
+        ({"owner": "nobody"}, []),
+        ({"label": "team:vision"}, ["snake_case", "100% digits"]),
+        ({"label": ["team:vision", "env:test"]}, ["snake_case"]),
+        ({"label": "team:vis"}, []),
+        ({"label": "a.b/c-d:1"}, ["100 digits"]),
+        ({"label": "a:1"}, []),
+        ({"label": ":"}, []),
+        ({"label": 'te"am:vision'}, []),
+        ({"label": "te'am:vision"}, []),
+        ({"label": "$:vision"}, []),
+        ({"label": "[0]:vision"}, []),
+        ({"name_contains": "%"}, ["100% digits"]),
+        ({"name_contains": "_"}, ["snake_case"]),
+        ({"name_contains": "\\"}, ["Back\\slash"]),
+        ({"name_contains": "SNAKE"}, ["snakeXcase", "snake_case"]),
+        ({"name_contains": "'"}, []),
+        ({"created_after": "2025-06-01T12:02:00Z"}, ["Back\\slash", "100 digits"]),
+        ({"created_after": "2025-06-01T14:02:00+02:00"}, ["Back\\slash", "100 digits"]),
+        ({"created_after": "2025-06-01T12:02:00"}, ["Back\\slash", "100 digits"]),
+        ({"created_after": "2025-06-01T12:01:59.999999Z", "state": "failed"}, ["snakeXcase"]),
+        ({"created_after": "0001-01-01T00:00:00+23:00", "state": "failed"}, ["snakeXcase"]),
+        ({"created_after": "9999-12-31T23:59:59-23:00"}, []),
+    ],
+)
+@pytest.mark.usefixtures("various")
+def test_lists_are_narrowed(api, query, found):
+    assert names(api, **query) == found
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"state": "sleeping"},
+        {"label": "team"},
+        {"created_after": "yesterday"},
+        {"limit": 0},
+        {"limit": 501},
+        {"limit": "many"},
+        {"cursor": "nonsense"},
+        {"cursor": "é"},
+        {"cursor": repository.write_cursor([])},
+        {"cursor": repository.write_cursor(["2025"])},
+        {"cursor": repository.write_cursor([1, 2])},
+        {"cursor": repository.write_cursor(["yesterday", "job-a"])},
+        {"cursor": repository.write_cursor([{"a": 1}])},
+    ],
+)
+def test_wrong_parameters_of_a_list_are_refused(api, query):
+    problem(api.get("/v1/jobs", params=query), 422, "parameter_invalid")
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
+def test_pages_have_neither_gaps_nor_repeats(api, database, limit):
+    """Also where jobs share their moment, and others come meanwhile."""
+    made = [add_job(database, created_at=NOW + timedelta(seconds=n // 3), id=f"job-{n}") for n in range(7)]
+    add_job(database, owner="bob", created_at=NOW)
+    seen: list[str] = []
+    cursor = None
+    for page in range(20):
+        answer = api.get("/v1/jobs", params={"limit": limit, "owner": "alice"} | ({"cursor": cursor} if cursor else {}))
+        body = answer.json()
+        assert 0 < len(body["items"]) <= limit
+        seen += [job["id"] for job in body["items"]]
+        cursor = body["next_cursor"]
+        if cursor is None:
+            break
+        add_job(database, created_at=NOW + timedelta(hours=1, seconds=page))
+    assert cursor is None
+    assert seen == made[::-1]
+
+
+def test_events_come_in_pages(api, database):
+    job_id = api.post("/v1/jobs", json=SPEC).json()["id"]
+    for verb in ("pause", "resume", "pause", "cancel"):
+        assert api.post(f"/v1/jobs/{job_id}/{verb}").status_code == 200
+    whole = api.get(f"/v1/jobs/{job_id}/events").json()
+    assert [e["state"] for e in whole["items"]] == ["queued", "paused", "queued", "paused", "cancelled"]
+    assert whole["next_cursor"] is None
+    paged, cursor = [], None
+    while not paged or cursor:
+        query = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        body = api.get(f"/v1/jobs/{job_id}/events", params=query).json()
+        paged += body["items"]
+        cursor = body["next_cursor"]
+    assert paged == whole["items"]
+    assert len(events_of(database, job_id)) == 5
+
+
+@pytest.mark.parametrize("parts", [[], ["x"], [None], [{}], [1e308], [10**30], [float("inf")]])
+def test_a_wrong_cursor_of_events_is_refused(api, database, parts):
+    job_id = add_job(database)
+    query = {"cursor": repository.write_cursor(parts)}
+    problem(api.get(f"/v1/jobs/{job_id}/events", params=query), 422, "parameter_invalid")
+
+
+def test_a_cursor_nested_deep_is_refused(api):
+    cursor = repository.base64.urlsafe_b64encode(b"[" * 20_000).decode().rstrip("=")
+    problem(api.get("/v1/jobs", params={"cursor": cursor}), 422, "parameter_invalid")
+
+
+# --- verbs ------------------------------------------------------------------------------------------------------------
+
+STATES = "queued starting running recovering pausing paused cancelling succeeded failed cancelled".split()
+# The state after each verb in each of STATES; a dash is 409.
+VERBS = """
+cancel cancelled cancelling cancelling cancelling cancelling cancelled cancelling - - -
+pause  paused    pausing    pausing    pausing    pausing    paused    -          - - -
+resume -         -          -          -          -          queued    -          - - -
+retry  -         -          -          -          -          -         -          - queued queued
+"""
+CASES = [
+    (row.split()[0], state, after)
+    for row in VERBS.strip().splitlines()
+    for state, after in zip(STATES, row.split()[1:], strict=True)
+]
+
+
+@pytest.mark.parametrize(("verb", "state", "after"), CASES)
+def test_a_verb_moves_a_job_or_is_refused_with_the_states_that_allow_it(api, database, verb, state, after):
+    job_id = add_job(database, state)
+    answer = api.post(f"/v1/jobs/{job_id}/{verb}")
+    if after == "-":
+        detail = problem(answer, 409, "not_allowed_in_state")["detail"]
+        allowed = {s for v, s, a in CASES if v == verb and a != "-"}
+        assert set(detail.partition("must be ")[2].split(" or ")) == allowed
+        assert job_of(database, job_id).state == state
+        assert events_of(database, job_id) == []
+    else:
+        assert answer.status_code == 200
+        assert answer.json()["state"] == after == job_of(database, job_id).state
+        assert len(events_of(database, job_id)) == (state != after)
+
+
+def test_a_retry_begins_anew_with_failures_and_progress(api, database):
+    progress = {"epoch": 1.0, "epochs": 2, "step": 5}
+    fields = {"failures": 3, "restarts": 4, "attempts": 2, "progress": progress, "not_before": NOW}
+    kept = add_job(database, "failed", **fields)
+    assert api.post(f"/v1/jobs/{kept}/retry").json()["progress"]["step"] == 5
+    job = job_of(database, kept)
+    assert (job.failures, job.restarts, job.since_attempt, job.not_before) == (0, 0, 1, None)
+    scratch = add_job(database, "failed", **fields)
+    assert api.post(f"/v1/jobs/{scratch}/retry", json={"from_scratch": True}).json()["progress"] is None
+    assert job_of(database, scratch).since_attempt == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"from_scrath": true}', "spec_invalid"),
+        (b'{"from_scratch": "perhaps"}', "spec_invalid"),
+        (b'{"from_scratch": ', "json_invalid"),
+        (b"[]", "body_invalid"),
+    ],
+)
+def test_a_wrong_body_of_a_retry_is_refused(api, database, body, code):
+    job_id = add_job(database, "failed")
+    found = problem(post(api, body, f"/v1/jobs/{job_id}/retry"), 422, code)
+    if b"scrath" in body:
+        assert found["problems"][0]["pointer"] == "/from_scrath"
+        assert "'from_scratch'" in found["problems"][0]["message"]
+    assert job_of(database, job_id).state == "failed"
+
+
+# --- what a job shows -------------------------------------------------------------------------------------------------
+
+
+def test_a_jobs_spec_makes_the_same_job_again(api):
+    job = api.post("/v1/jobs", json=SPEC).json()
+    spec = api.get(f"/v1/jobs/{job['id']}/spec").json()
+    assert spec == PretrainSpec.parse(SPEC).model_dump(mode="json")
+    assert api.post("/v1/jobs", json=spec).json()["spec"] == job["spec"]
+
+
+def test_a_job_without_a_run_shows_empty_views(api, database):
+    job_id = add_job(database)
+    for view in ("logs", "attempts", "images"):
+        assert api.get(f"/v1/jobs/{job_id}/{view}").json()["items"] == []
+    assert api.get(f"/v1/jobs/{job_id}/metrics").json() == {"series": {}}
+    assert attempts_of(database, job_id) == []
+
+
+def test_metrics_are_asked_for_by_key(api, database, mlflow):
+    run_id, folder = mlflow.make_run("job-m", "m", {})
+    mlflow.runs[run_id].metrics |= {"train/loss": 0.5, "train/lr": 0.1, "rcmae/heartbeat_a1": 1.0}
+    mlflow.points = {"train/loss": [MetricPoint(1, 0.9, NOW), MetricPoint(2, 0.5, NOW)]}
+    job_id = add_job(database, "running", run_id=run_id, artifact_uri=folder)
+    every = api.get(f"/v1/jobs/{job_id}/metrics").json()["series"]
+    assert set(every) == {"train/loss", "train/lr"}
+    assert [(p["step"], p["value"]) for p in every["train/loss"]] == [(1, 0.9), (2, 0.5)]
+    some = api.get(f"/v1/jobs/{job_id}/metrics", params={"key": ["train/loss", "none"]}).json()["series"]
+    assert set(some) == {"train/loss", "none"}
+    mlflow.reachable = False
+    problem(api.get(f"/v1/jobs/{job_id}/metrics"), 503, "unavailable")
+    problem(api.get("/v1/backbones"), 503, "unavailable")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_no_number_can_be_shown(api, database, mlflow, value):
+    run_id, folder = mlflow.make_run("job-m", "m", {})
+    mlflow.runs[run_id].metrics["train/loss"] = value
+    mlflow.points = {"train/loss": [MetricPoint(1, value, NOW)]}
+    job_id = add_job(database, "failed", run_id=run_id, artifact_uri=folder)
+    assert api.get(f"/v1/jobs/{job_id}/metrics").status_code == 200
+
+
+def test_a_plan_says_what_a_spec_needs(api, ray):
+    plan = api.post("/v1/jobs/plan", json=SPEC).json()
+    held_out = DIGITS_IMAGES // HELD_OUT_SHARE
+    train = DIGITS_IMAGES - held_out
+    assert plan["steps"] == {
+        "train_images": train,
+        "held_out_images": held_out,
+        "steps_per_epoch": train // 64,
+        "steps": train // 64 * 2,
+    }
+    assert plan["gang"] == {"cpus": 2, "gpus": 0}
+    assert plan["possible"]
+    assert plan["spec"]["optimization"]["micro_batch_size"] != "auto"
+    assert plan["memory_per_worker_bytes"] > 0
+    ray.cpus = 1
+    impossible = api.post("/v1/jobs/plan", json=SPEC).json()
+    assert not impossible["possible"]
+    assert "1 in the cluster" in impossible["message"]
+    assert api.get("/v1/jobs").json()["items"] == []
+
+
+def test_a_plan_without_a_cluster_is_unavailable_but_submitting_works(clients, ray, mlflow):
+    ray.reachable = mlflow.reachable = False
+    assert "Ray" in problem(clients.alice.post("/v1/jobs/plan", json=SPEC), 503, "unavailable")["detail"]
+    assert clients.alice.post("/v1/jobs", json=SPEC).status_code == 201
+    assert clients.viewer.post("/v1/jobs/plan", json=SPEC).status_code == 503, "viewers may plan"
+
+
+# --- around it --------------------------------------------------------------------------------------------------------
+
+
+def test_the_request_id_is_the_callers_where_it_is_a_sane_one(api):
+    assert api.get("/healthz", headers={"X-Request-ID": "abc-1"}).headers["x-request-id"] == "abc-1"
+    given = api.get("/v1/nothing", headers={"X-Request-ID": "abc-2"})
+    assert problem(given, 404, "not_found")["request_id"] == "abc-2"
+    for bad in ("x" * 65, "a\tb", ""):
+        made = api.get("/healthz", headers={"X-Request-ID": bad}).headers["x-request-id"]
+        assert re.fullmatch("[0-9a-f]{32}", made)
+    ids = {api.get("/healthz").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_an_error_of_ours_has_a_request_id_and_no_traceback(clients, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError("the-secret-inside")
+
+    monkeypatch.setattr(service, "show", broken)
+    answer = clients.alice.get("/v1/jobs/job-a")
+    problem(answer, 500, "internal_error")
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+
+
+
+def test_docs_come_from_the_service_alone(clients):
+    page = clients.anonymous.get("/docs")
+    assert page.status_code == 200
+    loaded = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)""", page.text)
+    assert len(loaded) >= 2
+    for url in loaded:
+        assert url.startswith("/"), url
+        assert not url.startswith("//"), url
+        assert clients.anonymous.get(url).status_code == 200
+    assert not re.search(r"https?://", page.text)
+    assert clients.anonymous.get("/openapi.json").status_code == 200
+    assert clients.anonymous.get("/docs/assets/../../app.py").status_code == 404
+    problem(clients.anonymous.get("/redoc"), 404, "not_found")

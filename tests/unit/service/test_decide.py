@@ -1,0 +1,287 @@
+"""What is decided about one attempt, case by case."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from service.adapters.mlflow_store import RunView
+from service.adapters.ray_cluster import RayState
+from service.db import Attempt, Job
+from service.jobs.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Patience, Seen, decide, settle
+from service.jobs.lifecycle import POLICIES
+from service.jobs.schemas import State
+from trainer.spec.job import Outcome, Reason
+from trainer.spec.names import heartbeat
+
+NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
+PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100))
+LIVE = ["starting", "running", "pausing", "cancelling"]
+GONE = [RayState.SUCCEEDED, RayState.FAILED, RayState.STOPPED, RayState.ABSENT]
+PRESENT = [state for state in RayState if state not in {RayState.ABSENT, RayState.UNKNOWN}]
+SILENT_RUN = RunView({}, {})
+
+
+def job(state: str = "running", failures: int = 0, restarts: int = 0) -> Job:
+    return Job(state=state, failures=failures, restarts=restarts)
+
+
+def attempt(**fields: object) -> Attempt:
+    return Attempt(**({"number": 2, "accepted": True, "generation": 0} | fields))
+
+
+def beat(seconds_ago: float = 1.0, number: int = 2) -> RunView:
+    return RunView({}, {heartbeat(number): NOW.timestamp() - seconds_ago})
+
+
+def seen(ray: RayState = RayState.RUNNING, **fields: object) -> Seen:
+    return Seen(**({"now": NOW, "ray": ray, "run": SILENT_RUN, "mlflow_up": timedelta(hours=1)} | fields))
+
+
+def ago(seconds: float) -> datetime:
+    return NOW - timedelta(seconds=seconds)
+
+
+# --- Ray out of reach, and submissions whose answer was lost ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("accepted", [True, False])
+@pytest.mark.parametrize("run", [None, SILENT_RUN, beat(9999)])
+@pytest.mark.parametrize("asked", [None, ago(9999)])
+def test_nothing_follows_from_a_cluster_out_of_reach(state, accepted, run, asked):
+    tried = attempt(accepted=accepted, stop_asked_at=asked, command="cancel", commanded_at=asked)
+    outcome = Outcome(state="failed", reason=Reason.DATA_ERROR)
+    assert decide(job(state), tried, seen(RayState.UNKNOWN, run=run, outcome=outcome), PATIENCE) == "wait"
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_a_submission_that_ray_does_not_know_is_sent_again(state):
+    assert decide(job(state), attempt(accepted=False), seen(RayState.ABSENT), PATIENCE) == "submit"
+
+
+@pytest.mark.parametrize(("state", "end"), [("cancelling", "cancelled"), ("pausing", "paused")])
+def test_a_submission_that_never_arrived_ends_with_its_job(state, end):
+    decision = decide(job(state), attempt(accepted=False), seen(RayState.ABSENT, run=None), PATIENCE)
+    assert isinstance(decision, Ended)
+    assert decision.state == end
+
+
+@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("ray", PRESENT)
+def test_a_submission_that_ray_knows_is_accepted_first(state, ray):
+    assert decide(job(state), attempt(accepted=False), seen(ray), PATIENCE) == "accept"
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", LIVE)
+@pytest.mark.parametrize("ray", GONE)
+def test_the_end_waits_for_mlflow(state, ray):
+    outcome = Outcome(state="succeeded")
+    assert decide(job(state), attempt(), seen(ray, run=None, outcome=outcome), PATIENCE) == "wait"
+
+
+@pytest.mark.parametrize("ray", GONE)
+@pytest.mark.parametrize("asked", [None, ago(5)])
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(state="succeeded", checkpoint="checkpoints/a2/10"),
+        Outcome(state="failed", reason=Reason.LOSS_NOT_FINITE, message="step 7", checkpoint="checkpoints/a1/5"),
+        Outcome(state="cancelled"),
+        Outcome(state="paused"),
+    ],
+)
+def test_the_attempts_own_last_word_counts(ray, asked, outcome):
+    decision = decide(job(), attempt(stop_asked_at=asked), seen(ray, outcome=outcome), PATIENCE)
+    assert decision == Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
+
+
+@pytest.mark.parametrize("asked", [None, ago(5)])
+def test_an_attempt_that_ray_forgot_was_lost_with_the_cluster(asked):
+    decision = decide(job(), attempt(stop_asked_at=asked), seen(RayState.ABSENT, run=beat()), PATIENCE)
+    assert isinstance(decision, Ended)
+    assert (decision.state, decision.reason) == ("lost", Reason.CLUSTER_LOST)
+
+
+@pytest.mark.parametrize("ray", [RayState.FAILED, RayState.STOPPED, RayState.SUCCEEDED])
+@pytest.mark.parametrize("run", [SILENT_RUN, beat(number=1)])
+def test_an_attempt_without_outcome_and_heartbeat_failed_to_start(ray, run):
+    decision = decide(job("starting"), attempt(), seen(ray, run=run), PATIENCE)
+    assert isinstance(decision, Ended)
+    assert (decision.state, decision.reason) == ("failed", Reason.START_FAILED)
+
+
+@pytest.mark.parametrize("ray", [RayState.FAILED, RayState.STOPPED, RayState.SUCCEEDED])
+def test_an_attempt_that_ran_and_left_no_outcome_is_lost(ray):
+    decision = decide(job(), attempt(), seen(ray, run=beat()), PATIENCE)
+    assert isinstance(decision, Ended)
+    assert (decision.state, decision.reason) == ("lost", Reason.WORKER_FAILED)
+
+
+def test_a_silent_attempt_that_was_stopped_says_so():
+    decision = decide(job(), attempt(stop_asked_at=ago(5)), seen(RayState.STOPPED, run=beat(500)), PATIENCE)
+    assert isinstance(decision, Ended)
+    assert decision.reason == Reason.WORKER_FAILED
+    assert "silent" in decision.message
+
+
+# --- alive ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "run", "decision"),
+    [
+        ("starting", None, "wait"),
+        ("starting", SILENT_RUN, "wait"),
+        ("starting", beat(number=1), "wait"),
+        ("starting", beat(), "started"),
+        ("running", None, "wait"),
+        ("running", SILENT_RUN, "wait"),
+        ("running", beat(), "wait"),
+        ("running", beat(100), "wait"),
+    ],
+)
+def test_a_live_attempt_starts_with_its_first_heartbeat(state, run, decision):
+    assert decide(job(state), attempt(), seen(run=run), PATIENCE) == decision
+
+
+@pytest.mark.parametrize(
+    ("silent", "up", "decision"),
+    [(101, 101, "stop"), (101, 100, "wait"), (100, 101, "wait"), (9999, 0, "wait"), (9999, 9999, "stop")],
+)
+def test_silence_counts_from_when_mlflow_answers_again(silent, up, decision):
+    found = seen(run=beat(silent), mlflow_up=timedelta(seconds=up))
+    assert decide(job(), attempt(), found, PATIENCE) == decision
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_a_stop_is_asked_for_again_only_after_a_while(state):
+    wait = STOP_AGAIN.total_seconds()
+    for seconds, decision in ((0, "wait"), (wait, "wait"), (wait + 1, "stop")):
+        tried = attempt(stop_asked_at=ago(seconds))
+        assert decide(job(state), tried, seen(run=beat(9999)), PATIENCE) == decision
+
+
+@pytest.mark.parametrize("state", ["cancelling", "pausing"])
+def test_an_attempt_that_has_not_started_is_stopped(state):
+    assert decide(job(state), attempt(), seen(RayState.PENDING), PATIENCE) == "stop"
+
+
+@pytest.mark.parametrize(("state", "action"), [("cancelling", "cancel"), ("pausing", "pause")])
+def test_a_running_attempt_is_told_then_stopped_past_the_deadline(state, action):
+    assert decide(job(state), attempt(), seen(run=beat()), PATIENCE) == "command"
+    for seconds, decision in ((0, "wait"), (120, "wait"), (121, "stop")):
+        told = attempt(command=action, commanded_at=ago(seconds), generation=1)
+        assert decide(job(state), told, seen(run=beat()), PATIENCE) == decision
+
+
+def test_a_cancel_after_a_pause_is_a_command_of_its_own():
+    told = attempt(command="pause", commanded_at=ago(500), generation=1)
+    assert decide(job("cancelling"), told, seen(run=beat()), PATIENCE) == "command"
+
+
+@pytest.mark.parametrize("state", ["cancelling", "pausing"])
+def test_commands_wait_while_mlflow_is_away(state):
+    assert decide(job(state), attempt(), seen(run=None), PATIENCE) == "wait"
+    told = attempt(command="cancel", commanded_at=ago(9999), generation=1)
+    assert decide(job(state), told, seen(run=None), PATIENCE) == "wait"
+
+
+# --- what it means for the job ----------------------------------------------------------------------------------------
+
+# reason, tried again, counted as a failure
+RETRIES = [
+    (Reason.WORKER_FAILED, True, True),
+    (Reason.START_FAILED, True, True),
+    (Reason.OUT_OF_MEMORY, True, True),
+    (Reason.STORAGE_ERROR, True, True),
+    (Reason.NODE_LOST, True, False),
+    (Reason.CLUSTER_LOST, True, False),
+    (Reason.LOSS_NOT_FINITE, False, False),
+    (Reason.DATA_ERROR, False, False),
+    (Reason.SPEC_ERROR, False, False),
+]
+
+
+def failed(reason: Reason | None = Reason.WORKER_FAILED) -> Ended:
+    return Ended("failed", reason, "It broke.")
+
+
+def test_the_table_of_retries_is_whole():
+    assert {row[0] for row in RETRIES} == set(POLICIES)
+
+
+@pytest.mark.parametrize(("reason", "retried", "charged"), RETRIES)
+def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, charged):
+    step = settle(job(), failed(reason), max_failures=3)
+    assert (step.state is State.RECOVERING) == retried
+    assert (step.state is State.FAILED) != retried
+    assert (step.charged, step.reason) == (charged, reason)
+    assert step.message.startswith("It broke.")
+    assert POLICIES[reason].advice in step.message
+    assert (step.delay > timedelta(0)) == retried
+
+
+def test_a_failure_of_no_known_reason_is_the_workers():
+    step = settle(job(), failed(None), max_failures=3)
+    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.WORKER_FAILED, True)
+
+
+def test_the_delay_doubles_up_to_a_limit():
+    delays = [settle(job(restarts=n), failed(), max_failures=99).delay.total_seconds() for n in range(9)]
+    assert delays[:6] == [1, 2, 4, 8, 16, 32]
+    assert delays[6:] == [MAX_DELAY_S] * 3
+
+
+@pytest.mark.parametrize(
+    ("failures", "allowed", "state"),
+    [(0, 0, "failed"), (0, 1, "recovering"), (1, 1, "failed"), (2, 3, "recovering"), (3, 3, "failed")],
+)
+def test_charged_failures_run_out(failures, allowed, state):
+    step = settle(job(failures=failures), failed(), max_failures=allowed)
+    assert (step.state, step.charged) == (state, True)
+    if state == "failed":
+        assert f"{failures + 1} failures, {allowed} allowed" in step.message
+    else:
+        assert f"{allowed - failures - 1} more failures are allowed" in step.message
+
+
+@pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST])
+def test_a_lost_cluster_never_uses_up_failures(reason):
+    step = settle(job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3)
+    assert (step.state, step.charged) == (State.RECOVERING, False)
+    assert "not counted" in step.message
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_success_is_success_whatever_was_asked(state):
+    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3)
+    assert (step.state, step.reason, step.charged) == (State.SUCCEEDED, None, False)
+
+
+@pytest.mark.parametrize("reason", list(POLICIES))
+@pytest.mark.parametrize("end", ["failed", "lost", "cancelled", "paused"])
+def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason):
+    step = settle(job("cancelling", failures=9), Ended(end, reason, "It broke."), max_failures=3)
+    assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
+
+
+@pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
+def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retried, _charged):
+    step = settle(job("pausing", failures=9), failed(reason), max_failures=3)
+    assert step.state is (State.PAUSED if retried else State.FAILED)
+    assert step.reason == (Reason.PAUSED_BY_USER if retried else reason)
+    assert not step.charged
+
+
+@pytest.mark.parametrize("state", ["pausing", "running", "starting"])
+def test_a_paused_attempt_pauses_its_job(state):
+    assert settle(job(state), Ended("paused", None, ""), max_failures=3).state is State.PAUSED
+
+
+def test_an_attempt_stopped_while_pausing_pauses_its_job():
+    assert settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0).state is State.PAUSED

@@ -1,0 +1,151 @@
+"""The table of verbs and states, and the one function that changes a state."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from service_fakes import add_job, events_of, job_of
+
+from service.db import Database, Job
+from service.jobs import repository
+from service.jobs.decide import Ended, settle
+from service.jobs.lifecycle import EFFECTS, POLICIES, TRANSITIONS, Effect, StaleState, Verb, note, transition
+from service.jobs.schemas import State
+from trainer.spec.job import Reason
+
+STATES = "queued starting running recovering pausing paused cancelling succeeded failed cancelled".split()
+
+# Columns are STATES in their order. 409: refused; same: nothing changes; gone, edit and drain move to no state.
+TABLE = """
+cancel         cancelled cancelling cancelling cancelling cancelling cancelled cancelling=same 409  409    409
+pause          paused    pausing    pausing    pausing    same       same      409             409  409    409
+resume         409       409        409        409        409        queued    409             409  409    409
+retry          409       409        409        409        409        409       409             409  queued queued
+stop           succeeded drain      drain      drain      409        succeeded 409             409  409    409
+delete         409       409        409        409        409        409       409             gone gone   gone
+patch_priority edit      edit       edit       edit       edit       edit      edit            409  409    409
+patch_notes    edit      edit       edit       edit       edit       edit      edit            edit edit   edit
+"""
+ROWS = {row.split()[0]: row.split()[1:] for row in TABLE.strip().splitlines()}
+CELLS = [(verb, state, cell) for verb, row in ROWS.items() for state, cell in zip(STATES, row, strict=True)]
+
+# What may follow a state.
+FOLLOWING = {
+    "queued": "starting paused cancelled succeeded failed",
+    "starting": "running recovering pausing cancelling paused succeeded failed cancelled",
+    "running": "recovering pausing cancelling paused succeeded failed cancelled",
+    "recovering": "starting pausing cancelling succeeded failed",
+    "pausing": "paused cancelling succeeded failed",
+    "paused": "queued cancelled succeeded",
+    "cancelling": "cancelled succeeded",
+    "succeeded": "",
+    "failed": "queued",
+    "cancelled": "queued",
+}
+
+
+def expected(cell: str) -> State | Effect:
+    named = {"409": Effect.REFUSED, "cancelling=same": Effect.SAME}
+    if cell in named:
+        return named[cell]
+    return Effect(cell) if cell in set(Effect) else State(cell)
+
+
+def test_there_is_a_row_for_each_verb_and_a_column_for_each_state():
+    assert set(ROWS) == {verb.value for verb in Verb}
+    assert STATES == [state.value for state in State]
+    assert len(CELLS) == len(Verb) * len(State)
+
+
+@pytest.mark.parametrize(("verb", "state", "cell"), CELLS)
+def test_a_verb_in_a_state_does_what_the_table_says(verb, state, cell):
+    assert EFFECTS[Verb(verb)][State(state)] == expected(cell)
+
+
+@pytest.mark.parametrize(("verb", "state"), list(itertools.product(Verb, State)))
+def test_a_verb_only_moves_along_a_transition(verb, state):
+    effect = EFFECTS[verb][state]
+    assert not isinstance(effect, State) or effect in TRANSITIONS[state]
+
+
+def test_the_transitions_are_those_and_no_others():
+    assert {a.value: {b.value for b in found} for a, found in TRANSITIONS.items()} == {
+        a: set(found.split()) for a, found in FOLLOWING.items()
+    }
+
+
+@pytest.mark.parametrize(("begin", "end"), list(itertools.product(STATES, STATES)))
+def test_a_transition_writes_one_event_or_raises_and_writes_nothing(database, begin, end):
+    job_id = add_job(database, begin)
+    if end in FOLLOWING[begin].split():
+        with database.session() as session:
+            transition(session, repository.get(session, job_id), State(end), Reason.DATA_ERROR, "because", "eve")
+        events = events_of(database, job_id)
+        assert [(e.state, e.reason, e.message, e.actor) for e in events] == [(end, "data_error", "because", "eve")]
+        after = job_of(database, job_id)
+        assert (after.state, after.reason, after.message) == (end, "data_error", "because")
+        assert (after.ended_at is not None) == (end in {"succeeded", "failed", "cancelled"})
+    else:
+        with pytest.raises(ValueError, match=f"from {begin} to {end}"), database.session() as session:
+            transition(session, repository.get(session, job_id), State(end), None, "", "eve")
+        assert job_of(database, job_id).state == begin
+        assert events_of(database, job_id) == []
+
+
+def test_a_job_that_another_moved_is_stale(database):
+    job_id = add_job(database, "running")
+    seen = job_of(database, job_id)
+    with database.session() as session:
+        transition(session, repository.get(session, job_id), State.CANCELLING, None, "", "alice")
+    with pytest.raises(StaleState, match=job_id), database.session() as session:
+        transition(session, seen, State.SUCCEEDED, None, "", "controller")
+    assert job_of(database, job_id).state == "cancelling"
+    assert [event.state for event in events_of(database, job_id)] == ["cancelling"]
+
+
+def test_a_rolled_back_transition_leaves_no_event(database):
+    job_id = add_job(database, "running")
+    with pytest.raises(RuntimeError), database.session() as session:
+        transition(session, repository.get(session, job_id), State.FAILED, None, "", "controller")
+        raise RuntimeError
+    assert job_of(database, job_id).state == "running"
+    assert events_of(database, job_id) == []
+
+
+def test_training_begins_once_and_a_retried_job_has_not_ended(database):
+    job_id = add_job(database, "starting")
+
+    def go(*states: State) -> None:
+        for state in states:
+            with database.session() as session:
+                transition(session, repository.get(session, job_id), state, None, "", "controller")
+
+    go(State.RUNNING)
+    first = job_of(database, job_id).started_at
+    assert first is not None
+    go(State.RECOVERING, State.STARTING, State.RUNNING, State.FAILED)
+    assert job_of(database, job_id).started_at == first
+    assert job_of(database, job_id).ended_at is not None
+    go(State.QUEUED)
+    assert job_of(database, job_id).ended_at is None
+
+
+def test_a_note_is_written_once_until_it_changes(database: Database):
+    job_id = add_job(database)
+    for message in ("waits", "waits", "waits longer", "waits longer", "waits"):
+        with database.session() as session:
+            note(session, repository.get(session, job_id), Reason.INSUFFICIENT_RESOURCES, message, "controller")
+    events = events_of(database, job_id)
+    assert [event.message for event in events] == ["waits", "waits longer", "waits"]
+    assert {(event.state, event.reason) for event in events} == {("queued", "insufficient_resources")}
+
+
+@pytest.mark.parametrize("state", ["starting", "running", "pausing", "cancelling"])
+def test_every_end_of_an_attempt_moves_its_job_along_a_transition(state):
+    """No attempt can end so that its job is stuck."""
+    ends = ["succeeded", "failed", "cancelled", "paused", "lost"]
+    for end, reason, failures in itertools.product(ends, [None, *POLICIES], [0, 9]):
+        step = settle(Job(state=state, failures=failures, restarts=0), Ended(end, reason, "said"), max_failures=3)
+        assert step.state in TRANSITIONS[State(state)], (end, reason, failures)
+        assert step.message

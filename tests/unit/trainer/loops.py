@@ -1,0 +1,146 @@
+"""Small real runs of the training loop, in one process or in several, for tests."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+import trainer.pretrain as loop
+from trainer.control import Action
+from trainer.pretrain import Ending, Run, pretrain
+from trainer.spec.job import parse_spec
+from trainer.spec.names import checkpoint_folder
+from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+
+# Forked from a server that has imported torch and run nothing: a start takes no seconds and no threads are lost.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["trainer.pretrain", "sklearn.datasets"])
+KILLED = 9
+
+TINY = {
+    "kind": "pretrain",
+    "dataset": {"uri": "builtin://digits"},
+    "model": {
+        "preset": "vit_tiny_patch16_224", "img_size": 32, "patch_size": 8, "in_chans": 1, "embed_dim": 32, "depth": 2,
+        "num_heads": 4, "decoder_embed_dim": 32, "decoder_depth": 1, "decoder_num_heads": 4,
+    },
+    "optimization": {"epochs": 2, "global_batch_size": 300, "base_lr": 1e-3, "warmup_epochs": 0},
+    "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
+    "evaluation": {"every_epochs": 1000, "probes": []},
+    "checkpoint": {"every_epochs": 1, "keep": 10},
+}  # fmt: skip
+
+
+def make_spec(**parts: Any) -> PretrainSpec:
+    """The tiny spec with parts of it changed."""
+    data = {**TINY, **{k: v for k, v in parts.items() if not isinstance(v, dict)}}
+    for name, changes in parts.items():
+        if isinstance(changes, dict):
+            data[name] = {**TINY.get(name, {}), **changes}
+    return resolve(parse_spec(data), ClusterShape(cpus=8, gpus=0))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a process of `launch` is told."""
+
+    spec: PretrainSpec
+    folder: Path
+    rank: int
+    attempt: int
+    die_at: int | None
+    sync: bool
+
+
+@dataclass
+class Memory:
+    """Keeps what a loop records."""
+
+    rows: dict[int, dict[str, float]] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def log(self, step: int, metrics: Any) -> None:
+        self.rows.setdefault(step, {}).update(metrics)
+
+    def tag(self, tags: Any) -> None:
+        self.tags.update(tags)
+
+    def curve(self, key: str) -> dict[int, float]:
+        return {step: row[key] for step, row in sorted(self.rows.items()) if key in row}
+
+
+def run_loop(
+    spec: PretrainSpec, folder: Path, attempt: int = 1, wanted: Callable[[], Action | None] = lambda: None
+) -> tuple[Ending, Memory]:
+    """One attempt in this process."""
+    store, memory = Store(str(folder)), Memory()
+    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def persist(directory: Path | None, name: str) -> None:
+        if directory:
+            store.upload(directory, f"{checkpoint_folder(attempt)}/{name}")
+
+    run = Run(
+        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, persist=persist,
+        wanted=wanted, cache_dir=folder / "cache",
+    )  # fmt: skip
+    return pretrain(spec, run), memory
+
+
+def weights(folder: Path, ending_folder: str) -> dict[str, torch.Tensor]:
+    """Student, teacher and optimiser of a checkpoint, under one roof."""
+    found: dict[str, torch.Tensor] = {}
+    for part in ("student", "teacher", "optimizer"):
+        file = folder / ending_folder / f"{part}.safetensors"
+        if file.is_file():
+            found |= {f"{part}.{name}": value for name, value in load_file(file).items()}
+    return found
+
+
+def launch(
+    spec: PretrainSpec, folder: Path, attempt: int = 1, *, die_at: int | None = None, sync: bool = True
+) -> dict[str, Any] | None:
+    """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``."""
+    folder.mkdir(exist_ok=True)
+    tasks = [Task(spec, folder, rank, attempt, die_at, sync) for rank in range(int(spec.resources.workers))]
+    processes = [PROCESSES.Process(target=_work, args=(task,)) for task in tasks]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=300)
+    assert {process.exitcode for process in processes} == {0 if die_at is None else KILLED}
+    return None if die_at is not None else json.loads((folder / f"result-{attempt}.json").read_text())
+
+
+def _work(task: Task) -> None:
+    workers = int(task.spec.resources.workers)
+    if workers > 1:
+        meeting = dist.FileStore(str(task.folder / f"meeting-{task.attempt}"), workers)
+        dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers)
+    if not task.sync:
+        loop._distributed = lambda student, *_: student  # every rank steps on its own gradient
+    asked = 0
+
+    def wanted() -> None:
+        nonlocal asked
+        if asked == task.die_at:
+            os._exit(KILLED)  # as a kill would: no cleanup, at the same step on every rank
+        asked += 1
+
+    ending, memory = run_loop(task.spec, task.folder, task.attempt, wanted)
+    if task.rank == 0:
+        result = {"checkpoint": ending.checkpoint.folder, "loss": memory.curve("train/loss")}
+        (task.folder / f"result-{task.attempt}.json").write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.destroy_process_group()

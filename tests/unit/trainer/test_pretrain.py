@@ -1,0 +1,209 @@
+"""The training loop: workers, resuming, schedules, accumulation, divergence."""
+
+import json
+
+import pytest
+import torch
+from loops import launch, make_spec, run_loop, weights
+
+from trainer import checkpoint as checkpoints
+from trainer.errors import DataError, LossNotFinite
+from trainer.models.rc_mae import MaskedAutoencoder
+from trainer.optim import learning_rate
+from trainer.spec import names
+from trainer.storage import Store
+
+
+def test_two_workers_train_as_one_and_not_without_synchronisation(tmp_path):
+    """Fifty steps in fp32 without warm-up: the same curve within 1e-4, the same weights within 1e-5."""
+    found = {}
+    for name, workers, sync in (("one", 1, True), ("two", 2, True), ("apart", 2, False)):
+        folder = tmp_path / name
+        spec = make_spec(
+            optimization={"epochs": 10, "global_batch_size": 320, "base_lr": 2e-3, "precision": "fp32"},
+            checkpoint={"every_epochs": 10},
+            resources={"workers": workers},
+        )
+        result = launch(spec, folder, sync=sync)
+        found[name] = (list(result["loss"].values()), weights(folder, result["checkpoint"]))
+    curve, tensors = found["one"]
+    assert len(curve) == 50
+    assert curve[-1] <= 0.8 * curve[0]
+
+    def differences(name):
+        other, others = found[name]
+        students = [key for key in tensors if key.startswith("student.")]
+        by_weight = max((tensors[key] - others[key]).abs().max().item() for key in students)
+        return max(abs(a - b) for a, b in zip(curve, other, strict=True)), by_weight
+
+    loss, weight = differences("two")
+    assert loss < 1e-4
+    assert weight < 1e-5
+    loss, weight = differences("apart")
+    assert loss > 1e-4
+    assert weight > 1e-5
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_killed_and_resumed_ends_bit_identical(tmp_path, workers):
+    spec = make_spec(optimization={"epochs": 3}, resources={"workers": workers})
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole = launch(spec, straight)
+    launch(spec, broken, attempt=1, die_at=7)  # in the middle of the second epoch of five steps
+    rest = launch(spec, broken, attempt=2)
+    assert rest["checkpoint"] == "checkpoints/a2/00000015"
+    assert min(map(int, rest["loss"])) == 6  # it went on from the checkpoint at step 5
+    expected, got = weights(straight, whole["checkpoint"]), weights(broken, rest["checkpoint"])
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[key], got[key]) for key in expected)
+    assert {k: v for k, v in whole["loss"].items() if int(k) > 5} == rest["loss"]
+
+
+def test_other_number_of_workers_goes_on_at_the_same_sample(tmp_path):
+    spec = make_spec(optimization={"epochs": 2})
+    one = tmp_path / "one"
+    both = tmp_path / "both"
+    straight = launch(spec, one)
+    launch(spec, both, attempt=1, die_at=6)
+    rest = launch(make_spec(optimization={"epochs": 2}, resources={"workers": 3}), both, attempt=2)
+    for step, loss in rest["loss"].items():
+        assert loss == pytest.approx(straight["loss"][step], abs=1e-4)
+
+
+def test_command_checkpoints_at_the_step_and_the_rest_follows(tmp_path):
+    spec = make_spec()
+    calls = iter(range(100))
+    ending, memory = run_loop(spec, tmp_path, 1, lambda: "pause" if next(calls) == 3 else None)
+    assert ending.action == "pause"
+    assert ending.checkpoint.manifest.step == 3
+    assert max(memory.rows) == 3
+    ending, rest = run_loop(spec, tmp_path, 2)
+    assert ending.action is None
+    straight, whole = run_loop(spec, tmp_path / "straight")
+    assert {**memory.curve(names.LOSS), **rest.curve(names.LOSS)} == whole.curve(names.LOSS)
+    first, second = weights(tmp_path, ending.checkpoint.folder), weights(tmp_path / "straight", straight.checkpoint.folder)
+    assert all(torch.equal(first[key], second[key]) for key in second)
+
+
+def test_command_before_the_first_step_keeps_the_start(tmp_path):
+    ending, _ = run_loop(make_spec(), tmp_path, 1, lambda: "cancel")
+    assert (ending.action, ending.checkpoint.manifest.step) == ("cancel", 0)
+    ending, memory = run_loop(make_spec(), tmp_path, 2)
+    assert ending.checkpoint.manifest.step == 10
+    assert min(memory.curve(names.LOSS)) == 1
+
+
+def test_a_finished_run_resumed_trains_no_further(tmp_path):
+    first, _ = run_loop(make_spec(), tmp_path, 1)
+    again, memory = run_loop(make_spec(), tmp_path, 2)
+    assert again.checkpoint == first.checkpoint
+    assert not memory.rows
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 0.9), ("cosine", None)])
+def test_teacher_is_the_average_of_students_by_the_global_step(tmp_path, schedule, expected):
+    """Each epoch's students from checkpoints of every step: the teacher follows from them alone, across a resume."""
+    teacher = {"momentum": 0.9, "schedule": schedule}
+    spec = make_spec(method={"teacher": teacher}, checkpoint={"every_epochs": 1}, optimization={"global_batch_size": 1500})
+    for attempt in (1, 2):  # one step an epoch; the second attempt has nothing left to do
+        ending, memory = run_loop(spec, tmp_path, attempt)
+    _, memory = run_loop(spec, tmp_path / "again")
+    momenta = memory.curve(names.TEACHER_MOMENTUM)
+    start = {k: v.clone() for k, v in initial(spec).named_parameters()}
+    mine = start
+    for step, momentum in momenta.items():
+        if expected:
+            assert momentum == expected
+        saved = weights(tmp_path, f"checkpoints/a1/{step:08d}")
+        mine = {key: momentum * value + (1 - momentum) * saved[f"student.{key}"] for key, value in mine.items()}
+        for key, value in mine.items():
+            torch.testing.assert_close(saved[f"teacher.{key}"], value, atol=1e-6, rtol=1e-5)
+    if not expected:
+        assert momenta[1] == 0.9
+        assert 0.9 < momenta[2] < 1
+
+
+def initial(spec):
+    torch.manual_seed(spec.seed)
+    return MaskedAutoencoder(spec.model)
+
+
+def test_accumulation_changes_neither_gradient_nor_teacher(tmp_path):
+    whole, curve = run_loop(make_spec(optimization={"micro_batch_size": 300}), tmp_path / "whole")
+    parts, other = run_loop(make_spec(optimization={"micro_batch_size": 60}), tmp_path / "parts")
+    assert curve.curve(names.LOSS) == pytest.approx(other.curve(names.LOSS), abs=1e-5)
+    # one update of the teacher for an optimiser step, whatever the parts
+    assert curve.curve(names.TEACHER_MOMENTUM) == other.curve(names.TEACHER_MOMENTUM)
+    first, second = (weights(tmp_path / n, e.checkpoint.folder) for n, e in (("whole", whole), ("parts", parts)))
+    for key in first:
+        if key.startswith("teacher."):
+            torch.testing.assert_close(first[key], second[key], atol=2e-5, rtol=0)
+
+
+def test_mae_is_the_same_without_the_teacher(tmp_path):
+    rc, with_teacher = run_loop(make_spec(method={"consistency_weight": 0.0}), tmp_path / "rc")
+    mae, without = run_loop(make_spec(method={"name": "mae"}), tmp_path / "mae")
+    assert without.curve(names.LOSS) == with_teacher.curve(names.LOSS_RECONSTRUCTION)
+    assert not without.curve(names.LOSS_CONSISTENCY)
+    assert not (tmp_path / "mae" / mae.checkpoint.folder / "teacher.safetensors").exists()
+    students = [weights(tmp_path / n, e.checkpoint.folder) for n, e in (("rc", rc), ("mae", mae))]
+    assert all(torch.equal(students[0][key], value) for key, value in students[1].items() if key.startswith("student."))
+
+
+def test_learning_rate_is_the_schedules_at_every_step(tmp_path):
+    spec = make_spec(optimization={"warmup_epochs": 1, "min_lr": 1e-6})
+    _, memory = run_loop(spec, tmp_path)
+    expected = {step + 1: learning_rate(spec.optimization, step, 5) for step in range(10)}
+    assert memory.curve(names.LEARNING_RATE) == expected
+    assert expected[1] == 0
+    assert expected[6] == pytest.approx(spec.optimization.peak_lr)
+
+
+def test_diverged_training_stops_with_its_reason_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    spec = make_spec()
+    calls = iter(range(1000))
+
+    def broken(*args):
+        value = checkpoints_loss(*args)
+        return value * float("nan") if next(calls) == 13 else value  # two losses a step: the seventh step's
+
+    import trainer.pretrain as loop
+
+    checkpoints_loss = loop.reconstruction_loss
+    monkeypatch.setattr(loop, "reconstruction_loss", broken)
+    monkeypatch.setattr(loop, "consistency_loss", broken)
+    with pytest.raises(LossNotFinite, match="00000005"):
+        run_loop(spec, tmp_path)
+    store = Store(str(tmp_path))
+    assert [c.manifest.step for c in checkpoints.committed(store)] == [5]
+    assert all(v.isfinite().all() for v in weights(tmp_path, "checkpoints/a1/00000005").values())
+
+
+def test_changed_data_is_not_trained_on_silently(tmp_path):
+    run_loop(make_spec(), tmp_path, 1, lambda: "pause")
+    state = tmp_path / "checkpoints/a1/00000000/state.json"
+    text = json.loads(state.read_text())
+    text["dataset_fingerprint"] = "another"
+    state.write_text(json.dumps(text))
+    manifest = state.with_name("manifest.json")
+    record = json.loads(manifest.read_text())
+    record["files"]["state.json"] = {"size": state.stat().st_size, "sha256": checkpoints.sha256_of(state)}
+    manifest.write_text(json.dumps(record))
+    with pytest.raises(DataError, match="changed since the checkpoint"):
+        run_loop(make_spec(), tmp_path, 2)
+
+
+def test_training_learns_and_is_measured(tmp_path):
+    spec = make_spec(
+        optimization={"epochs": 6, "global_batch_size": 60, "base_lr": 6e-3}, method={"teacher": {"momentum": 0.9}},
+        evaluation={"every_epochs": 3, "probes": "auto"}, augmentation={"hflip": False},
+    )  # fmt: skip
+    _, memory = run_loop(spec, tmp_path)
+    ratio = memory.curve(names.RECONSTRUCTION_RATIO)
+    assert list(ratio) == [0, 78, 156]
+    assert ratio[156] < ratio[78] < ratio[0]
+    assert ratio[156] < 1
+    assert memory.curve(names.LINEAR_TOP1)[156] > 0.5
+    assert len(set(memory.curve(names.LINEAR_TOP1_RANDOM_INIT).values())) == 1
+    assert (tmp_path / "images/reconstruction_00000156.png").read_bytes().startswith(b"\x89PNG")
+    assert memory.tags[names.TAG_STEPS] == "156"
