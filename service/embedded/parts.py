@@ -193,6 +193,8 @@ def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
         *("--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={ports.ray_dashboard}"),
         f"--dashboard-agent-listen-port={ports.ray_agent}",
         f"--ray-client-server-port={ports.ray_client}",
+        # Whatever is free: Ray's fixed range would collide with the ports above, and with those of another stack.
+        *("--min-worker-port=0", "--max-worker-port=0"),
         # Nothing goes through the object store, the cluster has one node, and attempts write their own logs.
         *(f"--object-store-memory={256 * 2**20}", "--no-monitor", "--include-log-monitor=false"),
     ]

@@ -118,7 +118,7 @@ def channel_statistics(
     """Mean and deviation of each channel in 0..1: ImageNet's for three, else measured on up to 2,000 images."""
     if channels == len(IMAGENET_MEAN):
         return IMAGENET_MEAN, IMAGENET_STD
-    chosen = positions[:: max(1, len(positions) // STATISTICS_IMAGES)][:STATISTICS_IMAGES]
+    chosen = positions[:: -(-len(positions) // STATISTICS_IMAGES)]
     total, squares, count = np.zeros(channels), np.zeros(channels), 0
     for position in chosen:
         values = read(source, position).reshape(-1, channels) / 255.0

@@ -171,10 +171,11 @@ def test_a_constant_channel_does_not_divide_by_nothing():
     assert std[3] == pytest.approx(1e-3)
 
 
-def test_statistics_are_of_images_from_all_over_the_set(monkeypatch):
-    monkeypatch.setattr("trainer.data.loader.STATISTICS_IMAGES", 10)
+@pytest.mark.parametrize(("most", "apart"), [(10, 10), (60, 2), (99, 2), (100, 1), (2000, 1)])
+def test_statistics_are_of_images_from_all_over_the_set(monkeypatch, most, apart):
+    monkeypatch.setattr("trainer.data.loader.STATISTICS_IMAGES", most)
     chosen = []
     read = Digits.read
     monkeypatch.setattr(Digits, "read", lambda self, position: chosen.append(position) or read(self, position))
     channel_statistics(DIGITS, POSITIONS, 1)
-    assert chosen == POSITIONS[::10].tolist()
+    assert chosen == POSITIONS[::apart].tolist()

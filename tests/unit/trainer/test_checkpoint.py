@@ -1,0 +1,302 @@
+"""Files below a folder, local and remote, and the training state in them."""
+
+import json
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
+from torch import nn
+
+from trainer import checkpoint as checkpoints
+from trainer.checkpoint import Manifest, State, commit, committed, describe, load, prune, sha256_of, write
+from trainer.errors import StorageError
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
+from trainer.optim import make_optimizer
+from trainer.spec.job import parse_spec
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+
+SPEC = PretrainSpec.parse(
+    {
+        "kind": "pretrain",
+        "dataset": {"uri": "/d"},
+        "model": {
+            "img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2,
+            "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
+        },
+    }
+)  # fmt: skip
+STATE = State(
+    step=7, samples=28, dataset_fingerprint="abc", mean=(0.1,), std=(1 / 3,), workers=2, metrics={"eval/x": 0.1 + 0.2}
+)
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request, tmp_path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "run"))
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    return Store(f"memory://{uuid.uuid4().hex}/run")
+
+
+def trained(seed: int, steps: int = 3):
+    """Student, teacher and optimiser that have gone some steps."""
+    torch.manual_seed(seed)
+    student = MaskedAutoencoder(SPEC.model)
+    teacher, optimizer = make_teacher(student), make_optimizer(student, SPEC.optimization)
+    for _ in range(steps):
+        step(student, teacher, optimizer)
+    return student, teacher, optimizer
+
+
+def step(student, teacher, optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    optimizer.zero_grad()
+    images = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
+    student(images, torch.arange(16).repeat(2, 1), 4).square().mean().backward()
+    optimizer.step()
+    update_teacher(teacher, student, 0.9)
+
+
+def saved(store: Store, tmp_path: Path, parts, attempt: int = 1, step_: int = 7, metrics=None, state=STATE):
+    directory = tmp_path / uuid.uuid4().hex
+    directory.mkdir()
+    write(directory, SPEC, state, *parts)
+    manifest = describe(directory, attempt, step_, metrics or {})
+    store.upload(directory, f"checkpoints/a{attempt}/{checkpoints.folder_name(step_)}")
+    return commit(store, manifest)
+
+
+def assert_same(module: nn.Module, other: nn.Module) -> None:
+    for (name, value), twin in zip(module.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, twin), name
+
+
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(store, tmp_path):
+    parts = trained(0)
+    made = saved(store, tmp_path, parts)
+    assert made.folder == "checkpoints/a1/00000007"
+    others = trained(1, steps=0)
+    (found,) = committed(store)
+    assert found == made
+    assert load(store, found, *others) == STATE
+    for module, other in zip(parts[:2], others[:2], strict=True):
+        assert_same(module, other)
+    for (name, parameter), twin in zip(parts[0].named_parameters(), others[0].parameters(), strict=True):
+        mine, theirs = parts[2].state[parameter], others[2].state[twin]
+        assert set(mine) == set(theirs) == {"exp_avg", "exp_avg_sq", "step"}
+        assert all(torch.equal(mine[key], theirs[key]) for key in mine), name
+        assert mine["step"].item() == 3
+    for _ in range(2):
+        step(*parts)
+        step(*others)
+    assert_same(parts[0], others[0])
+    assert_same(parts[1], others[1])
+
+
+def test_loading_takes_the_place_of_an_optimiser_s_own_state(store, tmp_path):
+    made = saved(store, tmp_path, trained(0))
+    others = trained(1, steps=5)
+    load(store, made, *others)
+    assert {state["step"].item() for state in others[2].state.values()} == {3}
+
+
+def test_a_checkpoint_before_the_first_step_has_no_moments(store, tmp_path):
+    made = saved(store, tmp_path, trained(0, steps=0))
+    others = trained(1, steps=0)
+    load(store, made, *others)
+    assert not others[2].state
+    assert_same(trained(0, steps=0)[0], others[0])
+
+
+def test_mae_has_no_teacher(store, tmp_path):
+    student, _, optimizer = trained(0)
+    made = saved(store, tmp_path, (student, None, optimizer))
+    assert checkpoints.TEACHER not in made.manifest.files
+    other, _, fresh = trained(1, steps=0)
+    load(store, made, other, None, fresh)
+    assert_same(student, other)
+
+
+def test_the_manifest_tells_every_file_and_the_spec_can_be_read(tmp_path):
+    store = Store(str(tmp_path / "run"))
+    made = saved(store, tmp_path, trained(0), metrics={"eval/x": 0.5})
+    folder = tmp_path / "run" / made.folder
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
+    assert (manifest.attempt, manifest.step, manifest.metrics) == (1, 7, {"eval/x": 0.5})
+    assert set(manifest.files) == {file.name for file in folder.iterdir()} - {"manifest.json"}
+    for name, record in manifest.files.items():
+        assert record.size == (folder / name).stat().st_size
+        assert record.sha256 == sha256_of(folder / name)
+    assert parse_spec(json.loads((folder / "spec.json").read_text())) == SPEC
+
+
+def empty(store: Store, attempt: int, step_: int, **metrics: float):
+    return commit(store, Manifest(attempt=attempt, step=step_, metrics=metrics, files={}))
+
+
+def test_a_folder_without_a_manifest_does_not_count(store, tmp_path):
+    assert committed(store) == []
+    made = saved(store, tmp_path, trained(0))
+    store.write("checkpoints/a1/00000009/student.safetensors", b"half")
+    store.write("checkpoints/a2/00000001/.manifest.json", b"{}")
+    store.write("checkpoints/notes/00000009/manifest.json", b"{}")
+    assert committed(store) == [made]
+
+
+def test_checkpoints_come_oldest_first_over_attempts(store):
+    for attempt, step_ in ((10, 5), (2, 40), (1, 100), (2, 9), (1, 20)):
+        empty(store, attempt, step_)
+    found = [(c.manifest.attempt, c.manifest.step) for c in committed(store)]
+    assert found == [(1, 20), (1, 100), (2, 9), (2, 40), (10, 5)]
+    later = [(c.manifest.attempt, c.manifest.step) for c in committed(store, since_attempt=2)]
+    assert later == found[2:]
+    assert committed(store, since_attempt=11) == []
+
+
+@pytest.mark.parametrize("name", [checkpoints.STUDENT, checkpoints.TEACHER, checkpoints.OPTIMIZER, checkpoints.STATE])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
+def test_a_damaged_file_is_named_and_nothing_is_loaded(store, tmp_path, name, damage):
+    made = saved(store, tmp_path, trained(0, steps=1))
+    place = f"{made.folder}/{name}"
+    data = bytearray(store.read(place))
+    data[-1] ^= 1
+    if damage == "missing":
+        store.delete(place)
+    else:
+        store.write(place, bytes(data) if damage == "flipped" else bytes(data[:-1]))
+    others = trained(1, steps=0)
+    with pytest.raises(StorageError, match=f"{place}: missing or not what"):
+        load(store, made, *others)
+    assert_same(others[0], trained(1, steps=0)[0])
+
+
+def test_pruning_keeps_the_newest_and_the_best(store):
+    for step_, ratio in ((10, 0.9), (20, 0.3), (30, 0.5), (40, 0.6), (50, 0.7)):
+        empty(store, 1, step_, ratio=ratio)
+    empty(store, 2, 55)
+    gone = prune(store, keep=2, best_metric="ratio")
+    assert gone == ["checkpoints/a1/00000010", "checkpoints/a1/00000030", "checkpoints/a1/00000040"]
+    assert [c.manifest.step for c in committed(store)] == [20, 50, 55]
+    assert all(not store.exists(folder) for folder in gone)
+    assert prune(store, keep=2, best_metric="ratio") == []
+
+
+def test_pruning_without_measurements_keeps_the_newest_only(store):
+    for step_ in (10, 20, 30):
+        empty(store, 1, step_)
+    prune(store, keep=1, best_metric="ratio")
+    assert [c.manifest.step for c in committed(store)] == [30]
+
+
+def test_pruning_leaves_checkpoints_of_a_former_start_alone(store):
+    for attempt, step_ in ((1, 90), (2, 10), (2, 20)):
+        empty(store, attempt, step_)
+    prune(store, keep=1, best_metric="ratio", since_attempt=2)
+    assert [(c.manifest.attempt, c.manifest.step) for c in committed(store)] == [(1, 90), (2, 20)]
+
+
+# --- the store -----------------------------------------------------------------------------------------------------
+
+
+def test_a_store_writes_reads_lists_and_deletes(store, tmp_path):
+    assert store.names("") == store.names("nowhere") == []
+    assert not store.exists("a/b.txt")
+    store.write("a/b.txt", b"one")
+    store.write("a/b.txt", b"two")
+    store.write("a/c/d.txt", b"")
+    assert store.read("a/b.txt") == b"two"
+    assert store.exists("a/b.txt")
+    assert store.names("a") == ["b.txt", "c"]
+    assert store.names("") == ["a"]
+    store.delete("a/b.txt")
+    store.delete("a/b.txt")
+    assert store.names("a") == ["c"]
+    store.delete("a")
+    assert not store.exists("a/c/d.txt")
+    with pytest.raises(StorageError, match=r"run/a/b\.txt"):
+        store.read("a/b.txt")
+
+
+def test_a_folder_goes_up_and_comes_back(store, tmp_path):
+    (tmp_path / "up").mkdir()
+    (tmp_path / "up/x").write_bytes(b"1")
+    (tmp_path / "up/y").write_bytes(b"\x00\xff")
+    store.upload(tmp_path / "up", "deep/down")
+    assert store.names("deep/down") == ["x", "y"]
+    with store.local_copy("deep/down") as directory:
+        assert {file.name: file.read_bytes() for file in directory.iterdir()} == {"x": b"1", "y": b"\x00\xff"}
+        own = str(directory).startswith(store.root)
+    assert own == store.is_local
+    assert directory.exists() == store.is_local  # a copy is removed, the original is not
+    assert store.read("deep/down/x") == b"1"
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "file://{}"])
+def test_a_local_place_has_several_spellings(tmp_path, form):
+    store = Store(form.format(tmp_path / "my run"))
+    store.write("x", b"1")
+    assert store.is_local
+    assert (tmp_path / "my run/x").read_bytes() == b"1"
+    assert store.path("x") == str(tmp_path / "my run/x")
+    assert store.path("") == str(tmp_path / "my run")
+
+
+def test_a_local_file_appears_whole(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    store.write("f", b"old")
+    seen = []
+    replace = Path.replace
+
+    def watched(self, target):
+        seen.append((store.read("f"), self.read_bytes(), self.name.startswith("."), Path(target).name))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    store.write("f", b"new")
+    assert seen == [(b"old", b"new", True, "f")]
+    assert store.read("f") == b"new"
+    assert store.names("") == ["f"]
+    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644  # other users of the folder may read it
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    store = Store(str(tmp_path))
+    store.write("f", b"old")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainer.storage.os.fsync", full)
+    with pytest.raises(StorageError, match=r"/f: .*No space left"):
+        store.write("f", b"new")
+    assert store.read("f") == b"old"
+    assert store.names("") == ["f"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"in the way")
+    store = Store(str(tmp_path / "file"))
+    (tmp_path / "up").mkdir()
+    for refused in (lambda: store.write("x", b""), lambda: store.upload(tmp_path / "up", "x")):
+        with pytest.raises(StorageError, match=f"{tmp_path}/file/x"):
+            refused()
+
+
+def test_a_remote_store_that_fails_is_named(tmp_path, monkeypatch):
+    store = Store("memory://bucket/run")
+
+    def refuse(*args, **options):
+        raise PermissionError("access denied")
+
+    for method in ("pipe_file", "cat_file", "ls", "exists"):
+        monkeypatch.setattr(store.fs, method, refuse)
+    for refused in (
+        lambda: store.write("x", b""), lambda: store.read("x"), lambda: store.names("x"), lambda: store.delete("x")
+    ):  # fmt: skip
+        with pytest.raises(StorageError, match="memory://bucket/run/x: access denied"):
+            refused()

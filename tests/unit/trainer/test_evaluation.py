@@ -1,0 +1,242 @@
+"""Reconstruction ratio, features, the linear probe and the picture of reconstructions."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from trainer.control import Agreement
+from trainer.data.dataset import open_training_data
+from trainer.data.loader import fixed_images
+from trainer.data.sampler import mask_orders
+from trainer.data.sources import Digits
+from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.features import evaluating, extract, normalised
+from trainer.evaluation.linear import linear_probe
+from trainer.evaluation.pictures import GAP, HEADING, reconstruction_grid
+from trainer.evaluation.reconstruction import reconstruction_ratio
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, masked_targets
+from trainer.spec import names
+from trainer.spec.pretrain import ModelSpec, PretrainSpec
+from trainer.storage import Store
+
+TINY = {
+    "img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2,
+    "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
+}  # fmt: skip
+VISIBLE, PATCHES = 4, 16
+
+
+def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(0.3 + 0.1 * c for c in range(channels)), tuple(0.2 + 0.05 * c for c in range(channels))
+
+
+def random_images(n: int = 5, channels: int = 1, size: tuple[int, int] = (16, 16)) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, channels, *size), generator=generator, dtype=torch.uint8)
+
+
+def orders_for(n: int, patches: int = PATCHES) -> torch.Tensor:
+    return torch.from_numpy(mask_orders(0, 0, np.arange(n), patches))
+
+
+class Oracle(nn.Module):
+    """Predicts a multiple of the very target."""
+
+    patch_size = 4
+
+    def __init__(self, norm_pix_loss: bool, factor: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.norm_pix_loss, self.factor = norm_pix_loss, factor
+        self.modes: list[bool] = []
+
+    def forward(self, images, orders, visible):
+        self.modes.append(self.training)
+        return self.factor * masked_targets(images, orders, visible, self.patch_size, self.norm_pix_loss)
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize(("factor", "ratio"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25), (-1.0, 4.0)])
+@pytest.mark.parametrize("batch_size", [2, 64])
+def test_the_ratio_is_the_error_over_that_of_zeros(norm_pix_loss, factor, ratio, batch_size):
+    oracle, (mean, std) = Oracle(norm_pix_loss, factor), statistics(1)
+    found = reconstruction_ratio(
+        oracle, random_images(), orders_for(5), mean, std, norm_pix_loss, visible=VISIBLE, batch_size=batch_size
+    )
+    assert found == pytest.approx(ratio, abs=1e-9)
+
+
+def test_images_without_anything_to_predict_count_as_nothing_learnt():
+    black = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
+    assert reconstruction_ratio(Oracle(True), black, orders_for(2), (0.0,), (1.0,), True, VISIBLE, 64) == 1
+
+
+def test_the_ratio_of_a_model_does_not_depend_on_the_batches():
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
+    found = [
+        reconstruction_ratio(model, random_images(7), orders_for(7), (0.5,), (0.2,), True, VISIBLE, batch)
+        for batch in (1, 3, 64)
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_evaluated_in_evaluation_mode_and_comes_back_as_it_was(training):
+    oracle = Oracle(True).train(training)
+    mean, std = statistics(1)
+    reconstruction_ratio(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE, 2)
+    reconstruction_grid(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE)
+    assert oracle.modes == [False] * 4
+    assert oracle.training is training
+    with pytest.raises(RuntimeError), evaluating(oracle):
+        assert not oracle.training
+        raise RuntimeError
+    assert oracle.training is training
+
+
+def test_normalised_images():
+    mean, std = statistics(3)
+    images = random_images(2, 3)
+    values = normalised(images, mean, std)
+    assert values.dtype == torch.float32
+    expected = (images.numpy() / 255 - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
+    np.testing.assert_allclose(values.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_the_mean_of_the_patch_tokens():
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ModelSpec.model_validate(TINY)).train()
+    images = random_images(5)
+    features = extract(model, images, (0.5,), (0.25,), batch_size=2)
+    assert (features.shape, features.dtype) == ((5, 16), np.float32)
+    tokens = model.encode((images.float() / 255 - 0.5) / 0.25).detach()
+    np.testing.assert_allclose(features, tokens[:, 1:].mean(dim=1).numpy(), atol=1e-5)
+    assert np.abs(features - tokens.mean(dim=1).numpy()).max() > 1e-3  # the class token would show
+    assert model.training
+
+
+def test_a_probe_reads_digits_from_pixels():
+    digits = Digits(1)
+    pixels = fixed_images(digits, np.arange(len(digits)), (8, 8)).flatten(1).numpy().astype(np.float32)
+    labels = digits.labels
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accuracy = linear_probe(pixels[:800], labels[:800], pixels[800:], labels[800:])
+    assert 0.9 < accuracy < 1
+    assert linear_probe(pixels[:800], labels[:800], pixels[800:], labels[800:]) == accuracy
+
+
+def test_a_probe_reads_nothing_from_noise():
+    rng = np.random.default_rng(0)
+    noise, labels = rng.normal(size=(1500, 8)).astype(np.float32), rng.integers(0, 10, 1500)
+    assert linear_probe(noise[500:], labels[500:], noise[:500], labels[:500]) < 0.2
+
+
+def cells(picture: bytes, rows: int, size: tuple[int, int]) -> np.ndarray:
+    """The picture's tiles (rows, 3, H, W, 3) at the images' own size."""
+    sheet = np.asarray(Image.open(io.BytesIO(picture)))
+    scale = max(1, -(-160 // size[0]))
+    tall, wide = size[0] * scale, size[1] * scale
+    assert sheet.shape == (rows * (tall + GAP) + HEADING + GAP, 3 * (wide + GAP) + GAP, 3)
+    tiles = np.empty((rows, 3, *size, 3), dtype=np.uint8)
+    for row in range(rows):
+        for column in range(3):
+            top, left = HEADING + row * (tall + GAP), GAP + column * (wide + GAP)
+            tiles[row, column] = sheet[top : top + tall : scale, left : left + wide : scale]
+    return tiles
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(16, 16), (8, 32)])
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_the_picture_of_a_perfect_prediction_is_the_input(channels, size, norm_pix_loss):
+    images, (mean, std) = random_images(3, channels, size), statistics(channels)
+    picture = reconstruction_grid(Oracle(norm_pix_loss), images, orders_for(3), mean, std, norm_pix_loss, VISIBLE)
+    assert picture.startswith(b"\x89PNG")
+    tiles = cells(picture, 3, size).astype(int)
+    shown = images[:, :3].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    assert np.abs(tiles[:, 0] - shown).max() <= 1
+    assert np.abs(tiles[:, 2] - shown).max() <= 1
+
+
+def test_the_picture_masks_what_is_hidden_and_keeps_what_is_visible():
+    images, orders, (mean, std) = random_images(3), orders_for(3), statistics(1)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
+    tiles = cells(reconstruction_grid(model, images, orders, mean, std, True, VISIBLE), 3, (16, 16)).astype(int)
+    for row in range(3):
+        for place, patch in enumerate(orders[row].tolist()):
+            area = np.s_[4 * (patch // 4) : 4 * (patch // 4) + 4, 4 * (patch % 4) : 4 * (patch % 4) + 4]
+            original, masked, rebuilt = (tiles[row, column][area] for column in range(3))
+            if place < VISIBLE:
+                np.testing.assert_array_equal(masked, original)
+                np.testing.assert_array_equal(rebuilt, original)
+            else:
+                assert (masked == 128).all()
+                assert (rebuilt != original).any()
+                # An untrained prediction is small: the patch's own mean and deviation are put back into it.
+                assert abs(rebuilt.mean() - original.mean()) < 40
+
+
+def evaluator_for(tmp_path, **parts) -> tuple[Evaluator, PretrainSpec, Store]:
+    spec = PretrainSpec.parse(
+        {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": TINY,
+         "optimization": {"global_batch_size": 64}} | parts
+    )  # fmt: skip
+    store = Store(str(tmp_path / "run"))
+    data = open_training_data(spec, tmp_path / "cache", 1, Agreement(1), 0)
+    return Evaluator(spec, data, store, torch.device("cpu"), contextlib.nullcontext), spec, store
+
+
+@pytest.fixture()
+def _few_probe_images(monkeypatch):
+    monkeypatch.setattr("trainer.evaluation.evaluator.PROBE_IMAGES", 300)
+
+
+@pytest.mark.usefixtures("_few_probe_images")
+def test_an_evaluation_measures_and_draws_and_changes_nothing(tmp_path):
+    evaluator, spec, store = evaluator_for(tmp_path)
+    torch.manual_seed(5)
+    student = MaskedAutoencoder(spec.model).train()
+    teacher = make_teacher(student)
+    weights = {name: value.clone() for name, value in student.state_dict().items()}
+    state = torch.random.get_rng_state()
+    first = evaluator.evaluate(student, teacher, step=25)
+    assert set(first) == {names.RECONSTRUCTION_RATIO, names.LINEAR_TOP1, names.LINEAR_TOP1_RANDOM_INIT}
+    assert 0.5 < first[names.RECONSTRUCTION_RATIO] < 5
+    assert 0.2 < first[names.LINEAR_TOP1] < 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert student.training
+    assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
+    assert evaluator.evaluate(student, teacher, step=50) == first
+    assert store.names(names.IMAGES) == ["reconstruction_00000025.png", "reconstruction_00000050.png"]
+    tiles = cells(store.read(names.picture_file(25)), 6, (16, 16))
+    assert tiles[:, 0].std() > 20
+
+
+@pytest.mark.usefixtures("_few_probe_images")
+def test_the_probe_is_of_the_backbone_and_the_ratio_of_the_student(tmp_path):
+    evaluator, spec, _ = evaluator_for(tmp_path)
+    torch.manual_seed(spec.seed)
+    seeded = MaskedAutoencoder(spec.model)
+    blind = MaskedAutoencoder(spec.model)
+    nn.init.zeros_(blind.norm.weight)
+    found = evaluator.evaluate(seeded, blind, step=0)
+    assert found[names.LINEAR_TOP1] < 0.2
+    # The random weights are those the seed gives: how a job starts.
+    assert found[names.LINEAR_TOP1_RANDOM_INIT] == evaluator.evaluate(seeded, seeded, step=1)[names.LINEAR_TOP1]
+    nn.init.zeros_(seeded.decoder_pred.weight)
+    assert evaluator.evaluate(seeded, blind, step=2)[names.RECONSTRUCTION_RATIO] == 1
+
+
+def test_without_probes_only_the_reconstruction_is_measured(tmp_path):
+    evaluator, spec, _ = evaluator_for(tmp_path, evaluation={"probes": []})
+    model = MaskedAutoencoder(spec.model)
+    assert set(evaluator.evaluate(model, model, step=0)) == {names.RECONSTRUCTION_RATIO}
