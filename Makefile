@@ -1,33 +1,40 @@
-# Everything happens in .venv, which is made and filled when it is first needed and when the requirements change.
-PYTHON ?= python3
+# Everything goes into .venv in this checkout; a fresh machine needs python3 (3.11 or newer) and make.
 VENV := .venv
-READY := $(VENV)/.installed
-RUN := $(VENV)/bin
+BIN := $(VENV)/bin
+PYTHON ?= python3
+STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint bench install
+.PHONY: help install demo test test-slow lint bench
 
-install: $(READY)
+help:
+	@echo "make demo       install, then one real job from a spec to a pulled backbone"
+	@echo "make test       the tests"
+	@echo "make test-slow  the long ones: faults in running jobs"
+	@echo "make lint       style, types, import rules"
+	@echo "make bench      measurements"
 
-$(READY): pyproject.toml constraints.txt
-	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[server,trainer,dev]'
+# Pins decide what is installed: the environment is made anew where they changed.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[server,trainer,dev]'
 	touch $@
 
-# A real job on this machine, from submission to a pulled backbone.
-demo: $(READY)
-	$(RUN)/rcmae demo
+install: $(STAMP)
 
-test: $(READY)
-	$(RUN)/pytest -m 'not slow'
+demo: $(STAMP)
+	$(BIN)/rcmae demo
 
-test-slow: $(READY)
-	$(RUN)/pytest -m slow
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
 
-lint: $(READY)
-	$(RUN)/ruff check .
-	$(RUN)/ruff format --check .
-	$(RUN)/mypy
-	$(RUN)/lint-imports
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)
-	for file in tests/benchmarks/*.py; do echo "== $$file"; $(RUN)/python $$file || exit 1; done
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/step.py

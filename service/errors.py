@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -10,7 +11,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from service.jobs.schemas import RetryBody
@@ -114,4 +114,6 @@ def _answer(
     headers = dict(headers or {})
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
+    # Refused values are shown, also those that are no JSON: NaN as text, half a surrogate pair escaped.
+    clean = json.loads(json.dumps(body), parse_constant=str)
+    return Response(json.dumps(clean), status, headers, media_type="application/problem+json")

@@ -71,8 +71,9 @@ class Control:
         command = self._line.read_command()
         if command is None or command.attempt != self._attempt or command.generation <= self._generation:
             return
-        self._action, self._generation = command.action, command.generation
-        self._line.acknowledge(command)
+        self._action = command.action
+        self._line.acknowledge(command)  # where it fails, the next poll reads the command again
+        self._generation = command.generation
         logger.info("Told to %s; stopping at the next step", command.action)
 
 

@@ -41,11 +41,15 @@ class Store:
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(target)
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    Path(file.name).chmod(0o644)
+                    Path(file.name).replace(target)
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
 
     def read(self, name: str) -> bytes:
         with self._told(name):

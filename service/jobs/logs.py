@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from service.adapters.storage import Artifacts
-from service.errors import ApiProblem
-from service.jobs.repository import read_cursor, write_cursor
+from service.jobs.repository import bad_cursor, read_cursor, write_cursor
 from service.jobs.schemas import LogView, Page
 from trainer.spec.names import log_folder
 
@@ -49,7 +48,12 @@ def _chunks(artifacts: Artifacts, folder: str, attempts: Sequence[int]) -> Itera
 def _positions(cursor: str | None) -> dict[str, list[int]]:
     if not cursor:
         return {}
-    parts = read_cursor(cursor)
-    if len(parts) != 1 or not isinstance(parts[0], dict):
-        raise ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not one this service gave")
-    return parts[0]
+    match read_cursor(cursor):
+        case [dict(found)] if all(map(_is_position, found.values())):
+            return found
+    raise bad_cursor(cursor)
+
+
+def _is_position(value: object) -> bool:
+    """Whether this is a chunk's number and a number of lines."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)

@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
@@ -59,13 +59,21 @@ class Filters:
         if self.name_contains:
             found.append(Job.name.icontains(self.name_contains, autoescape=True))
         if self.created_after:
-            found.append(Job.created_at > self.created_after)
+            found.append(Job.created_at > _utc(self.created_after))
         for label in self.label:
             name, colon, value = label.partition(":")
             if not colon:
                 raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
             found.append(Job.labels[name].as_string() == value)
         return found
+
+
+def _utc(moment: datetime) -> datetime:
+    """Without a zone it is UTC; raises the API's 422 where UTC has no such year."""
+    try:
+        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ApiProblem(422, "parameter_invalid", f"{moment.isoformat()} is out of range") from error
 
 
 def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[Job], str | None]:
@@ -88,22 +96,30 @@ def read_cursor(cursor: str) -> list[Any]:
     """The parts a cursor was made of; raises the API's 422 for anything else."""
     try:
         parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError as error:
-        raise _bad_cursor(cursor) from error
+    except (ValueError, RecursionError) as error:
+        raise bad_cursor(cursor) from error
     if not isinstance(parts, list):
-        raise _bad_cursor(cursor)
+        raise bad_cursor(cursor)
     return parts
 
 
 def _read_cursor(cursor: str) -> tuple[datetime, str]:
     parts = read_cursor(cursor)
     try:
-        return datetime.fromisoformat(parts[0]), str(parts[1])
+        return _utc(datetime.fromisoformat(parts[0])), str(parts[1])
     except (ValueError, TypeError, IndexError) as error:
-        raise _bad_cursor(cursor) from error
+        raise bad_cursor(cursor) from error
 
 
-def _bad_cursor(cursor: str) -> ApiProblem:
+def read_number(cursor: str) -> int:
+    """The row's number that a cursor holds; raises the API's 422 for anything else."""
+    match read_cursor(cursor):
+        case [int(number)] if 0 <= number < 2**63:
+            return number
+    raise bad_cursor(cursor)
+
+
+def bad_cursor(cursor: str) -> ApiProblem:
     return ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not one this service gave")
 
 

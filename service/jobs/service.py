@@ -155,7 +155,7 @@ def apply_verb(parts: Parts, caller: Caller, job_id: str, verb: Verb, from_scrat
 
 
 def events(parts: Parts, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
-    after = int(repository.read_cursor(cursor)[0]) if cursor else 0
+    after = repository.read_number(cursor) if cursor else 0
     with parts.database.read() as session:
         repository.get(session, job_id)
         found = repository.events(session, job_id, after, limit + 1)

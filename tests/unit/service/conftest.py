@@ -12,10 +12,16 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from service_fakes import FakeMlflow, FakeRay
 
-from service.app import create_app
+from service.app import configure_logs, create_app
 from service.auth import Role, ensure_token
 from service.db import Database
 from service.settings import Settings
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logs() -> None:
+    """Logged as the service does: structlog's default takes seconds for a traceback."""
+    configure_logs()
 
 
 @pytest.fixture(scope="session")

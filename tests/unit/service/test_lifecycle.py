@@ -14,7 +14,7 @@ from service.jobs.lifecycle import EFFECTS, POLICIES, TRANSITIONS, Effect, Stale
 from service.jobs.schemas import State
 from trainer.spec.job import Reason
 
-STATES = "queued starting running recovering pausing paused cancelling succeeded failed cancelled".split()
+STATES = ["queued", "starting", "running", "recovering", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
 
 # Columns are STATES in their order. 409: refused; same: nothing changes; gone, edit and drain move to no state.
 TABLE = """
@@ -54,7 +54,7 @@ def expected(cell: str) -> State | Effect:
 
 def test_there_is_a_row_for_each_verb_and_a_column_for_each_state():
     assert set(ROWS) == {verb.value for verb in Verb}
-    assert STATES == [state.value for state in State]
+    assert [state.value for state in State] == STATES
     assert len(CELLS) == len(Verb) * len(State)
 
 

@@ -389,7 +389,7 @@ def test_a_resumed_job_goes_on_with_the_same_run(world):
     world.rounds()
     assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, 1)]
     world.run_attempt(job_id, 2)
-    assert world.states(job_id) == "starting running pausing paused queued starting running".split()
+    assert world.states(job_id) == ["starting", "running", "pausing", "paused", "queued", "starting", "running"]
 
 
 def test_jobs_wait_for_room_and_say_so_once(world):

@@ -203,7 +203,7 @@ def test_pruning_leaves_checkpoints_of_a_former_start_alone(store):
 # --- the store -----------------------------------------------------------------------------------------------------
 
 
-def test_a_store_writes_reads_lists_and_deletes(store, tmp_path):
+def test_a_store_writes_reads_lists_and_deletes(store):
     assert store.names("") == store.names("nowhere") == []
     assert not store.exists("a/b.txt")
     store.write("a/b.txt", b"one")
@@ -268,7 +268,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     store = Store(str(tmp_path))
     store.write("f", b"old")
 
-    def full(descriptor):
+    def full(_descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("trainer.storage.os.fsync", full)
@@ -287,10 +287,10 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             refused()
 
 
-def test_a_remote_store_that_fails_is_named(tmp_path, monkeypatch):
+def test_a_remote_store_that_fails_is_named(monkeypatch):
     store = Store("memory://bucket/run")
 
-    def refuse(*args, **options):
+    def refuse(*_args, **_options):
         raise PermissionError("access denied")
 
     for method in ("pipe_file", "cat_file", "ls", "exists"):

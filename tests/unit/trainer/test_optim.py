@@ -69,9 +69,7 @@ def test_the_learning_rate_ends_at_its_minimum():
     assert learning_rate(spec, 100, 10) == pytest.approx(1e-5)
 
 
-@given(
-    epochs=st.integers(1, 50), share=st.floats(0, 1), per_epoch=st.integers(1, 20), minimum=st.floats(0, 1e-5)
-)
+@given(epochs=st.integers(1, 50), share=st.floats(0, 1), per_epoch=st.integers(1, 20), minimum=st.floats(0, 1e-5))
 def test_the_learning_rate_rises_then_falls_within_its_bounds(epochs, share, per_epoch, minimum):
     spec = OptimizationSpec(epochs=epochs, warmup_epochs=share * epochs, min_lr=minimum)
     rates = [learning_rate(spec, step, per_epoch) for step in range(epochs * per_epoch)]

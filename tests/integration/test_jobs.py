@@ -1,0 +1,229 @@
+"""Jobs over REST and the command line on a live stack: real Ray, MLflow and database."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from safetensors.torch import load_file
+
+from conftest import Stack, make_spec, poll
+from service.client.errors import ApiError
+from service.jobs.schemas import State
+from trainer.export.verify import compare
+
+RCMAE = [sys.executable, "-m", "service.cli"]
+
+
+def rcmae(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RCMAE, *arguments], env=stack.environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def finished(stack, tmp_path_factory):
+    """A job submitted and followed from the command line to its end."""
+    spec = make_spec(register_as="tiny-digits", labels={"team": "vision"})
+    file = tmp_path_factory.mktemp("spec") / "spec.yaml"
+    file.write_text(yaml.safe_dump(spec))
+    done = rcmae(stack, "submit", str(file), "--follow", "--set", "seed=7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    job = next(job for job in stack.client.jobs(name_contains="tiny-digits") if job.spec["seed"] == 7)
+    return job, done
+
+
+def test_a_followed_job_succeeds_and_shows_its_way(stack, finished):
+    job, done = finished
+    assert job.state is State.SUCCEEDED
+    shown = done.stdout + done.stderr
+    for word in (job.id, "queued", "starting", "running", "succeeded", "images/s", "epoch"):
+        assert word in shown
+    assert [event.state for event in stack.client.events(job.id)] == ["queued", "starting", "running", "succeeded"]
+    assert (job.progress.step, job.progress.steps, job.progress.epoch) == (200, 200, 20)
+    assert job.progress.eta_s == 0
+    assert [(a.number, a.state) for a in stack.client.attempts(job.id)] == [(1, "succeeded")]
+    assert job.result.metrics["eval/reconstruction_ratio"] < 1
+    run = MlflowClient(stack.folder.load().ports and f"http://127.0.0.1:{stack.folder.load().ports.mlflow}").get_run(job.run_id)
+    assert run.info.status == "FINISHED"
+
+
+def test_logs_of_driver_and_ranks(stack, finished):
+    job, _ = finished
+    page = stack.client.logs(job.id, limit=5)
+    lines = list(page.items)
+    while page.items:
+        page = stack.client.logs(job.id, limit=5, cursor=page.next_cursor)
+        lines += page.items
+    assert {line.source for line in lines} == {"driver", "rank-0", "rank-1"}
+    assert any("Evaluation at step 200" in line.message for line in lines)
+    assert len(lines) == len(stack.client.logs(job.id, limit=5000).items)
+    only = stack.client.logs(job.id, source="rank-1").items
+    assert only
+    assert {line.source for line in only} == {"rank-1"}
+
+
+def test_metrics_and_pictures(stack, finished):
+    job, _ = finished
+    series = stack.client.metrics(job.id).series
+    assert [point.step for point in series["train/loss"]] == list(range(1, 201))
+    assert [point.step for point in series["eval/reconstruction_ratio"]] == [0, 100, 200]
+    assert series["train/loss"][-1].value < series["train/loss"][0].value
+    assert all(0 <= point.value <= 1 for point in series["throughput/data_wait_fraction"])
+    pictures = stack.client.images(job.id)
+    assert [picture.step for picture in pictures] == [0, 100, 200]
+    file = stack.folder.path / "picture.png"
+    file.write_bytes(stack.client.image(job.id, pictures[-1].name))
+    with Image.open(file) as image:
+        assert image.format == "PNG"
+        assert image.width > 400
+
+
+def test_pulled_backbone_is_the_teachers_encoder(stack, finished, tmp_path):
+    job, _ = finished
+    out = tmp_path / "backbone"
+    done = rcmae(stack, "backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    checkpoint = stack.artifacts(job) / stack.client.attempts(job.id)[-1].checkpoint
+    result = compare(checkpoint, out)
+    assert result["max_abs_difference"] < 1e-5
+    assert not any(result[key] for key in result if key.startswith("keys_"))
+    teacher, student = (load_file(checkpoint / f"{name}.safetensors") for name in ("teacher", "student"))
+    pulled = load_file(out / "model.safetensors")
+    name, ours = "encoder.layer.1.intermediate.dense.weight", "blocks.1.mlp.fc1.weight"
+    assert pulled[name].numpy().tobytes() == teacher[ours].numpy().tobytes()
+    assert pulled[name].numpy().tobytes() != student[ours].numpy().tobytes()
+    again = rcmae(stack, "backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
+    assert again.returncode != 0  # it does not overwrite
+    assert load_file(out / "model.safetensors").keys() == pulled.keys()
+
+
+def test_one_version_with_its_lineage_and_ranges(stack, finished):
+    job, _ = finished
+    versions = [v for b in stack.client.backbones() if b.name == "tiny-digits" for v in b.versions]
+    assert versions == [job.result.backbone.version]
+    version = stack.client.version("tiny-digits")
+    assert version.job_id == job.id
+    assert version.tags["rcmae.dataset_fingerprint"]
+    assert {file.path for file in version.files} >= {"hf/config.json", "hf/model.safetensors", "spec.json"}
+    weights = next(file for file in version.files if file.path == "hf/model.safetensors")
+    headers = {"Authorization": f"Bearer {stack.token}"}
+    whole = httpx.get(stack.url + weights.url, headers=headers)
+    assert hashlib.sha256(whole.content).hexdigest() == weights.sha256
+    assert whole.headers["etag"] == f'"{weights.sha256}"'
+    part = httpx.get(stack.url + weights.url, headers=headers | {"Range": "bytes=8-15"})
+    assert (part.status_code, part.content) == (206, whole.content[8:16])
+    head = httpx.head(stack.url + weights.url, headers=headers)
+    assert (head.status_code, head.content, int(head.headers["content-length"])) == (200, b"", weights.size)
+    climb = stack.url + f"/v1/backbones/tiny-digits/versions/{version.version}/files/..%2f..%2f..%2frcmae.db"
+    assert httpx.get(climb, headers=headers).status_code == 404
+
+
+def test_resolved_spec_runs_the_same(stack, finished):
+    job, _ = finished
+    spec = stack.client.spec(job.id)
+    assert spec.optimization.micro_batch_size == 80
+    assert spec.model_dump(mode="json") == job.spec
+    assert stack.client.plan(spec).spec == job.spec
+
+
+def test_plan_says_what_it_needs(stack):
+    plan = stack.client.plan(make_spec(resources={"workers": "auto", "cpus_per_worker": "auto"}))
+    assert plan.possible
+    assert plan.spec["resources"]["workers"] == 1
+    assert plan.steps.steps_per_epoch == 10
+    assert plan.memory_per_worker_bytes > 0
+    many = stack.client.plan(make_spec(resources={"workers": 160}))
+    assert not many.possible
+    assert "CPUs" in many.message
+
+
+def test_same_idempotency_key_makes_one_job(stack):
+    spec = make_spec(name="once", resources={"workers": 160})
+    first = stack.client.submit(spec, "key-1")
+    assert stack.client.submit(spec, "key-1").id == first.id
+    with pytest.raises(ApiError) as error:
+        stack.client.submit({**spec, "seed": 5}, "key-1")
+    assert (error.value.status, error.value.code) == (422, "idempotency_key_reused")
+    # it can never run here, and says so while it waits
+    waiting = stack.wait(first.id, lambda job: job.reason == "insufficient_resources")
+    assert "160 CPUs" in waiting.message
+    assert stack.client.cancel(first.id).state is State.CANCELLED
+
+
+def test_wrong_requests_are_told_what_is_wrong(stack):
+    headers = {"Authorization": f"Bearer {stack.token}"}
+    answer = httpx.post(f"{stack.url}/v1/jobs", json=make_spec(optimization={"epocs": 3}), headers=headers)
+    problem = answer.json()
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json")
+    assert problem["problems"][0]["pointer"] == "/optimization/epocs"
+    assert "epochs" in problem["problems"][0]["message"]
+    assert httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
+    assert httpx.get(f"{stack.url}/v1/jobs/job-none", headers=headers).json()["code"] == "job_not_found"
+    bad = rcmae(stack, "submit", str(_file(stack.folder.path / "bad.yaml", make_spec(seed=-1))))
+    assert bad.returncode == 2
+    assert "seed" in bad.stdout + bad.stderr
+
+
+def _file(path: Path, spec: object) -> Path:
+    path.write_text(json.dumps(spec))
+    return path
+
+
+def test_cancel_while_starting(stack):
+    job = stack.client.submit(make_spec(name="cancel-starting", register_as="never"))
+    stack.wait_state(job.id, State.STARTING)
+    assert stack.client.cancel(job.id).state is State.CANCELLING
+    ended = stack.wait_state(job.id, State.CANCELLED)
+    assert ended.reason == "cancelled_by_user"
+    assert [event.state for event in stack.client.events(job.id)][-2:] == ["cancelling", "cancelled"]
+    poll(stack.workers, lambda found: not found)
+    with pytest.raises(ApiError) as error:
+        stack.client.cancel(job.id)
+    assert (error.value.status, error.value.code) == (409, "not_allowed_in_state")
+    assert not [b for b in stack.client.backbones() if b.name == "never"]
+
+
+def test_pause_resume_and_cancel_while_running(stack, finished):
+    """A paused and resumed job ends as an undisturbed one, bit for bit; its twin is cancelled under way."""
+    undisturbed, _ = finished
+    job = stack.client.submit({**undisturbed.spec, "name": "paused", "register_as": None})
+    stack.wait(job.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
+    assert stack.client.pause(job.id).state in {State.PAUSING}
+    paused = stack.wait_state(job.id, State.PAUSED)
+    attempt = stack.client.attempts(job.id)[-1]
+    assert attempt.state == "paused"
+    assert 0 < int(attempt.checkpoint.rpartition("/")[2]) < 200
+    assert paused.ended_at is None
+    assert stack.client.resume(job.id).state is State.QUEUED
+    ended = stack.wait_state(job.id, State.SUCCEEDED)
+    assert ended.attempts == 2
+    final = [stack.artifacts(j) / stack.client.attempts(j.id)[-1].checkpoint for j in (undisturbed, ended)]
+    for name in ("student", "teacher", "optimizer"):
+        first, second = ((folder / f"{name}.safetensors").read_bytes() for folder in final)
+        assert first == second, name
+    curves = [stack.client.metrics(j.id, ["train/loss"]).series["train/loss"] for j in (undisturbed, ended)]
+    assert [(p.step, p.value) for p in curves[0]] == [(p.step, p.value) for p in curves[1]]
+
+    other = stack.client.submit({**undisturbed.spec, "name": "cancelled", "register_as": "never"})
+    stack.wait(other.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
+    stack.client.cancel(other.id)
+    ended = stack.wait_state(other.id, State.CANCELLED)
+    checkpoint = stack.client.attempts(other.id)[-1].checkpoint
+    assert (stack.artifacts(ended) / checkpoint / "manifest.json").is_file()
+    assert not [b for b in stack.client.backbones() if b.name == "never"]
+
+
+def test_bad_data_fails_at_once_and_says_so(stack, tmp_path):
+    (tmp_path / "broken.jpg").write_text("not an image")
+    spec = make_spec(name="bad-data", dataset={"uri": str(tmp_path)}, resources={"workers": 1})
+    job = stack.wait_state(stack.client.submit(spec).id, State.FAILED)
+    assert job.reason == "data_error"
+    assert "broken.jpg" in job.message
+    assert job.attempts == 1

@@ -1,0 +1,195 @@
+"""The embedded stack with real Ray, MLflow and API: up, down, and what happens when something dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from conftest import Stack, rcmae
+
+from service.embedded import processes
+from service.embedded.parts import HOST, PARTS, Folder, works
+
+LIMIT_S = 120.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that must happen."""
+    end = time.monotonic() + LIMIT_S
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def all_works(stack: Stack) -> bool:
+    return all(works(part, stack.folder, stack.state) for part in PARTS)
+
+
+def test_up_twice_says_so(stack):
+    before = stack.state
+    again = stack.rcmae("up")
+    assert again.returncode == 0, again.stderr
+    assert f"already up at {stack.url}" in again.stdout
+    assert stack.state == before
+    other = stack.rcmae("up", "--detach", "--port", "1")
+    assert other.returncode == 1
+    assert "rcmae down" in other.stderr
+
+
+def test_status_and_doctor_look_at_every_part(stack):
+    shown = stack.rcmae("status", "--json")
+    found = json.loads(shown.stdout)
+    assert shown.returncode == 0
+    assert found["up"] is True
+    assert found["url"] == stack.url
+    assert {part["name"]: part["pid"] for part in found["parts"]} == {
+        name: identity.pid for name, identity in stack.state.parts.items()
+    }
+    examined = stack.rcmae("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(examined.stdout)}
+    assert examined.returncode == 0, [check for check in checks.values() if check["level"] == "broken"]
+    assert all(checks[part]["level"] == "fine" for part in PARTS)
+    assert checks["ray"]["found"].startswith("works")
+
+
+def test_everything_listens_on_this_machine_alone(stack):
+    members = processes.members(stack.state.id)
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in members
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {HOST}
+
+
+def test_nobody_else_can_use_ray_or_read_the_tokens(stack):
+    for token in (stack.folder.token, stack.folder.ray_token):
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    ray = f"http://{HOST}:{stack.state.ports.ray_dashboard}/api/jobs/"
+    assert httpx.get(ray).status_code == 401
+    assert httpx.get(ray, headers={"Authorization": "Bearer wrong"}).status_code == 403
+    assert stat.S_IMODE(stack.state.temp_dir.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("part", ["api", "mlflow"])
+def test_a_part_that_is_killed_comes_back_where_it_was(stack, part):
+    before = stack.state
+    os.kill(before.parts[part].pid, signal.SIGKILL)
+    until(lambda: stack.state.parts.get(part) not in {None, before.parts[part]} and all_works(stack))
+    after = stack.state
+    assert after.ports == before.ports
+    assert after.supervisor == before.supervisor
+    assert after.restarts.get(part, 0) == before.restarts.get(part, 0) + 1
+    assert {name: who for name, who in after.parts.items() if name != part} == {
+        name: who for name, who in before.parts.items() if name != part
+    }
+    assert stack.client.ready()
+
+
+def test_up_adopts_what_a_killed_supervisor_left(stack):
+    before = stack.state
+    os.kill(before.supervisor.pid, signal.SIGKILL)
+    os.kill(before.parts["api"].pid, signal.SIGKILL)
+    until(lambda: not before.supervisor.alive and not before.parts["api"].alive)
+    shown = stack.rcmae("status")
+    assert shown.returncode == 1
+    assert "nobody watches them" in shown.stdout
+    examined = stack.rcmae("doctor")
+    assert examined.returncode == 1
+    assert "rcmae up" in examined.stdout
+
+    adopted = stack.rcmae("up", "--detach")
+    assert adopted.returncode == 0, adopted.stderr
+    after = stack.state
+    assert after.parts["ray"] == before.parts["ray"]
+    assert after.parts["mlflow"] == before.parts["mlflow"]
+    assert after.parts["api"] != before.parts["api"]
+    assert after.supervisor != before.supervisor
+    assert after.ports == before.ports
+    assert after.temp_dir == before.temp_dir
+    assert all_works(stack)
+    # What was adopted is watched like the rest.
+    os.kill(after.parts["mlflow"].pid, signal.SIGKILL)
+    until(lambda: stack.state.parts.get("mlflow") not in {None, after.parts["mlflow"]} and all_works(stack))
+
+
+def test_a_ray_that_is_killed_comes_back_without_its_remains(stack):
+    before = stack.state
+    remains = {process.pid for process in processes.members(before.id, "ray")}
+    os.kill(before.parts["ray"].pid, signal.SIGKILL)
+    until(lambda: stack.state.parts.get("ray") not in {None, before.parts["ray"]} and all_works(stack))
+    assert stack.state.ports == before.ports
+    assert not remains & {process.pid for process in processes.members(before.id)}
+
+
+def test_a_stack_beside_another_and_down_leaves_nothing_of_it(stack, tmp_path):
+    before = stack.state
+    state_dir = tmp_path / "second"
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused = rcmae(state_dir, "up", "--detach", "--port", str(port))
+    assert refused.returncode == 1
+    assert f"port {port} of {HOST} is in use" in refused.stderr
+    assert Folder(state_dir).load().parts == {}
+
+    try:
+        up = rcmae(state_dir, "up", "--detach", "--port", str(port), "--json")
+        assert up.returncode == 0, up.stderr
+        second = json.loads(up.stdout)
+        assert second["url"] == f"http://{HOST}:{port}"
+        state = Folder(state_dir).load()
+        assert not set(state.ports.model_dump().values()) & set(before.ports.model_dump().values())
+        assert processes.members(state.id)
+        # The first stack's token means nothing here.
+        assert httpx.get(f"{second['url']}/v1/jobs", headers=_bearer(stack.token)).status_code == 401
+        assert httpx.get(f"{second['url']}/v1/jobs", headers=_bearer(_read(state_dir / "token"))).status_code == 200
+    finally:
+        down = rcmae(state_dir, "down")
+    assert (down.returncode, down.stdout) == (0, "down\n")
+    assert processes.members(state.id) == []
+    assert not state.temp_dir.exists()
+    assert not any(str(state_dir) in " ".join(_command(process)) for process in psutil.process_iter())
+    assert rcmae(state_dir, "status").returncode == 1
+    assert rcmae(state_dir, "down").stdout.startswith("nothing runs")
+
+    assert stack.state == before
+    assert all_works(stack)
+
+
+def test_a_part_that_cannot_start_ends_the_start_with_its_log(tmp_path):
+    state_dir = tmp_path / "broken"
+    failed = rcmae(state_dir, "up", "--detach", RCMAE_POLL_INTERVAL_S="-1")
+    assert failed.returncode == 1
+    assert "api did not start" in failed.stderr
+    assert "poll_interval_s" in failed.stderr
+    state = Folder(state_dir).load()
+    assert state.parts == {}
+    assert state.temp_dir is None
+    assert processes.members(state.id) == []
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def _read(path: Path) -> str:
+    return path.read_text().strip()
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,108 @@
+"""A real HTTP server whose answers a test writes down."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as it came."""
+
+    method: str
+    path: str
+    query: dict[str, list[str]]
+    headers: dict[str, str]
+    body: Any
+
+
+@dataclass
+class Answer:
+    """What goes back; a `bytes` body goes as it is, anything else as JSON."""
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut_after: int | None = None
+    """Close the connection after so many bytes of the body."""
+
+
+Route = Callable[[Asked], Answer]
+
+
+class ScriptedServer:
+    """Answers by (method, path); remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Asked] = []
+        self.routes: dict[tuple[str, str], Route] = {}
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                parts = urlsplit(self.path)
+                text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                body = json.loads(text) if text else None
+                asked = Asked(self.command, parts.path, parse_qs(parts.query), headers, body)
+                server.asked.append(asked)
+                route = server.routes.get((self.command, parts.path))
+                self.reply(route(asked) if route else problem(404, "not_found", f"no route {asked.path}"))
+
+            def reply(self, answer: Answer) -> None:
+                body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+                self.send_response(answer.status)
+                for name, value in ({"Content-Length": str(len(body))} | answer.headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body[: answer.cut_after])
+                if answer.cut_after is not None:
+                    self.close_connection = True
+
+            do_GET = do_POST = handle_any  # noqa: N815 - http.server's names
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def on(self, method: str, path: str, *answers: Answer) -> None:
+        """Give these answers in turn, and the last one from then on."""
+        remaining = list(answers)
+
+        def route(_: Asked) -> Answer:
+            return remaining.pop(0) if len(remaining) > 1 else remaining[0]
+
+        self.routes[method, path] = route
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def problem(status: int, code: str, detail: str, problems: list[dict[str, Any]] | None = None) -> Answer:
+    """An error as the service words it."""
+    body = {"status": status, "code": code, "detail": detail, "problems": problems or [], "request_id": "r-1"}
+    return Answer(status, body)
+
+
+def job(state: str = "queued", **over: Any) -> dict[str, Any]:
+    """A job as the service shows it."""
+    return {
+        "id": "job-1", "kind": "pretrain", "name": "digits", "state": state, "reason": None, "message": "",
+        "owner": "me", "priority": 0, "labels": {}, "progress": None, "created_at": "2026-01-02T03:04:05Z", "started_at": None,
+        "ended_at": None, "attempts": 0, "run_id": None, "spec": {}, "result": None,
+    } | over  # fmt: skip

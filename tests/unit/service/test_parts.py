@@ -1,0 +1,145 @@
+"""The state folder and the choice of ports, without starting anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+
+import pytest
+
+from service.embedded import parts
+from service.embedded.parts import Folder, StackError, StackState
+from service.embedded.processes import Identity
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = Folder.at(tmp_path / "state")
+    made.make()
+    return made
+
+
+@pytest.fixture
+def prepare():
+    """`parts.prepare`, with the temporary folders removed afterwards."""
+    made = []
+
+    def call(state, port=None):
+        prepared = parts.prepare(state, port)
+        made.append(prepared.temp_dir)
+        return prepared
+
+    yield call
+    for path in made:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
+    assert mode(folder.path) == 0o700
+    for token in (folder.token, folder.ray_token):
+        assert mode(token) == 0o600
+        assert len(token.read_text()) >= 32
+    before = folder.token.read_text()
+    folder.make()
+    assert folder.token.read_text() == before
+
+
+def test_the_state_is_read_back_as_written(folder, prepare):
+    state = prepare(StackState()).model_copy(update={"parts": {"ray": Identity.of(os.getpid())}})
+    folder.save(state)
+    assert folder.load() == state
+    assert folder.load().parts["ray"].alive
+
+
+def test_only_one_holds_the_lock(folder):
+    with folder.lock() as first, folder.lock() as second:
+        assert first
+        assert not second
+    with folder.lock() as again:
+        assert again
+
+
+def test_the_temporary_folder_is_short_and_private(prepare):
+    temp_dir = prepare(StackState()).temp_dir
+    assert len(f"{temp_dir}/ray") <= 45
+    assert mode(temp_dir) == 0o700
+
+
+def test_everything_keeps_its_place_from_one_start_to_the_next(prepare):
+    first = prepare(StackState())
+    assert len(set(first.ports.model_dump().values())) == len(parts.Ports.model_fields)
+    assert prepare(first) == first
+
+
+def test_a_port_that_was_taken_meanwhile_is_replaced(prepare):
+    first = prepare(StackState())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", first.ports.mlflow))
+        other.listen()
+        second = prepare(first)
+    assert second.ports.mlflow != first.ports.mlflow
+    assert second.ports.ray_gcs == first.ports.ray_gcs
+
+
+def test_the_port_of_a_part_that_lives_is_kept(prepare):
+    first = prepare(StackState())
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", first.ports.mlflow))
+        own.listen()
+        alive = first.model_copy(update={"parts": {"mlflow": Identity.of(os.getpid())}})
+        assert prepare(alive).ports == first.ports
+
+
+def test_a_port_the_user_names_must_be_free(prepare):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {taken} .* in use.*--port"):
+            prepare(StackState(), taken)
+    assert prepare(StackState(), taken).ports.api == taken
+
+
+def test_the_usual_port_gives_way_when_it_is_taken(prepare, monkeypatch):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        monkeypatch.setattr(parts, "DEFAULT_PORT", other.getsockname()[1])
+        assert prepare(StackState()).ports.api != parts.DEFAULT_PORT
+
+
+def test_an_api_that_lives_keeps_its_port(prepare):
+    state = prepare(StackState()).model_copy(update={"parts": {"api": Identity.of(os.getpid())}})
+    with pytest.raises(StackError, match="rcmae down"):
+        prepare(state, state.ports.api + 1)
+    assert prepare(state, state.ports.api).ports == state.ports
+
+
+def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RCMAE_DATABASE_URL"):
+        monkeypatch.setenv(name, "http://elsewhere")
+    monkeypatch.setenv("RCMAE_POLL_INTERVAL_S", "0.25")
+    state = prepare(StackState())
+    for part in parts.PARTS:
+        variables = parts.environment(part, folder, state)
+        assert "RAY_ADDRESS" not in variables
+        assert "MLFLOW_TRACKING_URI" not in variables
+        assert variables["RCMAE_STACK"] == state.id
+        assert variables["RCMAE_PART"] == part
+    api = parts.environment("api", folder, state)
+    assert api["RCMAE_DATABASE_URL"] == f"sqlite:///{folder.path}/rcmae.db"
+    assert api["RCMAE_POLL_INTERVAL_S"] == "0.25"
+
+
+def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
+    state = prepare(StackState())
+    for part in parts.PARTS:
+        shown = " ".join(parts.command(part, folder, state)) + str(parts.environment(part, folder, state))
+        assert folder.token.read_text() not in shown
+        assert folder.ray_token.read_text() not in shown

@@ -1,0 +1,201 @@
+"""The typed client against a real HTTP server."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scripted_server import Answer, Asked, ScriptedServer, job, problem
+
+from service.client import errors
+from service.client.download import DownloadError
+from service.client.errors import ApiError, ConnectionFailed
+from service.client.sdk import Client
+from service.jobs.schemas import State
+from trainer.spec.job import parse_spec
+
+SPEC = {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}}
+
+
+@pytest.fixture
+def server():
+    made = ScriptedServer()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    monkeypatch.setattr(errors, "FIRST_PAUSE_S", 0.01)
+    with Client(server.url, "secret", patience_s=5) as made:
+        yield made
+
+
+def test_submit_sends_the_spec_the_token_and_a_key(server, client):
+    server.on("POST", "/v1/jobs", Answer(201, job()))
+    assert client.submit(SPEC).id == "job-1"
+    assert client.submit(parse_spec(SPEC), "my-key").state is State.QUEUED
+    first, second = server.asked
+    assert first.body == SPEC
+    assert second.body["optimization"]["epochs"] == 1600
+    assert first.headers["authorization"] == "Bearer secret"
+    assert len(first.headers["idempotency-key"]) == 32
+    assert second.headers["idempotency-key"] == "my-key"
+
+
+def test_submit_is_repeated_with_the_same_key_while_the_service_is_away(server, client):
+    server.on("POST", "/v1/jobs", Answer(503, b"restarting"), problem(502, "unavailable", "soon"), Answer(201, job()))
+    assert client.submit(SPEC).id == "job-1"
+    assert len(server.asked) == 3
+    assert len({asked.headers["idempotency-key"] for asked in server.asked}) == 1
+
+
+def test_a_read_survives_a_connection_that_breaks(server, client):
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job(), cut_after=10), Answer(200, job("running")))
+    assert client.job("job-1").state is State.RUNNING
+
+
+def test_a_verb_is_not_repeated(server, client):
+    server.on("POST", "/v1/jobs/job-1/cancel", problem(503, "unavailable", "soon"))
+    with pytest.raises(ApiError, match="soon"):
+        client.cancel("job-1")
+    assert len(server.asked) == 1
+
+
+def test_no_server_is_a_connection_failure():
+    gone = ScriptedServer()
+    gone.close()
+    with Client(gone.url, "secret", patience_s=0) as client, pytest.raises(ConnectionFailed, match="does not answer"):
+        client.job("job-1")
+
+
+def test_an_error_carries_everything_the_service_says(server, client):
+    found = [{"field": "optimization.epochs", "pointer": "/optimization/epochs", "value": -1, "message": "must be > 0"}]
+    server.on("POST", "/v1/jobs", problem(422, "spec_invalid", "optimization.epochs: must be > 0", found))
+    with pytest.raises(ApiError) as caught:
+        client.submit(SPEC)
+    error = caught.value
+    assert (error.status, error.code, error.request_id) == (422, "spec_invalid", "r-1")
+    assert (error.problems[0].field, error.problems[0].value) == ("optimization.epochs", -1)
+    assert len(server.asked) == 1
+
+
+def test_an_answer_that_is_not_the_services_is_an_error_too(server, client):
+    server.on("GET", "/v1/jobs/job-1", Answer(418, b"<h1>a teapot</h1>"))
+    with pytest.raises(ApiError, match="418: <h1>a teapot"):
+        client.job("job-1")
+
+
+def test_jobs_goes_through_the_pages_with_the_filters(server, client):
+    pages = {None: ([job(id="a"), job(id="b")], "next"), "next": ([job(id="c")], None)}
+
+    def listing(asked: Asked) -> Answer:
+        items, cursor = pages[asked.query.get("cursor", [None])[0]]
+        return Answer(200, {"items": items, "next_cursor": cursor})
+
+    server.routes["GET", "/v1/jobs"] = listing
+    found = client.jobs(states=[State.RUNNING, State.QUEUED], labels={"team": "vision"}, page_size=2)
+    assert [item.id for item in found] == ["a", "b", "c"]
+    for asked in server.asked:
+        assert asked.query["state"] == ["running", "queued"]
+        assert asked.query["label"] == ["team:vision"]
+        assert asked.query["limit"] == ["2"]
+        assert "owner" not in asked.query
+
+
+def test_wait_returns_the_ended_job_and_gives_up_in_time(server, client):
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")), Answer(200, job("failed")))
+    assert client.wait("job-1", poll_s=0.01).state is State.FAILED
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")))
+    with pytest.raises(TimeoutError, match="job-1 is running"):
+        client.wait("job-1", timeout_s=0.05, poll_s=0.01)
+
+
+def test_this_machine_is_asked_past_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job()))
+    with Client(server.url, "secret", patience_s=0) as client:
+        assert client.job("job-1").id == "job-1"
+
+
+WEIGHTS, CONFIG = b"\x00\x01" * 300_000, b"{}"
+
+
+def _version(server: ScriptedServer, files: dict[str, bytes], sums: dict[str, str] | None = None) -> None:
+    listed = []
+    for path, content in files.items():
+        url = f"/v1/backbones/digits/versions/3/files/{path}"
+        digest = (sums or {}).get(path, hashlib.sha256(content).hexdigest())
+        listed.append({"path": path, "size": len(content), "sha256": digest, "url": url})
+        server.on("GET", url, Answer(200, content))
+    date = "2026-01-02T03:04:05Z"
+    head = {"name": "digits", "latest_version": 3, "versions": [1, 3], "updated_at": date}
+    server.on("GET", "/v1/backbones/digits", Answer(200, head))
+    body = {"name": "digits", "version": 3, "created_at": date, "job_id": "job-1", "tags": {}, "files": listed}
+    server.on("GET", "/v1/backbones/digits/versions/3", Answer(200, body))
+
+
+def test_pull_brings_one_folder_of_the_latest_version(server, client, tmp_path):
+    _version(server, {"hf/model.safetensors": WEIGHTS, "hf/config.json": CONFIG, "spec.json": b"{}"})
+    seen: list[tuple[int, int]] = []
+    version = client.pull("digits", tmp_path / "a" / "out", progress=lambda done, total: seen.append((done, total)))
+    out = tmp_path / "a" / "out"
+    assert version.version == 3
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
+        "model.safetensors": WEIGHTS,
+        "config.json": CONFIG,
+    }
+    assert seen == sorted(seen)
+    assert seen[-1] == (len(WEIGHTS) + len(CONFIG), len(WEIGHTS) + len(CONFIG))
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_pull_starts_a_file_again_when_the_connection_breaks(server, client, tmp_path):
+    _version(server, {"hf/model.safetensors": WEIGHTS})
+    url = "/v1/backbones/digits/versions/3/files/hf/model.safetensors"
+    server.on("GET", url, Answer(200, WEIGHTS, cut_after=1000), Answer(503, b""), Answer(200, WEIGHTS))
+    client.pull("digits", tmp_path / "out", version=3)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("files", "sums", "message"),
+    [
+        ({"hf/config.json": CONFIG, "hf/model.safetensors": WEIGHTS}, {"hf/model.safetensors": "0" * 64}, "sha256"),
+        ({"hf/config.json": CONFIG, "hf/../../evil": b"x"}, {}, "outside"),
+        ({"onnx/model.onnx": b"x"}, {}, "no format 'hf'; it has onnx"),
+    ],
+)
+def test_a_pull_that_fails_leaves_nothing(server, client, tmp_path, files, sums, message):
+    _version(server, files, sums)
+    with pytest.raises(DownloadError, match=message):
+        client.pull("digits", tmp_path / "deep" / "out")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not (tmp_path / "deep" / "out").exists()
+
+
+def test_pull_does_not_touch_what_is_there(server, client, tmp_path):
+    _version(server, {"hf/config.json": CONFIG})
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        client.pull("digits", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_base_install_is_enough_for_client_and_command_line():
+    """Neither imports what only the extras have."""
+    extras = (
+        "alembic boto3 fastapi fsspec mlflow numpy PIL psutil pydantic_settings ray s3fs safetensors sklearn sqlalchemy"
+        " starlette structlog torch uvicorn"
+    )
+    program = (
+        "import sys\n"
+        f"for name in {extras.split()!r}: sys.modules[name] = None\n"
+        "import trainer.spec.job, trainer.spec.plan, service.client.sdk, service.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path.home(), check=False)
+    assert done.returncode == 0, done.stderr

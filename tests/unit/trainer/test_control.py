@@ -1,0 +1,311 @@
+"""Commands and heartbeat on one side, logs on the other."""
+
+import json
+import logging
+import time
+import warnings
+
+import pytest
+
+from trainer import logs
+from trainer.control import Agreement, Control
+from trainer.errors import StorageError
+from trainer.logs import LogWriter, logger, start_logging, stop_logging
+from trainer.spec.job import Command, LogLine
+from trainer.storage import Store
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
+
+
+class FakeLine:
+    """A run's tags: the command to read, what was acknowledged, and how often the attempt showed life."""
+
+    def __init__(self) -> None:
+        self.command: Command | None = None
+        self.acknowledged: list[Command] = []
+        self.beats = self.reads = 0
+        self.broken: set[str] = set()
+
+    def _check(self, name: str) -> None:
+        if name in self.broken:
+            raise ConnectionError("no route to MLflow")
+
+    def read_command(self) -> Command | None:
+        self.reads += 1
+        self._check("read")
+        return self.command
+
+    def acknowledge(self, command: Command) -> None:
+        self._check("acknowledge")
+        self.acknowledged.append(command)
+
+    def heartbeat(self) -> None:
+        self._check("heartbeat")
+        self.beats += 1
+
+    def read_twice_more(self) -> None:
+        before = self.reads
+        wait_for(lambda: self.reads >= before + 2)
+
+
+@pytest.fixture
+def line(monkeypatch):
+    monkeypatch.setattr("trainer.control.POLL_SECONDS", 0.005)
+    monkeypatch.setattr("trainer.control.HEARTBEAT_SECONDS", 0.0)
+    return FakeLine()
+
+
+@pytest.fixture
+def control(line):
+    control = Control(line, attempt=3)
+    control.start()
+    yield control
+    control.stop()
+
+
+def command(generation: int, action: str = "pause", attempt: int = 3) -> Command:
+    return Command(attempt=attempt, generation=generation, action=action)
+
+
+def test_a_command_is_heard_and_acknowledged_once(line, control):
+    assert control.wanted() is None
+    line.command = command(1)
+    wait_for(lambda: line.acknowledged)
+    assert control.wanted() == "pause"
+    line.read_twice_more()
+    assert line.acknowledged == [command(1)]
+
+
+def test_a_newer_command_takes_an_older_one_s_place_and_never_the_other_way_round(line, control):
+    line.command = command(2, "pause")
+    wait_for(lambda: control.wanted() == "pause")
+    line.command = command(3, "cancel")
+    wait_for(lambda: control.wanted() == "cancel")
+    line.command = command(2, "pause")
+    line.read_twice_more()
+    assert control.wanted() == "cancel"
+    assert [seen.generation for seen in line.acknowledged] == [2, 3]
+
+
+@pytest.mark.parametrize("attempt", [2, 4])
+def test_commands_to_other_attempts_are_passed_over(line, control, attempt):
+    line.command = command(9, "cancel", attempt)
+    line.read_twice_more()
+    assert control.wanted() is None
+    assert line.acknowledged == []
+
+
+@pytest.mark.usefixtures("control")
+def test_life_is_shown_at_the_start_and_again_and_again(line):
+    assert line.beats >= 1
+    before = line.beats
+    wait_for(lambda: line.beats >= before + 3)
+
+
+def test_heartbeats_come_less_often_than_polls(line, monkeypatch):
+    monkeypatch.setattr("trainer.control.HEARTBEAT_SECONDS", 3600.0)
+    control = Control(line, attempt=3)
+    control.start()
+    line.read_twice_more()
+    line.read_twice_more()
+    control.stop()
+    assert line.beats == 1
+
+
+def test_a_failing_line_is_told_once_and_survived(line, control, caplog):
+    line.broken = {"read", "heartbeat"}
+    line.read_twice_more()
+    line.read_twice_more()
+    assert caplog.text.count("MLflow cannot be reached") == 1
+    line.broken = set()
+    line.command = command(1, "cancel")
+    wait_for(lambda: control.wanted() == "cancel")
+    line.broken = {"heartbeat"}
+    wait_for(lambda: caplog.text.count("MLflow cannot be reached") == 2)
+
+
+def test_an_acknowledgement_that_fails_is_sent_again_and_the_command_obeyed_meanwhile(line, control):
+    line.broken = {"acknowledge"}
+    line.command = command(1, "cancel")
+    wait_for(lambda: control.wanted() == "cancel")
+    line.read_twice_more()
+    assert line.acknowledged == []
+    line.broken = set()
+    wait_for(lambda: line.acknowledged == [command(1, "cancel")])
+    line.read_twice_more()
+    assert len(line.acknowledged) == 1
+
+
+def test_after_stop_nothing_more_is_sent(line):
+    control = Control(line, attempt=3)
+    control.start()
+    line.read_twice_more()
+    control.stop()
+    reads, beats = line.reads, line.beats
+    line.command = command(1)
+    assert not [thread for thread in logs.threading.enumerate() if thread.name == "control"]
+    assert (line.reads, line.beats, control.wanted()) == (reads, beats, None)
+
+
+def test_a_line_that_is_down_from_the_start_fails_the_attempt_at_once(line):
+    line.broken = {"heartbeat"}
+    with pytest.raises(ConnectionError):
+        Control(line, attempt=3).start()
+
+
+def test_one_worker_agrees_with_itself():
+    agree = Agreement(1)
+    assert [agree(action) for action in (None, "pause", "cancel")] == [None, "pause", "cancel"]
+    assert agree.share({"a": 1}) == {"a": 1}
+    with pytest.raises(ValueError, match="nothing to share"):
+        agree.share(None)
+
+
+# --- logs ----------------------------------------------------------------------------------------------------------
+
+FOLDER = "attempts/2/logs"
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 3600.0)  # lines go when a test says so
+    return Store(str(tmp_path))
+
+
+@pytest.fixture
+def writer(store):
+    level = logging.getLogger().level
+    writer = start_logging(store, 2, "rank-1")
+    yield writer
+    stop_logging(writer)
+    logging.captureWarnings(capture=False)
+    logging.getLogger().setLevel(level)
+
+
+def lines_of(store: Store) -> list[LogLine]:
+    """All lines, as a reader of the attempt's folder puts them together."""
+    data = b"".join(store.read(f"{FOLDER}/{name}") for name in store.names(FOLDER))
+    assert data == b"" or data.endswith(b"\n")
+    return [LogLine.model_validate_json(line) for line in data.splitlines()]
+
+
+def test_lines_tell_time_level_source_and_message(store, writer):
+    before = time.time()
+    logger.info("Epoch %d of %d", 1, 5)
+    logging.getLogger("elsewhere").warning('two\nlines, "quoted" – ü')
+    logger.error("bad")
+    logger.critical("worse")
+    logger.debug("below the level")
+    writer.flush()
+    assert store.names(FOLDER) == ["rank-1.0001.jsonl"]
+    lines = lines_of(store)
+    assert [(line.level, line.message) for line in lines] == [
+        ("info", "Epoch 1 of 5"), ("warning", "two\nlines, \"quoted\" – ü"), ("error", "bad"), ("error", "worse"),
+    ]  # fmt: skip
+    assert {line.source for line in lines} == {"rank-1"}
+    assert all(before <= line.time <= time.time() for line in lines)
+
+
+def test_an_exception_comes_with_its_traceback(store, writer):
+    try:
+        {}["lost"]
+    except KeyError:
+        logger.exception("It failed")
+    writer.flush()
+    (line,) = lines_of(store)
+    assert line.message.startswith("It failed\nTraceback")
+    assert "KeyError: 'lost'" in line.message
+
+
+def test_warnings_are_lines_too(store, writer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old weights", UserWarning, stacklevel=1)
+    writer.flush()
+    (line,) = lines_of(store)
+    assert line.level == "warning"
+    assert "UserWarning: old weights" in line.message
+
+
+def test_full_chunks_are_left_and_the_newest_grows(store, writer, monkeypatch):
+    monkeypatch.setattr(logs, "CHUNK_BYTES", 300)
+    for number in range(12):
+        logger.info("line %02d", number)
+        writer.flush()
+    names = store.names(FOLDER)
+    assert names == [f"rank-1.{chunk:04d}.jsonl" for chunk in range(1, len(names) + 1)]
+    assert len(names) > 2
+    sizes = [len(store.read(f"{FOLDER}/{name}")) for name in names]
+    assert all(300 <= size < 400 for size in sizes[:-1])
+    assert [line.message for line in lines_of(store)] == [f"line {number:02d}" for number in range(12)]
+
+
+def test_nothing_is_written_where_nothing_was_logged(store, writer, monkeypatch):
+    writer.flush()
+    assert store.names(FOLDER) == []
+    logger.info("one")
+    writer.flush()
+    monkeypatch.setattr(store, "write", None)
+    writer.flush()
+
+
+def test_lines_are_stored_by_themselves(tmp_path, monkeypatch):
+    monkeypatch.setattr(logs, "FLUSH_SECONDS", 0.01)
+    store = Store(str(tmp_path))
+    writer = LogWriter(store, 2, "driver")
+    writer.handle(logging.LogRecord("rcmae", logging.INFO, "", 0, "hello", (), None))
+    wait_for(lambda: store.names(FOLDER) == ["driver.0001.jsonl"])
+    assert [line.message for line in lines_of(store)] == ["hello"]
+    writer.close()
+    assert not [thread for thread in logs.threading.enumerate() if thread.name == "logs-driver"]
+
+
+def test_a_store_that_fails_keeps_the_lines_for_later(store, writer, monkeypatch, capsys):
+    monkeypatch.setattr(logs, "CHUNK_BYTES", 150)
+    logger.info("before")
+    writer.flush()
+    working = store.write
+
+    def refuse(name, _data):
+        raise StorageError(f"{name}: disk full")
+
+    monkeypatch.setattr(store, "write", refuse)
+    for number in range(5):
+        logger.info("meanwhile %d", number)
+        writer.flush()
+    assert "log lines not stored yet" in capsys.readouterr().err
+    assert len(lines_of(store)) == 1
+    monkeypatch.setattr(store, "write", working)
+    logger.info("after")
+    writer.flush()
+    assert [line.message for line in lines_of(store)] == [
+        "before", *(f"meanwhile {number}" for number in range(5)), "after",
+    ]  # fmt: skip
+
+
+def test_stopping_stores_the_last_lines_and_hears_no_more(store):
+    before = list(logging.getLogger().handlers)
+    level = logging.getLogger().level
+    writer = start_logging(store, 2, "driver")
+    logger.info("last")
+    stop_logging(writer)
+    logging.captureWarnings(capture=False)
+    logger.info("too late")
+    logging.getLogger().setLevel(level)
+    assert [line.message for line in lines_of(store)] == ["last"]
+    assert logging.getLogger().handlers == before
+
+
+def test_a_bad_log_call_does_not_end_the_program(store, writer, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    record = logging.LogRecord("x", logging.INFO, "", 0, "%d images", ("many",), None)
+    writer.handle(record)
+    writer.handle(logging.LogRecord("x", logging.INFO, "", 0, "odd name %s", ("\udcff.png",), None))
+    writer.flush()
+    assert [line.message for line in lines_of(store)] == [r"odd name \udcff.png"]
+    assert json.loads(store.read(f"{FOLDER}/rank-1.0001.jsonl"))["level"] == "info"
