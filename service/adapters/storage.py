@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path, PurePosixPath
 
 
@@ -25,9 +26,15 @@ class Artifacts:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part in {"..", "."} or "\x00" in part for part in parts):
             return None
-        path = base.joinpath(*parts)
-        resolved = path.resolve()
-        return resolved if resolved.is_relative_to(base) and resolved.is_file() else None
+        try:
+            resolved = base.joinpath(*parts).resolve()
+            return resolved if resolved.is_relative_to(base) and resolved.is_file() else None
+        except RuntimeError:  # a link to itself
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise
 
     def read(self, folder: str, name: str) -> bytes | None:
         """A small file's bytes; None where there is none."""

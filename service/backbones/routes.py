@@ -31,7 +31,8 @@ def show_version(name: str, version: int, parts: PartsDep, caller: CallerDep) ->
     return service.show_version(parts, name, version)
 
 
-@router.api_route("/{name}/versions/{version}/files/{path:path}", methods=["GET", "HEAD"], response_class=FileResponse)
+@router.get("/{name}/versions/{version}/files/{path:path}", response_class=FileResponse)
+@router.head("/{name}/versions/{version}/files/{path:path}", response_class=FileResponse)
 def file(name: str, version: int, path: str, parts: PartsDep, caller: CallerDep) -> FileResponse:  # noqa: ARG001 - a token is needed
     """One file, streamed; `Range` is understood and `ETag` is its sha256."""
     found, digest = service.file(parts, name, version, path)

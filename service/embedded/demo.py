@@ -193,16 +193,12 @@ def _failures(result: Result, verified: dict[str, Any]) -> Iterator[str]:
 def rendered(result: Result) -> RenderableType:
     """For people."""
     rows = [
-        (
-            "reconstruction ratio",
-            f"{result.reconstruction_ratio_before:.3f}",
-            f"{result.reconstruction_ratio_after:.3f}",
-        ),
-        ("linear probe, top-1", f"{result.linear_top1_random_init:.3f}", f"{result.linear_top1:.3f}"),
+        ("reconstruction ratio", result.reconstruction_ratio_before, result.reconstruction_ratio_after),
+        ("linear probe, top-1", result.linear_top1_random_init, result.linear_top1),
     ]
     return Group(
         "",
-        render.table(("", "RANDOM", "PRETRAINED"), rows),
+        render.table(("", "RANDOM", "PRETRAINED"), ((name, f"{a:.3f}", f"{b:.3f}") for name, a, b in rows)),
         "",
         render.fields(
             [

@@ -56,4 +56,6 @@ def _positions(cursor: str | None) -> dict[str, list[int]]:
 
 def _is_position(value: object) -> bool:
     """Whether this is a chunk's number and a number of lines."""
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) for number in value)
+    return (
+        isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) and number >= 0 for number in value)
+    )

@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
+from live import checkpoint_of, make_spec, members, poll, wait, wait_state
 
-from conftest import Stack, make_spec, poll
 from service import stack as embedded
 from service.jobs.schemas import JobView, State
+
+if TYPE_CHECKING:
+    from conftest import Stack
 
 pytestmark = pytest.mark.slow
 
 
 def final_weights(stack: Stack, job: JobView) -> dict[str, bytes]:
-    folder = stack.artifacts(job) / stack.client.attempts(job.id)[-1].checkpoint
+    folder = checkpoint_of(stack, job)
     return {name: (folder / f"{name}.safetensors").read_bytes() for name in ("student", "teacher", "optimizer")}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(stack):
     job = stack.client.submit(make_spec(name="undisturbed"))
-    return final_weights(stack, stack.wait_state(job.id, State.SUCCEEDED))
+    return final_weights(stack, wait_state(stack, job.id, State.SUCCEEDED))
 
 
 def running(stack: Stack, name: str, step: int = 25) -> JobView:
     """A job under way, past its first checkpoint."""
     job = stack.client.submit(make_spec(name=name, register_as=name))
-    return stack.wait(job.id, lambda seen: seen.progress is not None and seen.progress.step > step)
+    return wait(stack, job.id, lambda seen: seen.progress is not None and seen.progress.step > step)
 
 
 def ends_well(stack: Stack, job: JobView, expected: dict[str, bytes], attempts: int) -> None:
-    ended = stack.wait_state(job.id, State.SUCCEEDED, timeout_s=300)
+    ended = wait_state(stack, job.id, State.SUCCEEDED, timeout_s=300)
     assert ended.attempts == attempts
     assert final_weights(stack, ended) == expected
     assert stack.client.backbone(job.name).versions == [1]
@@ -42,10 +46,10 @@ def ends_well(stack: Stack, job: JobView, expected: dict[str, bytes], attempts: 
 
 def test_a_killed_worker_is_replaced_and_the_end_is_bit_identical(stack, undisturbed):
     job = running(stack, "killed-worker")
-    workers = stack.workers()
+    workers = members(stack, "RayTrainWorker")
     assert len(workers) == 2
     workers[1].kill()
-    recovering = stack.wait(job.id, lambda seen: seen.state is State.RECOVERING)
+    recovering = wait(stack, job.id, lambda seen: seen.state is State.RECOVERING)
     assert recovering.reason == "worker_failed"
     ends_well(stack, job, undisturbed, attempts=2)
     lost, second = stack.client.attempts(job.id)
@@ -57,7 +61,7 @@ def test_a_killed_worker_is_replaced_and_the_end_is_bit_identical(stack, undistu
 
 def test_a_killed_api_comes_back_and_the_job_goes_on(stack, undisturbed):
     job = running(stack, "killed-api")
-    api = stack.folder.load().parts["api"].pid
+    api = stack.state.parts["api"].pid
     os.kill(api, signal.SIGKILL)
     poll(lambda: embedded.status(stack.folder), lambda seen: seen.up and seen.parts[-1].pid != api, 120)
     ends_well(stack, job, undisturbed, attempts=1)
@@ -65,22 +69,22 @@ def test_a_killed_api_comes_back_and_the_job_goes_on(stack, undisturbed):
 
 def test_a_killed_supervisor_and_api_are_taken_up_and_the_job_goes_on(stack, undisturbed):
     job = running(stack, "killed-supervisor")
-    state = stack.folder.load()
+    state = stack.state
     ray, mlflow = state.parts["ray"], state.parts["mlflow"]
     os.kill(state.supervisor.pid, signal.SIGKILL)
     os.kill(state.parts["api"].pid, signal.SIGKILL)
     poll(lambda: state.parts["api"].alive, lambda alive: not alive)
-    embedded.up(stack.folder, None, lambda part: None)
-    after = stack.folder.load()
+    embedded.up(stack.folder, None, print)
+    after = stack.state
     assert (after.parts["ray"], after.parts["mlflow"]) == (ray, mlflow)
     ends_well(stack, job, undisturbed, attempts=1)
 
 
 def test_a_killed_driver_is_replaced(stack, undisturbed):
     job = running(stack, "killed-driver")
-    from service.embedded import processes
-
-    drivers = [p for p in processes.members(stack.folder.load().id) if p.cmdline()[-2:] == ["-m", "trainer.main"]]
+    drivers = [
+        process for process in members(stack, "trainer.main") if process.cmdline()[-2:] == ["-m", "trainer.main"]
+    ]
     assert len(drivers) == 1
     drivers[0].kill()
     ends_well(stack, job, undisturbed, attempts=2)

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
+from live import artifacts, checkpoint_of, make_spec, members, poll, wait, wait_state
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import Stack, make_spec, poll
 from service.client.errors import ApiError
 from service.jobs.schemas import State
 from trainer.export.verify import compare
-
-RCMAE = [sys.executable, "-m", "service.cli"]
-
-
-def rcmae(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RCMAE, *arguments], env=stack.environment, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +25,7 @@ def finished(stack, tmp_path_factory):
     spec = make_spec(register_as="tiny-digits", labels={"team": "vision"})
     file = tmp_path_factory.mktemp("spec") / "spec.yaml"
     file.write_text(yaml.safe_dump(spec))
-    done = rcmae(stack, "submit", str(file), "--follow", "--set", "seed=7")
+    done = stack.rcmae("submit", str(file), "--follow", "--set", "seed=7")
     assert done.returncode == 0, done.stdout + done.stderr
     job = next(job for job in stack.client.jobs(name_contains="tiny-digits") if job.spec["seed"] == 7)
     return job, done
@@ -50,7 +42,7 @@ def test_a_followed_job_succeeds_and_shows_its_way(stack, finished):
     assert job.progress.eta_s == 0
     assert [(a.number, a.state) for a in stack.client.attempts(job.id)] == [(1, "succeeded")]
     assert job.result.metrics["eval/reconstruction_ratio"] < 1
-    run = MlflowClient(stack.folder.load().ports and f"http://127.0.0.1:{stack.folder.load().ports.mlflow}").get_run(job.run_id)
+    run = MlflowClient(f"http://127.0.0.1:{stack.state.ports.mlflow}").get_run(job.run_id)
     assert run.info.status == "FINISHED"
 
 
@@ -78,7 +70,7 @@ def test_metrics_and_pictures(stack, finished):
     assert all(0 <= point.value <= 1 for point in series["throughput/data_wait_fraction"])
     pictures = stack.client.images(job.id)
     assert [picture.step for picture in pictures] == [0, 100, 200]
-    file = stack.folder.path / "picture.png"
+    file = stack.state_dir / "picture.png"
     file.write_bytes(stack.client.image(job.id, pictures[-1].name))
     with Image.open(file) as image:
         assert image.format == "PNG"
@@ -88,9 +80,9 @@ def test_metrics_and_pictures(stack, finished):
 def test_pulled_backbone_is_the_teachers_encoder(stack, finished, tmp_path):
     job, _ = finished
     out = tmp_path / "backbone"
-    done = rcmae(stack, "backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
+    done = stack.rcmae("backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
-    checkpoint = stack.artifacts(job) / stack.client.attempts(job.id)[-1].checkpoint
+    checkpoint = checkpoint_of(stack, job)
     result = compare(checkpoint, out)
     assert result["max_abs_difference"] < 1e-5
     assert not any(result[key] for key in result if key.startswith("keys_"))
@@ -99,7 +91,7 @@ def test_pulled_backbone_is_the_teachers_encoder(stack, finished, tmp_path):
     name, ours = "encoder.layer.1.intermediate.dense.weight", "blocks.1.mlp.fc1.weight"
     assert pulled[name].numpy().tobytes() == teacher[ours].numpy().tobytes()
     assert pulled[name].numpy().tobytes() != student[ours].numpy().tobytes()
-    again = rcmae(stack, "backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
+    again = stack.rcmae("backbones", "pull", "tiny-digits", "--format", "hf", "--out", str(out))
     assert again.returncode != 0  # it does not overwrite
     assert load_file(out / "model.safetensors").keys() == pulled.keys()
 
@@ -152,7 +144,7 @@ def test_same_idempotency_key_makes_one_job(stack):
         stack.client.submit({**spec, "seed": 5}, "key-1")
     assert (error.value.status, error.value.code) == (422, "idempotency_key_reused")
     # it can never run here, and says so while it waits
-    waiting = stack.wait(first.id, lambda job: job.reason == "insufficient_resources")
+    waiting = wait(stack, first.id, lambda job: job.reason == "insufficient_resources")
     assert "160 CPUs" in waiting.message
     assert stack.client.cancel(first.id).state is State.CANCELLED
 
@@ -166,7 +158,7 @@ def test_wrong_requests_are_told_what_is_wrong(stack):
     assert "epochs" in problem["problems"][0]["message"]
     assert httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert httpx.get(f"{stack.url}/v1/jobs/job-none", headers=headers).json()["code"] == "job_not_found"
-    bad = rcmae(stack, "submit", str(_file(stack.folder.path / "bad.yaml", make_spec(seed=-1))))
+    bad = stack.rcmae("submit", str(_file(stack.state_dir / "bad.yaml", make_spec(seed=-1))))
     assert bad.returncode == 2
     assert "seed" in bad.stdout + bad.stderr
 
@@ -178,12 +170,12 @@ def _file(path: Path, spec: object) -> Path:
 
 def test_cancel_while_starting(stack):
     job = stack.client.submit(make_spec(name="cancel-starting", register_as="never"))
-    stack.wait_state(job.id, State.STARTING)
+    wait_state(stack, job.id, State.STARTING)
     assert stack.client.cancel(job.id).state is State.CANCELLING
-    ended = stack.wait_state(job.id, State.CANCELLED)
+    ended = wait_state(stack, job.id, State.CANCELLED)
     assert ended.reason == "cancelled_by_user"
     assert [event.state for event in stack.client.events(job.id)][-2:] == ["cancelling", "cancelled"]
-    poll(stack.workers, lambda found: not found)
+    poll(lambda: members(stack, "RayTrainWorker"), lambda found: not found)
     with pytest.raises(ApiError) as error:
         stack.client.cancel(job.id)
     assert (error.value.status, error.value.code) == (409, "not_allowed_in_state")
@@ -194,17 +186,17 @@ def test_pause_resume_and_cancel_while_running(stack, finished):
     """A paused and resumed job ends as an undisturbed one, bit for bit; its twin is cancelled under way."""
     undisturbed, _ = finished
     job = stack.client.submit({**undisturbed.spec, "name": "paused", "register_as": None})
-    stack.wait(job.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
+    wait(stack, job.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
     assert stack.client.pause(job.id).state in {State.PAUSING}
-    paused = stack.wait_state(job.id, State.PAUSED)
+    paused = wait_state(stack, job.id, State.PAUSED)
     attempt = stack.client.attempts(job.id)[-1]
     assert attempt.state == "paused"
     assert 0 < int(attempt.checkpoint.rpartition("/")[2]) < 200
     assert paused.ended_at is None
     assert stack.client.resume(job.id).state is State.QUEUED
-    ended = stack.wait_state(job.id, State.SUCCEEDED)
+    ended = wait_state(stack, job.id, State.SUCCEEDED)
     assert ended.attempts == 2
-    final = [stack.artifacts(j) / stack.client.attempts(j.id)[-1].checkpoint for j in (undisturbed, ended)]
+    final = [checkpoint_of(stack, j) for j in (undisturbed, ended)]
     for name in ("student", "teacher", "optimizer"):
         first, second = ((folder / f"{name}.safetensors").read_bytes() for folder in final)
         assert first == second, name
@@ -212,18 +204,18 @@ def test_pause_resume_and_cancel_while_running(stack, finished):
     assert [(p.step, p.value) for p in curves[0]] == [(p.step, p.value) for p in curves[1]]
 
     other = stack.client.submit({**undisturbed.spec, "name": "cancelled", "register_as": "never"})
-    stack.wait(other.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
+    wait(stack, other.id, lambda seen: seen.progress is not None and seen.progress.step > 3)
     stack.client.cancel(other.id)
-    ended = stack.wait_state(other.id, State.CANCELLED)
+    ended = wait_state(stack, other.id, State.CANCELLED)
     checkpoint = stack.client.attempts(other.id)[-1].checkpoint
-    assert (stack.artifacts(ended) / checkpoint / "manifest.json").is_file()
+    assert (artifacts(stack, ended) / checkpoint / "manifest.json").is_file()
     assert not [b for b in stack.client.backbones() if b.name == "never"]
 
 
 def test_bad_data_fails_at_once_and_says_so(stack, tmp_path):
     (tmp_path / "broken.jpg").write_text("not an image")
     spec = make_spec(name="bad-data", dataset={"uri": str(tmp_path)}, resources={"workers": 1})
-    job = stack.wait_state(stack.client.submit(spec).id, State.FAILED)
+    job = wait_state(stack, stack.client.submit(spec).id, State.FAILED)
     assert job.reason == "data_error"
     assert "broken.jpg" in job.message
     assert job.attempts == 1

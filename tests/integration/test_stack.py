@@ -168,6 +168,7 @@ def test_a_stack_beside_another_and_down_leaves_nothing_of_it(stack, tmp_path):
     assert all_works(stack)
 
 
+@pytest.mark.slow
 def test_a_part_that_cannot_start_ends_the_start_with_its_log(tmp_path):
     state_dir = tmp_path / "broken"
     failed = rcmae(state_dir, "up", "--detach", RCMAE_POLL_INTERVAL_S="-1")

@@ -87,11 +87,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         b, n, d = x.shape
-        bias = self.qkv.bias
+        queries, keys, values = self.qkv.bias.chunk(3)
         # The key's bias adds the same to all scores of a query: softmax does not see it and its gradient is zero but
         # for rounding, which Adam would blow up into steps. Without that gradient it stays where it is.
-        bias = torch.cat([bias[:d], bias[d : 2 * d].detach(), bias[2 * d :]])
-        query, key, value = F.linear(x, self.qkv.weight, bias).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        joint = F.linear(x, self.qkv.weight, torch.cat([queries, keys.detach(), values]))
+        query, key, value = joint.view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
         return out

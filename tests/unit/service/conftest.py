@@ -11,11 +11,24 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from service_fakes import FakeMlflow, FakeRay
+from service_world import World
 
 from service.app import configure_logs, create_app
 from service.auth import Role, ensure_token
 from service.db import Database
 from service.settings import Settings
+
+ROLES = {
+    "viewer": Role.VIEWER,
+    "alice": Role.SUBMITTER,
+    "bob": Role.SUBMITTER,
+    "operator": Role.OPERATOR,
+    "admin": Role.ADMIN,
+}
+
+
+def token_of(owner: str) -> str:
+    return f"token-of-{owner}-0123456789"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -26,12 +39,12 @@ def _logs() -> None:
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file, to copy: migrating takes longer than most tests."""
+    """A migrated database file that knows a token of each role, to copy: migrating takes longer than most tests."""
     path = tmp_path_factory.mktemp("database") / "empty.db"
     database = Database(f"sqlite:///{path}")
     database.migrate()
-    with database.engine.connect() as connection:
-        connection.exec_driver_sql("SELECT 1")
+    for owner, role in ROLES.items():
+        ensure_token(database, token_of(owner), owner, role)
     database.close()
     return path
 
@@ -100,24 +113,20 @@ class Clients:
 
 
 @pytest.fixture
-def clients(app: FastAPI, database: Database) -> Iterator[Clients]:
-    roles = {
-        "viewer": Role.VIEWER,
-        "alice": Role.SUBMITTER,
-        "bob": Role.SUBMITTER,
-        "operator": Role.OPERATOR,
-        "admin": Role.ADMIN,
-    }
+def clients(app: FastAPI) -> Iterator[Clients]:
     with TestClient(app) as anonymous:
-        made = {}
-        for owner, role in roles.items():
-            token = f"token-of-{owner}-0123456789"
-            ensure_token(database, token, owner, role)
-            made[owner] = TestClient(app, headers={"Authorization": f"Bearer {token}"})
-        yield Clients(anonymous, **made)
+        yield Clients(
+            anonymous,
+            **{owner: TestClient(app, headers={"Authorization": f"Bearer {token_of(owner)}"}) for owner in ROLES},
+        )
 
 
 @pytest.fixture
 def api(clients: Clients) -> TestClient:
     """A submitter's client."""
     return clients.alice
+
+
+@pytest.fixture
+def world(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> World:
+    return World(settings, database, ray, mlflow)

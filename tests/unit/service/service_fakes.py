@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
+from fastapi.testclient import TestClient
+
 from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, RunView, Version
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.db import Attempt, Database, Event, Job
@@ -192,3 +195,18 @@ class FakeMlflow:
         self.registered.append(version)
         self.folders[source] = str(folder)
         return version
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The body of an error, which is always of the same form."""
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "code", "detail", "problems", "request_id"}
+    assert (body["status"], body["code"]) == (status, code)
+    assert body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body
+
+
+def post(api: TestClient, body: str | bytes, path: str = "/v1/jobs", **headers: str) -> httpx.Response:
+    return api.post(path, content=body, headers={"Content-Type": "application/json"} | headers)

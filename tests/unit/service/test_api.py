@@ -1,38 +1,21 @@
-"""The REST interface: answers, errors, roles, lists, verbs."""
+"""The REST interface: what is sent, answered and refused."""
 
 from __future__ import annotations
 
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import httpx
 import pytest
-from fastapi.testclient import TestClient
-from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, spec_with
+from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, post, problem, spec_with
 
 from service.adapters.mlflow_store import MetricPoint
-from service.jobs import repository, service
+from service.jobs import service
+from service.jobs.schemas import MetricsView
 from trainer.spec.plan import HELD_OUT_SHARE
 from trainer.spec.pretrain import DIGITS_IMAGES, PretrainSpec
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
-
-
-def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The body of an error, which is always of the same form."""
-    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json"), answer.text
-    body = answer.json()
-    assert set(body) == {"type", "title", "status", "code", "detail", "problems", "request_id"}
-    assert (body["status"], body["code"]) == (status, code)
-    assert body["detail"]
-    assert body["request_id"] == answer.headers["x-request-id"]
-    return body
-
-
-def post(api: TestClient, body: str | bytes, path: str = "/v1/jobs", **headers: str) -> httpx.Response:
-    return api.post(path, content=body, headers={"Content-Type": "application/json"} | headers)
 
 
 # --- submitting -------------------------------------------------------------------------------------------------------
@@ -167,19 +150,19 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize(
     "header", [None, "Bearer wrong-token-0123456789", "Bearer ", "Bearer", "Basic YTpi", "token-of-admin-0123456789"]
 )
-def test_every_route_needs_a_known_token(clients, database, method, path, header):
+def test_every_route_needs_a_known_token(clients, database, header):
     job_id = add_job(database)
     headers = {"Authorization": header} if header else {}
-    body = {"json": SPEC} if method == "POST" else {}
-    answer = clients.anonymous.request(method, path.format(id=job_id), headers=headers, **body)
-    assert answer.status_code == 401
-    assert answer.headers["www-authenticate"] == "Bearer"
-    if method != "HEAD":
-        problem(answer, 401, "unauthorized")
+    for method, path in ROUTES:
+        body = {"json": SPEC} if method == "POST" else {}
+        answer = clients.anonymous.request(method, path.format(id=job_id), headers=headers, **body)
+        assert answer.status_code == 401, (method, path)
+        assert answer.headers["www-authenticate"] == "Bearer"
+        if method != "HEAD":
+            problem(answer, 401, "unauthorized")
     assert job_of(database, job_id).state == "queued"
 
 
@@ -218,14 +201,11 @@ def test_only_operators_control_the_jobs_of_others(clients, database, verb):
 # --- what is not there ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["", "/spec", "/events", "/attempts", "/logs", "/metrics", "/images", "/images/a.png"])
-def test_an_unknown_job_is_not_found(api, path):
-    assert "job-none" in problem(api.get(f"/v1/jobs/job-none{path}"), 404, "job_not_found")["detail"]
-
-
-@pytest.mark.parametrize("verb", ["cancel", "pause", "resume", "retry"])
-def test_verbs_on_an_unknown_job_are_not_found(api, verb):
-    problem(api.post(f"/v1/jobs/job-none/{verb}"), 404, "job_not_found")
+def test_an_unknown_job_is_not_found(api):
+    for path in ("", "/spec", "/events", "/attempts", "/logs", "/metrics", "/images", "/images/a.png"):
+        assert "job-none" in problem(api.get(f"/v1/jobs/job-none{path}"), 404, "job_not_found")["detail"]
+    for verb in ("cancel", "pause", "resume", "retry"):
+        problem(api.post(f"/v1/jobs/job-none/{verb}"), 404, "job_not_found")
 
 
 def test_unknown_backbones_are_not_found(api):
@@ -243,201 +223,6 @@ def test_unknown_routes_and_methods_are_problems_too(api):
     assert answer.headers["allow"]
     problem(api.delete("/v1/jobs/job-none"), 405, "method_not_allowed")
     problem(api.post("/v1/jobs/job-none/stop"), 404, "not_found")
-
-
-# --- lists ------------------------------------------------------------------------------------------------------------
-
-
-def names(api: TestClient, **query: Any) -> list[str]:
-    answer = api.get("/v1/jobs", params=query)
-    assert answer.status_code == 200, answer.text
-    return [job["name"] for job in answer.json()["items"]]
-
-
-@pytest.fixture
-def various(database) -> None:
-    rows: list[tuple[str, str, str, dict[str, str]]] = [
-        ("100% digits", "queued", "alice", {"team": "vision"}),
-        ("snake_case", "running", "bob", {"team": "vision", "env": "test"}),
-        ("snakeXcase", "failed", "alice", {"team": "audio"}),
-        ("100 digits", "succeeded", "bob", {"a.b/c-d": "1"}),
-        ("Back\\slash", "cancelled", "carol", {}),
-    ]
-    for minute, (name, state, owner, labels) in enumerate(rows):
-        at = NOW + timedelta(minutes=minute)
-        add_job(database, state, name=name, owner=owner, labels=labels, created_at=at)
-
-
-@pytest.mark.parametrize(
-    ("query", "found"),
-    [
-        ({}, ["Back\\slash", "100 digits", "snakeXcase", "snake_case", "100% digits"]),
-        ({"state": "queued"}, ["100% digits"]),
-        ({"state": ["queued", "failed"]}, ["snakeXcase", "100% digits"]),
-        ({"kind": "pretrain", "owner": "bob"}, ["100 digits", "snake_case"]),
-        ({"kind": "search"}, []),
-        ({"owner": "nobody"}, []),
-        ({"label": "team:vision"}, ["snake_case", "100% digits"]),
-        ({"label": ["team:vision", "env:test"]}, ["snake_case"]),
-        ({"label": "team:vis"}, []),
-        ({"label": "a.b/c-d:1"}, ["100 digits"]),
-        ({"label": "a:1"}, []),
-        ({"label": ":"}, []),
-        ({"label": 'te"am:vision'}, []),
-        ({"label": "te'am:vision"}, []),
-        ({"label": "$:vision"}, []),
-        ({"label": "[0]:vision"}, []),
-        ({"name_contains": "%"}, ["100% digits"]),
-        ({"name_contains": "_"}, ["snake_case"]),
-        ({"name_contains": "\\"}, ["Back\\slash"]),
-        ({"name_contains": "SNAKE"}, ["snakeXcase", "snake_case"]),
-        ({"name_contains": "'"}, []),
-        ({"created_after": "2025-06-01T12:02:00Z"}, ["Back\\slash", "100 digits"]),
-        ({"created_after": "2025-06-01T14:02:00+02:00"}, ["Back\\slash", "100 digits"]),
-        ({"created_after": "2025-06-01T12:02:00"}, ["Back\\slash", "100 digits"]),
-        ({"created_after": "2025-06-01T12:01:59.999999Z", "state": "failed"}, ["snakeXcase"]),
-    ],
-)
-@pytest.mark.usefixtures("various")
-def test_lists_are_narrowed(api, query, found):
-    assert names(api, **query) == found
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        {"state": "sleeping"},
-        {"label": "team"},
-        {"created_after": "yesterday"},
-        {"created_after": "0001-01-01T00:00:00+23:00"},
-        {"created_after": "9999-12-31T23:59:59-23:00"},
-        {"cursor": repository.write_cursor(["0001-01-01T00:00:00+23:00", "job-a"])},
-        {"limit": 0},
-        {"limit": 501},
-        {"limit": "many"},
-        {"cursor": "nonsense"},
-        {"cursor": "é"},
-        {"cursor": repository.write_cursor([])},
-        {"cursor": repository.write_cursor(["2025"])},
-        {"cursor": repository.write_cursor([1, 2])},
-        {"cursor": repository.write_cursor(["yesterday", "job-a"])},
-        {"cursor": repository.write_cursor([{"a": 1}])},
-    ],
-)
-def test_wrong_parameters_of_a_list_are_refused(api, query):
-    problem(api.get("/v1/jobs", params=query), 422, "parameter_invalid")
-
-
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 8])
-def test_pages_have_neither_gaps_nor_repeats(api, database, limit):
-    """Also where jobs share their moment, and others come meanwhile."""
-    made = [add_job(database, created_at=NOW + timedelta(seconds=n // 3), id=f"job-{n}") for n in range(7)]
-    add_job(database, owner="bob", created_at=NOW)
-    seen: list[str] = []
-    cursor = None
-    for page in range(20):
-        answer = api.get("/v1/jobs", params={"limit": limit, "owner": "alice"} | ({"cursor": cursor} if cursor else {}))
-        body = answer.json()
-        assert 0 < len(body["items"]) <= limit
-        seen += [job["id"] for job in body["items"]]
-        cursor = body["next_cursor"]
-        if cursor is None:
-            break
-        add_job(database, created_at=NOW + timedelta(hours=1, seconds=page))
-    assert cursor is None
-    assert seen == made[::-1]
-
-
-def test_events_come_in_pages(api, database):
-    job_id = api.post("/v1/jobs", json=SPEC).json()["id"]
-    for verb in ("pause", "resume", "pause", "cancel"):
-        assert api.post(f"/v1/jobs/{job_id}/{verb}").status_code == 200
-    whole = api.get(f"/v1/jobs/{job_id}/events").json()
-    assert [e["state"] for e in whole["items"]] == ["queued", "paused", "queued", "paused", "cancelled"]
-    assert whole["next_cursor"] is None
-    paged, cursor = [], None
-    while not paged or cursor:
-        query = {"limit": 2} | ({"cursor": cursor} if cursor else {})
-        body = api.get(f"/v1/jobs/{job_id}/events", params=query).json()
-        paged += body["items"]
-        cursor = body["next_cursor"]
-    assert paged == whole["items"]
-    assert len(events_of(database, job_id)) == 5
-
-
-@pytest.mark.parametrize("parts", [[], ["x"], [None], [{}], [1e308], [10**30], [float("inf")]])
-def test_a_wrong_cursor_of_events_is_refused(api, database, parts):
-    job_id = add_job(database)
-    query = {"cursor": repository.write_cursor(parts)}
-    problem(api.get(f"/v1/jobs/{job_id}/events", params=query), 422, "parameter_invalid")
-
-
-def test_a_cursor_nested_deep_is_refused(api):
-    cursor = repository.base64.urlsafe_b64encode(b"[" * 20_000).decode().rstrip("=")
-    problem(api.get("/v1/jobs", params={"cursor": cursor}), 422, "parameter_invalid")
-
-
-# --- verbs ------------------------------------------------------------------------------------------------------------
-
-STATES = ["queued", "starting", "running", "recovering", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
-# The state after each verb in each of STATES; a dash is 409.
-VERBS = """
-cancel cancelled cancelling cancelling cancelling cancelling cancelled cancelling - - -
-pause  paused    pausing    pausing    pausing    pausing    paused    -          - - -
-resume -         -          -          -          -          queued    -          - - -
-retry  -         -          -          -          -          -         -          - queued queued
-"""
-CASES = [
-    (row.split()[0], state, after)
-    for row in VERBS.strip().splitlines()
-    for state, after in zip(STATES, row.split()[1:], strict=True)
-]
-
-
-@pytest.mark.parametrize(("verb", "state", "after"), CASES)
-def test_a_verb_moves_a_job_or_is_refused_with_the_states_that_allow_it(api, database, verb, state, after):
-    job_id = add_job(database, state)
-    answer = api.post(f"/v1/jobs/{job_id}/{verb}")
-    if after == "-":
-        detail = problem(answer, 409, "not_allowed_in_state")["detail"]
-        allowed = {s for v, s, a in CASES if v == verb and a != "-"}
-        assert set(detail.partition("must be ")[2].split(" or ")) == allowed
-        assert job_of(database, job_id).state == state
-        assert events_of(database, job_id) == []
-    else:
-        assert answer.status_code == 200
-        assert answer.json()["state"] == after == job_of(database, job_id).state
-        assert len(events_of(database, job_id)) == (state != after)
-
-
-def test_a_retry_begins_anew_with_failures_and_progress(api, database):
-    progress = {"epoch": 1.0, "epochs": 2, "step": 5}
-    fields = {"failures": 3, "restarts": 4, "attempts": 2, "progress": progress, "not_before": NOW}
-    kept = add_job(database, "failed", **fields)
-    assert api.post(f"/v1/jobs/{kept}/retry").json()["progress"]["step"] == 5
-    job = job_of(database, kept)
-    assert (job.failures, job.restarts, job.since_attempt, job.not_before) == (0, 0, 1, None)
-    scratch = add_job(database, "failed", **fields)
-    assert api.post(f"/v1/jobs/{scratch}/retry", json={"from_scratch": True}).json()["progress"] is None
-    assert job_of(database, scratch).since_attempt == 3
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b'{"from_scrath": true}', "spec_invalid"),
-        (b'{"from_scratch": "perhaps"}', "spec_invalid"),
-        (b'{"from_scratch": ', "json_invalid"),
-        (b"[]", "body_invalid"),
-    ],
-)
-def test_a_wrong_body_of_a_retry_is_refused(api, database, body, code):
-    job_id = add_job(database, "failed")
-    found = problem(post(api, body, f"/v1/jobs/{job_id}/retry"), 422, code)
-    if b"scrath" in body:
-        assert found["problems"][0]["pointer"] == "/from_scrath"
-        assert "'from_scratch'" in found["problems"][0]["message"]
-    assert job_of(database, job_id).state == "failed"
 
 
 # --- what a job shows -------------------------------------------------------------------------------------------------
@@ -479,7 +264,9 @@ def test_a_metric_that_is_no_number_can_be_shown(api, database, mlflow, value):
     mlflow.runs[run_id].metrics["train/loss"] = value
     mlflow.points = {"train/loss": [MetricPoint(1, value, NOW)]}
     job_id = add_job(database, "failed", run_id=run_id, artifact_uri=folder)
-    assert api.get(f"/v1/jobs/{job_id}/metrics").status_code == 200
+    answer = api.get(f"/v1/jobs/{job_id}/metrics")
+    assert answer.status_code == 200
+    MetricsView.model_validate_json(answer.content)  # as the client reads it
 
 
 def test_a_plan_says_what_a_spec_needs(api, ray):
@@ -534,6 +321,12 @@ def test_an_error_of_ours_has_a_request_id_and_no_traceback(clients, monkeypatch
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
 
+
+def test_health_needs_no_token_and_readiness_says_what_is_missing(clients):
+    assert clients.anonymous.get("/healthz").json() == {"status": "ok"}
+    answer = clients.anonymous.get("/readyz")
+    assert answer.status_code == 503
+    assert [reason.partition(":")[0] for reason in answer.json()["reasons"]] == ["MLflow", "Ray"]
 
 
 def test_docs_come_from_the_service_alone(clients):

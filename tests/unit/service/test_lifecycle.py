@@ -14,7 +14,18 @@ from service.jobs.lifecycle import EFFECTS, POLICIES, TRANSITIONS, Effect, Stale
 from service.jobs.schemas import State
 from trainer.spec.job import Reason
 
-STATES = ["queued", "starting", "running", "recovering", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+STATES = [
+    "queued",
+    "starting",
+    "running",
+    "recovering",
+    "pausing",
+    "paused",
+    "cancelling",
+    "succeeded",
+    "failed",
+    "cancelled",
+]
 
 # Columns are STATES in their order. 409: refused; same: nothing changes; gone, edit and drain move to no state.
 TABLE = """
@@ -106,9 +117,14 @@ def test_a_job_that_another_moved_is_stale(database):
 
 def test_a_rolled_back_transition_leaves_no_event(database):
     job_id = add_job(database, "running")
-    with pytest.raises(RuntimeError), database.session() as session:
-        transition(session, repository.get(session, job_id), State.FAILED, None, "", "controller")
-        raise RuntimeError
+
+    def fail_afterwards() -> None:
+        with database.session() as session:
+            transition(session, repository.get(session, job_id), State.FAILED, None, "", "controller")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_afterwards()
     assert job_of(database, job_id).state == "running"
     assert events_of(database, job_id) == []
 

@@ -3,85 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
-from service_fakes import FakeMlflow, FakeRay, add_job, attempts_of, events_of, job_of, spec_with
+from service_fakes import attempts_of, events_of, job_of, spec_with
+from service_world import World
 
-from service.adapters.ray_cluster import RayState
-from service.adapters.storage import Artifacts
-from service.auth import Caller, Role
-from service.db import Database
-from service.deps import Parts
 from service.jobs import repository
-from service.jobs.lifecycle import Verb, transition
-from service.jobs.reconciler import Reconciler
+from service.jobs.lifecycle import transition
 from service.jobs.schemas import State
-from service.jobs.service import apply_verb
-from service.settings import Settings
 from trainer.spec import names
-from trainer.spec.job import Command, Outcome, Reason
-
-
-class World:
-    """A reconciler and all it looks at."""
-
-    def __init__(self, settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> None:
-        self.database, self.ray, self.mlflow = database, ray, mlflow
-        artifacts = Artifacts(settings.artifact_root)
-        self.reconciler = Reconciler(settings, database, ray, mlflow, artifacts)
-        self.parts = Parts(settings, database, ray, mlflow, artifacts, self.reconciler)
-
-    def add(self, **fields: Any) -> str:
-        return add_job(self.database, **fields)
-
-    def rounds(self, count: int = 1) -> None:
-        for _ in range(count):
-            self.reconciler.round()
-
-    def state(self, job_id: str) -> str:
-        return job_of(self.database, job_id).state
-
-    def states(self, job_id: str) -> list[str]:
-        return [event.state for event in events_of(self.database, job_id)]
-
-    def verb(self, job_id: str, verb: Verb, from_scratch: bool = False) -> str:
-        return apply_verb(self.parts, Caller("alice", Role.SUBMITTER), job_id, verb, from_scratch).state
-
-    def run_attempt(self, job_id: str, number: int = 1) -> None:
-        """Bring a job with a submitted attempt to running."""
-        self.ray.jobs[f"{job_id}-a{number}"] = RayState.RUNNING
-        self.rounds()
-        self.mlflow.beat(job_id, number, time.time())
-        self.rounds()
-        assert self.state(job_id) == "running"
-
-    def end_attempt(self, job_id: str, outcome: Outcome | None, number: int = 1, ray: str = "SUCCEEDED") -> None:
-        """What an attempt leaves, and Ray's word on it."""
-        if outcome:
-            file = Path(job_of(self.database, job_id).artifact_uri) / names.outcome_file(number)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(outcome.model_dump_json())
-        self.ray.jobs[f"{job_id}-a{number}"] = RayState(ray)
-
-    def due(self, job_id: str) -> None:
-        """Let the back-off of a recovering job pass."""
-        with self.database.session() as session:
-            repository.get(session, job_id).not_before = datetime(2020, 1, 1, tzinfo=UTC)
-
-    def running(self, **fields: Any) -> str:
-        job_id = self.add(**fields)
-        self.rounds()
-        self.run_attempt(job_id)
-        return job_id
-
-
-@pytest.fixture
-def world(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> World:
-    return World(settings, database, ray, mlflow)
+from trainer.spec.job import Outcome, Reason
 
 
 def test_a_job_goes_from_queued_to_succeeded(world, root):
@@ -259,145 +192,15 @@ def test_one_jobs_trouble_does_not_stop_another(world):
     assert world.state(queued) == "starting"
 
 
-@pytest.mark.parametrize(("verb", "ending", "ended"), [("cancel", "cancelling", "cancelled"), ("pause", "pausing", "paused")])
-def test_a_running_job_ends_by_command(world, verb, ending, ended):
-    job_id = world.running()
-    assert world.verb(job_id, Verb(verb)) == ending
-    world.rounds(3)
-    assert world.mlflow.commands == [Command(attempt=1, generation=1, action=verb)]
-    assert world.state(job_id) == ending
-    world.end_attempt(job_id, Outcome(state=ended, checkpoint="checkpoints/a1/9"))
-    world.rounds()
-    assert world.state(job_id) == ended
-    assert world.ray.stopped == []
-    assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
-
-
-def test_cancelling_while_pausing_sends_a_second_command(world):
-    job_id = world.running()
-    world.verb(job_id, Verb.PAUSE)
-    world.rounds()
-    world.verb(job_id, Verb.CANCEL)
-    world.rounds(2)
-    assert [(c.generation, c.action) for c in world.mlflow.commands] == [(1, "pause"), (2, "cancel")]
-
-
-def test_a_starting_job_is_stopped_through_ray(world):
-    job_id = world.add()
-    world.rounds(2)
-    world.verb(job_id, Verb.CANCEL)
-    world.rounds(3)
-    assert world.ray.stopped == [f"{job_id}-a1"], "asked once"
-    world.end_attempt(job_id, None, ray="STOPPED")
-    world.rounds()
-    assert world.state(job_id) == "cancelled"
-    assert job_of(world.database, job_id).reason == "cancelled_by_user"
-    assert world.mlflow.runs[f"run-{job_id}"].status == "KILLED"
-
-
-def test_a_deaf_attempt_is_stopped_past_the_deadline(world):
-    job_id = world.running()
-    world.verb(job_id, Verb.CANCEL)
-    world.rounds()
-    assert world.ray.stopped == []
-    with world.database.session() as session:
-        attempt = repository.last_attempt(session, repository.get(session, job_id))
-        attempt.commanded_at = datetime.now(UTC) - timedelta(seconds=121)
-    world.rounds()
-    assert world.ray.stopped == [f"{job_id}-a1"]
-
-
-@pytest.mark.parametrize(("verb", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_a_job_between_two_attempts_ends_at_once(world, verb, ended):
-    job_id = world.running()
-    world.ray.jobs.clear()
-    world.rounds()
-    assert world.state(job_id) == "recovering"
-    world.verb(job_id, Verb(verb))
-    world.rounds()
-    assert world.state(job_id) == ended
-    assert len(attempts_of(world.database, job_id)) == 1
-
-
-def cancel_within(world: World, part: object, method: str, job_id: str) -> None:
-    """Cancel the job while the reconciler is inside this call."""
-    original: Callable[..., Any] = getattr(part, method)
-
-    def meanwhile(*args: Any, **named: Any) -> Any:
-        setattr(part, method, original)
-        world.verb(job_id, Verb.CANCEL)
-        return original(*args, **named)
-
-    setattr(part, method, meanwhile)
-
-
-@pytest.mark.parametrize(
-    ("part", "method", "state"),
-    [("mlflow", "make_run", "queued"), ("ray", "submit", "queued"), ("ray", "state", "starting")],
-)
-def test_a_cancel_amid_the_start_wins(world, part, method, state):
-    job_id = world.add()
-    if state == "starting":
-        world.rounds()
-    cancel_within(world, getattr(world, part), method, job_id)
-    world.rounds(3)
-    if world.state(job_id) == "cancelling":
-        assert world.ray.stopped == [f"{job_id}-a1"]
-        world.end_attempt(job_id, None, ray="STOPPED")
-        world.rounds(3)
-    assert world.state(job_id) == "cancelled"
-    assert world.states(job_id).count("cancelled") == 1
-    if method == "make_run":
-        assert world.ray.requests == []
-        assert attempts_of(world.database, job_id) == []
-
-
-@pytest.mark.parametrize("method", ["run", "end_run"])
-@pytest.mark.parametrize("end", ["succeeded", "failed"])
-def test_a_cancel_amid_the_end_leaves_one_terminal_state(world, method, end):
-    job_id = world.running()
-    world.end_attempt(job_id, Outcome(state=end, reason=None if end == "succeeded" else Reason.DATA_ERROR))
-    cancel_within(world, world.mlflow, method, job_id)
-    world.rounds(3)
-    final = "succeeded" if end == "succeeded" else "cancelled"
-    assert world.state(job_id) == final
-    assert [s for s in world.states(job_id) if State(s).terminal] == [final]
-    assert world.mlflow.runs[f"run-{job_id}"].status == ("FINISHED" if final == "succeeded" else "KILLED")
-
-
-@pytest.mark.parametrize(("from_scratch", "since"), [(False, 1), (True, 2)])
-def test_a_retry_is_the_same_job_with_the_next_attempt(world, from_scratch, since):
-    job_id = world.running()
-    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR), ray="FAILED")
-    world.rounds()
-    assert world.state(job_id) == "failed"
-    assert world.verb(job_id, Verb.RETRY, from_scratch) == "queued"
-    world.rounds()
-    assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, since)]
-    assert world.ray.requests[1].run_id == world.ray.requests[0].run_id
-    assert world.mlflow.runs[f"run-{job_id}"].status == "RUNNING"
-    world.run_attempt(job_id, 2)
-
-
-def test_a_resumed_job_goes_on_with_the_same_run(world):
-    job_id = world.running()
-    world.verb(job_id, Verb.PAUSE)
-    world.rounds()
-    world.end_attempt(job_id, Outcome(state="paused", checkpoint="checkpoints/a1/9"))
-    world.rounds()
-    assert world.verb(job_id, Verb.RESUME) == "queued"
-    world.rounds()
-    assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, 1)]
-    world.run_attempt(job_id, 2)
-    assert world.states(job_id) == ["starting", "running", "pausing", "paused", "queued", "starting", "running"]
-
-
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)
     assert [world.state(j) for j in (first, second, third)] == ["starting", "starting", "queued"]
     job = job_of(world.database, third)
-    assert (job.reason, job.message) == ("insufficient_resources", "Waits for resources: needs 2 CPUs, 0 free, 4 in the cluster.")
+    assert (job.reason, job.message) == (
+        "insufficient_resources",
+        "Waits for resources: needs 2 CPUs, 0 free, 4 in the cluster.",
+    )
     assert len(events_of(world.database, third)) == 1
     world.run_attempt(first)
     world.end_attempt(first, Outcome(state="succeeded"))

@@ -58,6 +58,15 @@ def test_crops_of_a_square_vary_over_all_of_the_bounds():
         assert place.max() > 0.98
 
 
+def test_crops_reach_every_edge_and_every_place_between_as_often():
+    left, top, right, bottom = boxes_of(8, 8, n=8000).T
+    for start, end in ((left, right), (top, bottom)):
+        starts = start[end - start == 5]
+        counts = np.bincount(starts, minlength=4)
+        assert len(counts) == 4
+        assert np.abs(counts - len(starts) / 4).max() < 5 * np.sqrt(len(starts) / 4)
+
+
 def test_a_full_crop_of_a_square_takes_all_it_can():
     left, top, right, bottom = boxes_of(100, 100, scale=(1.0, 1.0)).T
     # Only an (almost) square box of the whole area fits; where ten tries miss it the whole image is taken.

@@ -66,7 +66,7 @@ def load_into(reference: torch.nn.Module, weights: dict[str, torch.Tensor]) -> d
     """Fill a ViTMAE with our weights, whatever its version calls a layer; gives our name of each of its parameters."""
     ours: dict[str, str] = {}
     state = reference.state_dict()
-    flat = {k: v for k, v in to_hugging_face({n: v for n, v in weights.items()}).items()}
+    flat = to_hugging_face(weights)
     back = dict(zip(flat, weights, strict=True))
     for name, value in flat.items():
         for candidate, part in spellings(name, value):
@@ -127,7 +127,7 @@ def test_loss_and_gradients_equal_those_of_transformers(norm_pix_loss, channels)
             layer_norm_eps=1e-6,
             mask_ratio=0.75,
             norm_pix_loss=norm_pix_loss,
-        )  # fmt: skip
+        )
     )
     ours = load_into(reference, {k: v.clone() for k, v in model.state_dict().items()})
     images = torch.randn(6, channels, 32, 32)

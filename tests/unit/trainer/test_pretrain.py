@@ -7,6 +7,7 @@ import torch
 from loops import launch, make_spec, run_loop, weights
 
 from trainer import checkpoint as checkpoints
+from trainer import pretrain as loop
 from trainer.errors import DataError, LossNotFinite
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.optim import learning_rate
@@ -81,7 +82,10 @@ def test_command_checkpoints_at_the_step_and_the_rest_follows(tmp_path):
     assert ending.action is None
     straight, whole = run_loop(spec, tmp_path / "straight")
     assert {**memory.curve(names.LOSS), **rest.curve(names.LOSS)} == whole.curve(names.LOSS)
-    first, second = weights(tmp_path, ending.checkpoint.folder), weights(tmp_path / "straight", straight.checkpoint.folder)
+    first, second = (
+        weights(tmp_path, ending.checkpoint.folder),
+        weights(tmp_path / "straight", straight.checkpoint.folder),
+    )
     assert all(torch.equal(first[key], second[key]) for key in second)
 
 
@@ -104,9 +108,11 @@ def test_a_finished_run_resumed_trains_no_further(tmp_path):
 def test_teacher_is_the_average_of_students_by_the_global_step(tmp_path, schedule, expected):
     """Each epoch's students from checkpoints of every step: the teacher follows from them alone, across a resume."""
     teacher = {"momentum": 0.9, "schedule": schedule}
-    spec = make_spec(method={"teacher": teacher}, checkpoint={"every_epochs": 1}, optimization={"global_batch_size": 1500})
+    spec = make_spec(
+        method={"teacher": teacher}, checkpoint={"every_epochs": 1}, optimization={"global_batch_size": 1500}
+    )
     for attempt in (1, 2):  # one step an epoch; the second attempt has nothing left to do
-        ending, memory = run_loop(spec, tmp_path, attempt)
+        run_loop(spec, tmp_path, attempt)
     _, memory = run_loop(spec, tmp_path / "again")
     momenta = memory.curve(names.TEACHER_MOMENTUM)
     start = {k: v.clone() for k, v in initial(spec).named_parameters()}
@@ -166,8 +172,6 @@ def test_diverged_training_stops_with_its_reason_and_keeps_the_last_good_checkpo
     def broken(*args):
         value = checkpoints_loss(*args)
         return value * float("nan") if next(calls) == 13 else value  # two losses a step: the seventh step's
-
-    import trainer.pretrain as loop
 
     checkpoints_loss = loop.reconstruction_loss
     monkeypatch.setattr(loop, "reconstruction_loss", broken)

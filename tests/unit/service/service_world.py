@@ -1,0 +1,76 @@
+"""A reconciler over stand-ins, and what tests do with it."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
+
+from service.adapters.ray_cluster import RayState
+from service.adapters.storage import Artifacts
+from service.auth import Caller, Role
+from service.db import Database
+from service.deps import Parts
+from service.jobs import repository
+from service.jobs.lifecycle import Verb
+from service.jobs.reconciler import Reconciler
+from service.jobs.service import apply_verb
+from service.settings import Settings
+from trainer.spec import names
+from trainer.spec.job import Outcome
+
+
+class World:
+    """A reconciler and all it looks at."""
+
+    def __init__(self, settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> None:
+        self.database, self.ray, self.mlflow = database, ray, mlflow
+        artifacts = Artifacts(settings.artifact_root)
+        self.reconciler = Reconciler(settings, database, ray, mlflow, artifacts)
+        self.parts = Parts(settings, database, ray, mlflow, artifacts, self.reconciler)
+
+    def add(self, **fields: Any) -> str:
+        return add_job(self.database, **fields)
+
+    def rounds(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.reconciler.round()
+
+    def state(self, job_id: str) -> str:
+        return job_of(self.database, job_id).state
+
+    def states(self, job_id: str) -> list[str]:
+        return [event.state for event in events_of(self.database, job_id)]
+
+    def verb(self, job_id: str, verb: Verb, from_scratch: bool = False) -> str:
+        return apply_verb(self.parts, Caller("alice", Role.SUBMITTER), job_id, verb, from_scratch).state
+
+    def run_attempt(self, job_id: str, number: int = 1) -> None:
+        """Bring a job with a submitted attempt to running."""
+        self.ray.jobs[f"{job_id}-a{number}"] = RayState.RUNNING
+        self.rounds()
+        self.mlflow.beat(job_id, number, time.time())
+        self.rounds()
+        assert self.state(job_id) == "running"
+
+    def end_attempt(self, job_id: str, outcome: Outcome | None, number: int = 1, ray: str = "SUCCEEDED") -> None:
+        """What an attempt leaves, and Ray's word on it."""
+        if outcome:
+            file = Path(job_of(self.database, job_id).artifact_uri) / names.outcome_file(number)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(outcome.model_dump_json())
+        self.ray.jobs[f"{job_id}-a{number}"] = RayState(ray)
+
+    def due(self, job_id: str) -> None:
+        """Let the back-off of a recovering job pass."""
+        with self.database.session() as session:
+            repository.get(session, job_id).not_before = datetime(2020, 1, 1, tzinfo=UTC)
+
+    def running(self, **fields: Any) -> str:
+        job_id = self.add(**fields)
+        self.rounds()
+        self.run_attempt(job_id)
+        return job_id

@@ -1,0 +1,274 @@
+"""Ray's REST interface at its edges, and MLflow over a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow.tracking import MlflowClient
+from service_fakes import SPEC
+
+from service.adapters.mlflow_store import EXPERIMENT, MlflowStore, MlflowUnreachable
+from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, RayCluster, RayState
+from trainer.spec import names
+from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Command
+from trainer.spec.plan import ClusterShape
+from trainer.spec.pretrain import PretrainSpec
+
+REQUEST = AttemptRequest(
+    job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri="/a", spec=PretrainSpec.parse(SPEC)
+)
+CALLS: dict[str, Callable[[RayCluster], object]] = {
+    "ping": lambda ray: ray.ping(),
+    "shape": lambda ray: ray.shape(),
+    "submit": lambda ray: ray.submit("job-a-a1", REQUEST),
+}
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+def cluster(answer: Callable[[httpx.Request], httpx.Response], token_file: Path | None = None) -> RayCluster:
+    """A cluster whose head answers as this function does."""
+    ray = RayCluster("http://ray.test", token_file, "python3")
+    ray.close()
+    ray._http = httpx.Client(base_url="http://ray.test", transport=httpx.MockTransport(answer))
+    return ray
+
+
+def always(status: int, **content: object) -> RayCluster:
+    return cluster(lambda _: httpx.Response(status, **content))
+
+
+def refusing(error: type[httpx.HTTPError]) -> RayCluster:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise error("no answer", request=request)
+
+    return cluster(answer)
+
+
+ERRORS = [httpx.ConnectError, httpx.ReadTimeout, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError]
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "STOPPED"])
+def test_a_submission_has_rays_status(status):
+    assert always(200, json={"status": status}).state("job-a-a1") is RayState(status)
+
+
+def test_only_a_clear_no_means_absent():
+    assert always(404, text="Job job-a-a1 does not exist").state("job-a-a1") is RayState.ABSENT
+    for code in (401, 403, 429, 500, 502, 503, 504, 302):
+        assert always(code, text="no").state("job-a-a1") is RayState.UNKNOWN
+    for error in ERRORS:
+        assert refusing(error).state("job-a-a1") is RayState.UNKNOWN
+
+
+def test_a_port_where_nothing_listens_is_unknown_too():
+    ray = RayCluster("http://127.0.0.1:1", None, "python3")
+    assert ray.state("job-a-a1") is RayState.UNKNOWN
+    with pytest.raises(ClusterUnreachable, match=r"127\.0\.0\.1:1"):
+        ray.shape()
+    ray.close()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_cluster_out_of_reach_is_said_to_be(call):
+    for error in ERRORS:
+        with pytest.raises(ClusterUnreachable):
+            CALLS[call](refusing(error))
+    with pytest.raises(ClusterUnreachable, match="500"):
+        CALLS[call](always(500, text="down"))
+
+
+def test_an_attempt_is_submitted_whole_and_without_secrets(tmp_path):
+    token = tmp_path / "token"
+    token.write_text("rays-own-token\n")
+    sent: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(200, json={"submission_id": "job-a-a1"})
+
+    ray = cluster(answer, token)
+    ray.submit("job-a-a1", REQUEST)
+    (request,) = sent
+    assert (request.method, request.url.path) == ("POST", "/api/jobs/")
+    assert request.headers["authorization"] == "Bearer rays-own-token"
+    body = json.loads(request.content)
+    assert body["submission_id"] == "job-a-a1"
+    assert body["entrypoint"] == "python3 -m trainer.main"
+    variables = body["runtime_env"]["env_vars"]
+    assert AttemptRequest.model_validate_json(variables[ATTEMPT_VARIABLE]) == REQUEST
+    assert "rays-own-token" not in request.content.decode()
+    token.write_text("the-next-token")
+    ray.ping()
+    assert sent[1].headers["authorization"] == "Bearer the-next-token"
+
+
+def test_an_id_that_exists_is_an_unclear_answer_and_the_state_tells():
+    taken: set[str] = set()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            identity = json.loads(request.content)["submission_id"]
+            if identity in taken:
+                return httpx.Response(500, text=f"Job with submission_id {identity} already exists")
+            taken.add(identity)
+            return httpx.Response(200, json={})
+        identity = request.url.path.rpartition("/")[2]
+        return httpx.Response(200, json={"status": "RUNNING"}) if identity in taken else httpx.Response(404)
+
+    ray = cluster(answer)
+    assert ray.state("job-a-a1") is RayState.ABSENT
+    ray.submit("job-a-a1", REQUEST)
+    with pytest.raises(ClusterUnreachable, match="already exists"):
+        ray.submit("job-a-a1", REQUEST)
+    assert ray.state("job-a-a1") is RayState.RUNNING
+
+
+def test_the_clusters_shape_is_that_of_its_living_nodes():
+    nodes = [
+        {"state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}},
+        {"state": "DEAD", "resources_total": {"CPU": 64.0, "GPU": 8.0}},
+        {"state": "ALIVE", "resources_total": {"CPU": 4.0}},
+        {"state": "ALIVE", "resources_total": {}},
+    ]
+    assert always(200, json={"data": {"result": {"result": nodes}}}).shape() == ClusterShape(12, 2)
+    assert always(200, json={"data": {"result": {"result": []}}}).shape() == ClusterShape(0, 0)
+
+
+def test_stopping_what_has_ended_or_is_gone_is_no_error():
+    for code in (200, 400, 404):
+        always(code, json={"stopped": False}).stop("job-a-a1")
+    with pytest.raises(ClusterUnreachable):
+        refusing(httpx.ReadTimeout).stop("job-a-a1")
+
+
+def test_the_end_of_a_log_is_short_and_never_in_the_way():
+    tail = always(200, json={"logs": "x" * 9000 + "the end\n"}).log_tail("job-a-a1")
+    assert tail.endswith("the end")
+    assert len(tail) == LOG_TAIL
+    assert always(200, json={"logs": None}).log_tail("job-a-a1") == ""
+    assert "could not be read" in refusing(httpx.ReadTimeout).log_tail("job-a-a1")
+    assert "could not be read" in always(500).log_tail("job-a-a1")
+
+
+# --- MLflow -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real tracking store in a file."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # the store makes its default artifact folder where it is opened
+        uri = f"sqlite:///{folder}/mlflow.db"
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # its registry looks logged models up there
+        MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+        yield uri
+
+
+@pytest.fixture
+def store(uri: str) -> MlflowStore:
+    return MlflowStore(uri)
+
+
+@pytest.fixture
+def client(uri: str) -> MlflowClient:
+    return MlflowClient(uri)
+
+
+def test_a_job_has_one_run_however_often_it_is_asked_for(store, client):
+    first = store.make_run("job-a", "digits", {names.TAG_METHOD: "mae"})
+    assert store.make_run("job-a", "digits", {names.TAG_METHOD: "mae"}) == first
+    other = store.make_run("job-b", "digits", {})
+    assert other != first
+    run = client.get_run(first[0])
+    assert run.info.run_name == "digits"
+    assert run.info.artifact_uri == first[1]
+    tags = store.run(first[0]).tags
+    assert (tags[names.TAG_JOB], tags[names.TAG_METHOD]) == ("job-a", "mae")
+    store.ping()
+
+
+def test_a_run_shows_commands_heartbeats_and_its_end(store, client):
+    run_id, _ = store.make_run("job-run", "digits", {})
+    assert store.run(run_id).heartbeat(1) is None
+    assert store.run(run_id).observed() is None
+    command = Command(attempt=1, generation=2, action="pause")
+    store.command(run_id, command)
+    client.log_metric(run_id, names.heartbeat(1), 12.5, step=1)
+    client.log_metric(run_id, names.heartbeat(10), 99.5, step=1)
+    view = store.run(run_id)
+    assert (view.heartbeat(1), view.heartbeat(10), view.heartbeat(2)) == (12.5, 99.5, None)
+    client.set_tag(run_id, names.TAG_OBSERVED, view.tags[names.TAG_COMMAND])
+    assert store.run(run_id).observed() == command
+    for status in ("FINISHED", "RUNNING", "KILLED", "FAILED"):
+        store.end_run(run_id, status)
+        assert client.get_run(run_id).info.status == status
+
+
+def test_the_latest_value_of_each_step_counts(store, client):
+    run_id, _ = store.make_run("job-history", "digits", {})
+    logged = [(1, 0.9, 100), (2, 0.8, 200), (3, 0.7, 300), (2, 0.6, 400), (3, 0.5, 500), (4, 0.4, 600), (2, 9.0, 150)]
+    for step, value, at in logged:
+        client.log_metric(run_id, "train/loss", value, timestamp=at, step=step)
+    points = store.history(run_id, "train/loss")
+    assert [(p.step, p.value) for p in points] == [(1, 0.9), (2, 0.6), (3, 0.5), (4, 0.4)]
+    assert [p.time.timestamp() for p in points] == [0.1, 0.4, 0.5, 0.6]
+    assert store.history(run_id, "train/none") == []
+
+
+def test_versions_come_by_number_and_by_job(store, client):
+    assert store.versions("cats") == []
+    assert store.version_of_job("cats", "job-1") is None
+    for name in ("cats", "dogs"):
+        client.create_registered_model(name)
+    for number in range(1, 12):
+        client.create_model_version("cats", f"/models/{number}", tags={names.TAG_JOB: f"job-{number}"})
+    client.create_model_version("dogs", "/models/d")
+    assert [v.version for v in store.versions("cats")] == list(range(1, 12))
+    found = store.version_of_job("cats", "job-3")
+    assert (found.name, found.version, found.tags[names.TAG_JOB]) == ("cats", 3, "job-3")
+    assert store.version_of_job("cats", "job-12") is None
+    assert store.version_of_job("dogs", "job-3") is None
+    assert [(v.name, v.version) for v in store.all_versions()][-2:] == [("cats", 11), ("dogs", 1)]
+    assert store.versions("ca'ts") == []
+
+
+def test_only_logged_models_have_a_folder(store, client):
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    model = client.create_logged_model(experiment, name="backbone")
+    client.create_registered_model("birds")
+    client.create_model_version("birds", f"models:/{model.model_id}")
+    (version,) = store.versions("birds")
+    assert store.folder(version) == model.artifact_location
+    for source in ("models:/m-unknown", "models:/birds/1", "/somewhere/else", "s3://bucket/m"):
+        assert store.folder(replace(version, source=source)) is None
+
+
+def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    store = MlflowStore("http://127.0.0.1:1")
+    calls: list[Callable[[], object]] = [
+        store.ping,
+        lambda: store.make_run("job-a", "a", {}),
+        lambda: store.run("r"),
+        lambda: store.command("r", Command(attempt=1, generation=1, action="cancel")),
+        lambda: store.end_run("r", "FAILED"),
+        lambda: store.history("r", "train/loss"),
+        lambda: store.versions("cats"),
+        lambda: store.version_of_job("cats", "job-a"),
+        store.all_versions,
+    ]
+    for call in calls:
+        with pytest.raises(MlflowUnreachable):
+            call()
+
+
+def test_what_the_server_refuses_is_said_too(store):
+    with pytest.raises(MlflowUnreachable, match="0123"):
+        store.run("0123456789abcdef0123456789abcdef")

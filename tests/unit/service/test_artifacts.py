@@ -1,0 +1,226 @@
+"""Files that are served: only those of our jobs and backbones, below the artifact root."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from service_fakes import add_job, spec_with
+
+from service.adapters.storage import Artifacts, OutsideRoot
+
+WEIGHTS = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def folder(root: Path) -> Path:
+    """A version's folder with its checksums, and a secret beside it."""
+    folder = root / "model"
+    files = {"hf/model.safetensors": WEIGHTS, "hf/config.json": b"{}", "spec.json": b'{"a": 1}', "with space.txt": b"x"}
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    (folder / "SHA256SUMS").write_text(sums)
+    (folder / "unlisted.txt").write_text("secret")
+    (root / "beside.txt").write_text("secret")
+    return folder
+
+
+# --- the folder of artifacts ------------------------------------------------------------------------------------------
+
+
+def test_files_below_a_folder_are_found(root, folder):
+    artifacts = Artifacts(root)
+    for uri in (str(folder), f"file://{folder}"):
+        assert artifacts.read(uri, "spec.json") == b'{"a": 1}'
+        assert artifacts.file(uri, "hf/config.json") == folder / "hf/config.json"
+        assert artifacts.names(uri, "hf") == ["config.json", "model.safetensors"]
+    assert artifacts.names(str(folder), "none") == []
+    assert ("hf/model.safetensors", len(WEIGHTS)) in artifacts.files(str(folder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../beside.txt",
+        "hf/../../beside.txt",
+        "hf/../spec.json",
+        "..",
+        "",
+        ".",
+        "/",
+        "/etc/passwd",
+        "//etc/passwd",
+        "spec.json\x00.png",
+        "\x00",
+        "hf",
+        "none",
+        "spec.json/x",
+        "x" * 5000,
+        "..\\beside.txt",
+    ],
+)
+def test_names_that_lead_elsewhere_are_no_files(root, folder, name):
+    artifacts = Artifacts(root)
+    assert artifacts.file(str(folder), name) is None
+    assert artifacts.read(str(folder), name) is None
+
+
+def test_links_that_lead_out_are_no_files(root, folder, tmp_path):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(tmp_path / "outside" / "secret.txt")
+    (folder / "sibling.txt").symlink_to(root / "beside.txt")
+    (folder / "dir").symlink_to(tmp_path / "outside")
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "inside.txt").symlink_to(folder / "spec.json")
+    artifacts = Artifacts(root)
+    for name in ("link.txt", "sibling.txt", "dir/secret.txt", "loop"):
+        assert artifacts.file(str(folder), name) is None
+    assert artifacts.read(str(folder), "inside.txt") == b'{"a": 1}'
+    listed = {name for name, _ in artifacts.files(str(folder))}
+    assert listed.isdisjoint({"link.txt", "sibling.txt", "dir/secret.txt", "loop"})
+
+
+def test_folders_outside_the_root_are_refused(root, folder, tmp_path):
+    artifacts = Artifacts(root)
+    (tmp_path / "artifacts-too").mkdir()
+    (root / "out").symlink_to(tmp_path)
+    for outside in ("/", "/etc", str(tmp_path), f"{folder}/../..", f"{root}-too", f"file://{root}/../", f"{root}/out"):
+        with pytest.raises(OutsideRoot):
+            artifacts.file(outside, "passwd")
+        with pytest.raises(OutsideRoot):
+            artifacts.names(outside)
+        with pytest.raises(OutsideRoot):
+            artifacts.files(outside)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_jobs_pictures_are_listed_and_served(api, database, root):
+    images = root / "run" / "images"
+    images.mkdir(parents=True)
+    for name in ("reconstruction_00000020.png", "reconstruction_00000003.png", "notes.txt", "other.png"):
+        (images / name).write_bytes(b"\x89PNG" + name.encode())
+    (images.parent / "spec.png").write_text("secret")
+    job_id = add_job(database, "running", artifact_uri=str(images.parent))
+    items = api.get(f"/v1/jobs/{job_id}/images").json()["items"]
+    assert [item["step"] for item in items] == [3, 20]
+    answer = api.get(items[0]["url"])
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.content == b"\x89PNGreconstruction_00000003.png"
+    for name in ("notes.txt", "none.png", "..%2Fspec.png", "%2Fetc%2Fpasswd", "a%00.png"):
+        answer = api.get(f"/v1/jobs/{job_id}/images/{name}")
+        assert answer.status_code == 404, name
+        assert "secret" not in answer.text
+
+
+# --- backbones --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job_id(database) -> str:
+    return add_job(database, "succeeded", spec=spec_with(register_as="digits"))
+
+
+@pytest.fixture
+def url(mlflow, folder, job_id) -> str:
+    """Where the files of the first version of backbone `digits` are."""
+    mlflow.register("digits", 1, job_id, f"file://{folder}")
+    return "/v1/backbones/digits/versions/1/files"
+
+
+@pytest.mark.usefixtures("url")
+def test_a_version_shows_its_files(api, folder, job_id):
+    (shown,) = api.get("/v1/backbones").json()["items"]
+    assert (shown["name"], shown["latest_version"], shown["versions"]) == ("digits", 1, [1])
+    assert api.get("/v1/backbones/digits").json() == shown
+    version = api.get("/v1/backbones/digits/versions/1").json()
+    assert (version["name"], version["version"], version["job_id"]) == ("digits", 1, job_id)
+    files = {file["path"]: file for file in version["files"]}
+    assert set(files) == {"hf/model.safetensors", "hf/config.json", "spec.json", "with space.txt"}
+    assert files["hf/model.safetensors"]["size"] == len(WEIGHTS)
+    for path, file in files.items():
+        data = api.get(file["url"]).content
+        assert data == (folder / path).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == file["sha256"]
+
+
+def test_a_file_can_be_had_whole_in_part_or_not_at_all(api, url):
+    weights = f"{url}/hf/model.safetensors"
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    whole = api.get(weights)
+    assert (whole.status_code, whole.content) == (200, WEIGHTS)
+    assert whole.headers["etag"] == f'"{digest}"'
+    assert whole.headers["content-length"] == str(len(WEIGHTS))
+    assert whole.headers["accept-ranges"] == "bytes"
+    head = api.head(weights)
+    assert (head.status_code, head.content) == (200, b"")
+    assert {h: head.headers[h] for h in ("etag", "content-length")} == {
+        "etag": whole.headers["etag"],
+        "content-length": str(len(WEIGHTS)),
+    }
+    part = api.get(weights, headers={"Range": "bytes=100-199"})
+    assert (part.status_code, part.content) == (206, WEIGHTS[100:200])
+    assert part.headers["content-range"] == f"bytes 100-199/{len(WEIGHTS)}"
+    rest = api.get(weights, headers={"Range": "bytes=10000-", "If-Range": f'"{digest}"'})
+    assert (rest.status_code, rest.content) == (206, WEIGHTS[10000:])
+    changed = api.get(weights, headers={"Range": "bytes=10000-", "If-Range": '"another"'})
+    assert (changed.status_code, changed.content) == (200, WEIGHTS)
+    assert api.get(weights, headers={"Range": f"bytes={len(WEIGHTS)}-"}).status_code == 416
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["unlisted.txt", "SHA256SUMS", "none", "hf", "..%2Fbeside.txt", "%2e%2e/beside.txt", "%2Fetc%2Fpasswd", "a%00", ""],
+)
+def test_only_files_in_the_checksums_are_served(api, url, path):
+    answer = api.get(f"{url}/{path}")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+
+
+def test_checksums_that_name_files_elsewhere_serve_nothing(api, folder, url):
+    with (folder / "SHA256SUMS").open("a") as sums:
+        sums.write("0" * 64 + "  ../beside.txt\n" + "0" * 64 + "  /etc/passwd\n")
+    for path in ("..%2Fbeside.txt", "%2Fetc%2Fpasswd"):
+        assert api.get(f"{url}/{path}").status_code == 404
+    listed = {file["path"] for file in api.get("/v1/backbones/digits/versions/1").json()["files"]}
+    assert listed.isdisjoint({"../beside.txt", "/etc/passwd"})
+
+
+def test_versions_that_are_not_of_our_jobs_are_not_served(api, database, mlflow, folder):
+    other = add_job(database, "succeeded", spec=spec_with(register_as="other"))
+    unnamed = add_job(database, "succeeded")
+    for number, job_id in enumerate((None, "job-unknown", other, unnamed), start=1):
+        mlflow.register("digits", number, job_id, folder)
+        assert api.get(f"/v1/backbones/digits/versions/{number}").status_code == 404
+        assert api.get(f"/v1/backbones/digits/versions/{number}/files/spec.json").status_code == 404
+    assert api.get("/v1/backbones").json()["items"] == []
+    assert api.get("/v1/backbones/digits").status_code == 404
+
+
+def test_versions_whose_files_lie_elsewhere_are_not_served(api, mlflow, job_id, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "spec.json").write_text("secret")
+    (outside / "SHA256SUMS").write_text("0" * 64 + "  spec.json\n")
+    mlflow.register("digits", 1, job_id, outside)
+    version = mlflow.register("digits", 2, job_id, outside)
+    del mlflow.folders[version.source]
+    for number in (1, 2, 3):
+        for path in ("", "/files/spec.json"):
+            answer = api.get(f"/v1/backbones/digits/versions/{number}{path}")
+            assert answer.status_code == 404
+            assert "secret" not in answer.text
+
+
+def test_a_version_without_checksums_has_no_files(api, folder, url):
+    (folder / "SHA256SUMS").unlink()
+    assert api.get("/v1/backbones/digits/versions/1").json()["files"] == []
+    assert api.get(f"{url}/spec.json").status_code == 404

@@ -1,0 +1,151 @@
+"""What people ask of a job while the reconciler makes its rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from service_fakes import attempts_of, job_of
+from service_world import World
+
+from service.jobs import repository
+from service.jobs.lifecycle import Verb
+from service.jobs.schemas import State
+from trainer.spec.job import Command, Outcome, Reason
+
+
+@pytest.mark.parametrize(
+    ("verb", "ending", "ended"), [("cancel", "cancelling", "cancelled"), ("pause", "pausing", "paused")]
+)
+def test_a_running_job_ends_by_command(world, verb, ending, ended):
+    job_id = world.running()
+    assert world.verb(job_id, Verb(verb)) == ending
+    world.rounds(3)
+    assert world.mlflow.commands == [Command(attempt=1, generation=1, action=verb)]
+    assert world.state(job_id) == ending
+    world.end_attempt(job_id, Outcome(state=ended, checkpoint="checkpoints/a1/9"))
+    world.rounds()
+    assert world.state(job_id) == ended
+    assert world.ray.stopped == []
+    assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
+
+
+def test_cancelling_while_pausing_sends_a_second_command(world):
+    job_id = world.running()
+    world.verb(job_id, Verb.PAUSE)
+    world.rounds()
+    world.verb(job_id, Verb.CANCEL)
+    world.rounds(2)
+    assert [(c.generation, c.action) for c in world.mlflow.commands] == [(1, "pause"), (2, "cancel")]
+
+
+def test_a_starting_job_is_stopped_through_ray(world):
+    job_id = world.add()
+    world.rounds(2)
+    world.verb(job_id, Verb.CANCEL)
+    world.rounds(3)
+    assert world.ray.stopped == [f"{job_id}-a1"], "asked once"
+    world.end_attempt(job_id, None, ray="STOPPED")
+    world.rounds()
+    assert world.state(job_id) == "cancelled"
+    assert job_of(world.database, job_id).reason == "cancelled_by_user"
+    assert world.mlflow.runs[f"run-{job_id}"].status == "KILLED"
+
+
+def test_a_deaf_attempt_is_stopped_past_the_deadline(world):
+    job_id = world.running()
+    world.verb(job_id, Verb.CANCEL)
+    world.rounds()
+    assert world.ray.stopped == []
+    with world.database.session() as session:
+        attempt = repository.last_attempt(session, repository.get(session, job_id))
+        attempt.commanded_at = datetime.now(UTC) - timedelta(seconds=121)
+    world.rounds()
+    assert world.ray.stopped == [f"{job_id}-a1"]
+
+
+@pytest.mark.parametrize(("verb", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_a_job_between_two_attempts_ends_at_once(world, verb, ended):
+    job_id = world.running()
+    world.ray.jobs.clear()
+    world.rounds()
+    assert world.state(job_id) == "recovering"
+    world.verb(job_id, Verb(verb))
+    world.rounds()
+    assert world.state(job_id) == ended
+    assert len(attempts_of(world.database, job_id)) == 1
+
+
+def cancel_within(world: World, part: object, method: str, job_id: str) -> None:
+    """Cancel the job while the reconciler is inside this call."""
+    original: Callable[..., Any] = getattr(part, method)
+
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        setattr(part, method, original)
+        world.verb(job_id, Verb.CANCEL)
+        return original(*args, **named)
+
+    setattr(part, method, meanwhile)
+
+
+@pytest.mark.parametrize(
+    ("part", "method", "state"),
+    [("mlflow", "make_run", "queued"), ("ray", "submit", "queued"), ("ray", "state", "starting")],
+)
+def test_a_cancel_amid_the_start_wins(world, part, method, state):
+    job_id = world.add()
+    if state == "starting":
+        world.rounds()
+    cancel_within(world, getattr(world, part), method, job_id)
+    world.rounds(3)
+    if world.state(job_id) == "cancelling":
+        assert world.ray.stopped == [f"{job_id}-a1"]
+        world.end_attempt(job_id, None, ray="STOPPED")
+        world.rounds(3)
+    assert world.state(job_id) == "cancelled"
+    assert world.states(job_id).count("cancelled") == 1
+    if method == "make_run":
+        assert world.ray.requests == []
+        assert attempts_of(world.database, job_id) == []
+
+
+@pytest.mark.parametrize("method", ["run", "end_run"])
+@pytest.mark.parametrize("end", ["succeeded", "failed"])
+def test_a_cancel_amid_the_end_leaves_one_terminal_state(world, method, end):
+    job_id = world.running()
+    world.end_attempt(job_id, Outcome(state=end, reason=None if end == "succeeded" else Reason.DATA_ERROR))
+    cancel_within(world, world.mlflow, method, job_id)
+    world.rounds(3)
+    final = "succeeded" if end == "succeeded" else "cancelled"
+    assert world.state(job_id) == final
+    assert [s for s in world.states(job_id) if State(s).terminal] == [final]
+    assert world.mlflow.runs[f"run-{job_id}"].status == ("FINISHED" if final == "succeeded" else "KILLED")
+
+
+@pytest.mark.parametrize(("from_scratch", "since"), [(False, 1), (True, 2)])
+def test_a_retry_is_the_same_job_with_the_next_attempt(world, from_scratch, since):
+    job_id = world.running()
+    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR), ray="FAILED")
+    world.rounds()
+    assert world.state(job_id) == "failed"
+    assert world.verb(job_id, Verb.RETRY, from_scratch) == "queued"
+    world.rounds()
+    assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, since)]
+    assert world.ray.requests[1].run_id == world.ray.requests[0].run_id
+    assert world.mlflow.runs[f"run-{job_id}"].status == "RUNNING"
+    world.run_attempt(job_id, 2)
+
+
+def test_a_resumed_job_goes_on_with_the_same_run(world):
+    job_id = world.running()
+    world.verb(job_id, Verb.PAUSE)
+    world.rounds()
+    world.end_attempt(job_id, Outcome(state="paused", checkpoint="checkpoints/a1/9"))
+    world.rounds()
+    assert world.verb(job_id, Verb.RESUME) == "queued"
+    world.rounds()
+    assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, 1)]
+    world.run_attempt(job_id, 2)
+    assert world.states(job_id) == ["starting", "running", "pausing", "paused", "queued", "starting", "running"]
