@@ -11,7 +11,6 @@ from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, post, p
 
 from service.adapters.mlflow_store import MetricPoint
 from service.jobs import service
-from service.jobs.schemas import MetricsView
 from trainer.spec.plan import HELD_OUT_SHARE
 from trainer.spec.pretrain import DIGITS_IMAGES, PretrainSpec
 
@@ -256,17 +255,6 @@ def test_metrics_are_asked_for_by_key(api, database, mlflow):
     mlflow.reachable = False
     problem(api.get(f"/v1/jobs/{job_id}/metrics"), 503, "unavailable")
     problem(api.get("/v1/backbones"), 503, "unavailable")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_metric_that_is_no_number_can_be_shown(api, database, mlflow, value):
-    run_id, folder = mlflow.make_run("job-m", "m", {})
-    mlflow.runs[run_id].metrics["train/loss"] = value
-    mlflow.points = {"train/loss": [MetricPoint(1, value, NOW)]}
-    job_id = add_job(database, "failed", run_id=run_id, artifact_uri=folder)
-    answer = api.get(f"/v1/jobs/{job_id}/metrics")
-    assert answer.status_code == 200
-    MetricsView.model_validate_json(answer.content)  # as the client reads it
 
 
 def test_a_plan_says_what_a_spec_needs(api, ray):
