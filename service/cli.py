@@ -62,17 +62,15 @@ def up(
     folder = _folder(state_dir)
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
-    already = True
     try:
         already, state = _bring_up(folder, port, as_json)
-        if as_json:
-            print_json(stack.status(folder))
-        if not detach and not already:
-            _stay(folder, state)
     except KeyboardInterrupt:
-        err.print("stopping …")
-        stack.down(folder)
+        _stop(folder)
         raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        print_json(stack.status(folder))
+    if not detach and not already:
+        _stay(folder, state)
 
 
 def _bring_up(folder: Folder, port: int | None, quiet: bool) -> tuple[bool, StackState]:
@@ -97,16 +95,27 @@ def _bring_up(folder: Folder, port: int | None, quiet: bool) -> tuple[bool, Stac
 
 
 def _stay(folder: Folder, state: StackState) -> None:
-    """In the foreground until the stack ends or the user has had enough."""
+    """In the foreground until the stack ends, or the user or SIGTERM ends it."""
     err.print("Ctrl-C stops everything; with --detach it runs on its own")
     supervisor = state.supervisor
-    while supervisor is not None and supervisor.alive:
-        time.sleep(0.5)
+    try:
+        while supervisor is not None and supervisor.alive:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        _stop(folder)
+        return
     if folder.load().supervisor is None:
         err.print("the stack was stopped")
         return
     err.print(f"the supervisor has ended: see {folder.log_of('supervisor')}; `rcmae up` takes up what it left")
     raise typer.Exit(1)
+
+
+def _stop(folder: Folder) -> None:
+    from service import stack
+
+    err.print("stopping …")
+    stack.down(folder)
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -13,7 +13,7 @@ from service.embedded import processes
 from service.jobs.schemas import JobView, State
 
 if TYPE_CHECKING:
-    from conftest import Stack
+    from local_stack import Stack
 
 Seen = TypeVar("Seen")
 

@@ -47,11 +47,11 @@ SPEC: Final[dict[str, Any]] = {
         "decoder_num_heads": 4,
     },
     "method": {"name": "rc_mae", "mask_ratio": 0.75, "teacher": {"momentum": 0.99}},
-    "optimization": {"epochs": 30, "global_batch_size": 64, "base_lr": 6e-3},
+    "optimization": {"epochs": 24, "global_batch_size": 64, "base_lr": 6e-3},
     "augmentation": {"crop_scale": [0.6, 1.0], "hflip": False},
     "resources": {"workers": 2, "cpus_per_worker": 1, "gpus_per_worker": 0},
-    "checkpoint": {"every_epochs": 10},
-    "evaluation": {"every_epochs": 10},
+    "checkpoint": {"every_epochs": 8},
+    "evaluation": {"every_epochs": 8},
     "register_as": "digits-demo",
 }
 

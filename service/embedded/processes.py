@@ -41,26 +41,27 @@ class Identity(BaseModel):
 
     @classmethod
     def of(cls, pid: int) -> Identity:
-        """Of a process that lives; raises `ProcessLookupError`."""
+        """Of a process that exists (a zombie does); raises `ProcessLookupError`."""
         found = _look(pid)
         if found is None:
             raise ProcessLookupError(f"there is no process {pid}")
-        return cls(pid=pid, started=found)
+        return cls(pid=pid, started=found[1])
 
     @property
     def alive(self) -> bool:
         """Whether it still runs (a zombie does not)."""
-        return _look(self.pid) == self.started
+        found = _look(self.pid)
+        return found is not None and found[0] not in "ZX" and found[1] == self.started
 
 
-def _look(pid: int) -> str | None:
-    """Boot and start of the process that has this number now."""
+def _look(pid: int) -> tuple[str, str] | None:
+    """The kernel's letter for the state, and boot and start, of the process that has this number now."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, *fields = stat.rpartition(")")[2].split()  # the command's name before it may hold anything
-    return None if state in "ZX" else f"{_BOOT.read_text().strip()}:{fields[18]}"
+    return state, f"{_BOOT.read_text().strip()}:{fields[18]}"
 
 
 def members(stack: str, part: str | None = None) -> list[psutil.Process]:

@@ -89,7 +89,7 @@ class Supervisor:
 
     def _note_death(self, part: PartName, watch: Watch, identity: Identity) -> None:
         watch.failures += 1
-        status = watch.process.returncode if watch.process else "unknown"
+        status = watch.process.poll() if watch.process else "unknown"
         log = self._folder.log_of(part)
         _say(f"{part}: process {identity.pid} ended with status {status}; its log: {log}")
         if not watch.has_worked and watch.failures >= STARTS_AT_FIRST:

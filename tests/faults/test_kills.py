@@ -13,7 +13,7 @@ from service import stack as embedded
 from service.jobs.schemas import JobView, State
 
 if TYPE_CHECKING:
-    from conftest import Stack
+    from local_stack import Stack
 
 pytestmark = pytest.mark.slow
 

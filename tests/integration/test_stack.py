@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import Stack, rcmae
+from local_stack import Stack, rcmae
 
 from service.embedded import processes
 from service.embedded.parts import HOST, PARTS, Folder, works
@@ -179,6 +181,22 @@ def test_a_part_that_cannot_start_ends_the_start_with_its_log(tmp_path):
     assert state.parts == {}
     assert state.temp_dir is None
     assert processes.members(state.id) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_in_the_foreground_a_signal_ends_everything(tmp_path, number):
+    folder = Folder(tmp_path / "foreground")
+    command = [sys.executable, "-m", "service.cli", "up", "--state-dir", str(folder.path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        told = next(line for line in process.stderr if "stops everything" in line or process.poll() is not None)
+        assert "Ctrl-C" in told
+        state = folder.load()
+        assert len(processes.members(state.id)) > len(PARTS)
+        process.send_signal(number)
+        assert process.wait(timeout=LIMIT_S) == 0
+    assert processes.members(state.id) == []
+    assert not state.temp_dir.exists()
 
 
 def _bearer(token: str) -> dict[str, str]:

@@ -103,6 +103,7 @@ def job(state: str = "queued", **over: Any) -> dict[str, Any]:
     """A job as the service shows it."""
     return {
         "id": "job-1", "kind": "pretrain", "name": "digits", "state": state, "reason": None, "message": "",
-        "owner": "me", "priority": 0, "labels": {}, "progress": None, "created_at": "2026-01-02T03:04:05Z", "started_at": None,
+        "owner": "me", "priority": 0, "labels": {}, "progress": None, "created_at": "2026-01-02T03:04:05Z",
+        "started_at": None,
         "ended_at": None, "attempts": 0, "run_id": None, "spec": {}, "result": None,
     } | over  # fmt: skip

@@ -1,0 +1,51 @@
+"""A real embedded stack, as tests see and drive it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.client.sdk import Client
+from service.embedded.parts import Folder, StackState
+
+NOT_INHERITED = ("RCMAE_URL", "RCMAE_TOKEN", "RCMAE_STATE_DIR")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Ray, MLflow and the API, up."""
+
+    state_dir: Path
+    url: str
+    token: str
+    client: Client
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.state_dir)
+
+    @property
+    def state(self) -> StackState:
+        """What runs where now."""
+        return self.folder.load()
+
+    def rcmae(self, *arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line against this stack."""
+        return rcmae(self.state_dir, *arguments, timeout=timeout, **variables)
+
+
+def rcmae(state_dir: Path, *arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as users do, with a state folder and further environment variables."""
+    inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env=inherited | {"RCMAE_STATE_DIR": str(state_dir)} | variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
