@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import tempfile
 import time
@@ -65,7 +66,7 @@ class Run:
     wanted: Callable[[], Action | None] = lambda: None
     """The command this rank knows of."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cache_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / "rcmae-cache")
+    cache_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"rcmae-cache-{os.getuid()}")
     """Where indexes of datasets are kept on this node."""
 
 

@@ -54,8 +54,12 @@ class RayCluster:
 
     def shape(self) -> ClusterShape:
         """CPUs and GPUs of all living nodes; raises `ClusterUnreachable`."""
-        nodes = self._call("GET", "/api/v0/nodes?detail=1&limit=10000").json()["data"]["result"]["result"]
-        totals = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        answer = self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
+        try:
+            nodes = answer.json()["data"]["result"]["result"]
+            totals = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ClusterUnreachable(f"{self._http.base_url}: the answer is not Ray's: {answer.text[:200]}") from error
         return ClusterShape(
             cpus=int(sum(total.get("CPU", 0) for total in totals)),
             gpus=int(sum(total.get("GPU", 0) for total in totals)),
@@ -67,11 +71,14 @@ class RayCluster:
             answer = self._send("GET", f"/api/jobs/{submission_id}")
         except ClusterUnreachable:
             return RayState.UNKNOWN
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            return RayState.ABSENT
+        if answer.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in answer.text:
+            return RayState.ABSENT  # in Ray's own words: a proxy's 404 says nothing of the job
         if answer.status_code != httpx.codes.OK:
             return RayState.UNKNOWN
-        return RayState(answer.json()["status"])
+        try:
+            return RayState(answer.json()["status"])
+        except (ValueError, KeyError, TypeError):  # whoever answered, it was not Ray
+            return RayState.UNKNOWN
 
     def submit(self, submission_id: str, request: AttemptRequest) -> None:
         """Start an attempt. An id that exists answers 500, as does much else: ask for its `state` afterwards.

@@ -66,6 +66,14 @@ def test_only_a_clear_no_means_absent():
         assert refusing(error).state("job-a-a1") is RayState.UNKNOWN
 
 
+def test_somebody_elses_answer_says_nothing_of_a_job():
+    assert always(404, text="<h1>404 page not found</h1>").state("job-a-a1") is RayState.UNKNOWN
+    assert always(200, text="<h1>Welcome</h1>").state("job-a-a1") is RayState.UNKNOWN
+    assert always(200, json={"status": "COFFEE"}).state("job-a-a1") is RayState.UNKNOWN
+    with pytest.raises(ClusterUnreachable, match="not Ray's"):
+        always(200, text="<h1>Welcome</h1>").shape()
+
+
 def test_a_port_where_nothing_listens_is_unknown_too():
     ray = RayCluster("http://127.0.0.1:1", None, "python3")
     assert ray.state("job-a-a1") is RayState.UNKNOWN
@@ -119,7 +127,9 @@ def test_an_id_that_exists_is_an_unclear_answer_and_the_state_tells():
             taken.add(identity)
             return httpx.Response(200, json={})
         identity = request.url.path.rpartition("/")[2]
-        return httpx.Response(200, json={"status": "RUNNING"}) if identity in taken else httpx.Response(404)
+        if identity not in taken:
+            return httpx.Response(404, text=f"Job {identity} does not exist")
+        return httpx.Response(200, json={"status": "RUNNING"})
 
     ray = cluster(answer)
     assert ray.state("job-a-a1") is RayState.ABSENT

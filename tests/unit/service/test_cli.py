@@ -73,7 +73,7 @@ def test_a_refused_spec_names_each_field_and_the_remedy(server, spec, capsys):
     server.on("POST", "/v1/jobs", problem(422, "spec_invalid", "two problems", found))
     assert run("submit", spec) == 2
     told = capsys.readouterr().err
-    assert "optimization.epoch: did you mean 'epochs'?" in told
+    assert "optimization.epoch: unknown field; did you mean 'epochs'?" in told
     assert "given: 5" in told
     assert "model.patch_size: must divide the image" in told
 
