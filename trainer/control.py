@@ -43,6 +43,7 @@ class Control:
 
     def start(self) -> None:
         self._line.heartbeat()
+        self._listen()  # it may have been told to end before it could listen
         self._thread.start()
 
     def stop(self) -> None:

@@ -21,12 +21,14 @@ from mlflow.tracking import MlflowClient
 from trainer.errors import StorageError
 from trainer.logs import logger
 from trainer.spec.job import Command
-from trainer.spec.names import TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
+from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
 
 FLUSH_SECONDS = 1.0
 BATCH = 1000
 """Metrics of one call at most, by MLflow's own limit."""
 CLOSE_SECONDS = 300.0
+LAST_GENERATION = 2**31 - 1
+"""Of the command that a later attempt amounts to: no other comes after it."""
 
 
 class Tracker:
@@ -90,7 +92,11 @@ class Tracker:
                 return
 
     def read_command(self) -> Command | None:
-        text = self._client.get_run(self._run_id).data.tags.get(TAG_COMMAND)
+        """The service's last command; a later attempt of the job means that this one is to leave."""
+        tags = self._client.get_run(self._run_id).data.tags
+        if int(tags.get(TAG_ATTEMPT, "0")) > self._attempt:
+            return Command(attempt=self._attempt, generation=LAST_GENERATION, action="cancel")
+        text = tags.get(TAG_COMMAND)
         return Command.model_validate_json(text) if text else None
 
     def acknowledge(self, command: Command) -> None:

@@ -19,7 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 
 from trainer.spec.job import Command
-from trainer.spec.names import TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
+from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
 
 T = TypeVar("T")
 
@@ -104,6 +104,10 @@ class MlflowStore:
     def command(self, run_id: str, command: Command) -> None:
         """Leave a command for the attempt to read."""
         self._ask(lambda: self._client.set_tag(run_id, TAG_COMMAND, command.model_dump_json()))
+
+    def fence(self, run_id: str, attempt: int) -> None:
+        """From now on only this attempt counts: an earlier one that still lives reads it and leaves."""
+        self._ask(lambda: self._client.set_tag(run_id, TAG_ATTEMPT, str(attempt)))
 
     def end_run(self, run_id: str, status: str) -> None:
         """Mark the run `FINISHED`, `FAILED` or `KILLED`, or `RUNNING` again."""

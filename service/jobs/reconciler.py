@@ -144,6 +144,8 @@ class Reconciler:
         seen = self._look(job, attempt)
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):
+            if not attempt.accepted and job.run_id:
+                self._mlflow.command(job.run_id, _command(job, attempt))  # should Ray take it late after all
             self._end(job, attempt, decision, seen)
             return
         self._act(job, attempt, decision)
@@ -169,10 +171,11 @@ class Reconciler:
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> None:
         if decision == "submit":
             self._ray.submit(attempt.submission_id, _request(job, attempt.number, self._mlflow.url))
-        elif decision == "stop":
-            self._ray.stop(attempt.submission_id)
-        elif decision == "command" and job.run_id:
+        elif decision in {"command", "stop"} and job.run_id:
+            # Also before a stop: told to stop a job it is just starting, Ray says STOPPED and lets it run (2.60).
             self._mlflow.command(job.run_id, _command(job, attempt))
+            if decision == "stop":
+                self._ray.stop(attempt.submission_id)
 
     def _apply(self, session: Session, loaded: Job, before: Attempt, decision: Decision, seen: Seen) -> None:
         job = repository.get(session, loaded.id)
@@ -181,12 +184,12 @@ class Reconciler:
             return
         if decision in {"accept", "submit"}:
             attempt.accepted = decision == "accept" or attempt.accepted
-        elif decision == "stop":
-            attempt.stop_asked_at = seen.now
-            log.info("stop_asked", job_id=job.id, attempt=attempt.number)
-        elif decision == "command":
+        elif decision in {"command", "stop"}:
             command = _command(loaded, before)
             attempt.command, attempt.generation, attempt.commanded_at = command.action, command.generation, seen.now
+            if decision == "stop":
+                attempt.stop_asked_at = seen.now
+                log.info("stop_asked", job_id=job.id, attempt=attempt.number)
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
             transition(session, job, State.RUNNING, None, f"Attempt {attempt.number} is training.", ACTOR)
@@ -262,9 +265,10 @@ class Reconciler:
         run_id, artifact_uri = self._mlflow.make_run(loaded.id, loaded.name, tags)
         if loaded.attempts:
             self._mlflow.end_run(run_id, "RUNNING")
+        self._mlflow.fence(run_id, loaded.attempts + 1)
         with self._database.session() as session:
             job = repository.get(session, loaded.id)
-            if job.state not in {State.QUEUED, State.RECOVERING}:
+            if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
                 raise StaleState(f"job {job.id} is {job.state} now")
             job.spec, job.resolved = spec.model_dump(mode="json"), True
             job.run_id, job.artifact_uri = run_id, artifact_uri
@@ -301,7 +305,7 @@ def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
 
 
 def _command(job: Job, attempt: Attempt) -> Command:
-    action = "cancel" if job.state == State.CANCELLING else "pause"
+    action = "pause" if job.state == State.PAUSING else "cancel"
     return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 

@@ -175,7 +175,11 @@ def test_cancel_while_starting(stack):
     ended = wait_state(stack, job.id, State.CANCELLED)
     assert ended.reason == "cancelled_by_user"
     assert [event.state for event in stack.client.events(job.id)][-2:] == ["cancelling", "cancelled"]
-    poll(lambda: members(stack, "RayTrainWorker"), lambda found: not found)
+    # Ray may say STOPPED and start the driver all the same: it reads the command and leaves before it trains.
+    poll(lambda: members(stack, "trainer.main") + members(stack, "RayTrainWorker"), lambda found: not found, 120)
+    outcome = artifacts(stack, ended) / "attempts/1/outcome.json"
+    assert not outcome.exists() or json.loads(outcome.read_text())["state"] == "cancelled"
+    assert not list(artifacts(stack, ended).glob("checkpoints/a1/*[1-9]*/manifest.json"))
     with pytest.raises(ApiError) as error:
         stack.client.cancel(job.id)
     assert (error.value.status, error.value.code) == (409, "not_allowed_in_state")

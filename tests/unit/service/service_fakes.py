@@ -166,6 +166,10 @@ class FakeMlflow:
         self.commands.append(command)
         self.runs[run_id].tags[names.TAG_COMMAND] = command.model_dump_json()
 
+    def fence(self, run_id: str, attempt: int) -> None:
+        self._reach()
+        self.runs[run_id].tags[names.TAG_ATTEMPT] = str(attempt)
+
     def end_run(self, run_id: str, status: str) -> None:
         self._reach()
         self.runs[run_id].status = status

@@ -6,13 +6,16 @@ import time
 import warnings
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from trainer import logs
 from trainer.control import Agreement, Control
 from trainer.errors import StorageError
 from trainer.logs import LogWriter, logger, start_logging, stop_logging
+from trainer.spec import names
 from trainer.spec.job import Command, LogLine
 from trainer.storage import Store
+from trainer.tracking import Tracker
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
@@ -309,3 +312,19 @@ def test_a_bad_log_call_does_not_end_the_program(store, writer, monkeypatch):
     writer.flush()
     assert [line.message for line in lines_of(store)] == [r"odd name \udcff.png"]
     assert json.loads(store.read(f"{FOLDER}/rank-1.0001.jsonl"))["level"] == "info"
+
+
+def test_a_later_attempt_means_that_this_one_leaves(tmp_path):
+    """Against a real tracking store: the fence of a later attempt reads as a command, an earlier one's does not."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("fence", str(tmp_path / "artifacts"))).info.run_id
+    tracker = Tracker(uri, run, "job-1", 2)
+    client.set_tag(run, names.TAG_ATTEMPT, "2")
+    assert tracker.read_command() is None
+    client.set_tag(run, names.TAG_ATTEMPT, "3")
+    control = Control(tracker, 2)
+    control.start()
+    assert control.wanted() == "cancel"
+    control.stop()
+    tracker.close()
