@@ -64,14 +64,16 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
         return "submit"
     if seen.ray.ended or seen.ray is RayState.ABSENT:
         # Metrics, tags and the registered version belong to the end: it waits for MLflow.
-        return "wait" if seen.run is None else _ending(attempt, seen)
+        return "wait" if seen.run is None else _ending(job, attempt, seen)
     return _alive(job, attempt, seen, patience)
 
 
-def _ending(attempt: Attempt, seen: Seen) -> Ended:
+def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
     outcome = seen.outcome
     if outcome:
         return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
+    if attempt.stop_asked_at and job.state in {State.CANCELLING, State.PAUSING}:
+        return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
     if attempt.stop_asked_at and seen.ray is not RayState.ABSENT:
         return Ended("lost", Reason.WORKER_FAILED, "The attempt was silent for too long and was stopped.")
     if seen.ray is RayState.ABSENT:

@@ -177,9 +177,11 @@ def test_cancel_while_starting(stack):
     assert [event.state for event in stack.client.events(job.id)][-2:] == ["cancelling", "cancelled"]
     # Ray may say STOPPED and start the driver all the same: it reads the command and leaves before it trains.
     poll(lambda: members(stack, "trainer.main") + members(stack, "RayTrainWorker"), lambda found: not found, 120)
-    outcome = artifacts(stack, ended) / "attempts/1/outcome.json"
-    assert not outcome.exists() or json.loads(outcome.read_text())["state"] == "cancelled"
-    assert not list(artifacts(stack, ended).glob("checkpoints/a1/*[1-9]*/manifest.json"))
+    run = f"*/{ended.run_id}/artifacts"
+    outcomes = [json.loads(file.read_text()) for file in stack.folder.artifacts.glob(f"{run}/attempts/1/outcome.json")]
+    assert {outcome["state"] for outcome in outcomes} <= {"cancelled"}
+    assert not list(stack.folder.artifacts.glob(f"{run}/checkpoints/a1/*[1-9]*/manifest.json"))
+    assert [attempt.state for attempt in stack.client.attempts(job.id)] == ["cancelled"]
     with pytest.raises(ApiError) as error:
         stack.client.cancel(job.id)
     assert (error.value.status, error.value.code) == (409, "not_allowed_in_state")
