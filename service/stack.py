@@ -95,24 +95,26 @@ def up(folder: Folder, port: int | None, report: Callable[[str], None]) -> tuple
     already = is_supervised(folder)
     if already and port not in {None, getattr(folder.load().ports, "api", port)}:
         raise StackError(f"the stack is up at {folder.load().url}: run `rcmae down` before giving it another port")
-    process = None
-    if not already:
-        (folder.path / FAILED_FILE).unlink(missing_ok=True)
-        arguments = ["--state-dir", str(folder.path), *(["--port", str(port)] if port else [])]
-        with folder.log_of("supervisor").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "service.embedded.supervisor", *arguments],
-                cwd=folder.path,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-    return _wait_until_up(folder, process, report), already
+    process = None if already else _start_supervisor(folder, port)
+    return _wait_until_up(folder, port, process, report), already
+
+
+def _start_supervisor(folder: Folder, port: int | None) -> subprocess.Popen[bytes]:
+    (folder.path / FAILED_FILE).unlink(missing_ok=True)
+    arguments = ["--state-dir", str(folder.path), *(["--port", str(port)] if port else [])]
+    with folder.log_of("supervisor").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "service.embedded.supervisor", *arguments],
+            cwd=folder.path,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
 def _wait_until_up(
-    folder: Folder, process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
+    folder: Folder, port: int | None, process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
 ) -> StackState:
     seen: set[PartName] = set()
     end = time.monotonic() + START_LIMIT_S
@@ -127,6 +129,8 @@ def _wait_until_up(
                     report(part)
             if len(seen) == len(PARTS):
                 return state
+        elif process is None and not is_supervised(folder):
+            process = _start_supervisor(folder, port)  # the one that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)
