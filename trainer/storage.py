@@ -1,19 +1,190 @@
-"""Files below one folder, local or remote, through fsspec."""
+"""Files below one folder, on a disk or in S3, through fsspec.
+
+S3's endpoint and credentials are those botocore finds by itself: the environment's AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE names. A URI never holds any.
+"""
 
 from __future__ import annotations
 
 import os
 import posixpath
+import random
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Final, NoReturn
 
-from fsspec.core import url_to_fs
+import aiohttp
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from s3fs import S3FileSystem
 
 from trainer.errors import StorageError
+
+CONNECT_SECONDS, READ_SECONDS = 5, 15
+PATIENCE_SECONDS: Final = 60.0
+"""A request that fails in passing is sent again for this long after its first failure. A server that is gone for half
+a minute is not noticed; one that is gone for ever is an error after this and at most two timeouts."""
+LONGEST_PAUSE_SECONDS: Final = 5.0
+
+_PASSING_STATUS: Final = frozenset({429, 500, 502, 503, 504})
+_PASSING_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
+_CREDENTIALS: Final = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+_REFUSED: Final = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
+)
+
+
+class NoAnswer(ConnectionError):
+    """S3 has not done what was asked for as long as we wait."""
+
+
+class S3(S3FileSystem):  # type: ignore[misc]  # s3fs carries no types
+    """S3 whose every request is sent again until our patience ends, and which never makes a bucket.
+
+    botocore's own retries are off: they stop after a number of tries and share a budget, so that with many readers an
+    outage of seconds ends some of them. Bodies cut in the middle are asked for again by s3fs, up to `retries` times;
+    it takes `NoAnswer` for final, so the two never multiply. Instances may be shared by threads, and a pickled one
+    opens its own connections, with its process's credentials.
+    """
+
+    async def set_session(self, refresh: bool = False, kwargs: dict[str, Any] | None = None) -> Any:
+        client = await super().set_session(refresh=refresh, kwargs=kwargs or {})
+        client.meta.events.register("needs-retry.s3", _pause_before_retry, unique_id="rcmae-patience")
+        return client
+
+    def mkdir(self, path: str, *args: object, **kwargs: object) -> None:
+        """Nothing: S3 has no folders, and s3fs would make a bucket where the one named is missing."""
+
+    def makedirs(self, path: str, *args: object, **kwargs: object) -> None:
+        """Nothing, for the same reasons."""
+
+
+def _pause_before_retry(
+    response: tuple[Any, dict[str, Any]] | None,
+    attempts: int,
+    caught_exception: Exception | None,
+    request_dict: dict[str, Any],
+    **_: object,
+) -> float | None:
+    """botocore's event after each try: seconds until the next one, or None to leave the answer as it is."""
+    if not _passing(response, caught_exception):
+        return None
+    now = time.monotonic()
+    since = request_dict["context"].setdefault("rcmae_failing_since", now)
+    pause = min(LONGEST_PAUSE_SECONDS, 0.2 * 2.0 ** (attempts - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
+    if now + pause - since > PATIENCE_SECONDS:
+        said = caught_exception or _error_of(response)
+        raise NoAnswer(f"no good answer within {now - since:.0f} s; the last one: {said}") from caught_exception
+    return pause
+
+
+def _passing(response: tuple[Any, dict[str, Any]] | None, caught: Exception | None) -> bool:
+    """Whether a failure may be gone at the next try."""
+    if response is None:
+        broken = isinstance(caught, (boto.ConnectionError, boto.HTTPClientError))
+        return broken and not isinstance(caught, boto.SSLError)
+    http, parsed = response
+    return http.status_code in _PASSING_STATUS or parsed.get("Error", {}).get("Code") in _PASSING_CODES
+
+
+def _error_of(response: tuple[Any, dict[str, Any]] | None) -> str:
+    http, parsed = response or (None, {})
+    error = parsed.get("Error", {})
+    return f"{http.status_code if http else ''} {error.get('Code', '')} {error.get('Message', '')}".strip()
+
+
+def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The file system behind a local path, a ``file://`` or an ``s3://`` URI, and the place in its own terms.
+
+    Nothing is asked of the storage yet. Raises `StorageError` for other schemes, for credentials in the URI, and for a
+    profile or an endpoint that cannot be used.
+    """
+    scheme, colon, rest = uri.partition("://")
+    if not colon or scheme == "file":
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(uri))  # noqa: SLF001 - as fsspec's url_to_fs does
+    if scheme != "s3":
+        raise StorageError(f"{_clean(uri)}: neither a local path nor an s3:// URI: these are the storages there are")
+    if "@" in rest.partition("/")[0]:
+        raise StorageError(f"{_clean(uri)}: a URI holds no credentials: set {_CREDENTIALS}")
+    with told(uri):
+        fs = S3(
+            config_kwargs={
+                "connect_timeout": CONNECT_SECONDS,
+                "read_timeout": READ_SECONDS,
+                "retries": {"mode": "standard", "total_max_attempts": 1},
+            },
+            use_listings_cache=False,
+            # One stream a file: it goes on where it was cut, which parallel ranges of s3fs do not.
+            max_concurrency=1,
+        )
+        try:
+            fs.connect()  # asks nothing of the server
+        except ValueError as error:
+            raise StorageError(f"{uri}: {_clean(str(error))}: check AWS_ENDPOINT_URL") from error
+        return fs, rest.rstrip("/")
+
+
+@contextmanager
+def told(place: str) -> Iterator[None]:
+    """Turn whatever a storage raises into a `StorageError` with the place, what happened and what to do."""
+    try:
+        yield
+    except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError) as error:
+        _tell(place, error)
+
+
+def _tell(place: str, error: Exception) -> NoReturn:
+    raise StorageError(f"{_clean(place)}: {_clean(_sentence(error))}") from error
+
+
+def _sentence(error: Exception) -> str:
+    """What happened and what to do."""
+    code = error_code(error)
+    said = str(error) or type(error).__name__
+    match error:
+        case _ if code == "NoSuchBucket":
+            text = "there is no such bucket: create it, or correct the URI"
+        case _ if code in _REFUSED:
+            text = f"the credentials were refused ({code}): check {_CREDENTIALS}"
+        case PermissionError() if code:
+            text = f"access is denied: the credentials are wrong, or may not do this; check {_CREDENTIALS}"
+        case FileNotFoundError() if code:
+            text = "there is no such file"
+        case boto.NoCredentialsError() | boto.PartialCredentialsError():
+            text = f"no complete credentials: set {_CREDENTIALS}"
+        case boto.ProfileNotFound():
+            text = f"{said}: check AWS_PROFILE"
+        case NoAnswer() | boto.ConnectionError():
+            text = f"cannot be reached: {said}. Check AWS_ENDPOINT_URL and that the server runs"
+        case aiohttp.ClientError() | boto.HTTPClientError():
+            text = f"the connection was cut again and again: {said}"
+        case ResponseParserError():
+            text = f"the answer is not S3's: check AWS_ENDPOINT_URL ({said.splitlines()[0]})"
+        case _:
+            text = said
+    return text
+
+
+def error_code(error: BaseException) -> str | None:
+    """S3's own code behind an error; a status such as ``404`` where the answer had no body."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, boto.ClientError):
+            return str(cause.response.get("Error", {}).get("Code"))
+        cause = cause.__cause__
+    return None
+
+
+def _clean(text: str) -> str:
+    """Without the user names and passwords that URLs may hold."""
+    return re.sub(r"://[^/@\s]*@", "://…@", text)
 
 
 class Store:
@@ -24,8 +195,8 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.fs, root = url_to_fs(uri)
-        self.root = str(root).rstrip("/")
+        self.fs, root = open_filesystem(uri)
+        self.root = root.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -57,30 +228,35 @@ class Store:
             return data
 
     def exists(self, name: str) -> bool:
-        with self._told(name):
-            return bool(self.fs.exists(self.path(name)))
+        with self._told(name), _absence_is_fine():
+            self.fs.info(self.path(name))
+            return True
+        return False
 
     def names(self, folder: str) -> list[str]:
         """Names directly below a folder, sorted; none where it does not exist."""
-        with self._told(folder):
-            try:
-                found = self.fs.ls(self.path(folder), detail=False, refresh=True)
-            except FileNotFoundError:
-                return []
+        with self._told(folder), _absence_is_fine():
+            found = self.fs.ls(self.path(folder), detail=False)
             return sorted(posixpath.basename(str(p).rstrip("/")) for p in found)
+        return []
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with everything below it; nothing happens where there is none."""
-        with self._told(name):
-            if self.fs.exists(self.path(name)):
+        with self._told(name), _absence_is_fine():
+            if self.is_local:
                 self.fs.rm(self.path(name), recursive=True)
+                return
+            # One by one: s3fs ignores what S3 says of single files of a joint deletion.
+            for path in self.fs.find(self.path(name)):
+                self.fs.rm_file(path)
 
     def upload(self, directory: Path, folder: str) -> None:
-        """Copy a local directory's files to a folder."""
-        with self._told(folder):
-            self.fs.makedirs(self.path(folder), exist_ok=True)
-            for file in sorted(directory.iterdir()):
-                self.fs.put_file(str(file), self.path(f"{folder}/{file.name}"))
+        """Copy a local directory's files, those in its folders too, to a folder."""
+        for file in sorted(file for file in directory.rglob("*") if file.is_file()):
+            name = posixpath.join(folder, file.relative_to(directory).as_posix())
+            with self._told(name):
+                self.fs.makedirs(posixpath.dirname(self.path(name)), exist_ok=True)
+                self.fs.put_file(str(file), self.path(name))
 
     @contextmanager
     def local_copy(self, folder: str) -> Iterator[Path]:
@@ -90,16 +266,25 @@ class Store:
             return
         directory = Path(tempfile.mkdtemp(prefix="rcmae-"))
         try:
-            with self._told(folder):
-                for name in self.names(folder):
-                    self.fs.get_file(self.path(f"{folder}/{name}"), str(directory / name))
+            for name in self.names(folder):
+                place = posixpath.join(folder, name)
+                with self._told(place):
+                    self.fs.get_file(self.path(place), str(directory / name))
             yield directory
         finally:
             shutil.rmtree(directory)
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:
-        try:
+        with told(f"{self.uri.rstrip('/')}/{name}"):
             yield
-        except OSError as error:
-            raise StorageError(f"{self.uri.rstrip('/')}/{name}: {error}") from error
+
+
+@contextmanager
+def _absence_is_fine() -> Iterator[None]:
+    """Nothing there is an answer; no bucket is not."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error_code(error) == "NoSuchBucket":
+            raise
