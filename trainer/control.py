@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from datetime import timedelta
 from typing import Literal, Protocol, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from trainer.spec.job import Command
 
 POLL_SECONDS = 2.0
 HEARTBEAT_SECONDS = 5.0
+PATIENCE = timedelta(hours=24)
 
 T = TypeVar("T")
 Action = Literal["cancel", "pause"]
@@ -82,8 +84,9 @@ class Agreement:
     """All ranks take the same action at the same step."""
 
     def __init__(self, world: int) -> None:
-        # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer.
-        self._group = dist.new_group(backend="gloo") if world > 1 else None
+        # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer. Patient: the
+        # other ranks wait here while the first looks at every image of a large dataset.
+        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
 
     def __call__(self, wanted: Action | None) -> Action | None:
         """The heaviest action any rank wants. Every rank calls this at the same step."""

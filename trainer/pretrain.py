@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -19,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer import checkpoint as checkpoints
 from trainer.control import Action, Agreement
-from trainer.data.dataset import TrainingData, open_training_data
-from trainer.data.loader import Batch, Loader
+from trainer.data.cache import Cache
+from trainer.data.dataset import Place, TrainingData, open_training_data
+from trainer.data.loader import Loader
 from trainer.errors import DataError, LossNotFinite, SpecRefused
 from trainer.evaluation.evaluator import Evaluator
 from trainer.logs import logger
@@ -66,8 +66,8 @@ class Run:
     wanted: Callable[[], Action | None] = lambda: None
     """The command this rank knows of."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    cache_dir: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"rcmae-cache-{os.getuid()}")
-    """Where indexes of datasets are kept on this node."""
+    cache: Cache = field(default_factory=Cache)
+    """This node's copies of datasets and their indexes."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     autocast = _autocast(spec, device)
 
     # --- data ---------------------------------------------------------------------------------------------------
-    data = open_training_data(spec, run.cache_dir, threads, agree, rank)
-    schedule = Schedule.of(spec, data.images)
-    loader = Loader(data.source, data.train, spec, rank, world, threads)
+    data = open_training_data(spec, Place(run.cache, threads, agree, rank))
+    schedule = Schedule.of(spec, len(data.images))
+    loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
     visible = int(spec.model.patches * (1 - method.mask_ratio))
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
 
@@ -134,7 +134,7 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     evaluator = Evaluator(spec, data, run.store, device, autocast) if rank == 0 else None
 
     step, meter = start, Meter(spec, schedule, world, device)
-    batches = _batches(loader, start, schedule)
+    batches = loader.batches(start, schedule.steps)
     with contextlib.closing(batches):
         while True:
             # --- once in a while: evaluate, obey, store ---------------------------------------------------------
@@ -206,13 +206,6 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
 
 def _due(every_epochs: int, step: int, schedule: Schedule) -> bool:
     return step % (every_epochs * schedule.steps_per_epoch) == 0 or step == schedule.steps
-
-
-def _batches(loader: Loader, start: int, schedule: Schedule) -> Generator[Batch]:
-    """Every batch from step ``start`` on, epoch after epoch."""
-    first_epoch, first_step = divmod(start, schedule.steps_per_epoch)
-    for epoch in range(first_epoch, schedule.steps // schedule.steps_per_epoch):
-        yield from loader.epoch(epoch, first_step if epoch == first_epoch else 0)
 
 
 def _integer(value: int | str, name: str) -> int:

@@ -1,78 +1,145 @@
-"""A job's images: opened, checked, split into training and held-out ones, the same on every rank."""
+"""A job's images: found, indexed, brought near, split into training and held-out ones, the same on every rank."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.control import Agreement
-from trainer.data.index import Index, build_index, split
-from trainer.data.loader import channel_statistics
-from trainer.data.sources import Source, open_source
+from trainer.data.cache import Cache, keep_decoded, stage
+from trainer.data.images import Images, channel_statistics
+from trainer.data.index import VERSION, Index, build_index, check_readable, split
+from trainer.data.readers import DigitsReader, Reader, open_reader
+from trainer.data.scan import Table, scan
+from trainer.data.sources import Files, find_files
 from trainer.errors import DataError
 from trainer.logs import logger
 from trainer.spec.names import TAG_DATASET, TAG_IMAGES
-from trainer.spec.pretrain import DatasetSpec, PretrainSpec
-
-BAD_NAMES_LOGGED = 20
+from trainer.spec.pretrain import DIGITS, DatasetSpec, PretrainSpec
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Images of a job. Positions are those of readable images in their source."""
+    """Images of a job."""
 
-    source: Source
+    images: Images
     train: NDArray[np.int64]
-    """Positions to train on; a sample's id is its place in this array."""
-    held_out_source: Source
+    """Rows of `images` to train on; a sample's id is its place in this array."""
+    held_out_images: Images
     held_out: NDArray[np.int64]
-    """Positions never trained on, in `held_out_source`."""
-    images: int
-    """Readable images of the dataset."""
-    fingerprint: str
+    """Rows of `held_out_images`, never trained on."""
     mean: tuple[float, ...]
     """Of each channel, 0..1."""
     std: tuple[float, ...]
 
+    @property
+    def fingerprint(self) -> str:
+        return self.images.index.fingerprint
+
     def tags(self) -> dict[str, str]:
-        return {TAG_DATASET: self.fingerprint, TAG_IMAGES: str(self.images)}
+        return {TAG_DATASET: self.fingerprint, TAG_IMAGES: str(len(self.images))}
 
 
-def open_training_data(spec: PretrainSpec, cache_dir: Path, threads: int, agree: Agreement, rank: int) -> TrainingData:
-    """Open the spec's dataset; every rank calls it, the first reads every image once and tells the others.
+@dataclass(frozen=True)
+class Place:
+    """Where one rank opens its data."""
 
-    Raises `DataError` where there is nothing to read.
+    cache: Cache
+    threads: int
+    agree: Agreement
+    rank: int
+
+
+def open_training_data(spec: PretrainSpec, place: Place) -> TrainingData:
+    """Open the spec's dataset; every rank calls it. The first looks at every image once and tells the others.
+
+    Raises `DataError` where there is nothing to read, or too much that cannot be.
     """
-    source, index = _open(spec.dataset, spec, cache_dir, threads, agree, rank)
+    size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
+    images = open_images(spec.dataset, "dataset", channels, size, place)
     if spec.evaluation.dataset:
-        held_out_source, other = _open(spec.evaluation.dataset, spec, cache_dir, threads, agree, rank)
-        train, held_out = index.good, other.good
+        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, place)
+        train, held_out = np.arange(len(images)), np.arange(len(held_out_images))
     else:
-        positions, rest = split(len(index.good))
-        train, held_out, held_out_source = index.good[positions], index.good[rest], source
-    if spec.evaluation.probes != "auto" and spec.evaluation.probes and source.labels is None:
-        raise DataError(
-            f"evaluation.probes: {spec.dataset.uri} has no labels: sort its images into a folder for each class, "
-            "or set evaluation.probes to []"
-        )
+        train, held_out = split(len(images))
+        held_out_images = images
+    for each, dataset in ((images, spec.dataset), (held_out_images, spec.evaluation.dataset or spec.dataset)):
+        if spec.evaluation.probes not in {"auto", ()} and each.labels is None:
+            raise DataError(
+                f"evaluation.probes: {dataset.uri} has no labels: sort its images into a folder for each class, give "
+                "its shards .cls members or its Parquet files a label column, or set evaluation.probes to []"
+            )
+    # Shared also where it is given: nobody goes on before all have their data, however long that takes.
+    mean, std = place.agree.share(_statistics(spec, images, train) if place.rank == 0 else None)
+    return TrainingData(images, train, held_out_images, held_out, mean, std)
+
+
+def _statistics(
+    spec: PretrainSpec, images: Images, train: NDArray[np.int64]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     given = spec.augmentation
     if given.mean != "auto" and given.std != "auto":
-        mean, std = given.mean, given.std
-    else:
-        mean, std = agree.share(channel_statistics(source, train, spec.model.in_chans) if rank == 0 else None)
-    return TrainingData(source, train, held_out_source, held_out, len(index.good), index.fingerprint, mean, std)
+        return given.mean, given.std
+    return channel_statistics(images, train)
 
 
-def _open(
-    dataset: DatasetSpec, spec: PretrainSpec, cache_dir: Path, threads: int, agree: Agreement, rank: int
-) -> tuple[Source, Index]:
-    source = open_source(dataset.uri, spec.model.in_chans)
-    index = Index.from_json(agree.share(build_index(source, cache_dir, threads).to_json() if rank == 0 else None))
-    if index.bad and rank == 0:
-        for image in index.bad[:BAD_NAMES_LOGGED]:
-            logger.warning("Left out, cannot be read: %s (%s)", image.name, image.reason)
-        logger.warning("%d of %d files of %s cannot be read and are left out", len(index.bad), len(source), dataset.uri)
-    return source, index
+def open_images(dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], place: Place) -> Images:
+    """The readable images of a dataset; ``field`` is where the spec names it."""
+    if dataset.uri == DIGITS:
+        digits = DigitsReader(channels)
+        return Images(DIGITS, _index_of_digits(digits, place.threads), digits, channels)
+    files = place.agree.share(find_files(dataset) if place.rank == 0 else None)
+    files = _staged(files, dataset, field, place)
+    index: Index = place.agree.share(_index(files, place) if place.rank == 0 else None)
+    if place.rank == 0:
+        check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
+    reader = open_reader(files, index.table)
+    if dataset.cache in {"auto", "ram"}:
+        reader = _decoded(index, reader, dataset, field, channels, size, place)
+    return Images(dataset.uri, index, reader, channels)
+
+
+def _staged(files: Files, dataset: DatasetSpec, field: str, place: Place) -> Files:
+    if not (dataset.cache == "disk" or (dataset.cache == "auto" and files.remote)):
+        return files
+    staged = stage(files, place.cache)
+    if isinstance(staged, Files):
+        return staged
+    if dataset.cache == "disk":
+        raise DataError(f"{field}.cache: disk is not possible for {dataset.uri}: {staged}")
+    logger.warning("%s is read where it lies, again in each epoch: %s", dataset.uri, staged)
+    return files
+
+
+def _index(files: Files, place: Place) -> Index:
+    """The kept index of just these files, or a new one."""
+    kept = place.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
+    if kept.is_file():
+        return Index.load(kept)
+    table = scan(files)
+    index = build_index(table, open_reader(files, table), files.uri, place.threads)
+    index.save(kept)
+    return index
+
+
+def _decoded(
+    index: Index, reader: Reader, dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], place: Place
+) -> Reader:
+    must = dataset.cache == "ram"
+    decoded = keep_decoded(index, reader, channels, size, place.cache, place.threads, must=must)
+    if not isinstance(decoded, str):
+        return decoded
+    if must:
+        raise DataError(f"{field}.cache: ram is not possible for {dataset.uri}: {decoded}")
+    logger.info("%s is decoded anew in each epoch: %s", dataset.uri, decoded)
+    return reader
+
+
+def _index_of_digits(digits: DigitsReader, threads: int) -> Index:
+    count = len(digits.labels)
+    rows = np.arange(count)
+    names = [f"digit-{row:04d}" for row in rows]
+    table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, digits.labels, digits.classes)
+    return build_index(table, digits, DIGITS, threads)

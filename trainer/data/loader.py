@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.augment import crop_boxes, flips
-from trainer.data.decode import Unreadable, crop_resize
+from trainer.data.images import Images
+from trainer.data.index import CHUNK
 from trainer.data.sampler import batch_samples, mask_orders, permutation
-from trainer.data.sources import Source
-from trainer.errors import DataError
+from trainer.errors import TrainingError
 from trainer.spec.pretrain import PretrainSpec
 
-AHEAD = 3
+AHEAD: Final = 3
 """Batches in the making while one is trained on."""
-CHUNK = 32
-"""Images of one task: large enough to hide its cost, small enough to spread a batch over threads."""
-STATISTICS_IMAGES = 2000
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -37,94 +36,139 @@ class Batch:
     """(B, L) int64: each image's patches, the visible ones first."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """Some of a batch's samples: large enough to hide a task's cost, small enough to spread a batch over cores."""
+
+    epoch: int
+    samples: NDArray[np.int64]
+
+
+Made = tuple[Tensor, Tensor]
+"""Images and orders of a task's samples."""
+
+
 class Loader:
-    """A rank's batches of any epoch, from any step on, with crops, flips and masks that depend on the sample alone."""
+    """A rank's batches from any step on, with crops, flips and masks that depend on the sample alone.
+
+    ``rows`` are the training images; a sample's id is its place among them. They are made in threads, or in
+    ``resources.loader_processes`` processes: the same ones either way.
+    """
 
     def __init__(
-        self, source: Source, positions: NDArray[np.int64], spec: PretrainSpec, rank: int, world: int, threads: int
+        self,
+        images: Images,
+        rows: NDArray[np.int64],
+        spec: PretrainSpec,
+        rank: int,
+        world: int,
+        threads: int,
+        pin: bool,
     ) -> None:
-        self._source, self._positions, self._spec = source, positions, spec
-        self._rank, self._world, self._threads = rank, world, threads
+        self._maker = Maker(images, rows, spec)
+        self._spec, self._rank, self._world, self._threads, self._pin = spec, rank, world, threads, pin
+        self._parts = -(-(spec.optimization.global_batch_size // world) // CHUNK)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from ``first_step`` on; raises `DataError` for an image that cannot be read any more."""
+    def batches(self, first_step: int, steps: int) -> Generator[Batch]:
+        """The batches of optimiser steps ``first_step`` to ``steps``, epoch after epoch.
+
+        Raises `DataError` for an image that cannot be read any more, `StorageError` for a storage that is away.
+        """
+        tasks = self._tasks(first_step, steps)
+        processes = int(self._spec.resources.loader_processes)
+        made = self._in_processes(tasks, processes) if processes else self._in_threads(tasks)
+        try:
+            for _ in range(first_step, steps):
+                images, orders = zip(*(next(made) for _ in range(self._parts)), strict=True)
+                yield Batch(self._joined(images), self._joined(orders))
+        finally:
+            made.close()
+
+    def _tasks(self, first_step: int, steps: int) -> Iterator[Task]:
         batch = self._spec.optimization.global_batch_size
-        steps = len(self._positions) // batch
-        order = permutation(self._spec.seed, epoch, len(self._positions))
+        samples = len(self._maker.rows)
+        per_epoch, order = samples // batch, np.zeros(0, dtype=np.int64)
+        for step in range(first_step, steps):
+            epoch, within = divmod(step, per_epoch)
+            if within == 0 or step == first_step:
+                order = permutation(self._spec.seed, epoch, samples)
+            mine = batch_samples(order, within, batch, self._rank, self._world)
+            for first in range(0, len(mine), CHUNK):
+                yield Task(epoch, mine[first : first + CHUNK])
+
+    def _in_threads(self, tasks: Iterator[Task]) -> Generator[Made]:
         with ThreadPoolExecutor(self._threads, thread_name_prefix="images") as pool:
-            ahead: deque[list[Future[NDArray[np.uint8]]]] = deque()
-            shares: deque[NDArray[np.int64]] = deque()
+            ahead: deque[Future[Made]] = deque()
             try:
-                for step in range(first_step, steps + AHEAD):
-                    if step < steps:
-                        samples = batch_samples(order, step, batch, self._rank, self._world)
-                        parts = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
-                        ahead.append([pool.submit(self._images, epoch, part) for part in parts])
-                        shares.append(samples)
-                    if step - first_step >= AHEAD - 1 or step >= steps:
-                        if not ahead:
-                            return
-                        images = np.concatenate([future.result() for future in ahead.popleft()])
-                        orders = mask_orders(self._spec.seed, epoch, shares.popleft(), self._spec.model.patches)
-                        yield Batch(torch.from_numpy(images), torch.from_numpy(orders))
+                for task in tasks:
+                    ahead.append(pool.submit(self._maker.make, task))
+                    if len(ahead) > AHEAD * self._parts:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
             finally:
-                for futures in ahead:
-                    for future in futures:
-                        future.cancel()
+                for future in ahead:
+                    future.cancel()
 
-    def _images(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Augmented images (b, C, H, W)."""
-        spec, model = self._spec, self._spec.model
-        pictures = [read(self._source, position) for position in self._positions[samples]]
-        heights = np.array([picture.shape[0] for picture in pictures])
-        widths = np.array([picture.shape[1] for picture in pictures])
-        boxes = crop_boxes(spec.seed, epoch, samples, heights, widths, spec.augmentation.crop_scale)
-        mirrored = flips(spec.seed, epoch, samples) & spec.augmentation.hflip
-        out = np.empty((len(samples), model.in_chans, model.height, model.width), dtype=np.uint8)
-        for i, (picture, box, flip) in enumerate(zip(pictures, boxes.tolist(), mirrored, strict=True)):
-            out[i] = crop_resize(picture, tuple(box), (model.height, model.width), bool(flip)).transpose(2, 0, 1)
-        return out
+    def _in_processes(self, tasks: Iterator[Task], processes: int) -> Generator[Made]:
+        context = multiprocessing.get_context("forkserver")  # a fork of this process would copy locks that threads hold
+        context.set_forkserver_preload([__name__])
+        loader = DataLoader(
+            self._maker,
+            sampler=_Queue(tasks),
+            batch_size=None,
+            num_workers=processes,
+            prefetch_factor=max(2, -(-AHEAD * self._parts // processes)),
+            multiprocessing_context=context,
+            worker_init_fn=_quiet,
+        )
+        for made in loader:
+            if isinstance(made, TrainingError):
+                raise made
+            yield made
 
-
-def read(source: Source, position: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, C) of an image the index called readable; raises `DataError` where it no longer is."""
-    try:
-        return source.read(position)
-    except (Unreadable, OSError) as error:
-        raise DataError(
-            f"{source.names[position]} of {source.uri} could be read when the job began and cannot now: {error}. "
-            "Put it back, or take it away and retry from scratch"
-        ) from error
+    def _joined(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """One tensor, in pinned memory where a GPU will fetch it."""
+        length = sum(map(len, parts))
+        out = torch.empty((length, *parts[0].shape[1:]), dtype=parts[0].dtype, pin_memory=self._pin)
+        return torch.cat(parts, out=out)
 
 
-def fixed_images(source: Source, positions: NDArray[np.int64], size: tuple[int, int]) -> Tensor:
-    """Images (n, C, H, W) uint8 as evaluations see them: the largest central box of ``size``'s shape, resized."""
-    height, width = size
-    images = []
-    for position in positions:
-        pixels = read(source, position)
-        tall, wide = pixels.shape[:2]
-        scale = min(tall / height, wide / width)
-        box_tall, box_wide = height * scale, width * scale
-        left, top = (wide - box_wide) / 2, (tall - box_tall) / 2
-        box = (left, top, min(left + box_wide, wide), min(top + box_tall, tall))
-        images.append(crop_resize(pixels, box, size, flip=False).transpose(2, 0, 1))
-    return torch.from_numpy(np.stack(images))
+class Maker(Dataset[Any]):
+    """Makes the images and masks of a task."""
+
+    def __init__(self, images: Images, rows: NDArray[np.int64], spec: PretrainSpec) -> None:
+        self.images, self.rows, self.spec = images, rows, spec
+
+    def make(self, task: Task) -> Made:
+        """Images (b, C, H, W) uint8 and orders (b, L) int64."""
+        spec, model, index = self.spec, self.spec.model, self.images.index
+        rows = self.rows[task.samples]
+        heights, widths = index.heights[rows].astype(np.int64), index.widths[rows].astype(np.int64)
+        boxes = crop_boxes(spec.seed, task.epoch, task.samples, heights, widths, spec.augmentation.crop_scale)
+        mirrored = flips(spec.seed, task.epoch, task.samples) & spec.augmentation.hflip
+        images = self.images.crops(rows, boxes, mirrored, (model.height, model.width))
+        orders = mask_orders(spec.seed, task.epoch, task.samples, model.patches)
+        return torch.from_numpy(images), torch.from_numpy(orders)
+
+    def __getitem__(self, task: Task) -> Made | TrainingError:
+        """In a process of its own: a typed error is handed over, where one raised would lose its type and its words."""
+        try:
+            return self.make(task)
+        except TrainingError as error:
+            return error
 
 
-def channel_statistics(
-    source: Source, positions: NDArray[np.int64], channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel in 0..1: ImageNet's for three, else measured on up to 2,000 images."""
-    if channels == len(IMAGENET_MEAN):
-        return IMAGENET_MEAN, IMAGENET_STD
-    chosen = positions[:: -(-len(positions) // STATISTICS_IMAGES)]
-    total, squares, count = np.zeros(channels), np.zeros(channels), 0
-    for position in chosen:
-        values = read(source, position).reshape(-1, channels) / 255.0
-        total += values.sum(axis=0)
-        squares += np.square(values).sum(axis=0)
-        count += len(values)
-    mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))  # a constant channel (alpha) must not divide by 0
-    return tuple(mean.tolist()), tuple(deviation.tolist())
+class _Queue:
+    """What a `DataLoader` takes its tasks from, each once."""
+
+    def __init__(self, tasks: Iterator[Task]) -> None:
+        self._tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return self._tasks
+
+
+def _quiet(_worker: int) -> None:
+    """One thread for each process: there are as many processes as cores are to be used."""
+    torch.set_num_threads(1)

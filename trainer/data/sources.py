@@ -1,130 +1,172 @@
-"""Where images come from: a folder, or the digits that scikit-learn carries."""
+"""Which files a dataset consists of, on a disk or in S3."""
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
+import posixpath
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from trainer.data.decode import decode
 from trainer.errors import DataError
-from trainer.spec.pretrain import DIGITS
+from trainer.logs import logger
+from trainer.spec.pretrain import DIGITS, DatasetSpec
+from trainer.storage import open_filesystem, told
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-DIGITS_SIDE = 32
+Kind = Literal["folder", "tar", "parquet"]
+
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SUFFIXES: Final[dict[Kind, frozenset[str]]] = {
+    "folder": IMAGE_SUFFIXES,
+    "tar": frozenset({".tar"}),
+    "parquet": frozenset({".parquet"}),
+}
+COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
-class Source(Protocol):
-    """Images by position. Reading is safe from several threads."""
+@dataclass(frozen=True)
+class Files:
+    """A dataset's files, by name."""
 
     uri: str
-    names: Sequence[str]
-    """What people know each image by."""
-    labels: NDArray[np.int64] | None
-    """Class of each image; None where there are none."""
-    classes: tuple[str, ...]
+    """The dataset's, as people know it."""
+    kind: Kind
+    remote: bool
+    names: tuple[str, ...]
+    """Below the dataset's folder, sorted."""
+    paths: tuple[str, ...]
+    """Where each lies, in the file system's own terms."""
+    sizes: tuple[int, ...]
+    """Bytes."""
     listing: str
-    """Identity of the list of images as it is now: changes when a file is added, taken away or written again."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, position: int) -> NDArray[np.uint8]:
-        """Pixels (H, W, C); raises `trainer.data.decode.Unreadable`."""
-        ...
+    """Identity of the list as it is now: changes when a file is added, taken away or written again."""
 
 
-def open_source(uri: str, channels: int) -> Source:
-    """The images behind a dataset's URI; raises `DataError` where there are none."""
-    return Digits(channels) if uri == DIGITS else Folder(uri, channels)
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    path: str
+    size: int
+    stamp: str
+    """Changes when the file is written again."""
 
 
-class Digits:
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8, enlarged bicubically to 32 x 32."""
+def find_files(dataset: DatasetSpec) -> Files:
+    """List the files behind a dataset's URI; raises `DataError` where there are none, `StorageError` out of reach."""
+    uri = dataset.uri
+    if uri == DIGITS:
+        raise ValueError(f"{DIGITS} has no files")
+    parent, _, last = uri.rpartition("/")
+    pattern = last if "*" in last else None
+    remote = uri.startswith("s3://")
+    found = _list_remote(parent if pattern else uri) if remote else _list_local(parent if pattern else uri)
+    if pattern:
+        # The pattern is of names directly below the folder: a folder that fits gives all that is below it.
+        found = [file for file in found if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
+    kind = _kind(dataset, found)
+    mine = sorted((file for file in found if _suffix(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
+    passed = len(found) - len(mine)
+    if passed:
+        logger.info("%s: %d other files beside its %d %s files are passed over", uri, passed, len(mine), kind)
+    listed = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in mine)
+    return Files(
+        uri=uri,
+        kind=kind,
+        remote=remote,
+        names=tuple(file.name for file in mine),
+        paths=tuple(file.path for file in mine),
+        sizes=tuple(file.size for file in mine),
+        listing=hashlib.sha256(f"{kind}\n{listed}".encode(errors="surrogateescape")).hexdigest(),
+    )
 
-    def __init__(self, channels: int) -> None:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - a second that only this source spends
 
-        data = load_digits()
-        small = np.rint(data.images * (255 / 16)).astype(np.uint8)
-        large = [Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC) for image in small]
-        grey = np.stack([np.asarray(image) for image in large])[:, :, :, None]
-        self._pixels = np.repeat(grey, channels, axis=3)
-        if channels == 4:
-            self._pixels[:, :, :, 3] = 255
-        self.uri = DIGITS
-        self.names: Sequence[str] = [f"digit-{position:04d}" for position in range(len(small))]
-        self.labels: NDArray[np.int64] | None = data.target.astype(np.int64)
-        self.classes = tuple(str(name) for name in data.target_names)
-        self.listing = hashlib.sha256(small.tobytes()).hexdigest()
+def _kind(dataset: DatasetSpec, found: Sequence[_Found]) -> Kind:
+    """The format asked for, or the only one whose files there are."""
+    there: dict[Kind, int] = {
+        kind: sum(_suffix(file.name) in suffixes for file in found) for kind, suffixes in SUFFIXES.items()
+    }
+    kinds = [kind for kind, count in there.items() if count]
+    if dataset.format == "auto" and len(kinds) == 1:
+        return kinds[0]
+    if dataset.format != "auto" and there[dataset.format]:
+        return dataset.format
+    counts = ", ".join(f"{count} of {kind}" for kind, count in there.items() if count)
+    if dataset.format == "auto" and counts:
+        raise DataError(f"dataset.format: {dataset.uri} holds files of several formats ({counts}): say which to read")
+    packed = next((file.name for file in found if file.name.endswith(COMPRESSED_TARS)), None)
+    if packed:
+        raise DataError(
+            f"dataset.uri: {packed} in {dataset.uri} is compressed, so its images cannot be read one by one: "
+            "unpack it to .tar (the images in it are compressed already)"
+        )
+    wanted = SUFFIXES[dataset.format] if dataset.format != "auto" else frozenset().union(*SUFFIXES.values())
+    raise DataError(
+        f"dataset.uri: {'no files' if counts or dataset.format != 'auto' else 'no images'} in {dataset.uri}: "
+        f"it needs files named {', '.join(sorted(wanted))}" + (f"; there are {counts}" if counts else "")
+    )
 
-    def __len__(self) -> int:
-        return len(self._pixels)
 
-    def read(self, position: int) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self._pixels[position]
-        return pixels
+def _suffix(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
-class Folder:
-    """Image files below a folder, in the order of their paths.
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
-    Where every image lies in one of at least two sub-folders, the first level of sub-folders are the classes. Hidden
-    files and folders are passed over.
-    """
 
-    def __init__(self, uri: str, channels: int) -> None:
-        self.uri = uri
-        self._root, self._channels = Path(uri.removeprefix("file://")), channels
-        if not self._root.is_dir():
-            raise DataError(f"dataset.uri: there is no folder {self._root} on this node: check the path and its mount")
-        try:
-            found = sorted(self._list(self._root, ""))
-        except OSError as error:
-            raise DataError(f"dataset.uri: {self._root} cannot be listed: {error}") from error
-        if not found:
+def _list_local(uri: str) -> list[_Found]:
+    root = Path(uri.removeprefix("file://"))
+    try:
+        if root.is_file():
+            return [_stamped(root, root.name)]
+        if not root.is_dir():
             raise DataError(
-                f"dataset.uri: no images in {self._root}: it needs files named {', '.join(sorted(SUFFIXES))}"
+                f"dataset.uri: there is no folder or file {root} on this node: check the path and its mount"
             )
-        self.names: Sequence[str] = [name for name, _, _ in found]
-        listed = "\n".join(f"{name}\t{size}\t{time}" for name, size, time in found)
-        self.listing = hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest()
-        tops = [name.split("/", 1)[0] for name in self.names if "/" in name]
-        self.classes = tuple(sorted(set(tops))) if len(tops) == len(found) else ()
-        self.labels: NDArray[np.int64] | None = None
-        if len(self.classes) >= 2:
-            number = {name: label for label, name in enumerate(self.classes)}
-            self.labels = np.array([number[top] for top in tops], dtype=np.int64)
-        else:
-            self.classes = ()
+        return _below(root, "")
+    except OSError as error:
+        raise DataError(f"dataset.uri: {root} cannot be listed: {error}") from error
 
-    def _list(self, folder: Path, prefix: str) -> list[tuple[str, int, int]]:
-        """Name, size and time of change of each image below a folder."""
-        found: list[tuple[str, int, int]] = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                name = f"{prefix}{entry.name}"
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    found += self._list(Path(entry.path), f"{name}/")
-                elif Path(entry.name).suffix.lower() in SUFFIXES:
-                    try:
-                        status = entry.stat()
-                    except FileNotFoundError:  # a link to nowhere: listed, to be told among the unreadable
-                        found.append((name, 0, 0))
-                    else:
-                        found.append((name, status.st_size, status.st_mtime_ns))
-        return found
 
-    def __len__(self) -> int:
-        return len(self.names)
+def _below(folder: Path, prefix: str) -> list[_Found]:
+    """Every file below a folder; hidden files and folders are passed over."""
+    found: list[_Found] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _below(Path(entry.path), f"{name}/")
+            else:
+                found.append(_stamped(Path(entry.path), name))
+    return found
 
-    def read(self, position: int) -> NDArray[np.uint8]:
-        pixels = decode((self._root / self.names[position]).read_bytes(), self._channels)
-        return pixels.reshape(pixels.shape[0], pixels.shape[1], self._channels)
+
+def _stamped(path: Path, name: str) -> _Found:
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # a link to nowhere: listed, to be told among the unreadable
+        return _Found(name, str(path), 0, "")
+    return _Found(name, str(path), status.st_size, str(status.st_mtime_ns))
+
+
+def _list_remote(uri: str) -> list[_Found]:
+    with told(uri):
+        fs, root = open_filesystem(uri)
+        try:
+            listed = fs.find(root, detail=True)
+        except FileNotFoundError:
+            listed = {}
+    if not listed:
+        raise DataError(f"dataset.uri: there is nothing at {uri}: check the bucket and the path")
+    found = []
+    for path, detail in listed.items():
+        name = posixpath.basename(path) if path == root else str(path)[len(root) + 1 :]
+        if not _hidden(name) and not name.endswith("/"):
+            stamp = str(detail.get("ETag") or detail.get("LastModified"))
+            found.append(_Found(name, str(path), int(detail["size"]), stamp))
+    return found

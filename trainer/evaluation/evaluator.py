@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainer.data.dataset import TrainingData
-from trainer.data.loader import fixed_images
+from trainer.data.images import Images, fixed_images
 from trainer.data.sampler import mask_orders, permutation
-from trainer.data.sources import Source
 from trainer.evaluation.features import extract
 from trainer.evaluation.linear import linear_probe
 from trainer.evaluation.pictures import reconstruction_grid
@@ -44,10 +43,11 @@ class Evaluator:
         self._size = (spec.model.height, spec.model.width)
         self._visible = int(spec.model.patches * (1 - spec.method.mask_ratio))
         chosen = data.held_out[:RATIO_IMAGES]
-        self._images = fixed_images(data.held_out_source, chosen, self._size)
+        self._threads = int(spec.resources.cpus_per_worker)
+        self._images = fixed_images(data.held_out_images, chosen, self._size, self._threads)
         self._orders = torch.from_numpy(mask_orders(FIXED_SEED, 0, np.arange(len(chosen)), spec.model.patches))
         probes = spec.evaluation.probes
-        labelled = data.source.labels is not None and data.held_out_source.labels is not None
+        labelled = data.images.labels is not None and data.held_out_images.labels is not None
         self._probes = labelled if probes == "auto" else bool(probes)
         self._random_init: float | None = None
         if probes == "auto" and not labelled:
@@ -78,25 +78,23 @@ class Evaluator:
     def _linear(self, backbone: MaskedAutoencoder) -> float:
         data, order = self._data, permutation(FIXED_SEED, 0, len(self._data.train))
         train = data.train[order[:PROBE_IMAGES]]
-        train_labels, test_labels = _labels(data.source, train), _labels(data.held_out_source, data.held_out)
+        train_labels, test_labels = _labels(data.images, train), _labels(data.held_out_images, data.held_out)
         return linear_probe(
-            self._features(backbone, data.source, train), train_labels,
-            self._features(backbone, data.held_out_source, data.held_out), test_labels,
+            self._features(backbone, data.images, train), train_labels,
+            self._features(backbone, data.held_out_images, data.held_out), test_labels,
         )  # fmt: skip
 
-    def _features(
-        self, backbone: MaskedAutoencoder, source: Source, positions: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
+    def _features(self, backbone: MaskedAutoencoder, images: Images, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Features (n, D), a few images in memory at a time."""
         parts = []
-        for first in range(0, len(positions), 4 * BATCH):
-            images = fixed_images(source, positions[first : first + 4 * BATCH], self._size)
+        for first in range(0, len(rows), 4 * BATCH):
+            pixels = fixed_images(images, rows[first : first + 4 * BATCH], self._size, self._threads)
             with self._autocast():
-                parts.append(extract(backbone, images, self._data.mean, self._data.std, BATCH))
+                parts.append(extract(backbone, pixels, self._data.mean, self._data.std, BATCH))
         return np.concatenate(parts)
 
 
-def _labels(source: Source, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    if source.labels is None:
-        raise ValueError(f"{source.uri} has no labels")
-    return source.labels[positions]
+def _labels(images: Images, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    if images.labels is None:
+        raise ValueError(f"{images.uri} has no labels")
+    return images.labels[rows]

@@ -42,6 +42,9 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
         cpus = resources.cpus_per_worker
     else:
         cpus = min(MAX_AUTO_CPUS, max(1, cluster.cpus // workers))
+    loaders = resources.loader_processes
+    if loaders == "auto":
+        loaders = max(1, cpus - 1) if gpus else 0
     micro_batch = spec.optimization.micro_batch_size
     if micro_batch == "auto":
         share, recipe = batch // workers, PRESETS[spec.model.preset].micro_batch_size
@@ -49,7 +52,12 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
     return PretrainSpec.parse(
         spec.model_dump(mode="json")
         | {
-            "resources": {"workers": workers, "gpus_per_worker": gpus, "cpus_per_worker": cpus},
+            "resources": {
+                "workers": workers,
+                "gpus_per_worker": gpus,
+                "cpus_per_worker": cpus,
+                "loader_processes": loaders,
+            },
             "optimization": spec.optimization.model_dump(mode="json") | {"micro_batch_size": micro_batch},
         }
     )

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import trainer.pretrain as loop
 from trainer.control import Action
+from trainer.data.cache import Cache
 from trainer.pretrain import Ending, Run, pretrain
 from trainer.spec.job import parse_spec
 from trainer.spec.names import checkpoint_folder
@@ -93,7 +94,7 @@ def run_loop(
 
     run = Run(
         store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, persist=persist,
-        wanted=wanted, cache_dir=folder / "cache",
+        wanted=wanted, cache=Cache(folder / "cache"),
     )  # fmt: skip
     return pretrain(spec, run), memory
 

@@ -6,27 +6,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_sets import samples, write_folder
 from PIL import Image
 
-from trainer.data.loader import IMAGENET_MEAN, IMAGENET_STD, Loader, channel_statistics, fixed_images
-from trainer.data.sources import Digits, Folder
-from trainer.errors import DataError
-from trainer.spec.pretrain import PretrainSpec
+from trainer.control import Agreement
+from trainer.data.cache import Cache
+from trainer.data.dataset import Place, open_images
+from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images
+from trainer.data.loader import Loader
+from trainer.errors import DataError, StorageError
+from trainer.spec.pretrain import DIGITS as DIGITS_URI
+from trainer.spec.pretrain import DatasetSpec, PretrainSpec
 
-DIGITS = Digits(1)
-POSITIONS = np.arange(3, 103)
+
+def images_at(uri: str, cache: Path = Path("/nonexistent"), channels: int = 3) -> Images:
+    dataset = DatasetSpec.model_validate({"uri": uri} | ({} if uri == DIGITS_URI else {"cache": "none"}))
+    return open_images(dataset, "dataset", channels, (16, 16), Place(Cache(cache), 1, Agreement(1), 0))
+
+
+DIGITS = images_at(DIGITS_URI, channels=1)
+ROWS = np.arange(3, 103)
 
 
 def spec_of(batch: int = 12, model: dict | None = None, **parts) -> PretrainSpec:
     sizes = {"preset": "vit_tiny_patch16_224", "img_size": 16, "patch_size": 4, "in_chans": 1} | (model or {})
     return PretrainSpec.parse(
         {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": sizes,
-         "optimization": {"global_batch_size": batch}} | parts
+         "optimization": {"global_batch_size": batch}, "resources": {"loader_processes": 0}} | parts
     )  # fmt: skip
 
 
+def loader(spec: PretrainSpec, rank: int = 0, world: int = 1, threads: int = 1) -> Loader:
+    return Loader(DIGITS, ROWS, spec, rank, world, threads, pin=False)
+
+
 def epoch_of(spec: PretrainSpec, epoch: int = 0, first_step: int = 0, rank: int = 0, world: int = 1, threads: int = 1):
-    return list(Loader(DIGITS, POSITIONS, spec, rank, world, threads).epoch(epoch, first_step))
+    steps = len(ROWS) // spec.optimization.global_batch_size
+    return list(loader(spec, rank, world, threads).batches(epoch * steps + first_step, (epoch + 1) * steps))
 
 
 def assert_same(batches, others):
@@ -50,8 +66,18 @@ def test_an_epoch_is_whole_batches_of_the_right_kind(batch, steps):
         assert torch.equal(made.orders.sort(dim=1).values, torch.arange(16).expand(batch, -1))
 
 
-def test_more_images_than_a_batch_are_needed():
-    assert list(Loader(DIGITS, POSITIONS[:11], spec_of(12), 0, 1, 1).epoch(0)) == []
+def test_epochs_follow_one_another_from_any_step():
+    spec = spec_of()
+    whole = [batch for epoch in range(3) for batch in epoch_of(spec, epoch)]
+    assert_same(list(loader(spec).batches(5, 21)), whole[5:21])
+    assert list(loader(spec).batches(24, 24)) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_make_the_same_batches_as_threads(processes):
+    spec = spec_of(40, resources={"loader_processes": processes})
+    made = list(loader(spec, rank=1, world=2).batches(1, 5))
+    assert_same(made, list(loader(spec_of(40), rank=1, world=2).batches(1, 5)))
 
 
 @pytest.mark.parametrize("first_step", range(9))
@@ -89,7 +115,7 @@ def test_epochs_and_seeds_see_other_crops():
 def test_without_flip_and_with_whole_crops_the_images_are_those_of_the_source():
     whole = spec_of(100, {"img_size": 32}, augmentation={"hflip": False, "crop_scale": [1, 1]})
     (batch,) = epoch_of(whole)
-    known = {DIGITS.read(position).tobytes() for position in POSITIONS}
+    known = {DIGITS.pixels(row).tobytes() for row in ROWS}
     exact = sum(image.numpy().transpose(1, 2, 0).tobytes() in known for image in batch.images)
     assert exact > 50  # a box of all of a square but for its rounding
     mirrored = spec_of(100, {"img_size": 32}, augmentation={"crop_scale": [1, 1]})
@@ -106,28 +132,46 @@ def test_images_are_not_square_where_the_spec_says_so():
     assert batch.orders.shape == (12, 12)
 
 
-def test_an_epoch_that_is_left_early_leaves_no_thread():
-    batches = Loader(DIGITS, POSITIONS, spec_of(), 0, 1, 3).epoch(0)
+def test_batches_that_are_left_early_leave_no_thread():
+    batches = loader(spec_of(), threads=3).batches(0, 8)
     next(batches)
     assert alive("images")
     batches.close()
     assert not alive("images")
 
 
-def folder_of(root: Path, images: int = 12) -> Folder:
+def folder_of(root: Path, images: int = 12) -> Images:
     root.mkdir(exist_ok=True)
     for number in range(images):
         Image.new("RGB", (30, 20), (number, 2 * number, 3 * number)).save(root / f"{number:02d}.png")
-    return Folder(str(root), 3)
+    return images_at(str(root), root.parent / "cache")
 
 
-def test_an_image_lost_while_training_ends_the_epoch_with_its_name(tmp_path):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_image_lost_while_training_ends_the_batches_with_its_name(tmp_path, processes):
     folder = folder_of(tmp_path / "data")
     (tmp_path / "data/07.png").unlink()
-    loader = Loader(folder, np.arange(12), spec_of(4, {"in_chans": 3}), 0, 1, 2)
-    with pytest.raises(DataError, match=r"07\.png"):
-        list(loader.epoch(0))
+    spec = spec_of(4, {"in_chans": 3}, resources={"loader_processes": processes})
+    with pytest.raises(
+        DataError, match=r"^\d\d\.png or one of 3 others of .*data could be read .* No such file.*07\.png"
+    ):
+        list(Loader(folder, np.arange(12), spec, 0, 1, 2, pin=False).batches(0, 3))
     assert not alive("images")
+
+
+class Away:
+    """A reader of a storage that cannot be reached."""
+
+    def fetch(self, _rows):
+        raise StorageError("s3://bucket/a.tar: cannot be reached")
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_storage_that_is_away_keeps_its_reason(processes):
+    spec = spec_of(4, resources={"loader_processes": processes})
+    images = Images("s3://bucket", DIGITS.index, Away(), 1)
+    with pytest.raises(StorageError, match=r"^s3://bucket/a\.tar: cannot be reached$"):
+        list(Loader(images, ROWS, spec, 0, 1, 1, pin=False).batches(0, 3))
 
 
 def test_fixed_images_are_the_largest_central_box(tmp_path):
@@ -136,36 +180,44 @@ def test_fixed_images_are_the_largest_central_box(tmp_path):
     (tmp_path / "wide").mkdir()
     Image.fromarray(pixels).save(tmp_path / "wide/a.png")
     Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "wide/b.png")
-    images = fixed_images(Folder(str(tmp_path / "wide"), 3), np.array([0, 1]), (20, 20))
+    wide = images_at(str(tmp_path / "wide"), tmp_path / "cache")
+    images = fixed_images(wide, np.array([0, 1]), (20, 20), threads=2)
     assert (images.shape, images.dtype) == ((2, 3, 20, 20), torch.uint8)
     middle = pixels[:, 10:30]
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), middle)
     np.testing.assert_array_equal(images[1].permute(1, 2, 0).numpy(), middle.transpose(1, 0, 2))
-    wide = fixed_images(Folder(str(tmp_path / "wide"), 3), np.array([0]), (20, 40))
-    np.testing.assert_array_equal(wide[0].permute(1, 2, 0).numpy(), pixels)
+    whole = fixed_images(wide, np.array([0]), (20, 40), threads=1)
+    np.testing.assert_array_equal(whole[0].permute(1, 2, 0).numpy(), pixels)
 
 
 def test_fixed_images_are_resized_to_the_model_s_size():
-    images = fixed_images(DIGITS, np.array([4, 0, 4]), (16, 24))
-    assert images.shape == (3, 1, 16, 24)
+    images = fixed_images(DIGITS, np.array([4, 0, 4] * 30), (16, 24), threads=2)
+    assert images.shape == (90, 1, 16, 24)
     assert torch.equal(images[0], images[2])
+    assert torch.equal(images[:3], images[87:])
     assert not torch.equal(images[0], images[1])
 
 
+@pytest.mark.parametrize("size", [(32, 32), (20, 48), (224, 224), (8, 100)])
+def test_fixed_images_of_any_shape_lie_inside(tmp_path, size):
+    images = images_at(write_folder(tmp_path / "data", samples(12)), tmp_path / "cache")
+    assert fixed_images(images, np.arange(12), size, threads=1).shape == (12, 3, *size)
+
+
 def test_three_channels_are_normalised_as_imagenet_is(monkeypatch):
-    monkeypatch.setattr(Digits, "read", None)  # nothing is read to know that
-    assert channel_statistics(Digits(3), POSITIONS, 3) == (IMAGENET_MEAN, IMAGENET_STD)
+    monkeypatch.setattr(Images, "pixels", None)  # nothing is read to know that
+    assert channel_statistics(images_at(DIGITS_URI, channels=3), ROWS) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_other_channels_are_measured():
-    mean, std = channel_statistics(DIGITS, POSITIONS, 1)
-    values = np.stack([DIGITS.read(position) for position in POSITIONS]) / 255
+    mean, std = channel_statistics(DIGITS, ROWS)
+    values = np.stack([DIGITS.pixels(row) for row in ROWS]) / 255
     assert mean == pytest.approx((values.mean(),))
     assert std == pytest.approx((values.std(),))
 
 
 def test_a_constant_channel_does_not_divide_by_nothing():
-    mean, std = channel_statistics(Digits(4), POSITIONS, 4)
+    mean, std = channel_statistics(images_at(DIGITS_URI, channels=4), ROWS)
     assert len(mean) == len(std) == 4
     assert mean[3] == pytest.approx(1)
     assert std[3] == pytest.approx(1e-3)
@@ -173,9 +225,9 @@ def test_a_constant_channel_does_not_divide_by_nothing():
 
 @pytest.mark.parametrize(("most", "apart"), [(10, 10), (60, 2), (99, 2), (100, 1), (2000, 1)])
 def test_statistics_are_of_images_from_all_over_the_set(monkeypatch, most, apart):
-    monkeypatch.setattr("trainer.data.loader.STATISTICS_IMAGES", most)
+    monkeypatch.setattr("trainer.data.images.STATISTICS_IMAGES", most)
     chosen = []
-    read = Digits.read
-    monkeypatch.setattr(Digits, "read", lambda self, position: chosen.append(position) or read(self, position))
-    channel_statistics(DIGITS, POSITIONS, 1)
-    assert chosen == POSITIONS[::apart].tolist()
+    pixels = Images.pixels
+    monkeypatch.setattr(Images, "pixels", lambda self, row: chosen.append(row) or pixels(self, row))
+    channel_statistics(DIGITS, ROWS)
+    assert chosen == ROWS[::apart].tolist()

@@ -1,0 +1,117 @@
+"""A dataset's readable images as pixels: whole, cropped at random, or as evaluations see them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.data.decode import Unreadable, decode, decode_crop
+from trainer.data.index import CHUNK, Index
+from trainer.data.readers import Reader
+from trainer.errors import DataError
+
+STATISTICS_IMAGES: Final = 2000
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+Rows = Sequence[int] | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Readable images by row of the index. Safe from several threads; survives pickling.
+
+    Its methods raise `DataError` for an image that can no longer be read.
+    """
+
+    uri: str
+    index: Index
+    reader: Reader
+    channels: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class of each row; None where there are none."""
+        return self.index.table.labels
+
+    def pixels(self, row: int) -> NDArray[np.uint8]:
+        """One image whole (H, W, C)."""
+        with self._readable([row]):
+            return decode(self.reader.fetch([row])[0], self.channels)
+
+    def crops(
+        self, rows: Rows, boxes: NDArray[np.int64], mirrored: NDArray[np.bool_], size: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """Boxes (n, 4) of images, resized to ``size``, some mirrored: (n, C, height, width)."""
+        out = np.empty((len(rows), self.channels, *size), dtype=np.uint8)
+        heights, widths = self.index.heights[rows].tolist(), self.index.widths[rows].tolist()
+        with self._readable(rows):
+            raws = self.reader.fetch(rows)
+        for i, (row, raw, box, flip) in enumerate(zip(rows, raws, boxes.tolist(), mirrored.tolist(), strict=True)):
+            with self._readable([int(row)]):
+                crop = decode_crop(raw, self.channels, (heights[i], widths[i]), tuple(box), size, flip)
+            out[i] = crop.transpose(2, 0, 1)
+        return out
+
+    @contextmanager
+    def _readable(self, rows: Rows) -> Iterator[None]:
+        try:
+            yield
+        except (Unreadable, OSError) as error:
+            names = ", ".join(str(self.index.table.names[row]) for row in rows[:1])
+            which = names if len(rows) == 1 else f"{names} or one of {len(rows) - 1} others"
+            raise DataError(
+                f"{which} of {self.uri} could be read when the index was made and cannot now: {error}. "
+                "Put it back, or take it away and retry from scratch"
+            ) from error
+
+
+def fixed_images(images: Images, rows: Rows, size: tuple[int, int], threads: int) -> Tensor:
+    """Images (n, C, H, W) uint8 as evaluations see them: the largest central box of ``size``'s shape, resized."""
+    chosen = np.asarray(rows)
+    boxes = _central_boxes(images.index.heights[chosen], images.index.widths[chosen], size)
+    straight = np.zeros(CHUNK, dtype=np.bool_)
+    firsts = range(0, len(chosen), CHUNK)
+
+    def part(first: int) -> NDArray[np.uint8]:
+        mine = slice(first, first + CHUNK)
+        return images.crops(chosen[mine], boxes[mine], straight[: len(chosen[mine])], size)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
+        return torch.from_numpy(np.concatenate(list(pool.map(part, firsts))))
+
+
+def _central_boxes(heights: NDArray[np.int32], widths: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int64]:
+    """Left, top, right, bottom (n, 4) in whole pixels."""
+    scale = np.minimum(heights / size[0], widths / size[1])
+    tall, wide = (np.maximum(1, np.rint(side * scale)).astype(np.int64) for side in size)
+    tall, wide = np.minimum(tall, heights), np.minimum(wide, widths)
+    top, left = (heights - tall) // 2, (widths - wide) // 2
+    return np.stack([left, top, left + wide, top + tall], axis=1)
+
+
+def channel_statistics(images: Images, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel in 0..1: ImageNet's for three, else measured on up to 2,000 images."""
+    channels = images.channels
+    if channels == len(IMAGENET_MEAN):
+        return IMAGENET_MEAN, IMAGENET_STD
+    total, squares, count = np.zeros(channels), np.zeros(channels), 0
+    for row in rows[:: -(-len(rows) // STATISTICS_IMAGES)]:
+        values = images.pixels(int(row)).reshape(-1, channels) / 255.0
+        total += values.sum(axis=0)
+        squares += np.square(values).sum(axis=0)
+        count += len(values)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-6))  # a constant channel (alpha) must not divide by 0
+    return tuple(mean.tolist()), tuple(deviation.tolist())
