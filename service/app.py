@@ -17,7 +17,7 @@ from fastapi.staticfiles import StaticFiles
 from service import errors
 from service.adapters.mlflow_store import MlflowStore, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable, RayCluster
-from service.adapters.storage import Artifacts
+from service.adapters.storage import Artifacts, StorageUnreachable
 from service.auth import ensure_admin
 from service.backbones.routes import router as backbones
 from service.db import Database
@@ -49,8 +49,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     configure_logs()
     settings = settings or Settings()
     database = Database(settings.database_url)
-    ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python)
-    mlflow, artifacts = MlflowStore(settings.mlflow_url), Artifacts(settings.artifact_root)
+    ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
+    mlflow, artifacts = MlflowStore(settings.mlflow_url), Artifacts(settings.artifact_root, settings.s3_profile)
     parts = Parts(settings, database, ray, mlflow, artifacts, Reconciler(settings, database, ray, mlflow, artifacts))
 
     @contextlib.asynccontextmanager
@@ -85,7 +85,7 @@ def _health(app: FastAPI, parts: Parts) -> None:
 
     @app.get("/readyz", tags=["health"])
     def readyz() -> JSONResponse:
-        """Everything a job needs is there: the database, MLflow, Ray, and the loop gets on. 503 with reasons if not."""
+        """Whether all that jobs need is there and the loop gets on; 503 with reasons if not."""
         reasons = _not_ready(parts)
         body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
         return JSONResponse(body, 503 if reasons else 200)
@@ -107,6 +107,10 @@ def _not_ready(parts: Parts) -> list[str]:
             reasons.append("Ray: no node has joined the cluster yet")
     except ClusterUnreachable as error:
         reasons.append(f"Ray: {error}")
+    try:
+        parts.artifacts.ping()
+    except StorageUnreachable as error:
+        reasons.append(f"storage: {error}")
     if parts.settings.reconcile:
         stuck = parts.reconciler.stuck()
         if stuck is not None:

@@ -45,6 +45,14 @@ Port = Annotated[
     int | None, typer.Option(min=1, max=65535, help="The API's port: 8000 by default, another if that is taken.")
 ]
 
+ArtifactRoot = Annotated[
+    str | None,
+    typer.Option(
+        help="Where artifacts lie, a path or s3://bucket/prefix; the state folder by default. Kept by later ups.",
+        show_default=False,
+    ),
+]
+
 
 @app.command()
 def up(
@@ -53,6 +61,7 @@ def up(
     ] = False,
     state_dir: StateDir = None,
     port: Port = None,
+    artifact_root: ArtifactRoot = None,
     as_json: Json = False,
 ) -> None:
     """Start Ray, MLflow and the API on this machine, all on 127.0.0.1."""
@@ -63,7 +72,7 @@ def up(
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        already, state = _bring_up(folder, port, as_json)
+        already, state = _bring_up(folder, port, artifact_root, as_json)
     except KeyboardInterrupt:
         _stop(folder)
         raise typer.Exit(INTERRUPTED) from None
@@ -73,7 +82,7 @@ def up(
         _stay(folder, state)
 
 
-def _bring_up(folder: Folder, port: int | None, quiet: bool) -> tuple[bool, StackState]:
+def _bring_up(folder: Folder, port: int | None, artifact_root: str | None, quiet: bool) -> tuple[bool, StackState]:
     """Whether it was up already, and what runs now."""
     from service import stack
 
@@ -86,10 +95,11 @@ def _bring_up(folder: Folder, port: int | None, quiet: bool) -> tuple[bool, Stac
         if not already:
             err.print(f"  {part:<7}works ({time.monotonic() - begin:.1f} s)", highlight=False)
 
-    state, _ = stack.up(folder, port, say)
+    state, _ = stack.up(folder, port, say, artifact_root)
     if not quiet:
         out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (API docs: {state.url}/docs)")
         out.print(f"token:  {folder.token}", highlight=False, soft_wrap=True)
+        out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
         out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
     return already, state
 
@@ -159,6 +169,7 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
             for part in found.parts
         )
         out.print(render.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
+        out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
             out.print("nobody watches them: the supervisor has ended. `rcmae up` takes them up", style="yellow")
     raise typer.Exit(0 if found.up else 1)

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from service.adapters.storage import StorageUnreachable
 from service.jobs.schemas import RetryBody
 from trainer.spec.base import Problem, SpecError, problems
 from trainer.spec.pretrain import PretrainSpec
@@ -63,6 +64,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ApiProblem)
     async def known(request: Request, error: ApiProblem) -> Response:
         return _answer(request, error.status, error.code, error.detail, error.problems)
+
+    @app.exception_handler(StorageUnreachable)
+    async def storage_away(request: Request, error: StorageUnreachable) -> Response:
+        return await known(request, unavailable("the artifact storage", error))
 
     @app.exception_handler(SpecError)
     async def refused(request: Request, error: SpecError) -> Response:

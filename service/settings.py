@@ -15,8 +15,11 @@ class Settings(BaseSettings):
 
     database_url: str
     """SQLAlchemy URL of the control plane's own database."""
-    artifact_root: Path
-    """Folder all runs' artifacts lie in, an absolute path; files elsewhere are never served."""
+    artifact_root: str
+    """Where all runs' artifacts lie, an absolute path or ``s3://bucket/prefix``; files elsewhere are never served."""
+    s3_profile: str | None = None
+    """Profile of AWS's configuration files whose endpoint and credentials are used for S3, here and by the attempts;
+    without it they are the environment's."""
     mlflow_url: str = "http://127.0.0.1:5000"
     """MLflow's REST address, as the service and the trainers reach it."""
     ray_url: str = "http://127.0.0.1:8265"

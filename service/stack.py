@@ -19,7 +19,18 @@ from pydantic import BaseModel
 
 from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState, ports_of, works
+from service.embedded.parts import (
+    FAILED_FILE,
+    PARTS,
+    S3_PROFILE_VARIABLE,
+    Folder,
+    PartName,
+    StackError,
+    StackState,
+    choose_artifact_root,
+    ports_of,
+    works,
+)
 
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0
@@ -46,6 +57,7 @@ class StackView(BaseModel):
     supervisor: int | None
     """Its process's number."""
     temp_dir: str | None
+    artifact_root: str
     parts: list[PartView]
 
 
@@ -74,6 +86,7 @@ def status(folder: Folder) -> StackView:
         state_dir=str(folder.path),
         supervisor=supervisor.pid if supervisor else None,
         temp_dir=str(state.temp_dir) if state.temp_dir else None,
+        artifact_root=folder.artifact_root,
         parts=parts,
     )
 
@@ -86,25 +99,42 @@ def is_supervised(folder: Folder) -> bool:
         return not mine
 
 
-def up(folder: Folder, port: int | None, report: Callable[[str], None]) -> tuple[StackState, bool]:
+def up(
+    folder: Folder, port: int | None, report: Callable[[str], None], artifact_root: str | None = None
+) -> tuple[StackState, bool]:
     """Start what is not up yet and wait until all of it works; also whether it was up already.
 
+    ``artifact_root`` is where artifacts are to lie, the place of before by default; it is tried before anything starts.
     ``report`` is told, in a word or two, what has come up. Raises `StackError` with the reason and the remedy.
     """
     folder.make()
     already = is_supervised(folder)
+    root = choose_artifact_root(folder, artifact_root)
+    if not already:
+        try_artifact_root(root or folder.artifact_root)
     if already and port not in {None, getattr(folder.load().ports, "api", port)}:
         raise StackError(f"the stack is up at {folder.load().url}: run `rcmae down` before giving it another port")
-    process = None if already else _start_supervisor(folder, port)
-    return _wait_until_up(folder, port, process, report), already
+    arguments = [*(["--port", str(port)] if port else []), *(["--artifact-root", root] if root else [])]
+    process = None if already else _start_supervisor(folder, arguments)
+    return _wait_until_up(folder, arguments, process, report), already
 
 
-def _start_supervisor(folder: Folder, port: int | None) -> subprocess.Popen[bytes]:
+def try_artifact_root(root: str) -> None:
+    """Write, read and delete a small file there; raises `StackError` with what is wrong and what to do."""
+    # Imported here: `rcmae down` and `rcmae status` work without S3's packages.
+    from service.adapters.storage import Artifacts, StorageUnreachable  # noqa: PLC0415
+
+    try:
+        Artifacts(root, os.environ.get(S3_PROFILE_VARIABLE)).probe()
+    except StorageUnreachable as error:
+        raise StackError(f"the artifact root cannot be used: {error}") from error
+
+
+def _start_supervisor(folder: Folder, arguments: list[str]) -> subprocess.Popen[bytes]:
     (folder.path / FAILED_FILE).unlink(missing_ok=True)
-    arguments = ["--state-dir", str(folder.path), *(["--port", str(port)] if port else [])]
     with folder.log_of("supervisor").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "service.embedded.supervisor", *arguments],
+            [sys.executable, "-m", "service.embedded.supervisor", "--state-dir", str(folder.path), *arguments],
             cwd=folder.path,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -114,7 +144,7 @@ def _start_supervisor(folder: Folder, port: int | None) -> subprocess.Popen[byte
 
 
 def _wait_until_up(
-    folder: Folder, port: int | None, process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
+    folder: Folder, arguments: list[str], process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
 ) -> StackState:
     seen: set[PartName] = set()
     end = time.monotonic() + START_LIMIT_S
@@ -130,7 +160,7 @@ def _wait_until_up(
             if len(seen) == len(PARTS):
                 return state
         elif process is None and not is_supervised(folder):
-            process = _start_supervisor(folder, port)  # the one that held the lock was about to end
+            process = _start_supervisor(folder, arguments)  # the one that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)

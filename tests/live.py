@@ -70,7 +70,7 @@ def wait_state(stack: Stack, job_id: str, *states: State, timeout_s: float = 180
 
 def artifacts(stack: Stack, job: JobView) -> Path:
     """A job's artifact folder."""
-    found = list(stack.folder.artifacts.glob(f"*/{job.run_id}/artifacts"))
+    found = list(Path(stack.folder.artifact_root).glob(f"*/{job.run_id}/artifacts"))
     assert len(found) == 1
     return found[0]
 

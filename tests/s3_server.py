@@ -80,14 +80,16 @@ def s3_server() -> Iterator[S3Server]:
     command = [
         str(Path(sys.executable).with_name("weed")), "server", f"-dir={folder}",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
-        "-volume.max=0", "-master.volumeSizeLimitMB=64", f"-filer.localSocket={folder}/filer.sock",
+        "-volume.max=0", "-master.volumeSizeLimitMB=64",
         "-s3", f"-s3.port={port}", f"-s3.config={folder}/identities.json", "-s3.iam=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", f"-s3.localSocket={folder}/s3.sock",
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",  # S3 makes no bucket by itself either
         *(f"-{name}={number}" for name, number in ports.items()),
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        # Its own logs and sockets go where temporary files go.
+        environment = os.environ | {"TMPDIR": str(folder)}
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
     try:
         endpoint = f"http://127.0.0.1:{port}"
         _wait_until_up(server, endpoint, folder / "log")

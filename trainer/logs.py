@@ -13,7 +13,8 @@ from trainer.spec.names import log_folder
 from trainer.storage import Store
 
 CHUNK_BYTES = 256 * 1024
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS, REMOTE_FLUSH_SECONDS = 1.0, 3.0
+"""How late a line may be on a disk, and in an object store, which charges for each write."""
 
 logger = logging.getLogger("rcmae")
 
@@ -21,7 +22,7 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class LogWriter(logging.Handler):
-    """Writes records as `LogLine` JSON to ``logs/<source>.<chunk>.jsonl``, at most a second late.
+    """Writes records as `LogLine` JSON to ``logs/<source>.<chunk>.jsonl``, seconds late at most.
 
     Object stores cannot append, so the newest chunk is written anew until it is full.
     """
@@ -82,7 +83,7 @@ class LogWriter(logging.Handler):
         return self.lock
 
     def _run(self) -> None:
-        while not self._ended.wait(FLUSH_SECONDS):
+        while not self._ended.wait(FLUSH_SECONDS if self._store.is_local else REMOTE_FLUSH_SECONDS):
             self.flush()
 
 

@@ -7,8 +7,9 @@ import signal
 import sys
 from types import FrameType
 
+from trainer.errors import StorageError, TrainingError
 from trainer.logs import logger, start_logging, stop_logging
-from trainer.outcome import write_outcome
+from trainer.outcome import settle_outcome
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
 from trainer.storage import Store
 
@@ -32,12 +33,20 @@ def _run(request: AttemptRequest, store: Store) -> Outcome:
     try:
         from trainer.ray_train import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
 
-        return run_attempt(request, store)
+        failed = run_attempt(request, store)
+    except TrainingError as error:
+        logger.exception("The driver failed")
+        failed = Outcome(state="failed", reason=error.reason, message=str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must say so
         logger.exception("The driver failed")
-        outcome = Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
-        write_outcome(store, request.attempt, outcome)
-        return outcome
+        failed = Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+    try:
+        return settle_outcome(store, request.attempt, failed)
+    except StorageError as error:
+        failed = failed or Outcome(state="failed", reason=error.reason, message=str(error))
+        # The service shows the end of Ray's own log for an attempt that left no outcome.
+        print(f"The outcome could not be stored: {error}\n{failed.reason}: {failed.message}", file=sys.stderr)  # noqa: T201
+        return failed
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's form

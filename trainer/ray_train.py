@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,27 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import NodeDiedError, OutOfMemoryError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from trainer.errors import TrainingError
 from trainer.logs import logger, start_logging, stop_logging
 from trainer.outcome import write_outcome
 from trainer.spec.job import AttemptRequest, Outcome, Reason
-from trainer.spec.names import CHECKPOINTS, checkpoint_folder, outcome_file
-from trainer.storage import Store
+from trainer.spec.names import CHECKPOINTS, checkpoint_folder
+from trainer.storage import REMOTE_ERRORS, Store, storage_error, told
 
 _SETTING = "request"
 
 
-def run_attempt(request: AttemptRequest, store: Store) -> Outcome:
-    """Train on the cluster this process belongs to, with the resources the spec names; the outcome is stored."""
+def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
+    """Train on the cluster this process belongs to, with the resources the spec names.
+
+    Gives how it failed; None where all work is done, and rank 0 has stored the outcome. Raises `StorageError` where
+    Ray Train cannot use the artifact storage.
+    """
     resources = request.spec.resources
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
     trainer = DataParallelTrainer(
         train_worker,
         train_loop_config={_SETTING: request.model_dump_json()},
@@ -46,43 +52,59 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome:
             # A name of its own for each attempt: the same name and path would make Ray Train resume by itself.
             name=checkpoint_folder(request.attempt).rpartition("/")[2],
             storage_path=store.path(CHECKPOINTS),
+            # Ours, with its retries; a process that it is pickled into uses that process's own credentials.
             storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
             failure_config=FailureConfig(max_failures=0),
         ),
     )
     try:
-        trainer.fit()
+        with told(place):
+            trainer.fit()
     except TrainingFailedError as error:
-        # Rank 0 writes the outcome when all work is done: what fails after that takes nothing away.
-        if not store.exists(outcome_file(request.attempt)):
-            reason, message = explain(error)
-            logger.error("The attempt failed: %s", message)
-            write_outcome(store, request.attempt, Outcome(state="failed", reason=reason, message=message))
-    return Outcome.model_validate_json(store.read(outcome_file(request.attempt)))
+        reason, message = explain(error, place)
+        logger.error("The attempt failed: %s", message)
+        return Outcome(state="failed", reason=reason, message=message)
+    return None
 
 
-def explain(error: TrainingFailedError) -> tuple[Reason, str]:
-    """The typed reason behind a failed fit, and a sentence. A cause of ours on any rank counts before Ray's own."""
-    failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-    causes = [(rank, cause) for rank, failure in failures.items() for cause in _causes(failure)]
+def explain(error: TrainingFailedError, place: str) -> tuple[Reason, str]:
+    """The typed reason behind a failed fit, and a sentence. A cause of ours on any rank counts before Ray's own.
+
+    ``place`` is where Ray Train keeps checkpoints.
+    """
+    if isinstance(error, ControllerError):
+        # It uses no files but its own records, which lie beside the checkpoints.
+        found = _causes(error.controller_failure)
+        causes = [("the controller", storage_error(place, c) if isinstance(c, OSError) else c) for c in found]
+    else:
+        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
+        causes = [(f"worker {rank}", cause) for rank, failure in failures.items() for cause in _causes(failure)]
     for _, cause in causes:
         if isinstance(cause, TrainingError):
             return cause.reason, str(cause)
-    for rank, cause in causes:
-        name = type(cause).__name__
-        # torch raises its own types for a full GPU; the driver knows them by name, not by import.
-        if isinstance(cause, (MemoryError, OutOfMemoryError)) or name == "OutOfMemoryError":
-            return Reason.OUT_OF_MEMORY, (
-                f"worker {rank} ran out of memory: lower optimization.micro_batch_size. {_first_line(cause)}"
-            )
-        if isinstance(cause, NodeDiedError):
-            return Reason.NODE_LOST, f"the node of worker {rank} was lost: {_first_line(cause)}"
-        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-            return Reason.STORAGE_ERROR, f"worker {rank} could not write: {cause}"
-    if causes:
-        rank, cause = causes[0]
-        return Reason.WORKER_FAILED, f"worker {rank}: {type(cause).__name__}: {_first_line(cause)}"
-    return Reason.WORKER_FAILED, _first_line(error)
+    for who, cause in causes:
+        if known := _known(who, cause, place):
+            return known
+    if not causes:
+        return Reason.WORKER_FAILED, _first_line(error)
+    who, cause = causes[0]
+    return Reason.WORKER_FAILED, f"{who}: {type(cause).__name__}: {_first_line(cause)}"
+
+
+def _known(who: str, cause: BaseException, place: str) -> tuple[Reason, str] | None:
+    """The typed reason behind one error, and a sentence; None for an error of no kind of its own."""
+    # torch raises its own types for a full GPU; the driver knows them by name, not by import.
+    if isinstance(cause, (MemoryError, OutOfMemoryError)) or type(cause).__name__ == "OutOfMemoryError":
+        return Reason.OUT_OF_MEMORY, (
+            f"{who} ran out of memory: lower optimization.micro_batch_size. {_first_line(cause)}"
+        )
+    if isinstance(cause, NodeDiedError):
+        return Reason.NODE_LOST, f"the node of {who} was lost: {_first_line(cause)}"
+    if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
+        return Reason.STORAGE_ERROR, f"{who} could not write: {cause}"
+    if isinstance(cause, REMOTE_ERRORS):
+        return Reason.STORAGE_ERROR, str(storage_error(place, cause))
+    return None
 
 
 def _causes(failure: BaseException) -> Iterator[BaseException]:
@@ -139,7 +161,7 @@ def train_worker(config: dict[str, Any]) -> None:
             attempt=request.attempt,
             since_attempt=request.since_attempt,
             recorder=tracker,
-            persist=_report_checkpoint,
+            persist=partial(_report_checkpoint, f"{store.uri.rstrip('/')}/{checkpoint_folder(request.attempt)}"),
             wanted=control.wanted if control else lambda: None,
             device=device,
         )
@@ -163,10 +185,14 @@ def train_worker(config: dict[str, Any]) -> None:
         stop_logging(log)
 
 
-def _report_checkpoint(directory: Path | None, name: str) -> None:
-    """Hand a checkpoint to Ray Train, which stores it; every worker calls it and waits until it is stored."""
+def _report_checkpoint(folder: str, directory: Path | None, name: str) -> None:
+    """Hand a checkpoint to Ray Train, which stores it; every worker calls it and waits until it is stored.
+
+    ``folder`` is where the attempt's checkpoints lie. Raises `StorageError` where it cannot be stored.
+    """
     checkpoint = Checkpoint.from_directory(str(directory)) if directory else None
-    ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
+    with told(f"{folder}/{name}"):
+        ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
 def _meet(rank: int, world: int) -> Any:

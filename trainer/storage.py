@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import aiohttp
 from botocore import exceptions as boto  # type: ignore[import-untyped]
@@ -27,11 +27,19 @@ from s3fs import S3FileSystem
 
 from trainer.errors import StorageError
 
+
+class NoAnswer(ConnectionError):
+    """S3 has not done what was asked for as long as we wait."""
+
+
 CONNECT_SECONDS, READ_SECONDS = 5, 15
 PATIENCE_SECONDS: Final = 60.0
 """A request that fails in passing is sent again for this long after its first failure. A server that is gone for half
 a minute is not noticed; one that is gone for ever is an error after this and at most two timeouts."""
 LONGEST_PAUSE_SECONDS: Final = 5.0
+
+REMOTE_ERRORS: Final = (NoAnswer, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
+"""What nothing but a storage elsewhere raises; beside them s3fs raises Python's own errors of files."""
 
 _PASSING_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 _PASSING_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
@@ -39,10 +47,6 @@ _CREDENTIALS: Final = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFI
 _REFUSED: Final = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 )
-
-
-class NoAnswer(ConnectionError):
-    """S3 has not done what was asked for as long as we wait."""
 
 
 class S3(S3FileSystem):  # type: ignore[misc]  # s3fs carries no types
@@ -136,15 +140,16 @@ def told(place: str) -> Iterator[None]:
     """Turn whatever a storage raises into a `StorageError` with the place, what happened and what to do."""
     try:
         yield
-    except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError) as error:
-        _tell(place, error)
+    except (OSError, *REMOTE_ERRORS) as error:
+        raise storage_error(place, error) from error
 
 
-def _tell(place: str, error: Exception) -> NoReturn:
-    raise StorageError(f"{_clean(place)}: {_clean(_sentence(error))}") from error
+def storage_error(place: str, error: BaseException) -> StorageError:
+    """What a storage raised, in words."""
+    return StorageError(f"{_clean(place)}: {_clean(_sentence(error))}")
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     """What happened and what to do."""
     code = error_code(error)
     said = str(error) or type(error).__name__

@@ -22,6 +22,7 @@ from trainer.errors import StorageError
 from trainer.logs import logger
 from trainer.spec.job import Command
 from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
+from trainer.storage import Store
 
 FLUSH_SECONDS = 1.0
 BATCH = 1000
@@ -129,7 +130,8 @@ class Tracker:
         model = self._client.create_logged_model(
             experiment_id=experiment, name=name, source_run_id=self._run_id, tags=tags, model_type="backbone"
         )
-        self._client.log_model_artifacts(model.model_id, str(directory))
+        # Through our own store, with its retries and errors: MLflow's uploader has others.
+        Store(model.artifact_location).upload(directory, "")
         self._client.finalize_logged_model(model.model_id, "READY")
         created = self._client.create_model_version(
             name=name, source=f"models:/{model.model_id}", run_id=self._run_id, tags=tags, model_id=model.model_id

@@ -41,8 +41,8 @@ class ClusterUnreachable(Exception):
 class RayCluster:
     """One cluster by the address of its head's dashboard."""
 
-    def __init__(self, url: str, token_file: Path | None, python: str) -> None:
-        self._token_file, self._python = token_file, python
+    def __init__(self, url: str, token_file: Path | None, python: str, s3_profile: str | None = None) -> None:
+        self._token_file, self._python, self._s3_profile = token_file, python, s3_profile
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S)
 
     def close(self) -> None:
@@ -86,10 +86,12 @@ class RayCluster:
         Raises `ClusterUnreachable` where the answer says nothing.
         """
         variables = {ATTEMPT_VARIABLE: request.model_dump_json(), "RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S}
+        if self._s3_profile:
+            variables["AWS_PROFILE"] = self._s3_profile
         body = {
             "submission_id": submission_id,
             "entrypoint": f"{self._python} -m trainer.main",
-            # Readable in plain text by all who reach Ray: never a secret in here.
+            # Readable in plain text by all who reach Ray: never a secret in here. A profile's name is none.
             "runtime_env": {"env_vars": variables},
             "metadata": {"job_id": request.job_id, "attempt": str(request.attempt)},
         }

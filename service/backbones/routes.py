@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 
 from service.backbones import service
+from service.backbones.download import answer
 from service.backbones.schemas import BackboneView, VersionView
 from service.deps import CallerDep, PartsDep
 from service.jobs.schemas import Page
@@ -31,9 +32,16 @@ def show_version(name: str, version: int, parts: PartsDep, caller: CallerDep) ->
     return service.show_version(parts, name, version)
 
 
-@router.get("/{name}/versions/{version}/files/{path:path}", response_class=FileResponse)
-@router.head("/{name}/versions/{version}/files/{path:path}", response_class=FileResponse)
-def file(name: str, version: int, path: str, parts: PartsDep, caller: CallerDep) -> FileResponse:  # noqa: ARG001 - a token is needed
+@router.get("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
+@router.head("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
+def file(
+    name: str,
+    version: int,
+    path: str,
+    parts: PartsDep,
+    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    request: Request,
+) -> Response:
     """One file, streamed; `Range` is understood and `ETag` is its sha256."""
     found, digest = service.file(parts, name, version, path)
-    return FileResponse(found, media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})
+    return answer(request, found, f'"{digest}"')

@@ -4,11 +4,10 @@ whoever reaches MLflow could register anything.
 
 from __future__ import annotations
 
-from pathlib import Path
 from urllib.parse import quote
 
 from service.adapters.mlflow_store import MlflowUnreachable, Version
-from service.adapters.storage import OutsideRoot
+from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones.schemas import BackboneView, FileView, VersionView
 from service.deps import Parts
 from service.errors import not_found, unavailable
@@ -55,7 +54,7 @@ def show_version(parts: Parts, name: str, number: int) -> VersionView:
     )
 
 
-def file(parts: Parts, name: str, number: int, path: str) -> tuple[Path, str]:
+def file(parts: Parts, name: str, number: int, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256; only files its checksums name are served."""
     _, folder = _version(parts, name, number)
     digest = _sums(parts, folder).get(path)

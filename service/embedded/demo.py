@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,11 +18,12 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from service import stack
+from service.adapters.storage import Artifacts
 from service.client import render
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
-from service.embedded.parts import Folder
+from service.embedded.parts import S3_PROFILE_VARIABLE, Folder
 from service.jobs.schemas import JobView, MetricsView, State
 from trainer.spec import names
 
@@ -155,20 +157,24 @@ def _picture(client: Client, job: JobView, place: Path) -> Path:
     return target
 
 
-def _checkpoint(client: Client, folder: Folder, job: JobView) -> Path:
-    """The last attempt's final checkpoint, which lies in this stack's own artifact folder."""
+def _checkpoint(client: Client, folder: Folder, job: JobView) -> str:
+    """Where the last attempt's final checkpoint lies, below the stack's artifact root."""
     name = client.attempts(job.id)[-1].checkpoint
-    found = next(folder.artifacts.glob(f"*/{job.run_id}/artifacts/{name}"), None)
-    if name is None or found is None:
-        raise ClientError(f"the checkpoint {name} of run {job.run_id} is not in {folder.artifacts}")
-    return found
+    artifacts = Artifacts(folder.artifact_root, os.environ.get(S3_PROFILE_VARIABLE))
+    for experiment in artifacts.folders(artifacts.root):
+        run = f"{artifacts.root}/{experiment}/{job.run_id}/artifacts"
+        if artifacts.file(run, f"{name}/{names.MANIFEST}"):
+            return f"{run}/{name}"
+    raise ClientError(f"the checkpoint {name} of run {job.run_id} is not in {folder.artifact_root}")
 
 
-def _verify(checkpoint: Path, backbone: Path) -> dict[str, Any]:
+def _verify(checkpoint: str, backbone: Path) -> dict[str, Any]:
     """Features of both, compared in a process of the trainer's: the service itself imports no torch."""
-    arguments = ["--checkpoint", str(checkpoint), "--backbone", str(backbone)]
+    arguments = ["--checkpoint", checkpoint, "--backbone", str(backbone)]
+    profile = os.environ.get(S3_PROFILE_VARIABLE)
     done = subprocess.run(
         [sys.executable, "-m", "trainer.export.verify", *arguments],
+        env=os.environ | ({"AWS_PROFILE": profile} if profile else {}),
         capture_output=True,
         text=True,
         check=False,  # it also ends with 1 when the features differ, which is told below

@@ -19,7 +19,7 @@ from rich.text import Text
 from service import stack
 from service.client import render
 from service.embedded import processes
-from service.embedded.parts import DEFAULT_PORT, Folder
+from service.embedded.parts import DEFAULT_PORT, Folder, StackError
 
 Level = Literal["fine", "warning", "broken"]
 
@@ -44,7 +44,7 @@ class Check(BaseModel):
 
 def examine(folder: Folder) -> list[Check]:
     """Every check, against a stack's folder (which need not exist)."""
-    return [*_machine(folder), *_packages(), *_space(folder), *_stack(folder)]
+    return [*_machine(folder), *_packages(), *_space(folder), *_artifacts(folder), *_stack(folder)]
 
 
 def rendered(checks: list[Check]) -> Table:
@@ -125,6 +125,19 @@ def _space(folder: Folder) -> Iterator[Check]:
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
     remedy = "give the machine (or the container, with --shm-size=1g) more shared memory; Ray falls back to slow files"
     yield _check(str(SHARED), f"{render.size(free)} free", remedy, warn=free < GIB / 2)
+
+
+def _artifacts(folder: Folder) -> Iterator[Check]:
+    """Whether the artifact root of a stack that was started can be written and read."""
+    if not folder.used:
+        return
+    root = folder.artifact_root
+    try:
+        stack.try_artifact_root(root)
+    except StackError as error:
+        yield Check(name="artifacts", level="broken", found=root, remedy=str(error))
+    else:
+        yield Check(name="artifacts", level="fine", found=f"{root} can be written and read")
 
 
 def _existing(path: Path) -> Path:

@@ -29,6 +29,9 @@ PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
 
 DEFAULT_PORT: Final = 8000
 _LOCK: Final = "stack.lock"
+_MLFLOW_DATABASE: Final = "mlflow.db"
+S3_PROFILE_VARIABLE: Final = "RCMAE_S3_PROFILE"
+"""Names the profile with S3's endpoint and credentials, where they are not in the environment."""
 FAILED_FILE: Final = "failed"
 """Written by a supervisor that gave up: why."""
 
@@ -60,6 +63,8 @@ class StackState(BaseModel):
     supervisor: Identity | None = None
     parts: dict[PartName, Identity] = {}
     restarts: dict[PartName, int] = {}
+    artifact_root: str | None = None
+    """Where runs' artifacts lie, if not in the state folder."""
 
     @property
     def url(self) -> str:
@@ -84,7 +89,6 @@ class Folder:
         """Make the folder, readable by its owner alone, and the cluster's token."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
-        self.artifacts.mkdir(exist_ok=True)
         for token in (self.token, self.ray_token):
             if not token.exists():
                 token.touch(0o600)
@@ -104,8 +108,14 @@ class Folder:
         return self.path / "logs"
 
     @property
-    def artifacts(self) -> Path:
-        return self.path / "artifacts"
+    def artifact_root(self) -> str:
+        """Where runs' artifacts lie: a path or an ``s3://`` URI."""
+        return self.load().artifact_root or str(self.path / "artifacts")
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether MLflow keeps its records here already, with the artifacts' place in them."""
+        return (self.path / _MLFLOW_DATABASE).exists()
 
     @property
     def used(self) -> bool:
@@ -138,6 +148,33 @@ class Folder:
                 yield False
             else:
                 yield True
+
+
+def choose_artifact_root(folder: Folder, wanted: str | None) -> str | None:
+    """The artifact root to record: the one wanted, or the one of before; None is the state folder's own.
+
+    Raises `StackError` for one that cannot be used, and for another than the one that MLflow's records name.
+    """
+    recorded = folder.load().artifact_root
+    if wanted is None:
+        return recorded
+    place, slashes, rest = wanted.partition("://")
+    if not slashes or place == "file":
+        root = str(Path(rest if slashes else wanted).expanduser().absolute())
+        if set("?#%") & set(root):
+            raise StackError(f"{root}: an artifact root's path must not hold ? # or %: choose another")
+    elif place != "s3" or not rest.strip("/"):
+        raise StackError(f"{wanted}: an artifact root is a local path or s3://bucket/prefix")
+    elif "@" in rest.partition("/")[0]:
+        raise StackError("an artifact root holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    else:
+        root = wanted.rstrip("/")
+    if root != folder.artifact_root and (folder.has_runs or folder.load().parts):
+        raise StackError(
+            f"the stack in {folder.path} keeps its artifacts in {folder.artifact_root}, where its runs and backbones "
+            f"are recorded to lie: leave --artifact-root out, or start a new stack with another --state-dir"
+        )
+    return root
 
 
 def prepare(state: StackState, port: int | None) -> StackState:
@@ -182,8 +219,8 @@ def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
     if part == "mlflow":
         return [
             *(python, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{folder.path}/mlflow.db"),
-            *("--no-serve-artifacts", "--default-artifact-root", str(folder.artifacts)),
+            *("--backend-store-uri", f"sqlite:///{folder.path}/{_MLFLOW_DATABASE}"),
+            *("--no-serve-artifacts", "--default-artifact-root", folder.artifact_root),
             *("--allowed-hosts", f"{HOST}:{ports.mlflow},localhost:{ports.mlflow}"),
             "--uvicorn-opts=--no-access-log",
         ]
@@ -224,7 +261,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
     if part == "api":
         return {
             "RCMAE_DATABASE_URL": f"sqlite:///{folder.path}/rcmae.db",
-            "RCMAE_ARTIFACT_ROOT": str(folder.artifacts),
+            "RCMAE_ARTIFACT_ROOT": folder.artifact_root,
             "RCMAE_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
             "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
             "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
@@ -232,7 +269,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         }
     if part == "mlflow":
         # The server's own job queue would be nine more processes, for features that are not used here.
-        return {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        return _profile() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder.ray_token),
@@ -246,6 +283,12 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "DASHBOARD_METRIC_PORT": str(ports.ray_metrics),
     }
+
+
+def _profile() -> dict[str, str]:
+    """What shows MLflow's own pages the artifacts; attempts are given the profile by the service."""
+    profile = os.environ.get(S3_PROFILE_VARIABLE)
+    return {"AWS_PROFILE": profile} if profile else {}
 
 
 def ports_of(state: StackState) -> Ports:

@@ -1,7 +1,7 @@
 """The process that starts the parts of an embedded stack, watches them and starts again those that die.
 
-`python -m service.embedded.supervisor --state-dir DIR [--port N]`, started by `rcmae up`. It ends on SIGTERM, and
-everything with it. Killed without warning, it leaves the parts running: the next one adopts them.
+`python -m service.embedded.supervisor --state-dir DIR [--port N] [--artifact-root R]`, started by `rcmae up`. It ends
+on SIGTERM, and everything with it. Killed without warning, it leaves the parts running: the next one adopts them.
 """
 
 from __future__ import annotations
@@ -139,21 +139,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m service.embedded.supervisor")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--artifact-root")
     arguments = parser.parse_args()
     folder = Folder.at(arguments.state_dir)
     for _ in range(LOCK_TRIES):  # whoever looks whether there is a supervisor holds the lock for a moment
         with folder.lock() as mine:
             if mine:
-                return _supervise(folder, arguments.port)
+                return _supervise(folder, arguments.port, arguments.artifact_root)
         time.sleep(processes.POLL_S)
     _say("another supervisor has this state folder")
     return 0
 
 
-def _supervise(folder: Folder, port: int | None) -> int:
+def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> int:
     """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
     try:
-        state = parts.prepare(folder.load(), port)
+        root = parts.choose_artifact_root(folder, artifact_root)
+        state = parts.prepare(folder.load().model_copy(update={"artifact_root": root}), port)
     except StackError as error:
         return _give_up(folder, error)
     folder.save(state)

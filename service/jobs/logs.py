@@ -15,34 +15,37 @@ def read_logs(
 ) -> Page[LogView]:
     """Lines by attempt, then source, then chunk. A chunk is small, and one at a time is in memory.
 
-    The cursor names the lines read of each source, so it stays good while the logs grow: at the end it is given again
-    and later answers with what came since.
+    The cursor names the bytes read of each source, so it stays good while the logs grow: at the end it is given again
+    and later answers with what came since. Of a chunk only what is new is fetched, and nothing where it has not grown.
     """
     read: dict[str, list[int]] = _positions(cursor)
     items: list[LogView] = []
-    for attempt, name, chunk in _chunks(artifacts, folder, attempts):
+    for attempt, name, chunk, size in _chunks(artifacts, folder, attempts):
         key = f"{attempt}/{name}"
-        at_chunk, at_line = read.get(key, [1, 0])
+        at_chunk, at_byte = read.get(key, [1, 0])
         if (source and name != source) or chunk < at_chunk:
             continue
-        first = at_line if chunk == at_chunk else 0
-        data = artifacts.read(folder, f"{log_folder(attempt)}/{name}.{chunk:04d}.jsonl") or b""
+        first = at_byte if chunk == at_chunk else 0
+        data = b""
+        if size > first:
+            data = artifacts.read(folder, f"{log_folder(attempt)}/{name}.{chunk:04d}.jsonl", first) or b""
         lines = data.split(b"\n")[:-1]  # what follows the last line end is still being written
-        room = lines[first : first + limit - len(items)]
+        room = lines[: limit - len(items)]
         items += [LogView.model_validate_json(line[:-1] + b',"attempt":%d}' % attempt) for line in room]
-        read[key] = [chunk, first + len(room)]
+        read[key] = [chunk, first + sum(len(line) + 1 for line in room)]
         if len(items) >= limit:
             break
     return Page[LogView](items=items, next_cursor=write_cursor([read]))
 
 
-def _chunks(artifacts: Artifacts, folder: str, attempts: Sequence[int]) -> Iterator[tuple[int, str, int]]:
+def _chunks(artifacts: Artifacts, folder: str, attempts: Sequence[int]) -> Iterator[tuple[int, str, int, int]]:
+    """Attempt, source, number and bytes of every chunk, in order."""
     for attempt in attempts:
-        for file in artifacts.names(folder, log_folder(attempt)):
+        for file, size in sorted(artifacts.sizes(folder, log_folder(attempt)).items()):
             name, _, rest = file.partition(".")
             number, _, ending = rest.partition(".")
             if ending == "jsonl" and number.isdecimal():
-                yield attempt, name, int(number)
+                yield attempt, name, int(number), size
 
 
 def _positions(cursor: str | None) -> dict[str, list[int]]:
@@ -55,7 +58,7 @@ def _positions(cursor: str | None) -> dict[str, list[int]]:
 
 
 def _is_position(value: object) -> bool:
-    """Whether this is a chunk's number and a number of lines."""
+    """Whether this is a chunk's number and a number of bytes."""
     return (
         isinstance(value, list) and len(value) == 2 and all(isinstance(number, int) and number >= 0 for number in value)
     )

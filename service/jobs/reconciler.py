@@ -9,11 +9,12 @@ from datetime import timedelta
 from functools import partial
 
 import structlog
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import MlflowStore, MlflowUnreachable, RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayCluster, RayState
-from service.adapters.storage import Artifacts
+from service.adapters.storage import Artifacts, StorageUnreachable
 from service.db import Attempt, Database, Job, now
 from service.jobs import repository
 from service.jobs.decide import Decision, Ended, Patience, Seen, decide, settle
@@ -94,7 +95,7 @@ class Reconciler:
             work()
         except StaleState as error:
             log.info("moved_by_another", job_id=job.id, detail=str(error))
-        except (ClusterUnreachable, MlflowUnreachable) as error:
+        except (ClusterUnreachable, MlflowUnreachable, StorageUnreachable) as error:
             self._tell_down(type(error).__name__.removesuffix("Unreachable"), str(error))
         except Exception:  # logged with its job; the next round tries again
             log.exception("job_failed_to_advance", job_id=job.id)
@@ -132,7 +133,8 @@ class Reconciler:
         outcome = None
         if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             data = self._artifacts.read(job.artifact_uri, names.outcome_file(attempt.number))
-            outcome = Outcome.model_validate_json(data) if data else None
+            self._tell_up("Storage")
+            outcome = _outcome(data, f"{job.artifact_uri}/{names.outcome_file(attempt.number)}") if data else None
         return Seen(now=now(), ray=ray, outcome=outcome, run=run, mlflow_up=up)
 
     # --- one job ----------------------------------------------------------------------------------------------------
@@ -197,7 +199,8 @@ class Reconciler:
             _record(job, seen.run)
 
     def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
-        if ended.reason is Reason.START_FAILED:
+        if seen.outcome is None and seen.ray.ended and ended.state in {"failed", "lost"}:
+            # Ray's own log is the only word of an attempt that could not store its outcome.
             tail = self._ray.log_tail(before.submission_id)
             ended = Ended(ended.state, ended.reason, f"{ended.message} Its log ends: {tail}", ended.checkpoint)
         step = settle(loaded, ended, parse_spec(loaded.spec).retry.max_failures)
@@ -280,6 +283,15 @@ class Reconciler:
             request = _request(job, number, self._mlflow.url)
         self._ray.submit(identity, request)
         log.info("attempt_submitted", job_id=loaded.id, attempt=number)
+
+
+def _outcome(data: bytes, place: str) -> Outcome:
+    """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
+    try:
+        return Outcome.model_validate_json(data)
+    except ValidationError as error:
+        text = f"{place} holds {len(data)} bytes that are no outcome: {error.errors()[0]['msg']}."
+        return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
 
 
 def _is_live(attempt: Attempt | None) -> bool:

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from fastapi.responses import FileResponse
 
 from service.deps import CallerDep, PartsDep
 from service.jobs import service
@@ -156,7 +155,7 @@ def images(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[ImageView]: 
     return service.images(parts, job_id)
 
 
-@router.get("/{job_id}/images/{name}", response_class=FileResponse)
-def image(job_id: str, name: str, parts: PartsDep, caller: CallerDep) -> FileResponse:  # noqa: ARG001 - a token is needed
+@router.get("/{job_id}/images/{name}", response_class=Response)
+def image(job_id: str, name: str, parts: PartsDep, caller: CallerDep) -> Response:  # noqa: ARG001 - a token is needed
     """One picture, as PNG."""
-    return FileResponse(service.image(parts, job_id, name), media_type="image/png")
+    return Response(service.image(parts, job_id, name), media_type="image/png")

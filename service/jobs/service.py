@@ -5,7 +5,6 @@ views that show their data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -200,8 +199,8 @@ def metrics(parts: Parts, job_id: str, keys: Sequence[str]) -> MetricsView:
 def images(parts: Parts, job_id: str) -> Page[ImageView]:
     with parts.database.read() as session:
         job = repository.get(session, job_id)
-    found = parts.artifacts.names(job.artifact_uri, names.IMAGES) if job.artifact_uri else []
-    pictures = [name for name in found if name.startswith("reconstruction_") and name.endswith(".png")]
+    found = parts.artifacts.sizes(job.artifact_uri, names.IMAGES) if job.artifact_uri else {}
+    pictures = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
     return Page[ImageView](
         items=[
             ImageView(
@@ -214,13 +213,15 @@ def images(parts: Parts, job_id: str) -> Page[ImageView]:
     )
 
 
-def image(parts: Parts, job_id: str, name: str) -> Path:
+def image(parts: Parts, job_id: str, name: str) -> bytes:
+    """A picture's bytes: they are small."""
     with parts.database.read() as session:
         job = repository.get(session, job_id)
-    path = parts.artifacts.file(job.artifact_uri, f"{names.IMAGES}/{name}") if job.artifact_uri else None
-    if path is None or not name.endswith(".png"):
+    wanted = job.artifact_uri is not None and name.endswith(".png")
+    data = parts.artifacts.read(job.artifact_uri or "", f"{names.IMAGES}/{name}") if wanted else None
+    if data is None:
         raise not_found("image", name)
-    return path
+    return data
 
 
 def view(job: Job) -> JobView:

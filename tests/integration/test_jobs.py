@@ -178,9 +178,11 @@ def test_cancel_while_starting(stack):
     # Ray may say STOPPED and start the driver all the same: it reads the command and leaves before it trains.
     poll(lambda: members(stack, "trainer.main") + members(stack, "RayTrainWorker"), lambda found: not found, 120)
     run = f"*/{ended.run_id}/artifacts"
-    outcomes = [json.loads(file.read_text()) for file in stack.folder.artifacts.glob(f"{run}/attempts/1/outcome.json")]
+    outcomes = [
+        json.loads(file.read_text()) for file in Path(stack.folder.artifact_root).glob(f"{run}/attempts/1/outcome.json")
+    ]
     assert {outcome["state"] for outcome in outcomes} <= {"cancelled"}
-    assert not list(stack.folder.artifacts.glob(f"{run}/checkpoints/a1/*[1-9]*/manifest.json"))
+    assert not list(Path(stack.folder.artifact_root).glob(f"{run}/checkpoints/a1/*[1-9]*/manifest.json"))
     assert [attempt.state for attempt in stack.client.attempts(job.id)] == ["cancelled"]
     with pytest.raises(ApiError) as error:
         stack.client.cancel(job.id)

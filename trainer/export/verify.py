@@ -15,6 +15,7 @@ from trainer.checkpoint import SPEC, STUDENT, TEACHER
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.base import read_document
 from trainer.spec.job import parse_spec
+from trainer.storage import Store
 
 TOLERANCE = 1e-5
 IMAGES = 8
@@ -48,10 +49,11 @@ def compare(checkpoint: Path, backbone: Path) -> dict[str, object]:
 def main() -> int:
     """Print the comparison as JSON; exit status 1 where the features or the keys differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a committed checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="folder of a committed checkpoint: a path or an s3:// URI")
     parser.add_argument("--backbone", type=Path, required=True, help="folder with config.json and model.safetensors")
     options = parser.parse_args()
-    result = compare(options.checkpoint, options.backbone)
+    with Store(options.checkpoint).local_copy("") as checkpoint:
+        result = compare(checkpoint, options.backbone)
     sys.stdout.write(json.dumps(result) + "\n")
     keys_differ = any(result[key] for key in result if key.startswith("keys_"))
     return int(keys_differ or not float(str(result["max_abs_difference"])) < TOLERANCE)

@@ -85,7 +85,7 @@ def mlflow(root: Path) -> FakeMlflow:
 def settings(database_url: str, root: Path) -> Settings:
     return Settings(
         database_url=database_url,
-        artifact_root=root,
+        artifact_root=str(root),
         reconcile=False,
         # Nothing listens there: a test that reaches for a real server fails at once.
         ray_url="http://127.0.0.1:1",

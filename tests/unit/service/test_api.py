@@ -64,7 +64,7 @@ def test_an_unknown_field_is_refused_with_its_place_and_the_nearest_name(api):
     ("fields", "pointer", "value"),
     [
         ({"dataset": {}}, "/dataset/uri", None),
-        ({"dataset": {"uri": "s3://bucket"}}, "/dataset/uri", "s3://bucket"),
+        ({"dataset": {"uri": "gs://bucket/x"}}, "/dataset/uri", "gs://bucket/x"),
         ({"model": {"preset": "vit_huge"}}, "/model/preset", "vit_huge"),
         ({"method": {"mask_ratio": 1.5}}, "/method/mask_ratio", 1.5),
         ({"kind": "search"}, "/kind", "search"),

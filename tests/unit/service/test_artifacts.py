@@ -33,12 +33,13 @@ def folder(root: Path) -> Path:
 
 
 def test_files_below_a_folder_are_found(root, folder):
-    artifacts = Artifacts(root)
+    artifacts = Artifacts(str(root))
     for uri in (str(folder), f"file://{folder}"):
         assert artifacts.read(uri, "spec.json") == b'{"a": 1}'
-        assert artifacts.file(uri, "hf/config.json") == folder / "hf/config.json"
-        assert artifacts.names(uri, "hf") == ["config.json", "model.safetensors"]
-    assert artifacts.names(str(folder), "none") == []
+        assert artifacts.file(uri, "hf/config.json").size == 2
+        assert b"".join(artifacts.file(uri, "hf/model.safetensors").pieces(5, 9000)) == WEIGHTS[5:9000]
+        assert artifacts.sizes(uri, "hf") == {"config.json": 2, "model.safetensors": len(WEIGHTS)}
+    assert artifacts.sizes(str(folder), "none") == {}
     assert ("hf/model.safetensors", len(WEIGHTS)) in artifacts.files(str(folder))
 
 
@@ -64,7 +65,7 @@ def test_files_below_a_folder_are_found(root, folder):
     ],
 )
 def test_names_that_lead_elsewhere_are_no_files(root, folder, name):
-    artifacts = Artifacts(root)
+    artifacts = Artifacts(str(root))
     assert artifacts.file(str(folder), name) is None
     assert artifacts.read(str(folder), name) is None
 
@@ -77,7 +78,7 @@ def test_links_that_lead_out_are_no_files(root, folder, tmp_path):
     (folder / "dir").symlink_to(tmp_path / "outside")
     (folder / "loop").symlink_to(folder / "loop")
     (folder / "inside.txt").symlink_to(folder / "spec.json")
-    artifacts = Artifacts(root)
+    artifacts = Artifacts(str(root))
     for name in ("link.txt", "sibling.txt", "dir/secret.txt", "loop"):
         assert artifacts.file(str(folder), name) is None
     assert artifacts.read(str(folder), "inside.txt") == b'{"a": 1}'
@@ -86,14 +87,14 @@ def test_links_that_lead_out_are_no_files(root, folder, tmp_path):
 
 
 def test_folders_outside_the_root_are_refused(root, folder, tmp_path):
-    artifacts = Artifacts(root)
+    artifacts = Artifacts(str(root))
     (tmp_path / "artifacts-too").mkdir()
     (root / "out").symlink_to(tmp_path)
     for outside in ("/", "/etc", str(tmp_path), f"{folder}/../..", f"{root}-too", f"file://{root}/../", f"{root}/out"):
         with pytest.raises(OutsideRoot):
             artifacts.file(outside, "passwd")
         with pytest.raises(OutsideRoot):
-            artifacts.names(outside)
+            artifacts.sizes(outside)
         with pytest.raises(OutsideRoot):
             artifacts.files(outside)
 
