@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -17,6 +17,8 @@ MAX_PIXELS = 178_956_970
 """A larger image is taken for a decompression bomb: Pillow's own limit, here for JPEG as well."""
 MAX_SCANS = 100
 """Encoders write some ten. Each scan passes over the whole picture: a small file with thousands would take hours."""
+MAX_PIXELS_PER_BYTE = 1024
+"""Of a JPEG: it spends at least a bit on every 64 pixels, and some spare. A damaged size is found out at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """What Pillow may try. Its other readers are rare among pictures, and some start programs."""
 JPEG_START = b"\xff\xd8\xff"
@@ -66,10 +68,12 @@ def decode(raw: Raw, channels: int) -> NDArray[np.uint8]:
     if isinstance(raw, np.ndarray):
         return np.ascontiguousarray(raw)
     header = _jpeg_header(raw) if _is_jpeg(raw) else None
-    pixels = None if header is None else _jpeg_pixels(raw, channels)
-    if header is not None and pixels is not None:
-        return np.ascontiguousarray(_turn(pixels, header.orientation))
-    return _pillow_pixels(raw, channels)
+    if header is None:
+        return _pillow_pixels(raw, channels, None)
+    pixels = _jpeg_pixels(raw, channels)
+    if pixels is None:
+        return _pillow_pixels(raw, channels, header.orientation)
+    return np.ascontiguousarray(_turn(pixels, header.orientation))
 
 
 def decode_crop(
@@ -144,6 +148,8 @@ def _jpeg_header(raw: bytes | memoryview) -> _Jpeg | None:
         return None
     if height * width > MAX_PIXELS:
         raise Unreadable(f"too many pixels: {width} x {height}, where {MAX_PIXELS} are allowed")
+    if height * width > len(raw) * MAX_PIXELS_PER_BYTE:
+        raise Unreadable(f"truncated: {len(raw)} bytes cannot hold {width} x {height} pixels")
     if segments is None or colours in ("CMYK", "YCCK"):
         return None
     return _Jpeg(height, width, segments.orientation)
@@ -257,21 +263,23 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 # --- everything else ------------------------------------------------------------------------------------------------
 
 
-def _pillow_pixels(raw: bytes | memoryview, channels: int) -> NDArray[np.uint8]:
-    """Upright pixels (H, W, C) of whatever Pillow can read."""
+def _pillow_pixels(raw: bytes | memoryview, channels: int, orientation: int | None) -> NDArray[np.uint8]:
+    """Upright pixels (H, W, C) of whatever Pillow can read; it finds the orientation where that is None."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not matter to pixels
             with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
                 image.load()
-                pixels = np.array(_convert(ImageOps.exif_transpose(image), MODES[channels]))
+                upright = ImageOps.exif_transpose(image) if orientation is None else image
+                pixels = np.array(_convert(upright, MODES[channels]))
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too many pixels: {error}") from error
     except UnidentifiedImageError as error:
         raise Unreadable(f"cannot identify the kind of image; known are {', '.join(FORMATS)}") from error
     except _DAMAGE as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
-    return pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+    pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
+    return np.ascontiguousarray(_turn(pixels, orientation or 1))
 
 
 def _convert(image: Image.Image, mode: str) -> Image.Image:
@@ -320,16 +328,3 @@ def _smoothing(shrink: float) -> NDArray[np.float32]:
     over = max(shrink - 1, 0.0)
     side = 0.3 * over + 0.15 * over * over
     return np.array([side, 1, side], dtype=np.float32) / np.float32(1 + 2 * side)
-
-
-def crop_resize(
-    pixels: NDArray[np.uint8], box: tuple[float, float, float, float], size: tuple[int, int], flip: bool
-) -> NDArray[np.uint8]:
-    """The box (left, top, right, bottom) of pixels (H, W, C), resized bicubically with antialiasing to ``size``
-    (height, width), mirrored where ``flip``.
-    """
-    channels = pixels.shape[2]
-    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-    resized = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box))
-    resized = resized.reshape(size[0], size[1], channels)
-    return resized[:, ::-1] if flip else resized
