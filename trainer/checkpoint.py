@@ -41,6 +41,8 @@ class State(BaseModel):
     std: tuple[float, ...]
     workers: int
     """Informational: another number goes on at the same sample."""
+    micro_batch_size: int | None = None
+    """Images a worker took at once: as many workers take as many again, so that a resumed run adds up alike."""
     metrics: dict[str, float]
     """The last evaluation's."""
 

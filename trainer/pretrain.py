@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import tempfile
 import time
@@ -13,8 +14,7 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from trainer import checkpoint as checkpoints
 from trainer.control import Action, Agreement
@@ -23,19 +23,14 @@ from trainer.data.dataset import Place, TrainingData, open_training_data
 from trainer.data.loader import Loader
 from trainer.errors import DataError, LossNotFinite, SpecRefused
 from trainer.evaluation.evaluator import Evaluator
+from trainer.fitting import compile_if_it_pays, distribute, settle_micro_batch, uses_bf16
 from trainer.logs import logger
-from trainer.models.rc_mae import (
-    MaskedAutoencoder,
-    consistency_loss,
-    make_teacher,
-    masked_targets,
-    reconstruction_loss,
-    update_teacher,
-)
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.optim import learning_rate, make_optimizer, teacher_momentum
 from trainer.spec import names
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
+from trainer.step import Learner, Objective
 from trainer.storage import Store
 
 
@@ -95,14 +90,12 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     device, recorder, agree = run.device, run.recorder, Agreement(world)
     threads = _integer(spec.resources.cpus_per_worker, "resources.cpus_per_worker")
     torch.set_num_threads(threads)
-    autocast = _autocast(spec, device)
+    bf16 = uses_bf16(spec, device)
 
     # --- data ---------------------------------------------------------------------------------------------------
     data = open_training_data(spec, Place(run.cache, threads, agree, rank))
     schedule = Schedule.of(spec, len(data.images))
     loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
-    visible = int(spec.model.patches * (1 - method.mask_ratio))
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
 
     # --- student, teacher, optimiser ----------------------------------------------------------------------------
     torch.manual_seed(spec.seed)
@@ -110,14 +103,11 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     teacher = make_teacher(student) if method.teacher else None
     optimizer = make_optimizer(student, optimization)
     backbone = teacher or student
-    network = _distributed(student, spec, visible, device) if world > 1 else student
-    micro_batch = _integer(optimization.micro_batch_size, "optimization.micro_batch_size")
-    parts = optimization.global_batch_size // world // micro_batch
 
     # --- resume -------------------------------------------------------------------------------------------------
     latest = agree.share([*checkpoints.committed(run.store, run.since_attempt)[-1:]] if rank == 0 else None)
     last = latest[0] if latest else None
-    start, evaluation = 0, dict[str, float]()
+    start, evaluation, micro_batch = 0, dict[str, float](), None
     if last:
         state = checkpoints.load(run.store, last, student, teacher, optimizer)
         if state.dataset_fingerprint != data.fingerprint:
@@ -126,12 +116,21 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
                 "put its files back, or retry from scratch"
             )
         start, evaluation = state.step, state.metrics
+        micro_batch = state.micro_batch_size if state.workers == world else None
         logger.info("Resuming at step %d of %d from %s", start, schedule.steps, last.folder)
     if recorder:
         recorder.tag({names.TAG_STEPS: str(schedule.steps), **data.tags()})
         if not last:
             logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
+    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     evaluator = Evaluator(spec, data, run.store, device, autocast) if rank == 0 else None
+
+    # --- how the step runs here ---------------------------------------------------------------------------------
+    objective = Objective(method, student, teacher, data.mean, data.std, bf16)
+    compile_if_it_pays(objective, spec, schedule, device)
+    micro_batch = settle_micro_batch(objective, optimizer, spec, device, micro_batch)
+    network = distribute(objective, spec, micro_batch, device)
+    learner = Learner(student, teacher, optimizer, network, micro_batch, optimization.clip_grad_norm)
 
     step, meter = start, Meter(spec, schedule, world, device)
     batches = loader.batches(start, schedule.steps)
@@ -153,6 +152,7 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
                     state = checkpoints.State(
                         step=step, samples=step * optimization.global_batch_size, workers=world, metrics=evaluation,
                         dataset_fingerprint=data.fingerprint, mean=data.mean, std=data.std,
+                        micro_batch_size=micro_batch,
                     )  # fmt: skip
                     last = _store(spec, run, rank, state, evaluated_now, student, teacher, optimizer, agree)
             if ended and last:
@@ -161,40 +161,13 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
             # --- batch ------------------------------------------------------------------------------------------
             with meter.waiting():
                 batch = next(batches)
-            lr = learning_rate(optimization, step, schedule.steps_per_epoch)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
 
-            # --- losses and backward, part by part --------------------------------------------------------------
-            optimizer.zero_grad(set_to_none=True)
-            meter.begin()
-            for part in range(parts):
-                chosen = slice(part * micro_batch, (part + 1) * micro_batch)
-                images = (batch.images[chosen].to(device, torch.float32) / 255 - mean) / std
-                orders = batch.orders[chosen].to(device)
-                target = masked_targets(images, orders, visible, spec.model.patch_size, method.norm_pix_loss)
-                with _synchronised(network, part == parts - 1):
-                    with autocast():
-                        prediction = network(images, orders, visible)
-                    reconstruction = reconstruction_loss(prediction, target)
-                    loss, consistency = reconstruction, None
-                    if teacher is not None:
-                        with torch.no_grad(), autocast():
-                            expected = teacher(images, orders, visible)
-                        consistency = consistency_loss(prediction, expected)
-                        loss = reconstruction + method.consistency_weight * consistency
-                    (loss / parts).backward()
-                meter.add(loss, reconstruction, consistency, parts)
-
-            # --- optimiser and teacher --------------------------------------------------------------------------
-            norm = meter.gradient_norm(student, step) if optimization.clip_grad_norm is None else (
-                nn.utils.clip_grad_norm_(student.parameters(), optimization.clip_grad_norm)
-            )  # fmt: skip
-            optimizer.step()
-            momentum = None
-            if teacher is not None and method.teacher is not None:
+            # --- losses, backward, optimiser, teacher -----------------------------------------------------------
+            lr, momentum = learning_rate(optimization, step, schedule.steps_per_epoch), None
+            if method.teacher is not None:
                 momentum = teacher_momentum(method.teacher, step, schedule.steps)
-                update_teacher(teacher, student, momentum)
+            losses, norm = learner.step(batch.images, batch.orders, lr, momentum, measured=meter.due(step + 1))
+            meter.add(losses)
             step += 1
 
             # --- log --------------------------------------------------------------------------------------------
@@ -212,39 +185,6 @@ def _integer(value: int | str, name: str) -> int:
     if not isinstance(value, int):
         raise SpecRefused(f"{name}: is {value!r}; the loop takes a resolved spec")
     return value
-
-
-def _autocast(spec: PretrainSpec, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[object]]:
-    """The context of forward passes: bf16 autocast or nothing."""
-    precision = spec.optimization.precision
-    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-    if precision == "bf16" and not able:
-        raise SpecRefused("optimization.precision: bf16 is not supported by this GPU: use fp32")
-    if precision == "bf16" or (precision == "auto" and device.type != "cpu" and able):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext
-
-
-def _distributed(
-    student: MaskedAutoencoder, spec: PretrainSpec, visible: int, device: torch.device
-) -> DistributedDataParallel:
-    """The student under DDP, warmed: DDP orders its buckets anew after the first backward pass, and with three ranks
-    or more another order adds up to other bits. Two discarded passes make every start, fresh or resumed, alike.
-    """
-    network = DistributedDataParallel(student, gradient_as_bucket_view=True, forward_sync_buffers=False)
-    orders = torch.arange(spec.model.patches, device=device)[None]
-    images = torch.zeros(1, spec.model.in_chans, spec.model.height, spec.model.width, device=device)
-    for _ in range(2):
-        network(images, orders, visible).sum().backward()
-    student.zero_grad(set_to_none=True)
-    return network
-
-
-def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-    """Gradients are averaged over the ranks in the last part's backward pass only."""
-    if isinstance(network, DistributedDataParallel) and not last:
-        return network.no_sync()
-    return contextlib.nullcontext()
 
 
 def _store(
@@ -291,7 +231,7 @@ class Meter:
     def __init__(self, spec: PretrainSpec, schedule: Schedule, world: int, device: torch.device) -> None:
         self._spec, self._schedule, self._world = spec, schedule, world
         self._every = max(1, min(20, schedule.steps_per_epoch // 10))
-        self._sums = torch.zeros(3, device=device)
+        self._losses = torch.zeros(3, device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._steps, self._waited, self._away = 0, 0.0, 0.0
         self._since = time.perf_counter()
@@ -315,21 +255,10 @@ class Meter:
         yield
         self._away += time.perf_counter() - before
 
-    def begin(self) -> None:
-        """A step begins."""
-        self._sums.zero_()
-
-    def add(self, loss: Tensor, reconstruction: Tensor, consistency: Tensor | None, parts: int) -> None:
-        """One part's losses."""
-        other = torch.zeros_like(loss) if consistency is None else consistency
-        self._sums += torch.stack([loss, reconstruction, other]).detach() / parts
-        self._finite &= torch.isfinite(loss.detach())
-
-    def gradient_norm(self, model: nn.Module, step: int) -> Tensor | None:
-        """Norm of the gradient where the step about to end is logged."""
-        if not self.due(step + 1):
-            return None
-        return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    def add(self, losses: Tensor) -> None:
+        """A step's losses (3,)."""
+        self._losses = losses
+        self._finite &= torch.isfinite(losses[0])
 
     def check(self, step: int, last: checkpoints.Committed | None) -> None:
         """Raise `LossNotFinite` on every rank where any saw such a loss; a checkpoint never holds its weights."""
@@ -353,11 +282,10 @@ class Meter:
     ) -> dict[str, float]:
         """The step's losses averaged over ranks, and the rates since the last call."""
         self.check(step, last)
-        sums = self._sums.clone()
         if self._world > 1:
-            dist.all_reduce(sums)
-            sums /= self._world
-        loss, reconstruction, consistency = sums.tolist()
+            dist.all_reduce(self._losses)
+            self._losses /= self._world
+        loss, reconstruction, consistency = self._losses.tolist()
         elapsed = max(time.perf_counter() - self._since - self._away, 1e-9)
         batch = self._spec.optimization.global_batch_size
         metrics = {

@@ -10,15 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainer.models.pixels import normalised
 from trainer.models.rc_mae import MaskedAutoencoder
-
-
-def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Images (n, C, H, W) uint8 as float32, each channel less its mean over its deviation (of values in 0..1)."""
-    shape = (1, -1, 1, 1)
-    centre = torch.tensor(mean, device=images.device).view(shape)
-    spread = torch.tensor(std, device=images.device).view(shape)
-    return (images.float() / 255 - centre) / spread
 
 
 @contextmanager

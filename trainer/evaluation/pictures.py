@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trainer.evaluation.features import evaluating, normalised
-from trainer.models.rc_mae import TARGET_EPS, MaskedAutoencoder
-from trainer.models.vit import patchify, unpatchify
+from trainer.evaluation.features import evaluating
+from trainer.models.pixels import normalised, patch_statistics, patchify, take_patches, unpatchify
+from trainer.models.rc_mae import MaskedAutoencoder
 
 CELL = 160
 """Images are shown at least this high."""
@@ -40,14 +40,14 @@ def reconstruction_grid(
     pixels, order = normalised(images.to(device), mean, std), orders.to(device)
     patch, channels = model.patch_size, images.shape[1]
     grid = (images.shape[2] // patch, images.shape[3] // patch)
-    patches = patchify(pixels, patch)
+    patches = take_patches(pixels, order, patch)
     with evaluating(model):
-        prediction = model(pixels, order, visible).float()
-    index = order[:, visible:, None].expand(-1, -1, patches.shape[2])
+        prediction = model(patches[:, :visible], order).float()
     if norm_pix_loss:
-        variance, centre = torch.var_mean(patches.gather(1, index), dim=-1, keepdim=True)
-        prediction = prediction * (variance + TARGET_EPS).sqrt() + centre
-    shown = patches.scatter(1, index, prediction)
+        centre, deviation = patch_statistics(patches[:, visible:])
+        prediction = prediction * deviation + centre
+    index = order[:, visible:, None].expand(-1, -1, patches.shape[2])
+    shown = patchify(pixels, patch).scatter(1, index, prediction)
     rebuilt = _to_pixels(unpatchify(shown, patch, grid, channels), mean, std)
     original = _to_pixels(pixels, mean, std)
     hidden = patchify(torch.from_numpy(original).permute(0, 3, 1, 2), patch)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainer.evaluation.features import evaluating, normalised
-from trainer.models.rc_mae import MaskedAutoencoder, masked_targets
+from trainer.evaluation.features import evaluating
+from trainer.models.pixels import normalised, take_patches, targets
+from trainer.models.rc_mae import MaskedAutoencoder
 
 
 @torch.no_grad()
@@ -30,8 +31,9 @@ def reconstruction_ratio(
         for first in range(0, len(images), batch_size):
             pixels = normalised(images[first : first + batch_size].to(device), mean, std)
             order = orders[first : first + batch_size].to(device)
-            target = masked_targets(pixels, order, visible, model.patch_size, norm_pix_loss).double()
-            prediction = model(pixels, order, visible).double()
+            patches = take_patches(pixels, order, model.patch_size)
+            target = targets(patches[:, visible:], norm_pix_loss).double()
+            prediction = model(patches[:, :visible], order).double()
             error += (prediction - target).square().sum().item()
             zero += target.square().sum().item()
     return error / zero if zero else 1.0

@@ -9,12 +9,12 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.vit import NORM_EPS, Block, PatchEmbed, patchify, position_embedding, take_patches
+from trainer.models.pixels import patchify
+from trainer.models.vit import NORM_EPS, Block, PatchEmbed, position_embedding
 from trainer.spec.pretrain import ModelSpec
-
-TARGET_EPS = 1e-6
 
 
 class MaskedAutoencoder(nn.Module):
@@ -57,36 +57,35 @@ class MaskedAutoencoder(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, images: Tensor, orders: Tensor, visible: int) -> Tensor:
-        """Predicted pixels (B, M, V) of the masked patches ``orders[:, visible:]`` of images (B, C, H, W)."""
-        latent = self._encode(take_patches(images, orders[:, :visible], self.patch_size), orders[:, :visible])
-        return self._decode(latent, orders, visible)
+    def forward(self, patches: Tensor, orders: Tensor) -> Tensor:
+        """Predicted pixels (B, M, V) of the masked patches ``orders[:, v:]``, from the visible ones (B, v, V)."""
+        places = F.pad(orders + 1, (1, 0))  # (B, 1+L): of every token's position embedding, the class token's first
+        return self._decode(self._encode(patches, places[:, : 1 + patches.shape[1]]), places)
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokens (B, 1+L, D) of whole images (B, C, H, W), class token first, after the final norm."""
-        every = torch.arange(self.pos_embed.shape[1] - 1, device=images.device).expand(len(images), -1)
-        return self._encode(patchify(images, self.patch_size), every)
+        places = torch.arange(self.pos_embed.shape[1], device=images.device).expand(len(images), -1)
+        return self._encode(patchify(images, self.patch_size), places)
 
-    def _encode(self, patches: Tensor, index: Tensor) -> Tensor:
-        tokens = self.patch_embed(patches) + self.pos_embed[0, 1:][index]
+    def _encode(self, patches: Tensor, places: Tensor) -> Tensor:
+        tokens = self.patch_embed(patches)
         # Flattened: the gradient of an expanded (1, 1, D) would come in strides that DDP's buckets have to copy.
-        cls = (self.cls_token.flatten() + self.pos_embed[0, 0]).expand(len(patches), 1, -1)
-        x = torch.cat([cls.to(tokens.dtype), tokens], dim=1)
+        cls = self.cls_token.flatten().to(tokens.dtype).expand(len(tokens), 1, -1)
+        x = torch.cat([cls, tokens], dim=1) + F.embedding(places, self.pos_embed[0])
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
         return out
 
-    def _decode(self, latent: Tensor, orders: Tensor, visible: int) -> Tensor:
+    def _decode(self, latent: Tensor, places: Tensor) -> Tensor:
         x = self.decoder_embed(latent)
-        masked = self.mask_token.flatten().to(x.dtype).expand(len(x), orders.shape[1] - visible, -1)
-        positions = self.decoder_pos_embed[0, 1:][orders]
-        x = torch.cat(
-            [x[:, :1] + self.decoder_pos_embed[:, :1], torch.cat([x[:, 1:], masked], dim=1) + positions], dim=1
-        )
-        for block in self.decoder_blocks:
+        visible = x.shape[1]
+        masked = self.mask_token.flatten().to(x.dtype).expand(len(x), places.shape[1] - visible, -1)
+        x = torch.cat([x, masked], dim=1) + F.embedding(places, self.decoder_pos_embed[0])
+        for block in self.decoder_blocks[:-1]:
             x = block(x)
-        out: Tensor = self.decoder_pred(self.decoder_norm(x[:, 1 + visible :]))
+        # Only masked patches are predicted: of the others nothing is needed that the last block would still add.
+        out: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks[-1](x, first=visible)))
         return out
 
 
@@ -101,32 +100,9 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
-def gather_patches(patches: Tensor, index: Tensor) -> Tensor:
-    """Chosen patches (B, M, V) of patches (B, L, V); ``index`` (B, M) int64."""
-    return patches.gather(1, index[:, :, None].expand(-1, -1, patches.shape[2]))
-
-
-def normalise(patches: Tensor) -> Tensor:
-    """Each patch (..., V) with its own mean taken off, over its own (unbiased) deviation."""
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) * torch.rsqrt(variance + TARGET_EPS)
-
-
-def masked_targets(images: Tensor, orders: Tensor, visible: int, patch: int, norm_pix_loss: bool) -> Tensor:
-    """What the decoder should predict (B, M, V) for the patches ``orders[:, visible:]`` of images (B, C, H, W)."""
-    patches = take_patches(images, orders[:, visible:], patch)
-    return normalise(patches) if norm_pix_loss else patches
-
-
-def targets(images: Tensor, patch: int, norm_pix_loss: bool) -> Tensor:
-    """What the decoder should predict (B, L, V) were every patch of images (B, C, H, W) masked."""
-    patches = patchify(images, patch)
-    return normalise(patches) if norm_pix_loss else patches
-
-
 def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error over the values of a patch, averaged over masked patches, in fp32; both (B, M, V)."""
-    return (prediction.float() - target.float()).square().mean()
+    return F.mse_loss(prediction.float(), target.float())
 
 
 def consistency_loss(student: Tensor, teacher: Tensor) -> Tensor:

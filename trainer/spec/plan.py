@@ -47,8 +47,7 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
         loaders = max(1, cpus - 1) if gpus else 0
     micro_batch = spec.optimization.micro_batch_size
     if micro_batch == "auto":
-        share, recipe = batch // workers, PRESETS[spec.model.preset].micro_batch_size
-        micro_batch = max(n for n in range(1, min(share, recipe) + 1) if share % n == 0)
+        micro_batch = divisor(batch // workers, PRESETS[spec.model.preset].micro_batch_size)
     return PretrainSpec.parse(
         spec.model_dump(mode="json")
         | {
@@ -130,6 +129,29 @@ def parameters(model: ModelSpec) -> tuple[int, int]:
     decoder = model.embed_dim * dim + dim + dim + blocks(dim, model.decoder_depth) + 2 * dim
     decoder += dim * model.patch_values + model.patch_values
     return encoder, decoder
+
+
+def divisor(share: int, limit: int) -> int:
+    """The largest divisor of ``share`` that is at most ``limit`` (and at least 1)."""
+    return max(n for n in range(1, max(1, min(share, limit)) + 1) if share % n == 0)
+
+
+def step_flops(model: ModelSpec, method: MethodSpec) -> int:
+    """Floating point operations of one image in a training step, two for each multiply-add of a matrix product.
+
+    A backward pass costs two forward ones, the teacher one more: a third above MAE.
+    """
+    visible = int(model.patches * (1 - method.mask_ratio))
+    masked, dim, width = model.patches - visible, model.embed_dim, model.decoder_embed_dim
+
+    def block(tokens: int, out: int, d: int) -> int:
+        return 6 * tokens * d * d + 4 * tokens * out * d + 18 * out * d * d
+
+    seen, every = visible + 1, model.patches + 1
+    forward = 2 * visible * model.patch_values * dim + model.depth * block(seen, seen, dim) + 2 * seen * dim * width
+    forward += (model.decoder_depth - 1) * block(every, every, width) + block(every, masked, width)
+    forward += 2 * masked * width * model.patch_values
+    return forward * (4 if method.teacher else 3)
 
 
 def memory_per_worker(model: ModelSpec, method: MethodSpec, micro_batch: int, bf16: bool) -> int:

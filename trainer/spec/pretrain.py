@@ -230,8 +230,12 @@ class OptimizationSpec(SpecModel):
     """Largest norm of the gradient; null for no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` is autocast over fp32 weights; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
+    compile: bool | Auto = "auto"
+    """Whether torch.compile makes the step's kernels: a minute or two at each start, then fewer passes over memory.
+    `auto` does so on a GPU, and on the CPU in runs of more than about an hour; not where a node has no C++ compiler."""
     micro_batch_size: PositiveInt | Auto = "auto"
-    """Images that go through the network at once on a worker; `auto` is the recipe's, at most the worker's share."""
+    """Images that go through the network at once on a worker; the rest of its share of the batch follows part by part.
+    `auto` is as many as fit into a GPU's memory; on the CPU as many as keep it busy."""
 
     @model_validator(mode="before")
     @classmethod

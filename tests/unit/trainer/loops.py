@@ -130,7 +130,7 @@ def _work(task: Task) -> None:
         meeting = dist.FileStore(str(task.folder / f"meeting-{task.attempt}"), workers)
         dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers)
     if not task.sync:
-        loop._distributed = lambda student, *_: student  # every rank steps on its own gradient
+        loop.distribute = lambda objective, *_: objective  # every rank steps on its own gradient
     asked = 0
 
     def wanted() -> None:

@@ -55,8 +55,8 @@ def step(student, teacher, optimizer) -> None:
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
     optimizer.zero_grad()
-    images = torch.linspace(0, 1, 512).reshape(2, 1, 16, 16)
-    student(images, torch.arange(16).repeat(2, 1), 4).square().mean().backward()
+    patches = torch.linspace(0, 1, 128).reshape(2, 4, 16)
+    student(patches, torch.arange(16).repeat(2, 1)).square().mean().backward()
     optimizer.step()
     update_teacher(teacher, student, 0.9)
 

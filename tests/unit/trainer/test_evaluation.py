@@ -11,18 +11,19 @@ from PIL import Image
 from torch import nn
 
 from trainer.control import Agreement
-from trainer.data.dataset import open_training_data
-from trainer.data.loader import fixed_images
+from trainer.data.cache import Cache
+from trainer.data.dataset import Place, open_images, open_training_data
+from trainer.data.images import fixed_images
 from trainer.data.sampler import mask_orders
-from trainer.data.sources import Digits
 from trainer.evaluation.evaluator import Evaluator
-from trainer.evaluation.features import evaluating, extract, normalised
+from trainer.evaluation.features import evaluating, extract
 from trainer.evaluation.linear import linear_probe
 from trainer.evaluation.pictures import GAP, HEADING, reconstruction_grid
 from trainer.evaluation.reconstruction import reconstruction_ratio
-from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, masked_targets
+from trainer.models.pixels import normalised, take_patches, targets
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec import names
-from trainer.spec.pretrain import ModelSpec, PretrainSpec
+from trainer.spec.pretrain import DatasetSpec, ModelSpec, PretrainSpec
 from trainer.storage import Store
 
 TINY = {
@@ -46,26 +47,32 @@ def orders_for(n: int, patches: int = PATCHES) -> torch.Tensor:
 
 
 class Oracle(nn.Module):
-    """Predicts a multiple of the very target."""
+    """Predicts a multiple of the very target of images that are shown to it in order, again and again."""
 
     patch_size = 4
 
-    def __init__(self, norm_pix_loss: bool, factor: float = 1.0) -> None:
+    def __init__(self, images: torch.Tensor, norm_pix_loss: bool, factor: float = 1.0) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.norm_pix_loss, self.factor = norm_pix_loss, factor
+        mean, std = statistics(images.shape[1])
+        self.pixels, self.norm_pix_loss, self.factor = normalised(images, mean, std), norm_pix_loss, factor
         self.modes: list[bool] = []
+        self.shown = 0
 
-    def forward(self, images, orders, visible):
+    def forward(self, patches, orders):
         self.modes.append(self.training)
-        return self.factor * masked_targets(images, orders, visible, self.patch_size, self.norm_pix_loss)
+        images = self.pixels[self.shown : self.shown + len(orders)]
+        self.shown = (self.shown + len(orders)) % len(self.pixels)
+        every = take_patches(images, orders, self.patch_size)
+        assert torch.equal(every[:, : patches.shape[1]], patches)
+        return self.factor * targets(every[:, patches.shape[1] :], self.norm_pix_loss)
 
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("factor", "ratio"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25), (-1.0, 4.0)])
 @pytest.mark.parametrize("batch_size", [2, 64])
 def test_the_ratio_is_the_error_over_that_of_zeros(norm_pix_loss, factor, ratio, batch_size):
-    oracle, (mean, std) = Oracle(norm_pix_loss, factor), statistics(1)
+    oracle, (mean, std) = Oracle(random_images(), norm_pix_loss, factor), statistics(1)
     found = reconstruction_ratio(
         oracle, random_images(), orders_for(5), mean, std, norm_pix_loss, visible=VISIBLE, batch_size=batch_size
     )
@@ -74,7 +81,8 @@ def test_the_ratio_is_the_error_over_that_of_zeros(norm_pix_loss, factor, ratio,
 
 def test_images_without_anything_to_predict_count_as_nothing_learnt():
     black = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
-    assert reconstruction_ratio(Oracle(True), black, orders_for(2), (0.0,), (1.0,), True, VISIBLE, 64) == 1
+    mean, std = statistics(1)
+    assert reconstruction_ratio(Oracle(black, True), black, orders_for(2), mean, std, True, VISIBLE, 64) == 1
 
 
 def test_the_ratio_of_a_model_does_not_depend_on_the_batches():
@@ -89,7 +97,7 @@ def test_the_ratio_of_a_model_does_not_depend_on_the_batches():
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_is_evaluated_in_evaluation_mode_and_comes_back_as_it_was(training):
-    oracle = Oracle(True).train(training)
+    oracle = Oracle(random_images(), True).train(training)
     mean, std = statistics(1)
     reconstruction_ratio(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE, 2)
     reconstruction_grid(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE)
@@ -121,9 +129,10 @@ def test_features_are_the_mean_of_the_patch_tokens():
     assert model.training
 
 
-def test_a_probe_reads_digits_from_pixels():
-    digits = Digits(1)
-    pixels = fixed_images(digits, np.arange(len(digits)), (8, 8)).flatten(1).numpy().astype(np.float32)
+def test_a_probe_reads_digits_from_pixels(tmp_path):
+    dataset = DatasetSpec.model_validate({"uri": "builtin://digits"})
+    digits = open_images(dataset, "dataset", 1, (8, 8), place_in(tmp_path))
+    pixels = fixed_images(digits, np.arange(len(digits)), (8, 8), 1).flatten(1).numpy().astype(np.float32)
     labels = digits.labels
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -157,7 +166,8 @@ def cells(picture: bytes, rows: int, size: tuple[int, int]) -> np.ndarray:
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_the_picture_of_a_perfect_prediction_is_the_input(channels, size, norm_pix_loss):
     images, (mean, std) = random_images(3, channels, size), statistics(channels)
-    picture = reconstruction_grid(Oracle(norm_pix_loss), images, orders_for(3), mean, std, norm_pix_loss, VISIBLE)
+    oracle = Oracle(images, norm_pix_loss)
+    picture = reconstruction_grid(oracle, images, orders_for(3), mean, std, norm_pix_loss, VISIBLE)
     assert picture.startswith(b"\x89PNG")
     tiles = cells(picture, 3, size).astype(int)
     shown = images[:, :3].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
@@ -184,13 +194,17 @@ def test_the_picture_masks_what_is_hidden_and_keeps_what_is_visible():
                 assert abs(rebuilt.mean() - original.mean()) < 40
 
 
+def place_in(folder) -> Place:
+    return Place(Cache(folder / "cache"), 1, Agreement(1), 0)
+
+
 def evaluator_for(tmp_path, **parts) -> tuple[Evaluator, PretrainSpec, Store]:
     spec = PretrainSpec.parse(
         {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": TINY,
-         "optimization": {"global_batch_size": 64}} | parts
+         "optimization": {"global_batch_size": 64}, "resources": {"cpus_per_worker": 1}} | parts
     )  # fmt: skip
     store = Store(str(tmp_path / "run"))
-    data = open_training_data(spec, tmp_path / "cache", 1, Agreement(1), 0)
+    data = open_training_data(spec, place_in(tmp_path))
     return Evaluator(spec, data, store, torch.device("cpu"), contextlib.nullcontext), spec, store
 
 

@@ -8,17 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
+from trainer.models.pixels import patch_statistics, patchify, take_patches, targets, unpatchify
 from trainer.models.rc_mae import (
     MaskedAutoencoder,
     consistency_loss,
-    gather_patches,
     make_teacher,
-    masked_targets,
     reconstruction_loss,
-    targets,
     update_teacher,
 )
-from trainer.models.vit import patchify, position_embedding, take_patches, unpatchify
+from trainer.models.vit import position_embedding
 from trainer.spec.plan import parameters
 from trainer.spec.pretrain import ModelSpec
 
@@ -30,6 +28,10 @@ SMALL = {
 
 def small(**changes) -> ModelSpec:
     return ModelSpec.model_validate(SMALL | changes)
+
+
+def gather(patches: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return torch.stack([rows[chosen] for rows, chosen in zip(patches, index, strict=True)])
 
 
 def make_orders(batch: int, patches: int, seed: int = 0) -> torch.Tensor:
@@ -134,14 +136,15 @@ def test_loss_and_gradients_equal_those_of_transformers(norm_pix_loss, channels)
     noise = torch.rand(6, spec.patches)
     orders, visible = noise.argsort(dim=1), spec.patches // 4
 
-    prediction = model(images, orders, visible)
-    loss = reconstruction_loss(prediction, masked_targets(images, orders, visible, 4, norm_pix_loss))
+    patches = take_patches(images, orders, 4)
+    prediction = model(patches[:, :visible], orders)
+    loss = reconstruction_loss(prediction, targets(patches[:, visible:], norm_pix_loss))
     loss.backward()
     expected = reference(images, noise=noise)
     expected.loss.backward()
 
     assert loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
-    full = gather_patches(expected.logits, orders[:, visible:])
+    full = gather(expected.logits, orders[:, visible:])
     torch.testing.assert_close(prediction, full, atol=1e-5, rtol=1e-5)
     gradients = {name: p.grad for name, p in model.named_parameters()}
     compared = 0
@@ -184,7 +187,9 @@ def test_patches_go_there_and_back(size, patch, channels):
     # the second patch of the first row, its second row's first value of each channel
     assert torch.equal(patches[0, 1].view(patch, patch, channels)[1, 0], images[0, :, 1, patch])
     index = make_orders(2, patches.shape[1])[:, :3]
-    assert torch.equal(take_patches(images, index, patch), gather_patches(patches, index))
+    assert torch.equal(take_patches(images, index, patch), gather(patches, index))
+    other_memory = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(take_patches(other_memory, index, patch), gather(patches, index))
 
 
 def test_patch_embedding_equals_its_convolution():
@@ -198,10 +203,11 @@ def test_prediction_does_not_see_masked_pixels():
     torch.manual_seed(0)
     model = MaskedAutoencoder(small()).eval()
     images, orders = torch.randn(2, 3, 32, 32), make_orders(2, 64)
-    before = model(images, orders, 16)
+    before = model(take_patches(images, orders, 4)[:, :16], orders)
     patches = patchify(images, 4)
     patches.scatter_(1, orders[:, 16:, None].expand(-1, -1, 48), 7.0)
-    assert torch.equal(model(unpatchify(patches, 4, (8, 8), 3), orders, 16), before)
+    changed = take_patches(unpatchify(patches, 4, (8, 8), 3), orders, 4)
+    assert torch.equal(model(changed[:, :16], orders), before)
 
 
 def test_parameter_count_of_the_plan_is_the_models():
@@ -213,13 +219,12 @@ def test_parameter_count_of_the_plan_is_the_models():
 
 
 def test_targets_are_normalised_with_the_unbiased_variance():
-    images = torch.randn(2, 3, 8, 8, dtype=torch.float64) * 3 + 1
-    patches = patchify(images, 4)
-    expected = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, unbiased=True, keepdim=True) + 1e-6).sqrt()
-    torch.testing.assert_close(targets(images, 4, True), expected)
-    orders = make_orders(2, 4)
-    torch.testing.assert_close(masked_targets(images, orders, 1, 4, True), gather_patches(expected, orders[:, 1:]))
-    assert torch.equal(targets(images, 4, False), patches)
+    patches = patchify(torch.randn(2, 3, 8, 8, dtype=torch.float64) * 3 + 1, 4)
+    mean, deviation = patches.mean(-1, keepdim=True), (patches.var(-1, unbiased=True, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(targets(patches, True), (patches - mean) / deviation)
+    torch.testing.assert_close(patch_statistics(patches), (mean, deviation))
+    assert torch.equal(targets(patches, False), patches)
+    assert torch.equal(targets(torch.full((1, 1, 48), 0.3), True), torch.zeros(1, 1, 48))  # a flat patch
 
 
 @given(gamma=st.floats(0, 10), seed=st.integers(0, 2**31))

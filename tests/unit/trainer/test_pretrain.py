@@ -7,7 +7,7 @@ import torch
 from loops import launch, make_spec, run_loop, weights
 
 from trainer import checkpoint as checkpoints
-from trainer import pretrain as loop
+from trainer import step as one_step
 from trainer.errors import DataError, LossNotFinite
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.optim import learning_rate
@@ -170,12 +170,12 @@ def test_diverged_training_stops_with_its_reason_and_keeps_the_last_good_checkpo
     calls = iter(range(1000))
 
     def broken(*args):
-        value = checkpoints_loss(*args)
+        value = real_loss(*args)
         return value * float("nan") if next(calls) == 13 else value  # two losses a step: the seventh step's
 
-    checkpoints_loss = loop.reconstruction_loss
-    monkeypatch.setattr(loop, "reconstruction_loss", broken)
-    monkeypatch.setattr(loop, "consistency_loss", broken)
+    real_loss = one_step.reconstruction_loss
+    monkeypatch.setattr(one_step, "reconstruction_loss", broken)
+    monkeypatch.setattr(one_step, "consistency_loss", broken)
     with pytest.raises(LossNotFinite, match="00000005"):
         run_loop(spec, tmp_path)
     store = Store(str(tmp_path))

@@ -159,7 +159,7 @@ BAD = [
     ({"augmentation": {"mean": [0.5] * 3}}, "augmentation.mean", "both mean and std"),
     ({"augmentation": {"crop_scale": [1.0, 0.5]}}, "augmentation.crop_scale", "must not be above the second"),
     ({"dataset": {"uri": "data/photos"}}, "dataset.uri", "absolute path"),
-    ({"dataset": {"uri": "s3://bucket/photos"}}, "dataset.uri", "s3:// cannot be read: give a folder"),
+    ({"dataset": {"uri": "gs://bucket/photos"}}, "dataset.uri", "gs:// cannot be read: give /path"),
     ({"dataset": {"uri": "builtin://letters"}}, "dataset.uri", "builtin://digits"),
     ({"evaluation": {"dataset": {"uri": "photos"}}}, "evaluation.dataset.uri", "absolute path"),
     ({"register_as": "My Backbone"}, "register_as", "lower-case"),
@@ -290,7 +290,8 @@ def test_workers_divide_the_batch(cluster, batch, micro, workers):
 
 def test_what_is_written_stands_when_resolved():
     spec = spec_of(
-        resources={"workers": 4, "gpus_per_worker": 0, "cpus_per_worker": 2}, optimization={"micro_batch_size": 16}
+        resources={"workers": 4, "gpus_per_worker": 0, "cpus_per_worker": 2, "loader_processes": 1},
+        optimization={"micro_batch_size": 16},
     )
     assert resolve(spec, ClusterShape(64, 8)) == spec
 
