@@ -62,6 +62,8 @@ class Task:
     attempt: int
     die_at: int | None
     sync: bool
+    environment: dict[str, str]
+    """This process's own: the server they are forked from may have been started with another."""
 
 
 @dataclass
@@ -114,7 +116,8 @@ def launch(
 ) -> dict[str, Any] | None:
     """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``."""
     folder.mkdir(exist_ok=True)
-    tasks = [Task(spec, folder, rank, attempt, die_at, sync) for rank in range(int(spec.resources.workers))]
+    ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
+    tasks = [Task(spec, folder, rank, attempt, die_at, sync, environment) for rank in ranks]
     processes = [PROCESSES.Process(target=_work, args=(task,)) for task in tasks]
     for process in processes:
         process.start()
@@ -125,6 +128,7 @@ def launch(
 
 
 def _work(task: Task) -> None:
+    os.environ.update(task.environment)
     workers = int(task.spec.resources.workers)
     if workers > 1:
         meeting = dist.FileStore(str(task.folder / f"meeting-{task.attempt}"), workers)
