@@ -38,3 +38,4 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/step.py
+	$(BIN)/python tests/benchmarks/data.py

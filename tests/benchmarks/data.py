@@ -1,4 +1,4 @@
-"""Images a second of one core: decode and random crop, ours against Pillow as torchvision's ImageFolder does it.
+"""Images a second: decode and random crop on one core against Pillow as torchvision's ImageFolder does it; the loader.
 
 ``python tests/benchmarks/data.py --photos DIR`` (or ``RCMAE_BENCH_PHOTOS=DIR``): a folder of tars of photographs.
 Without one, photographs are made up, which says less. Prints a table of one run, in Markdown; only the ratios mean
@@ -14,6 +14,7 @@ import platform
 import statistics
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,22 @@ import PIL
 import simplejpeg
 from PIL import Image
 
+from trainer.control import Agreement
 from trainer.data.augment import crop_boxes, flips
+from trainer.data.cache import Cache
+from trainer.data.dataset import Place, open_images
 from trainer.data.decode import decode, decode_crop, decodes_whole
+from trainer.data.images import Images
+from trainer.data.loader import Loader
+from trainer.spec.pretrain import DatasetSpec, PretrainSpec
+
+sys.path.append(str(Path(__file__).parents[1]))
+from s3_server import s3_server
 
 SIZE = (224, 224)
 CROP_SCALE = (0.2, 1.0)
 PACKED_SIDE, PACKED_QUALITY = 256, 90
-ROUNDS = 7
+ROUNDS, LOADER_ROUNDS = 7, 3
 
 Box = tuple[int, int, int, int]
 
@@ -175,6 +185,76 @@ def decoding(folder: Path | None, limit: int) -> None:
         )
 
 
+# --- the loader, end to end -------------------------------------------------------------------------------------------
+
+
+def loading(files: list[bytes]) -> None:
+    """Batches of 64 from tar shards: on a disk, in a real S3 server, staged from it, kept decoded."""
+    with tempfile.TemporaryDirectory() as temporary, s3_server() as s3:
+        os.environ |= s3.environment()
+        folder = Path(temporary)
+        local, remote = shards(folder / "shards", files), s3.bucket("benchmark")
+        s3.filesystem().put(f"{local}/", f"{remote}/shards/", recursive=True)
+        remote, bytes_ = f"{remote}/shards", sum(map(len, files))
+        place = Place(Cache(folder / "cache"), 2, Agreement(1), 0)
+        opened(local, "none", place)  # its index is made here
+        began = time.perf_counter()
+        staged = opened(remote, "disk", place)
+        spent = time.perf_counter() - began
+        say(f"\nStaging {bytes_ / 1e6:.0f} MB from S3 and indexing it took {spent:.1f} s.  ")
+        places = {
+            "a disk, one thread": (opened(local, "none", place), 1, 0),
+            "a disk, two threads": (opened(local, "none", place), 2, 0),
+            "a disk, two processes": (opened(local, "none", place), 1, 2),
+            "S3, staged, two threads": (staged, 2, 0),
+            "S3, not staged, two threads": (opened(remote, "none", place), 2, 0),
+            "kept decoded, two threads": (opened(local, "ram", place), 2, 0),
+        }
+        speeds: dict[str, list[float]] = {name: [] for name in places}
+        for _ in range(LOADER_ROUNDS):
+            for name, setting in places.items():
+                speeds[name].append(load(*setting))
+    base = speeds["a disk, two threads"]
+    say("\n| loader, batches of 64 at 224 px | images/s | to a disk, two threads | least and most of rounds |")
+    say("|---|---|---|---|")
+    for name, each in speeds.items():
+        ratios = [speed / other for speed, other in zip(each, base, strict=True)]
+        say(
+            f"| {name} | {statistics.median(each):,.0f} | {statistics.median(ratios):.2f} | "
+            f"{min(ratios):.2f} to {max(ratios):.2f} |"
+        )
+
+
+def shards(folder: Path, files: list[bytes], each: int = 100) -> str:
+    folder.mkdir()
+    for first in range(0, len(files), each):
+        with tarfile.open(folder / f"{first:06d}.tar", "w") as tar:
+            for number, data in enumerate(files[first : first + each], first):
+                member = tarfile.TarInfo(f"{number:06d}.jpg")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return str(folder)
+
+
+def opened(uri: str, cache: str, place: Place) -> Images:
+    dataset = DatasetSpec.model_validate({"uri": uri, "cache": cache})
+    return open_images(dataset, "dataset", 3, SIZE, place)
+
+
+def load(images: Images, threads: int, processes: int) -> float:
+    """Images a second of three epochs, without the first batch: processes have to start."""
+    spec = PretrainSpec.parse(
+        {"kind": "pretrain", "dataset": {"uri": "/"}, "optimization": {"global_batch_size": 64},
+         "resources": {"loader_processes": processes}}
+    )  # fmt: skip
+    steps = 3 * (len(images) // 64)
+    batches = Loader(images, np.arange(len(images)), spec, 0, 1, threads, pin=False).batches(0, steps)
+    next(batches)
+    began = time.perf_counter()
+    made = sum(len(batch.images) for batch in batches)
+    return made / (time.perf_counter() - began)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("RCMAE_BENCH_PHOTOS")
@@ -186,6 +266,7 @@ def main() -> None:
         f"Pillow {PIL.__version__}, simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}.  "
     )
     decoding(arguments.photos, arguments.limit)
+    loading(photographs(arguments.photos, arguments.limit))
 
 
 if __name__ == "__main__":
