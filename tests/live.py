@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
+from service.adapters.storage import Artifacts
 from service.embedded import processes
 from service.jobs.schemas import JobView, State
 
@@ -73,6 +74,20 @@ def artifacts(stack: Stack, job: JobView) -> Path:
     found = list(Path(stack.folder.artifact_root).glob(f"*/{job.run_id}/artifacts"))
     assert len(found) == 1
     return found[0]
+
+
+def final_weights(artifacts: Artifacts, stack: Stack, job: JobView) -> dict[str, bytes]:
+    """Student, teacher and optimiser of the last attempt's newest checkpoint, wherever the stack keeps them."""
+    newest = stack.client.attempts(job.id)[-1].checkpoint
+    assert newest
+    for experiment in artifacts.folders(artifacts.root):
+        folder = f"{artifacts.root}/{experiment}/{job.run_id}/artifacts"
+        if artifacts.file(folder, f"{newest}/manifest.json"):
+            names = ("student", "teacher", "optimizer")
+            found = {name: artifacts.read(folder, f"{newest}/{name}.safetensors") for name in names}
+            assert None not in found.values()
+            return {name: data for name, data in found.items() if data is not None}
+    raise AssertionError(f"no {newest} of run {job.run_id} in {artifacts.root}")
 
 
 def checkpoint_of(stack: Stack, job: JobView) -> Path:

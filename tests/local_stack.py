@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from service.client.sdk import Client
+from service.embedded import processes
 from service.embedded.parts import Folder, StackState
 
 NOT_INHERITED = ("RCMAE_URL", "RCMAE_TOKEN", "RCMAE_STATE_DIR")
@@ -49,3 +52,20 @@ def rcmae(state_dir: Path, *arguments: str, timeout: float = 300, **variables: s
         timeout=timeout,
         check=False,
     )
+
+
+@contextmanager
+def running_stack(state_dir: Path, *arguments: str, **variables: str) -> Iterator[Stack]:
+    """A stack from `rcmae up` with further arguments and environment variables to `rcmae down`, with nothing left."""
+    try:
+        started = rcmae(state_dir, "up", "--detach", *arguments, **variables)
+        assert started.returncode == 0, started.stderr
+        folder = Folder(state_dir)
+        url, token = folder.load().url, folder.token.read_text()
+        with Client(url, token) as client:
+            yield Stack(state_dir, url, token, client)
+    finally:
+        if state_dir.exists():
+            stack_id = Folder(state_dir).load().id
+            rcmae(state_dir, "down", **variables)
+            assert processes.members(stack_id) == []

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import socket
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +22,8 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError
 from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.state import list_actors
+from ray.util.state.exception import RayStateApiException
 
 from trainer.errors import TrainingError
 from trainer.logs import logger, start_logging, stop_logging
@@ -29,6 +33,8 @@ from trainer.spec.names import CHECKPOINTS, checkpoint_folder
 from trainer.storage import REMOTE_ERRORS, Store, storage_error, told
 
 _SETTING = "request"
+NODE_SECONDS = 60.0
+MOST_WORKERS = 10_000
 
 
 def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
@@ -62,6 +68,11 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
             trainer.fit()
     except TrainingFailedError as error:
         reason, message = explain(error, place)
+        if reason is Reason.WORKER_FAILED and (node := _lost_node()):
+            reason, message = (
+                Reason.NODE_LOST,
+                f"the node at {node} was lost with its workers; the others saw: {message}.",
+            )
         logger.error("The attempt failed: %s", message)
         return Outcome(state="failed", reason=reason, message=message)
     return None
@@ -105,6 +116,41 @@ def _known(who: str, cause: BaseException, place: str) -> tuple[Reason, str] | N
     if isinstance(cause, REMOTE_ERRORS):
         return Reason.STORAGE_ERROR, str(storage_error(place, cause))
     return None
+
+
+def _lost_node() -> str | None:
+    """The address of a node that this driver's workers ran on and that is gone.
+
+    The workers left over fail at once, and Ray takes some fifteen seconds to declare a node dead: so its raylet is
+    asked. A lost node is then waited for until Ray agrees, or the next attempt would be placed on it.
+    """
+    mine: list[tuple[str, str, str | bool | int | float]] = [
+        ("job_id", "=", ray.get_runtime_context().get_job_id()),
+        ("class_name", "=", "RayTrainWorker"),
+    ]
+    try:
+        used = {actor.node_id for actor in list_actors(filters=mine, limit=MOST_WORKERS)}
+    except RayStateApiException as error:
+        logger.warning("Ray does not say where the workers ran: %s", error)
+        return None
+    end = time.monotonic() + NODE_SECONDS
+    while True:
+        nodes = [node for node in ray.nodes() if node["NodeID"] in used]
+        gone = next((node for node in nodes if not node["Alive"] or not _answers(node)), None)
+        if gone is None:
+            return None
+        if not gone["Alive"] or time.monotonic() > end:
+            return str(gone["NodeManagerAddress"])
+        time.sleep(0.5)
+
+
+def _answers(node: dict[str, Any]) -> bool:
+    """Whether a node's raylet takes connections."""
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=3.0):
+            return True
+    except OSError:
+        return False
 
 
 def _causes(failure: BaseException) -> Iterator[BaseException]:

@@ -258,6 +258,8 @@ class Reconciler:
                 job = repository.get(session, loaded.id)
                 if job.state == State.QUEUED:
                     note(session, job, Reason.INSUFFICIENT_RESOURCES, admission.message, ACTOR)
+                elif job.state == State.RECOVERING:  # why it recovers stays
+                    note(session, job, Reason(job.reason) if job.reason else None, admission.message, ACTOR)
             return
         spec = resolve(parse_spec(loaded.spec), shape)
         tags = {
