@@ -91,6 +91,7 @@ def plan(parts: Parts, spec: PretrainSpec) -> PlanView:
     with parts.database.read() as session:
         schedule = _schedule(session, resolved)
     micro_batch = resolved.optimization.micro_batch_size
+    least = 1 if micro_batch == "auto" else micro_batch  # a GPU's is settled on the worker, by its memory
     bf16 = bool(resolved.resources.gpus_per_worker) and resolved.optimization.precision != "fp32"
     bf16 = bf16 or resolved.optimization.precision == "bf16"
     never, needs = impossible(resolved, shape), gang(resolved)
@@ -99,7 +100,7 @@ def plan(parts: Parts, spec: PretrainSpec) -> PlanView:
         spec=resolved.model_dump(mode="json"),
         parameters=Parameters(encoder=encoder, decoder=decoder),
         steps=Steps(**vars(schedule)) if schedule else None,
-        memory_per_worker_bytes=memory_per_worker(resolved.model, resolved.method, int(micro_batch), bf16),
+        memory_per_worker_bytes=memory_per_worker(resolved.model, resolved.method, least, bf16),
         gang=Gang(cpus=needs.cpus, gpus=needs.gpus),
         possible=never is None,
         message=never or f"{resolved.resources.workers} workers of the cluster's {shape.cpus} CPUs, {shape.gpus} GPUs",

@@ -73,7 +73,7 @@ class ModelSpec(SpecModel):
     """A preset, and any size over it. Without a preset's value written out, the preset decides."""
 
     preset: str = Field(DEFAULT_PRESET, examples=list(PRESETS))
-    """Where the sizes below come from unless given; also the paper's recipe for one device's batch."""
+    """Where the sizes below come from unless given."""
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
     """Side of the square crop in pixels, or [height, width]."""
     patch_size: PositiveInt = 16

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 
 from trainer.spec.base import SpecError, apply_overrides, read_document
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, Schedule, gang, impossible, parameters, resolve
+from trainer.spec.plan import (
+    ClusterShape,
+    Schedule,
+    gang,
+    impossible,
+    memory_per_worker,
+    parameters,
+    resolve,
+    step_flops,
+)
 from trainer.spec.presets import PRESETS
-from trainer.spec.pretrain import ModelSpec, PretrainSpec
+from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
 
 MINIMAL = {"kind": "pretrain", "dataset": {"uri": "/data/photos"}}
 
@@ -257,10 +266,13 @@ def test_resolving_fills_everything_in_and_a_second_time_changes_nothing(cpus, g
     spec = spec_of(model={"preset": preset}, optimization={"global_batch_size": batch})
     resolved = resolve(spec, cluster)
     workers, micro = resolved.resources.workers, resolved.optimization.micro_batch_size
-    assert "auto" not in (workers, micro, resolved.resources.gpus_per_worker, resolved.resources.cpus_per_worker)
+    assert "auto" not in (workers, resolved.resources.gpus_per_worker, resolved.resources.cpus_per_worker)
     assert batch % workers == 0
-    assert (batch // workers) % micro == 0
-    assert micro <= PRESETS[preset].micro_batch_size
+    if gpus:
+        assert micro == "auto"  # settled on the worker, by its memory
+    else:
+        assert (batch // workers) % micro == 0
+        assert micro * (1 + resolved.model.patches) <= 8192
     assert 1 <= workers <= max(1, gpus)
     assert 1 <= resolved.resources.cpus_per_worker <= 16
     assert resolve(resolved, cluster) == resolved
@@ -339,3 +351,26 @@ def test_the_identity_follows_the_content():
 def test_presets_grow():
     counts = [sum(parameters(ModelSpec.model_validate({"preset": name}))) for name in PRESETS]
     assert all(smaller < larger for smaller, larger in pairwise(counts))
+
+
+def test_memory_is_as_measured():
+    """Tensors alive at the fullest moment of a step, from torch's profiler on a CPU, in MiB."""
+    tiny = {"preset": "vit_tiny_patch16_224"}
+    for fields, method, micro_batch, bf16, measured in (
+        (tiny | {"img_size": 32, "patch_size": 4}, {}, 64, False, 358),
+        (tiny | {"img_size": 32, "patch_size": 4}, {}, 64, True, 252),
+        (tiny, {}, 16, False, 344),
+        (tiny, {}, 16, True, 276),
+        (tiny, {"name": "mae"}, 16, False, 301),
+        ({"preset": "vit_small_patch16_224"}, {}, 8, False, 693),
+        ({"preset": "vit_small_patch16_224"}, {}, 8, True, 609),
+    ):
+        model, kind = ModelSpec.model_validate(fields), MethodSpec.model_validate(method)
+        assert memory_per_worker(model, kind, micro_batch, bf16) / 2**20 == pytest.approx(measured, rel=0.1)
+
+
+def test_a_teacher_makes_a_step_a_third_longer():
+    model = ModelSpec.model_validate({})
+    assert step_flops(model, MethodSpec()) * 3 == step_flops(model, MethodSpec.model_validate({"name": "mae"})) * 4
+    # The paper's 8.8 and 10.7 GFLOPs forward, less what the last block spares.
+    assert step_flops(model, MethodSpec()) / 4 == pytest.approx(19.5e9, rel=0.05)
