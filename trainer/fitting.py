@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sysconfig
 from pathlib import Path
@@ -62,7 +63,7 @@ def compile_if_it_pays(objective: Objective, spec: PretrainSpec, schedule: Sched
 
 def _lacking(device: torch.device) -> str | None:
     """What torch.compile needs and this node does not have."""
-    if not any(shutil.which(name) for name in ("g++", "c++", "clang++")):
+    if not shutil.which(os.environ.get("CXX", "g++")):  # where torch.compile looks for it
         return "C++ compiler (g++)"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "header files of Python (python3-dev)"
