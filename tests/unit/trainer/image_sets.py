@@ -1,4 +1,4 @@
-"""The same images as a folder, as tar shards and as Parquet files."""
+"""Sets of images for tests: the same as a folder, as tar shards and as Parquet files."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+from trainer.control import Agreement
+from trainer.data.cache import Cache
+from trainer.data.dataset import Place, open_images
+from trainer.data.images import Images
+from trainer.spec.pretrain import DatasetSpec
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -92,3 +98,40 @@ def write_parquet(root: Path, made: list[Sample], files: int = 2, row_group_size
 
 
 WRITERS = {"folder": write_folder, "tar": write_tars, "parquet": write_parquet}
+
+
+def tar_of(root: Path, *members: tuple[str, bytes]) -> Path:
+    """A folder with one tar of these members."""
+    root.mkdir(exist_ok=True)
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for name, data in members:
+            add(tar, name, data)
+    return root
+
+
+# --- opened -----------------------------------------------------------------------------------------------------------
+
+SIZE = (16, 16)
+
+
+def dataset(uri: Any, **fields: Any) -> DatasetSpec:
+    """Read where it lies unless told otherwise."""
+    return DatasetSpec.model_validate({"uri": str(uri), "cache": "none", **fields})
+
+
+def place(tmp_path: Path, threads: int = 1) -> Place:
+    return Place(Cache(tmp_path / "cache"), threads, Agreement(1), 0)
+
+
+def opened(uri: Any, tmp_path: Path, channels: int = 3, **fields: Any) -> Images:
+    """The readable images of a dataset, however many are not."""
+    fields = {"max_bad_fraction": 1.0, **fields}
+    return open_images(dataset(uri, **fields), "dataset", channels, SIZE, place(tmp_path))
+
+
+def fill(root: Path, *names: str) -> Path:
+    """Tiny images of these names, no two alike."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 4), (number * 7 % 256, number // 36, 5)).save(root / name)
+    return root
