@@ -303,7 +303,17 @@ def device_peak(device: torch.device, bf16: bool) -> float:
     return 2 * side**3 / best
 
 
-HEAD = ("size", "precision", "form", "images/s", "peak MB", "of device peak", "/ transformers", "/ textbook", "/ MAE")
+HEAD = (
+    "size",
+    "precision",
+    "form",
+    "images/s",
+    "peak MB",
+    "of device peak",
+    "/ transformers",
+    "/ textbook",
+    "time / MAE",
+)
 
 
 def rows_of(setting: Setting, rounds: int, reference: dict[str, float]) -> Iterable[tuple[str, ...]]:
@@ -319,7 +329,7 @@ def rows_of(setting: Setting, rounds: int, reference: dict[str, float]) -> Itera
         yield (
             setting.size.title, "bf16" if setting.bf16 else "fp32", f"{name}{', compiled' if setting.compiled else ''}",
             f"{rate:.1f}", f"{peak_memory(forms[name], setting.device) / 2**20:.0f}", f"{share:.0%}",
-            f"{rate / rates[THEIRS]:.2f}", f"{rate / reference[TEXTBOOK]:.2f}", f"{rate / rates[OURS_MAE]:.2f}",
+            f"{rate / rates[THEIRS]:.2f}", f"{rate / reference[TEXTBOOK]:.2f}", f"{rates[OURS_MAE] / rate:.2f}",
         )  # fmt: skip
 
 
@@ -327,12 +337,16 @@ def heading(device: torch.device, arguments: list[str]) -> str:
     cpu = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.processor())  # fmt: skip
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu}, {os.cpu_count()} cores"
-    return (
-        f"# One training step\n\n`{' '.join(['python tests/benchmarks/step.py', *arguments])}`\n\n"
-        f"{name}, {torch.get_num_threads()} threads; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}.\nThe best round of each form, by turns. `/ transformers` and `/ MAE` "
-        "compare within a setting (compiled\nwith compiled), `/ textbook` with the textbook form as it is written. "
-        "Memory: tensors alive at the fullest moment.\n"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    return "\n".join(
+        (
+            "# One training step\n",
+            f"`{' '.join(['python tests/benchmarks/step.py', *arguments])}`\n",
+            f"{name}, {torch.get_num_threads()} threads; {versions}.",
+            "The best round of each form, by turns. `/ transformers` and `time / MAE` compare within a setting,",
+            "compiled with compiled; `/ textbook` with the textbook form as it is written. Memory: tensors alive at the",
+            "fullest moment of a step. The device's peak: a large matrix product's, measured, or a GPU's data sheet.\n",
+        )
     )
 
 
