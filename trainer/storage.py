@@ -241,8 +241,11 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """Names directly below a folder, sorted; none where it does not exist."""
         with self._told(folder), _absence_is_fine():
-            found = self.fs.ls(self.path(folder), detail=False)
-            return sorted(posixpath.basename(str(p).rstrip("/")) for p in found)
+            place = self.path(folder)
+            found = {str(path).rstrip("/") for path in self.fs.ls(place, detail=False)}
+            return sorted(
+                posixpath.basename(path) for path in found - {place}
+            )  # S3 consoles mark folders by themselves
         return []
 
     def delete(self, name: str) -> None:

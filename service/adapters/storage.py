@@ -94,31 +94,32 @@ class Artifacts:
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Files directly below a folder with their bytes, by name."""
         path = posixpath.join(self._folder(folder), below)
-        with _asked(path):
+        with _asked(f"{folder}/{below}"):
             try:
                 found = self._fs.ls(path, detail=True)
             except FileNotFoundError as error:
                 _must_have_bucket(error)
                 return {}
-        return {posixpath.basename(f["name"]): int(f["size"]) for f in found if f["type"] == "file"}
+        files = {posixpath.basename(f["name"]): int(f["size"]) for f in found if f["type"] == "file"}
+        return {name: size for name, size in files.items() if name}  # a folder's own mark has none
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly below a folder, sorted."""
         path = self._folder(folder)
-        with _asked(path):
+        with _asked(folder):
             return sorted(posixpath.basename(f["name"]) for f in self._fs.ls(path, detail=True) if f["type"] != "file")
 
     def files(self, folder: str) -> list[tuple[str, int]]:
         """Every file below a folder with its bytes, by relative path; links that lead out are passed over."""
         base = self._folder(folder)
-        with _asked(base):
+        with _asked(folder):
             found = self._fs.find(base, detail=True)
         sizes = {path.removeprefix(base).lstrip("/"): int(found[path]["size"]) for path in found}
         return sorted((name, size) for name, size in sizes.items() if self._place(folder, name))
 
     def piece(self, path: str, start: int, stop: int) -> bytes:
         """Some bytes of a file that `file` found."""
-        with _asked(path):
+        with _asked(path if self._local else f"s3://{path}"):
             data: bytes = self._fs.cat_file(path, start=start, end=stop)
             return data
 
@@ -151,7 +152,8 @@ class Artifacts:
             return None
         if not self._local:
             path = posixpath.join(base, *parts)
-            return path if len(path.encode(errors="replace")) <= LONGEST_KEY else None
+            # Some servers take a backslash for a slash, and s3fs a question mark for a version: ours hold neither.
+            return None if set("\\?") & set(name) or len(path.encode(errors="replace")) > LONGEST_KEY else path
         try:
             resolved = Path(base).joinpath(*parts).resolve()
             resolved.exists()

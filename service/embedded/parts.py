@@ -163,7 +163,7 @@ def choose_artifact_root(folder: Folder, wanted: str | None) -> str | None:
         root = str(Path(rest if slashes else wanted).expanduser().absolute())
         if set("?#%") & set(root):
             raise StackError(f"{root}: an artifact root's path must not hold ? # or %: choose another")
-    elif place != "s3" or not rest.strip("/"):
+    elif place != "s3" or not rest.partition("/")[0]:
         raise StackError(f"{wanted}: an artifact root is a local path or s3://bucket/prefix")
     elif "@" in rest.partition("/")[0]:
         raise StackError("an artifact root holds no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")

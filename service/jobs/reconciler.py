@@ -134,7 +134,8 @@ class Reconciler:
         if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             data = self._artifacts.read(job.artifact_uri, names.outcome_file(attempt.number))
             self._tell_up("Storage")
-            outcome = _outcome(data, f"{job.artifact_uri}/{names.outcome_file(attempt.number)}") if data else None
+            place = f"{job.artifact_uri}/{names.outcome_file(attempt.number)}"
+            outcome = None if data is None else _outcome(data, place)
         return Seen(now=now(), ray=ray, outcome=outcome, run=run, mlflow_up=up)
 
     # --- one job ----------------------------------------------------------------------------------------------------

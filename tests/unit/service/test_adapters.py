@@ -50,6 +50,22 @@ def refusing(error: type[httpx.HTTPError]) -> RayCluster:
     return cluster(answer)
 
 
+def test_a_profile_goes_to_the_attempt_by_name(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hidden")
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        return httpx.Response(200, json={})
+
+    for profile, expected in (("lab", "lab"), (None, None)):
+        ray = cluster(answer)
+        ray._s3_profile = profile
+        ray.submit("job-a-a1", REQUEST)
+        assert json.loads(sent[-1])["runtime_env"]["env_vars"].get("AWS_PROFILE") == expected
+        assert b"hidden" not in sent[-1]
+
+
 ERRORS = [httpx.ConnectError, httpx.ReadTimeout, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError]
 
 

@@ -317,6 +317,14 @@ def test_health_needs_no_token_and_readiness_says_what_is_missing(clients):
     assert [reason.partition(":")[0] for reason in answer.json()["reasons"]] == ["MLflow", "Ray"]
 
 
+def test_an_artifact_root_that_is_gone_is_told(clients, api, database, root):
+    job_id = add_job(database, "running", artifact_uri=str(root / "run"), attempts=1)
+    root.rmdir()
+    assert any("storage" in reason for reason in clients.anonymous.get("/readyz").json()["reasons"])
+    body = problem(api.get(f"/v1/jobs/{job_id}/logs"), 503, "unavailable")
+    assert "is its disk mounted?" in body["detail"]
+
+
 def test_docs_come_from_the_service_alone(clients):
     page = clients.anonymous.get("/docs")
     assert page.status_code == 200

@@ -143,3 +143,47 @@ def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
         shown = " ".join(parts.command(part, folder, state)) + str(parts.environment(part, folder, state))
         assert folder.token.read_text() not in shown
         assert folder.ray_token.read_text() not in shown
+
+
+# --- the artifact root ------------------------------------------------------------------------------------------------
+
+
+def recorded(folder, wanted) -> str:
+    folder.save(StackState(artifact_root=parts.choose_artifact_root(folder, wanted)))
+    return folder.artifact_root
+
+
+def test_artifacts_lie_in_the_folder_unless_told_otherwise(folder, tmp_path, monkeypatch):
+    assert recorded(folder, None) == str(folder.path / "artifacts")
+    monkeypatch.chdir(tmp_path)
+    for wanted in ("elsewhere", str(tmp_path / "elsewhere"), f"file://{tmp_path}/elsewhere"):
+        assert recorded(folder, wanted) == str(tmp_path / "elsewhere")
+    assert recorded(folder, "s3://bucket/some/prefix/") == "s3://bucket/some/prefix"
+    assert recorded(folder, None) == "s3://bucket/some/prefix"
+    command = parts.command("mlflow", folder, StackState(ports=dict.fromkeys(parts.Ports.model_fields, 1)))
+    assert command[command.index("--default-artifact-root") + 1] == "s3://bucket/some/prefix"
+
+
+def test_an_artifact_root_stays_where_runs_are_recorded(folder):
+    recorded(folder, "s3://bucket/one")
+    (folder.path / "mlflow.db").touch()
+    assert recorded(folder, "s3://bucket/one/") == "s3://bucket/one"
+    for other in ("s3://bucket/two", "elsewhere", str(folder.path / "artifacts")):
+        with pytest.raises(StackError, match=r"keeps its artifacts in s3://bucket/one.*--state-dir"):
+            parts.choose_artifact_root(folder, other)
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("gs://bucket/x", "a local path or s3://bucket/prefix"),
+        ("s3://", "a local path or s3://bucket/prefix"),
+        ("s3:///x", "a local path or s3://bucket/prefix"),
+        ("s3://key:hidden@bucket/x", "holds no credentials"),
+        ("what?", "must not hold"),
+    ],
+)
+def test_artifact_roots_that_are_refused(folder, root, said):
+    with pytest.raises(StackError, match=said) as error:
+        parts.choose_artifact_root(folder, root)
+    assert "hidden" not in str(error.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from service_fakes import attempts_of, events_of, job_of, spec_with
 from service_world import World
 
 from service.jobs import repository
-from service.jobs.lifecycle import transition
+from service.jobs.lifecycle import Verb, transition
 from service.jobs.schemas import State
 from trainer.spec import names
 from trainer.spec.job import Outcome, Reason
@@ -107,6 +108,59 @@ def test_a_cluster_out_of_reach_changes_nothing(world):
     world.rounds()
     assert world.state(job_id) == "running"
     assert world.state(queued) == "starting"
+
+
+def test_a_storage_out_of_reach_delays_but_ends_nothing(world, root):
+    job_id, other = world.running(), world.running()
+    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR, message="No images."))
+    away = root.rename(root.with_name("unmounted"))
+    world.rounds(5)
+    assert world.state(job_id) == "running"
+    world.verb(other, Verb.PAUSE)
+    world.rounds()
+    assert world.state(other) == "pausing", "the others go on"
+    assert [command.action for command in world.mlflow.commands] == ["pause"]
+    away.rename(root)
+    world.rounds()
+    assert (world.state(job_id), job_of(world.database, job_id).reason) == ("failed", "data_error")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"state": "fine"}', b"\xff\xfe", b'{"state": "succeeded", "reason": 3}']
+)
+def test_an_outcome_that_cannot_be_read_ends_the_attempt(world, content):
+    job_id = world.running()
+    world.end_attempt(job_id, Outcome(state="succeeded"))
+    (Path(job_of(world.database, job_id).artifact_uri) / names.outcome_file(1)).write_bytes(content)
+    world.rounds()
+    (attempt,) = attempts_of(world.database, job_id)
+    assert (world.state(job_id), attempt.state, attempt.reason) == ("recovering", "failed", "storage_error")
+    assert f"attempts/1/outcome.json holds {len(content)} bytes that are no outcome" in attempt.message
+    assert job_of(world.database, job_id).failures == 1
+
+
+def test_an_attempt_without_an_outcome_shows_the_end_of_rays_log(world):
+    job_id = world.running()
+    world.end_attempt(job_id, None, ray="FAILED")
+    world.rounds()
+    (attempt,) = attempts_of(world.database, job_id)
+    assert (attempt.state, attempt.reason) == ("lost", "worker_failed")
+    assert f"Its log ends: log of {job_id}-a1" in attempt.message
+
+
+def test_a_recovering_job_says_what_it_waits_for_and_keeps_its_reason(world):
+    job_id = world.running()
+    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.NODE_LOST, message="A node was lost."))
+    world.ray.cpus = 1
+    world.rounds()
+    world.due(job_id)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason, job.failures) == ("recovering", "node_lost", 0)
+    assert "needs 2 CPUs, 1 in the cluster" in job.message
+    world.ray.cpus = 4
+    world.rounds()
+    assert world.state(job_id) == "starting"
 
 
 def test_mlflow_out_of_reach_delays_but_ends_nothing(world):

@@ -198,6 +198,15 @@ def test_a_missing_bucket_is_told_and_never_made(s3, use_s3, tmp_path):
     assert not s3.filesystem().exists("nobody-made-this")
 
 
+def test_a_folder_s_mark_is_no_file(store, s3):
+    """Web consoles make an object of no bytes for a folder."""
+    s3.filesystem().call_s3("put_object", Bucket="storage", Key=f"{store.root.partition('/')[2]}/d/", Body=b"")
+    store.write("d/x", b"1")
+    assert store.names("d") == ["x"]
+    with store.local_copy("d") as directory:
+        assert [file.name for file in directory.iterdir()] == ["x"]
+
+
 def test_a_missing_file_is_told(store):
     with pytest.raises(StorageError, match=f"{store.uri}/x: there is no such file"):
         store.read("x")
