@@ -345,7 +345,7 @@ def heading(device: torch.device, arguments: list[str]) -> str:
             f"{name}, {torch.get_num_threads()} threads; {versions}.",
             "The best round of each form, by turns. `/ transformers` and `time / MAE` compare within a setting,",
             "compiled with compiled; `/ textbook` with the textbook form as it is written. Memory: tensors alive at",
-            "the fullest moment of a step. The device's peak: a large matrix product's, measured, or a GPU's data sheet.\n",
+            "the fullest moment of a step. The device's peak: a large matrix product's, or a GPU's data sheet.\n",
         )
     )
 
