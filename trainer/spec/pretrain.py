@@ -29,14 +29,14 @@ class DatasetSpec(SpecModel):
 
     uri: str = Field(examples=["/data/photos", "s3://datasets/cifar10/train-*.parquet", DIGITS])
     """A folder of images (nested or flat), of tar shards or of Parquet files, or one such file: an absolute path,
-    `file:///path` or `s3://bucket/path`; `*` in the last part stands for anything. Or `builtin://digits`. Where S3 is and
-    with what credentials is the workers' environment's to say."""
+    `file:///path` or `s3://bucket/path`; `*` in the last part stands for anything. Or `builtin://digits`. The workers'
+    environment says where S3 is and holds the credentials."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto` is told by
     the files' names."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
-    """`ram`: decoded once a node and mapped into all its workers' memory; `disk`: files copied to the node once; `none`:
-    read where they lie each time; `auto`: what is remote to disk, what fits into a quarter of the free memory to ram."""
+    """`ram`: decoded once a node and mapped into its workers' memory; `disk`: files copied to the node once; `none`: read
+    where they lie each time; `auto`: remote files to disk, images that fit into a quarter of the free memory to ram."""
     max_bad_fraction: float = Field(0.1, ge=0, le=1)
     """Share of images that may be unreadable; they are left out and named in the log. More end the job."""
 
