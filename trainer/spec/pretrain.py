@@ -35,7 +35,7 @@ class DatasetSpec(SpecModel):
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto` is told by
     the files' names."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
-    """`ram`: decoded once a node and mapped into its workers' memory; `disk`: files copied to the node once; `none`: read
+    """`ram`: decoded once a node and mapped into its workers' memory; `disk`: files copied to it once; `none`: read
     where they lie each time; `auto`: remote files to disk, images that fit into a quarter of the free memory to ram."""
     max_bad_fraction: float = Field(0.1, ge=0, le=1)
     """Share of images that may be unreadable; they are left out and named in the log. More end the job."""
