@@ -282,6 +282,8 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "DASHBOARD_METRIC_PORT": str(ports.ray_metrics),
+        # Copies of datasets: in the state folder like all else, unless stacks are to share them.
+        "RCMAE_CACHE_DIR": os.environ.get("RCMAE_CACHE_DIR") or str(folder.path / "cache"),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx
 import mlflow
 import pytest
+from image_sets import place, samples, write_parquet
 from live import final_weights, make_spec, poll, wait, wait_state
 from local_stack import Stack, rcmae, running_stack
 from s3_server import FaultProxy
@@ -18,7 +19,9 @@ from s3_server import FaultProxy
 from service.adapters.storage import Artifacts
 from service.embedded.parts import HOST, Folder
 from service.jobs.schemas import JobView, State
+from trainer.data.dataset import open_images
 from trainer.export import verify
+from trainer.spec.pretrain import DatasetSpec
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,28 @@ def test_everything_of_a_job_lies_in_s3(s3, s3_stack, finished):
     assert "images/reconstruction_00000200.png" in below
     assert any(file.endswith("/artifacts/hf/model.safetensors") for file in files)
     assert not list((s3_stack.state_dir / "artifacts").glob("**/*"))
+
+
+def test_images_and_artifacts_of_a_job_both_in_s3(s3, s3_stack, tmp_path):
+    bucket, folder = s3.bucket("images"), write_parquet(tmp_path / "set", samples(60))
+    s3.filesystem().put(f"{folder}/", f"{bucket}/set/", recursive=True)
+    spec = make_spec(
+        name="images-in-s3",
+        dataset={"uri": f"{bucket}/set/train-*.parquet"},
+        model={"in_chans": 3},
+        optimization={"epochs": 2, "global_batch_size": 18},
+        resources={"loader_processes": 1},
+        evaluation={"every_epochs": 2, "probes": ["linear"]},
+        register_as="images-in-s3",
+    )
+    job = wait_state(s3_stack, s3_stack.client.submit(spec).id, State.SUCCEEDED)
+    assert (job.progress.step, job.progress.steps) == (6, 6)
+    assert 0 <= job.result.metrics["eval/linear_top1"] <= 1
+    local = open_images(DatasetSpec(uri=folder), "dataset", 3, (32, 32), place(tmp_path))
+    fingerprint = s3_stack.client.version("images-in-s3").tags["rcmae.dataset_fingerprint"]
+    assert fingerprint == local.index.fingerprint
+    kept = s3_stack.state_dir / "cache"
+    assert {entry.name for entry in kept.iterdir()} == {"staged", "indexes", "decoded"}
 
 
 def test_logs_metrics_and_pictures(s3_stack, finished):
