@@ -10,11 +10,13 @@ from typing import Literal, cast
 from trainer.errors import StorageError
 from trainer.spec.job import LogLine
 from trainer.spec.names import log_folder
-from trainer.storage import Store
+from trainer.storage import Store, patience
 
 CHUNK_BYTES = 256 * 1024
 FLUSH_SECONDS, REMOTE_FLUSH_SECONDS = 1.0, 3.0
 """How late a line may be on a disk, and in an object store, which charges for each write."""
+PATIENCE_SECONDS = 10.0
+CLOSE_TRIES = 3
 
 logger = logging.getLogger("rcmae")
 
@@ -32,6 +34,8 @@ class LogWriter(logging.Handler):
         self._store, self._folder, self._source = store, log_folder(attempt), source
         self._buffer = bytearray()
         self._chunk, self._written = 1, 0
+        self._stored = True
+        """Whether the last write succeeded."""
         self._write_lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"logs-{source}", daemon=True)
@@ -53,8 +57,8 @@ class LogWriter(logging.Handler):
         self._buffer += line.model_dump_json().encode() + b"\n"
 
     def flush(self) -> None:
-        """Store what has been logged so far."""
-        with self._write_lock:
+        """Store what has been logged so far, or else keep it for the next time: no need to try for long."""
+        with self._write_lock, patience(PATIENCE_SECONDS):
             with self._guard():
                 data = bytes(self._buffer)
             if len(data) == self._written:
@@ -64,8 +68,9 @@ class LogWriter(logging.Handler):
             except StorageError as error:
                 # The lines stay in the buffer and go with the next write; standard error reaches Ray's own log.
                 print(f"log lines not stored yet: {error}", file=sys.stderr)  # noqa: T201 - no other place is left
+                self._stored = False
                 return
-            self._written = len(data)
+            self._written, self._stored = len(data), True
             if self._written >= CHUNK_BYTES:
                 with self._guard():
                     del self._buffer[: self._written]
@@ -75,7 +80,10 @@ class LogWriter(logging.Handler):
         self._ended.set()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=30)
-        self.flush()
+        for _ in range(CLOSE_TRIES if self._stored else 1):
+            self.flush()
+            if self._stored:
+                break
         super().close()
 
     def _guard(self) -> threading.RLock:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from trainer.spec.job import Outcome
+from contextlib import nullcontext
+
+from trainer.spec.job import Outcome, Reason
 from trainer.spec.names import outcome_file
-from trainer.storage import Store
+from trainer.storage import Store, patience
+
+STORAGE_SECONDS = 20.0
 
 
 def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
@@ -17,7 +21,9 @@ def settle_outcome(store: Store, attempt: int, failed: Outcome | None) -> Outcom
 
     Raises `StorageError`.
     """
-    if failed is None or store.exists(outcome_file(attempt)):
-        return Outcome.model_validate_json(store.read(outcome_file(attempt)))
-    write_outcome(store, attempt, failed)
+    # A storage that has just been the failure has been waited for already, and nobody hears from the attempt meanwhile.
+    with patience(STORAGE_SECONDS) if failed and failed.reason is Reason.STORAGE_ERROR else nullcontext():
+        if failed is None or store.exists(outcome_file(attempt)):
+            return Outcome.model_validate_json(store.read(outcome_file(attempt)))
+        write_outcome(store, attempt, failed)
     return failed

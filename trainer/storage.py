@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,10 +34,11 @@ class NoAnswer(ConnectionError):
 
 
 CONNECT_SECONDS, READ_SECONDS = 5, 15
-PATIENCE_SECONDS: Final = 60.0
+PATIENCE_SECONDS = 60.0
 """A request that fails in passing is sent again for this long after its first failure. A server that is gone for half
 a minute is not noticed; one that is gone for ever is an error after this and at most two timeouts."""
 LONGEST_PAUSE_SECONDS: Final = 5.0
+_patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 REMOTE_ERRORS: Final = (NoAnswer, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
 """What nothing but a storage elsewhere raises; beside them s3fs raises Python's own errors of files."""
@@ -83,7 +85,8 @@ def _pause_before_retry(
     now = time.monotonic()
     since = request_dict["context"].setdefault("rcmae_failing_since", now)
     pause = min(LONGEST_PAUSE_SECONDS, 0.2 * 2.0 ** (attempts - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
-    if now + pause - since > PATIENCE_SECONDS:
+    # s3fs's loop runs in another thread, and takes over the context of the one that asks.
+    if now + pause - since > (_patience.get() or PATIENCE_SECONDS):
         said = caught_exception or _error_of(response)
         raise NoAnswer(f"no good answer within {now - since:.0f} s; the last one: {said}") from caught_exception
     return pause
@@ -102,6 +105,16 @@ def _error_of(response: tuple[Any, dict[str, Any]] | None) -> str:
     http, parsed = response or (None, {})
     error = parsed.get("Error", {})
     return f"{http.status_code if http else ''} {error.get('Code', '')} {error.get('Message', '')}".strip()
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Requests made within are sent again for so many seconds only."""
+    before = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(before)
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
