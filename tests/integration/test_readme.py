@@ -18,11 +18,13 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_first_job_is_a_spec():
-    (text,) = blocks("yaml")
-    spec = parse_spec(read_document(text))
+def test_its_specs_are_accepted():
+    first, images = blocks("yaml")
+    spec = parse_spec(read_document(first))
     assert spec.register_as == "digits"
     assert spec.resources.workers == 2
+    spec = parse_spec({"kind": "pretrain"} | read_document(images))
+    assert (spec.dataset.uri, spec.dataset.cache) == ("s3://datasets/photos", "auto")
 
 
 def test_a_job_with_curl_alone(stack, tmp_path):
