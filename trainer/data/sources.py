@@ -61,8 +61,8 @@ def find_files(dataset: DatasetSpec) -> Files:
         raise ValueError(f"{DIGITS} has no files")
     parent, _, last = uri.rpartition("/")
     pattern = last if "*" in last else None
-    remote = uri.startswith("s3://")
-    found = _list_remote(parent if pattern else uri) if remote else _list_local(parent if pattern else uri)
+    place, remote = parent if pattern else uri, uri.startswith("s3://")
+    found = _list_remote(place, (pattern or "").partition("*")[0]) if remote else _list_local(place)
     if pattern:
         # The pattern is of names directly below the folder: a folder that fits gives all that is below it.
         found = [file for file in found if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
@@ -154,14 +154,15 @@ def _stamped(path: Path, name: str) -> _Found:
     return _Found(name, str(path), status.st_size, str(status.st_mtime_ns))
 
 
-def _list_remote(uri: str) -> list[_Found]:
+def _list_remote(uri: str, prefix: str) -> list[_Found]:
+    """Every object below a place whose name there begins with ``prefix``."""
     with told(uri):
         fs, root = open_filesystem(uri)
         try:
-            listed = fs.find(root, detail=True)
+            listed = fs.find(root, detail=True, prefix=prefix)
         except FileNotFoundError:
             listed = {}
-    if not listed:
+    if not listed and not prefix:
         raise DataError(f"dataset.uri: there is nothing at {uri}: check the bucket and the path")
     found = []
     for path, detail in listed.items():
