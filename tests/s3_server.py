@@ -87,7 +87,7 @@ def s3_server() -> Iterator[S3Server]:
         *(f"-{name}={number}" for name, number in ports.items()),
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
-        # Its own logs and sockets go where temporary files go.
+        # Its own logs go where temporary files go.
         environment = os.environ | {"TMPDIR": str(folder)}
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True)
     try:
@@ -98,6 +98,9 @@ def s3_server() -> Iterator[S3Server]:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         shutil.rmtree(folder)
+        for number in (port, *others):  # it puts its sockets there, whatever it is told, and leaves them
+            for left in Path("/tmp").glob(f"seaweedfs-*-{number}.sock"):
+                left.unlink()
 
 
 def _wait_until_up(server: subprocess.Popen[bytes], endpoint: str, log: Path) -> None:
