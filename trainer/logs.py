@@ -102,6 +102,8 @@ def start_logging(store: Store, attempt: int, source: str) -> LogWriter:
     root = logging.getLogger()
     root.addHandler(writer)
     root.setLevel(logging.INFO)
+    # Ray Train notes every report with the whole of its arguments: what matters of it is in our own lines.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
     return writer
 
