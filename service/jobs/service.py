@@ -36,9 +36,10 @@ from service.jobs.schemas import (
     Steps,
 )
 from trainer.spec import names
+from trainer.spec.dataset import DIGITS, DIGITS_IMAGES
 from trainer.spec.job import Reason
 from trainer.spec.plan import Schedule, gang, impossible, memory_per_worker, parameters, resolve
-from trainer.spec.pretrain import DIGITS, DIGITS_IMAGES, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 
 TOLD = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint."),

@@ -32,7 +32,8 @@ from trainer.data.dataset import Place, open_images
 from trainer.data.decode import decode, decode_crop, decodes_whole
 from trainer.data.images import Images
 from trainer.data.loader import Loader
-from trainer.spec.pretrain import DatasetSpec, PretrainSpec
+from trainer.spec.dataset import DatasetSpec
+from trainer.spec.pretrain import PretrainSpec
 
 sys.path.append(str(Path(__file__).parents[1]))
 from s3_server import s3_server

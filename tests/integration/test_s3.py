@@ -21,7 +21,7 @@ from service.embedded.parts import HOST, Folder
 from service.jobs.schemas import JobView, State
 from trainer.data.dataset import open_images
 from trainer.export import verify
-from trainer.spec.pretrain import DatasetSpec
+from trainer.spec.dataset import DatasetSpec
 
 
 @pytest.fixture(scope="module")

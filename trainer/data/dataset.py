@@ -16,8 +16,9 @@ from trainer.data.scan import Table, scan
 from trainer.data.sources import Files, find_files
 from trainer.errors import DataError
 from trainer.logs import logger
+from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.names import TAG_DATASET, TAG_IMAGES
-from trainer.spec.pretrain import DIGITS, DatasetSpec, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 
 
 @dataclass(frozen=True)

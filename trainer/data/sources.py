@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from trainer.errors import DataError
 from trainer.logs import logger
-from trainer.spec.pretrain import DIGITS, DatasetSpec
+from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import open_filesystem, told
 
 Kind = Literal["folder", "tar", "parquet"]

@@ -15,9 +15,10 @@ from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
 from trainer.spec import names
+from trainer.spec.dataset import DIGITS
 from trainer.spec.job import AttemptRequest, Command
 from trainer.spec.plan import ClusterShape
-from trainer.spec.pretrain import DIGITS, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 
 SPEC: dict[str, Any] = {
     "kind": "pretrain",

@@ -11,8 +11,9 @@ from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, post, p
 
 from service.adapters.mlflow_store import MetricPoint
 from service.jobs import service
+from trainer.spec.dataset import DIGITS_IMAGES
 from trainer.spec.plan import HELD_OUT_SHARE
-from trainer.spec.pretrain import DIGITS_IMAGES, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ from trainer.control import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images
 from trainer.data.images import Images
-from trainer.spec.pretrain import DatasetSpec
+from trainer.spec.dataset import DatasetSpec
 
 CLASSES = ("cat", "dog", "eel")
 

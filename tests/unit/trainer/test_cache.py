@@ -23,7 +23,7 @@ from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
 from trainer.spec import names
-from trainer.spec.pretrain import DatasetSpec
+from trainer.spec.dataset import DatasetSpec
 
 SIZE = (32, 32)
 FORK = multiprocessing.get_context("fork")

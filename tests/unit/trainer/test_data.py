@@ -14,8 +14,9 @@ from trainer.data.dataset import open_images, open_training_data
 from trainer.data.index import BAD_NAMES_LOGGED, Index, split
 from trainer.data.readers import RangeReader
 from trainer.errors import DataError
+from trainer.spec.dataset import DatasetSpec
 from trainer.spec.plan import Schedule
-from trainer.spec.pretrain import DatasetSpec, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 
 # --- one index for every format ---------------------------------------------------------------------------------------
 

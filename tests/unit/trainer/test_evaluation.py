@@ -23,7 +23,8 @@ from trainer.evaluation.reconstruction import reconstruction_ratio
 from trainer.models.pixels import normalised, take_patches, targets
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec import names
-from trainer.spec.pretrain import DatasetSpec, ModelSpec, PretrainSpec
+from trainer.spec.dataset import DatasetSpec
+from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
 
 TINY = {

@@ -15,8 +15,9 @@ from trainer.data.dataset import Place, open_images
 from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images
 from trainer.data.loader import Loader
 from trainer.errors import DataError, StorageError
-from trainer.spec.pretrain import DIGITS as DIGITS_URI
-from trainer.spec.pretrain import DatasetSpec, PretrainSpec
+from trainer.spec.dataset import DIGITS as DIGITS_URI
+from trainer.spec.dataset import DatasetSpec
+from trainer.spec.pretrain import PretrainSpec
 
 
 def images_at(uri: str, cache: Path = Path("/nonexistent"), channels: int = 3) -> Images:

@@ -16,7 +16,7 @@ from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
 from trainer.spec import names
-from trainer.spec.pretrain import DatasetSpec
+from trainer.spec.dataset import DatasetSpec
 
 STEPS = 9
 CACHES = ("none", "disk", "ram")

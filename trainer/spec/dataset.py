@@ -1,0 +1,63 @@
+"""A dataset, as every kind of job names one."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from trainer.spec.base import SpecModel, refuse
+
+DIGITS: Final = "builtin://digits"
+"""Scikit-learn's handwritten digits, labelled."""
+DIGITS_IMAGES: Final = 1797
+FOLDER_CHANNELS: Final = (1, 3, 4)
+"""Channels that image files decode to: greyscale, RGB, RGB with alpha."""
+
+_BUCKET: Final = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}$")
+
+
+class DatasetSpec(SpecModel):
+    """Where the images are, and how they are kept near the training."""
+
+    uri: str = Field(examples=["/data/photos", "s3://datasets/cifar10/train-*.parquet", DIGITS])
+    """A folder of images (nested or flat), of tar shards or of Parquet files, or one such file: an absolute path,
+    `file:///path` or `s3://bucket/path`; `*` in the last part stands for anything. Or `builtin://digits`. The workers'
+    environment says where S3 is and holds the credentials."""
+    format: Literal["auto", "folder", "tar", "parquet"] = "auto"
+    """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto` is told by
+    the files' names."""
+    cache: Literal["auto", "ram", "disk", "none"] = "auto"
+    """`ram`: decoded once a node and mapped into its workers' memory; `disk`: files copied to it once; `none`: read
+    where they lie each time; `auto`: remote files to disk, images that fit into a quarter of the free memory to ram."""
+    max_bad_fraction: float = Field(0.1, ge=0, le=1)
+    """Share of images that may be unreadable; they are left out and named in the log. More end the job."""
+
+    @field_validator("uri")
+    @classmethod
+    def _readable(cls, uri: str) -> str:
+        if uri == DIGITS:
+            return uri
+        scheme, separator, rest = uri.partition("://") if "://" in uri else ("file", "://", uri)
+        if scheme == "builtin":
+            raise ValueError(f"there is one built-in dataset: {DIGITS}")
+        if scheme not in {"file", "s3"}:
+            raise ValueError(f"{scheme}:// cannot be read: give /path, file:///path, s3://bucket/path or {DIGITS}")
+        if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
+            raise ValueError("`*` may stand in the last part of the path only, and no zero byte anywhere")
+        if scheme == "file" and not rest.startswith("/"):
+            raise ValueError("must be an absolute path, for example /data/photos or file:///data/photos")
+        bucket = rest.partition("/")[0]
+        if scheme == "s3" and ("@" in bucket or ":" in bucket):
+            raise ValueError("no credentials or ports here: the environment of the workers holds them")
+        if scheme == "s3" and not _BUCKET.match(bucket):
+            raise ValueError("must name a bucket, for example s3://datasets/cifar10")
+        return f"{scheme}{separator}{rest.rstrip('/') or '/'}"
+
+    @model_validator(mode="after")
+    def _builtin_is_as_it_is(self) -> Self:
+        for name in ("format", "cache"):
+            if self.uri == DIGITS and getattr(self, name) != "auto":
+                raise refuse(name, f"{DIGITS} is made in memory: leave it out", getattr(self, name))
+        return self
