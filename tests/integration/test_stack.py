@@ -186,6 +186,8 @@ def test_a_part_that_cannot_start_ends_the_start_with_its_log(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_foreground_a_signal_ends_everything(tmp_path, number):
+    # A shell ignores SIGINT for what it runs in the background, these tests perhaps, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder = Folder(tmp_path / "foreground")
     command = [sys.executable, "-m", "service.cli", "up", "--state-dir", str(folder.path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
