@@ -157,6 +157,18 @@ def say(line: str = "") -> None:
     sys.stdout.write(f"{line}\n")
 
 
+def tabulate(heading: str, speeds: dict[str, list[float]], base: str) -> None:
+    """Images a second of each way, and their ratios to one of them within each round."""
+    say(f"\n| {heading} | images/s | to {base} | least and most of {len(speeds[base])} rounds |")
+    say("|---|---|---|---|")
+    for name, each in speeds.items():
+        ratios = [speed / other for speed, other in zip(each, speeds[base], strict=True)]
+        say(
+            f"| {name} | {statistics.median(each):,.0f} | {statistics.median(ratios):.2f} | "
+            f"{min(ratios):.2f} to {max(ratios):.2f} |"
+        )
+
+
 def decoding(folder: Path | None, limit: int) -> None:
     """The table of decoding and cropping on one core."""
     files = photographs(folder, limit)
@@ -175,15 +187,7 @@ def decoding(folder: Path | None, limit: int) -> None:
             "simplejpeg's decoding alone, packed": (decode_alone, small),
         }
     )
-    base = speeds["Pillow as ImageFolder, originals"]
-    say(f"\n| way to {SIZE[1]} x {SIZE[0]} | images/s | to Pillow on originals | least and most of {ROUNDS} rounds |")
-    say("|---|---|---|---|")
-    for name, each in speeds.items():
-        ratios = [speed / slow for speed, slow in zip(each, base, strict=True)]
-        say(
-            f"| {name} | {statistics.median(each):,.0f} | {statistics.median(ratios):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} |"
-        )
+    tabulate(f"way to {SIZE[1]} x {SIZE[0]}", speeds, "Pillow as ImageFolder, originals")
 
 
 # --- the loader, end to end -------------------------------------------------------------------------------------------
@@ -215,15 +219,7 @@ def loading(files: list[bytes]) -> None:
         for _ in range(LOADER_ROUNDS):
             for name, setting in places.items():
                 speeds[name].append(load(*setting))
-    base = speeds["a disk, two threads"]
-    say("\n| loader, batches of 64 at 224 px | images/s | to a disk, two threads | least and most of rounds |")
-    say("|---|---|---|---|")
-    for name, each in speeds.items():
-        ratios = [speed / other for speed, other in zip(each, base, strict=True)]
-        say(
-            f"| {name} | {statistics.median(each):,.0f} | {statistics.median(ratios):.2f} | "
-            f"{min(ratios):.2f} to {max(ratios):.2f} |"
-        )
+    tabulate("loader, batches of 64 at 224 px", speeds, "a disk, two threads")
 
 
 def shards(folder: Path, files: list[bytes], each: int = 100) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from trainer.checkpoint import sha256_of
 from trainer.data.decode import JPEG_START, Raw, decode, decodes_whole
 from trainer.data.index import CHUNK, SAY_EVERY_S, Index
 from trainer.data.readers import Reader
@@ -52,7 +53,7 @@ class Cache:
 
     folder: Path = field(default_factory=default_folder)
 
-    def limit(self) -> int:
+    def _limit(self, used: int) -> int:
         """Bytes that all copies together may take: `RCMAE_CACHE_BYTES`, or half of what the disk has for them."""
         given = os.environ.get(LIMIT_VARIABLE)
         if given:
@@ -60,21 +61,17 @@ class Cache:
                 raise StorageError(f"{LIMIT_VARIABLE}: {given!r} is no number of bytes")
             return int(given)
         self.folder.mkdir(parents=True, exist_ok=True)
-        return (shutil.disk_usage(self.folder).free + self.used()) // 2
+        return (shutil.disk_usage(self.folder).free + used) // 2
 
-    def used(self) -> int:
-        """Bytes that copies take now, half-made ones too."""
-        return sum(_size(copy) for copy, _ in self._copies())
-
-    def _copies(self) -> list[tuple[Path, float]]:
-        """Every copy with the time it was last used, the longest unused first."""
+    def _copies(self) -> list[Path]:
+        """Every copy, half-made ones too, the longest unused first."""
         found = dict[Path, float]()
         for kind in ("staged", "decoded"):
             for path in (self.folder / kind).glob("*"):
                 if path.suffix not in {MAKING, IN_USE}:
                     with contextlib.suppress(FileNotFoundError):  # another process has just finished or removed it
                         found[path.with_suffix("")] = path.stat().st_mtime
-        return sorted(found.items(), key=lambda item: item[1])
+        return sorted(found, key=found.__getitem__)
 
     @contextlib.contextmanager
     def making(self, copy: Path) -> Iterator[None]:
@@ -91,10 +88,10 @@ class Cache:
 
     def make_room(self, need: int) -> str | None:
         """Remove copies nobody uses until ``need`` bytes fit; else why they do not."""
-        limit, where = self.limit(), f"{self.folder} ({LIMIT_VARIABLE})"
+        sizes = {copy: _size(copy) for copy in self._copies()}
+        limit, where = self._limit(sum(sizes.values())), f"{self.folder} ({LIMIT_VARIABLE})"
         if need > limit:
             return f"{_bytes(need)} do not fit into the {_bytes(limit)} of the cache in {where}"
-        sizes = {copy: _size(copy) for copy, _ in self._copies()}
         for copy in list(sizes):
             if sum(sizes.values()) + need <= limit:
                 return None
@@ -183,7 +180,7 @@ def _verified(journal: Path, paths: Sequence[str], sizes: Sequence[int]) -> set[
 
     def fits(number: int) -> bool:
         path = Path(paths[number])
-        return path.is_file() and path.stat().st_size == sizes[number] and _sum(path) == sums[number]
+        return path.is_file() and path.stat().st_size == sizes[number] and sha256_of(path) == sums[number]
 
     known = [number for number in sums if number < len(paths)]
     with ThreadPoolExecutor(STAGING_THREADS) as pool:
@@ -193,11 +190,6 @@ def _verified(journal: Path, paths: Sequence[str], sizes: Sequence[int]) -> set[
             "%d staged files below %s are not as they were: copying them again", len(known) - len(found), journal.parent
         )
     return found
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _copy(files: Files, paths: Sequence[str], missing: Sequence[int], journal: Path) -> None:
@@ -225,7 +217,7 @@ def _copy(files: Files, paths: Sequence[str], missing: Sequence[int], journal: P
 def _copy_one(files: Files, number: int, target: Path) -> str:
     """Copy one file into place, whole or not at all; gives its sum."""
     source, part = files.paths[number], _beside(target, PART)
-    place = f"s3://{source}" if files.remote else source
+    place = files.place(number)
     target.parent.mkdir(parents=True, exist_ok=True)
     fs, _ = open_filesystem(files.uri)
     with told(place):
@@ -233,7 +225,7 @@ def _copy_one(files: Files, number: int, target: Path) -> str:
     came = part.stat().st_size
     if came != files.sizes[number]:
         raise StorageError(f"{place}: {came} bytes came where it has {files.sizes[number]}: has it been written again?")
-    digest = _sum(part)
+    digest = sha256_of(part)
     with told(str(target)), part.open("rb") as stream:
         os.fsync(stream.fileno())
         part.replace(target)

@@ -120,7 +120,6 @@ class Loader:
             num_workers=processes,
             prefetch_factor=max(2, -(-AHEAD * self._parts // processes)),
             multiprocessing_context=context,
-            worker_init_fn=_quiet,
         )
         for made in loader:
             if isinstance(made, TrainingError):
@@ -167,8 +166,3 @@ class _Queue:
 
     def __iter__(self) -> Iterator[Task]:
         return self._tasks
-
-
-def _quiet(_worker: int) -> None:
-    """One thread for each process: there are as many processes as cores are to be used."""
-    torch.set_num_threads(1)

@@ -94,7 +94,7 @@ class RangeReader:
         ends = [start + int(table.second[row]) for start, row in zip(starts, rows, strict=True)]
         fs, _ = open_filesystem(self._files.uri)
         missing: FileNotFoundError | None = None
-        with told(f"s3://{wanted[0]}"):
+        with told(self._files.place(int(self._table.file[rows[0]]))):
             try:
                 # An empty file has no range to ask for.
                 filled = [i for i, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start]
@@ -154,8 +154,7 @@ class ParquetReader:
             return values
 
     def _load(self, number: int, group: int) -> pa.Array:
-        path = self._files.paths[number]
-        place = f"s3://{path}" if self._files.remote else path
+        place = self._files.place(number)
         with told(place):
             try:
                 parquet = self._parquet(number)

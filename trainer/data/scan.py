@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.data.sources import IMAGE_SUFFIXES, Files
+from trainer.data.sources import IMAGE_SUFFIXES, Files, suffix_of
 from trainer.errors import DataError
 from trainer.storage import open_filesystem, told
 
@@ -65,7 +65,7 @@ def opened(files: Files, number: int) -> Iterator[IO[bytes]]:
             yield file
         return
     fs, _ = open_filesystem(files.uri)
-    with told(f"s3://{path}"), fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead") as file:
+    with told(files.place(number)), fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead") as file:
         yield file
 
 
@@ -103,7 +103,7 @@ def _numbered(values: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]
 
 
 def _scan_tars(files: Files) -> Table:
-    names: list[str] = []
+    members: list[str] = []
     places: list[tuple[int, int, int]] = []
     keys: list[tuple[int, str]] = []
     texts: dict[tuple[int, str], str] = {}
@@ -115,15 +115,16 @@ def _scan_tars(files: Files) -> Table:
                     if text is not None:
                         texts[key] = text
                     else:
-                        names.append(member if len(files.names) == 1 else f"{shard}/{member}")
+                        members.append(member)
                         places.append((number, offset, size))
                         keys.append(key)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise DataError(
                 f"dataset.uri: the shard {shard} of {files.uri} is damaged or no tar: {error}; make it anew"
             ) from error
-    members = [name if len(files.names) == 1 else name.partition(".tar/")[2] for name in names]
     classes, labels = _labels_of_members([texts.get(key) for key in keys], members)
+    pairs = zip(members, places, strict=True)
+    names = members if len(files.names) == 1 else [f"{files.names[place[0]]}/{member}" for member, place in pairs]
     columns = np.array(places, dtype=np.int64).reshape(-1, 3)
     return Table(names, columns[:, 0].astype(np.int32), columns[:, 1], columns[:, 2], labels, classes)
 
@@ -142,7 +143,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, int, int, str | None]]:
                 continue
             if member.offset_data + member.size > end:
                 raise tarfile.ReadError(f"it ends inside {member.name}")
-            suffix = posixpath.splitext(member.name)[1].lower()
+            suffix = suffix_of(member.name)
             if suffix in IMAGE_SUFFIXES:
                 yield member.name, member.offset_data, member.size, None
             elif suffix == ".cls" and (content := tar.extractfile(member)):

@@ -44,6 +44,10 @@ class Files:
     listing: str
     """Identity of the list as it is now: changes when a file is added, taken away or written again."""
 
+    def place(self, number: int) -> str:
+        """Where a file lies, for people."""
+        return f"s3://{self.paths[number]}" if self.remote else self.paths[number]
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -67,7 +71,7 @@ def find_files(dataset: DatasetSpec) -> Files:
         # The pattern is of names directly below the folder: a folder that fits gives all that is below it.
         found = [file for file in found if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
     kind = _kind(dataset, found)
-    mine = sorted((file for file in found if _suffix(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
+    mine = sorted((file for file in found if suffix_of(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
     passed = len(found) - len(mine)
     if passed:
         logger.info("%s: %d other files beside its %d %s files are passed over", uri, passed, len(mine), kind)
@@ -86,7 +90,7 @@ def find_files(dataset: DatasetSpec) -> Files:
 def _kind(dataset: DatasetSpec, found: Sequence[_Found]) -> Kind:
     """The format asked for, or the only one whose files there are."""
     there: dict[Kind, int] = {
-        kind: sum(_suffix(file.name) in suffixes for file in found) for kind, suffixes in SUFFIXES.items()
+        kind: sum(suffix_of(file.name) in suffixes for file in found) for kind, suffixes in SUFFIXES.items()
     }
     kinds = [kind for kind, count in there.items() if count]
     if dataset.format == "auto" and len(kinds) == 1:
@@ -109,7 +113,7 @@ def _kind(dataset: DatasetSpec, found: Sequence[_Found]) -> Kind:
     )
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
     return posixpath.splitext(name)[1].lower()
 
 

@@ -141,6 +141,17 @@ def test_labels_of_tars_are_cls_members_or_folders(tmp_path):
     assert partly.labels is None
 
 
+def test_shards_of_any_name_have_the_labels_of_their_members_folders(tmp_path):
+    one, two = picture(1, (20, 20)), picture(2, (20, 20))
+    for name, image, folder in (("one.TAR", one, "dog"), ("my.tar/two.tar", two, "cat")):
+        made = tar_of(tmp_path / folder, (f"{folder}/1.jpg", image)) / "a.tar"
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        made.rename(tmp_path / "data" / name)
+    images = opened(tmp_path / "data", tmp_path)
+    assert list(images.index.table.names) == ["my.tar/two.tar/cat/1.jpg", "one.TAR/dog/1.jpg"]
+    assert (images.labels.tolist(), images.index.table.classes) == ([0, 1], ("cat", "dog"))
+
+
 def test_labels_of_parquet_are_a_column_of_numbers_or_words(tmp_path):
     made = samples(6)
     data = tmp_path / "data"
