@@ -84,8 +84,10 @@ class Job(Base):
     priority: Mapped[int]
     labels: Mapped[dict[str, str]]
     spec: Mapped[dict[str, Any]]
-    resolved: Mapped[bool] = mapped_column(default=False)
-    """Whether `spec` has every `auto` filled in."""
+    """As submitted, with defaults."""
+    resolved_spec: Mapped[dict[str, Any] | None]
+    """With every `auto` that the cluster decides filled in; None until an attempt was admitted."""
+    notes: Mapped[str] = mapped_column(Text, default="")
     dataset_uri: Mapped[str] = mapped_column(Text)
     dataset_images: Mapped[int | None]
     """Readable images, once an attempt has counted them."""
@@ -102,11 +104,20 @@ class Job(Base):
     """Restarts in a row, charged or not; sets the back-off."""
     not_before: Mapped[datetime | None]
     """The next attempt waits until then."""
+    waiting_since: Mapped[datetime] = mapped_column(default=now)
+    """When it last began to wait for an attempt."""
+    deleted_at: Mapped[datetime | None]
+    """When somebody deleted it: gone for people, while the controller removes what it left."""
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
     body_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+
+    @property
+    def run_spec(self) -> dict[str, Any]:
+        """The spec that an attempt runs: the resolved one where there is one."""
+        return self.resolved_spec or self.spec
 
 
 class Attempt(Base):
@@ -129,9 +140,16 @@ class Attempt(Base):
     commanded_at: Mapped[datetime | None]
     stop_asked_at: Mapped[datetime | None]
     """When Ray was asked to stop it."""
+    heartbeat: Mapped[float | None]
+    """The last one seen, in seconds since 1970 by the worker's clock."""
+    heartbeat_at: Mapped[datetime | None]
+    """When it was first seen, by ours."""
+    workers: Mapped[int | None]
     checkpoint: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+    """When what it left unfinished was removed."""
 
 
 class Event(Base):
@@ -158,6 +176,22 @@ class Token(Base):
     owner: Mapped[str] = mapped_column(String(100))
     role: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Lease(Base):
+    """The right to act as the one controller, held by beating."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(String(200))
+    """Host, process and a random part; None where it was given back."""
+    beat: Mapped[int] = mapped_column(default=0)
+    """Rises with every sign of life: others compare it with what they saw before, and no clocks."""
+    beat_at: Mapped[datetime] = mapped_column(default=now)
+    """For people and for readiness."""
+    round_at: Mapped[datetime | None]
+    """When the holder last finished a round."""
 
 
 class Database:

@@ -204,7 +204,7 @@ class Reconciler:
             # Ray's own log is the only word of an attempt that could not store its outcome.
             tail = self._ray.log_tail(before.submission_id)
             ended = Ended(ended.state, ended.reason, f"{ended.message} Its log ends: {tail}", ended.checkpoint)
-        step = settle(loaded, ended, parse_spec(loaded.spec).retry.max_failures)
+        step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures)
         result = self._result(loaded, seen.run) if step.state is State.SUCCEEDED else None
         self._end_run(loaded, step.state)
         with self._database.session() as session:
@@ -229,7 +229,7 @@ class Reconciler:
             self._mlflow.end_run(job.run_id, RUN_STATUS[state])
 
     def _result(self, job: Job, run: RunView | None) -> Result:
-        spec = parse_spec(job.spec)
+        spec = parse_spec(job.run_spec)
         version = self._mlflow.version_of_job(spec.register_as, job.id) if spec.register_as else None
         metrics = {key: value for key, value in (run.metrics if run else {}).items() if key.startswith(RESULT_METRICS)}
         backbone = BackboneRef(name=version.name, version=version.version) if version else None
@@ -240,7 +240,7 @@ class Reconciler:
     def _start_waiting(self) -> None:
         with self._database.read() as session:
             waiting = repository.waiting(session)
-            taken = [gang(parse_spec(job.spec)) for job, attempt in repository.active(session) if _is_live(attempt)]
+            taken = [gang(parse_spec(job.run_spec)) for job, attempt in repository.active(session) if _is_live(attempt)]
         if not waiting:
             return
         try:
@@ -262,7 +262,7 @@ class Reconciler:
                 elif job.state == State.RECOVERING:  # why it recovers stays
                     note(session, job, Reason(job.reason) if job.reason else None, admission.message, ACTOR)
             return
-        spec = resolve(parse_spec(loaded.spec), shape)
+        spec = resolve(parse_spec(loaded.run_spec), shape)
         tags = {
             names.TAG_METHOD: spec.method.name,
             names.TAG_EPOCHS: str(spec.optimization.epochs),
@@ -276,7 +276,7 @@ class Reconciler:
             job = repository.get(session, loaded.id)
             if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
                 raise StaleState(f"job {job.id} is {job.state} now")
-            job.spec, job.resolved = spec.model_dump(mode="json"), True
+            job.resolved_spec = spec.model_dump(mode="json")
             job.run_id, job.artifact_uri = run_id, artifact_uri
             job.attempts += 1
             number = job.attempts
@@ -302,7 +302,7 @@ def _is_live(attempt: Attempt | None) -> bool:
 
 
 def _waiting(job: Job, shape: ClusterShape) -> Waiting:
-    return Waiting(job.id, resolve(parse_spec(job.spec), shape), job.not_before)
+    return Waiting(job.id, resolve(parse_spec(job.run_spec), shape), job.not_before)
 
 
 def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
@@ -315,7 +315,7 @@ def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
         tracking_uri=tracking_uri,
         artifact_uri=job.artifact_uri,
         since_attempt=job.since_attempt,
-        spec=parse_spec(job.spec),
+        spec=parse_spec(job.run_spec),
     )
 
 
@@ -328,7 +328,7 @@ def _record(job: Job, run: RunView) -> None:
     """What a run's metrics and tags tell about its job."""
     images = run.tags.get(names.TAG_IMAGES)
     job.dataset_images = int(images) if images else job.dataset_images
-    progress = progress_of(job.spec, run.metrics, run.tags.get(names.TAG_STEPS))
+    progress = progress_of(job.run_spec, run.metrics, run.tags.get(names.TAG_STEPS))
     if progress:
         job.progress = progress.model_dump(mode="json")
 

@@ -228,5 +228,5 @@ def image(parts: Parts, job_id: str, name: str) -> bytes:
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
-    fields: dict[str, Any] = {name: getattr(job, name) for name in JobView.model_fields}
+    fields: dict[str, Any] = {name: getattr(job, name) for name in JobView.model_fields} | {"spec": job.run_spec}
     return JobView.model_validate(fields)

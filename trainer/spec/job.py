@@ -31,7 +31,13 @@ class Reason(StrEnum):
     SPEC_ERROR = "spec_error"
     START_FAILED = "start_failed"
     """The attempt's process ended before it could run."""
+    PREEMPTED = "preempted"
+    """Its node was drained or taken away, or somebody else stopped it."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """It showed no life for too long and was stopped."""
     INSUFFICIENT_RESOURCES = "insufficient_resources"
+    USER_LIMIT = "user_limit"
+    """Its owner runs as many jobs as are allowed at a time."""
     CANCELLED_BY_USER = "cancelled_by_user"
     PAUSED_BY_USER = "paused_by_user"
 

@@ -36,7 +36,7 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
     world.run_attempt(job_id)
     job = job_of(world.database, job_id)
     assert job.started_at is not None
-    assert job.resolved
+    assert job.resolved_spec
 
     run = world.mlflow.runs[job.run_id]
     run.metrics |= {names.SAMPLES: 640.0, names.EPOCH: 0.5, names.LOSS: 0.7, names.IMAGES_PER_S: 64.0}
