@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import httpx
 
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest
-from trainer.spec.plan import ClusterShape
+from trainer.spec.plan import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0
 """The first submission after Ray has started takes five seconds."""
@@ -34,8 +36,18 @@ class RayState(StrEnum):
         return self in {RayState.SUCCEEDED, RayState.FAILED, RayState.STOPPED}
 
 
+@dataclass(frozen=True)
+class Submission:
+    """Ray's record of a submission, which it keeps for ever unless it is deleted."""
+
+    state: RayState
+    ended_at: datetime | None
+    metadata: dict[str, str]
+    """What was submitted with it: the job's id and the attempt's number, where it is one of ours."""
+
+
 class ClusterUnreachable(Exception):
-    """Ray did not answer."""
+    """Ray did not answer, or refused."""
 
 
 class RayCluster:
@@ -53,17 +65,32 @@ class RayCluster:
         self._call("GET", "/api/version")
 
     def shape(self) -> ClusterShape:
-        """CPUs and GPUs of all living nodes; raises `ClusterUnreachable`."""
+        """CPUs and GPUs of each living node; raises `ClusterUnreachable`."""
         answer = self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
         try:
             nodes = answer.json()["data"]["result"]["result"]
-            totals = [node["resources_total"] for node in nodes if node["state"] == "ALIVE"]
+            living = [_node(node) for node in nodes if node["state"] == "ALIVE"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ClusterUnreachable(f"{self._http.base_url}: the answer is not Ray's: {answer.text[:200]}") from error
-        return ClusterShape(
-            cpus=int(sum(total.get("CPU", 0) for total in totals)),
-            gpus=int(sum(total.get("GPU", 0) for total in totals)),
-        )
+            raise self._not_rays(answer) from error
+        return ClusterShape(tuple(living))
+
+    def submissions(self) -> dict[str, Submission]:
+        """All submissions that Ray keeps records of, by id; raises `ClusterUnreachable`."""
+        answer = self._call("GET", "/api/jobs/")
+        try:
+            records = [record for record in answer.json() if record["submission_id"]]  # the others are drivers
+            return {record["submission_id"]: _submission(record) for record in records}
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_rays(answer) from error
+
+    def delete(self, submission_id: str) -> None:
+        """Forget a submission that has ended; one that is gone already is no error.
+
+        Raises `ClusterUnreachable`, also for a submission that still runs: Ray refuses that.
+        """
+        answer = self._send("DELETE", f"/api/jobs/{submission_id}")
+        if answer.is_error and not _is_absent(answer, submission_id):
+            raise _refused(answer)
 
     def state(self, submission_id: str) -> RayState:
         """Never raises for a cluster out of reach: that is `UNKNOWN`."""
@@ -71,8 +98,8 @@ class RayCluster:
             answer = self._send("GET", f"/api/jobs/{submission_id}")
         except ClusterUnreachable:
             return RayState.UNKNOWN
-        if answer.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in answer.text:
-            return RayState.ABSENT  # in Ray's own words: a proxy's 404 says nothing of the job
+        if _is_absent(answer, submission_id):
+            return RayState.ABSENT
         if answer.status_code != httpx.codes.OK:
             return RayState.UNKNOWN
         try:
@@ -112,8 +139,11 @@ class RayCluster:
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
         answer = self._send(method, path, json)
         if answer.is_error:
-            raise ClusterUnreachable(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
+            raise _refused(answer)
         return answer
+
+    def _not_rays(self, answer: httpx.Response) -> ClusterUnreachable:
+        return ClusterUnreachable(f"{self._http.base_url}: the answer is not Ray's: {answer.text[:200]}")
 
     def _send(self, method: str, path: str, json: Any = None) -> httpx.Response:
         # Read anew each time: an operator may change the token while the service runs.
@@ -123,3 +153,26 @@ class RayCluster:
             return self._http.request(method, path, json=json, headers=headers)
         except httpx.HTTPError as error:
             raise ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
+
+
+def _is_absent(answer: httpx.Response, submission_id: str) -> bool:
+    """In Ray's own words: a proxy's 404 says nothing of the job."""
+    return answer.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in answer.text
+
+
+def _refused(answer: httpx.Response) -> ClusterUnreachable:
+    return ClusterUnreachable(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
+
+
+def _node(node: dict[str, Any]) -> NodeShape:
+    total = node["resources_total"]
+    return NodeShape(int(total.get("CPU", 0)), int(total.get("GPU", 0)), node["node_id"], node["node_ip"])
+
+
+def _submission(record: dict[str, Any]) -> Submission:
+    ended = record["end_time"]  # milliseconds
+    return Submission(
+        state=RayState(record["status"]),
+        ended_at=datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
+        metadata=record["metadata"] or {},
+    )

@@ -19,7 +19,7 @@ from service.db import Attempt, Database, Job, now
 from service.jobs import repository
 from service.jobs.decide import Decision, Ended, Patience, Seen, decide, settle
 from service.jobs.lifecycle import StaleState, note, transition
-from service.jobs.scheduler import Admission, Waiting, admit
+from service.jobs.scheduler import Admission, Limits, Running, Waiting, admit
 from service.jobs.schemas import BackboneRef, Progress, Result, State
 from service.settings import Settings
 from trainer.spec import names
@@ -240,7 +240,11 @@ class Reconciler:
     def _start_waiting(self) -> None:
         with self._database.read() as session:
             waiting = repository.waiting(session)
-            taken = [gang(parse_spec(job.run_spec)) for job, attempt in repository.active(session) if _is_live(attempt)]
+            running = [
+                Running(job.id, job.owner, gang(parse_spec(job.run_spec)))
+                for job, attempt in repository.active(session)
+                if _is_live(attempt)
+            ]
         if not waiting:
             return
         try:
@@ -249,7 +253,8 @@ class Reconciler:
             self._tell_down("Cluster", str(error))
             return
         self._tell_up("Cluster")
-        for admission in admit([_waiting(job, shape) for job in waiting], taken, shape, now()):
+        limits = Limits(running_per_user=None, passing_s=1800.0)
+        for admission in admit([_waiting(job, shape) for job in waiting], running, shape, now(), limits):
             job = next(job for job in waiting if job.id == admission.job_id)
             self._guarded(job, partial(self._start, job, admission, shape))
 
@@ -302,7 +307,15 @@ def _is_live(attempt: Attempt | None) -> bool:
 
 
 def _waiting(job: Job, shape: ClusterShape) -> Waiting:
-    return Waiting(job.id, resolve(parse_spec(job.run_spec), shape), job.not_before)
+    return Waiting(
+        job.id,
+        job.owner,
+        resolve(parse_spec(job.run_spec), shape),
+        job.priority,
+        job.waiting_since,
+        job.not_before,
+        recovering=job.state == State.RECOVERING,
+    )
 
 
 def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:

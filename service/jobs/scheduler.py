@@ -1,22 +1,66 @@
-"""Who starts next: recovering jobs, then by priority, then by age; a job starts with all its workers or not at all."""
+"""Who starts next.
+
+Order: recovering jobs, then by priority, then by the time they have waited. A job starts with all its workers or not
+at all, each worker whole on one node.
+
+A job may pass one before it that has to wait, within a bound: until the one passed has waited for
+`Limits.passing_s`, whatever is free may be used; from then on only what cannot delay it, so that the cluster drains
+for it. A job that can never run here and one over its user's limit hold back nobody.
+
+Which node a running worker is on is not known here: running gangs are packed as Ray's own PACK strategy would pack
+them on an empty cluster. Ray has the last word: where this differs from what it did, an attempt waits in `starting`.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Literal
 
-from trainer.spec.plan import ClusterShape, gang, impossible
+from trainer.spec.job import Reason
+from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, impossible, plural, resolve
 from trainer.spec.pretrain import PretrainSpec
+
+NEWCOMER = "~"
+"""Stands for the id of a job that is not submitted yet; sorts after all that are."""
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job that waits for an attempt, with its resolved spec."""
+    """A job that waits for an attempt."""
 
     job_id: str
+    owner: str
     spec: PretrainSpec
+    """Resolved."""
+    priority: int
+    since: datetime
+    """When it began to wait."""
     not_before: datetime | None = None
+    """It backs off until then. A recovering job that would fit keeps its room meanwhile: a newcomer could else take
+    what it is about to use again."""
+    recovering: bool = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job with an attempt under way."""
+
+    job_id: str
+    owner: str
+    gang: Gang
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an operator sets."""
+
+    running_per_user: int | None
+    """Jobs of one user that may run at a time, recovering ones among them; None for any number."""
+    passing_s: float
+    """Seconds for which a waiting job may be passed by others that delay it."""
 
 
 @dataclass(frozen=True)
@@ -25,44 +69,190 @@ class Admission:
 
     job_id: str
     start: bool
+    reason: Reason | None
+    """Why it waits; None where it starts."""
     message: str
 
 
 def admit(
-    waiting: Sequence[Waiting], taken: Sequence[ClusterShape], cluster: ClusterShape, moment: datetime
+    waiting: Sequence[Waiting], running: Sequence[Running], cluster: ClusterShape, moment: datetime, limits: Limits
 ) -> list[Admission]:
-    """Decide about every waiting job, given in order. ``taken`` are the gangs of attempts under way.
+    """Decide about every waiting job that does not back off, in the order they get their turn.
 
-    No job passes one before it that could run on this cluster but has to wait; a job that never can is passed.
+    Pure. ``waiting`` may come in any order, ``running`` should come in the order of their start.
     """
-    free = ClusterShape(cluster.cpus - sum(g.cpus for g in taken), cluster.gpus - sum(g.gpus for g in taken))
-    blocked: str | None = None
-    decisions: list[Admission] = []
-    for job in waiting:
-        if job.not_before and job.not_before > moment:
-            continue
-        needs = gang(job.spec)
-        never = impossible(job.spec, cluster)
+    turn = _Turn(waiting, running, cluster, moment, limits)
+    ordered = sorted(waiting, key=lambda job: (not job.recovering, -job.priority, job.since, job.job_id))
+    decisions = [turn.decide(job) for job in ordered]
+    return [decision for decision in decisions if decision]
+
+
+def fits(
+    spec: PretrainSpec,
+    owner: str,
+    waiting: Sequence[Waiting],
+    running: Sequence[Running],
+    cluster: ClusterShape,
+    moment: datetime,
+    limits: Limits,
+) -> tuple[Literal["now", "later", "never"], str]:
+    """When a spec would start, were it submitted now by this owner, and why, in a sentence."""
+    resolved = resolve(spec, cluster)
+    newcomer = Waiting(NEWCOMER, owner, resolved, spec.priority, since=moment)
+    found = admit([*waiting, newcomer], running, cluster, moment, limits)
+    decision = next(admission for admission in found if admission.job_id == NEWCOMER)
+    if decision.start:
+        return "now", decision.message
+    return "never" if impossible(resolved, cluster) else "later", decision.message
+
+
+class _Turn:
+    """The nodes while jobs are decided about, one after the other."""
+
+    def __init__(
+        self,
+        waiting: Sequence[Waiting],
+        running: Sequence[Running],
+        cluster: ClusterShape,
+        moment: datetime,
+        limits: Limits,
+    ) -> None:
+        self._cluster, self._moment, self._limits = cluster, moment, limits
+        self._free = _packed([job.gang for job in running], cluster)
+        self._open = list(self._free)
+        """What of the free the next job may take: it delays no job that may not be delayed."""
+        self._backing_off: list[tuple[Waiting, list[int]]] = []
+        self._overdue: list[Waiting] = []
+        self._counts = Counter(job.owner for job in running)
+        self._counts.update(job.owner for job in waiting if job.recovering)
+
+    def decide(self, job: Waiting) -> Admission | None:
+        """None for a job that backs off."""
+        never, needs = impossible(job.spec, self._cluster), gang(job.spec)
         if never:
-            decisions.append(Admission(job.job_id, False, f"Cannot start on this cluster: {never}."))
-        elif blocked:
-            decisions.append(Admission(job.job_id, False, f"Waits for its turn behind {blocked}."))
-        elif needs.cpus > free.cpus or needs.gpus > free.gpus:
-            blocked = job.job_id
-            decisions.append(
-                Admission(job.job_id, False, f"Waits for resources: needs {_shortfall(needs, free, cluster)}.")
+            return _waits(job, Reason.INSUFFICIENT_RESOURCES, f"Cannot start on this cluster: {never}.")
+        limit, runs = self._limits.running_per_user, self._counts[job.owner]
+        if limit is not None and runs >= limit and not job.recovering:
+            return _waits(job, Reason.USER_LIMIT, _over_limit(job.owner, runs, limit))
+        backs_off = job.not_before is not None and job.not_before > self._moment
+        if backs_off and not job.recovering:
+            return None
+        places = _place(self._open, needs)
+        if places is None:
+            decision = _waits(job, Reason.INSUFFICIENT_RESOURCES, self._why(needs))
+            self._hold(job, needs)
+            return None if backs_off else decision
+        self._take(places, needs)
+        if backs_off:
+            self._backing_off.append((job, places))
+            return None
+        self._counts[job.owner] += not job.recovering
+        return Admission(job.job_id, True, None, f"It takes {needs}.")
+
+    def _take(self, places: list[int], needs: Gang) -> None:
+        self._free, self._open = _less(self._free, places, needs), _less(self._open, places, needs)
+
+    def _hold(self, job: Waiting, needs: Gang) -> None:
+        """From its bound on, those behind a job that waits get only what is no use to it."""
+        if self._moment - job.since < timedelta(seconds=self._limits.passing_s):
+            return
+        self._overdue.append(job)
+        spare = self._spare(needs)
+        self._open = [
+            replace(a, cpus=min(a.cpus, b.cpus), gpus=min(a.gpus, b.gpus))
+            for a, b in zip(self._open, spare, strict=True)
+        ]
+
+    def _spare(self, needs: Gang) -> list[NodeShape]:
+        """What of the free nodes a gang can never use, whichever of the running jobs end."""
+        spare = []
+        for node, whole in zip(self._free, self._cluster.nodes, strict=True):
+            most = min(needs.workers, whole.holds(needs.cpus, needs.gpus))
+            spare.append(
+                replace(node, cpus=max(0, node.cpus - most * needs.cpus), gpus=max(0, node.gpus - most * needs.gpus))
             )
-        else:
-            free = ClusterShape(free.cpus - needs.cpus, free.gpus - needs.gpus)
-            decisions.append(Admission(job.job_id, True, f"It takes {_amount(needs)}."))
-    return decisions
+        return spare
+
+    def _why(self, needs: Gang) -> str:
+        """Why a gang that does not fit has to wait: behind whom, or what is short."""
+        if _place(self._free, needs) is not None:
+            stops = (job for job in self._overdue if _place(self._spare(gang(job.spec)), needs) is None)
+            first = next(stops, self._overdue[-1])
+            return (
+                f"Waits behind {first.job_id}: it has waited for {self._limits.passing_s / 60:g} minutes or more, "
+                "and nothing that would delay it starts before it."
+            )
+        freed = self._free
+        for job, places in self._backing_off:
+            freed = _less(freed, [-count for count in places], gang(job.spec))
+        if _place(freed, needs) is not None:
+            first, _ = self._backing_off[0]
+            return f"Waits behind {first.job_id}, which keeps its place while it recovers."
+        return f"Waits for resources: {_shortfall(needs, self._free, self._cluster)}."
 
 
-def _shortfall(needs: ClusterShape, free: ClusterShape, cluster: ClusterShape) -> str:
-    if needs.gpus > free.gpus:
-        return f"{needs.gpus} GPUs, {free.gpus} free, {cluster.gpus} in the cluster"
-    return f"{needs.cpus} CPUs, {free.cpus} free, {cluster.cpus} in the cluster"
+def _waits(job: Waiting, reason: Reason, message: str) -> Admission:
+    return Admission(job.job_id, False, reason, message)
 
 
-def _amount(needs: ClusterShape) -> str:
-    return f"{needs.gpus} GPUs and {needs.cpus} CPUs" if needs.gpus else f"{needs.cpus} CPUs"
+def _over_limit(owner: str, runs: int, limit: int) -> str:
+    return f"{owner} runs {plural(runs, 'job')}, and {limit} {'is' if limit == 1 else 'are'} allowed at a time"
+
+
+def _shortfall(needs: Gang, free: Sequence[NodeShape], cluster: ClusterShape) -> str:
+    left = ClusterShape(tuple(free))
+    if needs.all_gpus > left.gpus:
+        return f"needs {plural(needs.all_gpus, 'GPU')}, {left.gpus} free, {cluster.gpus} in the cluster"
+    if needs.all_cpus > left.cpus:
+        return f"needs {plural(needs.all_cpus, 'CPU')}, {left.cpus} free, {cluster.cpus} in the cluster"
+    fitting = left.holds(needs.cpus, needs.gpus)
+    return f"needs {needs}; {fitting or 'none'} {'fit' if fitting > 1 else 'fits'} on the nodes as they are"
+
+
+# --- placing gangs on nodes -------------------------------------------------------------------------------------------
+
+
+def _place(free: Sequence[NodeShape], needs: Gang) -> list[int] | None:
+    """How many workers each node gets; None where they do not all fit."""
+    places = _pack(free, needs)
+    return places if sum(places) == needs.workers else None
+
+
+def _pack(free: Sequence[NodeShape], needs: Gang) -> list[int]:
+    """As many workers as fit, as Ray packs them: the emptiest node is filled up first, then the next."""
+    places, left = [0] * len(free), needs.workers
+    for index in sorted(range(len(free)), key=lambda index: -_score(free[index], needs)):
+        places[index] = min(left, free[index].holds(needs.cpus, needs.gpus))
+        left -= places[index]
+    return places
+
+
+def _score(node: NodeShape, needs: Gang) -> float:
+    """Ray's: the shares of what is free that a worker would leave."""
+    wanted = [(node.cpus, needs.cpus), (node.gpus, needs.gpus)]
+    return sum((has - takes) / has for has, takes in wanted if has and takes)
+
+
+def _less(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> list[NodeShape]:
+    return [
+        replace(node, cpus=node.cpus - count * needs.cpus, gpus=node.gpus - count * needs.gpus)
+        for node, count in zip(free, places, strict=True)
+    ]
+
+
+def _packed(gangs: Sequence[Gang], cluster: ClusterShape) -> list[NodeShape]:
+    """What these gangs leave free.
+
+    What no longer fits whole, on a cluster that shrank or because Ray placed them otherwise, is taken from whatever
+    node has it, so that the sums are right.
+    """
+    free = list(cluster.nodes)
+    for needs in gangs:
+        places = _pack(free, needs)
+        free = _less(free, places, needs)
+        left = needs.workers - sum(places)
+        cpus, gpus = left * needs.cpus, left * needs.gpus
+        for index, node in enumerate(free):
+            free[index] = replace(node, cpus=max(0, node.cpus - cpus), gpus=max(0, node.gpus - gpus))
+            cpus, gpus = max(0, cpus - node.cpus), max(0, gpus - node.gpus)
+    return free

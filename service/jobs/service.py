@@ -102,7 +102,7 @@ def plan(parts: Parts, spec: PretrainSpec) -> PlanView:
         parameters=Parameters(encoder=encoder, decoder=decoder),
         steps=Steps(**vars(schedule)) if schedule else None,
         memory_per_worker_bytes=memory_per_worker(resolved.model, resolved.method, least, bf16),
-        gang=Gang(cpus=needs.cpus, gpus=needs.gpus),
+        gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
         possible=never is None,
         message=never or f"{resolved.resources.workers} workers of the cluster's {shape.cpus} CPUs, {shape.gpus} GPUs",
     )

@@ -18,32 +18,91 @@ HELD_OUT_SHARE, HELD_OUT_MAX = 10, 2048
 
 
 @dataclass(frozen=True)
-class ClusterShape:
-    """What a cluster has in all, busy or not."""
+class NodeShape:
+    """What one node has, or has left, in whole CPUs and GPUs."""
 
     cpus: int
-    gpus: int
+    gpus: int = 0
+    id: str = ""
+    """Ray's id of the node."""
+    ip: str = ""
+
+    def holds(self, cpus: int, gpus: int) -> int:
+        """How many workers of this size fit on it."""
+        return min(self.cpus // cpus, self.gpus // gpus) if gpus else self.cpus // cpus
+
+
+@dataclass(frozen=True)
+class ClusterShape:
+    """What a cluster's nodes have in all, busy or not."""
+
+    nodes: tuple[NodeShape, ...]
+
+    @classmethod
+    def of(cls, cpus: int, gpus: int = 0) -> Self:
+        """A cluster of one node."""
+        return cls((NodeShape(cpus, gpus),))
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    def holds(self, cpus: int, gpus: int) -> int:
+        """How many workers of this size fit, none of them on two nodes."""
+        return sum(node.holds(cpus, gpus) for node in self.nodes)
+
+
+@dataclass(frozen=True)
+class Gang:
+    """Workers that start together or not at all, each with so many CPUs and GPUs on one node."""
+
+    workers: int
+    cpus: int
+    gpus: int = 0
+
+    @property
+    def all_cpus(self) -> int:
+        return self.workers * self.cpus
+
+    @property
+    def all_gpus(self) -> int:
+        return self.workers * self.gpus
+
+    def __str__(self) -> str:
+        each = f"{plural(self.gpus, 'GPU')} and {plural(self.cpus, 'CPU')}" if self.gpus else plural(self.cpus, "CPU")
+        return f"{plural(self.workers, 'worker')} of {each}{' each' if self.workers > 1 else ''}"
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 GPU`, `2 GPUs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
     """The spec with every `auto` of its resources and the CPU's micro batch filled in. Resolving twice changes nothing.
 
+    `workers` takes all GPUs, and `cpus_per_worker` no more than lets all workers be placed on the nodes.
     `optimization.precision`, `compile` and a GPU's `micro_batch_size`, `augmentation.mean` and `std`, and
     `evaluation.probes` stay as written: the worker settles them by its device and its data.
     """
     resources, batch = spec.resources, spec.optimization.global_batch_size
     gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
+    written = resources.cpus_per_worker
     if resources.workers != "auto":
         workers = resources.workers
     else:
-        limit = max(1, cluster.gpus) if gpus else 1
+        limit = max(1, cluster.holds(1 if written == "auto" else written, gpus)) if gpus else 1
         micro = spec.optimization.micro_batch_size
         shares = batch if micro == "auto" else batch // micro
         workers = max(n for n in range(1, min(limit, shares) + 1) if shares % n == 0)
-    if resources.cpus_per_worker != "auto":
-        cpus = resources.cpus_per_worker
+    if written != "auto":
+        cpus = written
     else:
-        cpus = min(MAX_AUTO_CPUS, max(1, cluster.cpus // workers))
+        cpus = max((n for n in range(1, MAX_AUTO_CPUS + 1) if cluster.holds(n, gpus) >= workers), default=1)
     loaders = resources.loader_processes
     if loaders == "auto":
         loaders = max(1, cpus - 1) if gpus else 0
@@ -66,28 +125,32 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
 
 def impossible(spec: PretrainSpec, cluster: ClusterShape) -> str | None:
     """Why a resolved spec can never run on this cluster, in a sentence; None if it can."""
-    workers, cpus, gpus = _gang(spec)
-    if workers * gpus > cluster.gpus:
-        return f"needs {workers * gpus} GPUs, {cluster.gpus} in the cluster: lower resources.workers or add nodes"
-    if workers * cpus > cluster.cpus:
+    needs = gang(spec)
+    if needs.all_gpus > cluster.gpus:
         return (
-            f"needs {workers * cpus} CPUs, {cluster.cpus} in the cluster: "
+            f"needs {plural(needs.all_gpus, 'GPU')}, {cluster.gpus} in the cluster: "
+            "lower resources.workers or add nodes"
+        )
+    if needs.all_cpus > cluster.cpus:
+        return (
+            f"needs {plural(needs.all_cpus, 'CPU')}, {cluster.cpus} in the cluster: "
+            "lower resources.workers or resources.cpus_per_worker, or add nodes"
+        )
+    fitting = cluster.holds(needs.cpus, needs.gpus)
+    if fitting < needs.workers:
+        return (
+            f"needs {needs}, and the cluster's nodes have room for {fitting or 'none'}: "
             "lower resources.workers or resources.cpus_per_worker, or add nodes"
         )
     return None
 
 
-def gang(spec: PretrainSpec) -> ClusterShape:
-    """The resources all workers of a resolved spec take together."""
-    workers, cpus, gpus = _gang(spec)
-    return ClusterShape(cpus=workers * cpus, gpus=workers * gpus)
-
-
-def _gang(spec: PretrainSpec) -> tuple[int, int, int]:
+def gang(spec: PretrainSpec) -> Gang:
+    """The workers of a resolved spec; raises `ValueError` for one that is not."""
     resources = spec.resources
     if resources.workers == "auto" or resources.cpus_per_worker == "auto" or resources.gpus_per_worker == "auto":
         raise ValueError("the spec is not resolved: call resolve() first")
-    return resources.workers, resources.cpus_per_worker, resources.gpus_per_worker
+    return Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import httpx
 from fastapi.testclient import TestClient
 
 from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, RunView, Version
-from service.adapters.ray_cluster import ClusterUnreachable, RayState
+from service.adapters.ray_cluster import ClusterUnreachable, RayState, Submission
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
 from trainer.spec import names
 from trainer.spec.dataset import DIGITS
 from trainer.spec.job import AttemptRequest, Command
-from trainer.spec.plan import ClusterShape
+from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 
 SPEC: dict[str, Any] = {
@@ -76,6 +76,8 @@ class FakeRay:
 
     cpus: int = 4
     gpus: int = 0
+    nodes: tuple[NodeShape, ...] = ()
+    """Instead of one node of ``cpus`` and ``gpus``."""
     reachable: bool = True
     answers_lost: int = 0
     """So many submissions are taken without the answer coming back."""
@@ -84,6 +86,9 @@ class FakeRay:
     stopped: list[str] = field(default_factory=list)
     broken: set[str] = field(default_factory=set)
     """Submissions that asking for raises an error of no expected kind."""
+    records: dict[str, Submission] = field(default_factory=dict)
+    """What Ray keeps of submissions beside those in ``jobs``, or of those with more than their state."""
+    deleted: list[str] = field(default_factory=list)
 
     def _reach(self) -> None:
         if not self.reachable:
@@ -91,7 +96,20 @@ class FakeRay:
 
     def shape(self) -> ClusterShape:
         self._reach()
-        return ClusterShape(self.cpus, self.gpus)
+        return ClusterShape(self.nodes) if self.nodes else ClusterShape.of(self.cpus, self.gpus)
+
+    def submissions(self) -> dict[str, Submission]:
+        self._reach()
+        return {name: Submission(state, None, {}) for name, state in self.jobs.items()} | self.records
+
+    def delete(self, submission_id: str) -> None:
+        self._reach()
+        record = self.submissions().get(submission_id)
+        if record and not record.state.ended:
+            raise ClusterUnreachable("Ray answered 500: it is not in a terminal state")
+        self.jobs.pop(submission_id, None)
+        self.records.pop(submission_id, None)
+        self.deleted.append(submission_id)
 
     def state(self, submission_id: str) -> RayState:
         if submission_id in self.broken:

@@ -49,7 +49,7 @@ def make_spec(**parts: Any) -> PretrainSpec:
     for name, changes in parts.items():
         if isinstance(changes, dict):
             data[name] = {**TINY.get(name, {}), **changes}
-    return resolve(parse_spec(data), ClusterShape(cpus=8, gpus=0))
+    return resolve(parse_spec(data), ClusterShape.of(cpus=8, gpus=0))
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def test_what_cannot_be_is_refused_with_the_field(dataset, field, words):
 @pytest.mark.parametrize(("gpus", "cpus", "processes"), [(0, 8, 0), (1, 8, 7), (1, 1, 1)])
 def test_a_gpu_is_fed_by_processes_and_a_cpu_by_threads(gpus, cpus, processes):
     resources = {"workers": 1, "gpus_per_worker": gpus, "cpus_per_worker": cpus}
-    resolved = resolve(spec_of(resources=resources), ClusterShape(cpus=8, gpus=1))
+    resolved = resolve(spec_of(resources=resources), ClusterShape.of(cpus=8, gpus=1))
     assert resolved.resources.loader_processes == processes
-    own = resolve(spec_of(resources=resources | {"loader_processes": 3}), ClusterShape(cpus=8, gpus=1))
+    own = resolve(spec_of(resources=resources | {"loader_processes": 3}), ClusterShape.of(cpus=8, gpus=1))
     assert own.resources.loader_processes == 3
