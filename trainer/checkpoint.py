@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -71,38 +72,67 @@ class Committed:
     manifest: Manifest
 
 
-def folder_name(step: int) -> str:
-    return f"{step:08d}"
+def place(attempt: int, step: int) -> str:
+    """A checkpoint's folder, relative to the run's artifact folder."""
+    return f"{checkpoint_folder(attempt)}/{step:08d}"
 
 
-def write(
-    directory: Path,
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at a step, apart from what training goes on to change."""
+
+    spec: PretrainSpec
+    state: State
+    metrics: dict[str, float]
+    """Of an evaluation at this very step."""
+    files: dict[str, dict[str, Tensor]]
+    """Tensors on the CPU by file and name."""
+
+
+def take(
     spec: PretrainSpec,
     state: State,
+    metrics: dict[str, float],
     student: nn.Module,
     teacher: nn.Module | None,
     optimizer: torch.optim.Optimizer,
-) -> None:
-    """Write a checkpoint's files, all but the manifest, into an empty local directory."""
-    save_file(student.state_dict(), directory / STUDENT)
+) -> Snapshot:
+    """Copy the state as it is now; on a GPU the copies run side by side and are waited for once."""
+    files = {STUDENT: student.state_dict(), OPTIMIZER: _moments(student, optimizer)}
     if teacher is not None:
-        save_file(teacher.state_dict(), directory / TEACHER)
-    save_file(_moments(student, optimizer), directory / OPTIMIZER)
-    (directory / STATE).write_text(state.model_dump_json(indent=1))
-    (directory / SPEC).write_text(spec.model_dump_json(indent=1))
+        files[TEACHER] = teacher.state_dict()
+    copies = {file: {name: _copy(tensor) for name, tensor in tensors.items()} for file, tensors in files.items()}
+    if any(tensor.is_cuda for tensors in files.values() for tensor in tensors.values()):
+        torch.cuda.synchronize()
+    return Snapshot(spec, state, metrics, copies)
 
 
-def describe(directory: Path, attempt: int, step: int, metrics: dict[str, float]) -> Manifest:
-    """The manifest of a local directory's files."""
+def _copy(tensor: Tensor) -> Tensor:
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
+def write(directory: Path, snapshot: Snapshot, attempt: int) -> Manifest:
+    """Write a checkpoint's files, all but the manifest, into an empty local directory; gives the manifest.
+
+    Raises `StorageError` for tensors and `OSError` for the rest where the disk refuses.
+    """
+    for name, tensors in snapshot.files.items():
+        try:
+            save_file(tensors, directory / name)
+        except SafetensorError as error:  # hides the system's own, a full disk's for one
+            raise StorageError(f"{directory / name}: {error}") from error
+    (directory / STATE).write_text(snapshot.state.model_dump_json(indent=1))
+    (directory / SPEC).write_text(snapshot.spec.model_dump_json(indent=1))
     files = {
         file.name: FileRecord(size=file.stat().st_size, sha256=sha256_of(file)) for file in sorted(directory.iterdir())
     }
-    return Manifest(attempt=attempt, step=step, metrics=metrics, files=files)
+    return Manifest(attempt=attempt, step=snapshot.state.step, metrics=snapshot.metrics, files=files)
 
 
 def commit(store: Store, manifest: Manifest) -> Committed:
     """Make a stored checkpoint count. All its files must be in place."""
-    folder = f"{checkpoint_folder(manifest.attempt)}/{folder_name(manifest.step)}"
+    folder = place(manifest.attempt, manifest.step)
     store.write(f"{folder}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
     return Committed(folder, manifest)
 
@@ -113,9 +143,8 @@ def committed(store: Store, since_attempt: int = 1) -> list[Committed]:
     for attempt in sorted(_numbers(store.names(CHECKPOINTS), prefix="a")):
         if attempt < since_attempt:
             continue
-        folder = checkpoint_folder(attempt)
-        for step in sorted(_numbers(store.names(folder))):
-            path = f"{folder}/{folder_name(step)}"
+        for step in sorted(_numbers(store.names(checkpoint_folder(attempt)))):
+            path = place(attempt, step)
             if store.exists(f"{path}/{MANIFEST}"):
                 found.append(Committed(path, Manifest.model_validate_json(store.read(f"{path}/{MANIFEST}"))))
     return found
@@ -151,9 +180,14 @@ def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> 
     best = min(rated, key=lambda c: c.manifest.metrics[best_metric], default=None)
     gone = [c for c in every[:-keep] if c is not best]
     for checkpoint in gone:
-        store.delete(f"{checkpoint.folder}/{MANIFEST}")  # first, so that half a folder never counts
-        store.delete(checkpoint.folder)
+        remove(store, checkpoint.folder)
     return [checkpoint.folder for checkpoint in gone]
+
+
+def remove(store: Store, folder: str) -> None:
+    """Delete a checkpoint, or what there is of one."""
+    store.delete(f"{folder}/{MANIFEST}")  # first, so that half a folder never counts
+    store.delete(folder)
 
 
 def sha256_of(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from datetime import timedelta
@@ -40,12 +41,12 @@ class Control:
         self._line, self._attempt = line, attempt
         self._action: Action | None = None
         self._generation = 0
+        self._last_beat, self._down = -math.inf, False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
 
     def start(self) -> None:
-        self._line.heartbeat()
-        self._listen()  # it may have been told to end before it could listen
+        self._turn()  # it may have been told to end before it could listen
         self._thread.start()
 
     def stop(self) -> None:
@@ -57,18 +58,21 @@ class Control:
         return self._action
 
     def _run(self) -> None:
-        last_beat, down = time.monotonic(), False
         while not self._ended.wait(POLL_SECONDS):
-            try:
-                self._listen()
-                if time.monotonic() - last_beat >= HEARTBEAT_SECONDS:
-                    self._line.heartbeat()
-                    last_beat = time.monotonic()
-                down = False
-            except Exception as error:  # noqa: BLE001 - any failure of the line: training goes on without it
-                if not down:
-                    logger.warning("MLflow cannot be reached; commands and heartbeat wait for it: %s", error)
-                down = True
+            self._turn()
+
+    def _turn(self) -> None:
+        """Listen, and show life where it is time to."""
+        try:
+            self._listen()
+            if time.monotonic() - self._last_beat >= HEARTBEAT_SECONDS:
+                self._line.heartbeat()
+                self._last_beat = time.monotonic()
+            self._down = False
+        except Exception as error:  # noqa: BLE001 - any failure of the line: training goes on without it
+            if not self._down:
+                logger.warning("MLflow cannot be reached; commands and heartbeat wait for it: %s", error)
+            self._down = True
 
     def _listen(self) -> None:
         command = self._line.read_command()
@@ -81,20 +85,24 @@ class Control:
 
 
 class Agreement:
-    """All ranks take the same action at the same step."""
+    """All ranks take the same action and the same checkpoints at the same step."""
 
     def __init__(self, world: int) -> None:
         # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer. Patient: the
         # other ranks wait here while the first looks at every image of a large dataset.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
 
-    def __call__(self, wanted: Action | None) -> Action | None:
-        """The heaviest action any rank wants. Every rank calls this at the same step."""
+    def __call__(self, wanted: Action | None, due: bool) -> tuple[Action | None, bool]:
+        """The heaviest action any rank wants, and whether any has a checkpoint due.
+
+        Every rank calls this at the same step.
+        """
         if self._group is None:
-            return wanted
-        weight = torch.tensor([ACTIONS.index(wanted)], dtype=torch.int32)
-        dist.all_reduce(weight, op=dist.ReduceOp.MAX, group=self._group)
-        return ACTIONS[int(weight.item())]
+            return wanted, due
+        weights = torch.tensor([ACTIONS.index(wanted), int(due)], dtype=torch.int32)
+        dist.all_reduce(weights, op=dist.ReduceOp.MAX, group=self._group)
+        weight, taken = weights.tolist()
+        return ACTIONS[weight], bool(taken)
 
     def share(self, value: T | None) -> T:
         """Rank 0's value on every rank."""

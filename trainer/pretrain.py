@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -27,6 +24,7 @@ from trainer.fitting import compile_if_it_pays, distribute, settle_micro_batch, 
 from trainer.logs import logger
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.optim import learning_rate, make_optimizer, teacher_momentum
+from trainer.saving import Saver
 from trainer.spec import names
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -35,15 +33,11 @@ from trainer.storage import Store
 
 
 class Recorder(Protocol):
-    """Where metrics and the run's tags go; rank 0 only."""
+    """Where metrics and the run's tags go; rank 0 only. Neither method waits for anything or fails where it is away."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def tag(self, tags: Mapping[str, str]) -> None: ...
-
-
-Persist = Callable[[Path | None, str], None]
-"""Stores a local directory (rank 0; None elsewhere) as the attempt's checkpoint of that name. Every rank calls it."""
 
 
 @dataclass
@@ -57,7 +51,6 @@ class Run:
     """Checkpoints of this attempt and later ones are gone on from."""
     recorder: Recorder | None
     """None on every rank but the first."""
-    persist: Persist
     wanted: Callable[[], Action | None] = lambda: None
     """The command this rank knows of."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -119,7 +112,9 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
         micro_batch = state.micro_batch_size if state.workers == world else None
         logger.info("Resuming at step %d of %d from %s", start, schedule.steps, last.folder)
     if recorder:
-        recorder.tag({names.TAG_STEPS: str(schedule.steps), **data.tags()})
+        place = last.folder if last else ""
+        recorder.tag({names.TAG_STEPS: str(schedule.steps), names.TAG_CHECKPOINT: place, names.TAG_NOTICE: ""})
+        recorder.tag(data.tags())
         if not last:
             logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
@@ -133,8 +128,10 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     learner = Learner(student, teacher, optimizer, network, micro_batch, optimization.clip_grad_norm)
 
     step, meter = start, Meter(spec, schedule, world, device)
+    taken = start if last else None  # the step of the newest checkpoint, stored already or not
+    saver = Saver(spec, run.store, run.attempt, run.since_attempt, recorder.tag, last) if recorder else None
     batches = loader.batches(start, schedule.steps)
-    with contextlib.closing(batches):
+    with contextlib.closing(batches), contextlib.closing(saver) if saver else contextlib.nullcontext():
         while True:
             # --- once in a while: evaluate, obey, store ---------------------------------------------------------
             fresh = step > start
@@ -143,19 +140,23 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
                     evaluation = evaluator.evaluate(student, backbone, step)
                     recorder.log(step, evaluation)
                     logger.info("Evaluation at step %d: %s", step, _shown(evaluation))
-            action = agree(run.wanted())
+            due = saver is not None and fresh and saver.due(_due(spec.checkpoint.every_epochs, step, schedule))
+            action, due = agree(run.wanted(), due)
             ended = step == schedule.steps or action is not None
-            if (last is None and ended) or (fresh and (ended or _due(spec.checkpoint.every_epochs, step, schedule))):
+            if due or (ended and step != taken):
                 with meter.paused():
-                    meter.check(step, last)
-                    evaluated_now = evaluation if _due(spec.evaluation.every_epochs, step, schedule) else {}
-                    state = checkpoints.State(
-                        step=step, samples=step * optimization.global_batch_size, workers=world, metrics=evaluation,
-                        dataset_fingerprint=data.fingerprint, mean=data.mean, std=data.std,
-                        micro_batch_size=micro_batch,
-                    )  # fmt: skip
-                    last = _store(spec, run, rank, state, evaluated_now, student, teacher, optimizer, agree)
-            if ended and last:
+                    meter.check(step, taken)
+                    taken = step
+                    if saver:
+                        state = checkpoints.State(
+                            step=step, samples=step * optimization.global_batch_size, workers=world, metrics=evaluation,
+                            dataset_fingerprint=data.fingerprint, mean=data.mean, std=data.std,
+                            micro_batch_size=micro_batch,
+                        )  # fmt: skip
+                        evaluated_now = evaluation if _due(spec.evaluation.every_epochs, step, schedule) else {}
+                        saver.save(state, evaluated_now, student, teacher, optimizer)
+            if ended:
+                last = agree.share(saver.finish() if saver else None)
                 return Ending(action if step < schedule.steps else None, last, data, backbone)
 
             # --- batch ------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
 
             # --- log --------------------------------------------------------------------------------------------
             if meter.due(step):
-                metrics = meter.read(step, lr, momentum, norm, last)
+                metrics = meter.read(step, lr, momentum, norm, taken)
                 if recorder:
                     recorder.log(step, metrics)
 
@@ -185,37 +186,6 @@ def _integer(value: int | str, name: str) -> int:
     if not isinstance(value, int):
         raise SpecRefused(f"{name}: is {value!r}; the loop takes a resolved spec")
     return value
-
-
-def _store(
-    spec: PretrainSpec,
-    run: Run,
-    rank: int,
-    state: checkpoints.State,
-    metrics: dict[str, float],
-    student: MaskedAutoencoder,
-    teacher: MaskedAutoencoder | None,
-    optimizer: torch.optim.Optimizer,
-    agree: Agreement,
-) -> checkpoints.Committed:
-    """Write, store and commit a checkpoint, then drop the ones that need not be kept. Every rank calls it."""
-    name = checkpoints.folder_name(state.step)
-    done: checkpoints.Committed | None = None
-    if rank == 0:
-        directory = Path(tempfile.mkdtemp(prefix="rcmae-checkpoint-"))
-        try:
-            checkpoints.write(directory, spec, state, student, teacher, optimizer)
-            manifest = checkpoints.describe(directory, run.attempt, state.step, metrics)
-            run.persist(directory, name)
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
-        done = checkpoints.commit(run.store, manifest)
-        logger.info("Checkpoint at step %d: %s", state.step, done.folder)
-        for folder in checkpoints.prune(run.store, spec.checkpoint.keep, names.RECONSTRUCTION_RATIO, run.since_attempt):
-            logger.info("Checkpoint no longer kept: %s", folder)
-    else:
-        run.persist(None, name)
-    return agree.share(done)
 
 
 def _shown(metrics: Mapping[str, float]) -> str:
@@ -260,7 +230,7 @@ class Meter:
         self._losses = losses
         self._finite &= torch.isfinite(losses[0])
 
-    def check(self, step: int, last: checkpoints.Committed | None) -> None:
+    def check(self, step: int, taken: int | None) -> None:
         """Raise `LossNotFinite` on every rank where any saw such a loss; a checkpoint never holds its weights."""
         flag = (~self._finite).float()
         if self._world > 1:
@@ -268,8 +238,8 @@ class Meter:
         if flag.item():
             raise LossNotFinite(
                 f"the loss was not finite at step {step} or shortly before; the last good checkpoint is "
-                f"{last.folder if last else 'none'}. Lower optimization.base_lr, lengthen optimization.warmup_epochs, "
-                "set optimization.clip_grad_norm, or use precision fp32"
+                f"{'none' if taken is None else f'of step {taken}'}. Lower optimization.base_lr, lengthen "
+                "optimization.warmup_epochs, set optimization.clip_grad_norm, or use precision fp32"
             )
 
     def read(
@@ -278,10 +248,10 @@ class Meter:
         lr: float,
         momentum: float | None,
         norm: Tensor | None,
-        last: checkpoints.Committed | None,
+        taken: int | None,
     ) -> dict[str, float]:
         """The step's losses averaged over ranks, and the rates since the last call."""
-        self.check(step, last)
+        self.check(step, taken)
         if self._world > 1:
             dist.all_reduce(self._losses)
             self._losses /= self._world

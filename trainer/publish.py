@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from trainer.checkpoint import sha256_of
@@ -20,6 +19,7 @@ from trainer.spec.names import (
     TAG_METHOD,
     TAG_SPEC,
 )
+from trainer.temporary import temporary_folder
 from trainer.tracking import Tracker
 
 
@@ -28,8 +28,7 @@ def publish(request: AttemptRequest, ending: Ending, tracker: Tracker) -> None:
     spec = request.spec
     if spec.register_as is None:
         return
-    with tempfile.TemporaryDirectory(prefix="rcmae-backbone-") as name:
-        directory = Path(name)
+    with temporary_folder() as directory:
         weights = {key: value.detach().cpu() for key, value in ending.backbone.state_dict().items()}
         export_vit(weights, spec.model, ending.data.mean, ending.data.std, directory / BACKBONE_HF)
         (directory / BACKBONE_SPEC).write_text(spec.model_dump_json(indent=1))

@@ -10,8 +10,6 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,7 +17,7 @@ import ray.train
 import ray.train.collective
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.exceptions import NodeDiedError, OutOfMemoryError
-from ray.train import Checkpoint, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.state import list_actors
@@ -207,7 +205,6 @@ def train_worker(config: dict[str, Any]) -> None:
             attempt=request.attempt,
             since_attempt=request.since_attempt,
             recorder=tracker,
-            persist=partial(_report_checkpoint, f"{store.uri.rstrip('/')}/{checkpoint_folder(request.attempt)}"),
             wanted=control.wanted if control else lambda: None,
             device=device,
         )
@@ -229,16 +226,6 @@ def train_worker(config: dict[str, Any]) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
         stop_logging(log)
-
-
-def _report_checkpoint(folder: str, directory: Path | None, name: str) -> None:
-    """Hand a checkpoint to Ray Train, which stores it; every worker calls it and waits until it is stored.
-
-    ``folder`` is where the attempt's checkpoints lie. Raises `StorageError` where it cannot be stored.
-    """
-    checkpoint = Checkpoint.from_directory(str(directory)) if directory else None
-    with told(f"{folder}/{name}"):
-        ray.train.report({}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
 
 def _meet(rank: int, world: int) -> Any:

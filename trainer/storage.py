@@ -10,7 +10,6 @@ import os
 import posixpath
 import random
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
 from trainer.errors import StorageError
+from trainer.temporary import temporary_folder
 
 
 class NoAnswer(ConnectionError):
@@ -285,15 +285,31 @@ class Store:
         if self.is_local:
             yield Path(self.path(folder))
             return
-        directory = Path(tempfile.mkdtemp(prefix="rcmae-"))
-        try:
+        with temporary_folder() as directory:
             for name in self.names(folder):
                 place = posixpath.join(folder, name)
                 with self._told(place):
                     self.fs.get_file(self.path(place), str(directory / name))
             yield directory
-        finally:
-            shutil.rmtree(directory)
+
+    @contextmanager
+    def new_folder(self, folder: str) -> Iterator[Path]:
+        """A local directory to write files into that end up in the folder: the folder itself where it is local.
+
+        Files of a local folder have reached the disk then. Where writing fails, half of a folder may be left.
+        """
+        if not self.is_local:
+            with told("the node's temporary files"), temporary_folder() as directory:
+                yield directory
+                self.upload(directory, folder)
+            return
+        with self._told(folder):
+            directory = Path(self.path(folder))
+            directory.mkdir(parents=True, exist_ok=True)
+            yield directory
+            for file in directory.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
 
     @contextmanager
     def _told(self, name: str) -> Iterator[None]:

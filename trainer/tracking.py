@@ -6,11 +6,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
+from typing import TypeVar
 
-# A thread that must not hang: the client's own defaults are seven retries and 120 seconds a call.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# A thread must not hang: the client waits 120 seconds for an answer unless told otherwise. It sends nothing twice by
+# itself, whatever the environment says: what was created before its answer was lost would be created again.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow.entities import Metric, RunTag
@@ -27,13 +30,20 @@ from trainer.storage import Store
 FLUSH_SECONDS = 1.0
 BATCH = 1000
 """Metrics of one call at most, by MLflow's own limit."""
-CLOSE_SECONDS = 300.0
+TAG_LENGTH = 8000
+"""Characters of a tag at most, by MLflow's own limit."""
+PATIENCE_SECONDS = 300.0
+"""Where an attempt has nothing else to do, it waits so long for an MLflow that is away."""
+LONGEST_PAUSE_SECONDS = 10.0
 LAST_GENERATION = 2**31 - 1
 """Of the command that a later attempt amounts to: no other comes after it."""
 
 
+T = TypeVar("T")
+
+
 class Tracker:
-    """One run's metrics, tags and commands. Metrics go out in batches from a thread of its own.
+    """One run's metrics, tags and commands. Metrics and tags go out in batches from a thread of its own.
 
     A batch that MLflow did not take is sent again with the same timestamps, which adds nothing twice.
     """
@@ -42,6 +52,7 @@ class Tracker:
         self._client = MlflowClient(tracking_uri)
         self._run_id, self._job_id, self._attempt = run_id, job_id, attempt
         self._pending: list[Metric] = []
+        self._tags: dict[str, str] = {}
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._ended = threading.Event()
@@ -58,39 +69,28 @@ class Tracker:
             self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
 
     def tag(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run; raises `StorageError` where MLflow does not take them."""
-        try:
-            self._client.log_batch(self._run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        except MlflowException as error:
-            raise StorageError(f"MLflow did not take the run's tags: {error}") from error
+        """Set tags of the run, soon; never waits for MLflow."""
+        with self._lock:
+            self._tags |= {key: value[:TAG_LENGTH] for key, value in tags.items()}
 
     def flush(self) -> None:
-        """Send what is pending; raises MLflow's error and keeps the metrics where it does not take them."""
+        """Send what is pending; raises MLflow's error and keeps what MLflow did not take."""
         with self._sending:
             while True:
                 with self._lock:
-                    batch = self._pending[:BATCH]
-                if not batch:
+                    batch, tags = self._pending[:BATCH], dict(self._tags)
+                if not batch and not tags:
                     return
-                self._client.log_batch(self._run_id, metrics=batch)
+                self._client.log_batch(self._run_id, batch, tags=[RunTag(key, value) for key, value in tags.items()])
                 with self._lock:
                     del self._pending[: len(batch)]
+                    self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
 
     def close(self) -> None:
         """Send everything, trying for five minutes; raises `StorageError` where it could not be sent."""
         self._ended.set()
         self._thread.join(timeout=60)
-        deadline, wait = time.monotonic() + CLOSE_SECONDS, 1.0
-        while True:
-            try:
-                self.flush()
-            except MlflowException as error:
-                if time.monotonic() + wait > deadline:
-                    raise StorageError(f"MLflow did not take {len(self._pending)} metrics: {error}") from error
-                time.sleep(wait)
-                wait = min(2 * wait, 30.0)
-            else:
-                return
+        _patiently("the last metrics and tags of the run", self.flush)
 
     def read_command(self) -> Command | None:
         """The service's last command; a later attempt of the job means that this one is to leave."""
@@ -110,33 +110,47 @@ class Tracker:
     def register(self, name: str, directory: Path, tags: Mapping[str, str]) -> int:
         """Make a local directory's files a version of the registered model ``name``; gives its number.
 
-        A job has one version: where an earlier attempt has already made it, that one is kept.
+        A job has one version: where an earlier attempt has already made it, that one is kept. Tries for five minutes
+        at each step; raises `StorageError` where MLflow stays away or refuses.
         """
-        try:
-            return self._register(name, directory, dict(tags) | {TAG_JOB: self._job_id})
-        except MlflowException as error:
-            raise StorageError(f"MLflow did not register the backbone {name!r}: {error}") from error
+        what, all_tags, client = f"the backbone {name!r}", dict(tags) | {TAG_JOB: self._job_id}, self._client
+        _patiently(what, lambda: self._make_model(name))
+        version = _patiently(what, lambda: self._version(name))
+        if version is not None:
+            return version
+        experiment = _patiently(what, lambda: client.get_run(self._run_id).info.experiment_id)
+        model = _patiently(
+            what,
+            lambda: client.create_logged_model(
+                experiment_id=experiment, name=name, source_run_id=self._run_id, tags=all_tags, model_type="backbone"
+            ),
+        )
+        # Through our own store, with its retries and errors: MLflow's uploader has others.
+        Store(model.artifact_location).upload(directory, "")
+        _patiently(what, lambda: client.finalize_logged_model(model.model_id, "READY"))
 
-    def _register(self, name: str, directory: Path, tags: dict[str, str]) -> int:
+        def version_of_job() -> int:
+            """Looks first: one made before its answer was lost is not made again."""
+            found = self._version(name)
+            if found is not None:
+                return found
+            source = f"models:/{model.model_id}"
+            created = client.create_model_version(name, source, self._run_id, tags=all_tags, model_id=model.model_id)
+            return int(created.version)
+
+        return _patiently(what, version_of_job)
+
+    def _make_model(self, name: str) -> None:
         try:
             self._client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        for version in self._client.search_model_versions(f"name = '{name}'"):
-            if version.tags.get(TAG_JOB) == self._job_id:
-                return int(version.version)
-        experiment = self._client.get_run(self._run_id).info.experiment_id
-        model = self._client.create_logged_model(
-            experiment_id=experiment, name=name, source_run_id=self._run_id, tags=tags, model_type="backbone"
-        )
-        # Through our own store, with its retries and errors: MLflow's uploader has others.
-        Store(model.artifact_location).upload(directory, "")
-        self._client.finalize_logged_model(model.model_id, "READY")
-        created = self._client.create_model_version(
-            name=name, source=f"models:/{model.model_id}", run_id=self._run_id, tags=tags, model_id=model.model_id
-        )
-        return int(created.version)
+
+    def _version(self, name: str) -> int | None:
+        """The job's version of a registered model."""
+        found = self._client.search_model_versions(f"name = '{name}'")
+        return next((int(version.version) for version in found if version.tags.get(TAG_JOB) == self._job_id), None)
 
     def _run(self) -> None:
         down = False
@@ -146,5 +160,21 @@ class Tracker:
                 down = False
             except MlflowException as error:
                 if not down:
-                    logger.warning("MLflow takes no metrics; they wait for it: %s", error)
+                    logger.warning("MLflow takes no metrics and tags; they wait for it: %s", error)
                 down = True
+
+
+def _patiently(what: str, ask: Callable[[], T]) -> T:
+    """MLflow's answer, asked for again while it is away; raises `StorageError` where it stays away or refuses."""
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 1.0
+    while True:
+        try:
+            return ask()
+        except MlflowException as error:
+            status = error.get_http_status_code()  # type: ignore[no-untyped-call]  # MLflow leaves it without types
+            away = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
+            if not away or time.monotonic() + pause > deadline:
+                raise StorageError(f"MLflow did not take {what}: {error}") from error
+            logger.warning("MLflow does not take %s; trying again: %s", what, error)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

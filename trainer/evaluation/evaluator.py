@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trainer.data.dataset import TrainingData
 from trainer.data.images import Images, fixed_images
 from trainer.data.sampler import mask_orders, permutation
+from trainer.errors import StorageError
 from trainer.evaluation.features import extract
 from trainer.evaluation.linear import linear_probe
 from trainer.evaluation.pictures import reconstruction_grid
@@ -20,10 +21,12 @@ from trainer.logs import logger
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec import names
 from trainer.spec.pretrain import PretrainSpec
-from trainer.storage import Store
+from trainer.storage import Store, patience
 
 RATIO_IMAGES, PICTURE_IMAGES, PROBE_IMAGES = 512, 6, 10_000
 BATCH = 64
+PICTURE_SECONDS = 10.0
+"""Training waits for a picture's storage so long: it is worth no more."""
 FIXED_SEED = 2**31 - 1
 """Held-out masks and probe images do not follow the spec's seed: runs of other seeds are measured alike."""
 
@@ -54,7 +57,7 @@ class Evaluator:
             logger.info("No linear probe: the dataset has no labels")
 
     def evaluate(self, student: MaskedAutoencoder, backbone: MaskedAutoencoder, step: int) -> dict[str, float]:
-        """Metrics at optimiser step ``step``; stores a picture of held-out reconstructions beside."""
+        """Metrics at optimiser step ``step``; stores a picture of held-out reconstructions beside, where it can."""
         settings = (self._data.mean, self._data.std, self._spec.method.norm_pix_loss)
         with self._autocast():
             ratio = reconstruction_ratio(
@@ -63,7 +66,11 @@ class Evaluator:
             picture = reconstruction_grid(
                 student, self._images[:PICTURE_IMAGES], self._orders[:PICTURE_IMAGES], *settings, visible=self._visible
             )
-        self._store.write(names.picture_file(step), picture)
+        try:
+            with patience(PICTURE_SECONDS):
+                self._store.write(names.picture_file(step), picture)
+        except StorageError as error:
+            logger.warning("The picture of step %d is lost, it could not be stored: %s", step, error)
         metrics = {names.RECONSTRUCTION_RATIO: ratio}
         if self._probes:
             if self._random_init is None:

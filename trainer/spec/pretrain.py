@@ -13,6 +13,7 @@ from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 _BACKBONE_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 _LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
@@ -251,6 +252,8 @@ class CheckpointSpec(SpecModel):
 
     every_epochs: PositiveInt = 20
     """Epochs between two checkpoints."""
+    every_minutes: PositiveFloat | None = 30.0
+    """Minutes after the last checkpoint at which another is taken, in the middle of an epoch too; null for none."""
     keep: PositiveInt = 3
     """Newest checkpoints kept; the one with the best reconstruction is kept beside them."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +17,11 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 import trainer.pretrain as loop
+from trainer import checkpoint as checkpoints
 from trainer.control import Action
 from trainer.data.cache import Cache
 from trainer.pretrain import Ending, Run, pretrain
 from trainer.spec.job import parse_spec
-from trainer.spec.names import checkpoint_folder
 from trainer.spec.plan import ClusterShape, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
@@ -61,6 +63,8 @@ class Task:
     rank: int
     attempt: int
     die_at: int | None
+    after: str
+    hold: int | None
     sync: bool
     environment: dict[str, str]
     """This process's own: the server they are forked from may have been started with another."""
@@ -90,13 +94,9 @@ def run_loop(
     store, memory = Store(str(folder)), Memory()
     rank = dist.get_rank() if dist.is_initialized() else 0
 
-    def persist(directory: Path | None, name: str) -> None:
-        if directory:
-            store.upload(directory, f"{checkpoint_folder(attempt)}/{name}")
-
     run = Run(
-        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, persist=persist,
-        wanted=wanted, cache=Cache(folder / "cache"),
+        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, wanted=wanted,
+        cache=Cache(folder / "cache"),
     )  # fmt: skip
     return pretrain(spec, run), memory
 
@@ -112,12 +112,16 @@ def weights(folder: Path, ending_folder: str) -> dict[str, torch.Tensor]:
 
 
 def launch(
-    spec: PretrainSpec, folder: Path, attempt: int = 1, *, die_at: int | None = None, sync: bool = True
-) -> dict[str, Any] | None:
-    """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``."""
+    spec: PretrainSpec, folder: Path, attempt: int = 1, *, die_at: int | None = None, after: str = "",
+    hold: int | None = None, sync: bool = True,
+) -> dict[str, Any] | None:  # fmt: skip
+    """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``.
+
+    They die once the file ``after`` is there. The checkpoint of step ``hold`` is never committed.
+    """
     folder.mkdir(exist_ok=True)
     ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
-    tasks = [Task(spec, folder, rank, attempt, die_at, sync, environment) for rank in ranks]
+    tasks = [Task(spec, folder, rank, attempt, die_at, after, hold, sync, environment) for rank in ranks]
     processes = [PROCESSES.Process(target=_work, args=(task,)) for task in tasks]
     for process in processes:
         process.start()
@@ -135,11 +139,20 @@ def _work(task: Task) -> None:
         dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers)
     if not task.sync:
         loop.distribute = lambda objective, *_: objective  # every rank steps on its own gradient
-    asked = 0
+    commit, asked = checkpoints.commit, 0
+
+    def commit_or_hang(store: Store, manifest: checkpoints.Manifest) -> checkpoints.Committed:
+        if manifest.step == task.hold:
+            threading.Event().wait()
+        return commit(store, manifest)
+
+    checkpoints.commit = commit_or_hang
 
     def wanted() -> None:
         nonlocal asked
         if asked == task.die_at:
+            while not (task.folder / task.after).exists():
+                time.sleep(0.01)
             os._exit(KILLED)  # as a kill would: no cleanup, at the same step on every rank
         asked += 1
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from trainer import checkpoint as checkpoints
-from trainer.checkpoint import Manifest, State, commit, committed, describe, load, prune, sha256_of, write
+from trainer.checkpoint import Manifest, State, commit, committed, load, prune, sha256_of, take, write
 from trainer.errors import StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
 from trainer.optim import make_optimizer
@@ -61,12 +61,10 @@ def step(student, teacher, optimizer) -> None:
     update_teacher(teacher, student, 0.9)
 
 
-def saved(store: Store, tmp_path: Path, parts, attempt: int = 1, step_: int = 7, metrics=None, state=STATE):
-    directory = tmp_path / uuid.uuid4().hex
-    directory.mkdir()
-    write(directory, SPEC, state, *parts)
-    manifest = describe(directory, attempt, step_, metrics or {})
-    store.upload(directory, f"checkpoints/a{attempt}/{checkpoints.folder_name(step_)}")
+def saved(store: Store, parts, attempt: int = 1, step_: int = 7, metrics=None):
+    snapshot = take(SPEC, STATE.model_copy(update={"step": step_}), metrics or {}, *parts)
+    with store.new_folder(checkpoints.place(attempt, step_)) as directory:
+        manifest = write(directory, snapshot, attempt)
     return commit(store, manifest)
 
 
@@ -75,9 +73,9 @@ def assert_same(module: nn.Module, other: nn.Module) -> None:
         assert torch.equal(value, twin), name
 
 
-def test_training_goes_on_from_a_checkpoint_bit_for_bit(store, tmp_path):
+def test_training_goes_on_from_a_checkpoint_bit_for_bit(store):
     parts = trained(0)
-    made = saved(store, tmp_path, parts)
+    made = saved(store, parts)
     assert made.folder == "checkpoints/a1/00000007"
     others = trained(1, steps=0)
     (found,) = committed(store)
@@ -97,24 +95,24 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(store, tmp_path):
     assert_same(parts[1], others[1])
 
 
-def test_loading_takes_the_place_of_an_optimiser_s_own_state(store, tmp_path):
-    made = saved(store, tmp_path, trained(0))
+def test_loading_takes_the_place_of_an_optimiser_s_own_state(store):
+    made = saved(store, trained(0))
     others = trained(1, steps=5)
     load(store, made, *others)
     assert {state["step"].item() for state in others[2].state.values()} == {3}
 
 
-def test_a_checkpoint_before_the_first_step_has_no_moments(store, tmp_path):
-    made = saved(store, tmp_path, trained(0, steps=0))
+def test_a_checkpoint_before_the_first_step_has_no_moments(store):
+    made = saved(store, trained(0, steps=0))
     others = trained(1, steps=0)
     load(store, made, *others)
     assert not others[2].state
     assert_same(trained(0, steps=0)[0], others[0])
 
 
-def test_mae_has_no_teacher(store, tmp_path):
+def test_mae_has_no_teacher(store):
     student, _, optimizer = trained(0)
-    made = saved(store, tmp_path, (student, None, optimizer))
+    made = saved(store, (student, None, optimizer))
     assert checkpoints.TEACHER not in made.manifest.files
     other, _, fresh = trained(1, steps=0)
     load(store, made, other, None, fresh)
@@ -123,7 +121,7 @@ def test_mae_has_no_teacher(store, tmp_path):
 
 def test_the_manifest_tells_every_file_and_the_spec_can_be_read(tmp_path):
     store = Store(str(tmp_path / "run"))
-    made = saved(store, tmp_path, trained(0), metrics={"eval/x": 0.5})
+    made = saved(store, trained(0), metrics={"eval/x": 0.5})
     folder = tmp_path / "run" / made.folder
     manifest = Manifest.model_validate_json((folder / "manifest.json").read_text())
     assert (manifest.attempt, manifest.step, manifest.metrics) == (1, 7, {"eval/x": 0.5})
@@ -138,9 +136,9 @@ def empty(store: Store, attempt: int, step_: int, **metrics: float):
     return commit(store, Manifest(attempt=attempt, step=step_, metrics=metrics, files={}))
 
 
-def test_a_folder_without_a_manifest_does_not_count(store, tmp_path):
+def test_a_folder_without_a_manifest_does_not_count(store):
     assert committed(store) == []
-    made = saved(store, tmp_path, trained(0))
+    made = saved(store, trained(0))
     store.write("checkpoints/a1/00000009/student.safetensors", b"half")
     store.write("checkpoints/a2/00000001/.manifest.json", b"{}")
     store.write("checkpoints/notes/00000009/manifest.json", b"{}")
@@ -159,8 +157,8 @@ def test_checkpoints_come_oldest_first_over_attempts(store):
 
 @pytest.mark.parametrize("name", [checkpoints.STUDENT, checkpoints.TEACHER, checkpoints.OPTIMIZER, checkpoints.STATE])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
-def test_a_damaged_file_is_named_and_nothing_is_loaded(store, tmp_path, name, damage):
-    made = saved(store, tmp_path, trained(0, steps=1))
+def test_a_damaged_file_is_named_and_nothing_is_loaded(store, name, damage):
+    made = saved(store, trained(0, steps=1))
     place = f"{made.folder}/{name}"
     data = bytearray(store.read(place))
     data[-1] ^= 1

@@ -50,7 +50,9 @@ def test_killed_and_resumed_ends_bit_identical(tmp_path, workers):
     spec = make_spec(optimization={"epochs": 3}, resources={"workers": workers})
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = launch(spec, straight)
-    launch(spec, broken, attempt=1, die_at=7)  # in the middle of the second epoch of five steps
+    launch(
+        spec, broken, attempt=1, die_at=7, after="checkpoints/a1/00000005/manifest.json"
+    )  # in the middle of the second epoch of five steps
     rest = launch(spec, broken, attempt=2)
     assert rest["checkpoint"] == "checkpoints/a2/00000015"
     assert min(map(int, rest["loss"])) == 6  # it went on from the checkpoint at step 5
@@ -65,7 +67,7 @@ def test_other_number_of_workers_goes_on_at_the_same_sample(tmp_path):
     one = tmp_path / "one"
     both = tmp_path / "both"
     straight = launch(spec, one)
-    launch(spec, both, attempt=1, die_at=6)
+    launch(spec, both, attempt=1, die_at=6, after="checkpoints/a1/00000005/manifest.json")
     rest = launch(make_spec(optimization={"epochs": 2}, resources={"workers": 3}), both, attempt=2)
     for step, loss in rest["loss"].items():
         assert loss == pytest.approx(straight["loss"][step], abs=1e-4)
@@ -176,7 +178,7 @@ def test_diverged_training_stops_with_its_reason_and_keeps_the_last_good_checkpo
     real_loss = one_step.reconstruction_loss
     monkeypatch.setattr(one_step, "reconstruction_loss", broken)
     monkeypatch.setattr(one_step, "consistency_loss", broken)
-    with pytest.raises(LossNotFinite, match="00000005"):
+    with pytest.raises(LossNotFinite, match="of step 5"):
         run_loop(spec, tmp_path)
     store = Store(str(tmp_path))
     assert [c.manifest.step for c in checkpoints.committed(store)] == [5]
