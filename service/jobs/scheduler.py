@@ -7,8 +7,9 @@ A job may pass one before it that has to wait, within a bound: until the one pas
 `Limits.passing_s`, whatever is free may be used; from then on only what cannot delay it, so that the cluster drains
 for it. A job that can never run here and one over its user's limit hold back nobody.
 
-Which node a running worker is on is not known here: running gangs are packed as Ray's own PACK strategy would pack
-them on an empty cluster. Ray has the last word: where this differs from what it did, an attempt waits in `starting`.
+Ray chooses the nodes, by its PACK strategy, and this module goes by the same rule. Which node a running worker is on
+is not known here: running gangs are packed, in the order of their start, as on an empty cluster. Ray has the last
+word: where it did otherwise, because jobs that ended had made room elsewhere, an attempt may wait in `starting`.
 """
 
 from __future__ import annotations
@@ -119,10 +120,10 @@ class _Turn:
     ) -> None:
         self._cluster, self._moment, self._limits = cluster, moment, limits
         self._free = _packed([job.gang for job in running], cluster)
-        self._open = list(self._free)
-        """What of the free the next job may take: it delays no job that may not be delayed."""
-        self._backing_off: list[tuple[Waiting, list[int]]] = []
+        self._spare = list(self._free)
+        """What of the free is of no use to any job that may no longer be delayed."""
         self._overdue: list[Waiting] = []
+        self._backing_off: list[Waiting] = []
         self._counts = Counter(job.owner for job in running)
         self._counts.update(job.owner for job in waiting if job.recovering)
 
@@ -137,58 +138,63 @@ class _Turn:
         backs_off = job.not_before is not None and job.not_before > self._moment
         if backs_off and not job.recovering:
             return None
-        places = _place(self._open, needs)
-        if places is None:
-            decision = _waits(job, Reason.INSUFFICIENT_RESOURCES, self._why(needs))
+        places = _place(self._free, needs)
+        obstacle = self._shortfall(needs) if places is None else self._obstacle(places, needs)
+        if obstacle:
             self._hold(job, needs)
-            return None if backs_off else decision
-        self._take(places, needs)
+        elif backs_off:
+            self._backing_off.append(job)
         if backs_off:
-            self._backing_off.append((job, places))
             return None
+        if places is None or obstacle:
+            return _waits(job, Reason.INSUFFICIENT_RESOURCES, f"Waits {obstacle}.")
+        self._free, self._spare = _less(self._free, places, needs), _less(self._spare, places, needs)
         self._counts[job.owner] += not job.recovering
         return Admission(job.job_id, True, None, f"It takes {needs}.")
 
-    def _take(self, places: list[int], needs: Gang) -> None:
-        self._free, self._open = _less(self._free, places, needs), _less(self._open, places, needs)
+    def _obstacle(self, places: list[int], needs: Gang) -> str | None:
+        """Whom a gang that would fit must let go before it, and why."""
+        left = _less(self._free, places, needs)
+        for job in self._backing_off:
+            own = _place(left, gang(job.spec))
+            if own is None:
+                return f"behind {job.job_id}, which keeps its place while it recovers"
+            left = _less(left, own, gang(job.spec))
+        if _covers(self._spare, places, needs):
+            return None
+        first = next(job for job in self._overdue if not _covers(self._useless(gang(job.spec)), places, needs))
+        return (
+            f"behind {first.job_id}: it has waited for {self._limits.passing_s / 60:g} minutes or more, "
+            "and nothing that would delay it starts before it"
+        )
 
     def _hold(self, job: Waiting, needs: Gang) -> None:
-        """From its bound on, those behind a job that waits get only what is no use to it."""
+        """From its bound on, those behind a job that waits get only what is of no use to it."""
         if self._moment - job.since < timedelta(seconds=self._limits.passing_s):
             return
         self._overdue.append(job)
-        spare = self._spare(needs)
-        self._open = [
-            replace(a, cpus=min(a.cpus, b.cpus), gpus=min(a.gpus, b.gpus))
-            for a, b in zip(self._open, spare, strict=True)
-        ]
+        both = zip(self._spare, self._useless(needs), strict=True)
+        self._spare = [replace(a, cpus=min(a.cpus, b.cpus), gpus=min(a.gpus, b.gpus)) for a, b in both]
 
-    def _spare(self, needs: Gang) -> list[NodeShape]:
-        """What of the free nodes a gang can never use, whichever of the running jobs end."""
-        spare = []
-        for node, whole in zip(self._free, self._cluster.nodes, strict=True):
-            most = min(needs.workers, whole.holds(needs.cpus, needs.gpus))
-            spare.append(
-                replace(node, cpus=max(0, node.cpus - most * needs.cpus), gpus=max(0, node.gpus - most * needs.gpus))
-            )
-        return spare
+    def _useless(self, needs: Gang) -> list[NodeShape]:
+        """What of the free a gang can never use, whichever of the running jobs end."""
+        most = [min(needs.workers, node.holds(needs.cpus, needs.gpus)) for node in self._cluster.nodes]
+        left = _less(self._free, most, needs)
+        return [replace(node, cpus=max(0, node.cpus), gpus=max(0, node.gpus)) for node in left]
 
-    def _why(self, needs: Gang) -> str:
-        """Why a gang that does not fit has to wait: behind whom, or what is short."""
-        if _place(self._free, needs) is not None:
-            stops = (job for job in self._overdue if _place(self._spare(gang(job.spec)), needs) is None)
-            first = next(stops, self._overdue[-1])
+    def _shortfall(self, needs: Gang) -> str:
+        free, whole = ClusterShape(tuple(self._free)), self._cluster
+        if needs.all_gpus > free.gpus:
             return (
-                f"Waits behind {first.job_id}: it has waited for {self._limits.passing_s / 60:g} minutes or more, "
-                "and nothing that would delay it starts before it."
+                f"for resources: needs {plural(needs.all_gpus, 'GPU')}, {free.gpus} free, {whole.gpus} in the cluster"
             )
-        freed = self._free
-        for job, places in self._backing_off:
-            freed = _less(freed, [-count for count in places], gang(job.spec))
-        if _place(freed, needs) is not None:
-            first, _ = self._backing_off[0]
-            return f"Waits behind {first.job_id}, which keeps its place while it recovers."
-        return f"Waits for resources: {_shortfall(needs, self._free, self._cluster)}."
+        if needs.all_cpus > free.cpus:
+            return (
+                f"for resources: needs {plural(needs.all_cpus, 'CPU')}, {free.cpus} free, {whole.cpus} in the cluster"
+            )
+        fitting = free.holds(needs.cpus, needs.gpus)
+        fit = f"{fitting} fit" if fitting > 1 else f"{fitting or 'none'} fits"
+        return f"for resources: needs {needs}; {fit} on the nodes as they are"
 
 
 def _waits(job: Waiting, reason: Reason, message: str) -> Admission:
@@ -196,17 +202,7 @@ def _waits(job: Waiting, reason: Reason, message: str) -> Admission:
 
 
 def _over_limit(owner: str, runs: int, limit: int) -> str:
-    return f"{owner} runs {plural(runs, 'job')}, and {limit} {'is' if limit == 1 else 'are'} allowed at a time"
-
-
-def _shortfall(needs: Gang, free: Sequence[NodeShape], cluster: ClusterShape) -> str:
-    left = ClusterShape(tuple(free))
-    if needs.all_gpus > left.gpus:
-        return f"needs {plural(needs.all_gpus, 'GPU')}, {left.gpus} free, {cluster.gpus} in the cluster"
-    if needs.all_cpus > left.cpus:
-        return f"needs {plural(needs.all_cpus, 'CPU')}, {left.cpus} free, {cluster.cpus} in the cluster"
-    fitting = left.holds(needs.cpus, needs.gpus)
-    return f"needs {needs}; {fitting or 'none'} {'fit' if fitting > 1 else 'fits'} on the nodes as they are"
+    return f"{owner} runs {plural(runs, 'job')}, and {limit} {'is' if limit == 1 else 'are'} allowed at a time."
 
 
 # --- placing gangs on nodes -------------------------------------------------------------------------------------------
@@ -238,6 +234,11 @@ def _less(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> list
         replace(node, cpus=node.cpus - count * needs.cpus, gpus=node.gpus - count * needs.gpus)
         for node, count in zip(free, places, strict=True)
     ]
+
+
+def _covers(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> bool:
+    left = _less(free, places, needs)
+    return all(node.cpus >= 0 and node.gpus >= 0 for node, count in zip(left, places, strict=True) if count)
 
 
 def _packed(gangs: Sequence[Gang], cluster: ClusterShape) -> list[NodeShape]:
