@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow lint bench
+.PHONY: help install postgres demo test test-slow lint bench
 
 help:
 	@echo "make demo       install, then one real job from a spec to a pulled backbone"
@@ -21,13 +21,22 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP)
 
+# The tests run a Postgres server of their own, of Debian's binaries.
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql; \
+	  else \
+	    echo "the tests need a Postgres server: sudo apt-get install postgresql" >&2; exit 1; \
+	  fi; }
+
 demo: $(STAMP)
 	$(BIN)/rcmae demo
 
-test: $(STAMP)
+test: $(STAMP) postgres
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: $(STAMP) postgres
 	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)

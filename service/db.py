@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import (
     JSON,
+    Connection,
     DateTime,
     Engine,
     ForeignKey,
@@ -23,11 +24,47 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    exc,
+    make_url,
 )
-from sqlalchemy.engine import Dialect
+from sqlalchemy.engine import URL, Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-BUSY_SECONDS = 20
+BUSY_SECONDS: Final = 20
+"""How long a writer waits for another in SQLite."""
+POSTGRES: Final[dict[str, int | str]] = {
+    "application_name": "rcmae",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+"""libpq's parameters where the URL has no others, times in seconds but the last: a host that has gone is noticed."""
+POSTGRES_SETTINGS: Final = {
+    "statement_timeout": "30s",
+    "lock_timeout": "20s",
+    "idle_in_transaction_session_timeout": "10s",
+    "tcp_keepalives_idle": "10s",
+    "tcp_keepalives_interval": "5s",
+    "tcp_keepalives_count": "3",
+}
+"""The server's, for our sessions: nothing waits for ever. A writer that was stopped or lost ends before those that wait
+for it give up."""
+MIGRATION_LIMIT: Final = "10min"
+WRITERS: Final = 0x72636D6165
+"""The number of the lock in Postgres that every writer holds."""
+
+
+class DatabaseUnreachable(Exception):
+    """The database is away, or was too busy to answer in time.
+
+    The transaction changed nothing, unless the connection broke in the very moment of its commit.
+    """
+
+
+class DatabaseUrlError(ValueError):
+    """`RCMAE_DATABASE_URL` cannot be used; the text says why, without the URL's password."""
 
 
 def now() -> datetime:
@@ -58,8 +95,8 @@ class Base(DeclarativeBase):
     )
     type_annotation_map: ClassVar[dict[Any, Any]] = {
         datetime: UtcTime(),
-        dict[str, Any]: JSON(),
-        dict[str, str]: JSON(),
+        dict[str, Any]: JSON(none_as_null=True),
+        dict[str, str]: JSON(none_as_null=True),
     }
 
 
@@ -195,34 +232,72 @@ class Lease(Base):
 
 
 class Database:
-    """An engine and its sessions."""
+    """An engine and its sessions; every method raises `DatabaseUnreachable`."""
 
     def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+        """Nothing is connected yet. Raises `DatabaseUrlError`."""
+        parsed = parse_database_url(url)
+        self.shown = shown(parsed)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.engine = _sqlite(parsed) if self.is_sqlite else _postgres(parsed)
+        reading: dict[str, Any] = {"read_only": True}
+        if not self.is_sqlite:  # there too a reader sees one state of the database, and cannot change it
+            reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        self._readers = sessionmaker(self.engine.execution_options(read_only=True), expire_on_commit=False)
+        self._readers = sessionmaker(self.engine.execution_options(**reading), expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One transaction that changes nothing and waits for no writer."""
-        with self._readers.begin() as session:
+        with self._reached(), self._readers.begin() as session:
             yield session
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back by an exception."""
-        with self._sessions.begin() as session:
+        """One transaction: committed at the end, rolled back by an exception.
+
+        There is one at a time, in every database: what it has read stays true until it ends, and rows are numbered in
+        the order in which others see them. So nothing slow belongs in it.
+        """
+        with self._reached(), self._sessions.begin() as session:
             yield session
 
     def migrate(self) -> None:
-        """Bring the schema up to date."""
-        with self.engine.begin() as connection:
-            config = migration_config()
+        """Bring the schema up to date; of several processes one does it and the others wait."""
+        config = migration_config()
+        with self.migration() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
+    @contextmanager
+    def migration(self) -> Iterator[Connection]:
+        """A transaction, as of a session, in which the schema may be changed."""
+        with self._reached(), self.engine.connect().execution_options(migration=True) as connection:
+            guard = _without_foreign_keys(connection) if self.is_sqlite else nullcontext()
+            with guard, connection.begin():
+                yield connection
+
     def close(self) -> None:
         self.engine.dispose()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
+            said = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise DatabaseUnreachable(f"{self.shown}: {said}") from error
+
+
+@contextmanager
+def _without_foreign_keys(connection: Connection) -> Iterator[None]:
+    """SQLite changes a table by making it anew, and dropping the old one would take along all that refers to it."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA foreign_keys=OFF")
+    try:
+        yield
+    finally:
+        driver.execute("PRAGMA foreign_keys=ON")
 
 
 def migration_config() -> Config:
@@ -232,9 +307,55 @@ def migration_config() -> Config:
     return config
 
 
-def _engine(url: str) -> Engine:
-    if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True)
+def parse_database_url(url: str) -> URL:
+    """The parts of a database's URL; raises `DatabaseUrlError`."""
+    forms = "write sqlite:////folder/rcmae.db or postgresql+psycopg://user:password@host:5432/name"
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError) as error:  # its text may hold the password
+        raise DatabaseUrlError(f"RCMAE_DATABASE_URL is not a database's URL: {forms}") from error
+    if parsed.drivername in {"postgres", "postgresql"}:
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
+        raise DatabaseUrlError(f"RCMAE_DATABASE_URL begins with {parsed.drivername}://, which is not served: {forms}")
+    if not parsed.database or parsed.database == ":memory:":
+        raise DatabaseUrlError(f"RCMAE_DATABASE_URL names no database: {forms}")
+    return parsed
+
+
+def shown(url: URL) -> str:
+    """A database's URL as people may see it."""
+    return url.set(query={}).render_as_string(hide_password=True)
+
+
+def _postgres(url: URL) -> Engine:
+    settings = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SETTINGS.items())
+    own = url.query.get("options", ())  # after ours: of two values of a setting the last counts
+    options = " ".join([settings, *((own,) if isinstance(own, str) else own)])
+    arguments = {name: value for name, value in POSTGRES.items() if name not in url.query}
+    engine = create_engine(
+        url.difference_update_query(["options"]),
+        connect_args=arguments | {"options": options},
+        pool_pre_ping=True,
+        pool_size=10,
+        max_overflow=10,
+        pool_timeout=10,
+        pool_recycle=1800,
+    )
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if options.get("migration"):
+            for setting in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+                connection.exec_driver_sql(f"SET LOCAL {setting} = '{MIGRATION_LIMIT}'")
+        if not options.get("read_only"):
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
+
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")

@@ -11,16 +11,20 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
 from service.adapters.storage import StorageUnreachable
-from service.jobs.schemas import RetryBody
+from service.db import DatabaseUnreachable
+from service.jobs.schemas import PatchBody, ResumeBody, RetryBody
 from trainer.spec.base import Problem, SpecError, problems
 from trainer.spec.pretrain import PretrainSpec
 
 log = structlog.get_logger()
 
 REQUEST_ID = "X-Request-ID"
+BODIES = {"resume": ResumeBody, "retry": RetryBody}
+"""What a body is, by the last part of the path; elsewhere it is a spec."""
 
 
 class ApiProblem(Exception):
@@ -69,6 +73,15 @@ def install(app: FastAPI) -> None:
     async def storage_away(request: Request, error: StorageUnreachable) -> Response:
         return await known(request, unavailable("the artifact storage", error))
 
+    @app.exception_handler(DatabaseUnreachable)
+    async def database_away(request: Request, error: DatabaseUnreachable) -> Response:
+        return await known(request, unavailable("the database", error))
+
+    @app.exception_handler(DataError)
+    async def not_storable(request: Request, error: DataError) -> Response:
+        text = f"a value in the request is none that the database can hold: {error.orig}"
+        return await known(request, ApiProblem(422, "parameter_invalid", text))
+
     @app.exception_handler(SpecError)
     async def refused(request: Request, error: SpecError) -> Response:
         return await known(request, spec_problem(error.problems))
@@ -91,7 +104,9 @@ def _validation_problem(request: Request, error: RequestValidationError) -> ApiP
     if first["type"] == "json_invalid":
         return ApiProblem(422, "json_invalid", f"the body is not JSON: {first['ctx']['error']}")
     if first["loc"][0] == "body":
-        model = RetryBody if request.url.path.endswith("/retry") else PretrainSpec
+        model = (
+            PatchBody if request.method == "PATCH" else BODIES.get(request.url.path.rpartition("/")[2], PretrainSpec)
+        )
         if first["loc"] == ("body",):
             return ApiProblem(422, "body_invalid", f"the body: {first['msg']} (send application/json)")
         return spec_problem(problems(errors, model, skip=1))

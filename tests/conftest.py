@@ -1,4 +1,4 @@
-"""One real embedded stack and one real S3 server for every test that asks for them."""
+"""One real embedded stack, S3 server and Postgres server for every test that asks for them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from local_stack import Stack, running_stack
+from postgres_server import PostgresServer, postgres_server
 from s3_server import FaultProxy, S3Server, s3_server
 
 from trainer.storage import S3
@@ -24,6 +25,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def s3() -> Iterator[S3Server]:
     """Started once for the whole run; every test takes a bucket or a prefix of its own."""
     with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """Started once for the whole run; every test takes a database of its own, and leaves when the server is up."""
+    with postgres_server() as server:
         yield server
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from postgres_server import PostgresServer
 from service_fakes import FakeMlflow, FakeRay
 from service_world import World
 
 from service.app import configure_logs, create_app
-from service.auth import Role, ensure_token
-from service.db import Database
+from service.auth import Role, sha256
+from service.db import Base, Database, Token
 from service.settings import Settings
 
 ROLES = {
@@ -37,23 +38,50 @@ def _logs() -> None:
     configure_logs()
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated database file that knows a token of each role, to copy: migrating takes longer than most tests."""
-    path = tmp_path_factory.mktemp("database") / "empty.db"
-    database = Database(f"sqlite:///{path}")
+def _tokens() -> list[Token]:
+    return [Token(sha256=sha256(token_of(owner)), owner=owner, role=role.name.lower()) for owner, role in ROLES.items()]
+
+
+def fill(url: str) -> None:
+    """Migrate a new database and make a token of each role known."""
+    database = Database(url)
     database.migrate()
-    for owner, role in ROLES.items():
-        ensure_token(database, token_of(owner), owner, role)
+    with database.session() as session:
+        session.add_all(_tokens())
     database.close()
+
+
+@pytest.fixture(scope="session")
+def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A filled SQLite database to copy: migrating takes longer than most tests."""
+    path = tmp_path_factory.mktemp("database") / "empty.db"
+    fill(f"sqlite:///{path}")
     return path
 
 
-@pytest.fixture
-def database_url(empty_database: Path, tmp_path: Path) -> str:
-    path = tmp_path / "rcmae.db"
-    shutil.copy(empty_database, path)
-    return f"sqlite:///{path}"
+@pytest.fixture(scope="session")
+def shared_url(postgres: PostgresServer) -> str:
+    """A filled database in Postgres, that tests use one after the other: making one takes longer than most tests."""
+    url = postgres.url("shared")
+    fill(url)
+    return url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database that knows a token of each role and nothing else."""
+    if request.param == "sqlite":
+        path = tmp_path / "rcmae.db"
+        shutil.copy(request.getfixturevalue("empty_file"), path)
+        return f"sqlite:///{path}"
+    url: str = request.getfixturevalue("shared_url")
+    database = Database(url)
+    with database.session() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+        session.add_all(_tokens())
+    database.close()
+    return url
 
 
 @pytest.fixture
