@@ -1,0 +1,38 @@
+"""One stack for all faults, and the table of what became of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fault_gates import Gates
+from fault_nodes import cpus
+from fault_table import TABLE
+from fault_world import CPUS, World
+from local_stack import running_stack
+from s3_server import FaultProxy
+
+
+@pytest.fixture(scope="session")
+def world(s3, tmp_path_factory) -> Iterator[World]:
+    """Started once; a fault leaves when all parts work again."""
+    state_dir, gates = tmp_path_factory.mktemp("faults") / "state", Gates(tmp_path_factory.mktemp("gates"))
+    proxy = FaultProxy(s3.endpoint)
+    variables = s3.environment(proxy.endpoint) | gates.environment() | cpus(CPUS)
+    root = f"{s3.bucket('faults')}/artifacts"
+    with running_stack(state_dir, "--artifact-root", root, **variables) as stack:
+        yield World(stack, s3, proxy, gates, variables)
+    proxy.close()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of each fault in each phase; also into the file that RCMAE_FAULT_TABLE names."""
+    if not TABLE.rows:
+        return
+    text = TABLE.markdown()
+    terminalreporter.section("faults")
+    terminalreporter.write_line(text)
+    if file := os.environ.get("RCMAE_FAULT_TABLE"):
+        Path(file).write_text(text + "\n")

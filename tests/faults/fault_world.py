@@ -1,0 +1,134 @@
+"""The stack that faults are made in, and what can be found out about a job of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fault_gates import Gates
+from live import make_spec, wait_state
+from local_stack import Stack
+from mlflow.tracking import MlflowClient
+from s3_server import FaultProxy, S3Server
+from s3fs import S3FileSystem
+
+from service.embedded.parts import HOST
+from service.jobs.schemas import AttemptView, EventView, JobView, State
+from trainer.spec.names import heartbeat
+
+CPUS = 8
+"""Of a node: logical ones, so that six jobs, two of them with two workers, run at once on any machine."""
+STEPS_PER_EPOCH, EPOCHS = 5, 4
+WEIGHTS = ("student", "teacher", "optimizer")
+END_SECONDS = 300.0
+
+
+def small_spec(name: str, workers: int = 1, **parts: Any) -> dict[str, Any]:
+    """Twenty steps; a checkpoint after every five, an evaluation at the start, the middle and the end."""
+    return make_spec(
+        name=name,
+        register_as=name,
+        optimization={"epochs": EPOCHS, "global_batch_size": 320},
+        resources={"workers": workers},
+        checkpoint={"every_epochs": 1, "keep": 100},
+        evaluation={"every_epochs": 2, "probes": []},
+        **parts,
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A committed checkpoint."""
+
+    attempt: int
+    step: int
+    time: datetime
+
+
+@dataclass
+class World:
+    """A whole stack with artifacts in S3, whose jobs can be held and whose parts can be cut off."""
+
+    stack: Stack
+    s3: S3Server
+    proxy: FaultProxy
+    """The stack's way to S3."""
+    gates: Gates
+    environment: dict[str, str]
+    """The variables that the stack was started with."""
+    _undisturbed: dict[int, dict[str, bytes]] = field(default_factory=dict)
+
+    @cached_property
+    def mlflow(self) -> MlflowClient:
+        ports = self.stack.state.ports
+        assert ports
+        return MlflowClient(f"http://{HOST}:{ports.mlflow}")
+
+    @cached_property
+    def files(self) -> S3FileSystem:
+        """The artifacts, past the proxy."""
+        return self.s3.filesystem()
+
+    def undisturbed(self, workers: int) -> dict[str, bytes]:
+        """What a job ends with that nothing happens to."""
+        if workers not in self._undisturbed:
+            job = self.stack.client.submit(small_spec(f"undisturbed-{workers}", workers))
+            self._undisturbed[workers] = self.final(wait_state(self.stack, job.id, State.SUCCEEDED))
+        return self._undisturbed[workers]
+
+    def folder(self, job: JobView) -> str:
+        """A job's artifact folder, in the storage's own terms."""
+        assert job.run_id
+        return str(self.mlflow.get_run(job.run_id).info.artifact_uri).removeprefix("s3://")
+
+    def final(self, job: JobView) -> dict[str, bytes]:
+        """Student, teacher and optimiser of the last attempt's newest checkpoint, and the registered backbone."""
+        newest = self.stack.client.attempts(job.id)[-1].checkpoint
+        found = {name: self.files.cat(f"{self.folder(job)}/{newest}/{name}.safetensors") for name in WEIGHTS}
+        with tempfile.TemporaryDirectory() as directory:
+            self.stack.client.pull(job.name, Path(directory) / "hf", version=1)
+            return found | {"registered": (Path(directory) / "hf" / "model.safetensors").read_bytes()}
+
+    def manifests(self, job: JobView) -> list[Manifest]:
+        """By attempt, then step."""
+        found = []
+        for path in self.files.glob(f"{self.folder(job)}/checkpoints/a*/*/manifest.json"):
+            said = json.loads(self.files.cat(path))
+            found.append(Manifest(said["attempt"], said["step"], self.files.info(path)["LastModified"]))
+        return sorted(found, key=lambda manifest: (manifest.attempt, manifest.step))
+
+    def heartbeats(self, job: JobView, attempt: int) -> list[float]:
+        """When an attempt showed life, in seconds since 1970."""
+        history = self.mlflow.get_metric_history(job.run_id, heartbeat(attempt))
+        return sorted(metric.value for metric in history)
+
+    def begun_at(self, job: JobView, attempt: int) -> int | None:
+        """The step an attempt resumed at, 0 where it began from nothing; None where it did not come so far."""
+        page = self.stack.client.logs(job.id, attempt=attempt, source="rank-0")
+        for line in page.items:
+            if line.message.startswith("Resuming at step "):
+                return int(line.message.split()[3])
+            if line.message.startswith("Training on "):
+                return 0
+        return None
+
+    def attempts(self, job: JobView) -> list[AttemptView]:
+        return self.stack.client.attempts(job.id)
+
+    def events(self, job: JobView) -> list[EventView]:
+        return list(self.stack.client.events(job.id))
+
+    def kill(self, *pids: int) -> None:
+        """SIGKILL; one that has gone already is no less dead."""
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
