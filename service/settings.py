@@ -36,7 +36,22 @@ class Settings(BaseSettings):
     """Seconds an attempt has to end after a command, before Ray stops it."""
     heartbeat_limit_s: float = Field(120.0, gt=0)
     """Seconds without a heartbeat after which a running attempt counts as hung and is stopped."""
+    start_limit_s: float = Field(1800.0, gt=0)
+    """Seconds an attempt has from its submission to its first heartbeat, before it is stopped and tried again."""
+    running_per_user: int | None = Field(None, ge=1)
+    """Jobs that one user may run at a time; any number by default."""
+    passing_s: float = Field(600.0, ge=0)
+    """Seconds for which a waiting job may be passed by smaller ones that delay it."""
+    sweep_interval_s: float = Field(60.0, gt=0)
+    """Seconds between two looks for what has been left behind."""
+    ray_records_kept_s: float = Field(86_400.0, ge=0)
+    """Age at which Ray's record of an ended attempt is deleted."""
+    unfinished_kept_s: float = Field(3_600.0, ge=0)
+    """Seconds after an attempt's end at which its unfinished checkpoints are removed, and runs that are no longer
+    anybody's are closed in MLflow."""
     stuck_after_s: float = Field(30.0, gt=0)
     """Seconds without a finished round after which the service says it is not ready."""
     reconcile: bool = True
     """Run the reconciler inside this process."""
+    lease_s: float = Field(10.0, gt=0)
+    """Seconds after which a controller that shows no sign of life is replaced by another."""
