@@ -13,6 +13,8 @@ from trainer.outcome import settle_outcome
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
 from trainer.storage import Store
 
+STOPPED = "Stopped from outside (SIGTERM), and not by a command: nothing to do, it goes on from the last checkpoint"
+
 
 def main() -> int:
     """Exit status 0 unless the attempt failed; the outcome file says why."""
@@ -22,24 +24,33 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _leave)
     try:
         logger.info("Attempt %d of %s begins", request.attempt, request.job_id)
-        outcome = _run(request, store)
+        failed = _train(request, store)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between an attempt and its last word
+        outcome = _settle(request, store, failed)
         logger.info("Attempt %d ends: %s %s", request.attempt, outcome.state, outcome.message)
     finally:
         stop_logging(log)
     return int(outcome.state == "failed")
 
 
-def _run(request: AttemptRequest, store: Store) -> Outcome:
+def _train(request: AttemptRequest, store: Store) -> Outcome | None:
+    """How the attempt failed; None where all work is done."""
     try:
         from trainer.ray_train import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
 
-        failed = run_attempt(request, store)
+        return run_attempt(request, store)
+    except (SystemExit, KeyboardInterrupt):  # what `_leave` raises; inside of Ray's calls it becomes the other
+        return Outcome(state="failed", reason=Reason.PREEMPTED, message=STOPPED)
     except TrainingError as error:
         logger.exception("The driver failed")
-        failed = Outcome(state="failed", reason=error.reason, message=str(error))
+        return Outcome(state="failed", reason=error.reason, message=str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must say so
         logger.exception("The driver failed")
-        failed = Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+        return Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+
+
+def _settle(request: AttemptRequest, store: Store, failed: Outcome | None) -> Outcome:
+    """Store the last word, or else say it where the service looks next."""
     try:
         return settle_outcome(store, request.attempt, failed)
     except StorageError as error:

@@ -8,7 +8,9 @@ from trainer.spec.job import Outcome, Reason
 from trainer.spec.names import outcome_file
 from trainer.storage import Store, patience
 
-STORAGE_SECONDS = 20.0
+PATIENCE_SECONDS = {Reason.STORAGE_ERROR: 20.0, Reason.PREEMPTED: 8.0}
+"""A storage that has just been the failure has been waited for already, and nobody hears from the attempt meanwhile;
+one that was stopped is killed before long."""
 
 
 def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
@@ -21,8 +23,8 @@ def settle_outcome(store: Store, attempt: int, failed: Outcome | None) -> Outcom
 
     Raises `StorageError`.
     """
-    # A storage that has just been the failure has been waited for already, and nobody hears from the attempt meanwhile.
-    with patience(STORAGE_SECONDS) if failed and failed.reason is Reason.STORAGE_ERROR else nullcontext():
+    seconds = PATIENCE_SECONDS.get(failed.reason) if failed and failed.reason else None
+    with patience(seconds) if seconds else nullcontext():
         if failed is None or store.exists(outcome_file(attempt)):
             return Outcome.model_validate_json(store.read(outcome_file(attempt)))
         write_outcome(store, attempt, failed)

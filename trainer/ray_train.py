@@ -1,38 +1,31 @@
-"""The loop under Ray Train: how many workers with what, where their checkpoints go, and why they ended.
+"""The loop under Ray Train: how many workers with what, and what each of them does.
 
 The driver never imports torch, which saves seconds at every start: the workers import it, inside `train_worker`.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
-import time
-from collections.abc import Iterator
+import signal
 from typing import Any
 
 import ray
 import ray.train
 import ray.train.collective
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.exceptions import NodeDiedError, OutOfMemoryError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.util.state import list_actors
-from ray.util.state.exception import RayStateApiException
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from trainer.errors import TrainingError
 from trainer.logs import logger, start_logging, stop_logging
 from trainer.outcome import write_outcome
+from trainer.ray_evidence import explain, look_further, record_worker
 from trainer.spec.job import AttemptRequest, Outcome, Reason
 from trainer.spec.names import CHECKPOINTS, checkpoint_folder
-from trainer.storage import REMOTE_ERRORS, Store, storage_error, told
+from trainer.storage import Store, told
+from trainer.temporary import sweep_temporary_folders
 
 _SETTING = "request"
-NODE_SECONDS = 60.0
-MOST_WORKERS = 10_000
 
 
 def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
@@ -42,7 +35,9 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
     Ray Train cannot use the artifact storage.
     """
     resources = request.spec.resources
+    on_stop = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, on_stop)  # Ray puts its own in its place
     place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
     trainer = DataParallelTrainer(
         train_worker,
@@ -58,7 +53,10 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
             storage_path=store.path(CHECKPOINTS),
             # Ours, with its retries; a process that it is pickled into uses that process's own credentials.
             storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=FailureConfig(
+                max_failures=0,
+                max_preemption_failures=0,  # type: ignore[call-arg]  # its types are those of the version before
+            ),
         ),
     )
     try:
@@ -66,107 +64,11 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
             trainer.fit()
     except TrainingFailedError as error:
         reason, message = explain(error, place)
-        if reason is Reason.WORKER_FAILED and (node := _lost_node()):
-            reason, message = (
-                Reason.NODE_LOST,
-                f"the node at {node} was lost with its workers; the others saw: {message}.",
-            )
+        if reason is Reason.WORKER_FAILED:
+            reason, message = look_further(message, store, request.attempt) or (reason, message)
         logger.error("The attempt failed: %s", message)
         return Outcome(state="failed", reason=reason, message=message)
     return None
-
-
-def explain(error: TrainingFailedError, place: str) -> tuple[Reason, str]:
-    """The typed reason behind a failed fit, and a sentence. A cause of ours on any rank counts before Ray's own.
-
-    ``place`` is where Ray Train keeps checkpoints.
-    """
-    if isinstance(error, ControllerError):
-        # It uses no files but its own records, which lie beside the checkpoints.
-        found = _causes(error.controller_failure)
-        causes = [("the controller", storage_error(place, c) if isinstance(c, OSError) else c) for c in found]
-    else:
-        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-        causes = [(f"worker {rank}", cause) for rank, failure in failures.items() for cause in _causes(failure)]
-    for _, cause in causes:
-        if isinstance(cause, TrainingError):
-            return cause.reason, str(cause)
-    for who, cause in causes:
-        if known := _known(who, cause, place):
-            return known
-    if not causes:
-        return Reason.WORKER_FAILED, _first_line(error)
-    who, cause = causes[0]
-    return Reason.WORKER_FAILED, f"{who}: {type(cause).__name__}: {_first_line(cause)}"
-
-
-def _known(who: str, cause: BaseException, place: str) -> tuple[Reason, str] | None:
-    """The typed reason behind one error, and a sentence; None for an error of no kind of its own."""
-    # torch raises its own types for a full GPU; the driver knows them by name, not by import.
-    if isinstance(cause, (MemoryError, OutOfMemoryError)) or type(cause).__name__ == "OutOfMemoryError":
-        return Reason.OUT_OF_MEMORY, (
-            f"{who} ran out of memory: lower optimization.micro_batch_size. {_first_line(cause)}"
-        )
-    if isinstance(cause, NodeDiedError):
-        return Reason.NODE_LOST, f"the node of {who} was lost: {_first_line(cause)}"
-    if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-        return Reason.STORAGE_ERROR, f"{who} could not write: {cause}"
-    if isinstance(cause, REMOTE_ERRORS):
-        return Reason.STORAGE_ERROR, str(storage_error(place, cause))
-    return None
-
-
-def _lost_node() -> str | None:
-    """The address of a node that this driver's workers ran on and that is gone.
-
-    The workers left over fail at once, and Ray takes some fifteen seconds to declare a node dead: so its raylet is
-    asked. A lost node is then waited for until Ray agrees, or the next attempt would be placed on it.
-    """
-    mine: list[tuple[str, str, str | bool | int | float]] = [
-        ("job_id", "=", ray.get_runtime_context().get_job_id()),
-        ("class_name", "=", "RayTrainWorker"),
-    ]
-    try:
-        used = {actor.node_id for actor in list_actors(filters=mine, limit=MOST_WORKERS)}
-    except RayStateApiException as error:
-        logger.warning("Ray does not say where the workers ran: %s", error)
-        return None
-    end = time.monotonic() + NODE_SECONDS
-    while True:
-        nodes = [node for node in ray.nodes() if node["NodeID"] in used]
-        gone = next((node for node in nodes if not node["Alive"] or not _answers(node)), None)
-        if gone is None:
-            return None
-        if not gone["Alive"] or time.monotonic() > end:
-            return str(gone["NodeManagerAddress"])
-        time.sleep(0.5)
-
-
-def _answers(node: dict[str, Any]) -> bool:
-    """Whether a node's raylet takes connections."""
-    try:
-        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=3.0):
-            return True
-    except OSError:
-        return False
-
-
-def _causes(failure: BaseException) -> Iterator[BaseException]:
-    """An exception and what it wraps, innermost first. Ray keeps what it wraps under names of its own."""
-    seen: list[BaseException] = []
-    pending: list[object] = [failure]
-    while pending:
-        cause = pending.pop()
-        if isinstance(cause, BaseException) and cause not in seen:
-            seen.append(cause)
-            pending += [cause.__cause__, getattr(cause, "cause", None)]
-            pending += [getattr(cause, name, None) for name in ("_base_exc", "health_check_failure")]
-    yield from reversed(seen)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -184,8 +86,10 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     store = Store(request.artifact_uri)
     log = start_logging(store, request.attempt, f"rank-{rank}")
+    sweep_temporary_folders()
     tracker = control = None
     try:
+        record_worker(store, request.attempt, rank)
         if rank == 0:
             from trainer.tracking import Tracker  # noqa: PLC0415 - three seconds that only this rank spends
 

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -40,8 +40,12 @@ def temporary_folder() -> Iterator[Path]:
 def sweep_temporary_folders() -> None:
     """Remove this user's folders that nobody holds any more, from an hour of age on; a log line each."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # another sweep's, or another user's
+        try:
             _remove_if_left(directory)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # another sweep's, no folder, or another user's
+        except OSError as error:
+            logger.warning("%s, which a process left, stays: %s", directory, error)
 
 
 def _remove_if_left(directory: Path) -> None:

@@ -65,6 +65,11 @@ def log_folder(attempt: int) -> str:
     return f"{attempt_folder(attempt)}/logs"
 
 
+def worker_folder(attempt: int) -> str:
+    """A file `rank-<n>.json` of each worker: where it runs."""
+    return f"{attempt_folder(attempt)}/workers"
+
+
 def checkpoint_folder(attempt: int) -> str:
     return f"{CHECKPOINTS}/a{attempt}"
 

@@ -1,22 +1,50 @@
-"""Why an attempt failed, as the driver reads it out of Ray's errors, and its last word."""
+"""Why an attempt failed, as the driver tells it from Ray's errors, dead workers and nodes, and its last word."""
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import EndpointConnectionError
-from ray.exceptions import NodeDiedError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from ray.exceptions import ActorDiedError, NodeDiedError
+from ray.exceptions import OutOfMemoryError as NodeOutOfMemory
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 
-from trainer import main, outcome
+from trainer import main, outcome, ray_evidence
 from trainer.errors import DataError, StorageError
-from trainer.ray_train import explain
+from trainer.ray_evidence import WorkerRecord, death_of, explain, how_it_died, oom_kills
 from trainer.spec.job import AttemptRequest, Outcome, Reason
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import NoAnswer, Store
 
 PLACE = "s3://bucket/run/checkpoints"
 AWAY = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+
+EXIT = "The actor is dead because its worker process has died. Worker exit type: {} Worker exit detail: {}"
+VANISHED = EXIT.format(
+    "SYSTEM_ERROR", "Worker unexpectedly exits with a connection error code 2. End of file. Some common causes "
+    "include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force was called"
+)  # fmt: skip
+TERMINATED = EXIT.format(
+    "SYSTEM_ERROR", "Worker exits unexpectedly. Worker exits with an exit code 1. The process receives a SIGTERM."
+)  # fmt: skip
+BY_MONITOR = EXIT.format("NODE_OUT_OF_MEMORY", "Task was killed due to the node running low on memory.")
+
+
+def died(text: str, reason: int = NodeDeathInfo.UNSPECIFIED) -> WorkerHealthCheckFailedError:
+    """What the controller tells of a worker whose process is gone."""
+    context = ActorDiedErrorContext(actor_id=bytes(16), class_name="RayTrainWorker", pid=7, error_message=text)
+    context.node_death_info.reason = reason
+    error = ActorDiedError(context)
+    error.args = ()  # as Ray raises it
+    return WorkerHealthCheckFailedError("A worker health check failed.", error)
 
 
 def workers(*causes: Exception) -> WorkerGroupError:
@@ -38,7 +66,22 @@ def workers(*causes: Exception) -> WorkerGroupError:
         (workers(OSError(28, "No space left on device")), Reason.STORAGE_ERROR, "worker 0 could not write"),
         (workers(RuntimeError("gloo"), DataError("no images")), Reason.DATA_ERROR, "no images"),
         (workers(RuntimeError("gloo"), NodeDiedError("gone")), Reason.NODE_LOST, "the node of worker 1"),
+        (
+            workers(RuntimeError("gloo"), NodeDiedError("its node was drained")),
+            Reason.PREEMPTED,
+            "of worker 1 was drained",
+        ),
+        (
+            workers(RuntimeError("gloo"), died("node gone", NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)),
+            Reason.PREEMPTED,
+            "of worker 1 was drained",
+        ),
+        (PreemptionError(PreemptionInfo(None, {"n": [0]})), Reason.PREEMPTED, "goes on from the last checkpoint"),
         (workers(RuntimeError("gloo"), MemoryError()), Reason.OUT_OF_MEMORY, "worker 1 ran out of memory"),
+        (workers(NodeOutOfMemory("low on memory")), Reason.OUT_OF_MEMORY, "lower optimization.micro_batch_size"),
+        (workers(died(BY_MONITOR)), Reason.OUT_OF_MEMORY, "Ray ended worker 0, its node ran out of memory"),
+        (workers(died(VANISHED)), Reason.WORKER_FAILED, "worker 0 died without a word: it was killed (SIGKILL) or"),
+        (workers(died(TERMINATED)), Reason.WORKER_FAILED, "worker 0 was ended by SIGTERM"),
         (workers(FileNotFoundError(2, "No such file", "/x")), Reason.WORKER_FAILED, "worker 0: FileNotFoundError"),
         (workers(ConnectionResetError(104, "peer")), Reason.WORKER_FAILED, "worker 0: ConnectionResetError"),
         (ControllerError(NoAnswer("no good answer")), Reason.STORAGE_ERROR, f"{PLACE}: cannot be reached"),
@@ -51,6 +94,98 @@ def test_each_cause_has_its_reason(error, reason, said):
     found, message = explain(error, PLACE)
     assert found is reason
     assert said in message
+
+
+def test_exit_codes_are_told():
+    assert how_it_died("Worker exits unexpectedly. Worker exits with an exit code 3.") == "ended with exit code 3"
+
+
+# --- dead workers, nodes and the kernel -------------------------------------------------------------------------------
+
+
+def actor(text: str | None, why: str = "WORKER_DIED", node: str = "n1", pid: int = 7) -> SimpleNamespace:
+    """A worker as Ray's state lists it; without ``text`` it lives."""
+    context = {"reason": why, "error_message": text, "pid": pid, "node_ip_address": "10.0.0.7"}
+    return SimpleNamespace(node_id=node, death_cause={"actor_died_error_context": context} if text else None)
+
+
+def test_only_a_worker_that_nobody_ended_has_died():
+    assert death_of(actor(None)) is None
+    assert death_of(actor("The actor is dead because it was killed by `ray.kill`.", "RAY_KILL")) is None
+    assert death_of(actor(EXIT.format("INTENDED_USER_EXIT", "exit_actor() is called."))) is None
+    assert (death_of(actor(VANISHED)).node, death_of(actor(VANISHED)).pid) == ("n1", 7)
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """What Ray and the nodes answer: workers, lost node, and how many the kernel has killed by now."""
+    state = SimpleNamespace(workers=[], lost=None, killed=0)
+    monkeypatch.setattr(ray_evidence, "_workers", lambda: state.workers)
+    monkeypatch.setattr(ray_evidence, "_lost_node", lambda _: state.lost)
+    monkeypatch.setattr(ray_evidence, "_oom_kills_on", lambda _: state.killed)
+    return state
+
+
+def record(store: Store, rank: int, node: str, pid: int, killed: int) -> None:
+    text = WorkerRecord(rank=rank, node=node, pid=pid, oom_kills=killed).model_dump_json()
+    store.write(f"attempts/2/workers/rank-{rank}.json", text.encode())
+
+
+def test_a_vanished_worker_where_the_kernel_has_killed_since_ran_out_of_memory(cluster, tmp_path):
+    store = Store(str(tmp_path))
+    cluster.workers = [actor(None, node="n2", pid=8), actor(VANISHED)]
+    for rank, node, pid, before in ((0, "n2", 8, 0), (1, "n1", 7, 3)):
+        record(store, rank, node, pid, before)
+    cluster.killed = 4
+    reason, message = ray_evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
+    assert reason is Reason.OUT_OF_MEMORY
+    assert (
+        "OOM killer ended the worker process 7 on the node at 10.0.0.7: lower optimization.micro_batch_size" in message
+    )
+    cluster.killed = 3  # all of them before that worker began
+    reason, message = ray_evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
+    assert reason is Reason.WORKER_FAILED
+    assert "died without a word" in message
+    assert "the others saw: worker 0: RuntimeError: gloo" in message
+
+
+def test_without_a_count_from_its_start_nobody_says_out_of_memory(cluster, tmp_path):
+    cluster.workers, cluster.killed = [actor(VANISHED)], 9
+    assert ray_evidence.look_further("gloo", Store(str(tmp_path)), 2)[0] is Reason.WORKER_FAILED
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [
+        (NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED, Reason.PREEMPTED),
+        (NodeDeathInfo.EXPECTED_TERMINATION, Reason.PREEMPTED),
+        (NodeDeathInfo.UNEXPECTED_TERMINATION, Reason.NODE_LOST),
+        (NodeDeathInfo.UNSPECIFIED, Reason.NODE_LOST),
+    ],
+)
+def test_a_node_that_was_taken_away_is_no_accident(cluster, tmp_path, why, reason):
+    cluster.workers, cluster.lost = [actor(VANISHED)], {"NodeManagerAddress": "10.0.0.7", "DeathReason": why}
+    found, message = ray_evidence.look_further("gloo", Store(str(tmp_path)), 2)
+    assert found is reason
+    assert "10.0.0.7" in message
+
+
+def test_workers_that_all_ended_of_themselves_tell_no_more(cluster, tmp_path):
+    cluster.workers = [actor(None)]
+    assert ray_evidence.look_further("worker 0: ValueError: x", Store(str(tmp_path)), 2) is None
+
+
+def test_the_kernel_s_count_is_that_of_the_control_group_or_else_the_machine_s(tmp_path):
+    group = tmp_path / "sys/fs/cgroup/pods/ours"
+    (tmp_path / "proc/self").mkdir(parents=True)
+    assert oom_kills(tmp_path) == 0
+    (tmp_path / "proc/vmstat").write_text("pgfault 12\noom_kill 5\n")
+    assert oom_kills(tmp_path) == 5
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/old\n0::/pods/ours\n")
+    assert oom_kills(tmp_path) == 5
+    group.mkdir(parents=True)
+    (group / "memory.events").write_text("low 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n")
+    assert oom_kills(tmp_path) == 1
 
 
 # --- the last word ---------------------------------------------------------------------------------------------------
@@ -75,7 +210,37 @@ def test_an_outcome_that_cannot_be_stored_is_said(tmp_path, monkeypatch, capsys)
     request = AttemptRequest(
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
     )
-    assert main._run(request, Store(str(tmp_path))) == FAILED
+    store = Store(str(tmp_path))
+    assert main._settle(request, store, main._train(request, store)) == FAILED
     told = capsys.readouterr().err
     assert f"{tmp_path}/attempts/1/outcome.json" in told
     assert "data_error: no images" in told
+
+
+DRIVER = """
+import sys, time
+from trainer import main, ray_train
+
+def run_attempt(*_):
+    print("running", flush=True)
+    time.sleep(60)
+
+ray_train.run_attempt = run_attempt
+sys.exit(main.main())
+"""
+
+
+def test_a_driver_stopped_from_outside_says_so(tmp_path):
+    spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
+    request = AttemptRequest(
+        job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
+    )
+    environment = os.environ | {"RCMAE_ATTEMPT": request.model_dump_json()}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, text=True)
+    assert driver.stdout.readline() == "running\n"
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == 1
+    driver.stdout.close()
+    told = Outcome.model_validate_json((tmp_path / "attempts/1/outcome.json").read_text())
+    assert (told.state, told.reason) == ("failed", Reason.PREEMPTED)
+    assert "Stopped from outside (SIGTERM)" in told.message
