@@ -50,11 +50,17 @@ class Lease:
     """One process's part in the lease: holder or candidate, on a thread of its own."""
 
     def __init__(
-        self, database: Database, seconds: float, *, standby: bool, refused: Callable[[str], None] | None = None
+        self,
+        database: Database,
+        seconds: float,
+        *,
+        standby: bool,
+        refused: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``standby``: wait for ever while another holds it; else be refused, and ``refused`` is told why."""
         self._database, self._seconds, self._standby = database, seconds, standby
-        self._told = refused
+        self._refused, self._clock = refused, clock
         self._me = f"{socket.gethostname()[:150]}/{os.getpid()}/{secrets.token_hex(4)}"
         self._healthy: Callable[[], bool] = lambda: True
         self._ended = threading.Event()
@@ -78,7 +84,7 @@ class Lease:
 
     def held(self) -> bool:
         """Whether this process is the controller, as far as it can know without asking."""
-        return self._mine and time.monotonic() - self._beaten_at < self._seconds
+        return self._mine and self._clock() - self._beaten_at < self._seconds
 
     def guard(self, session: Session) -> None:
         """Call it first in each transaction of the controller that writes; raises `LeaseLost`.
@@ -119,12 +125,19 @@ class Lease:
     def _run(self) -> None:
         while not self._ended.is_set() and self.refusal is None:
             try:
-                self._beat() if self._mine else self._watch()
+                self.tick()
             except DatabaseUnreachable as error:
                 self._tell_once("lease_unreachable", str(error))
             except Exception:  # without this thread nobody would act: it outlives whatever happens to it
                 log.exception("lease_failed")
             self._ended.wait(self._seconds / BEATS)
+
+    def tick(self) -> None:
+        """Give a sign of life, or look for the holder's, once; the thread does it. Raises `DatabaseUnreachable`."""
+        if self._mine:
+            self._beat()
+        else:
+            self._watch()
 
     def _tell_once(self, trouble: str, detail: str) -> None:
         if self._trouble != trouble:
@@ -143,7 +156,7 @@ class Lease:
             self._tell_once("lease_lost", "another process is the controller now")
 
     def _watch(self) -> None:
-        begin = time.monotonic()
+        begin = self._clock()
         found = self.holder()
         if found is None:
             self._make()
@@ -154,7 +167,7 @@ class Lease:
         elif not still:
             if self._seen and not self._standby:
                 self._refuse(found.holder)
-            self._seen, self._seen_at = (found.holder, found.beat), time.monotonic()
+            self._seen, self._seen_at = (found.holder, found.beat), self._clock()
 
     def _make(self) -> None:
         """The row of a new database."""
@@ -171,7 +184,7 @@ class Lease:
 
     def _write(self, values: dict[str, object], *where: ColumnElement[bool]) -> bool:
         """Change the row if it is as expected: it is ours from then on."""
-        begin = time.monotonic()
+        begin = self._clock()
         change = update(db.Lease).where(db.Lease.name == NAME, *where).values(values | {"beat_at": now()})
         with self._database.session() as session:
             done: bool = session.execute(change).rowcount == 1  # type: ignore[attr-defined]  # an UPDATE's has it
@@ -185,8 +198,7 @@ class Lease:
             "or set RCMAE_RECONCILE=false for this one; with Postgres (RCMAE_DATABASE_URL) any number stand by"
         )
         log.error("controller_refused", detail=self.refusal)
-        if self._told:
-            self._told(self.refusal)
+        self._refused(self.refusal)
 
 
 def named(holder: str) -> str:

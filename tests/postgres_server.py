@@ -42,7 +42,9 @@ class PostgresServer:
         return f"postgresql+psycopg://rcmae:{PASSWORD}@127.0.0.1:{self.port}/{name}"
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+        """Start it if it does not run, and wait until it takes connections."""
+        if self._process and self._process.poll() is None:
+            return
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(_binary("postgres")), "-D", str(self.folder / "data"), "-k", str(self.folder)]

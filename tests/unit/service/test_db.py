@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
-from service_fakes import add_job, attempts_of, events_of, job_of
-from sqlalchemy import inspect, text
-from sqlalchemy.exc import IntegrityError
+from fastapi.testclient import TestClient
+from postgres_server import PASSWORD, PostgresServer
+from service_fakes import add_job, attempts_of, events_of, job_of, problem
+from sqlalchemy import MetaData, inspect, text
+from sqlalchemy.exc import IntegrityError, InternalError
 
 from service.app import create_app
 from service.auth import Caller, Role, caller_of, ensure_admin, ensure_token
-from service.db import Attempt, Database, Event, Job, migration_config
+from service.db import Attempt, Database, DatabaseUnreachable, DatabaseUrlError, Event, Job, migration_config
 from service.errors import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
@@ -23,27 +31,119 @@ from service.jobs.service import submit
 from service.settings import Settings
 from trainer.spec.pretrain import PretrainSpec
 
-TABLES = {"job", "attempt", "event", "token"}
+TABLES = {"job", "attempt", "event", "token", "lease"}
 
 
 def alembic(database: Database, what: str, *arguments: str) -> None:
     config = migration_config()
-    with database.engine.begin() as connection:
+    with database.migration() as connection:
         config.attributes["connection"] = connection
         getattr(command, what)(config, *arguments)
 
 
-def test_migrations_go_up_are_whole_and_go_down(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path}/new.db")
-    database.migrate()
-    assert set(inspect(database.engine).get_table_names()) >= TABLES
-    alembic(database, "check")  # raises where the models differ from the migrations
-    database.migrate()
-    alembic(database, "downgrade", "base")
-    assert not TABLES & set(inspect(database.engine).get_table_names())
-    database.migrate()
-    add_job(database)
+# --- migrations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database's."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/new.db"
+    return request.getfixturevalue("postgres").url("new")
+
+
+@pytest.fixture
+def new(new_url: str) -> Iterator[Database]:
+    """An empty database."""
+    database = Database(new_url)
+    yield database
     database.close()
+
+
+def test_migrations_go_up_are_whole_and_go_down(new):
+    new.migrate()
+    assert set(inspect(new.engine).get_table_names()) >= TABLES
+    alembic(new, "check")  # raises where the models differ from the migrations
+    new.migrate()
+    alembic(new, "downgrade", "base")
+    assert not TABLES & set(inspect(new.engine).get_table_names())
+    new.migrate()
+    add_job(new)
+
+
+def fill_first_version(database: Database) -> None:
+    """Two jobs as the first version kept them, one that was admitted and has an attempt, and one that waits."""
+    moment = datetime(2025, 6, 1, 12, tzinfo=UTC).replace(tzinfo=None)
+    with database.migration() as connection:
+        tables = MetaData()
+        tables.reflect(connection)
+        for job_id, resolved in (("job-admitted", True), ("job-waits", False)):
+            values = dict.fromkeys(("priority", "attempts", "since_attempt", "failures", "restarts"), 0)
+            values |= dict.fromkeys(("kind", "name", "state", "message", "owner", "dataset_uri", "body_sha256"), "x")
+            values |= {"id": job_id, "labels": {}, "spec": {"of": job_id}, "resolved": resolved, "created_at": moment}
+            connection.execute(tables.tables["job"].insert(), values)
+            event = {"job_id": job_id, "time": moment, "state": "queued", "message": "Submitted.", "actor": "alice"}
+            connection.execute(tables.tables["event"].insert(), event)
+        attempt = {"job_id": "job-admitted", "number": 1, "submission_id": "job-admitted-a1", "state": "running"}
+        attempt |= {"message": "", "accepted": True, "generation": 0, "started_at": moment}
+        connection.execute(tables.tables["attempt"].insert(), attempt)
+
+
+def rows(database: Database, statement: str) -> list[tuple[Any, ...]]:
+    with database.read() as session:
+        return [tuple(row) for row in session.execute(text(statement))]
+
+
+def test_an_upgrade_keeps_what_the_first_version_stored(new):
+    alembic(new, "upgrade", "0001")
+    fill_first_version(new)
+    new.migrate()
+    admitted, waits = job_of(new, "job-admitted"), job_of(new, "job-waits")
+    assert admitted.resolved_spec == admitted.spec == admitted.run_spec == {"of": "job-admitted"}
+    assert (waits.spec, waits.resolved_spec) == ({"of": "job-waits"}, None)
+    assert waits.waiting_since == waits.created_at == datetime(2025, 6, 1, 12, tzinfo=UTC)
+    assert (waits.notes, waits.deleted_at) == ("", None)
+    assert [(a.number, a.accepted, a.heartbeat) for a in attempts_of(new, "job-admitted")] == [(1, True, None)]
+    assert [event.message for event in events_of(new, "job-waits")] == ["Submitted."]
+    with pytest.raises(IntegrityError), new.session() as session:  # rows still need what they refer to
+        session.add(Event(job_id="job-none", state="queued", actor="eve"))
+
+
+def test_a_downgrade_keeps_what_the_older_version_knows(new):
+    new.migrate()
+    admitted = add_job(new, resolved_spec={"workers": 2}, notes="seen by nobody afterwards")
+    waits = add_job(new, resolved_spec=None)
+    with new.session() as session:
+        session.add(Event(job_id=admitted, state="queued", message="Submitted.", actor="alice"))
+        session.add(Attempt(job_id=admitted, number=1, submission_id="x", state="running", heartbeat=3.5))
+    alembic(new, "downgrade", "0001")
+    found = dict(rows(new, "SELECT id, resolved FROM job"))
+    assert {job_id: bool(resolved) for job_id, resolved in found.items()} == {admitted: True, waits: False}
+    specs = {
+        job_id: spec if isinstance(spec, dict) else json.loads(spec)
+        for job_id, spec in rows(new, "SELECT id, spec FROM job")
+    }
+    assert specs[admitted] == {"workers": 2}
+    assert specs[waits]["kind"] == "pretrain"
+    assert rows(new, "SELECT job_id, number, state FROM attempt") == [(admitted, 1, "running")]
+    assert rows(new, "SELECT job_id, message FROM event") == [(admitted, "Submitted.")]
+    new.migrate()
+    assert job_of(new, admitted).resolved_spec == {"workers": 2}
+    assert len(attempts_of(new, admitted)) == 1
+
+
+def test_several_processes_migrate_at_once(new, new_url):
+    program = "import sys; from service.db import Database; Database(sys.argv[1]).migrate()"
+    command_line = [sys.executable, "-c", program, new_url]
+    processes = [subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        _, said = process.communicate(timeout=100)
+        assert process.returncode == 0, said
+    alembic(new, "check")
+    add_job(new)
+
+
+# --- what is stored ---------------------------------------------------------------------------------------------------
 
 
 def test_times_come_back_in_utc(database):
@@ -179,3 +279,139 @@ def test_a_job_keeps_what_it_was_given(database):
         assert (job.labels, job.progress, job.result, job.message) == ({"a": "ü"}, {"step": 1}, None, "→")
         assert (job.attempts, job.since_attempt, job.failures, job.restarts) == (0, 1, 0, 0)
         assert datetime.now(UTC) - job.created_at < timedelta(minutes=5)
+
+
+def test_what_a_database_cannot_hold_is_the_requests_fault(api):
+    for path in ("/v1/jobs?name_contains=%00", "/v1/jobs/%00", "/v1/jobs?label=a%00:b"):
+        assert api.get(path).status_code in {200, 404, 422}, path
+
+
+# --- Postgres ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_url(postgres: PostgresServer, shared_url: str) -> Iterator[str]:
+    """A database in a server that a test may end."""
+    yield shared_url
+    postgres.start()
+
+
+def test_a_server_that_restarts_costs_the_transactions_it_cut(postgres: PostgresServer, server_url):
+    database = Database(server_url)
+    for _ in range(5):  # several connections in the pool
+        with database.read() as outer, database.read() as inner:
+            assert repository.count(outer) == repository.count(inner)
+
+    def write_meanwhile() -> None:
+        with database.session() as session:
+            repository.count(session)
+            postgres.restart()
+            session.add(Event(job_id="job-none", state="queued", actor="eve"))
+
+    with pytest.raises(DatabaseUnreachable):
+        write_meanwhile()
+    add_job(database)
+    postgres.kill()
+    with pytest.raises(DatabaseUnreachable, match="refused") as away:
+        add_job(database)
+    assert PASSWORD not in str(away.value)
+    with pytest.raises(DatabaseUnreachable, match="refused"):
+        database.migrate()
+    postgres.start()
+    add_job(database)
+    database.close()
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.usefixtures("server_url")
+def test_requests_are_told_that_the_database_is_away(postgres: PostgresServer, settings: Settings):
+    with TestClient(create_app(settings)) as client:
+        client.headers["Authorization"] = "Bearer unknown-0123456789"
+        assert client.get("/v1/jobs").status_code == 401
+        postgres.kill()
+        detail = problem(client.get("/v1/jobs"), 503, "unavailable")["detail"]
+        assert "the database cannot be reached now" in detail
+        assert PASSWORD not in detail
+        assert client.get("/healthz").status_code == 200
+        postgres.start()
+        assert client.get("/v1/jobs").status_code == 401
+
+
+def test_a_writer_that_stopped_does_not_hold_up_the_others_for_long(server_url):
+    stopped = Database(f"{server_url}?options=-c%20idle_in_transaction_session_timeout%3D300ms")
+    database = Database(server_url)
+    job_id = add_job(database)
+
+    def stop_in_the_middle() -> None:
+        with stopped.session() as session:
+            repository.get(session, job_id).name = "never committed"
+            session.flush()
+            with database.session() as writer:  # waits for the first one, until the server ends that
+                repository.get(writer, job_id).notes = "went on"
+
+    with pytest.raises(DatabaseUnreachable):
+        stop_in_the_middle()
+    job = job_of(database, job_id)
+    assert (job.name, job.notes) == ("digits", "went on")
+    stopped.close()
+    database.close()
+
+
+def test_a_writer_that_waits_too_long_is_told(server_url):
+    impatient = Database(f"{server_url}?options=-c%20lock_timeout%3D100ms")
+    database = Database(server_url)
+    with database.session() as session:
+        repository.count(session)
+        with pytest.raises(DatabaseUnreachable, match="lock timeout"):
+            add_job(impatient)
+    add_job(impatient)
+    impatient.close()
+    database.close()
+
+
+def test_a_reader_sees_one_state_and_changes_nothing(server_url):
+    database = Database(server_url)
+    job_id = add_job(database)
+    with database.read() as reader:
+        assert reader.execute(text("SELECT name FROM job WHERE id = :id"), {"id": job_id}).scalar_one() == "digits"
+        with database.session() as writer:
+            repository.get(writer, job_id).name = "new"
+        assert reader.execute(text("SELECT name FROM job WHERE id = :id"), {"id": job_id}).scalar_one() == "digits"
+        with pytest.raises(InternalError, match="read-only"):
+            reader.execute(text("DELETE FROM job"))
+        reader.rollback()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "not a database's URL"),
+        ("rcmae.db", "not a database's URL"),
+        ("mysql://rcmae:hidden@host/name", "begins with mysql://"),
+        ("postgresql+asyncpg://rcmae:hidden@host/name", r"begins with postgresql\+asyncpg://"),
+        ("postgresql://rcmae:hidden@host:port/name", "not a database's URL"),
+        ("postgresql://rcmae:hidden@host", "names no database"),
+        ("sqlite://", "names no database"),
+        ("sqlite:///:memory:", "names no database"),
+    ],
+)
+def test_urls_that_cannot_be_used_are_refused(url, said):
+    with pytest.raises(DatabaseUrlError, match=said) as refused:
+        Database(url)
+    assert "RCMAE_DATABASE_URL" in str(refused.value)
+    assert "postgresql+psycopg://user:password@host:5432/name" in str(refused.value)
+    assert "hidden" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_server_that_refuses_us_says_so_without_the_password(server_url):
+    for wrong, said in (
+        (server_url.replace(PASSWORD, "hidden"), "password authentication failed"),
+        (f"{server_url}_none", "does not exist"),
+        ("postgresql://rcmae:hidden@127.0.0.1:1/name?connect_timeout=2", "refused"),
+    ):
+        database = Database(wrong)
+        with pytest.raises(DatabaseUnreachable, match=said) as refused:
+            database.migrate()
+        assert "hidden" not in str(refused.value)
+        database.close()
