@@ -22,9 +22,11 @@ from service.auth import ensure_admin
 from service.backbones.routes import router as backbones
 from service.db import Database
 from service.deps import Parts
+from service.jobs.control import Control
 from service.jobs.reconciler import Reconciler
 from service.jobs.repository import count
 from service.jobs.routes import router as jobs
+from service.lease import Lease
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -51,7 +53,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     database = Database(settings.database_url)
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
     mlflow, artifacts = MlflowStore(settings.mlflow_url), Artifacts(settings.artifact_root, settings.s3_profile)
-    parts = Parts(settings, database, ray, mlflow, artifacts, Reconciler(settings, database, ray, mlflow, artifacts))
+    lease = Lease(database, settings.lease_s, standby=not database.is_sqlite)
+    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
+    parts = Parts(settings, database, ray, mlflow, artifacts, reconciler)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form

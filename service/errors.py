@@ -104,9 +104,8 @@ def _validation_problem(request: Request, error: RequestValidationError) -> ApiP
     if first["type"] == "json_invalid":
         return ApiProblem(422, "json_invalid", f"the body is not JSON: {first['ctx']['error']}")
     if first["loc"][0] == "body":
-        model = (
-            PatchBody if request.method == "PATCH" else BODIES.get(request.url.path.rpartition("/")[2], PretrainSpec)
-        )
+        verb = request.url.path.rpartition("/")[2]
+        model = PatchBody if request.method == "PATCH" else BODIES.get(verb, PretrainSpec)
         if first["loc"] == ("body",):
             return ApiProblem(422, "body_invalid", f"the body: {first['msg']} (send application/json)")
         return spec_problem(problems(errors, model, skip=1))

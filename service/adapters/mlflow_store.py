@@ -13,13 +13,14 @@ from typing import TypeVar
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
+from mlflow.entities import LifecycleStage, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
 from trainer.spec.job import Command
-from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
+from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NOTICE, TAG_OBSERVED, heartbeat
 
 T = TypeVar("T")
 
@@ -66,6 +67,15 @@ class Version:
     source: str
 
 
+@dataclass(frozen=True)
+class OpenRun:
+    """A run of a job that MLflow shows as running."""
+
+    run_id: str
+    job_id: str
+    started_at: datetime
+
+
 class MlflowStore:
     """One MLflow server. Every method raises `MlflowUnreachable` where it does not do what was asked."""
 
@@ -106,12 +116,66 @@ class MlflowStore:
         self._ask(lambda: self._client.set_tag(run_id, TAG_COMMAND, command.model_dump_json()))
 
     def fence(self, run_id: str, attempt: int) -> None:
-        """From now on only this attempt counts: an earlier one that still lives reads it and leaves."""
-        self._ask(lambda: self._client.set_tag(run_id, TAG_ATTEMPT, str(attempt)))
+        """From now on only this attempt counts: an earlier one that still lives reads it and leaves.
+
+        What the earlier one was troubled by is no trouble of this one.
+        """
+        tags = [RunTag(TAG_ATTEMPT, str(attempt)), RunTag(TAG_NOTICE, "")]
+        self._ask(lambda: self._client.log_batch(run_id, tags=tags))
 
     def end_run(self, run_id: str, status: str) -> None:
-        """Mark the run `FINISHED`, `FAILED` or `KILLED`, or `RUNNING` again."""
+        """Mark the run `FINISHED`, `FAILED`, `KILLED` or, while it is paused, `SCHEDULED`; or `RUNNING` again."""
         self._ask(lambda: self._client.update_run(run_id, status=status))
+
+    def open_runs(self) -> list[OpenRun]:
+        """All runs of jobs that are marked as running."""
+        return self._ask(self._open_runs)
+
+    def _open_runs(self) -> list[OpenRun]:
+        found: list[OpenRun] = []
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment()], "attributes.status = 'RUNNING'", max_results=PAGE, page_token=token
+            )
+            found += [
+                OpenRun(run.info.run_id, run.data.tags[TAG_JOB], _time(run.info.start_time))
+                for run in page
+                if TAG_JOB in run.data.tags
+            ]
+            token = page.token
+            if not token:
+                return found
+
+    def delete_run(self, run_id: str) -> None:
+        """Put a run among MLflow's deleted ones, from where `mlflow gc` takes it; its files are not touched."""
+        self._ask(lambda: self._delete_run(run_id))
+
+    def _delete_run(self, run_id: str) -> None:
+        try:
+            if self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                self._client.delete_run(run_id)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+
+    def delete_version(self, version: Version) -> None:
+        """Take a version out of the registry, with the logged model behind it; its files are not touched."""
+        self._ask(lambda: self._delete_version(version))
+
+    def _delete_version(self, version: Version) -> None:
+        model_id = _model_id(version)
+        # The version last: while it is there, whoever is interrupted here finds the rest again.
+        for delete in (
+            partial(self._client.delete_logged_model, model_id) if model_id else None,
+            partial(self._client.delete_model_version, version.name, str(version.version)),
+        ):
+            try:
+                if delete:
+                    delete()
+            except MlflowException as error:
+                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                    raise
 
     def history(self, run_id: str, key: str) -> list[MetricPoint]:
         """A metric's points by step. Where a resumed attempt logged a step again, the latest value counts."""
@@ -143,8 +207,8 @@ class MlflowStore:
 
     def folder(self, version: Version) -> str | None:
         """Where a version's files lie; None where it is not one of our logged models."""
-        model_id = version.source.removeprefix("models:/")
-        if model_id == version.source or "/" in model_id:
+        model_id = _model_id(version)
+        if model_id is None:
             return None
         try:
             return str(self._client.get_logged_model(model_id).artifact_location)
@@ -158,6 +222,12 @@ class MlflowStore:
             return call()
         except MlflowException as error:
             raise MlflowUnreachable(_said(error)) from error
+
+
+def _model_id(version: Version) -> str | None:
+    """Of the logged model behind a version; None where there is none."""
+    model_id = version.source.removeprefix("models:/")
+    return None if model_id == version.source or "/" in model_id else model_id
 
 
 def _said(error: MlflowException) -> str:

@@ -104,10 +104,15 @@ class Artifacts:
         return {name: size for name, size in files.items() if name}  # a folder's own mark has none
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders directly below a folder, sorted."""
+        """Names of the folders directly below a folder, sorted; none where it does not exist."""
         path = self._folder(folder)
         with _asked(folder):
-            return sorted(posixpath.basename(f["name"]) for f in self._fs.ls(path, detail=True) if f["type"] != "file")
+            try:
+                found = self._fs.ls(path, detail=True)
+            except FileNotFoundError as error:
+                _must_have_bucket(error)
+                return []
+        return sorted(posixpath.basename(f["name"]) for f in found if f["type"] != "file")
 
     def files(self, folder: str) -> list[tuple[str, int]]:
         """Every file below a folder with its bytes, by relative path; links that lead out are passed over."""
@@ -116,6 +121,22 @@ class Artifacts:
             found = self._fs.find(base, detail=True)
         sizes = {path.removeprefix(base).lstrip("/"): int(found[path]["size"]) for path in found}
         return sorted((name, size) for name, size in sizes.items() if self._place(folder, name))
+
+    def delete(self, folder: str) -> None:
+        """Remove a folder with everything below it; nothing happens where there is none. Never the root itself."""
+        path = self._folder(folder)
+        if path == self._base:
+            raise OutsideRoot(f"{folder} is the artifact root itself")
+        with _asked(folder):
+            try:
+                if self._local:
+                    self._fs.rm(path, recursive=True)
+                    return
+                # One by one: s3fs ignores what S3 says of single files of a joint deletion.
+                for file in self._fs.find(path):
+                    self._fs.rm_file(file)
+            except FileNotFoundError as error:
+                _must_have_bucket(error)
 
     def piece(self, path: str, start: int, stop: int) -> bytes:
         """Some bytes of a file that `file` found."""

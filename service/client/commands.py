@@ -70,7 +70,7 @@ def submit(
         if plan:
             planned = client.plan(document)
             print_json(planned) if as_json else out.print(render.plan(planned))
-            raise typer.Exit(0 if planned.possible else 1)
+            raise typer.Exit(1 if planned.fits == "never" else 0)
         job = client.submit(document, idempotency_key)
         if follow_it:
             err.print(f"job [bold]{job.id}[/] ({job.name})", highlight=False)

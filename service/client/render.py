@@ -100,7 +100,7 @@ def plan(found: PlanView) -> RenderableType:
     encoder, decoder = found.parameters.encoder, found.parameters.decoder
     resources = found.spec["resources"]
     rows: list[tuple[str, RenderableType]] = [
-        ("possible", Text("yes" if found.possible else "no", style="green" if found.possible else "red")),
+        ("starts", Text(found.fits, style={"now": "green", "later": "yellow", "never": "red"}[found.fits])),
         ("message", Text(found.message)),
         ("parameters", f"encoder {encoder:,}, decoder {decoder:,}"),
         ("workers", f"{resources['workers']}, together {found.gang.cpus} CPUs and {found.gang.gpus} GPUs"),

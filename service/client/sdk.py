@@ -121,7 +121,7 @@ class Client:
 
     def retry(self, job_id: str, *, from_scratch: bool = False) -> JobView:
         """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``."""
-        body = RetryBody(from_scratch=from_scratch).model_dump()
+        body = RetryBody(from_scratch=from_scratch).model_dump(exclude_defaults=True)
         return self._model(JobView, self._send("POST", f"/v1/jobs/{job_id}/retry", json=body))
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> JobView:

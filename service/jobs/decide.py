@@ -15,6 +15,10 @@ from trainer.spec.job import Outcome, Reason
 
 STOP_AGAIN = timedelta(seconds=60)
 MAX_DELAY_S = 60
+STILL = timedelta(seconds=15)
+"""Three heartbeats: an attempt whose cluster has forgotten it is dead once it has missed them."""
+STEADY = timedelta(minutes=10)
+"""An attempt that lived this long begins the back-off anew."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,11 @@ class Patience:
     """How long things may take."""
 
     command: timedelta
+    """Between a command and the attempt's end."""
     heartbeat: timedelta
+    """Between two heartbeats."""
+    start: timedelta
+    """Between an attempt's submission and its first heartbeat."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,13 @@ class Seen:
     """Only looked for once Ray says the attempt is over."""
     run: RunView | None = None
     """None where MLflow is out of reach."""
-    mlflow_up: timedelta = timedelta(0)
-    """How long MLflow has answered without a break."""
+    beat: float | None = None
+    """The attempt's last heartbeat, by its worker's clock."""
+    beat_at: datetime | None = None
+    """When it was first seen."""
+    silent: timedelta = timedelta(0)
+    """Since the last new heartbeat was seen, by our clock. Nothing can arrive while MLflow is away: what it has been
+    away for does not count."""
 
 
 @dataclass(frozen=True)
@@ -62,51 +75,51 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
         if job.state in {State.CANCELLING, State.PAUSING}:
             return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "ended before it started")
         return "submit"
-    if seen.ray.ended or seen.ray is RayState.ABSENT:
-        # Metrics, tags and the registered version belong to the end: it waits for MLflow.
-        return "wait" if seen.run is None else _ending(job, attempt, seen)
-    return _alive(job, attempt, seen, patience)
+    if not (seen.ray.ended or seen.ray is RayState.ABSENT):
+        return _alive(job, attempt, seen, patience)
+    # A head that was restarted says nothing of workers on other nodes: they end when they miss it.
+    forgotten = seen.ray is RayState.ABSENT and seen.outcome is None
+    may_live = forgotten and seen.beat is not None and seen.silent < STILL
+    # Metrics, tags and the registered version belong to the end: it waits for MLflow.
+    return "wait" if seen.run is None or may_live else _ending(job, attempt, seen)
 
 
 def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
     outcome = seen.outcome
+    # Told to end by our own stop, the driver cannot know whose it was.
+    ours = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
+    if ours and job.state in {State.CANCELLING, State.PAUSING}:
+        return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
+    if ours and seen.ray is not RayState.ABSENT:
+        return Ended("lost", Reason.DEADLINE_EXCEEDED, "The attempt showed no life for too long and was stopped.")
     if outcome:
         return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
-    if attempt.stop_asked_at and job.state in {State.CANCELLING, State.PAUSING}:
-        return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
-    if attempt.stop_asked_at and seen.ray is not RayState.ABSENT:
-        return Ended("lost", Reason.WORKER_FAILED, "The attempt was silent for too long and was stopped.")
     if seen.ray is RayState.ABSENT:
         return Ended("lost", Reason.CLUSTER_LOST, "Ray no longer knows the attempt: its head was restarted.")
-    if seen.run and seen.run.heartbeat(attempt.number) is None:
+    if seen.beat is None:
         return Ended("failed", Reason.START_FAILED, "The attempt ended before it could run.")
     return Ended("lost", Reason.WORKER_FAILED, "The attempt ended without a word.")
 
 
 def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
-    beat = seen.run.heartbeat(attempt.number) if seen.run else None
     if job.state in {State.CANCELLING, State.PAUSING}:
-        return _told_to_end(job, attempt, seen, patience, started=beat is not None)
+        return _told_to_end(job, attempt, seen, patience)
     if attempt.stop_asked_at:
         return _stop_once(attempt, seen)
-    if beat is None:
-        return "wait"
+    if seen.beat is None:
+        late = seen.run is not None and seen.now - attempt.started_at > patience.start
+        return _stop_once(attempt, seen) if late else "wait"
     if job.state == State.STARTING:
         return "started"
-    silent = seen.now.timestamp() - beat
-    limit = patience.heartbeat.total_seconds()
-    # A heartbeat cannot arrive while MLflow is away: silence counts from when it answers again.
-    if silent > limit and seen.mlflow_up.total_seconds() > limit:
-        return _stop_once(attempt, seen)
-    return "wait"
+    return _stop_once(attempt, seen) if seen.silent > patience.heartbeat else "wait"
 
 
-def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience, started: bool) -> Decision:
+def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
         return _stop_once(attempt, seen)
     if seen.run is None:
         return "wait"
-    if not started:
+    if seen.beat is None:
         return "stop"
     wanted = "cancel" if job.state == State.CANCELLING else "pause"
     if attempt.command != wanted or attempt.commanded_at is None:
@@ -137,10 +150,10 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
         return Next(State.SUCCEEDED, None, "Training is complete.")
     if job.state == State.CANCELLING:
         return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint.")
-    policy = POLICIES.get(ended.reason or Reason.WORKER_FAILED, POLICIES[Reason.WORKER_FAILED])
+    reason = ended.reason or Reason.WORKER_FAILED
+    policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
         return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
-    reason = ended.reason or Reason.WORKER_FAILED
     text = f"{ended.message} {policy.advice}".strip()
     failures = job.failures + policy.charged
     if not policy.retried:
@@ -149,6 +162,6 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
         return Next(
             State.FAILED, reason, f"{text} No attempt is left: {failures} failures, {max_failures} allowed.", True
         )
-    delay = timedelta(seconds=min(MAX_DELAY_S, 2**job.restarts))
+    delay = timedelta(seconds=min(MAX_DELAY_S, 2 ** min(job.restarts, 10)))
     left = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
     return Next(State.RECOVERING, reason, f"{text} Trying again in {delay.seconds} s; {left}.", policy.charged, delay)

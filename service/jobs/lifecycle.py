@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -27,6 +28,11 @@ class Verb(StrEnum):
     DELETE = "delete"
     PATCH_PRIORITY = "patch_priority"
     PATCH_NOTES = "patch_notes"
+
+    @property
+    def told(self) -> str:
+        """In a sentence: a job is told to …"""
+        return {Verb.PATCH_PRIORITY: "change its priority", Verb.PATCH_NOTES: "change its notes"}.get(self, self.value)
 
 
 class Effect(StrEnum):
@@ -100,6 +106,15 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 """The changes of state there are."""
 
 
+RUN_STATUS: Final = {
+    S.SUCCEEDED: "FINISHED",
+    S.FAILED: "FAILED",
+    S.CANCELLED: "KILLED",
+    S.PAUSED: "SCHEDULED",
+}
+"""What MLflow shows of a job's run where the job is not under way."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """What follows from a failure."""
@@ -116,13 +131,15 @@ POLICIES: Final[dict[Reason, Policy]] = {
     Reason.START_FAILED: Policy(True, True, "Check that the trainer is installed on the Ray nodes."),
     Reason.OUT_OF_MEMORY: Policy(True, True, "Lower optimization.micro_batch_size, or give it larger nodes."),
     Reason.STORAGE_ERROR: Policy(True, True, "Check the artifact storage and its free space."),
+    Reason.DEADLINE_EXCEEDED: Policy(True, True, "Its logs show where it hangs."),
     Reason.NODE_LOST: Policy(True, False, "It goes on from the last checkpoint."),
     Reason.CLUSTER_LOST: Policy(True, False, "It goes on from the last checkpoint."),
+    Reason.PREEMPTED: Policy(True, False, "It goes on from the last checkpoint."),
     Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
     Reason.DATA_ERROR: Policy(False, False, "Mend the dataset, then retry the job."),
     Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
 }
-"""Whether a failure is tried again; other reasons never end an attempt by themselves."""
+"""Whether a failure is tried again, and who pays for it; other reasons never end an attempt by themselves."""
 
 
 class StaleState(Exception):
@@ -135,24 +152,40 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
     Raises `StaleState` when someone else moved it first and `ValueError` for a change that does not exist. ``job`` is
     brought up to date.
     """
-    begin = State(job.state)
+    begin, moment = State(job.state), now()
     if to not in TRANSITIONS[begin]:
         raise ValueError(f"a job does not go from {begin} to {to}")
-    moment = now()
     values: dict[str, object] = {"state": to.value, "reason": reason.value if reason else None, "message": message}
     values["ended_at"] = moment if to.terminal else None
     if to is S.RUNNING and job.started_at is None:
         values["started_at"] = moment
-    done = session.execute(update(Job).where(Job.id == job.id, Job.state == begin.value).values(values))
-    if done.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
-        raise StaleState(f"job {job.id} is no longer {begin}")
+    if to in {S.QUEUED, S.RECOVERING}:
+        values["waiting_since"] = moment
+    _write(session, job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
+
+
+def edit(session: Session, job: Job, values: Mapping[str, object], message: str, actor: str) -> None:
+    """Change what people may change about a job without moving it, and append the event; raises `StaleState`."""
+    _write(session, job, values)
+    session.add(Event(job_id=job.id, state=job.state, reason=job.reason, message=message, actor=actor))
+
+
+def delete(session: Session, job: Job) -> None:
+    """Make a job gone for people; the controller removes what it left, then the row. Raises `StaleState`."""
+    _write(session, job, {"deleted_at": now(), "idempotency_key": None})
+
+
+def _write(session: Session, job: Job, values: Mapping[str, object]) -> None:
+    """Change a job, provided that it is still what it was when it was read."""
+    seen = (Job.id == job.id, Job.state == job.state, Job.deleted_at.is_(None))
+    done = session.execute(update(Job).where(*seen).values(values))
+    if done.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
+        raise StaleState(f"job {job.id} is no longer {job.state}")
     session.refresh(job)
 
 
 def note(session: Session, job: Job, reason: Reason | None, message: str, actor: str) -> None:
     """Say something about a job whose state stays; nothing where it has been said already."""
-    if (job.reason, job.message) == (reason, message):
-        return
-    job.reason, job.message = reason, message
-    session.add(Event(job_id=job.id, state=job.state, reason=reason, message=message, actor=actor))
+    if (job.reason, job.message) != (reason, message):
+        edit(session, job, {"reason": reason, "message": message}, message, actor)

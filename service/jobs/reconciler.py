@@ -4,61 +4,65 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
-from functools import partial
 
 import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowStore, MlflowUnreachable, RunView
-from service.adapters.ray_cluster import ClusterUnreachable, RayCluster, RayState
-from service.adapters.storage import Artifacts, StorageUnreachable
-from service.db import Attempt, Database, Job, now
-from service.jobs import repository
-from service.jobs.decide import Decision, Ended, Patience, Seen, decide, settle
-from service.jobs.lifecycle import StaleState, note, transition
-from service.jobs.scheduler import Admission, Limits, Running, Waiting, admit
-from service.jobs.schemas import BackboneRef, Progress, Result, State
-from service.settings import Settings
+from service.adapters.mlflow_store import RunView
+from service.adapters.ray_cluster import RayState
+from service.db import Attempt, Job, now
+from service.jobs import progress, repository
+from service.jobs.control import ACTOR, Control, guarded
+from service.jobs.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
+from service.jobs.dependencies import Away
+from service.jobs.lifecycle import RUN_STATUS, StaleState, note, transition
+from service.jobs.schemas import BackboneRef, Result, State
+from service.jobs.starting import attempt_request, start_waiting
+from service.jobs.sweeps import Sweeper
+from service.lease import LeaseLost
 from trainer.spec import names
-from trainer.spec.job import AttemptRequest, Command, Outcome, Reason, parse_spec
-from trainer.spec.plan import ClusterShape, gang, resolve
+from trainer.spec.job import Command, Outcome, Reason, parse_spec
 
 log = structlog.get_logger()
 
-ACTOR = "controller"
-RUN_STATUS = {State.SUCCEEDED: "FINISHED", State.FAILED: "FAILED", State.CANCELLED: "KILLED"}
 RESULT_METRICS = ("eval/", "train/loss", "progress/")
+SLOW_START = timedelta(seconds=90)
+STOP_S = 8.0
+LONGEST_PAUSE_S = 10.0
 
 
 class Reconciler:
     """One loop over all jobs, on a thread of its own."""
 
-    def __init__(
-        self, settings: Settings, database: Database, ray: RayCluster, mlflow: MlflowStore, artifacts: Artifacts
-    ) -> None:
-        self._settings, self._database, self._ray, self._mlflow = settings, database, ray, mlflow
-        self._artifacts = artifacts
+    def __init__(self, control: Control) -> None:
+        self._control, self._needs, settings = control, control.needs, control.settings
         self._patience = Patience(
-            timedelta(seconds=settings.command_deadline_s), timedelta(seconds=settings.heartbeat_limit_s)
+            command=timedelta(seconds=settings.command_deadline_s),
+            heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
+            start=timedelta(seconds=settings.start_limit_s),
         )
+        self._sweeper = Sweeper(control)
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._mlflow_since: float | None = None
-        self._down: dict[str, str] = {}
+        self._failures = 0
         self.round_at = time.monotonic()
         """When the last round ended."""
 
     def start(self) -> None:
         self._thread.start()
+        self._control.lease.start(lambda: self.stuck() is None)
 
     def stop(self) -> None:
-        """End after the present round."""
+        """End after the present round, and let another process take over at once."""
         self._ended.set()
         self._wake.set()
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=STOP_S)
+        if self._thread.is_alive():
+            log.warning("round_left_unfinished", waited_s=STOP_S)  # without the lease it can write nothing more
+        self._control.lease.release()
 
     def wake(self) -> None:
         """Look now: something was asked for."""
@@ -67,76 +71,79 @@ class Reconciler:
     def stuck(self) -> float | None:
         """Seconds since the last round, where that is too long."""
         age = time.monotonic() - self.round_at
-        return age if age > self._settings.stuck_after_s or not self._thread.is_alive() else None
+        return age if age > self._control.settings.stuck_after_s or not self._thread.is_alive() else None
 
     def _run(self) -> None:
         while not self._ended.is_set():
+            pause = self._control.settings.poll_interval_s
             try:
-                self.round()
+                if self._control.lease.held():
+                    self.round()
+                    self._control.lease.finished_round()
+            except LeaseLost as error:
+                log.warning("round_given_up", detail=str(error))
             except Exception:  # the loop must outlive any one round; readiness shows that it does not get on
-                log.exception("round_failed")
+                log.exception("round_failed", failures=self._failures)
+                pause = min(LONGEST_PAUSE_S, pause * 2.0**self._failures)
+                self._failures = min(self._failures + 1, 10)
             else:
-                self.round_at = time.monotonic()
-            self._wake.wait(self._settings.poll_interval_s)
+                self.round_at, self._failures = time.monotonic(), 0
+            self._wake.wait(pause)
             self._wake.clear()
 
     def round(self) -> None:
         """Look at every job once."""
-        self._check_mlflow()
-        with self._database.read() as session:
+        with self._control.database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
-            self._guarded(job, partial(self._advance, job, attempt))
-        self._start_waiting()
-
-    def _guarded(self, job: Job, work: Callable[[], None]) -> None:
-        """One job's trouble must not stop the others."""
-        try:
-            work()
-        except StaleState as error:
-            log.info("moved_by_another", job_id=job.id, detail=str(error))
-        except (ClusterUnreachable, MlflowUnreachable, StorageUnreachable) as error:
-            self._tell_down(type(error).__name__.removesuffix("Unreachable"), str(error))
-        except Exception:  # logged with its job; the next round tries again
-            log.exception("job_failed_to_advance", job_id=job.id)
+            with guarded(job):
+                self._advance(job, attempt)
+        start_waiting(self._control)
+        self._sweeper.sweep()
 
     # --- looking ----------------------------------------------------------------------------------------------------
 
-    def _check_mlflow(self) -> None:
-        try:
-            self._mlflow.ping()
-        except MlflowUnreachable as error:
-            self._mlflow_since = None
-            self._tell_down("Mlflow", str(error))
-        else:
-            self._mlflow_since = self._mlflow_since or time.monotonic()
-            self._tell_up("Mlflow")
-
-    def _tell_down(self, part: str, error: str) -> None:
-        if part not in self._down:
-            log.warning("unreachable", part=part, error=error)
-        self._down[part] = error
-
-    def _tell_up(self, part: str) -> None:
-        if self._down.pop(part, None):
-            log.info("reachable_again", part=part)
-
     def _look(self, job: Job, attempt: Attempt) -> Seen:
-        ray = self._ray.state(attempt.submission_id)
-        run = None
-        if self._mlflow_since is not None and job.run_id:
-            try:
-                run = self._mlflow.run(job.run_id)
-            except MlflowUnreachable as error:
-                self._tell_down("Mlflow", str(error))
-        up = timedelta(seconds=time.monotonic() - self._mlflow_since) if self._mlflow_since else timedelta(0)
+        ray, run, moment = self._ray_state(attempt), self._run_of(job), now()
+        beat = run.heartbeat(attempt.number) if run else None
+        fresh = beat != attempt.heartbeat or attempt.heartbeat_at is None
+        beat_at = moment if beat is not None and fresh else attempt.heartbeat_at
+        silent = min(moment - (beat_at or moment), self._needs.mlflow.answering())
         outcome = None
         if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
-            data = self._artifacts.read(job.artifact_uri, names.outcome_file(attempt.number))
-            self._tell_up("Storage")
-            place = f"{job.artifact_uri}/{names.outcome_file(attempt.number)}"
-            outcome = None if data is None else _outcome(data, place)
-        return Seen(now=now(), ray=ray, outcome=outcome, run=run, mlflow_up=up)
+            outcome = self._outcome(job.artifact_uri, attempt.number)
+        return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
+
+    def _ray_state(self, attempt: Attempt) -> RayState:
+        state = RayState.UNKNOWN
+        try:
+            with self._needs.ray.asked():
+                state = self._control.ray.state(attempt.submission_id)
+        except Away:
+            pass  # out of reach is an answer: nothing is known
+        return state
+
+    def _run_of(self, job: Job) -> RunView | None:
+        if not job.run_id:
+            return None
+        try:
+            with self._needs.mlflow.asked():
+                return self._control.mlflow.run(job.run_id)
+        except Away:
+            return None  # so is this
+
+    def _outcome(self, artifact_uri: str, attempt: int) -> Outcome | None:
+        """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
+        name = names.outcome_file(attempt)
+        with self._needs.storage.asked():
+            data = self._control.artifacts.read(artifact_uri, name)
+        if data is None:
+            return None
+        try:
+            return Outcome.model_validate_json(data)
+        except ValidationError as error:
+            text = f"{artifact_uri}/{name} holds {len(data)} bytes that are no outcome: {error.errors()[0]['msg']}."
+            return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
 
     # --- one job ----------------------------------------------------------------------------------------------------
 
@@ -144,15 +151,21 @@ class Reconciler:
         if attempt is None or attempt.ended_at is not None:
             self._without_attempt(job)
             return
-        seen = self._look(job, attempt)
+        try:
+            seen = self._look(job, attempt)
+        except Away as error:  # it is over, and its last word cannot be read yet
+            with self._control.write() as session:
+                text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
+                note(session, repository.get(session, job.id), _reason(job), text, ACTOR)
+            raise
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):
-            if not attempt.accepted and job.run_id:
-                self._mlflow.command(job.run_id, _command(job, attempt))  # should Ray take it late after all
+            if not attempt.accepted:
+                self._command(job, attempt)  # should Ray take it late after all
             self._end(job, attempt, decision, seen)
             return
         self._act(job, attempt, decision)
-        with self._database.session() as session:
+        with self._control.write() as session:
             self._apply(session, job, attempt, decision, seen)
 
     def _without_attempt(self, job: Job) -> None:
@@ -168,17 +181,25 @@ class Reconciler:
         end = ends.get(State(job.state))
         if end:
             self._end_run(job, end[0])
-            with self._database.session() as session:
+            with self._control.write() as session:
                 transition(session, repository.get(session, job.id), *end, ACTOR)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> None:
         if decision == "submit":
-            self._ray.submit(attempt.submission_id, _request(job, attempt.number, self._mlflow.url))
-        elif decision in {"command", "stop"} and job.run_id:
+            request = attempt_request(job, attempt.number, self._control.mlflow.url)
+            with self._needs.ray.asked():
+                self._control.ray.submit(attempt.submission_id, request)
+        elif decision in {"command", "stop"}:
             # Also before a stop: told to stop a job it is just starting, Ray says STOPPED and lets it run (2.60).
-            self._mlflow.command(job.run_id, _command(job, attempt))
+            self._command(job, attempt)
             if decision == "stop":
-                self._ray.stop(attempt.submission_id)
+                with self._needs.ray.asked():
+                    self._control.ray.stop(attempt.submission_id)
+
+    def _command(self, job: Job, attempt: Attempt) -> None:
+        if job.run_id:
+            with self._needs.mlflow.asked():
+                self._control.mlflow.command(job.run_id, _command(job, attempt))
 
     def _apply(self, session: Session, loaded: Job, before: Attempt, decision: Decision, seen: Seen) -> None:
         job = repository.get(session, loaded.id)
@@ -195,30 +216,33 @@ class Reconciler:
                 log.info("stop_asked", job_id=job.id, attempt=attempt.number)
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
-            transition(session, job, State.RUNNING, None, f"Attempt {attempt.number} is training.", ACTOR)
-        if seen.run:
-            _record(job, seen.run)
+            transition(session, job, State.RUNNING, None, _training(attempt), ACTOR)
+        _take_over(job, attempt, seen)
+        _say(session, job, attempt, seen)
 
     def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
         if seen.outcome is None and seen.ray.ended and ended.state in {"failed", "lost"}:
             # Ray's own log is the only word of an attempt that could not store its outcome.
-            tail = self._ray.log_tail(before.submission_id)
-            ended = Ended(ended.state, ended.reason, f"{ended.message} Its log ends: {tail}", ended.checkpoint)
+            with self._needs.ray.asked():
+                tail = self._control.ray.log_tail(before.submission_id)
+            ended = replace(ended, message=f"{ended.message} Its log ends: {tail}")
         step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures)
         result = self._result(loaded, seen.run) if step.state is State.SUCCEEDED else None
         self._end_run(loaded, step.state)
-        with self._database.session() as session:
+        with self._control.write() as session:
             job = repository.get(session, loaded.id)
             attempt = repository.last_attempt(session, job)
             if job.state != loaded.state or attempt is None or attempt.number != before.number:
                 raise StaleState(f"job {job.id} is {job.state} now")
             attempt.state, attempt.reason, attempt.message = ended.state, ended.reason, ended.message
-            attempt.checkpoint, attempt.ended_at = ended.checkpoint, seen.now
+            attempt.ended_at = seen.now
+            again = step.state is State.RECOVERING
+            steady = seen.now - attempt.started_at > STEADY
             job.failures += step.charged
-            job.restarts = job.restarts + 1 if step.state is State.RECOVERING else 0
-            job.not_before = seen.now + step.delay if step.state is State.RECOVERING else None
-            if seen.run:
-                _record(job, seen.run)
+            job.restarts = (1 if steady else job.restarts + 1) if again else 0
+            job.not_before = seen.now + step.delay if again else None
+            _take_over(job, attempt, seen)
+            attempt.checkpoint = ended.checkpoint or attempt.checkpoint
             if result:
                 job.result = result.model_dump(mode="json")
             transition(session, job, step.state, step.reason, step.message, ACTOR)
@@ -226,110 +250,17 @@ class Reconciler:
 
     def _end_run(self, job: Job, state: State) -> None:
         if job.run_id and state in RUN_STATUS:
-            self._mlflow.end_run(job.run_id, RUN_STATUS[state])
+            with self._needs.mlflow.asked():
+                self._control.mlflow.end_run(job.run_id, RUN_STATUS[state])
 
     def _result(self, job: Job, run: RunView | None) -> Result:
-        spec = parse_spec(job.run_spec)
-        version = self._mlflow.version_of_job(spec.register_as, job.id) if spec.register_as else None
+        spec, version = parse_spec(job.run_spec), None
+        if spec.register_as:
+            with self._needs.mlflow.asked():
+                version = self._control.mlflow.version_of_job(spec.register_as, job.id)
         metrics = {key: value for key, value in (run.metrics if run else {}).items() if key.startswith(RESULT_METRICS)}
         backbone = BackboneRef(name=version.name, version=version.version) if version else None
         return Result(metrics=metrics, backbone=backbone)
-
-    # --- starting attempts ------------------------------------------------------------------------------------------
-
-    def _start_waiting(self) -> None:
-        with self._database.read() as session:
-            waiting = repository.waiting(session)
-            running = [
-                Running(job.id, job.owner, gang(parse_spec(job.run_spec)))
-                for job, attempt in repository.active(session)
-                if _is_live(attempt)
-            ]
-        if not waiting:
-            return
-        try:
-            shape = self._ray.shape()
-        except ClusterUnreachable as error:
-            self._tell_down("Cluster", str(error))
-            return
-        self._tell_up("Cluster")
-        limits = Limits(running_per_user=None, passing_s=1800.0)
-        for admission in admit([_waiting(job, shape) for job in waiting], running, shape, now(), limits):
-            job = next(job for job in waiting if job.id == admission.job_id)
-            self._guarded(job, partial(self._start, job, admission, shape))
-
-    def _start(self, loaded: Job, admission: Admission, shape: ClusterShape) -> None:
-        if not admission.start:
-            with self._database.session() as session:
-                job = repository.get(session, loaded.id)
-                if job.state == State.QUEUED:
-                    note(session, job, Reason.INSUFFICIENT_RESOURCES, admission.message, ACTOR)
-                elif job.state == State.RECOVERING:  # why it recovers stays
-                    note(session, job, Reason(job.reason) if job.reason else None, admission.message, ACTOR)
-            return
-        spec = resolve(parse_spec(loaded.run_spec), shape)
-        tags = {
-            names.TAG_METHOD: spec.method.name,
-            names.TAG_EPOCHS: str(spec.optimization.epochs),
-            names.TAG_SPEC: spec.sha256(),
-        }
-        run_id, artifact_uri = self._mlflow.make_run(loaded.id, loaded.name, tags)
-        if loaded.attempts:
-            self._mlflow.end_run(run_id, "RUNNING")
-        self._mlflow.fence(run_id, loaded.attempts + 1)
-        with self._database.session() as session:
-            job = repository.get(session, loaded.id)
-            if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
-                raise StaleState(f"job {job.id} is {job.state} now")
-            job.resolved_spec = spec.model_dump(mode="json")
-            job.run_id, job.artifact_uri = run_id, artifact_uri
-            job.attempts += 1
-            number = job.attempts
-            identity = names.submission_id(job.id, number)
-            session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted"))
-            transition(session, job, State.STARTING, None, f"Attempt {number} starts. {admission.message}", ACTOR)
-            request = _request(job, number, self._mlflow.url)
-        self._ray.submit(identity, request)
-        log.info("attempt_submitted", job_id=loaded.id, attempt=number)
-
-
-def _outcome(data: bytes, place: str) -> Outcome:
-    """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
-    try:
-        return Outcome.model_validate_json(data)
-    except ValidationError as error:
-        text = f"{place} holds {len(data)} bytes that are no outcome: {error.errors()[0]['msg']}."
-        return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
-
-
-def _is_live(attempt: Attempt | None) -> bool:
-    return attempt is not None and attempt.ended_at is None
-
-
-def _waiting(job: Job, shape: ClusterShape) -> Waiting:
-    return Waiting(
-        job.id,
-        job.owner,
-        resolve(parse_spec(job.run_spec), shape),
-        job.priority,
-        job.waiting_since,
-        job.not_before,
-        recovering=job.state == State.RECOVERING,
-    )
-
-
-def _request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
-    if not job.run_id or not job.artifact_uri:
-        raise ValueError(f"job {job.id} has no run yet")
-    return AttemptRequest(
-        job_id=job.id,
-        attempt=attempt,
-        run_id=job.run_id,
-        tracking_uri=tracking_uri,
-        artifact_uri=job.artifact_uri,
-        since_attempt=job.since_attempt,
-        spec=parse_spec(job.run_spec),
-    )
 
 
 def _command(job: Job, attempt: Attempt) -> Command:
@@ -337,31 +268,34 @@ def _command(job: Job, attempt: Attempt) -> Command:
     return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 
-def _record(job: Job, run: RunView) -> None:
-    """What a run's metrics and tags tell about its job."""
-    images = run.tags.get(names.TAG_IMAGES)
-    job.dataset_images = int(images) if images else job.dataset_images
-    progress = progress_of(job.run_spec, run.metrics, run.tags.get(names.TAG_STEPS))
-    if progress:
-        job.progress = progress.model_dump(mode="json")
+def _training(attempt: Attempt) -> str:
+    return f"Attempt {attempt.number} is training."
 
 
-def progress_of(spec: Mapping[str, object], metrics: Mapping[str, float], steps: str | None) -> Progress | None:
-    """How far a run is; None before its first metrics."""
-    samples = metrics.get(names.SAMPLES)
-    if samples is None:
-        return None
-    optimization = parse_spec(spec).optimization
-    step = round(samples / optimization.global_batch_size)
-    total, rate = int(steps) if steps else None, metrics.get(names.IMAGES_PER_S)
-    left = (total - step) * optimization.global_batch_size / rate if total is not None and rate else None
-    return Progress(
-        epoch=metrics.get(names.EPOCH, 0.0),
-        epochs=optimization.epochs,
-        step=step,
-        steps=total,
-        samples=int(samples),
-        images_per_s=rate,
-        loss=metrics.get(names.LOSS),
-        eta_s=left,
-    )
+def _take_over(job: Job, attempt: Attempt, seen: Seen) -> None:
+    """What was seen of the run, into the database."""
+    if seen.run is None:
+        return
+    attempt.heartbeat, attempt.heartbeat_at = seen.beat, seen.beat_at
+    newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
+    if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
+        attempt.checkpoint = newest
+    progress.record(job, seen.run)
+
+
+def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
+    """What troubles a job that goes on, and when it no longer does."""
+    over = seen.ray.ended or seen.ray is RayState.ABSENT
+    if attempt.accepted and over and seen.run is None:
+        text = f"Attempt {attempt.number} has ended; MLflow, which has its metrics, does not answer."
+        note(session, job, _reason(job), text, ACTOR)
+    elif job.state == State.STARTING and attempt.accepted and seen.now - attempt.started_at > SLOW_START:
+        text = f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
+        note(session, job, None, text, ACTOR)
+    elif job.state == State.RUNNING and seen.run:
+        trouble = seen.run.tags.get(names.TAG_NOTICE)
+        note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or _training(attempt), ACTOR)
+
+
+def _reason(job: Job) -> Reason | None:
+    return Reason(job.reason) if job.reason else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from service.db import Attempt, Event, Job, now
@@ -31,7 +31,7 @@ def new_id() -> str:
 def get(session: Session, job_id: str) -> Job:
     """A job by its id; raises the API's 404."""
     job = session.get(Job, job_id)
-    if job is None:
+    if job is None or job.deleted_at is not None:
         raise not_found("job", job_id)
     return job
 
@@ -49,7 +49,7 @@ class Filters:
     created_after: datetime | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        found: list[ColumnElement[bool]] = []
+        found: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
         if self.state:
             found.append(Job.state.in_([state.value for state in self.state]))
         if self.kind:
@@ -134,10 +134,9 @@ def active(session: Session) -> list[tuple[Job, Attempt | None]]:
 
 
 def waiting(session: Session) -> list[Job]:
-    """Jobs that wait for an attempt, in the order they get it: recovering ones, then by priority, then by age."""
+    """Jobs that wait for an attempt."""
     states = [State.QUEUED.value, State.RECOVERING.value]
-    order = (Job.state == State.QUEUED.value, Job.priority.desc(), Job.created_at, Job.id)
-    jobs = session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order))
+    jobs = session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.id))
     return [job for job in jobs if job.state == State.QUEUED or not live_attempt(session, job)]
 
 
@@ -166,7 +165,33 @@ def images_of(session: Session, dataset_uri: str) -> int | None:
 
 
 def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
-    return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids)))}
+    """Those of these jobs that there are."""
+    return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))}
+
+
+def deleted(session: Session) -> list[Job]:
+    """Jobs that were deleted and whose remains have not been removed yet."""
+    return list(session.scalars(select(Job).where(Job.deleted_at.is_not(None)).order_by(Job.deleted_at)))
+
+
+def remove(session: Session, job_id: str) -> None:
+    """Delete a deleted job's row, with its attempts and events."""
+    session.execute(delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None)))
+
+
+def ended_submissions(session: Session, submission_ids: Sequence[str]) -> list[str]:
+    """Those that are attempts of ours which have ended."""
+    query = select(Attempt.submission_id).where(
+        Attempt.submission_id.in_(submission_ids), Attempt.ended_at.is_not(None)
+    )
+    return list(session.scalars(query))
+
+
+def unswept(session: Session, before: datetime, limit: int) -> list[tuple[Job, Attempt]]:
+    """Attempts that ended before a moment and have not been swept, oldest first."""
+    query = select(Job, Attempt).join(Attempt, Attempt.job_id == Job.id)
+    query = query.where(Attempt.ended_at < before, Attempt.swept_at.is_(None), Job.deleted_at.is_(None))
+    return [(job, attempt) for job, attempt in session.execute(query.order_by(Attempt.ended_at).limit(limit))]
 
 
 def count(session: Session) -> int:

@@ -13,13 +13,16 @@ from service.jobs.lifecycle import Verb
 from service.jobs.repository import Filters
 from service.jobs.schemas import (
     AttemptView,
+    Deletion,
     EventView,
     ImageView,
     JobView,
     LogView,
     MetricsView,
     Page,
+    PatchBody,
     PlanView,
+    ResumeBody,
     RetryBody,
     State,
 )
@@ -47,9 +50,9 @@ def submit(
 
 
 @router.post("/plan")
-def plan(spec: PretrainSpec, parts: PartsDep, caller: CallerDep) -> PlanView:  # noqa: ARG001 - a token is needed
-    """What a spec would need: resolved values, parameters, steps, memory, and whether this cluster can run it."""
-    return service.plan(parts, spec)
+def plan(spec: PretrainSpec, parts: PartsDep, caller: CallerDep) -> PlanView:
+    """What a spec would need, and whether it would start now, later or never, and why."""
+    return service.plan(parts, caller, spec)
 
 
 @router.get("")
@@ -76,6 +79,26 @@ def show(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:  # noqa: A
     return service.show(parts, job_id)
 
 
+@router.patch("/{job_id}")
+def patch(job_id: str, body: PatchBody, parts: PartsDep, caller: CallerDep) -> JobView:
+    """Change a job's priority, labels or notes; what is left out stays."""
+    return service.patch(parts, caller, job_id, body)
+
+
+@router.delete("/{job_id}")
+def delete(
+    job_id: str,
+    parts: PartsDep,
+    caller: CallerDep,
+    preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
+    with_backbones: Annotated[bool, Query(description="delete the registered versions that it made too")] = False,
+) -> Deletion:
+    """Delete a job that has ended, with its run, artifacts and registered versions; answers what goes."""
+    if preview:
+        return service.deletion(parts, caller, job_id)
+    return service.delete_job(parts, caller, job_id, with_backbones)
+
+
 @router.get("/{job_id}/spec")
 def spec_of(job_id: str, parts: PartsDep, caller: CallerDep) -> PretrainSpec:  # noqa: ARG001 - a token is needed
     """The job's spec; submitting it again runs the same."""
@@ -95,15 +118,21 @@ def pause(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
-    """Queue a paused job again; it goes on from its last checkpoint."""
-    return service.apply_verb(parts, caller, job_id, Verb.RESUME)
+def resume(job_id: str, parts: PartsDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
+    """Queue a paused job again; it goes on from its last checkpoint, on other resources if told so."""
+    return service.apply_verb(parts, caller, job_id, Verb.RESUME, body)
 
 
 @router.post("/{job_id}/retry")
 def retry(job_id: str, parts: PartsDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, or begins again."""
-    return service.apply_verb(parts, caller, job_id, Verb.RETRY, bool(body and body.from_scratch))
+    return service.apply_verb(parts, caller, job_id, Verb.RETRY, body)
+
+
+@router.post("/{job_id}/stop")
+def stop(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
+    """Finish a search's running trials and start no others. A job of another kind has none: 409."""
+    return service.apply_verb(parts, caller, job_id, Verb.STOP)
 
 
 @router.get("/{job_id}/events")

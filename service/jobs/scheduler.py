@@ -7,9 +7,9 @@ A job may pass one before it that has to wait, within a bound: until the one pas
 `Limits.passing_s`, whatever is free may be used; from then on only what cannot delay it, so that the cluster drains
 for it. A job that can never run here and one over its user's limit hold back nobody.
 
-Ray chooses the nodes, by its PACK strategy, and this module goes by the same rule. Which node a running worker is on
-is not known here: running gangs are packed, in the order of their start, as on an empty cluster. Ray has the last
-word: where it did otherwise, because jobs that ended had made room elsewhere, an attempt may wait in `starting`.
+Ray chooses the nodes, by its PACK strategy, and this module goes by the same rule. Running gangs whose nodes are not
+known are packed, in the order given, beside those whose nodes are. Ray has the last word: where it did otherwise, an
+attempt waits in `starting`, and on several nodes a job may be delayed beyond its bound.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Running:
     job_id: str
     owner: str
     gang: Gang
+    nodes: Sequence[str] = ()
+    """The ids of its workers' nodes, one for each worker; empty where Ray has not placed it or is not asked."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def admit(
 ) -> list[Admission]:
     """Decide about every waiting job that does not back off, in the order they get their turn.
 
-    Pure. ``waiting`` may come in any order, ``running`` should come in the order of their start.
+    Pure. ``waiting`` may come in any order, ``running`` should come in the order of their start where their nodes
+    are not known.
     """
     turn = _Turn(waiting, running, cluster, moment, limits)
     ordered = sorted(waiting, key=lambda job: (not job.recovering, -job.priority, job.since, job.job_id))
@@ -119,7 +122,7 @@ class _Turn:
         limits: Limits,
     ) -> None:
         self._cluster, self._moment, self._limits = cluster, moment, limits
-        self._free = _packed([job.gang for job in running], cluster)
+        self._free = _left(running, cluster)
         self._spare = list(self._free)
         """What of the free is of no use to any job that may no longer be delayed."""
         self._overdue: list[Waiting] = []
@@ -241,19 +244,20 @@ def _covers(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> bo
     return all(node.cpus >= 0 and node.gpus >= 0 for node, count in zip(left, places, strict=True) if count)
 
 
-def _packed(gangs: Sequence[Gang], cluster: ClusterShape) -> list[NodeShape]:
-    """What these gangs leave free.
+def _left(running: Sequence[Running], cluster: ClusterShape) -> list[NodeShape]:
+    """What running gangs leave free.
 
-    What no longer fits whole, on a cluster that shrank or because Ray placed them otherwise, is taken from whatever
-    node has it, so that the sums are right.
+    What does not fit where it is said to be, on a cluster that shrank or because Ray placed it otherwise, is taken from
+    whatever node has it, so that the sums are right.
     """
-    free = list(cluster.nodes)
-    for needs in gangs:
-        places = _pack(free, needs)
-        free = _less(free, places, needs)
-        left = needs.workers - sum(places)
-        cpus, gpus = left * needs.cpus, left * needs.gpus
+    free, ids = list(cluster.nodes), [node.id for node in cluster.nodes]
+    for job in sorted(running, key=lambda job: not job.nodes):  # those whose nodes are known come first
+        places = [job.nodes.count(node) for node in ids] if job.nodes else _pack(free, job.gang)
+        missing = job.gang.workers - sum(places)
+        free = _less(free, places, job.gang)
+        short = [max(0, -node.cpus) for node in free], [max(0, -node.gpus) for node in free]
+        cpus, gpus = missing * job.gang.cpus + sum(short[0]), missing * job.gang.gpus + sum(short[1])
         for index, node in enumerate(free):
             free[index] = replace(node, cpus=max(0, node.cpus - cpus), gpus=max(0, node.gpus - gpus))
-            cpus, gpus = max(0, cpus - node.cpus), max(0, gpus - node.gpus)
+            cpus, gpus = max(0, cpus - max(0, node.cpus)), max(0, gpus - max(0, node.gpus))
     return free

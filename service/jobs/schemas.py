@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.spec.job import LogLine
+from trainer.spec.pretrain import Labels, Priority
 
 Item = TypeVar("Item")
 
@@ -83,6 +84,7 @@ class JobView(View):
     owner: str
     priority: int
     labels: dict[str, str]
+    notes: str = ""
     progress: Progress | None
     created_at: datetime
     started_at: datetime | None
@@ -131,10 +133,10 @@ class PlanView(View):
     """Estimated."""
     gang: Gang
     """Resources of all workers together."""
-    possible: bool
-    """Whether the cluster could ever run it."""
+    fits: Literal["now", "later", "never"]
+    """When it would start, were it submitted now."""
     message: str
-    """Why not, or how it runs."""
+    """Why."""
 
 
 class EventView(View):
@@ -154,6 +156,10 @@ class AttemptView(View):
     """`submitted`, `running`, `succeeded`, `failed`, `cancelled`, `paused` or `lost`."""
     reason: str | None
     message: str
+    workers: int | None = None
+    """Processes that train together."""
+    heartbeat_at: datetime | None = None
+    """When it last showed life."""
     started_at: datetime
     ended_at: datetime | None
     checkpoint: str | None
@@ -182,8 +188,50 @@ class ImageView(View):
     """Where the PNG is, below the server's address."""
 
 
-class RetryBody(BaseModel):
+class Deletion(View):
+    """What goes with a job that is deleted."""
+
+    job_id: str
+    run_id: str | None
+    """Its MLflow run."""
+    artifact_uri: str | None
+    """The run's artifact folder: checkpoints, pictures, logs."""
+    files: int
+    """In that folder and of the backbones."""
+    bytes: int
+    backbones: list[BackboneRef]
+    """Registered versions that it made."""
+
+
+class Body(BaseModel):
+    """What a verb is told: unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    from_scratch: bool = Field(False)
+
+class ResumeBody(Body):
+    resources: dict[str, int | Literal["auto"]] = {}
+    """Other `resources` than before, such as `{"workers": 4}`; `auto` is what the cluster has now."""
+
+
+class RetryBody(ResumeBody):
+    from_scratch: bool = False
     """Begin again instead of going on from the last checkpoint."""
+
+
+class PatchBody(Body):
+    """What may be changed about a job; what is left out stays."""
+
+    priority: Priority | None = None
+    """Jobs of higher priority start first; only while the job has not ended."""
+    labels: Labels | None = None
+    """All of the job's labels."""
+    notes: str | None = Field(None, max_length=10_000)
+    """Text of your own."""
+
+    @model_validator(mode="after")
+    def _something_given(self) -> Self:
+        missing = [name for name in self.model_fields_set or type(self).model_fields if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"give a value for {' or '.join(sorted(missing))}")
+        return self

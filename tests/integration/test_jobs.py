@@ -127,12 +127,12 @@ def test_resolved_spec_runs_the_same(stack, finished):
 
 def test_plan_says_what_it_needs(stack):
     plan = stack.client.plan(make_spec(resources={"workers": "auto", "cpus_per_worker": "auto"}))
-    assert plan.possible
+    assert plan.fits == "now"
     assert plan.spec["resources"]["workers"] == 1
     assert plan.steps.steps_per_epoch == 10
     assert plan.memory_per_worker_bytes > 0
     many = stack.client.plan(make_spec(resources={"workers": 160}))
-    assert not many.possible
+    assert many.fits == "never"
     assert "CPUs" in many.message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.dataset import FOLDER_CHANNELS, DatasetSpec
@@ -269,6 +269,18 @@ class EvaluationSpec(SpecModel):
     """Held-out images; null sets a fixed tenth of the training images aside, at most 2,048."""
 
 
+def _label_form(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL.match(key) or not _LABEL.match(value):
+            raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
+    return labels
+
+
+Labels = Annotated[dict[str, str], Field(max_length=32), AfterValidator(_label_form)]
+"""Names and values of people's own."""
+Priority = Annotated[int, Field(ge=-100, le=100)]
+
+
 class RetrySpec(SpecModel):
     """What happens after a failure that another attempt may cure."""
 
@@ -294,9 +306,9 @@ class PretrainSpec(Document):
     retry: RetrySpec = Field(default_factory=RetrySpec)
     register_as: str | None = Field(None, max_length=100)
     """Name under which the pretrained backbone is registered; null registers none."""
-    labels: dict[str, str] = Field(default_factory=dict, max_length=32)
+    labels: Labels = Field(default_factory=dict)
     """Names and values of your own, to find jobs by."""
-    priority: int = Field(0, ge=-100, le=100)
+    priority: Priority = 0
     """Jobs of higher priority start first."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, order, crops, flips and masks."""
@@ -311,14 +323,6 @@ class PretrainSpec(Document):
         if name.endswith(("-mae", "-timm")):
             raise ValueError("must not end in -mae or -timm: those endings name other formats of a backbone")
         return name
-
-    @field_validator("labels")
-    @classmethod
-    def _label_form(cls, labels: dict[str, str]) -> dict[str, str]:
-        for key, value in labels.items():
-            if not _LABEL.match(key) or not _LABEL.match(value):
-                raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
-        return labels
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
-from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, RunView, Version
+from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, OpenRun, RunView, Version
 from service.adapters.ray_cluster import ClusterUnreachable, RayState, Submission
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
@@ -89,6 +89,8 @@ class FakeRay:
     records: dict[str, Submission] = field(default_factory=dict)
     """What Ray keeps of submissions beside those in ``jobs``, or of those with more than their state."""
     deleted: list[str] = field(default_factory=list)
+    placed: dict[str, list[str]] = field(default_factory=dict)
+    """The nodes of a submission's workers."""
 
     def _reach(self) -> None:
         if not self.reachable:
@@ -101,6 +103,10 @@ class FakeRay:
     def submissions(self) -> dict[str, Submission]:
         self._reach()
         return {name: Submission(state, None, {}) for name, state in self.jobs.items()} | self.records
+
+    def placements(self) -> dict[str, list[str]]:
+        self._reach()
+        return dict(self.placed)
 
     def delete(self, submission_id: str) -> None:
         self._reach()
@@ -142,6 +148,7 @@ class FakeRun:
     tags: dict[str, str]
     metrics: dict[str, float] = field(default_factory=dict)
     status: str = "RUNNING"
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass
@@ -192,6 +199,19 @@ class FakeMlflow:
     def end_run(self, run_id: str, status: str) -> None:
         self._reach()
         self.runs[run_id].status = status
+
+    def open_runs(self) -> list[OpenRun]:
+        self._reach()
+        found = [(run_id, run) for run_id, run in self.runs.items() if run.status == "RUNNING"]
+        return [OpenRun(run_id, run_id.removeprefix("run-"), run.started_at) for run_id, run in found]
+
+    def delete_run(self, run_id: str) -> None:
+        self._reach()
+        self.runs.pop(run_id, None)
+
+    def delete_version(self, version: Version) -> None:
+        self._reach()
+        self.registered = [found for found in self.registered if found != version]
 
     def history(self, run_id: str, key: str) -> list[MetricPoint]:  # noqa: ARG002
         self._reach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
 from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
 from service.auth import Caller, Role
-from service.db import Database
+from service.db import Attempt, Database
 from service.deps import Parts
 from service.jobs import repository
+from service.jobs.control import Control
 from service.jobs.lifecycle import Verb
 from service.jobs.reconciler import Reconciler
+from service.jobs.schemas import ResumeBody
 from service.jobs.service import apply_verb
+from service.lease import Lease
 from service.settings import Settings
 from trainer.spec import names
 from trainer.spec.job import Outcome
@@ -29,14 +32,20 @@ class World:
     def __init__(self, settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> None:
         self.database, self.ray, self.mlflow = database, ray, mlflow
         artifacts = Artifacts(settings.artifact_root)
-        self.reconciler = Reconciler(settings, database, ray, mlflow, artifacts)
+        lease = Lease(database, 3600, standby=False)
+        lease.tick()
+        self.control = Control(settings, database, ray, mlflow, artifacts, lease)
+        self.reconciler = Reconciler(self.control)
         self.parts = Parts(settings, database, ray, mlflow, artifacts, self.reconciler)
 
     def add(self, **fields: Any) -> str:
         return add_job(self.database, **fields)
 
     def rounds(self, count: int = 1) -> None:
+        """Rounds far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
+            for need in (self.control.needs.ray, self.control.needs.mlflow, self.control.needs.storage):
+                need._next = 0.0
             self.reconciler.round()
 
     def state(self, job_id: str) -> str:
@@ -45,8 +54,15 @@ class World:
     def states(self, job_id: str) -> list[str]:
         return [event.state for event in events_of(self.database, job_id)]
 
-    def verb(self, job_id: str, verb: Verb, from_scratch: bool = False) -> str:
-        return apply_verb(self.parts, Caller("alice", Role.SUBMITTER), job_id, verb, from_scratch).state
+    def verb(self, job_id: str, verb: Verb, body: ResumeBody | None = None) -> str:
+        return apply_verb(self.parts, Caller("alice", Role.SUBMITTER), job_id, verb, body).state
+
+    def silent(self, job_id: str, seconds: float, mlflow_up: float = 1e6, number: int = 1) -> None:
+        """As if the last heartbeat had been seen so long ago, and MLflow had answered for so long."""
+        with self.database.session() as session:
+            attempt = session.get(Attempt, (job_id, number))
+            attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
+        self.control.needs.mlflow._since = time.monotonic() - mlflow_up
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

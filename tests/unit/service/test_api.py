@@ -131,11 +131,14 @@ ROUTES = [
     ("POST", "/v1/jobs"),
     ("POST", "/v1/jobs/plan"),
     ("GET", "/v1/jobs/{id}"),
+    ("PATCH", "/v1/jobs/{id}"),
+    ("DELETE", "/v1/jobs/{id}"),
     ("GET", "/v1/jobs/{id}/spec"),
     ("POST", "/v1/jobs/{id}/cancel"),
     ("POST", "/v1/jobs/{id}/pause"),
     ("POST", "/v1/jobs/{id}/resume"),
     ("POST", "/v1/jobs/{id}/retry"),
+    ("POST", "/v1/jobs/{id}/stop"),
     ("GET", "/v1/jobs/{id}/events"),
     ("GET", "/v1/jobs/{id}/attempts"),
     ("GET", "/v1/jobs/{id}/logs"),
@@ -204,8 +207,11 @@ def test_only_operators_control_the_jobs_of_others(clients, database, verb):
 def test_an_unknown_job_is_not_found(api):
     for path in ("", "/spec", "/events", "/attempts", "/logs", "/metrics", "/images", "/images/a.png"):
         assert "job-none" in problem(api.get(f"/v1/jobs/job-none{path}"), 404, "job_not_found")["detail"]
-    for verb in ("cancel", "pause", "resume", "retry"):
+    for verb in ("cancel", "pause", "resume", "retry", "stop"):
         problem(api.post(f"/v1/jobs/job-none/{verb}"), 404, "job_not_found")
+    problem(api.patch("/v1/jobs/job-none", json={"priority": 1}), 404, "job_not_found")
+    for query in ("", "?preview=true", "?with_backbones=true"):
+        problem(api.delete(f"/v1/jobs/job-none{query}"), 404, "job_not_found")
 
 
 def test_unknown_backbones_are_not_found(api):
@@ -221,8 +227,7 @@ def test_unknown_routes_and_methods_are_problems_too(api):
     answer = api.put("/v1/jobs")
     problem(answer, 405, "method_not_allowed")
     assert answer.headers["allow"]
-    problem(api.delete("/v1/jobs/job-none"), 405, "method_not_allowed")
-    problem(api.post("/v1/jobs/job-none/stop"), 404, "not_found")
+    problem(api.post("/v1/jobs/job-none/begin"), 404, "not_found")
 
 
 # --- what a job shows -------------------------------------------------------------------------------------------------
@@ -269,12 +274,12 @@ def test_a_plan_says_what_a_spec_needs(api, ray):
         "steps": train // 64 * 2,
     }
     assert plan["gang"] == {"cpus": 2, "gpus": 0}
-    assert plan["possible"]
+    assert plan["fits"] == "now"
     assert plan["spec"]["optimization"]["micro_batch_size"] != "auto"
     assert plan["memory_per_worker_bytes"] > 0
     ray.cpus = 1
     impossible = api.post("/v1/jobs/plan", json=SPEC).json()
-    assert not impossible["possible"]
+    assert impossible["fits"] == "never"
     assert "1 in the cluster" in impossible["message"]
     assert api.get("/v1/jobs").json()["items"] == []
 

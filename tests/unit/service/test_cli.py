@@ -91,14 +91,14 @@ PLAN = {
     "steps": {"train_images": 1618, "held_out_images": 179, "steps_per_epoch": 12, "steps": 240},
     "memory_per_worker_bytes": 3 * 2**20,
     "gang": {"cpus": 2, "gpus": 0},
-    "possible": True,
+    "fits": "now",
     "message": "It fits.",
 }
 
 
-@pytest.mark.parametrize(("possible", "status"), [(True, 0), (False, 1)])
-def test_a_plan_says_what_the_job_needs(server, spec, capsys, possible, status):
-    server.on("POST", "/v1/jobs/plan", Answer(200, PLAN | {"possible": possible}))
+@pytest.mark.parametrize(("fits", "status"), [("now", 0), ("later", 0), ("never", 1)])
+def test_a_plan_says_what_the_job_needs(server, spec, capsys, fits, status):
+    server.on("POST", "/v1/jobs/plan", Answer(200, PLAN | {"fits": fits}))
     assert run("submit", spec, "--plan") == status
     told = capsys.readouterr().out
     assert "240, 12 an epoch" in told

@@ -12,7 +12,7 @@ from service_world import World
 
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
-from service.jobs.schemas import State
+from service.jobs.schemas import RetryBody, State
 from trainer.spec.job import Command, Outcome, Reason
 
 
@@ -69,7 +69,7 @@ def test_a_deaf_attempt_is_stopped_past_the_deadline(world):
 @pytest.mark.parametrize(("verb", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
 def test_a_job_between_two_attempts_ends_at_once(world, verb, ended):
     job_id = world.running()
-    world.ray.jobs.clear()
+    world.end_attempt(job_id, None, ray="FAILED")
     world.rounds()
     assert world.state(job_id) == "recovering"
     world.verb(job_id, Verb(verb))
@@ -130,7 +130,7 @@ def test_a_retry_is_the_same_job_with_the_next_attempt(world, from_scratch, sinc
     world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR), ray="FAILED")
     world.rounds()
     assert world.state(job_id) == "failed"
-    assert world.verb(job_id, Verb.RETRY, from_scratch) == "queued"
+    assert world.verb(job_id, Verb.RETRY, RetryBody(from_scratch=from_scratch)) == "queued"
     world.rounds()
     assert [(r.attempt, r.since_attempt) for r in world.ray.requests] == [(1, 1), (2, since)]
     assert world.ray.requests[1].run_id == world.ray.requests[0].run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from trainer.spec.job import Outcome, Reason
 from trainer.spec.names import heartbeat
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
-PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100))
+PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))
 LIVE = ["starting", "running", "pausing", "cancelling"]
 GONE = [RayState.SUCCEEDED, RayState.FAILED, RayState.STOPPED, RayState.ABSENT]
 PRESENT = [state for state in RayState if state not in {RayState.ABSENT, RayState.UNKNOWN}]
@@ -28,15 +29,19 @@ def job(state: str = "running", failures: int = 0, restarts: int = 0) -> Job:
 
 
 def attempt(**fields: object) -> Attempt:
-    return Attempt(**({"number": 2, "accepted": True, "generation": 0} | fields))
+    return Attempt(**({"number": 2, "accepted": True, "generation": 0, "started_at": ago(60)} | fields))
 
 
 def beat(seconds_ago: float = 1.0, number: int = 2) -> RunView:
     return RunView({}, {heartbeat(number): NOW.timestamp() - seconds_ago})
 
 
-def seen(ray: RayState = RayState.RUNNING, **fields: object) -> Seen:
-    return Seen(**({"now": NOW, "ray": ray, "run": SILENT_RUN, "mlflow_up": timedelta(hours=1)} | fields))
+def seen(ray: RayState = RayState.RUNNING, **fields: Any) -> Seen:
+    """What was seen; the attempt's last heartbeat came when the run says."""
+    run = fields.setdefault("run", SILENT_RUN)
+    last = run.heartbeat(2) if run else None
+    silent = timedelta(seconds=NOW.timestamp() - last) if last else timedelta(0)
+    return Seen(**({"now": NOW, "ray": ray, "beat": last, "silent": silent} | fields))
 
 
 def ago(seconds: float) -> datetime:
@@ -102,9 +107,17 @@ def test_the_attempts_own_last_word_counts(ray, asked, outcome):
 
 @pytest.mark.parametrize("asked", [None, ago(5)])
 def test_an_attempt_that_ray_forgot_was_lost_with_the_cluster(asked):
-    decision = decide(job(), attempt(stop_asked_at=asked), seen(RayState.ABSENT, run=beat()), PATIENCE)
+    decision = decide(job(), attempt(stop_asked_at=asked), seen(RayState.ABSENT, run=beat(15)), PATIENCE)
     assert isinstance(decision, Ended)
     assert (decision.state, decision.reason) == ("lost", Reason.CLUSTER_LOST)
+
+
+@pytest.mark.parametrize("state", LIVE)
+def test_an_attempt_that_ray_forgot_is_alive_until_it_misses_heartbeats(state):
+    """Its workers may be on nodes that outlived the head."""
+    for seconds in (1, 14):
+        assert decide(job(state), attempt(), seen(RayState.ABSENT, run=beat(seconds)), PATIENCE) == "wait"
+    assert isinstance(decide(job(state), attempt(), seen(RayState.ABSENT), PATIENCE), Ended), "it never lived"
 
 
 @pytest.mark.parametrize("ray", [RayState.FAILED, RayState.STOPPED, RayState.SUCCEEDED])
@@ -125,8 +138,32 @@ def test_an_attempt_that_ran_and_left_no_outcome_is_lost(ray):
 def test_a_silent_attempt_that_was_stopped_says_so():
     decision = decide(job(), attempt(stop_asked_at=ago(5)), seen(RayState.STOPPED, run=beat(500)), PATIENCE)
     assert isinstance(decision, Ended)
-    assert decision.reason == Reason.WORKER_FAILED
-    assert "silent" in decision.message
+    assert decision.reason == Reason.DEADLINE_EXCEEDED
+    assert "no life" in decision.message
+
+
+@pytest.mark.parametrize(
+    ("state", "asked", "end", "reason"),
+    [
+        ("running", None, "failed", Reason.PREEMPTED),
+        ("running", ago(5), "lost", Reason.DEADLINE_EXCEEDED),
+        ("cancelling", ago(5), "cancelled", None),
+        ("pausing", ago(5), "paused", None),
+    ],
+)
+def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(state, asked, end, reason):
+    outcome = Outcome(state="failed", reason=Reason.PREEMPTED, message="Stopped from outside.")
+    found = seen(RayState.FAILED, run=beat(), outcome=outcome)
+    decision = decide(job(state), attempt(stop_asked_at=asked), found, PATIENCE)
+    assert isinstance(decision, Ended)
+    assert (decision.state, decision.reason) == (end, reason)
+
+
+def test_an_attempt_that_does_not_start_in_time_is_stopped():
+    for seconds, decision in ((899, "wait"), (901, "stop")):
+        assert decide(job("starting"), attempt(started_at=ago(seconds)), seen(), PATIENCE) == decision
+    late = attempt(started_at=ago(901))
+    assert decide(job("starting"), late, seen(run=None), PATIENCE) == "wait", "MLflow cannot say"
 
 
 # --- alive ------------------------------------------------------------------------------------------------------------
@@ -149,12 +186,9 @@ def test_a_live_attempt_starts_with_its_first_heartbeat(state, run, decision):
     assert decide(job(state), attempt(), seen(run=run), PATIENCE) == decision
 
 
-@pytest.mark.parametrize(
-    ("silent", "up", "decision"),
-    [(101, 101, "stop"), (101, 100, "wait"), (100, 101, "wait"), (9999, 0, "wait"), (9999, 9999, "stop")],
-)
-def test_silence_counts_from_when_mlflow_answers_again(silent, up, decision):
-    found = seen(run=beat(silent), mlflow_up=timedelta(seconds=up))
+@pytest.mark.parametrize(("silent", "decision"), [(0, "wait"), (100, "wait"), (101, "stop")])
+def test_a_silent_attempt_is_stopped(silent, decision):
+    found = seen(run=beat(9999), silent=timedelta(seconds=silent))  # the worker's clock says nothing
     assert decide(job(), attempt(), found, PATIENCE) == decision
 
 
@@ -199,7 +233,9 @@ RETRIES = [
     (Reason.START_FAILED, True, True),
     (Reason.OUT_OF_MEMORY, True, True),
     (Reason.STORAGE_ERROR, True, True),
+    (Reason.DEADLINE_EXCEEDED, True, True),
     (Reason.NODE_LOST, True, False),
+    (Reason.PREEMPTED, True, False),
     (Reason.CLUSTER_LOST, True, False),
     (Reason.LOSS_NOT_FINITE, False, False),
     (Reason.DATA_ERROR, False, False),
@@ -250,7 +286,7 @@ def test_charged_failures_run_out(failures, allowed, state):
         assert f"{allowed - failures - 1} more failures are allowed" in step.message
 
 
-@pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST])
+@pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST, Reason.PREEMPTED])
 def test_a_lost_cluster_never_uses_up_failures(reason):
     step = settle(job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3)
     assert (step.state, step.charged) == (State.RECOVERING, False)

@@ -1,0 +1,75 @@
+"""What the controller needs from elsewhere, each asked again with a back-off of its own while it does not answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from service.adapters.mlflow_store import MlflowUnreachable
+from service.adapters.ray_cluster import ClusterUnreachable
+from service.adapters.storage import StorageUnreachable
+
+log = structlog.get_logger()
+
+LONGEST_PAUSE_S: Final = 10.0
+
+
+class Away(Exception):
+    """Something that is needed does not answer: nothing follows from that, and the next round asks again."""
+
+
+class Dependency:
+    """One of them. While it is away it is asked after 1, 2, 4 … 10 s, and refuses at once in between."""
+
+    def __init__(self, name: str, failure: type[Exception], clock: Callable[[], float] = time.monotonic) -> None:
+        self.name = name
+        self._failure, self._clock = failure, clock
+        self._since: float | None = None
+        self._failures, self._next = 0, 0.0
+        self.error: str | None = None
+        """What it said last, while it is away."""
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around a question to it; raises `Away` where it did not answer, now or shortly before."""
+        if self._clock() < self._next:
+            raise Away(f"{self.name} does not answer: {self.error}")
+        try:
+            yield
+        except self._failure as error:
+            self.failed(str(error))
+            raise Away(f"{self.name} does not answer: {error}") from error
+        self._worked()
+
+    def answering(self) -> timedelta:
+        """For how long it has answered without a break."""
+        return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
+
+    def failed(self, error: str) -> None:
+        """Note that it did not answer."""
+        if self.error is None:
+            log.warning("unreachable", part=self.name, error=error)
+        self.error, self._since = error, None
+        self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
+        self._failures = min(self._failures + 1, 10)
+
+    def _worked(self) -> None:
+        if self.error is not None:
+            log.info("reachable_again", part=self.name)
+        self.error, self._failures, self._next = None, 0, 0.0
+        if self._since is None:
+            self._since = self._clock()
+
+
+class Dependencies:
+    """All of them."""
+
+    def __init__(self) -> None:
+        self.ray = Dependency("Ray", ClusterUnreachable)
+        self.mlflow = Dependency("MLflow", MlflowUnreachable)
+        self.storage = Dependency("the artifact storage", StorageUnreachable)

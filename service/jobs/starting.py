@@ -1,0 +1,134 @@
+"""Starting attempts: whom the scheduler admits gets a run, an attempt in the database, and then a Ray job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import structlog
+
+from service.db import Attempt, Job, now
+from service.jobs import repository
+from service.jobs.control import ACTOR, Control, guarded
+from service.jobs.dependencies import Away
+from service.jobs.lifecycle import StaleState, note, transition
+from service.jobs.scheduler import Admission, Limits, Running, Waiting, admit
+from service.jobs.schemas import State
+from service.settings import Settings
+from trainer.spec import names
+from trainer.spec.job import AttemptRequest, Reason, parse_spec
+from trainer.spec.plan import ClusterShape, gang, resolve
+from trainer.spec.pretrain import PretrainSpec
+
+log = structlog.get_logger()
+
+
+def start_waiting(control: Control) -> None:
+    """Give every waiting job an attempt, or the reason why it waits."""
+    with control.database.read() as session:
+        jobs = repository.waiting(session)
+        taken = running(repository.active(session))
+    if not jobs:
+        return
+    try:
+        with control.needs.ray.asked():
+            shape = control.ray.shape()
+    except Away as error:
+        for job in jobs:
+            with guarded(job):
+                _tell(control, job, None, f"Waits for the cluster: {error}.")
+        return
+    by_id = {job.id: job for job in jobs}
+    for admission in admit([waiting(job, shape) for job in jobs], taken, shape, now(), limits(control.settings)):
+        job = by_id[admission.job_id]
+        with guarded(job):
+            if admission.start:
+                _start(control, job, admission, shape)
+            else:
+                _tell(control, job, admission.reason, admission.message)
+
+
+def running(active: Sequence[tuple[Job, Attempt | None]]) -> list[Running]:
+    """What attempts under way take."""
+    live = [(job, attempt) for job, attempt in active if attempt and attempt.ended_at is None]
+    return [Running(job.id, job.owner, gang(parse_spec(job.run_spec))) for job, _ in live]
+
+
+def waiting(job: Job, shape: ClusterShape) -> Waiting:
+    """A job as the scheduler sees it."""
+    return Waiting(
+        job_id=job.id,
+        owner=job.owner,
+        spec=resolve(parse_spec(job.run_spec), shape),
+        priority=job.priority,
+        since=job.waiting_since,
+        not_before=job.not_before,
+        recovering=job.state == State.RECOVERING,
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    """What the operator has set."""
+    return Limits(running_per_user=settings.running_per_user, passing_s=settings.passing_s)
+
+
+def _tell(control: Control, loaded: Job, reason: Reason | None, message: str) -> None:
+    with control.write() as session:
+        job = repository.get(session, loaded.id)
+        if job.state == State.RECOVERING:  # why it recovers stays
+            reason = Reason(job.reason) if job.reason else None
+        if job.state in {State.QUEUED, State.RECOVERING}:
+            note(session, job, reason, message, ACTOR)
+
+
+def _start(control: Control, loaded: Job, admission: Admission, shape: ClusterShape) -> None:
+    spec = resolve(parse_spec(loaded.run_spec), shape)
+    number = loaded.attempts + 1
+    try:
+        run_id, artifact_uri = _prepare_run(control, loaded, spec, number)
+    except Away as error:
+        _tell(control, loaded, None, f"Waits for MLflow, which keeps its run: {error}.")
+        raise
+    with control.write() as session:
+        job = repository.get(session, loaded.id)
+        if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
+            raise StaleState(f"job {job.id} is {job.state} now")
+        job.resolved_spec = spec.model_dump(mode="json")
+        job.run_id, job.artifact_uri, job.attempts = run_id, artifact_uri, number
+        identity = names.submission_id(job.id, number)
+        workers = int(spec.resources.workers)
+        session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", workers=workers))
+        transition(session, job, State.STARTING, None, f"Attempt {number} starts. {admission.message}", ACTOR)
+        request = attempt_request(job, number, control.mlflow.url)
+    with control.needs.ray.asked():
+        control.ray.submit(identity, request)
+    log.info("attempt_submitted", job_id=loaded.id, attempt=number)
+
+
+def _prepare_run(control: Control, job: Job, spec: PretrainSpec, number: int) -> tuple[str, str]:
+    """The job's run, open and bound to this attempt: one of before that still lives reads that and leaves."""
+    tags = {
+        names.TAG_METHOD: spec.method.name,
+        names.TAG_EPOCHS: str(spec.optimization.epochs),
+        names.TAG_SPEC: spec.sha256(),
+    }
+    with control.needs.mlflow.asked():
+        run_id, artifact_uri = control.mlflow.make_run(job.id, job.name, tags)
+        if job.attempts:
+            control.mlflow.end_run(run_id, "RUNNING")
+        control.mlflow.fence(run_id, number)
+    return run_id, artifact_uri
+
+
+def attempt_request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
+    """Everything an attempt is told."""
+    if not job.run_id or not job.artifact_uri:
+        raise ValueError(f"job {job.id} has no run yet")
+    return AttemptRequest(
+        job_id=job.id,
+        attempt=attempt,
+        run_id=job.run_id,
+        tracking_uri=tracking_uri,
+        artifact_uri=job.artifact_uri,
+        since_attempt=job.since_attempt,
+        spec=parse_spec(job.run_spec),
+    )
