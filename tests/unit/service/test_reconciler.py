@@ -282,6 +282,7 @@ def test_a_silent_attempt_is_stopped_and_tried_again(world):
 def test_a_restarted_service_goes_on_where_the_last_one_was(world, settings, ray, mlflow):
     job_id = world.add()
     world.rounds()
+    world.control.lease.release()
     again = World(settings, world.database, ray, mlflow)
     again.run_attempt(job_id)
     again.end_attempt(job_id, Outcome(state="succeeded"))
