@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
-# The client's own defaults are seven retries and 120 seconds a call: the reconciler must not hang that long.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+# The client waits 120 seconds for an answer unless told otherwise, and the reconciler must not hang that long. It sends
+# nothing twice by itself: what was created before its answer was lost would be created again.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow.entities import LifecycleStage, RunTag
