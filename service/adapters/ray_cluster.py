@@ -44,6 +44,8 @@ class Submission:
     ended_at: datetime | None
     metadata: dict[str, str]
     """What was submitted with it: the job's id and the attempt's number, where it is one of ours."""
+    driver: str | None = None
+    """Ray's own id of the driver; None until that has connected."""
 
 
 class ClusterUnreachable(Exception):
@@ -78,10 +80,27 @@ class RayCluster:
         """All submissions that Ray keeps records of, by id; raises `ClusterUnreachable`."""
         answer = self._call("GET", "/api/jobs/")
         try:
-            records = [record for record in answer.json() if record["submission_id"]]  # the others are drivers
-            return {record["submission_id"]: _submission(record) for record in records}
+            records = answer.json()[:]  # an object, which is none of Ray's answers here, has no slices
+            return {record["submission_id"]: _submission(record) for record in records if record["submission_id"]}
         except (ValueError, KeyError, TypeError) as error:
             raise self._not_rays(answer) from error
+
+    def placements(self) -> dict[str, list[str]]:
+        """The nodes of each submission's workers, one for each worker; raises `ClusterUnreachable`.
+
+        A submission whose workers Ray has not placed is left out.
+        """
+        submitted = {record.driver: name for name, record in self.submissions().items() if record.driver}
+        answer = self._call("GET", "/api/v0/placement_groups?detail=1&limit=10000")
+        found: dict[str, list[str]] = {}
+        try:
+            for group in answer.json()["data"]["result"]["result"]:
+                name = submitted.get(group["creator_job_id"])
+                if name and group["state"] == "CREATED":
+                    found.setdefault(name, []).extend(bundle["node_id"] for bundle in group["bundles"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_rays(answer) from error
+        return found
 
     def delete(self, submission_id: str) -> None:
         """Forget a submission that has ended; one that is gone already is no error.
@@ -175,4 +194,5 @@ def _submission(record: dict[str, Any]) -> Submission:
         state=RayState(record["status"]),
         ended_at=datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
         metadata=record["metadata"] or {},
+        driver=record["job_id"],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -13,10 +14,10 @@ from mlflow.tracking import MlflowClient
 from service_fakes import SPEC
 
 from service.adapters.mlflow_store import EXPERIMENT, MlflowStore, MlflowUnreachable
-from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, RayCluster, RayState
+from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, RayCluster, RayState, Submission
 from trainer.spec import names
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Command
-from trainer.spec.plan import ClusterShape
+from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 
 REQUEST = AttemptRequest(
@@ -25,6 +26,9 @@ REQUEST = AttemptRequest(
 CALLS: dict[str, Callable[[RayCluster], object]] = {
     "ping": lambda ray: ray.ping(),
     "shape": lambda ray: ray.shape(),
+    "submissions": lambda ray: ray.submissions(),
+    "placements": lambda ray: ray.placements(),
+    "delete": lambda ray: ray.delete("job-a-a1"),
     "submit": lambda ray: ray.submit("job-a-a1", REQUEST),
 }
 
@@ -157,13 +161,85 @@ def test_an_id_that_exists_is_an_unclear_answer_and_the_state_tells():
 
 def test_the_clusters_shape_is_that_of_its_living_nodes():
     nodes = [
-        {"state": "ALIVE", "resources_total": {"CPU": 8.0, "GPU": 2.0, "memory": 1e9}},
-        {"state": "DEAD", "resources_total": {"CPU": 64.0, "GPU": 8.0}},
-        {"state": "ALIVE", "resources_total": {"CPU": 4.0}},
-        {"state": "ALIVE", "resources_total": {}},
+        {
+            "state": "ALIVE",
+            "resources_total": {"CPU": 8.0, "GPU": 2.0, "memory": 1e9},
+            "node_id": "a",
+            "node_ip": "::1",
+        },
+        {"state": "DEAD", "resources_total": {"CPU": 64.0, "GPU": 8.0}, "node_id": "b", "node_ip": "::2"},
+        {"state": "ALIVE", "resources_total": {"CPU": 4.0}, "node_id": "c", "node_ip": "::3"},
+        {"state": "ALIVE", "resources_total": {}, "node_id": "d", "node_ip": "::4"},
     ]
-    assert always(200, json={"data": {"result": {"result": nodes}}}).shape() == ClusterShape(12, 2)
-    assert always(200, json={"data": {"result": {"result": []}}}).shape() == ClusterShape(0, 0)
+    shape = always(200, json={"data": {"result": {"result": nodes}}}).shape()
+    assert shape.nodes == (NodeShape(8, 2, "a", "::1"), NodeShape(4, 0, "c", "::3"), NodeShape(0, 0, "d", "::4"))
+    assert (shape.cpus, shape.gpus) == (12, 2)
+    assert always(200, json={"data": {"result": {"result": []}}}).shape() == ClusterShape(())
+
+
+RECORDS = [
+    {
+        "type": "SUBMISSION",
+        "submission_id": "job-a-a1",
+        "job_id": "02000000",
+        "status": "RUNNING",
+        "end_time": None,
+        "metadata": {"job_id": "job-a", "attempt": "1"},
+    },
+    {
+        "type": "SUBMISSION",
+        "submission_id": "other",
+        "job_id": None,
+        "status": "FAILED",
+        "end_time": 1750000000250,
+        "metadata": None,
+    },
+    {"type": "DRIVER", "submission_id": None, "job_id": "01000000", "status": "RUNNING", "end_time": None},
+]
+
+
+def test_rays_records_are_listed_with_their_ends():
+    assert always(200, json=RECORDS).submissions() == {
+        "job-a-a1": Submission(RayState.RUNNING, None, {"job_id": "job-a", "attempt": "1"}, "02000000"),
+        "other": Submission(RayState.FAILED, datetime(2025, 6, 15, 15, 6, 40, 250000, tzinfo=UTC), {}),
+    }
+    assert always(200, json=[]).submissions() == {}
+
+
+def test_workers_are_found_on_their_nodes():
+    def group(driver: str, state: str, *nodes: str | None) -> dict[str, object]:
+        bundles = [{"node_id": node, "unit_resources": {"CPU": 2.0}} for node in nodes]
+        return {"creator_job_id": driver, "state": state, "bundles": bundles}
+
+    groups = [
+        group("02000000", "CREATED", "n1", "n1", "n2"),
+        group("02000000", "REMOVED", "n3"),
+        group("01000000", "CREATED", "n4"),
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = {"data": {"result": {"result": groups}}}
+        return httpx.Response(200, json=RECORDS if request.url.path == "/api/jobs/" else found)
+
+    assert cluster(answer).placements() == {"job-a-a1": ["n1", "n1", "n2"]}
+    groups[0] = group("02000000", "PENDING", None, None, None)
+    assert cluster(answer).placements() == {}
+
+
+@pytest.mark.parametrize("name", ["shape", "submissions", "placements"])
+@pytest.mark.parametrize("body", ["<html>", "[3]", "{}", '{"data": null}', '[{"submission_id": "a", "status": "NEW"}]'])
+def test_a_list_that_is_not_rays_is_said_to_be_none(name, body):
+    with pytest.raises(ClusterUnreachable, match="not Ray's"):
+        CALLS[name](always(200, text=body))
+
+
+def test_only_what_has_ended_can_be_deleted():
+    always(200, json={"deleted": True}).delete("job-a-a1")
+    always(404, text="Job job-a-a1 does not exist").delete("job-a-a1")
+    with pytest.raises(ClusterUnreachable, match="non-terminal state RUNNING"):
+        always(500, text="RuntimeError: it is in a non-terminal state RUNNING.").delete("job-a-a1")
+    with pytest.raises(ClusterUnreachable, match="404"):
+        always(404, text="no such page").delete("job-a-a1")
 
 
 def test_stopping_what_has_ended_or_is_gone_is_no_error():

@@ -12,6 +12,8 @@ from trainer.spec.base import SpecError, apply_overrides, read_document
 from trainer.spec.job import parse_spec
 from trainer.spec.plan import (
     ClusterShape,
+    Gang,
+    NodeShape,
     Schedule,
     gang,
     impossible,
@@ -299,6 +301,28 @@ def test_workers_divide_the_batch(cluster, batch, micro, workers):
     assert resolve(spec_of(optimization=optimization), cluster).resources.workers == workers
 
 
+@pytest.mark.parametrize(
+    ("nodes", "resources", "needs"),
+    [
+        ([(64, 8)], {}, Gang(8, 8, 1)),
+        ([(16, 4), (16, 4)], {}, Gang(8, 4, 1)),
+        ([(16, 4), (128, 0)], {}, Gang(4, 4, 1)),  # the CPUs of a node without GPUs are of no use to them
+        ([(64, 2), (6, 2)], {}, Gang(4, 3, 1)),  # the smallest node sets the size of all workers
+        ([(2, 8)], {}, Gang(2, 1, 1)),
+        ([(16, 4), (6, 4)], {"cpus_per_worker": 4}, Gang(5, 4, 1)),
+        ([(6, 0), (6, 0)], {"workers": 3}, Gang(3, 3, 0)),
+        ([(6, 0), (6, 0)], {}, Gang(1, 6, 0)),
+        ([(6, 0), (6, 0)], {"workers": 24}, Gang(24, 1, 0)),
+        ([], {}, Gang(1, 1, 0)),
+    ],
+)
+def test_what_is_auto_can_be_placed_on_the_nodes(nodes, resources, needs):
+    cluster = ClusterShape(tuple(NodeShape(cpus, gpus) for cpus, gpus in nodes))
+    spec = spec_of(resources=resources, optimization={"global_batch_size": 840})
+    assert gang(resolve(spec, cluster)) == needs
+    assert (impossible(resolve(spec, cluster), cluster) is None) == (cluster.cpus >= needs.all_cpus)
+
+
 def test_what_is_written_stands_when_resolved():
     spec = spec_of(
         resources={"workers": 4, "gpus_per_worker": 0, "cpus_per_worker": 2, "loader_processes": 1},
@@ -313,6 +337,11 @@ def test_a_plan_too_large_for_the_cluster_says_what_to_do():
     assert "4 GPUs, 1 in the cluster: lower resources.workers" in str(impossible(by_gpu, small))
     by_cpu = resolve(spec_of(resources={"workers": 4, "gpus_per_worker": 0, "cpus_per_worker": 2}), small)
     assert "8 CPUs, 2 in the cluster" in str(impossible(by_cpu, small))
+    apart = ClusterShape((NodeShape(3, 1), NodeShape(3, 1), NodeShape(8, 0)))
+    by_node = resolve(spec_of(resources={"workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 4}), apart)
+    assert "needs 2 workers of 1 GPU and 4 CPUs each, and the cluster's nodes have room for none: lower" in str(
+        impossible(by_node, apart)
+    )
     with pytest.raises(ValueError, match="not resolved"):
         gang(spec_of())
 
