@@ -108,10 +108,6 @@ class FakeRay:
         self._reach()
         return dict(self.placed)
 
-    def placements(self) -> dict[str, list[str]]:
-        self._reach()
-        return dict(self.placed)
-
     def delete(self, submission_id: str) -> None:
         self._reach()
         record = self.submissions().get(submission_id)
