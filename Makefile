@@ -48,3 +48,4 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/data.py
+	$(BIN)/python tests/benchmarks/orchestration.py
