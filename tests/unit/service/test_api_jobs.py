@@ -1,4 +1,4 @@
-"""The REST interface: lists of jobs, their events, and verbs."""
+"""The REST interface: lists of jobs and their events, and what a retry keeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from service_fakes import SPEC, add_job, events_of, job_of, post, problem
+from service_fakes import SPEC, add_job, events_of, job_of, problem
 
 from service.jobs import repository
 
@@ -148,44 +148,6 @@ def test_a_cursor_nested_deep_is_refused(api):
 
 # --- verbs ------------------------------------------------------------------------------------------------------------
 
-STATES = [
-    "queued",
-    "starting",
-    "running",
-    "recovering",
-    "pausing",
-    "paused",
-    "cancelling",
-    "succeeded",
-    "failed",
-    "cancelled",
-]
-# The state after each verb in each of STATES; a dash is 409.
-VERBS = """
-cancel cancelled cancelling cancelling cancelling cancelling cancelled cancelling - - -
-pause  paused    pausing    pausing    pausing    pausing    paused    -          - - -
-resume -         -          -          -          -          queued    -          - - -
-retry  -         -          -          -          -          -         -          - queued queued
-"""
-CASES = {row.split()[0]: dict(zip(STATES, row.split()[1:], strict=True)) for row in VERBS.strip().splitlines()}
-
-
-@pytest.mark.parametrize("verb", CASES)
-def test_a_verb_moves_a_job_or_is_refused_with_the_states_that_allow_it(api, database, verb):
-    allowed = {state for state, after in CASES[verb].items() if after != "-"}
-    for state, after in CASES[verb].items():
-        job_id = add_job(database, state)
-        answer = api.post(f"/v1/jobs/{job_id}/{verb}")
-        if after == "-":
-            detail = problem(answer, 409, "not_allowed_in_state")["detail"]
-            assert set(detail.partition("must be ")[2].split(" or ")) == allowed
-            assert job_of(database, job_id).state == state
-            assert events_of(database, job_id) == []
-        else:
-            assert answer.status_code == 200
-            assert answer.json()["state"] == after == job_of(database, job_id).state
-            assert len(events_of(database, job_id)) == (state != after)
-
 
 def test_a_retry_begins_anew_with_failures_and_progress(api, database):
     progress = {"epoch": 1.0, "epochs": 2, "step": 5}
@@ -197,21 +159,3 @@ def test_a_retry_begins_anew_with_failures_and_progress(api, database):
     scratch = add_job(database, "failed", **fields)
     assert api.post(f"/v1/jobs/{scratch}/retry", json={"from_scratch": True}).json()["progress"] is None
     assert job_of(database, scratch).since_attempt == 3
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [
-        (b'{"from_scrath": true}', "spec_invalid"),
-        (b'{"from_scratch": "perhaps"}', "spec_invalid"),
-        (b'{"from_scratch": ', "json_invalid"),
-        (b"[]", "body_invalid"),
-    ],
-)
-def test_a_wrong_body_of_a_retry_is_refused(api, database, body, code):
-    job_id = add_job(database, "failed")
-    found = problem(post(api, body, f"/v1/jobs/{job_id}/retry"), 422, code)
-    if b"scrath" in body:
-        assert found["problems"][0]["pointer"] == "/from_scrath"
-        assert "'from_scratch'" in found["problems"][0]["message"]
-    assert job_of(database, job_id).state == "failed"

@@ -1,4 +1,4 @@
-"""The table of verbs and states, and the one function that changes a state."""
+"""The states there are, and the one function that changes a job's."""
 
 from __future__ import annotations
 
@@ -6,40 +6,14 @@ import itertools
 
 import pytest
 from service_fakes import add_job, events_of, job_of
+from verb_table import STATES
 
 from service.db import Database, Job
 from service.jobs import repository
 from service.jobs.decide import Ended, settle
-from service.jobs.lifecycle import EFFECTS, POLICIES, TRANSITIONS, Effect, StaleState, Verb, note, transition
+from service.jobs.lifecycle import POLICIES, TRANSITIONS, StaleState, note, transition
 from service.jobs.schemas import State
 from trainer.spec.job import Reason
-
-STATES = [
-    "queued",
-    "starting",
-    "running",
-    "recovering",
-    "pausing",
-    "paused",
-    "cancelling",
-    "succeeded",
-    "failed",
-    "cancelled",
-]
-
-# Columns are STATES in their order. 409: refused; same: nothing changes; gone, edit and drain move to no state.
-TABLE = """
-cancel         cancelled cancelling cancelling cancelling cancelling cancelled cancelling=same 409  409    409
-pause          paused    pausing    pausing    pausing    same       same      409             409  409    409
-resume         409       409        409        409        409        queued    409             409  409    409
-retry          409       409        409        409        409        409       409             409  queued queued
-stop           succeeded drain      drain      drain      409        succeeded 409             409  409    409
-delete         409       409        409        409        409        409       409             gone gone   gone
-patch_priority edit      edit       edit       edit       edit       edit      edit            409  409    409
-patch_notes    edit      edit       edit       edit       edit       edit      edit            edit edit   edit
-"""
-ROWS = {row.split()[0]: row.split()[1:] for row in TABLE.strip().splitlines()}
-CELLS = [(verb, state, cell) for verb, row in ROWS.items() for state, cell in zip(STATES, row, strict=True)]
 
 # What may follow a state.
 FOLLOWING = {
@@ -54,30 +28,6 @@ FOLLOWING = {
     "failed": "queued",
     "cancelled": "queued",
 }
-
-
-def expected(cell: str) -> State | Effect:
-    named = {"409": Effect.REFUSED, "cancelling=same": Effect.SAME}
-    if cell in named:
-        return named[cell]
-    return Effect(cell) if cell in set(Effect) else State(cell)
-
-
-def test_there_is_a_row_for_each_verb_and_a_column_for_each_state():
-    assert set(ROWS) == {verb.value for verb in Verb}
-    assert [state.value for state in State] == STATES
-    assert len(CELLS) == len(Verb) * len(State)
-
-
-@pytest.mark.parametrize(("verb", "state", "cell"), CELLS)
-def test_a_verb_in_a_state_does_what_the_table_says(verb, state, cell):
-    assert EFFECTS[Verb(verb)][State(state)] == expected(cell)
-
-
-@pytest.mark.parametrize(("verb", "state"), list(itertools.product(Verb, State)))
-def test_a_verb_only_moves_along_a_transition(verb, state):
-    effect = EFFECTS[verb][state]
-    assert not isinstance(effect, State) or effect in TRANSITIONS[state]
 
 
 def test_the_transitions_are_those_and_no_others():
