@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import RunView
-from service.adapters.ray_cluster import RayState
+from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.db import Attempt, Job, now
 from service.jobs import progress, repository
 from service.jobs.control import ACTOR, Control, guarded
@@ -110,7 +110,7 @@ class Reconciler:
         beat_at = moment if beat is not None and fresh else attempt.heartbeat_at
         silent = min(moment - (beat_at or moment), self._needs.mlflow.answering())
         outcome = None
-        if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
+        if attempt.accepted and (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             outcome = self._outcome(job.artifact_uri, attempt.number)
         return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
 
@@ -119,6 +119,8 @@ class Reconciler:
         try:
             with self._needs.ray.asked():
                 state = self._control.ray.state(attempt.submission_id)
+                if state is RayState.UNKNOWN:
+                    raise ClusterUnreachable("it does not say what has become of its jobs")
         except Away:
             pass  # out of reach is an answer: nothing is known
         return state

@@ -106,14 +106,15 @@ def _submit(parts: Parts, caller: Caller, spec: PretrainSpec, key: str | None) -
 def plan(parts: Parts, caller: Caller, spec: PretrainSpec) -> PlanView:
     """What a spec would need on the cluster as it is, and when it would start; raises 503 where Ray does not say."""
     try:
-        shape = parts.ray.shape()
+        shape, placements = parts.ray.shape(), parts.ray.placements()
     except ClusterUnreachable as error:
         raise unavailable("Ray", error) from error
     resolved = resolve(spec, shape)
     with parts.database.read() as session:
         schedule = _schedule(session, resolved)
-        jobs, taken = repository.waiting(session), running(repository.active(session))
+        jobs, active = repository.waiting(session), repository.active(session)
     queue = [waiting(job, shape) for job in jobs]
+    taken = running(active, placements)
     when, why = fits(resolved, caller.owner, queue, taken, shape, now(), limits(parts.settings))
     micro_batch = resolved.optimization.micro_batch_size
     least = 1 if micro_batch == "auto" else micro_batch  # a GPU's is settled on the worker, by its memory

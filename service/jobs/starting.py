@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -26,19 +26,20 @@ def start_waiting(control: Control) -> None:
     """Give every waiting job an attempt, or the reason why it waits."""
     with control.database.read() as session:
         jobs = repository.waiting(session)
-        taken = running(repository.active(session))
+        active = repository.active(session)
     if not jobs:
         return
     try:
         with control.needs.ray.asked():
-            shape = control.ray.shape()
+            shape, placements = control.ray.shape(), control.ray.placements()
     except Away as error:
         for job in jobs:
             with guarded(job):
                 _tell(control, job, None, f"Waits for the cluster: {error}.")
         return
     by_id = {job.id: job for job in jobs}
-    for admission in admit([waiting(job, shape) for job in jobs], taken, shape, now(), limits(control.settings)):
+    queue, taken = [waiting(job, shape) for job in jobs], running(active, placements)
+    for admission in admit(queue, taken, shape, now(), limits(control.settings)):
         job = by_id[admission.job_id]
         with guarded(job):
             if admission.start:
@@ -47,10 +48,13 @@ def start_waiting(control: Control) -> None:
                 _tell(control, job, admission.reason, admission.message)
 
 
-def running(active: Sequence[tuple[Job, Attempt | None]]) -> list[Running]:
-    """What attempts under way take."""
+def running(active: Sequence[tuple[Job, Attempt | None]], placements: Mapping[str, Sequence[str]]) -> list[Running]:
+    """What attempts under way take, and on which nodes, by their submissions."""
     live = [(job, attempt) for job, attempt in active if attempt and attempt.ended_at is None]
-    return [Running(job.id, job.owner, gang(parse_spec(job.run_spec))) for job, _ in live]
+    return [
+        Running(job.id, job.owner, gang(parse_spec(job.run_spec)), placements.get(attempt.submission_id, ()))
+        for job, attempt in live
+    ]
 
 
 def waiting(job: Job, shape: ClusterShape) -> Waiting:
