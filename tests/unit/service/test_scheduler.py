@@ -561,25 +561,28 @@ def test_every_job_that_can_run_starts_within_its_bound_and_the_time_to_drain(no
         assert begun[name] <= BOUND + LONGEST * (number + 1)
 
 
-# --- the order in the database ----------------------------------------------------------------------------------------
+# --- who waits, by the database ---------------------------------------------------------------------------------------
 
 
-def test_recovering_jobs_come_first_then_priority_then_age(database):
-    def add(name: str, state: str = "queued", minute: int = 0, **fields: int) -> None:
-        add_job(database, state, id=name, created_at=NOW + timedelta(minutes=minute), **fields)
-
-    add("old", minute=1)
-    add("new", minute=2)
-    add("urgent", minute=3, priority=5)
-    add("lesser", minute=0, priority=-5)
-    add("recovering", "recovering", minute=9, priority=-9, attempts=1)
-    add("still-ending", "recovering", minute=8, attempts=1)
-    for state in ("starting", "running", "paused", "succeeded"):
-        add(state, state)
+def test_queued_jobs_wait_and_recovering_ones_whose_attempt_has_ended(database):
+    for state in ("queued", "starting", "running", "paused", "succeeded"):
+        add_job(database, state, id=state)
+    for name in ("recovering", "still-ending"):
+        add_job(database, "recovering", id=name, attempts=1)
     with database.session() as session:
         for name, ended in (("recovering", NOW), ("still-ending", None)):
             submission = f"{name}-a1"
             session.add(Attempt(job_id=name, number=1, submission_id=submission, state="lost", ended_at=ended))
     with database.read() as session:
-        order = [job.id for job in repository.waiting(session)]
-    assert order == ["recovering", "urgent", "old", "new", "lesser"]
+        assert [job.id for job in repository.waiting(session)] == ["queued", "recovering"]
+
+
+def test_recovering_jobs_come_first_then_priority_then_the_longest_waiting():
+    jobs = [
+        waiting("new", minutes=1),
+        waiting("old", minutes=2),
+        waiting("urgent", priority=5),
+        waiting("lesser", minutes=9, priority=-5),
+        waiting("recovering", priority=-9, recovering=True),
+    ]
+    assert started(jobs, cluster((8, 0))) == "recovering urgent old new lesser"
