@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
@@ -21,7 +21,7 @@ from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
 from service.client.server import find_server
-from service.jobs.schemas import JobView, LogView, State
+from service.jobs.schemas import Deletion, JobView, LogView, State
 from trainer.spec.base import apply_overrides, read_document
 
 INTERRUPTED = 130
@@ -126,9 +126,13 @@ def _label(text: str) -> tuple[str, str]:
 
 @jobs.command()
 def show(job: JobId, as_json: Json = False) -> None:
-    """One job: state, progress, results."""
+    """One job: state, progress, results, attempts. With --json the job alone."""
     with connected() as client:
-        _print_job(client.job(job), as_json)
+        found = client.job(job)
+        attempts = client.attempts(job) if found.attempts and not as_json else []
+    _print_job(found, as_json)
+    if attempts:
+        out.print(Group("", render.attempts(attempts)))
 
 
 @jobs.command()
@@ -196,22 +200,114 @@ def pause(job: JobId, as_json: Json = False) -> None:
         _print_job(client.pause(job), as_json)
 
 
+Workers = Annotated[
+    str | None, typer.Option(metavar="N", help="On so many workers from now on; `auto` for what the cluster has.")
+]
+SetResources = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="resources.KEY=VALUE", help="On other resources: resources.cpus_per_worker=2"),
+]
+
+
 @jobs.command()
-def resume(job: JobId, as_json: Json = False) -> None:
+def resume(job: JobId, workers: Workers = None, overrides: SetResources = None, as_json: Json = False) -> None:
     """Queue a paused job again; it goes on from its last checkpoint."""
+    resources = _resources(workers, overrides)
     with connected() as client:
-        _print_job(client.resume(job), as_json)
+        _print_job(client.resume(job, resources=resources), as_json)
 
 
 @jobs.command()
 def retry(
     job: JobId,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Not from the last checkpoint.")] = False,
+    workers: Workers = None,
+    overrides: SetResources = None,
     as_json: Json = False,
 ) -> None:
     """Queue a failed or cancelled job again."""
+    resources = _resources(workers, overrides)
     with connected() as client:
-        _print_job(client.retry(job, from_scratch=from_scratch), as_json)
+        _print_job(client.retry(job, from_scratch=from_scratch, resources=resources), as_json)
+
+
+def _resources(workers: str | None, overrides: Iterable[str] | None) -> dict[str, Any]:
+    """What a job is to run on from now on, as far as it is told; the service knows what may be said."""
+    told = [*([f"resources.workers={workers}"] if workers else []), *(overrides or ())]
+    document = apply_overrides({"resources": {}}, told)
+    others = sorted(document.keys() - {"resources"})
+    if others or not isinstance(document["resources"], dict):
+        raise typer.BadParameter(
+            f"{others[0] if others else 'resources'} cannot be changed here, only a job's resources can: "
+            "resources.workers=4. For anything else submit a new job",
+            param_hint="--set",
+        )
+    return dict(document["resources"])
+
+
+@jobs.command("set")
+def set_(
+    job: JobId,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher starts first.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Add or change this label; repeatable.")
+    ] = None,
+    remove_label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Remove this label; repeatable.")
+    ] = None,
+    notes: Annotated[str | None, typer.Option(metavar="TEXT", help='In place of the old ones; "" for none.')] = None,
+    as_json: Json = False,
+) -> None:
+    """Change a job's priority, labels or notes; what is not named stays."""
+    added, removed = dict(_label(text) for text in label or ()), set(remove_label or ())
+    if priority is None and notes is None and not added and not removed:
+        raise typer.BadParameter("say what to change: --priority, --label, --remove-label or --notes")
+    with connected() as client:
+        labels = None
+        if added or removed:  # the service takes all labels at once
+            before = client.job(job).labels
+            if unknown := removed - before.keys():
+                raise ClientError(f"{job} has no label {', '.join(sorted(unknown))}; it has {_names(before)}")
+            labels = {name: value for name, value in (before | added).items() if name not in removed}
+        _print_job(client.patch(job, priority=priority, labels=labels, notes=notes), as_json)
+
+
+def _names(labels: Iterable[str]) -> str:
+    return ", ".join(sorted(labels)) or "none"
+
+
+@jobs.command()
+def delete(
+    job: JobId,
+    preview: Annotated[bool, typer.Option("--preview", help="Only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    with_backbones: Annotated[
+        bool, typer.Option("--with-backbones", help="Also the backbone versions that it registered.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Delete a job that has ended, with its run and files. What goes is shown first; there is no way back."""
+    with connected() as client:
+        going = client.deletion_preview(job)
+        if not preview:
+            err.print(render.deletion(going), soft_wrap=True)
+            _make_sure(going, yes, with_backbones)
+            going = client.delete(job, with_backbones=with_backbones)
+    if as_json:
+        print_json(going)
+    elif preview:
+        out.print(render.deletion(going), soft_wrap=True)
+    else:
+        out.print(f"deleted {job}; its files are removed within moments", highlight=False, soft_wrap=True)
+
+
+def _make_sure(going: Deletion, yes: bool, with_backbones: bool) -> None:
+    """Raises `ClientError` where a deletion is not wanted, or not all of it."""
+    if going.backbones and not with_backbones:
+        named = ", ".join(f"{backbone.name}:{backbone.version}" for backbone in going.backbones)
+        raise ClientError(f"{named} would go with it: nothing is deleted without --with-backbones")
+    if not yes and not typer.confirm("Delete all of this?", err=True):
+        raise ClientError("nothing is deleted")
 
 
 def _print_job(job: JobView, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service.backbones.schemas import BackboneView, VersionView
-from service.jobs.schemas import JobView, PlanView, State
+from service.jobs.schemas import AttemptView, Deletion, JobView, PlanView, State
 from trainer.spec.base import Problem
 
 STYLES = {
@@ -60,6 +60,7 @@ def job(found: JobView) -> RenderableType:
         *([("reason", found.reason)] if found.reason else []),
         *([("message", Text(found.message))] if found.message else []),
         ("owner", found.owner),
+        ("priority", str(found.priority)),
         ("attempts", str(found.attempts)),
         ("created", when(found.created_at)),
         *([("started", when(found.started_at))] if found.started_at else []),
@@ -69,11 +70,45 @@ def job(found: JobView) -> RenderableType:
     if found.progress:
         rows.append(("progress", progress_line(found)))
     if found.labels:
-        rows.append(("labels", ", ".join(f"{name}={value}" for name, value in sorted(found.labels.items()))))
+        rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(found.labels.items()))))
+    if found.notes:
+        rows.append(("notes", Text(found.notes)))
     if found.result:
         rows += [(key, f"{value:.4g}") for key, value in sorted(found.result.metrics.items())]
         if found.result.backbone:
             rows.append(("backbone", f"{found.result.backbone.name}:{found.result.backbone.version}"))
+    return fields(rows)
+
+
+def attempts(found: Iterable[AttemptView]) -> Table:
+    """How each attempt went, in 80 columns; how long ago it showed life while it goes on."""
+    columns = ("ATTEMPT", "STATE", "REASON", "WORKERS", "TOOK", "HEARTBEAT", "CHECKPOINT")
+    return table(columns, (_attempt(attempt) for attempt in found))
+
+
+def _attempt(found: AttemptView) -> Sequence[RenderableType]:
+    moment = datetime.now(UTC)
+    beat = found.heartbeat_at if found.ended_at is None else None
+    return (
+        str(found.number),
+        found.state,
+        found.reason or "-",
+        str(found.workers or "-"),
+        duration(((found.ended_at or moment) - found.started_at).total_seconds()),
+        f"{duration((moment - beat).total_seconds())} ago" if beat else "-",
+        (found.checkpoint or "-").removeprefix("checkpoints/"),
+    )
+
+
+def deletion(found: Deletion) -> RenderableType:
+    """What goes with a job."""
+    rows: list[tuple[str, RenderableType]] = [("job", found.job_id)]
+    if found.run_id:
+        rows.append(("run", found.run_id))
+    rows.append(("files", f"{found.files:,}, {size(found.bytes)}"))
+    if found.artifact_uri:
+        rows.append(("in", found.artifact_uri))
+    rows.append(("backbones", ", ".join(f"{b.name}:{b.version}" for b in found.backbones) or "none"))
     return fields(rows)
 
 

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from service.client.download import Fetcher
 from service.client.errors import ApiError, patiently
 from service.jobs.schemas import (
     AttemptView,
+    Deletion,
     EventView,
     ImageView,
     JobView,
@@ -29,7 +30,6 @@ from service.jobs.schemas import (
     MetricsView,
     Page,
     PlanView,
-    RetryBody,
     State,
 )
 from trainer.spec.pretrain import PretrainSpec
@@ -37,6 +37,8 @@ from trainer.spec.pretrain import PretrainSpec
 Model = TypeVar("Model", bound=BaseModel)
 Params = Mapping[str, Any]
 Spec = PretrainSpec | Mapping[str, Any]
+Resources = Mapping[str, int | Literal["auto"]]
+"""Some of a spec's `resources`, such as ``{"workers": 4}``; the others stay."""
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -44,9 +46,9 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 class Client:
     """One server, one token. Use it as a context manager, or call `close`.
 
-    Requests that may be repeated (reads, and submitting, which carries an idempotency key) are tried again for up to
-    ``patience_s`` seconds while the service does not answer, as when it restarts. Raises `ApiError` for an answer that
-    is an error, `ConnectionFailed` for none.
+    Requests that may be repeated (reads, `patch`, and submitting, which carries an idempotency key) are tried again for
+    up to ``patience_s`` seconds while the service does not answer, as when it restarts. Raises `ApiError` for an answer
+    that is an error, `ConnectionFailed` for none.
     """
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
@@ -115,14 +117,40 @@ class Client:
         """Stop a job at its next step, with a checkpoint, until it is resumed."""
         return self._verb(job_id, "pause")
 
-    def resume(self, job_id: str) -> JobView:
-        """Queue a paused job again."""
-        return self._verb(job_id, "resume")
+    def resume(self, job_id: str, *, resources: Resources | None = None) -> JobView:
+        """Queue a paused job again, on other ``resources`` if some are given."""
+        return self._verb(job_id, "resume", {"resources": dict(resources)} if resources else None)
 
-    def retry(self, job_id: str, *, from_scratch: bool = False) -> JobView:
-        """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``."""
-        body = RetryBody(from_scratch=from_scratch).model_dump(exclude_defaults=True)
-        return self._model(JobView, self._send("POST", f"/v1/jobs/{job_id}/retry", json=body))
+    def retry(self, job_id: str, *, from_scratch: bool = False, resources: Resources | None = None) -> JobView:
+        """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``; as `resume`."""
+        body: dict[str, Any] = {"from_scratch": True} if from_scratch else {}
+        return self._verb(job_id, "retry", body | ({"resources": dict(resources)} if resources else {}))
+
+    def patch(
+        self,
+        job_id: str,
+        *,
+        priority: int | None = None,
+        labels: Mapping[str, str] | None = None,
+        notes: str | None = None,
+    ) -> JobView:
+        """Change what may be changed about a job; None stays. ``labels`` are all of its labels, not some."""
+        given = {"priority": priority, "labels": None if labels is None else dict(labels), "notes": notes}
+        body = {name: value for name, value in given.items() if value is not None}
+        return self._model(JobView, self._send("PATCH", f"/v1/jobs/{job_id}", json=body, retried=True))
+
+    def deletion_preview(self, job_id: str) -> Deletion:
+        """What would go with a job; nothing is deleted."""
+        params = {"preview": True}
+        return self._model(Deletion, self._send("DELETE", f"/v1/jobs/{job_id}", params=params, retried=True))
+
+    def delete(self, job_id: str, *, with_backbones: bool = False) -> Deletion:
+        """Delete a job that has ended, with its run and artifacts.
+
+        The versions that it registered go too, and only ``with_backbones``: without, `ApiError` 409 names them.
+        """
+        params = {"with_backbones": with_backbones}
+        return self._model(Deletion, self._send("DELETE", f"/v1/jobs/{job_id}", params=params))
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> JobView:
         """Until a job has ended, however it did; raises `TimeoutError` after ``timeout_s`` seconds."""
@@ -217,9 +245,9 @@ class Client:
 
     # -- How it is asked
 
-    def _verb(self, job_id: str, verb: str) -> JobView:
-        # Saying it twice is saying it once (the lifecycle's table), save that a job may have ended in between.
-        return self._model(JobView, self._send("POST", f"/v1/jobs/{job_id}/{verb}"))
+    def _verb(self, job_id: str, verb: str, body: Mapping[str, Any] | None = None) -> JobView:
+        # Not repeated: a job may have moved on between the two, and the second would be refused, or mean another state.
+        return self._model(JobView, self._send("POST", f"/v1/jobs/{job_id}/{verb}", json=body or None))
 
     def _get(self, model: type[Model], path: str, params: Params | None = None) -> Model:
         return self._model(model, self._send("GET", path, params=params, retried=True))

@@ -65,7 +65,7 @@ class ScriptedServer:
                 if answer.cut_after is not None:
                     self.close_connection = True
 
-            do_GET = do_POST = handle_any  # noqa: N815 - http.server's names
+            do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -103,7 +103,15 @@ def job(state: str = "queued", **over: Any) -> dict[str, Any]:
     """A job as the service shows it."""
     return {
         "id": "job-1", "kind": "pretrain", "name": "digits", "state": state, "reason": None, "message": "",
-        "owner": "me", "priority": 0, "labels": {}, "progress": None, "created_at": "2026-01-02T03:04:05Z",
+        "owner": "me", "priority": 0, "labels": {}, "notes": "", "progress": None, "created_at": "2026-01-02T03:04:05Z",
         "started_at": None,
         "ended_at": None, "attempts": 0, "run_id": None, "spec": {}, "result": None,
     } | over  # fmt: skip
+
+
+def deletion(*backbones: tuple[str, int]) -> dict[str, Any]:
+    """What goes with `job-1`, as the service shows it."""
+    return {
+        "job_id": "job-1", "run_id": "run-1", "artifact_uri": "file:///art/1/run-1/artifacts", "files": 1200,
+        "bytes": 3 * 2**20, "backbones": [{"name": name, "version": version} for name, version in backbones],
+    }  # fmt: skip

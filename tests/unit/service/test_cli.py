@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from scripted_server import Answer, ScriptedServer, job, problem
+from scripted_server import Answer, ScriptedServer, deletion, job, problem
 
 from service import cli
 from service.client import errors, progress
@@ -193,6 +195,107 @@ def test_retry_from_scratch_says_so(server):
     server.on("POST", "/v1/jobs/job-1/retry", Answer(200, job()))
     assert run("jobs", "retry", "job-1", "--from-scratch") == 0
     assert server.asked[0].body == {"from_scratch": True}
+
+
+@pytest.mark.parametrize("verb", ["resume", "retry"])
+def test_other_resources_are_passed_on(server, verb):
+    server.on("POST", f"/v1/jobs/job-1/{verb}", Answer(200, job()))
+    assert run("jobs", verb, "job-1", "--workers", "4", "--set", "resources.cpus_per_worker=auto") == 0
+    assert server.asked[0].body == {"resources": {"workers": 4, "cpus_per_worker": "auto"}}
+
+
+def test_other_resources_that_do_not_fit_are_told_like_a_spec_s(server, capsys):
+    found = [{"field": "resources.workers", "pointer": "/resources/workers", "value": "all", "message": "must be…"}]
+    server.on("POST", "/v1/jobs/job-1/resume", problem(422, "spec_invalid", "resources.workers: must be…", found))
+    assert run("jobs", "resume", "job-1", "--workers", "all") == 2
+    assert "resources.workers: must be…" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("override", ["optimization.epochs=5", "resources=4"])
+def test_only_resources_are_changed_on_the_way(server, capsys, override):
+    assert run("jobs", "resume", "job-1", "--set", override) == 2
+    assert "cannot be changed here" in capsys.readouterr().err
+    assert server.asked == []
+
+
+def test_set_changes_what_is_named(server):
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job(labels={"team": "vision", "stage": "try"})))
+    server.on("PATCH", "/v1/jobs/job-1", Answer(200, job()))
+    changes = ("--label", "team:audio", "--label", "env:test", "--remove-label", "stage")
+    assert run("jobs", "set", "job-1", *changes) == 0
+    assert run("jobs", "set", "job-1", "--priority", "0", "--notes", "") == 0
+    patches = [asked.body for asked in server.asked if asked.method == "PATCH"]
+    assert patches == [{"labels": {"team": "audio", "env": "test"}}, {"priority": 0, "notes": ""}]
+
+
+def test_set_says_what_it_cannot_do(server, capsys):
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job(labels={"team": "vision"})))
+    assert run("jobs", "set", "job-1") == 2
+    assert "--priority" in capsys.readouterr().err
+    assert run("jobs", "set", "job-1", "--label", "team=vision") == 2
+    assert "name:value" in capsys.readouterr().err
+    assert run("jobs", "set", "job-1", "--remove-label", "stage") == 1
+    assert "no label stage; it has team" in capsys.readouterr().err
+    assert [asked.method for asked in server.asked] == ["GET"]
+
+
+def _asked_to_delete(server: ScriptedServer) -> list[dict[str, list[str]]]:
+    return [asked.query for asked in server.asked if asked.method == "DELETE" and "preview" not in asked.query]
+
+
+def test_delete_shows_what_goes_and_asks(server, monkeypatch, capsys):
+    server.on("DELETE", "/v1/jobs/job-1", Answer(200, deletion()))
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    assert run("jobs", "delete", "job-1") == 1
+    told = capsys.readouterr().err
+    assert "1,200, 3.0 MiB" in told
+    assert "run-1" in told
+    assert "nothing is deleted" in told
+    assert _asked_to_delete(server) == []
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert run("jobs", "delete", "job-1") == 0
+    assert _asked_to_delete(server) == [{"with_backbones": ["false"]}]
+    assert "deleted job-1" in capsys.readouterr().out
+
+
+def test_delete_without_anybody_to_ask_deletes_nothing(server, monkeypatch):
+    server.on("DELETE", "/v1/jobs/job-1", Answer(200, deletion()))
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert run("jobs", "delete", "job-1") == 1
+    assert _asked_to_delete(server) == []
+    assert run("jobs", "delete", "job-1", "--yes") == 0
+    assert len(_asked_to_delete(server)) == 1
+
+
+def test_backbones_go_only_when_they_are_named(server, capsys):
+    server.on("DELETE", "/v1/jobs/job-1", Answer(200, deletion(("digits", 2))))
+    assert run("jobs", "delete", "job-1", "--yes") == 1
+    assert "digits:2 would go with it: nothing is deleted without --with-backbones" in capsys.readouterr().err
+    assert _asked_to_delete(server) == []
+    assert run("jobs", "delete", "job-1", "--preview", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["backbones"] == [{"name": "digits", "version": 2}]
+    assert _asked_to_delete(server) == []
+    assert run("jobs", "delete", "job-1", "--yes", "--with-backbones", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 1200
+    assert _asked_to_delete(server) == [{"with_backbones": ["true"]}]
+
+
+def test_show_has_notes_and_attempts(server, capsys):
+    moment = datetime.now(UTC)
+    ended = {
+        "number": 1, "submission_id": "job-1-a1", "state": "lost", "reason": "node_lost", "message": "", "workers": 2,
+        "heartbeat_at": str(moment - timedelta(seconds=80)), "started_at": str(moment - timedelta(seconds=170)),
+        "ended_at": str(moment - timedelta(seconds=75)), "checkpoint": "checkpoints/a1/40",
+    }  # fmt: skip
+    live = ended | {"number": 2, "state": "running", "reason": None, "workers": 4, "ended_at": None}
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job("running", attempts=2, notes="try [2] of /it")))
+    server.on("GET", "/v1/jobs/job-1/attempts", Answer(200, {"items": [ended, live], "next_cursor": None}))
+    assert run("jobs", "show", "job-1") == 0
+    told = capsys.readouterr().out
+    assert "try [2] of /it" in told
+    first, second = [line.split() for line in told.splitlines()[-2:]]
+    assert first == ["1", "lost", "node_lost", "2", "1:35", "-", "a1/40"]
+    assert second[:4] + second[6:] == ["2", "running", "-", "4", "ago", "a1/40"]
 
 
 def test_logs_follow_until_the_job_has_ended(server, capsys):

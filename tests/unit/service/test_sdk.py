@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripted_server import Answer, Asked, ScriptedServer, job, problem
+from scripted_server import Answer, Asked, ScriptedServer, deletion, job, problem
 
 from service.client import errors
 from service.client.download import DownloadError
@@ -63,6 +63,36 @@ def test_a_verb_is_not_repeated(server, client):
     with pytest.raises(ApiError, match="soon"):
         client.cancel("job-1")
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("verb", ["resume", "retry"])
+def test_a_job_goes_on_on_other_resources(server, client, verb):
+    server.on("POST", f"/v1/jobs/job-1/{verb}", Answer(200, job()))
+    getattr(client, verb)("job-1", resources={"workers": 4, "cpus_per_worker": "auto"})
+    getattr(client, verb)("job-1")
+    assert [asked.body for asked in server.asked] == [{"resources": {"workers": 4, "cpus_per_worker": "auto"}}, None]
+
+
+def test_patch_sends_what_is_given_and_is_repeated(server, client):
+    server.on("PATCH", "/v1/jobs/job-1", problem(503, "unavailable", "soon"), Answer(200, job(notes="mine")))
+    assert client.patch("job-1", notes="mine").notes == "mine"
+    client.patch("job-1", priority=0, labels={})
+    assert [asked.body for asked in server.asked] == [
+        {"notes": "mine"},
+        {"notes": "mine"},
+        {"priority": 0, "labels": {}},
+    ]
+
+
+def test_a_deletion_is_looked_at_again_and_made_once(server, client):
+    away = problem(503, "unavailable", "soon")
+    server.on("DELETE", "/v1/jobs/job-1", away, Answer(200, deletion(("digits", 2))), away)
+    going = client.deletion_preview("job-1")
+    assert (going.files, going.backbones[0].name, going.backbones[0].version) == (1200, "digits", 2)
+    with pytest.raises(ApiError, match="soon"):
+        client.delete("job-1", with_backbones=True)
+    queries = [{"preview": ["true"]}, {"preview": ["true"]}, {"with_backbones": ["true"]}]
+    assert [asked.query for asked in server.asked] == queries
 
 
 def test_no_server_is_a_connection_failure():
