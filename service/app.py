@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,18 +17,18 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 
 from service import errors
-from service.adapters.mlflow_store import MlflowStore, MlflowUnreachable
-from service.adapters.ray_cluster import ClusterUnreachable, RayCluster
-from service.adapters.storage import Artifacts, StorageUnreachable
+from service.adapters.mlflow_store import MlflowStore
+from service.adapters.ray_cluster import RayCluster
+from service.adapters.storage import Artifacts
 from service.auth import ensure_admin
 from service.backbones.routes import router as backbones
 from service.db import Database
 from service.deps import Parts
 from service.jobs.control import Control
 from service.jobs.reconciler import Reconciler
-from service.jobs.repository import count
 from service.jobs.routes import router as jobs
 from service.lease import Lease
+from service.readiness import Readiness
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -46,42 +48,57 @@ def configure_logs() -> None:
     )
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service with all its parts; they start with the application and end with it."""
-    configure_logs()
-    settings = settings or Settings()
+def assemble(settings: Settings, refused: Callable[[str], None]) -> Parts:
+    """All parts of a service, nothing of it started; ``refused`` is told why its reconciler may not act."""
     database = Database(settings.database_url)
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
     mlflow, artifacts = MlflowStore(settings.mlflow_url), Artifacts(settings.artifact_root, settings.s3_profile)
-    lease = Lease(database, settings.lease_s, standby=not database.is_sqlite)
+    lease = Lease(database, settings.lease_s, standby=not database.is_sqlite, refused=refused)
     reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
-    parts = Parts(settings, database, ray, mlflow, artifacts, reconciler)
+    return Parts(settings, database, ray, mlflow, artifacts, reconciler)
+
+
+def close(parts: Parts) -> None:
+    """Let go of the connections of parts that have ended."""
+    parts.ray.close()
+    parts.database.close()
+
+
+def _end_process(_: str) -> None:
+    """An API whose reconciler may not act ends like one that is told to: the reason has been logged."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service with all its parts; they start with the application and end with it."""
+    configure_logs()
+    parts = assemble(settings or Settings(), refused=_end_process)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form
-        database.migrate()
-        if settings.admin_token_file:
-            ensure_admin(database, settings.admin_token_file)
-        if settings.reconcile:
+        parts.database.migrate()
+        if parts.settings.admin_token_file:
+            ensure_admin(parts.database, parts.settings.admin_token_file)
+        if parts.settings.reconcile:
             parts.reconciler.start()
         log.info("service_started", version=version("rcmae"))
         yield
-        if settings.reconcile:
+        if parts.settings.reconcile:
             parts.reconciler.stop()
-        ray.close()
-        database.close()
+        close(parts)
+        log.info("service_ended")
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.parts = parts
     errors.install(app)
     app.include_router(jobs)
     app.include_router(backbones)
-    _health(app, parts)
+    _health(app, Readiness(parts))
     _docs(app)
     return app
 
 
-def _health(app: FastAPI, parts: Parts) -> None:
+def _health(app: FastAPI, readiness: Readiness) -> None:
     @app.get("/healthz", tags=["health"])
     def healthz() -> dict[str, str]:
         """The process answers."""
@@ -90,36 +107,9 @@ def _health(app: FastAPI, parts: Parts) -> None:
     @app.get("/readyz", tags=["health"])
     def readyz() -> JSONResponse:
         """Whether all that jobs need is there and the loop gets on; 503 with reasons if not."""
-        reasons = _not_ready(parts)
+        reasons = readiness.reasons()
         body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
         return JSONResponse(body, 503 if reasons else 200)
-
-
-def _not_ready(parts: Parts) -> list[str]:
-    reasons = []
-    try:
-        with parts.database.read() as session:
-            count(session)
-    except Exception as error:  # noqa: BLE001 - whatever the driver raises, the database is not there
-        reasons.append(f"database: {error}")
-    try:
-        parts.mlflow.ping()
-    except MlflowUnreachable as error:
-        reasons.append(f"MLflow: {error}")
-    try:
-        if not parts.ray.shape().cpus:
-            reasons.append("Ray: no node has joined the cluster yet")
-    except ClusterUnreachable as error:
-        reasons.append(f"Ray: {error}")
-    try:
-        parts.artifacts.ping()
-    except StorageUnreachable as error:
-        reasons.append(f"storage: {error}")
-    if parts.settings.reconcile:
-        stuck = parts.reconciler.stuck()
-        if stuck is not None:
-            reasons.append(f"the reconciler has not finished a round for {stuck:.0f} s")
-    return reasons
 
 
 def _docs(app: FastAPI) -> None:

@@ -34,7 +34,8 @@ app.command()(commands.submit)
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(commands.backbones, name="backbones")
 
-SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "ray", "sqlalchemy", "torch", "uvicorn")
+SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "psycopg", "ray", "sqlalchemy", "torch", "uvicorn")
+CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy")
 SPEC_REFUSED: Final = 2
 """Exit status for a spec that cannot be accepted."""
 
@@ -204,6 +205,30 @@ def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
     for failure in result.failures:
         err.print(f"[red]failed:[/] {failure}", highlight=False, soft_wrap=True)
     raise typer.Exit(int(bool(result.failures)))
+
+
+@app.command()
+def controller() -> None:
+    """The reconciler alone, without the API, with the RCMAE_* variables of a service; until SIGTERM or Ctrl-C.
+
+    On one Postgres any number may run: one acts, and the others stand by. Set RCMAE_RECONCILE=false for the API.
+    """
+    _need_server("controller", CONTROLLER_PACKAGES)
+    from pydantic import ValidationError
+
+    from service.controller import run
+    from service.db import DatabaseUnreachable, DatabaseUrlError
+    from service.settings import Settings
+
+    try:
+        run(Settings())
+    except ValidationError as error:
+        wrong = (f"RCMAE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
+        raise ClientError("; ".join(wrong)) from error
+    except DatabaseUnreachable as error:
+        raise ClientError(f"the database (RCMAE_DATABASE_URL) cannot be reached: {error}") from error
+    except DatabaseUrlError as error:
+        raise ClientError(str(error)) from error
 
 
 def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:

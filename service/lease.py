@@ -37,13 +37,13 @@ class LeaseLost(Exception):
 
 @dataclass(frozen=True)
 class LeaseView:
-    """The lease as the database has it; times are by the holder's clock."""
+    """The lease as the database has it."""
 
     holder: str | None
     """None where nobody holds it."""
     beat: int
-    beat_at: datetime
     round_at: datetime | None
+    """When the controller last finished a round, by its clock."""
 
 
 class Lease:
@@ -116,12 +116,6 @@ class Lease:
         else:
             log.info("lease_given_back", holder=self._me)
 
-    def holder(self) -> LeaseView | None:
-        """What the database says, for people and for readiness; raises `DatabaseUnreachable`."""
-        with self._database.read() as session:
-            row = session.get(db.Lease, NAME)
-            return LeaseView(row.holder, row.beat, row.beat_at, row.round_at) if row else None
-
     def _run(self) -> None:
         while not self._ended.is_set() and self.refusal is None:
             try:
@@ -157,7 +151,8 @@ class Lease:
 
     def _watch(self) -> None:
         begin = self._clock()
-        found = self.holder()
+        with self._database.read() as session:
+            found = view(session)
         if found is None:
             self._make()
             return
@@ -199,6 +194,12 @@ class Lease:
         )
         log.error("controller_refused", detail=self.refusal)
         self._refused(self.refusal)
+
+
+def view(session: Session) -> LeaseView | None:
+    """The lease as it is now; None before anybody took part."""
+    row = session.get(db.Lease, NAME)
+    return LeaseView(row.holder, row.beat, row.round_at) if row else None
 
 
 def named(holder: str) -> str:

@@ -320,7 +320,7 @@ def test_health_needs_no_token_and_readiness_says_what_is_missing(clients):
     assert clients.anonymous.get("/healthz").json() == {"status": "ok"}
     answer = clients.anonymous.get("/readyz")
     assert answer.status_code == 503
-    assert [reason.partition(":")[0] for reason in answer.json()["reasons"]] == ["MLflow", "Ray"]
+    assert [reason.partition(":")[0] for reason in answer.json()["reasons"]] == ["MLflow", "Ray", "controller"]
 
 
 def test_an_artifact_root_that_is_gone_is_told(clients, api, database, root):

@@ -1,0 +1,132 @@
+"""Readiness: a reason for whatever is missing, in bounded time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from postgres_server import PASSWORD, PostgresServer
+from service_fakes import FakeMlflow, FakeRay
+
+from service.adapters.storage import Artifacts
+from service.db import Database, now
+from service.deps import Parts
+from service.jobs.control import Control
+from service.jobs.reconciler import Reconciler
+from service.lease import Lease
+from service.readiness import Readiness
+from service.settings import Settings
+
+
+@pytest.fixture
+def parts(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow, root) -> Iterator[Parts]:
+    """A service in which all is well, with its loop running."""
+    settings = settings.model_copy(update={"reconcile": True, "poll_interval_s": 0.05})
+    artifacts = Artifacts(str(root))
+    control = Control(settings, database, ray, mlflow, artifacts, Lease(database, 10, standby=True))
+    reconciler = Reconciler(control)
+    reconciler.start()
+    yield Parts(settings, database, ray, mlflow, artifacts, reconciler)
+    reconciler.stop()
+
+
+@pytest.fixture
+def apart(parts: Parts) -> Parts:
+    """A service whose controller is another process."""
+    return replace(parts, settings=parts.settings.model_copy(update={"reconcile": False}))
+
+
+@pytest.fixture
+def hang() -> Iterator[Callable[[], None]]:
+    """What hangs until the test is over."""
+    over = threading.Event()
+    yield over.wait
+    over.set()
+
+
+def test_a_service_with_all_it_needs_is_ready(parts):
+    assert Readiness(parts).reasons() == []
+
+
+def test_whatever_is_away_is_told(parts, ray, mlflow, root):
+    readiness = Readiness(parts)
+    ray.reachable = mlflow.reachable = False
+    root.rmdir()
+    mlflow_away, ray_away, storage_away = readiness.reasons()
+    assert mlflow_away == "MLflow: connection refused"
+    assert ray_away == "Ray: connection refused"
+    assert storage_away.startswith(f"storage: {root}")
+    root.mkdir()
+    ray.reachable = mlflow.reachable = True
+    assert readiness.reasons() == []
+    ray.cpus = 0
+    assert readiness.reasons() == ["Ray: no node has joined the cluster yet"]
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_database_that_is_away_is_told(parts, apart, postgres: PostgresServer):
+    postgres.kill()
+    try:
+        for service in (parts, apart):
+            (reason,) = Readiness(service).reasons()
+            assert reason.startswith("database: ")
+            assert "refused" in reason
+            assert PASSWORD not in reason
+    finally:
+        postgres.start()
+    assert Readiness(parts).reasons() == []
+
+
+def test_what_hangs_holds_up_nothing_and_is_asked_once(parts, mlflow, hang, monkeypatch):
+    asked = []
+    monkeypatch.setattr(mlflow, "ping", lambda: (asked.append(1), hang()))
+    readiness = Readiness(parts, limit_s=0.2)
+    for _ in range(5):
+        assert any(reason.startswith("MLflow: no answer for") for reason in readiness.reasons())
+    assert len(asked) == 1
+
+
+def test_a_loop_that_hangs_is_told(parts, hang, monkeypatch):
+    monkeypatch.setattr(parts.reconciler, "round", hang)
+    monkeypatch.setattr(parts.reconciler, "round_at", time.monotonic() - 31)
+    (reason,) = Readiness(parts).reasons()
+    assert reason.startswith("controller: the reconciler has not finished a round for 3")
+
+
+def test_one_that_stands_by_is_ready(parts, settings, database, ray, mlflow):
+    standby = Reconciler(Control(settings, database, ray, mlflow, parts.artifacts, Lease(database, 10, standby=True)))
+    standby.start()
+    assert Readiness(replace(parts, reconciler=standby)).reasons() == []
+    standby.stop()
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ("nothing", "none is running: start one with `rcmae controller`"),
+        ("given back", "none is running: start one with `rcmae controller`"),
+        ("taken", "has not finished a round yet"),
+        ("a round", None),
+        ("an old round", "has not finished a round for 1"),
+    ],
+)
+def test_an_api_by_itself_looks_at_the_lease(settings, database, ray, mlflow, root, left, said, monkeypatch):
+    lease = Lease(database, 10, standby=True)
+    if left != "nothing":
+        lease.tick()
+    if left.endswith("round"):
+        moment = now() - timedelta(seconds=120 if left == "an old round" else 0)
+        monkeypatch.setattr("service.lease.now", lambda: moment)
+        lease.finished_round()
+        lease.tick()
+    if left == "given back":
+        lease.release()
+    artifacts = Artifacts(str(root))
+    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
+    reasons = Readiness(Parts(settings, database, ray, mlflow, artifacts, reconciler)).reasons()
+    assert len(reasons) == (said is not None)
+    assert said is None or said in reasons[0]
