@@ -10,7 +10,7 @@ from typing import Any
 
 from live import poll
 
-HOLD_SECONDS = 240.0
+HOLD_SECONDS = 300.0
 
 
 @dataclass(frozen=True)

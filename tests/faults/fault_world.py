@@ -23,9 +23,11 @@ from service.embedded.parts import HOST
 from service.jobs.schemas import AttemptView, EventView, JobView, State
 from trainer.spec.names import heartbeat
 
-CPUS = 8
-"""Of a node: logical ones, so that six jobs, two of them with two workers, run at once on any machine."""
+CPUS = 12
+"""Of a node: logical ones, so that all jobs of a fault, and those that nothing happens to, run at once anywhere."""
 STEPS_PER_EPOCH, EPOCHS = 5, 4
+FILES = 5
+"""Of a checkpoint, without its manifest."""
 WEIGHTS = ("student", "teacher", "optimizer")
 END_SECONDS = 300.0
 
@@ -63,7 +65,9 @@ class World:
     gates: Gates
     environment: dict[str, str]
     """The variables that the stack was started with."""
-    _undisturbed: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    _undisturbed: dict[int, JobView] = field(default_factory=dict)
+    """By number of workers."""
+    _final: dict[int, dict[str, bytes]] = field(default_factory=dict)
 
     @cached_property
     def mlflow(self) -> MlflowClient:
@@ -76,12 +80,22 @@ class World:
         """The artifacts, past the proxy."""
         return self.s3.filesystem()
 
+    def leave_undisturbed(self, *workers: int) -> None:
+        """Start the jobs that others are compared with, where that has not been done yet."""
+        for number in workers:
+            if number not in self._undisturbed:
+                job = self.stack.client.submit(small_spec(f"undisturbed-{number}", number))
+                self._undisturbed[number] = job
+
+    def wait_for_undisturbed(self) -> None:
+        """Nothing is to happen to them."""
+        for number, job in self._undisturbed.items():
+            if number not in self._final:
+                self._final[number] = self.final(wait_state(self.stack, job.id, State.SUCCEEDED))
+
     def undisturbed(self, workers: int) -> dict[str, bytes]:
-        """What a job ends with that nothing happens to."""
-        if workers not in self._undisturbed:
-            job = self.stack.client.submit(small_spec(f"undisturbed-{workers}", workers))
-            self._undisturbed[workers] = self.final(wait_state(self.stack, job.id, State.SUCCEEDED))
-        return self._undisturbed[workers]
+        """What a job of so many workers ends with that nothing happened to."""
+        return self._final[workers]
 
     def folder(self, job: JobView) -> str:
         """A job's artifact folder, in the storage's own terms."""

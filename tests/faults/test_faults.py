@@ -16,7 +16,7 @@ import pytest
 from fault_gates import Moment
 from fault_strikes import FAULTS, Fault, Held, all_up
 from fault_table import TABLE
-from fault_world import END_SECONDS, STEPS_PER_EPOCH, World, small_spec
+from fault_world import END_SECONDS, FILES, STEPS_PER_EPOCH, World, small_spec
 from live import poll
 
 from service.adapters.mlflow_store import MlflowStore
@@ -56,7 +56,8 @@ def moments_of(phase: str, fault: Fault, random: Random) -> list[Moment]:
     choices = {
         "starting": [[Moment("worker")], *([[Moment("driver")]] if fault.hits_driver else [])],
         "first checkpoint": [[Moment("step", step)]],
-        "upload": [[Moment("commit", n)] for n in (1, 2, 3)],
+        "upload": [[Moment("commit", n)] for n in (1, 2, 3)]
+        + [[Moment("file", FILES * n + random.randint(2, FILES))] for n in (0, 1, 2)],
         "evaluation": [[Moment(place, n)] for place in ("evaluate", "evaluate-done") for n in (2, 3)],
         "registration": [[Moment(place)] for place in ("publish", "version", "version-done", "publish-done")],
         "stopping": [
@@ -81,9 +82,10 @@ def struck(request, world) -> tuple[str, dict[str, Cell]]:
     if name == "worker":  # in some jobs the others of the group have to notice
         for cell in random.sample(cells, 2):
             cell.workers = 2
-    world.undisturbed(1)
+    world.leave_undisturbed(*sorted({cell.workers for cell in cells}))
     with fault.around(world):
         held = hold(world, cells)
+        world.wait_for_undisturbed()
         with fault.strike(world, held, random):
             for cell in random.sample(cells, len(cells)):
                 world.gates.open(cell.name)

@@ -33,6 +33,8 @@ PLACES = {
     "mlflow.tracking.client": [("MlflowClient.create_model_version", "version")],
 }
 """Functions by module, and what the arrival at each is called; ``<place>-done`` is when it has done its work."""
+STORAGE = "trainer.storage"
+"""Of its file systems every file put there is a place of its own, `file`: an upload can be held half done."""
 
 arrivals: dict[tuple[str, str], int] = {}
 lock = threading.Lock()
@@ -99,11 +101,25 @@ def wrap(owner: object, name: str, place: str) -> None:
     setattr(owner, name, gated)
 
 
+def wrap_file_systems(module: object) -> None:
+    opened = module.open_filesystem
+
+    @functools.wraps(opened)
+    def open_filesystem(uri: str) -> object:
+        fs, root = opened(uri)
+        if not hasattr(fs, "gated"):  # instances are shared
+            wrap(fs, "put_file", "file")
+            fs.gated = True
+        return fs, root
+
+    module.open_filesystem = open_filesystem
+
+
 class Wrapper(importlib.abc.MetaPathFinder):
     """Finds nothing by itself: wraps functions of modules that the others find."""
 
     def find_spec(self, name, path, target=None):
-        if name not in PLACES:
+        if name != STORAGE and name not in PLACES:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         spec = next(found for finder in others if (found := finder.find_spec(name, path, target)))
@@ -111,7 +127,9 @@ class Wrapper(importlib.abc.MetaPathFinder):
 
         def exec_module(module: object) -> None:
             execute(module)
-            for function, place in PLACES[name]:
+            if name == STORAGE:
+                wrap_file_systems(module)
+            for function, place in PLACES.get(name, []):
                 *owners, last = function.split(".")
                 wrap(functools.reduce(getattr, owners, module), last, place)
 
