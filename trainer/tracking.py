@@ -166,7 +166,7 @@ class Tracker:
 
 def _patiently(what: str, ask: Callable[[], T]) -> T:
     """MLflow's answer, asked for again while it is away; raises `StorageError` where it stays away or refuses."""
-    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 1.0
+    deadline, pause, told = time.monotonic() + PATIENCE_SECONDS, 1.0, False
     while True:
         try:
             return ask()
@@ -175,6 +175,8 @@ def _patiently(what: str, ask: Callable[[], T]) -> T:
             away = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
             if not away or time.monotonic() + pause > deadline:
                 raise StorageError(f"MLflow did not take {what}: {error}") from error
-            logger.warning("MLflow does not take %s; trying again: %s", what, error)
+            if not told:
+                logger.warning("MLflow does not take %s yet; trying again: %s", what, error)
+            told = True
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
