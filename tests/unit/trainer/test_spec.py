@@ -57,6 +57,8 @@ def test_defaults_are_the_papers_base_recipe():
     assert method.teacher is not None
     assert (method.teacher.momentum, method.teacher.final_momentum, method.teacher.schedule) == (0.996, 1.0, "cosine")
     assert (spec.augmentation.crop_scale, spec.augmentation.hflip) == ((0.2, 1.0), True)
+    assert (spec.checkpoint.every_epochs, spec.checkpoint.every_minutes, spec.checkpoint.keep) == (20, 30, 3)
+    assert spec_of(checkpoint={"every_minutes": None}).checkpoint.every_minutes is None
     assert spec.seed == 0
     assert spec.register_as is None
 
@@ -177,6 +179,7 @@ BAD = [
     ({"register_as": "photos-timm"}, "register_as", "-mae or -timm"),
     ({"labels": {"team": "vision and more"}}, "labels", "63 letters"),
     ({"labels": {"": "x"}}, "labels", "63 letters"),
+    ({"checkpoint": {"every_minutes": 0}}, "checkpoint.every_minutes", "greater than 0"),
     ({"seed": -1}, "seed", "greater than or equal to 0"),
 ]  # fmt: skip
 
