@@ -86,8 +86,9 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
 
 def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
     outcome = seen.outcome
-    # Told to end by our own stop, the driver cannot know whose it was.
-    ours = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
+    # Told to end by our own stop, the driver cannot know whose it was; and with a stop goes the command to cancel.
+    told = outcome is None or outcome.reason is Reason.PREEMPTED or outcome.state == "cancelled"
+    ours = attempt.stop_asked_at is not None and told
     if ours and job.state in {State.CANCELLING, State.PAUSING}:
         return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
     if ours and seen.ray is not RayState.ABSENT:

@@ -176,7 +176,8 @@ class FakeMlflow:
         self._reach()
         run_id = f"run-{job_id}"
         folder = self.root / run_id / "artifacts"
-        folder.mkdir(parents=True, exist_ok=True)
+        if self.root.exists():
+            folder.mkdir(parents=True, exist_ok=True)
         self.runs.setdefault(run_id, FakeRun(str(folder), dict(tags)))
         return run_id, str(folder)
 

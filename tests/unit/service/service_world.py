@@ -32,7 +32,9 @@ class World:
     def __init__(self, settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> None:
         self.database, self.ray, self.mlflow = database, ray, mlflow
         artifacts = Artifacts(settings.artifact_root)
-        lease = Lease(database, 3600, standby=False)
+        lease = Lease(database, 3600, standby=True)
+        lease.tick()
+        lease._seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
         lease.tick()
         self.control = Control(settings, database, ray, mlflow, artifacts, lease)
         self.reconciler = Reconciler(self.control)

@@ -86,6 +86,7 @@ def as_people_see(model: Model) -> Model:
 
 
 def code_of(answer: httpx.Response) -> tuple[int, str | None]:
+    assert answer.status_code < 500, answer.text
     return answer.status_code, answer.json().get("code")
 
 
