@@ -53,6 +53,14 @@ ArtifactRoot = Annotated[
         show_default=False,
     ),
 ]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="Postgres for the jobs, postgresql://user@host:5432/name, with a password in it or in ~/.pgpass; "
+        "SQLite in the state folder by default. Kept by later ups.",
+        show_default=False,
+    ),
+]
 
 
 @app.command()
@@ -63,6 +71,7 @@ def up(
     state_dir: StateDir = None,
     port: Port = None,
     artifact_root: ArtifactRoot = None,
+    database_url: DatabaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Start Ray, MLflow and the API on this machine, all on 127.0.0.1."""
@@ -73,7 +82,7 @@ def up(
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        already, state = _bring_up(folder, port, artifact_root, as_json)
+        already, state = _bring_up(folder, port, artifact_root, database_url, as_json)
     except KeyboardInterrupt:
         _stop(folder)
         raise typer.Exit(INTERRUPTED) from None
@@ -83,9 +92,12 @@ def up(
         _stay(folder, state)
 
 
-def _bring_up(folder: Folder, port: int | None, artifact_root: str | None, quiet: bool) -> tuple[bool, StackState]:
+def _bring_up(
+    folder: Folder, port: int | None, artifact_root: str | None, database_url: str | None, quiet: bool
+) -> tuple[bool, StackState]:
     """Whether it was up already, and what runs now."""
     from service import stack
+    from service.embedded.parts import database_shown
 
     begin = time.monotonic()
     already = stack.is_supervised(folder)
@@ -96,11 +108,12 @@ def _bring_up(folder: Folder, port: int | None, artifact_root: str | None, quiet
         if not already:
             err.print(f"  {part:<7}works ({time.monotonic() - begin:.1f} s)", highlight=False)
 
-    state, _ = stack.up(folder, port, say, artifact_root)
+    state, _ = stack.up(folder, port, say, artifact_root, database_url)
     if not quiet:
         out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (API docs: {state.url}/docs)")
         out.print(f"token:  {folder.token}", highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
+        out.print(f"database:  {database_shown(folder)}", highlight=False, soft_wrap=True)
         out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
     return already, state
 
@@ -171,6 +184,7 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
         )
         out.print(render.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
+        out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
             out.print("nobody watches them: the supervisor has ended. `rcmae up` takes them up", style="yellow")
     raise typer.Exit(0 if found.up else 1)

@@ -11,10 +11,16 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Where the parts are, and how patient the reconciler is."""
 
-    model_config = SettingsConfigDict(env_prefix="RCMAE_", extra="ignore", use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="RCMAE_",
+        extra="ignore",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # which would hold the database's password
+    )
 
     database_url: str
-    """SQLAlchemy URL of the control plane's own database."""
+    """The control plane's own database: ``sqlite:////folder/rcmae.db`` for one process, or
+    ``postgresql+psycopg://user:password@host:5432/name``."""
     artifact_root: str
     """Where all runs' artifacts lie, an absolute path or ``s3://bucket/prefix``; files elsewhere are never served."""
     s3_profile: str | None = None

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from pydantic import BaseModel
 from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.parts import (
+    DATABASE_VARIABLE,
     FAILED_FILE,
     PARTS,
     S3_PROFILE_VARIABLE,
@@ -28,6 +30,8 @@ from service.embedded.parts import (
     StackError,
     StackState,
     choose_artifact_root,
+    choose_database_url,
+    database_shown,
     ports_of,
     works,
 )
@@ -58,6 +62,8 @@ class StackView(BaseModel):
     """Its process's number."""
     temp_dir: str | None
     artifact_root: str
+    database: str
+    """Where the jobs are kept, without the password."""
     parts: list[PartView]
 
 
@@ -87,6 +93,7 @@ def status(folder: Folder) -> StackView:
         supervisor=supervisor.pid if supervisor else None,
         temp_dir=str(state.temp_dir) if state.temp_dir else None,
         artifact_root=folder.artifact_root,
+        database=database_shown(folder),
         parts=parts,
     )
 
@@ -100,23 +107,32 @@ def is_supervised(folder: Folder) -> bool:
 
 
 def up(
-    folder: Folder, port: int | None, report: Callable[[str], None], artifact_root: str | None = None
+    folder: Folder,
+    port: int | None,
+    report: Callable[[str], None],
+    artifact_root: str | None = None,
+    database_url: str | None = None,
 ) -> tuple[StackState, bool]:
     """Start what is not up yet and wait until all of it works; also whether it was up already.
 
-    ``artifact_root`` is where artifacts are to lie, the place of before by default; it is tried before anything starts.
-    ``report`` is told, in a word or two, what has come up. Raises `StackError` with the reason and the remedy.
+    ``artifact_root`` is where artifacts are to lie and ``database_url`` where jobs are to be kept, the places of before
+    by default; they are tried before anything starts. ``report`` is told, in a word or two, what has come up. Raises
+    `StackError` with the reason and the remedy.
     """
     folder.make()
-    already = is_supervised(folder)
+    already, before = is_supervised(folder), folder.load()
     root = choose_artifact_root(folder, artifact_root)
+    database = choose_database_url(folder, database_url)
+    if already and port not in {None, getattr(before.ports, "api", port)}:
+        raise StackError(f"the stack is up at {before.url}: run `rcmae down` before giving it another port")
+    if already and database != before.database_url:
+        raise StackError(f"the stack is up at {before.url}: run `rcmae down` before giving it another database URL")
     if not already:
         try_artifact_root(root or folder.artifact_root)
-    if already and port not in {None, getattr(folder.load().ports, "api", port)}:
-        raise StackError(f"the stack is up at {folder.load().url}: run `rcmae down` before giving it another port")
-    arguments = [*(["--port", str(port)] if port else []), *(["--artifact-root", root] if root else [])]
-    process = None if already else _start_supervisor(folder, arguments)
-    return _wait_until_up(folder, arguments, process, report), already
+        try_database(database)
+    start = partial(_start_supervisor, folder, port, root, database)
+    process = None if already else start()
+    return _wait_until_up(folder, start, process, report), already
 
 
 def try_artifact_root(root: str) -> None:
@@ -130,12 +146,35 @@ def try_artifact_root(root: str) -> None:
         raise StackError(f"the artifact root cannot be used: {error}") from error
 
 
-def _start_supervisor(folder: Folder, arguments: list[str]) -> subprocess.Popen[bytes]:
+def try_database(url: str | None) -> None:
+    """Connect to a Postgres database; raises `StackError` with what is wrong. SQLite's own file needs no trying."""
+    if url is None:
+        return
+    from service.db import Database, DatabaseUnreachable  # noqa: PLC0415
+
+    database = Database(url)
+    try:
+        with database.read() as session:
+            session.connection()
+    except DatabaseUnreachable as error:
+        raise StackError(f"the database cannot be used: {error}") from error
+    finally:
+        database.close()
+
+
+def _start_supervisor(
+    folder: Folder, port: int | None, artifact_root: str | None, database_url: str | None
+) -> subprocess.Popen[bytes]:
     (folder.path / FAILED_FILE).unlink(missing_ok=True)
+    arguments = [
+        *(["--port", str(port)] if port else []),
+        *(["--artifact-root", artifact_root] if artifact_root else []),
+    ]
     with folder.log_of("supervisor").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "service.embedded.supervisor", "--state-dir", str(folder.path), *arguments],
             cwd=folder.path,
+            env=os.environ | ({DATABASE_VARIABLE: database_url} if database_url else {}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -144,7 +183,10 @@ def _start_supervisor(folder: Folder, arguments: list[str]) -> subprocess.Popen[
 
 
 def _wait_until_up(
-    folder: Folder, arguments: list[str], process: subprocess.Popen[bytes] | None, report: Callable[[str], None]
+    folder: Folder,
+    start: Callable[[], subprocess.Popen[bytes]],
+    process: subprocess.Popen[bytes] | None,
+    report: Callable[[str], None],
 ) -> StackState:
     seen: set[PartName] = set()
     end = time.monotonic() + START_LIMIT_S
@@ -160,7 +202,7 @@ def _wait_until_up(
             if len(seen) == len(PARTS):
                 return state
         elif process is None and not is_supervised(folder):
-            process = _start_supervisor(folder, arguments)  # the one that held the lock was about to end
+            process = start()  # the one that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)
@@ -200,7 +242,7 @@ def stop_parts(folder: Folder, state: StackState) -> None:
     Jobs are killed, not asked: an attempt that vanishes is taken up from its last checkpoint at the next `up`.
     """
     if api := state.parts.get("api"):
-        processes.stop_group(api, patience_s=10)
+        processes.stop_group(api, patience_s=20)  # 5 s for requests, 8 s for the round, and giving the lease back
     if ray := state.parts.get("ray"):
         processes.kill(processes.outside(processes.members(state.id, "ray"), ray.pid))
         processes.stop_group(ray, patience_s=10)

@@ -19,7 +19,7 @@ from rich.text import Text
 from service import stack
 from service.client import render
 from service.embedded import processes
-from service.embedded.parts import DEFAULT_PORT, Folder, StackError
+from service.embedded.parts import DEFAULT_PORT, Folder, StackError, database_shown
 
 Level = Literal["fine", "warning", "broken"]
 
@@ -44,7 +44,7 @@ class Check(BaseModel):
 
 def examine(folder: Folder) -> list[Check]:
     """Every check, against a stack's folder (which need not exist)."""
-    return [*_machine(folder), *_packages(), *_space(folder), *_artifacts(folder), *_stack(folder)]
+    return [*_machine(folder), *_packages(), *_space(folder), *_artifacts(folder), *_database(folder), *_stack(folder)]
 
 
 def rendered(checks: list[Check]) -> Table:
@@ -138,6 +138,19 @@ def _artifacts(folder: Folder) -> Iterator[Check]:
         yield Check(name="artifacts", level="broken", found=root, remedy=str(error))
     else:
         yield Check(name="artifacts", level="fine", found=f"{root} can be written and read")
+
+
+def _database(folder: Folder) -> Iterator[Check]:
+    """Whether the Postgres of a stack that was started takes connections."""
+    url = folder.load().database_url
+    if url is None:
+        return
+    try:
+        stack.try_database(url)
+    except StackError as error:
+        yield Check(name="database", level="broken", found=database_shown(folder), remedy=str(error))
+    else:
+        yield Check(name="database", level="fine", found=f"{database_shown(folder)} takes connections")
 
 
 def _existing(path: Path) -> Path:

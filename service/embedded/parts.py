@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import httpx
 from pydantic import BaseModel, Field
@@ -24,12 +24,20 @@ from service.client.server import HOST, STATE_FILE, TOKEN_FILE
 from service.embedded import processes
 from service.embedded.processes import Identity
 
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
+
 PartName = Literal["ray", "mlflow", "api"]
 PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
 
 DEFAULT_PORT: Final = 8000
 _LOCK: Final = "stack.lock"
 _MLFLOW_DATABASE: Final = "mlflow.db"
+_DATABASE: Final = "rcmae.db"
+DATABASE_VARIABLE: Final = "RCMAE_STACK_DATABASE_URL"
+"""Hands a new database's URL to the supervisor: a command line, with its password, could be read by everybody."""
+LEASE_S: Final = "3"
+"""A controller that is killed here has no other to fear, and the next one need not wait long."""
 S3_PROFILE_VARIABLE: Final = "RCMAE_S3_PROFILE"
 """Names the profile with S3's endpoint and credentials, where they are not in the environment."""
 FAILED_FILE: Final = "failed"
@@ -65,6 +73,8 @@ class StackState(BaseModel):
     restarts: dict[PartName, int] = {}
     artifact_root: str | None = None
     """Where runs' artifacts lie, if not in the state folder."""
+    database_url: str | None = Field(None, repr=False)
+    """Where the jobs are kept, if not in SQLite in the state folder; with its password."""
 
     @property
     def url(self) -> str:
@@ -113,6 +123,16 @@ class Folder:
         return self.load().artifact_root or str(self.path / "artifacts")
 
     @property
+    def database_url(self) -> str:
+        """Where the jobs are kept."""
+        return self.load().database_url or f"sqlite:///{self.path}/{_DATABASE}"
+
+    @property
+    def has_jobs(self) -> bool:
+        """Whether jobs are kept in this folder."""
+        return (self.path / _DATABASE).exists()
+
+    @property
     def has_runs(self) -> bool:
         """Whether MLflow keeps its records here already, with the artifacts' place in them."""
         return (self.path / _MLFLOW_DATABASE).exists()
@@ -135,6 +155,7 @@ class Folder:
     def save(self, state: StackState) -> None:
         """Replace the recorded state; a reader sees the old one or the new one."""
         fresh = self.path / f"{STATE_FILE}.new"
+        fresh.touch(0o600)
         fresh.write_text(state.model_dump_json(indent=2))
         fresh.replace(self.path / STATE_FILE)
 
@@ -175,6 +196,48 @@ def choose_artifact_root(folder: Folder, wanted: str | None) -> str | None:
             f"are recorded to lie: leave --artifact-root out, or start a new stack with another --state-dir"
         )
     return root
+
+
+def choose_database_url(folder: Folder, wanted: str | None) -> str | None:
+    """The database to record: the one wanted, or the one of before; None is SQLite in the state folder.
+
+    Raises `StackError` for one that cannot be used, and for another than the one that holds the jobs; only the password
+    and the parameters of the connection may change.
+    """
+    recorded = folder.load().database_url
+    if wanted is None:
+        return recorded
+    # Imported here: `rcmae down` and `rcmae status` of a stack on SQLite work without SQLAlchemy.
+    from service.db import DatabaseUrlError, parse_database_url  # noqa: PLC0415
+
+    try:
+        url = parse_database_url(wanted)
+    except DatabaseUrlError as error:
+        raise StackError(str(error).replace("RCMAE_DATABASE_URL", "--database-url")) from error
+    if url.get_backend_name() == "sqlite":
+        raise StackError("--database-url is for Postgres: without it the jobs are kept in SQLite in the state folder")
+    moved = recorded is None or _place(parse_database_url(recorded)) != _place(url)
+    if moved and (folder.has_jobs or (recorded is not None and (folder.has_runs or folder.load().parts))):
+        raise StackError(
+            f"the stack in {folder.path} keeps its jobs in {database_shown(folder)}: leave --database-url out, or "
+            "start a new stack with another --state-dir"
+        )
+    return wanted
+
+
+def _place(url: URL) -> URL:
+    """What of a database's URL says which database it is."""
+    return url.set(password="", query={})  # None would leave it
+
+
+def database_shown(folder: Folder) -> str:
+    """Where the jobs are kept, without the password."""
+    recorded = folder.load().database_url
+    if recorded is None:
+        return folder.database_url
+    from service.db import parse_database_url, shown  # noqa: PLC0415
+
+    return shown(parse_database_url(recorded))
 
 
 def prepare(state: StackState, port: int | None) -> StackState:
@@ -251,6 +314,7 @@ def environment(part: PartName, folder: Folder, state: StackState) -> dict[str, 
 
 
 _NOT_INHERITED: Final = {
+    DATABASE_VARIABLE,
     *("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
 }
@@ -260,7 +324,8 @@ _NOT_INHERITED: Final = {
 def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, str]:
     if part == "api":
         return {
-            "RCMAE_DATABASE_URL": f"sqlite:///{folder.path}/rcmae.db",
+            "RCMAE_DATABASE_URL": folder.database_url,
+            "RCMAE_LEASE_S": os.environ.get("RCMAE_LEASE_S") or LEASE_S,
             "RCMAE_ARTIFACT_ROOT": folder.artifact_root,
             "RCMAE_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
             "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
@@ -310,6 +375,7 @@ def works(part: PartName, folder: Folder, state: StackState) -> bool:
     headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"} if part == "ray" else {}
     try:
         # A proxy of the user's environment has no business with this machine's own addresses.
-        return httpx.get(url, headers=headers, timeout=2.0, trust_env=False).status_code == httpx.codes.OK
+        # Readiness takes three seconds where something that it asks hangs.
+        return httpx.get(url, headers=headers, timeout=5.0, trust_env=False).status_code == httpx.codes.OK
     except httpx.HTTPError:
         return False

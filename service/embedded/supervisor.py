@@ -1,7 +1,8 @@
 """The process that starts the parts of an embedded stack, watches them and starts again those that die.
 
-`python -m service.embedded.supervisor --state-dir DIR [--port N] [--artifact-root R]`, started by `rcmae up`. It ends
-on SIGTERM, and everything with it. Killed without warning, it leaves the parts running: the next one adopts them.
+`python -m service.embedded.supervisor --state-dir DIR [--port N] [--artifact-root R]`, started by `rcmae up`, which
+hands over a database's URL in the environment. It ends on SIGTERM, and everything with it. Killed without warning, it
+leaves the parts running: the next one adopts them.
 """
 
 from __future__ import annotations
@@ -155,7 +156,9 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
     """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
     try:
         root = parts.choose_artifact_root(folder, artifact_root)
-        state = parts.prepare(folder.load().model_copy(update={"artifact_root": root}), port)
+        database_url = parts.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
+        chosen = {"artifact_root": root, "database_url": database_url}
+        state = parts.prepare(folder.load().model_copy(update=chosen), port)
     except StackError as error:
         return _give_up(folder, error)
     folder.save(state)

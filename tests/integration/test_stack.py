@@ -16,10 +16,13 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from local_stack import Stack, rcmae
+from live import make_spec, wait_state
+from local_stack import Stack, rcmae, running_stack
+from postgres_server import PASSWORD
 
 from service.embedded import processes
 from service.embedded.parts import HOST, PARTS, Folder, works
+from service.jobs.schemas import State
 
 LIMIT_S = 120.0
 
@@ -56,6 +59,7 @@ def test_status_and_doctor_look_at_every_part(stack):
     assert {part["name"]: part["pid"] for part in found["parts"]} == {
         name: identity.pid for name, identity in stack.state.parts.items()
     }
+    assert found["database"] == f"sqlite:///{stack.state_dir}/rcmae.db"
     examined = stack.rcmae("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(examined.stdout)}
     assert examined.returncode == 0, [check for check in checks.values() if check["level"] == "broken"]
@@ -199,6 +203,48 @@ def test_in_the_foreground_a_signal_ends_everything(tmp_path, number):
         assert process.wait(timeout=LIMIT_S) == 0
     assert processes.members(state.id) == []
     assert not state.temp_dir.exists()
+
+
+@pytest.mark.slow
+def test_a_stack_with_its_jobs_in_postgres_survives_its_restart(tmp_path, postgres):
+    url = postgres.url("stack")
+    state_dir = tmp_path / "state"
+    refused = rcmae(state_dir, "up", "--detach", "--database-url", url.replace(PASSWORD, "wrong"))
+    assert refused.returncode == 1
+    assert "the database cannot be used: " in refused.stderr
+    assert "password authentication failed" in refused.stderr
+    with running_stack(state_dir, "--database-url", url) as stack:
+        before = stack.state
+        for command in ("status", "doctor"):
+            shown = stack.rcmae(command, "--json")
+            assert shown.returncode == 0, shown.stdout
+            assert url.replace(PASSWORD, "***") in shown.stdout
+            assert PASSWORD not in shown.stdout
+        other = stack.rcmae("up", "--detach", "--database-url", postgres.url("other"))
+        assert other.returncode == 1
+        assert "keeps its jobs in" in other.stderr
+        assert PASSWORD not in other.stderr
+
+        job = stack.client.submit(make_spec(optimization={"epochs": 40}))
+        wait_state(stack, job.id, State.RUNNING)
+        postgres.stop()
+        until(lambda: not all_works(stack))
+        postgres.start()
+        wait_state(stack, job.id, State.SUCCEEDED)
+        assert stack.client.job(job.id).attempts == 1
+        assert stack.state.parts == before.parts, "nothing had to be started again"
+
+        stack.rcmae("down")
+        again = stack.rcmae("up", "--detach")
+        assert again.returncode == 0, again.stderr
+        assert url.replace(PASSWORD, "***") in again.stdout
+        token = {"Authorization": f"Bearer {stack.token}"}
+        found = httpx.get(f"{stack.state.url}/v1/jobs/{job.id}", headers=token)
+        assert found.json()["state"] == "succeeded"
+    assert not (state_dir / "rcmae.db").exists()
+    for file in state_dir.rglob("*"):
+        if file.is_file() and file.name != "stack.json":
+            assert PASSWORD.encode() not in file.read_bytes(), file
 
 
 def _bearer(token: str) -> dict[str, str]:

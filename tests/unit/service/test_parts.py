@@ -137,6 +137,13 @@ def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
     assert api["RCMAE_POLL_INTERVAL_S"] == "0.25"
 
 
+def test_the_users_own_variables_reach_the_attempts(folder, prepare, monkeypatch):
+    for name in ("PYTHONPATH", "RCMAE_CACHE_DIR", "RCMAE_ANYTHING"):
+        monkeypatch.setenv(name, "theirs")
+    variables = parts.environment("ray", folder, prepare(StackState()))
+    assert [variables[name] for name in ("PYTHONPATH", "RCMAE_CACHE_DIR", "RCMAE_ANYTHING")] == ["theirs"] * 3
+
+
 def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
     state = prepare(StackState())
     for part in parts.PARTS:
@@ -187,3 +194,61 @@ def test_artifact_roots_that_are_refused(folder, root, said):
     with pytest.raises(StackError, match=said) as error:
         parts.choose_artifact_root(folder, root)
     assert "hidden" not in str(error.value)
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+URL = "postgresql://rcmae:hidden@db:5432/jobs"
+
+
+def recorded_database(folder, wanted) -> str:
+    folder.save(StackState(database_url=parts.choose_database_url(folder, wanted)))
+    return folder.database_url
+
+
+def test_jobs_are_kept_in_the_folder_unless_told_otherwise(folder, prepare):
+    assert recorded_database(folder, None) == parts.database_shown(folder) == f"sqlite:///{folder.path}/rcmae.db"
+    assert recorded_database(folder, URL) == URL
+    assert recorded_database(folder, None) == URL
+    assert parts.database_shown(folder) == "postgresql+psycopg://rcmae:***@db:5432/jobs"
+    assert mode(folder.path / "stack.json") == 0o600
+    state = prepare(folder.load())
+    assert "hidden" not in str(state)
+    assert parts.environment("api", folder, state)["RCMAE_DATABASE_URL"] == URL
+    for part in parts.PARTS:
+        assert "hidden" not in " ".join(parts.command(part, folder, state))
+        assert part == "api" or "hidden" not in str(parts.environment(part, folder, state))
+
+
+def test_jobs_stay_in_the_database_where_they_are(folder):
+    recorded_database(folder, URL)
+    other = "postgresql://rcmae:hidden@db:5432/other"
+    assert recorded_database(folder, other) == other, "nothing has been stored yet"
+    recorded_database(folder, URL)
+    (folder.path / "mlflow.db").touch()
+    with pytest.raises(StackError, match=r"keeps its jobs in postgresql\+psycopg://rcmae:\*\*\*@db.*--state-dir"):
+        parts.choose_database_url(folder, other)
+    changed = "postgresql+psycopg://rcmae:new@db:5432/jobs?sslmode=require"
+    assert recorded_database(folder, changed) == changed, "a password may change"
+
+
+def test_jobs_in_sqlite_stay_there(folder):
+    (folder.path / "rcmae.db").touch()
+    with pytest.raises(StackError, match=r"keeps its jobs in sqlite:///.*--database-url.*--state-dir") as refused:
+        parts.choose_database_url(folder, URL)
+    assert "hidden" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("mysql://rcmae:hidden@db/jobs", "--database-url begins with mysql://"),
+        ("db:5432", "--database-url"),
+        ("sqlite:////tmp/jobs.db", "is for Postgres"),
+    ],
+)
+def test_databases_that_are_refused(folder, url, said):
+    with pytest.raises(StackError, match=said) as refused:
+        parts.choose_database_url(folder, url)
+    assert "hidden" not in str(refused.value)
+    assert "RCMAE_DATABASE_URL" not in str(refused.value)

@@ -91,7 +91,9 @@ def test_what_hangs_holds_up_nothing_and_is_asked_once(parts, mlflow, hang, monk
 
 
 def test_a_loop_that_hangs_is_told(parts, hang, monkeypatch):
-    monkeypatch.setattr(parts.reconciler, "round", hang)
+    entered = threading.Event()
+    monkeypatch.setattr(parts.reconciler, "round", lambda: (entered.set(), hang()))
+    assert entered.wait(60)
     monkeypatch.setattr(parts.reconciler, "round_at", time.monotonic() - 31)
     (reason,) = Readiness(parts).reasons()
     assert reason.startswith("controller: the reconciler has not finished a round for 3")
