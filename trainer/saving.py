@@ -41,6 +41,8 @@ class Saver:
         self._tag, self._last = tag, last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._upload: Future[None] | None = None
+        self._copies: checkpoints.Files = {}
+        """The last snapshot's memory, which the next one takes over."""
         self._failures = 0
         """Uploads that failed since the last good one."""
         self._since = monotonic()
@@ -69,7 +71,8 @@ class Saver:
     ) -> None:
         """Copy the state and begin to store it, after the upload before it. ``metrics`` are of this very step."""
         self._settle()
-        snapshot = checkpoints.take(self._spec, state, metrics, student, teacher, optimizer)
+        snapshot = checkpoints.take(self._spec, state, metrics, student, teacher, optimizer, self._copies)
+        self._copies = snapshot.files
         self._since = monotonic()
         self._upload = self._thread.submit(self._store_one, snapshot)
 

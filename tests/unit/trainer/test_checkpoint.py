@@ -62,7 +62,7 @@ def step(student, teacher, optimizer) -> None:
 
 
 def saved(store: Store, parts, attempt: int = 1, step_: int = 7, metrics=None):
-    snapshot = take(SPEC, STATE.model_copy(update={"step": step_}), metrics or {}, *parts)
+    snapshot = take(SPEC, STATE.model_copy(update={"step": step_}), metrics or {}, *parts, into={})
     with store.new_folder(checkpoints.place(attempt, step_)) as directory:
         manifest = write(directory, snapshot, attempt)
     return commit(store, manifest)
