@@ -81,7 +81,8 @@ def submit(
             out.print(render.job(job))
         else:
             out.print(f"job [bold]{job.id}[/] is {job.state.value}: {job.name}", highlight=False)
-            out.print(f"follow it with: rcmae jobs wait {job.id}    its log: rcmae jobs logs {job.id}", highlight=False)
+            out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
+            out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
         if follow_it:
             raise typer.Exit(exit_status(job))
 
@@ -248,7 +249,7 @@ def _resources(workers: str | None, overrides: Iterable[str] | None) -> dict[str
 @jobs.command("set")
 def set_(
     job: JobId,
-    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher starts first.")] = None,
+    priority: Annotated[int | None, typer.Option(min=-100, max=100, help="Higher starts first.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME:VALUE", help="Add or change this label; repeatable.")
     ] = None,

@@ -1,4 +1,4 @@
-"""What the README tells people to type works as it stands there."""
+"""What the READMEs tell people to type works as it stands there, and what they list is all there is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
 from safetensors import safe_open
 
+from service.jobs.lifecycle import POLICIES
+from service.settings import Settings
 from trainer.spec.base import read_document
 from trainer.spec.job import parse_spec
 
 README = Path(__file__).parents[2] / "README.md"
+SERVICE = README.parent / "service" / "README.md"
 
 
 def blocks(language: str) -> list[str]:
@@ -19,10 +23,12 @@ def blocks(language: str) -> list[str]:
 
 
 def test_its_specs_are_accepted():
-    first, images = blocks("yaml")
+    first, steered, images = blocks("yaml")
     spec = parse_spec(read_document(first))
     assert spec.register_as == "digits"
     assert spec.resources.workers == 2
+    spec = parse_spec(read_document(first) | read_document(steered))
+    assert (spec.checkpoint.every_minutes, spec.retry.max_failures) == (30, 3)
     spec = parse_spec({"kind": "pretrain"} | read_document(images))
     assert (spec.dataset.uri, spec.dataset.cache) == ("s3://datasets/photos", "auto")
 
@@ -46,6 +52,34 @@ def test_a_job_with_curl_alone(stack, tmp_path):
         assert weights.get_tensor("embeddings.cls_token").shape == (1, 1, 64)
 
 
-def test_every_file_it_points_to_exists():
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("folder", ["", "service", "trainer", "deploy", "tests"])
+def test_every_file_they_point_to_exists(folder):
+    readme = README.parent / folder / "README.md"
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", readme.read_text()):
+        assert (readme.parent / target).exists(), target
+
+
+def rows(first: str) -> dict[str, list[str]]:
+    """The cells of the service's README's tables, by a first cell of this form; one may name several, with commas."""
+    lines = [line.strip("| ").split(" | ") for line in SERVICE.read_text().splitlines() if line.startswith("| `")]
+    return {name: cells[1:] for cells in lines for name in re.findall(rf"`({first})`", cells[0])}
+
+
+def test_every_setting_is_told_with_its_default():
+    told = rows("RCMAE_[A-Z0-9_]+")
+    assert set(told) == {f"RCMAE_{name.upper()}" for name in Settings.model_fields}
+    for name, field in Settings.model_fields.items():
+        shown, default = told[f"RCMAE_{name.upper()}"][0].split(" (")[0], field.default
+        if isinstance(default, bool) or default is None or isinstance(default, str):
+            words = {"none", "any number"} if default is None else {str(default).lower(), f"`{default}`"}
+            assert shown in words, name
+        elif field.is_required():
+            assert shown == "none", name
+        else:
+            assert float(shown) == default, name
+
+
+def test_every_reason_is_told_with_what_follows():
+    told = {reason: cells[1:] for reason, cells in rows("[a-z_]+").items() if len(cells) == 3}
+    yes = {True: "yes", False: "no"}
+    assert told == {str(reason): [yes[p.retried], yes[p.charged]] for reason, p in POLICIES.items()}
