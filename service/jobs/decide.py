@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -19,6 +19,7 @@ STILL = timedelta(seconds=15)
 """Three heartbeats: an attempt whose cluster has forgotten it is dead once it has missed them."""
 STEADY = timedelta(minutes=10)
 """An attempt that lived this long begins the back-off anew."""
+HUNG = "The attempt showed no life for too long and was stopped."
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
     """The next thing to do about a live attempt."""
     if seen.ray is RayState.UNKNOWN:
         return "wait"
-    if not attempt.accepted:
-        if seen.ray is not RayState.ABSENT:
-            return "accept"
+    if not attempt.accepted and seen.ray is not RayState.ABSENT:
+        return "accept"
+    if not attempt.accepted and seen.beat is None and seen.outcome is None:
         if job.state in {State.CANCELLING, State.PAUSING}:
             return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "ended before it started")
-        return "submit"
+        return "submit" if seen.run else "wait"  # without MLflow it is not known whether it has run
     if not (seen.ray.ended or seen.ray is RayState.ABSENT):
         return _alive(job, attempt, seen, patience)
     # A head that was restarted says nothing of workers on other nodes: they end when they miss it.
@@ -86,13 +87,12 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
 
 def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
     outcome = seen.outcome
-    # Told to end by our own stop, the driver cannot know whose it was; and with a stop goes the command to cancel.
-    told = outcome is None or outcome.reason is Reason.PREEMPTED or outcome.state == "cancelled"
-    ours = attempt.stop_asked_at is not None and told
+    # Told to end by our own stop, the driver cannot know whose it was.
+    ours = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
     if ours and job.state in {State.CANCELLING, State.PAUSING}:
         return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
     if ours and seen.ray is not RayState.ABSENT:
-        return Ended("lost", Reason.DEADLINE_EXCEEDED, "The attempt showed no life for too long and was stopped.")
+        return Ended("lost", Reason.DEADLINE_EXCEEDED, HUNG)
     if outcome:
         return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
     if seen.ray is RayState.ABSENT:
@@ -151,6 +151,8 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
         return Next(State.SUCCEEDED, None, "Training is complete.")
     if job.state == State.CANCELLING:
         return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint.")
+    if ended.state == "cancelled" and job.state != State.PAUSING:  # nobody asked for it: it obeyed our stop after all
+        ended = replace(ended, reason=Reason.DEADLINE_EXCEEDED, message=HUNG)
     reason = ended.reason or Reason.WORKER_FAILED
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):

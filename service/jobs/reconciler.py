@@ -158,7 +158,8 @@ class Reconciler:
         except Away as error:  # it is over, and its last word cannot be read yet
             with self._control.write() as session:
                 text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
-                note(session, repository.get(session, job.id), _reason(job), text, ACTOR)
+                fresh = repository.get(session, job.id)
+                note(session, fresh, _reason(fresh), text, ACTOR)
             raise
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):

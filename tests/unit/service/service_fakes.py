@@ -195,7 +195,7 @@ class FakeMlflow:
 
     def fence(self, run_id: str, attempt: int) -> None:
         self._reach()
-        self.runs[run_id].tags[names.TAG_ATTEMPT] = str(attempt)
+        self.runs[run_id].tags |= {names.TAG_ATTEMPT: str(attempt), names.TAG_NOTICE: ""}
 
     def end_run(self, run_id: str, status: str) -> None:
         self._reach()

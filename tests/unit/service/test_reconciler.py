@@ -94,6 +94,28 @@ def test_a_submission_without_an_answer_is_not_made_twice(world, taken):
     assert world.state(job_id) == "starting"
 
 
+def test_a_submission_that_has_run_is_not_made_again_by_a_head_that_forgot_it(world):
+    """Its answer was lost, it ran while Ray was out of reach, and the head was restarted: its workers may live on."""
+    world.ray.answers_lost = 1
+    job_id = world.add()
+    world.rounds()
+    world.mlflow.beat(job_id, 1, time.time())
+    world.ray.jobs.clear()
+    world.mlflow.reachable = False
+    world.rounds(2)
+    assert len(world.ray.requests) == 1, "without MLflow it is not known whether it has run"
+    world.mlflow.reachable = True
+    world.rounds(2)
+    assert len(world.ray.requests) == 1
+    world.silent(job_id, 16)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason, job.failures) == ("recovering", "cluster_lost", 0)
+    world.due(job_id)
+    world.rounds()
+    assert [request.attempt for request in world.ray.requests] == [1, 2]
+
+
 def test_a_cluster_out_of_reach_changes_nothing(world):
     job_id = world.running()
     world.ray.reachable = False
@@ -277,6 +299,20 @@ def test_a_silent_attempt_is_stopped_and_tried_again(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
+
+
+def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
+    """With a stop goes the command to cancel; the job was not cancelled."""
+    job_id = world.running()
+    world.silent(job_id, 500)
+    world.rounds()
+    assert world.ray.stopped == [f"{job_id}-a1"]
+    world.end_attempt(job_id, Outcome(state="cancelled", checkpoint="checkpoints/a1/9"))
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
+    assert "showed no life for too long" in job.message
+    assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
 
 
 def test_a_restarted_service_goes_on_where_the_last_one_was(world, settings, ray, mlflow):
