@@ -1,0 +1,129 @@
+"""What the controller needs from elsewhere: asked again with a back-off, told once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from service.jobs import dependencies
+from service.jobs.dependencies import Away, Dependency
+
+
+class Broken(Exception):
+    """It does not answer."""
+
+
+class Clock:
+    """Time that passes as a test says."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ray(clock, monkeypatch) -> Dependency:
+    monkeypatch.setattr(dependencies, "log", structlog.get_logger())  # a cached logger cannot be captured
+    return Dependency("Ray", Broken, clock)
+
+
+def asked(dependency: Dependency, error: str) -> bool:
+    """Whether a question gets through to it, while it does not answer."""
+    questions = []
+
+    def ask() -> None:
+        with dependency.asked():
+            questions.append(error)
+            raise Broken(error)
+
+    with pytest.raises(Away, match="Ray does not answer: "):
+        ask()
+    return bool(questions)
+
+
+def fails(dependency: Dependency, error: str = "refused") -> None:
+    assert asked(dependency, error)
+
+
+def refuses(dependency: Dependency) -> bool:
+    return not asked(dependency, "again")
+
+
+def test_it_is_asked_again_after_longer_and_longer_pauses(ray, clock):
+    for pause in (1, 2, 4, 8, 10, 10, 10):
+        fails(ray)
+        clock.seconds += pause - 0.01
+        with pytest.raises(Away, match="Ray does not answer: refused"), ray.asked():
+            pytest.fail("it was asked too early")
+        clock.seconds += 0.01
+
+
+def test_an_answer_begins_the_pauses_anew(ray, clock):
+    for pause in (1, 2, 4):
+        fails(ray)
+        clock.seconds += pause
+    with ray.asked():
+        pass
+    with ray.asked():
+        pass
+    fails(ray)
+    clock.seconds += 1
+    assert not refuses(ray)
+
+
+def test_its_going_and_its_coming_back_are_logged_once_each(ray, clock):
+    with capture_logs() as lines:
+        with ray.asked():
+            pass
+        for error in ("refused", "refused", "timed out"):
+            fails(ray, error)
+            assert refuses(ray)
+            clock.seconds += 10
+        assert ray.error == "timed out"
+        for _ in range(3):
+            with ray.asked():
+                pass
+        fails(ray)
+    told = [(line["event"], line["part"], line.get("error")) for line in lines]
+    assert told == [
+        ("unreachable", "Ray", "refused"),
+        ("reachable_again", "Ray", None),
+        ("unreachable", "Ray", "refused"),
+    ]
+    assert ray.error == "refused"
+
+
+def test_how_long_it_has_answered_begins_with_the_first_answer_after_a_break(ray, clock):
+    assert ray.answering() == timedelta(0), "never asked"
+    clock.seconds += 5
+    with ray.asked():
+        pass
+    clock.seconds += 60
+    with ray.asked():
+        pass
+    assert ray.answering() == timedelta(seconds=60)
+    fails(ray)
+    clock.seconds += 30
+    assert ray.answering() == timedelta(0)
+    with ray.asked():
+        pass
+    clock.seconds += 7
+    assert ray.answering() == timedelta(seconds=7)
+
+
+def test_an_error_of_another_kind_says_nothing_about_it(ray):
+    with pytest.raises(ZeroDivisionError), ray.asked():
+        1 / 0  # noqa: B018
+    assert ray.error is None
+    with ray.asked():
+        pass
