@@ -16,15 +16,19 @@ from s3_server import FaultProxy
 
 
 @pytest.fixture(scope="session")
-def world(s3, tmp_path_factory) -> Iterator[World]:
+def world(s3, postgres, tmp_path_factory) -> Iterator[World]:
     """Started once; a fault leaves when all parts work again."""
     state_dir, gates = tmp_path_factory.mktemp("faults") / "state", Gates(tmp_path_factory.mktemp("gates"))
     proxy = FaultProxy(s3.endpoint)
     variables = s3.environment(proxy.endpoint) | gates.environment() | cpus(CPUS)
-    root = f"{s3.bucket('faults')}/artifacts"
-    with running_stack(state_dir, "--artifact-root", root, **variables) as stack:
-        yield World(stack, s3, proxy, gates, variables)
+    places = ("--artifact-root", f"{s3.bucket('faults')}/artifacts", "--database-url", postgres.url("faults"))
+    with running_stack(state_dir, *places, **variables) as stack:
+        yield World(stack, s3, proxy, postgres, gates, variables)
     proxy.close()
+
+
+def pytest_report_header() -> str:
+    return f"faults: RCMAE_FAULT_SEED={TABLE.seed}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

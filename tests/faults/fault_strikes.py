@@ -11,15 +11,12 @@ from dataclasses import dataclass
 from random import Random
 
 import psutil
-from fault_gates import Moment
 from fault_nodes import kill_second_node, second_node
-from fault_world import CPUS, World, small_spec
-from live import poll, wait_state
+from fault_world import CPUS, World
+from live import poll
 
 from service import stack as embedded
 from service.embedded import processes
-from service.embedded.processes import Identity
-from service.jobs.schemas import State
 from trainer.spec.job import Reason
 
 OUTAGE_SECONDS = 60.0
@@ -78,18 +75,9 @@ def _raylet(world: World, held: Sequence[Held], random: Random) -> Iterator[None
 
 @contextmanager
 def _on_second_node(world: World) -> Iterator[None]:
-    """Jobs find room on the second node alone; the job that fills the first one is not touched by what happens."""
-    name, client = "bystander", world.stack.client
-    world.gates.close(name, start := Moment("worker"))
-    job = client.submit(small_spec(name) | {"resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": CPUS}})
-    process = Identity.of(world.gates.held(name, start))
-    with second_node(world.stack, CPUS, world.environment):
+    """Jobs find room on the second node alone; what fills the first one is not touched by what happens."""
+    with world.filled(CPUS), second_node(world.stack, CPUS, world.environment):
         yield
-    assert process.alive
-    assert client.job(job.id).attempts == 1
-    client.cancel(job.id)
-    wait_state(world.stack, job.id, State.CANCELLED)
-    world.gates.open(name)
 
 
 @contextmanager
@@ -137,6 +125,18 @@ def _mlflow(world: World, held: Sequence[Held], random: Random) -> Iterator[None
 
 
 @contextmanager
+def _postgres(world: World, held: Sequence[Held], random: Random) -> Iterator[None]:  # noqa: ARG001 - a strike's form
+    """Ended in order or by force, and started again while the jobs go on."""
+    random.choice([world.postgres.stop, world.postgres.kill])()
+    timer = threading.Timer(random.uniform(1, 10), world.postgres.start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+@contextmanager
 def _s3(world: World, held: Sequence[Held], random: Random) -> Iterator[None]:  # noqa: ARG001 - a strike's form
     with world.proxy.away(OUTAGE_SECONDS):
         time.sleep(random.uniform(0, 10))
@@ -151,6 +151,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "Ray head": Fault(_head, frozenset({Reason.CLUSTER_LOST}), ends_attempts=True),
     "API": Fault(_api, frozenset(), ends_attempts=False),
+    "Postgres": Fault(_postgres, frozenset(), ends_attempts=False),
     "MLflow away": Fault(_mlflow, frozenset({Reason.STORAGE_ERROR}), ends_attempts=False),
     "S3 away": Fault(_s3, frozenset({Reason.STORAGE_ERROR}), ends_attempts=False),
 }

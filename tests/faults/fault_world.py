@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import secrets
 import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fault_gates import Gates
+from fault_gates import Gates, Moment
 from live import make_spec, wait_state
 from local_stack import Stack
 from mlflow.tracking import MlflowClient
+from postgres_server import PostgresServer
 from s3_server import FaultProxy, S3Server
 from s3fs import S3FileSystem
 
 from service.embedded.parts import HOST
+from service.embedded.processes import Identity
 from service.jobs.schemas import AttemptView, EventView, JobView, State
 from trainer.spec.names import heartbeat
 
@@ -32,13 +38,13 @@ WEIGHTS = ("student", "teacher", "optimizer")
 END_SECONDS = 300.0
 
 
-def small_spec(name: str, workers: int = 1, **parts: Any) -> dict[str, Any]:
+def small_spec(name: str, workers: int = 1, cpus: int = 1, **parts: Any) -> dict[str, Any]:
     """Twenty steps; a checkpoint after every five, an evaluation at the start, the middle and the end."""
     return make_spec(
         name=name,
         register_as=name,
         optimization={"epochs": EPOCHS, "global_batch_size": 320},
-        resources={"workers": workers},
+        resources={"workers": workers, "cpus_per_worker": cpus},
         checkpoint={"every_epochs": 1, "keep": 100},
         evaluation={"every_epochs": 2, "probes": []},
         **parts,
@@ -56,20 +62,21 @@ class Manifest:
 
 @dataclass
 class World:
-    """A whole stack with artifacts in S3, whose jobs can be held and whose parts can be cut off."""
+    """A stack with artifacts in S3 and jobs in Postgres, whose jobs can be held and whose parts can be cut off."""
 
     stack: Stack
     s3: S3Server
     proxy: FaultProxy
     """The stack's way to S3."""
+    postgres: PostgresServer
     gates: Gates
     environment: dict[str, str]
     """The variables that the stack was started with."""
     _undisturbed: dict[int, JobView] = field(default_factory=dict)
     """By number of workers."""
-    _final: dict[int, dict[str, bytes]] = field(default_factory=dict)
+    _final: dict[int, dict[str, str]] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def mlflow(self) -> MlflowClient:
         ports = self.stack.state.ports
         assert ports
@@ -93,7 +100,7 @@ class World:
             if number not in self._final:
                 self._final[number] = self.final(wait_state(self.stack, job.id, State.SUCCEEDED))
 
-    def undisturbed(self, workers: int) -> dict[str, bytes]:
+    def undisturbed(self, workers: int) -> dict[str, str]:
         """What a job of so many workers ends with that nothing happened to."""
         return self._final[workers]
 
@@ -102,13 +109,14 @@ class World:
         assert job.run_id
         return str(self.mlflow.get_run(job.run_id).info.artifact_uri).removeprefix("s3://")
 
-    def final(self, job: JobView) -> dict[str, bytes]:
-        """Student, teacher and optimiser of the last attempt's newest checkpoint, and the registered backbone."""
+    def final(self, job: JobView) -> dict[str, str]:
+        """The sha256 of student, teacher and optimiser in the last checkpoint, and of the registered backbone."""
         newest = self.stack.client.attempts(job.id)[-1].checkpoint
-        found = {name: self.files.cat(f"{self.folder(job)}/{newest}/{name}.safetensors") for name in WEIGHTS}
+        files = {name: self.files.cat(f"{self.folder(job)}/{newest}/{name}.safetensors") for name in WEIGHTS}
         with tempfile.TemporaryDirectory() as directory:
             self.stack.client.pull(job.name, Path(directory) / "hf", version=1)
-            return found | {"registered": (Path(directory) / "hf" / "model.safetensors").read_bytes()}
+            files["registered"] = (Path(directory) / "hf" / "model.safetensors").read_bytes()
+        return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
     def manifests(self, job: JobView) -> list[Manifest]:
         """By attempt, then step."""
@@ -138,6 +146,23 @@ class World:
 
     def events(self, job: JobView) -> list[EventView]:
         return list(self.stack.client.events(job.id))
+
+    @contextmanager
+    def filled(self, cpus: int) -> Iterator[None]:
+        """So many CPUs of the first node are taken by a job that has not begun to train, and that nothing happens to.
+
+        It is cancelled in the end, and must not have been touched.
+        """
+        name, start = f"bystander-{secrets.token_hex(4)}", Moment("worker")
+        self.gates.close(name, start)
+        job = self.stack.client.submit(small_spec(name, cpus=cpus))
+        process = Identity.of(self.gates.held(name, start))
+        yield
+        assert process.alive
+        assert self.stack.client.job(job.id).attempts == 1
+        self.stack.client.cancel(job.id)
+        wait_state(self.stack, job.id, State.CANCELLED)
+        self.gates.open(name)
 
     def kill(self, *pids: int) -> None:
         """SIGKILL; one that has gone already is no less dead."""

@@ -1,0 +1,80 @@
+"""What must be true of every job that outlived a fault, whatever the fault was."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from itertools import pairwise
+
+from fault_world import World
+
+from service.jobs.lifecycle import POLICIES
+from service.jobs.schemas import AttemptView, JobView, State
+from trainer.spec.job import Reason
+
+CHARGED = {True: "more failures are allowed", False: "not counted as a failure"}
+
+
+def ended_well(world: World, job: JobView, reasons: Set[Reason], workers: int = 1) -> None:
+    """It succeeded once, each attempt alone, from the last checkpoint on, to the end of an undisturbed job.
+
+    ``reasons`` are those for which attempts may have ended.
+    """
+    attempts = world.attempts(job)
+    _ended_once(world, job)
+    _ended_for_good_reasons(world, job, attempts, reasons)
+    _never_two_at_once(world, job, attempts)
+    _went_on_from_the_last_manifest(world, job, attempts)
+    assert world.stack.client.backbone(job.name).versions == [1]
+    assert world.final(job) == world.undisturbed(workers)
+
+
+def failed(attempts: list[AttemptView]) -> list[AttemptView]:
+    """Those that ended by a fault."""
+    return [attempt for attempt in attempts if attempt.state in {"failed", "lost"}]
+
+
+def _ended_once(world: World, job: JobView) -> None:
+    assert job.state is State.SUCCEEDED, job.message
+    states = [event.state for event in world.events(job)]
+    assert [state for state in states if state.terminal] == [State.SUCCEEDED]
+
+
+def _ended_for_good_reasons(world: World, job: JobView, attempts: list[AttemptView], reasons: Set[Reason]) -> None:
+    """Attempts end by the fault alone, and the budget is charged as the table of reasons says."""
+    assert attempts[-1].state == "succeeded"
+    assert {str(attempt.reason) for attempt in failed(attempts)} <= set(reasons), [a.message for a in attempts]
+    told = [event for event in world.events(job) if "Trying again in" in event.message]
+    for event in told:
+        assert CHARGED[POLICIES[Reason(str(event.reason))].charged] in event.message
+    unasked = [attempt for attempt in failed(attempts) if not _was_to_pause(world, job, attempt)]
+    assert len(told) == len(unasked)
+
+
+def _was_to_pause(world: World, job: JobView, attempt: AttemptView) -> bool:
+    """Whether the job was paused when this attempt ended: it does not recover by itself then, and owes nothing."""
+    ends = [event for event in world.events(job) if attempt.ended_at and event.time >= attempt.ended_at]
+    return bool(ends) and ends[0].state is State.PAUSED
+
+
+def _never_two_at_once(world: World, job: JobView, attempts: list[AttemptView]) -> None:
+    """By processes, by heartbeats, by manifests: an attempt begins when nothing of the one before lives."""
+    assert world.gates.overlaps(job.name) == ""
+    beats = [world.heartbeats(job, attempt.number) for attempt in attempts]
+    spans = [(found[0], found[-1]) for found in beats if found]
+    assert all(before[1] < after[0] for before, after in pairwise(spans)), spans
+    manifests = world.manifests(job)
+    steps = [manifest.step for manifest in manifests]
+    assert steps == sorted(set(steps)), manifests
+    for attempt in attempts:
+        late = [found for found in manifests if found.attempt < attempt.number and found.time > attempt.started_at]
+        assert not late, (attempt, late)
+
+
+def _went_on_from_the_last_manifest(world: World, job: JobView, attempts: list[AttemptView]) -> None:
+    """Work is repeated back to the last committed checkpoint and no further."""
+    manifests = world.manifests(job)
+    for attempt in attempts:
+        begun = world.begun_at(job, attempt.number)
+        earlier = [manifest.step for manifest in manifests if manifest.attempt < attempt.number]
+        if begun is not None or attempt is attempts[-1]:
+            assert begun == max(earlier, default=0), (attempt, manifests)
