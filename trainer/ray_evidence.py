@@ -170,7 +170,9 @@ def look_further(seen: str, store: Store, attempt: int) -> Finding | None:
         who = f"the worker process {death.pid} on the node at {death.address}"
         if _killed_for_memory(death, store, attempt):
             return Reason.OUT_OF_MEMORY, f"the kernel's OOM killer ended {who}: {_LESS_MEMORY}"
-        return Reason.WORKER_FAILED, f"{who} {how_it_died(death.text)}; the others saw: {seen}"
+        end = how_it_died(death.text)
+        others = "" if end in seen else f"; the others saw: {seen}"
+        return Reason.WORKER_FAILED, f"{who} {end}. Its last lines are in the job's logs{others}"
     return None
 
 
