@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 from live import poll
 
 from service.adapters.mlflow_store import MlflowStore
@@ -24,6 +25,7 @@ def walk(url: str) -> str:
     return script.replace(ADDRESS, f"URL={url}\n")
 
 
+@pytest.mark.timeout(900)  # five attempts, each with processes that start; and the stack, where it is not up yet
 def test_a_walk_through_every_verb(stack, tmp_path):
     (tmp_path / ".rcmae").symlink_to(stack.state_dir)
     done = subprocess.run(
@@ -31,7 +33,7 @@ def test_a_walk_through_every_verb(stack, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=800,
         check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
