@@ -123,20 +123,34 @@ class Artifacts:
         return sorted((name, size) for name, size in sizes.items() if self._place(folder, name))
 
     def delete(self, folder: str) -> None:
-        """Remove a folder with everything below it; nothing happens where there is none. Never the root itself."""
+        """Remove a folder with everything below it; nothing happens where there is none. Never the root itself.
+
+        On a disk the folder that it lay in goes too if that is empty now: MLflow makes one around each run's.
+        """
         path = self._folder(folder)
         if path == self._base:
             raise OutsideRoot(f"{folder} is the artifact root itself")
         with _asked(folder):
+            if self._local:
+                self._delete_local(Path(path))
+                return
             try:
-                if self._local:
-                    self._fs.rm(path, recursive=True)
-                    return
                 # One by one: s3fs ignores what S3 says of single files of a joint deletion.
                 for file in self._fs.find(path):
                     self._fs.rm_file(file)
             except FileNotFoundError as error:
                 _must_have_bucket(error)
+
+    def _delete_local(self, folder: Path) -> None:
+        if folder.exists():
+            self._fs.rm(str(folder), recursive=True)
+        if str(folder.parent) == self._base:
+            return
+        try:
+            folder.parent.rmdir()
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+                raise
 
     def piece(self, path: str, start: int, stop: int) -> bytes:
         """Some bytes of a file that `file` found."""

@@ -110,7 +110,7 @@ class Reconciler:
         beat_at = moment if beat is not None and fresh else attempt.heartbeat_at
         silent = min(moment - (beat_at or moment), self._needs.mlflow.answering())
         outcome = None
-        if attempt.accepted and (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
+        if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             outcome = self._outcome(job.artifact_uri, attempt.number)
         return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
 
@@ -156,10 +156,8 @@ class Reconciler:
         try:
             seen = self._look(job, attempt)
         except Away as error:  # it is over, and its last word cannot be read yet
-            with self._control.write() as session:
-                text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
-                fresh = repository.get(session, job.id)
-                note(session, fresh, _reason(fresh), text, ACTOR)
+            if attempt.accepted:
+                self._wait_for_outcome(job, attempt, str(error))
             raise
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):
@@ -170,6 +168,12 @@ class Reconciler:
         self._act(job, attempt, decision)
         with self._control.write() as session:
             self._apply(session, job, attempt, decision, seen)
+
+    def _wait_for_outcome(self, loaded: Job, attempt: Attempt, error: str) -> None:
+        with self._control.write() as session:
+            job = repository.get(session, loaded.id)
+            text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
+            note(session, job, _reason(job), text, ACTOR)
 
     def _without_attempt(self, job: Job) -> None:
         """A job between two attempts that is to end has ended."""

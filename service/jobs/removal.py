@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 
 from service.adapters.mlflow_store import MlflowStore, Version
-from service.adapters.storage import Artifacts
+from service.adapters.storage import Artifacts, OutsideRoot
 from service.db import Job
 from service.jobs import repository
 from service.jobs.control import Control
@@ -18,11 +18,9 @@ log = structlog.get_logger()
 
 def preview(job: Job, mlflow: MlflowStore, artifacts: Artifacts) -> Deletion:
     """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
-    files = artifacts.files(job.artifact_uri) if job.artifact_uri else []
     found = versions(job, mlflow)
-    for version in found:
-        folder = mlflow.folder(version)
-        files += artifacts.files(folder) if folder else []
+    folders = [job.artifact_uri, *(mlflow.folder(version) for version in found)]
+    files = [file for folder in folders if folder for file in _files(artifacts, folder)]
     return Deletion(
         job_id=job.id,
         run_id=job.run_id,
@@ -31,6 +29,13 @@ def preview(job: Job, mlflow: MlflowStore, artifacts: Artifacts) -> Deletion:
         bytes=sum(size for _, size in files),
         backbones=[BackboneRef(name=version.name, version=version.version) for version in found],
     )
+
+
+def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:
+    try:
+        return artifacts.files(folder)
+    except OutsideRoot:  # of an artifact root of before, or registered by somebody else: not ours to remove
+        return []
 
 
 def versions(job: Job, mlflow: MlflowStore) -> list[Version]:
@@ -49,12 +54,10 @@ def remove(control: Control, job: Job) -> None:
         for version in versions(job, control.mlflow):
             folder = control.mlflow.folder(version)
             if folder:
-                with control.needs.storage.asked():
-                    control.artifacts.delete(folder)
+                _delete(control, job, folder)
             control.mlflow.delete_version(version)
     if job.artifact_uri:
-        with control.needs.storage.asked():
-            control.artifacts.delete(job.artifact_uri)
+        _delete(control, job, job.artifact_uri)
     if job.run_id:
         with control.needs.mlflow.asked():
             control.mlflow.delete_run(job.run_id)
@@ -64,3 +67,11 @@ def remove(control: Control, job: Job) -> None:
     with control.write() as session:
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
+
+
+def _delete(control: Control, job: Job, folder: str) -> None:
+    try:
+        with control.needs.storage.asked():
+            control.artifacts.delete(folder)
+    except OutsideRoot as error:
+        log.warning("files_left", job_id=job.id, detail=str(error))

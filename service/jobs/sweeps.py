@@ -9,13 +9,15 @@ from datetime import datetime, timedelta
 import structlog
 
 from service.adapters.mlflow_store import OpenRun
-from service.db import Attempt, Job, now
+from service.adapters.storage import OutsideRoot
+from service.db import Attempt, DatabaseUnreachable, Job, now
 from service.jobs import repository
 from service.jobs.control import Control, guarded
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import RUN_STATUS
 from service.jobs.removal import remove
 from service.jobs.schemas import State
+from service.lease import LeaseLost
 from trainer.spec import names
 
 log = structlog.get_logger()
@@ -43,6 +45,10 @@ class Sweeper:
                 sweep()
             except Away as error:
                 log.debug("sweep_waits", sweep=sweep.__name__, detail=str(error))
+            except (DatabaseUnreachable, LeaseLost):
+                raise
+            except Exception:  # logged; the other sweeps are made, and this one again next time
+                log.exception("sweep_failed", sweep=sweep.__name__)
 
     def _finish_deletions(self) -> None:
         with self._control.database.read() as session:
@@ -79,14 +85,15 @@ class Sweeper:
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
         folder = f"{job.artifact_uri}/{names.checkpoint_folder(attempt.number)}"
-        if not job.artifact_uri:
-            return
         artifacts = self._control.artifacts
-        with self._control.needs.storage.asked():
-            for name in artifacts.folders(folder):
-                if name.isdecimal() and artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
-                    artifacts.delete(f"{folder}/{name}")
-                    log.info("swept_unfinished_checkpoint", job_id=job.id, attempt=attempt.number, folder=name)
+        try:
+            with self._control.needs.storage.asked():
+                for name in artifacts.folders(folder):
+                    if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
+                        artifacts.delete(f"{folder}/{name}")
+                        log.info("swept_unfinished_checkpoint", job_id=job.id, attempt=attempt.number, folder=name)
+        except OutsideRoot as error:  # of an artifact root of before: not ours to remove
+            log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
 
     def open_runs(self) -> None:
         """Runs that MLflow shows as running while their job has ended, or is no more."""

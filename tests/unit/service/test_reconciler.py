@@ -116,6 +116,18 @@ def test_a_submission_that_has_run_is_not_made_again_by_a_head_that_forgot_it(wo
     assert [request.attempt for request in world.ray.requests] == [1, 2]
 
 
+def test_a_submission_that_has_ended_is_not_made_again_by_a_head_that_forgot_it(world):
+    """It ended before it showed life in MLflow: its outcome tells."""
+    world.ray.answers_lost = 1
+    job_id = world.add()
+    world.rounds()
+    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR, message="No images."))
+    world.ray.jobs.clear()
+    world.rounds(2)
+    assert len(world.ray.requests) == 1
+    assert (world.state(job_id), job_of(world.database, job_id).reason) == ("failed", "data_error")
+
+
 def test_a_cluster_out_of_reach_changes_nothing(world):
     job_id = world.running()
     world.ray.reachable = False

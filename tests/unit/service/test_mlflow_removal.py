@@ -1,0 +1,150 @@
+"""Removing what jobs left from a real MLflow store, with real files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from service_fakes import spec_with
+from service_world import World
+from sqlalchemy import select
+
+from service.adapters.mlflow_store import EXPERIMENT, MlflowStore
+from service.auth import Caller, Role
+from service.db import Job
+from service.jobs.service import delete_job, deletion
+from trainer.spec import names
+
+ALICE = Caller("alice", Role.SUBMITTER)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def uri(place: Path) -> Iterator[str]:
+    """A real tracking store in a file; its runs' artifacts lie below the artifact root."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)  # the store makes its default artifact folder where it is opened
+        uri = f"sqlite:///{place}/mlflow.db"
+        patch.setenv("MLFLOW_TRACKING_URI", uri)  # its registry looks logged models up there
+        (place / "artifacts").mkdir()
+        MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(place / "artifacts" / "1"))
+        yield uri
+
+
+@pytest.fixture
+def root(place: Path) -> Path:
+    return place / "artifacts"
+
+
+@pytest.fixture
+def store(uri: str) -> MlflowStore:
+    return MlflowStore(uri)
+
+
+@pytest.fixture
+def client(uri: str) -> MlflowClient:
+    return MlflowClient(uri)
+
+
+@pytest.fixture
+def world(settings, database, ray, store) -> World:
+    return World(settings, database, ray, store)
+
+
+def registered(client: MlflowClient, name: str, job_id: str) -> Path:
+    """A version of a job's backbone, as an attempt makes it; gives its folder."""
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    model = client.create_logged_model(experiment, name="backbone")
+    client.create_registered_model(name)
+    client.create_model_version(name, f"models:/{model.model_id}", tags={names.TAG_JOB: job_id})
+    folder = Path(model.artifact_location)
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text("{}")
+    return folder
+
+
+def test_a_run_is_deleted_once_and_its_files_stay(store, client):
+    run_id, folder = store.make_run("job-run", "digits", {})
+    for _ in range(2):
+        store.delete_run(run_id)
+        assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+    store.delete_run("0123456789abcdef0123456789abcdef")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    assert store.make_run("job-run", "digits", {})[0] != run_id, "a deleted job's run is nobody's"
+
+
+def test_a_version_is_deleted_with_the_logged_model_behind_it(store, client):
+    folder = registered(client, "cats", "job-cats")
+    (version,) = store.versions("cats")
+    for _ in range(2):
+        store.delete_version(version)
+        assert store.versions("cats") == []
+        assert store.folder(version) is None
+    assert (folder / "spec.json").exists()
+
+
+def test_a_version_whose_model_is_gone_is_deleted_too(store, client):
+    registered(client, "dogs", "job-dogs")
+    (version,) = store.versions("dogs")
+    client.delete_logged_model(version.source.removeprefix("models:/"))
+    store.delete_version(version)
+    assert store.versions("dogs") == []
+
+
+def test_open_runs_are_those_of_jobs_that_are_marked_as_running(store, client):
+    runs = {status: store.make_run(f"job-{status}", "digits", {})[0] for status in ("FINISHED", "KILLED", "SCHEDULED")}
+    for status, run_id in runs.items():
+        store.end_run(run_id, status)
+    gone = store.make_run("job-gone", "digits", {})[0]
+    store.delete_run(gone)
+    own = client.create_run(client.get_experiment_by_name(EXPERIMENT).experiment_id).info.run_id
+    open_, _ = store.make_run("job-open", "digits", {})
+    found = {run.run_id: run for run in store.open_runs()}
+    assert open_ in found
+    assert found[open_].job_id == "job-open"
+    assert found[open_].started_at.timestamp() == pytest.approx(client.get_run(open_).info.start_time / 1000)
+    assert not {*runs.values(), gone, own} & set(found)
+
+
+def test_a_fence_names_the_attempt_that_counts_and_clears_the_trouble_of_the_one_before(store, client):
+    run_id, _ = store.make_run("job-fence", "digits", {})
+    store.fence(run_id, 1)
+    client.set_tag(run_id, names.TAG_NOTICE, "The checkpoint was not stored.")
+    assert store.run(run_id).tags[names.TAG_ATTEMPT] == "1"
+    store.fence(run_id, 2)
+    tags = store.run(run_id).tags
+    assert (tags[names.TAG_ATTEMPT], tags[names.TAG_NOTICE]) == ("2", "")
+
+
+def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
+    job_id = world.add(spec=spec_with(register_as="birds"))
+    world.rounds()
+    with world.database.session() as session:
+        job = session.scalar(select(Job).where(Job.id == job_id))
+        job.state = "succeeded"
+        run_id, folder = job.run_id, Path(job.artifact_uri)
+        world.ray.jobs[f"{job_id}-a1"] = world.ray.jobs[f"{job_id}-a1"].__class__("SUCCEEDED")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "images" / "a.png").write_bytes(b"123")
+    model = registered(client, "birds", job_id)
+    told = deletion(world.parts, ALICE, job_id)
+    assert (told.files, told.bytes) == (2, 5)
+    assert [(backbone.name, backbone.version) for backbone in told.backbones] == [("birds", 1)]
+    delete_job(world.parts, ALICE, job_id, with_backbones=True)
+    world.rounds()
+    assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
+    assert store.versions("birds") == []
+    with pytest.raises(MlflowException):
+        client.get_logged_model(model.parent.name)
+    assert not [path for path in root.rglob("*") if run_id in str(path) or path.is_relative_to(model.parent)]
+    with world.database.read() as session:
+        assert session.get(Job, job_id) is None
+    world.rounds()
