@@ -30,9 +30,21 @@ class Verb(StrEnum):
     PATCH_NOTES = "patch_notes"
 
     @property
-    def told(self) -> str:
-        """In a sentence: a job is told to …"""
-        return {Verb.PATCH_PRIORITY: "change its priority", Verb.PATCH_NOTES: "change its notes"}.get(self, self.value)
+    def done(self) -> str:
+        """In a sentence: a job can be …"""
+        return _DONE[self]
+
+
+_DONE: Final = {
+    Verb.CANCEL: "cancelled",
+    Verb.PAUSE: "paused",
+    Verb.RESUME: "resumed",
+    Verb.RETRY: "retried",
+    Verb.STOP: "stopped",
+    Verb.DELETE: "deleted",
+    Verb.PATCH_PRIORITY: "given another priority",
+    Verb.PATCH_NOTES: "given other notes",
+}
 
 
 class Effect(StrEnum):

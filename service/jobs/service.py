@@ -56,9 +56,12 @@ Answer = TypeVar("Answer")
 
 TOLD = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint."),
-    State.CANCELLING: (Reason.CANCELLED_BY_USER, "Stops at the next step, with a checkpoint."),
+    State.CANCELLING: (
+        Reason.CANCELLED_BY_USER,
+        "Its attempt ends: at the next step, with a checkpoint, where it trains.",
+    ),
     State.PAUSED: (Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint."),
-    State.PAUSING: (Reason.PAUSED_BY_USER, "Stops at the next step, with a checkpoint."),
+    State.PAUSING: (Reason.PAUSED_BY_USER, "Its attempt ends: at the next step, with a checkpoint, where it trains."),
 }
 
 
@@ -245,13 +248,13 @@ def _effect(job: Job, verb: Verb) -> State | Effect:
 
 def _refused(job: Job, verb: Verb) -> ApiProblem:
     allowed = [state.value for state, found in EFFECTS[verb].items() if found is not Effect.REFUSED]
-    text = f"a {job.state} job cannot be told to {verb.told}: it must be {' or '.join(allowed)}"
+    text = f"{job.id} is {job.state} and cannot be {verb.done}: that is for jobs that are {', '.join(allowed)}"
     return ApiProblem(409, "not_allowed_in_state", text)
 
 
 def _not_for_kind(parts: Parts, job_id: str, verb: Verb) -> ApiProblem:
     job = show(parts, job_id)
-    text = f"{job_id} is a {job.kind} job, and only searches are told to {verb.told}: pause it, or cancel it"
+    text = f"{job_id} is a {job.kind} job, and only searches can be {verb.done}: pause it, or cancel it"
     return ApiProblem(409, "not_for_this_kind", text)
 
 
