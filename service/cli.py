@@ -266,10 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except SpecError as error:
-        _refuse("the spec cannot be accepted", error)
+        _refuse("the request cannot be accepted", error)
     except ApiError as error:
         if error.problems:
-            _refuse(error.detail if error.code != "spec_invalid" else "the spec cannot be accepted", error)
+            _refuse(error.detail if error.code != "spec_invalid" else "the request cannot be accepted", error)
         where = f" (request {error.request_id})" if error.request_id else ""
         _fail(f"{error.code}: {error.detail}{where}")
     except (ClientError, FileExistsError) as error:

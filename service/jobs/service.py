@@ -58,10 +58,10 @@ TOLD = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint."),
     State.CANCELLING: (
         Reason.CANCELLED_BY_USER,
-        "Its attempt ends: at the next step, with a checkpoint, where it trains.",
+        "Its attempt ends: while it trains, at the next step with a checkpoint.",
     ),
     State.PAUSED: (Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint."),
-    State.PAUSING: (Reason.PAUSED_BY_USER, "Its attempt ends: at the next step, with a checkpoint, where it trains."),
+    State.PAUSING: (Reason.PAUSED_BY_USER, "Its attempt ends: while it trains, at the next step with a checkpoint."),
 }
 
 

@@ -129,8 +129,8 @@ def test_a_refusal_names_the_states_that_allow_it(api, database, what):
     allowed = {state for state, cell in row.items() if cell != "409"}
     for state in set(STATES) - allowed:
         detail = problem(send(api, add_job(database, state), what), 409, "not_allowed_in_state")["detail"]
-        assert f"a {state} job" in detail
-        assert set(detail.partition("must be ")[2].split(" or ")) == allowed
+        assert f"is {state} and cannot be" in detail
+        assert set(detail.partition("jobs that are ")[2].split(", ")) == allowed
 
 
 def test_stop_on_a_job_that_is_no_search_says_what_to_do_instead(api, database):
