@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from trainer.spec.job import LogLine
 from trainer.spec.pretrain import Labels, Priority
@@ -229,9 +229,15 @@ class PatchBody(Body):
     notes: str | None = Field(None, max_length=10_000)
     """Text of your own."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("give a value, or leave it out")
+        return value
+
     @model_validator(mode="after")
     def _something_given(self) -> Self:
-        missing = [name for name in self.model_fields_set or type(self).model_fields if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f"give a value for {' or '.join(sorted(missing))}")
+        if not self.model_fields_set:
+            raise ValueError(f"give {' or '.join(type(self).model_fields)}")
         return self

@@ -5,15 +5,13 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from service_fakes import attempts_of, events_of, job_of, spec_with
 from service_world import World
 
 from service.jobs import repository
-from service.jobs.lifecycle import Verb, transition
-from service.jobs.schemas import State
+from service.jobs.lifecycle import Verb
 from trainer.spec import names
 from trainer.spec.job import Outcome, Reason
 
@@ -337,34 +335,6 @@ def test_a_restarted_service_goes_on_where_the_last_one_was(world, settings, ray
     again.rounds()
     assert again.state(job_id) == "succeeded"
     assert len(ray.requests) == 1
-
-
-def test_no_transaction_is_open_while_ray_or_mlflow_are_asked(world):
-    """Another writer gets through during every call."""
-    other = world.add(state="paused")
-    calls = []
-
-    def writing(part: object, method: str) -> None:
-        original = getattr(part, method)
-
-        def call(*args: Any) -> Any:
-            calls.append(method)
-            with world.database.session() as session:
-                job = repository.get(session, other)
-                transition(session, job, State.QUEUED if job.state == "paused" else State.PAUSED, None, "", "eve")
-            return original(*args)
-
-        setattr(part, method, call)
-
-    for method in ("shape", "submit", "state"):
-        writing(world.ray, method)
-    for method in ("make_run", "run", "end_run"):
-        writing(world.mlflow, method)
-    job_id = world.running()
-    world.end_attempt(job_id, Outcome(state="succeeded"))
-    world.rounds()
-    assert world.state(job_id) == "succeeded"
-    assert set(calls) == {"shape", "submit", "state", "make_run", "run", "end_run"}
 
 
 def test_the_thread_makes_rounds_until_it_is_stopped(world):

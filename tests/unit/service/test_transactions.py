@@ -1,0 +1,158 @@
+"""No database transaction is open while Ray, MLflow or the storage are asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import token_of
+from fastapi.testclient import TestClient
+from service_fakes import SPEC, FakeMlflow, FakeRay, add_job, job_of, spec_with
+
+from service.adapters.ray_cluster import RayState, Submission
+from service.adapters.storage import Artifacts
+from service.app import create_app
+from service.db import Attempt, Database
+from service.jobs import repository
+from service.jobs.lifecycle import Verb
+from trainer.spec import names
+from trainer.spec.job import Outcome
+
+PARTS: dict[type, set[str]] = {
+    FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
+    FakeMlflow: {
+        "make_run", "run", "command", "fence", "end_run", "open_runs", "delete_run", "delete_version", "history",
+        "version_of_job", "folder", "all_versions", "versions",
+    },
+    Artifacts: {"file", "read", "sizes", "folders", "files", "delete", "piece"},
+}  # fmt: skip
+"""Everything that is asked of them, but for readiness."""
+
+
+class Watch:
+    """Open transactions of each thread, and what was asked meanwhile."""
+
+    def __init__(self) -> None:
+        self._open = threading.local()
+        self.asked: set[tuple[type, str]] = set()
+        self.wrong: list[str] = []
+
+    def transactions(self, original: Callable[[Database], Any]) -> Callable[[Database], Any]:
+        """Around what every transaction of a database goes through."""
+
+        @contextmanager
+        def reached(database: Database) -> Iterator[None]:
+            self._open.count = getattr(self._open, "count", 0) + 1
+            try:
+                with original(database):
+                    yield
+            finally:
+                self._open.count -= 1
+
+        return reached
+
+    def question(self, part: type, name: str) -> Callable[..., Any]:
+        original = getattr(part, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            self.asked.add((part, name))
+            if getattr(self._open, "count", 0):
+                self.wrong.append(f"{part.__name__}.{name}")
+            return original(*args, **named)
+
+        return call
+
+
+@pytest.fixture
+def watch(monkeypatch) -> Watch:
+    watch = Watch()
+    monkeypatch.setattr(Database, "_reached", watch.transactions(Database._reached))
+    for part, found in PARTS.items():
+        for name in found:
+            monkeypatch.setattr(part, name, watch.question(part, name))
+    return watch
+
+
+def test_a_transaction_that_is_open_is_noticed(watch, world):
+    job_id = add_job(world.database)
+    with world.database.read() as session:
+        repository.get(session, job_id)
+        world.ray.shape()
+    assert watch.wrong == ["FakeRay.shape"]
+
+
+def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch, world, root):
+    """A job's whole life, with everything that people look at, all sweeps and its deletion."""
+    app = create_app(world.parts.settings)
+    app.state.parts = world.parts
+    served = TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
+
+    def get(path: str) -> None:
+        assert served.get(path).status_code == 200, path
+
+    assert served.post("/v1/jobs/plan", json=SPEC).status_code == 200
+    job_id = world.running(spec=spec_with(register_as="digits"))
+    world.silent(job_id, 500)
+    world.rounds()
+    world.end_attempt(job_id, None, ray="FAILED")
+    world.rounds()
+    world.due(job_id)
+    world.rounds()
+    world.run_attempt(job_id, 2)
+    world.verb(job_id, Verb.PAUSE)
+    world.rounds()
+    world.end_attempt(job_id, Outcome(state="paused"), 2)
+    world.rounds()
+    world.verb(job_id, Verb.RESUME)
+    world.rounds()
+    world.run_attempt(job_id, 3)
+    model = root / "models" / "m-1"
+    (model / "hf").mkdir(parents=True)
+    (model / "spec.json").write_text("{}")
+    (model / "SHA256SUMS").write_text(f"{'0' * 64}  spec.json\n")
+    world.mlflow.register("digits", 1, job_id, model)
+    world.end_attempt(job_id, Outcome(state="succeeded"), 3)
+    world.rounds()
+    assert world.state(job_id) == "succeeded"
+
+    folder = root / f"run-{job_id}" / "artifacts"
+    for file in ("images/reconstruction_00000001.png", f"{names.checkpoint_folder(1)}/00000001/student.safetensors"):
+        (folder / file).parent.mkdir(parents=True)
+        (folder / file).write_bytes(b"1")
+    (folder / names.log_folder(1)).mkdir(parents=True)
+    (folder / names.log_folder(1) / "driver.0001.jsonl").write_text(
+        '{"time":1,"level":"info","source":"driver","message":"a"}\n'
+    )
+    for view in ("", "/events", "/attempts", "/logs", "/metrics", "/metrics?key=train/loss", "/images", "/spec"):
+        get(f"/v1/jobs/{job_id}{view}")
+    get(f"/v1/jobs/{job_id}/images/reconstruction_00000001.png")
+    for path in ("", "/digits", "/digits/versions/1", "/digits/versions/1/files/spec.json"):
+        get(f"/v1/backbones{path}")
+
+    sweep_everything(world, job_id)
+    assert served.delete(f"/v1/jobs/{job_id}?preview=true").status_code == 200
+    assert served.delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200
+    world.rounds()
+    with world.database.read() as session:
+        assert repository.deleted(session) == []
+    assert watch.wrong == []
+    assert {(part, name) for part, found in PARTS.items() for name in found} - watch.asked == set()
+
+
+def sweep_everything(world: Any, job_id: str) -> None:
+    """As if the job had ended long ago and left something for every sweep."""
+    long_ago = datetime.now(UTC) - timedelta(days=9)
+    with world.database.session() as session:
+        repository.get(session, job_id).ended_at = long_ago
+        session.get(Attempt, (job_id, 1)).ended_at = long_ago
+    world.ray.records[f"{job_id}-a1"] = Submission(RayState.FAILED, long_ago, {})
+    world.mlflow.runs[f"run-{job_id}"].status = "RUNNING"
+    world.reconciler._sweeper._next = 0.0
+    world.rounds()
+    assert world.ray.deleted == [f"{job_id}-a1"]
+    assert world.mlflow.runs[f"run-{job_id}"].status == "FINISHED"
+    assert job_of(world.database, job_id).state == "succeeded"
