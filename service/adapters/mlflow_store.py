@@ -14,10 +14,15 @@ from typing import TypeVar
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from mlflow.entities import LifecycleStage, RunTag
+from mlflow.entities import LifecycleStage, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from mlflow.tracking import MlflowClient
 
 from trainer.spec.job import Command
@@ -27,10 +32,16 @@ T = TypeVar("T")
 
 EXPERIMENT = "rcmae"
 PAGE = 1000
+REFUSALS = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
+"""What MLflow says of a run that was removed, and of a change to one that was deleted."""
 
 
 class MlflowUnreachable(Exception):
     """MLflow did not answer, or refused."""
+
+
+class MlflowRefused(MlflowUnreachable):
+    """MLflow answered that what was asked for is not there, or cannot be done with it: other requests may be fine."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,18 @@ class MlflowStore:
         self._ask(lambda: self._client.search_experiments(max_results=1))
 
     def make_run(self, job_id: str, name: str, tags: Mapping[str, str]) -> tuple[str, str]:
-        """A job's one run: its id and artifact folder. Asked again after an unclear answer, gives the same."""
+        """A job's one run: its id and artifact folder. Asked again after an unclear answer, gives the same.
+
+        One that somebody deleted by hand is restored: its checkpoints are the job's.
+        """
         return self._ask(lambda: self._make_run(job_id, name, dict(tags)))
 
     def _make_run(self, job_id: str, name: str, tags: dict[str, str]) -> tuple[str, str]:
         experiment = self._experiment()
-        found = self._client.search_runs([experiment], f"tags.`{TAG_JOB}` = '{job_id}'", max_results=1)
+        found = self._client.search_runs([experiment], f"tags.`{TAG_JOB}` = '{job_id}'", ViewType.ALL, max_results=1)
         run = found[0] if found else self._client.create_run(experiment, run_name=name, tags=tags | {TAG_JOB: job_id})
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_run(run.info.run_id)
         return run.info.run_id, run.info.artifact_uri
 
     def _experiment(self) -> str:
@@ -222,7 +238,8 @@ class MlflowStore:
         try:
             return call()
         except MlflowException as error:
-            raise MlflowUnreachable(_said(error)) from error
+            kind = MlflowRefused if error.error_code in REFUSALS else MlflowUnreachable
+            raise kind(_said(error)) from error
 
 
 def _model_id(version: Version) -> str | None:

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from service.adapters.mlflow_store import MlflowUnreachable
+from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 
@@ -20,15 +20,22 @@ LONGEST_PAUSE_S: Final = 10.0
 
 
 class Away(Exception):
-    """Something that is needed does not answer: nothing follows from that, and the next round asks again."""
+    """Something that is needed does not answer, or refuses: nothing follows from that, the next round asks again."""
 
 
 class Dependency:
     """One of them. While it is away it is asked after 1, 2, 4 … 10 s, and refuses at once in between."""
 
-    def __init__(self, name: str, failure: type[Exception], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        failure: type[Exception],
+        clock: Callable[[], float] = time.monotonic,
+        refusal: type[Exception] | tuple[()] = (),
+    ) -> None:
+        """``failure``: what it raises where it does not answer; ``refusal``: those of them that are an answer."""
         self.name = name
-        self._failure, self._clock = failure, clock
+        self._failure, self._refusal, self._clock = failure, refusal, clock
         self._since: float | None = None
         self._failures, self._next = 0, 0.0
         self.error: str | None = None
@@ -42,6 +49,9 @@ class Dependency:
         try:
             yield
         except self._failure as error:
+            if isinstance(error, self._refusal):  # one job's trouble: the others are answered
+                self._worked()
+                raise Away(f"{self.name} refuses: {error}") from error
             self.failed(str(error))
             raise Away(f"{self.name} does not answer: {error}") from error
         self._worked()
@@ -71,5 +81,5 @@ class Dependencies:
 
     def __init__(self) -> None:
         self.ray = Dependency("Ray", ClusterUnreachable)
-        self.mlflow = Dependency("MLflow", MlflowUnreachable)
+        self.mlflow = Dependency("MLflow", MlflowUnreachable, refusal=MlflowRefused)
         self.storage = Dependency("the artifact storage", StorageUnreachable)

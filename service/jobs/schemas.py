@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from trainer.spec.job import LogLine
 from trainer.spec.pretrain import Labels, Priority
@@ -239,5 +240,5 @@ class PatchBody(Body):
     @model_validator(mode="after")
     def _something_given(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError(f"give {' or '.join(type(self).model_fields)}")
+            raise PydanticCustomError("nothing_given", "give priority, labels or notes")
         return self

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
-from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable, OpenRun, RunView, Version
+from service.adapters.mlflow_store import MetricPoint, MlflowRefused, MlflowUnreachable, OpenRun, RunView, Version
 from service.adapters.ray_cluster import ClusterUnreachable, RayState, Submission
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
@@ -183,6 +183,8 @@ class FakeMlflow:
 
     def run(self, run_id: str) -> RunView:
         self._reach()
+        if run_id not in self.runs:
+            raise MlflowRefused(f"Run '{run_id}' not found")
         return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
 
     def beat(self, job_id: str, attempt: int, at: float) -> None:

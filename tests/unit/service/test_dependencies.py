@@ -127,3 +127,25 @@ def test_an_error_of_another_kind_says_nothing_about_it(ray):
     assert ray.error is None
     with ray.asked():
         pass
+
+
+def test_a_refusal_is_an_answer(clock):
+    """One job's trouble keeps nobody else from being answered."""
+
+    class Refused(Broken):
+        """It does not do that."""
+
+    mlflow = Dependency("MLflow", Broken, clock, refusal=Refused)
+
+    def ask() -> None:
+        with mlflow.asked():
+            raise Refused("no such run")
+
+    for _ in range(3):
+        with pytest.raises(Away, match="MLflow refuses: no such run"):
+            ask()
+    with mlflow.asked():
+        pass
+    clock.seconds += 5
+    assert mlflow.error is None
+    assert mlflow.answering() == timedelta(seconds=5)

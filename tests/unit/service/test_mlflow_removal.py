@@ -13,7 +13,7 @@ from service_fakes import spec_with
 from service_world import World
 from sqlalchemy import select
 
-from service.adapters.mlflow_store import EXPERIMENT, MlflowStore
+from service.adapters.mlflow_store import EXPERIMENT, MlflowRefused, MlflowStore
 from service.auth import Caller, Role
 from service.db import Job
 from service.jobs.service import delete_job, deletion
@@ -71,14 +71,28 @@ def registered(client: MlflowClient, name: str, job_id: str) -> Path:
     return folder
 
 
-def test_a_run_is_deleted_once_and_its_files_stay(store, client):
+def test_a_run_is_deleted_once(store, client, root):
     run_id, folder = store.make_run("job-run", "digits", {})
     for _ in range(2):
         store.delete_run(run_id)
         assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
     store.delete_run("0123456789abcdef0123456789abcdef")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    assert store.make_run("job-run", "digits", {})[0] != run_id, "a deleted job's run is nobody's"
+    assert Path(folder).is_relative_to(root)
+
+
+def test_a_run_that_somebody_deleted_by_hand_is_restored_for_the_next_attempt(store, client):
+    first = store.make_run("job-hand", "digits", {})
+    client.delete_run(first[0])
+    with pytest.raises(MlflowRefused):
+        store.fence(first[0], 2)
+    assert store.make_run("job-hand", "digits", {}) == first
+    store.fence(first[0], 2)
+    assert client.get_run(first[0]).info.lifecycle_stage == LifecycleStage.ACTIVE
+
+
+def test_a_run_that_is_not_there_is_a_refusal_and_no_outage(store):
+    with pytest.raises(MlflowRefused, match="0123"):
+        store.run("0123456789abcdef0123456789abcdef")
 
 
 def test_a_version_is_deleted_with_the_logged_model_behind_it(store, client):

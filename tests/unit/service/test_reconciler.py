@@ -281,6 +281,16 @@ def test_one_jobs_trouble_does_not_stop_another(world):
     assert world.state(queued) == "starting"
 
 
+def test_a_job_whose_run_was_removed_from_mlflow_stops_no_other(world):
+    troubled, sound = world.running(), world.running()
+    del world.mlflow.runs[f"run-{troubled}"]
+    world.end_attempt(sound, Outcome(state="succeeded"))
+    world.reconciler.round()
+    queued = world.add()
+    world.reconciler.round()
+    assert (world.state(troubled), world.state(sound), world.state(queued)) == ("running", "succeeded", "starting")
+
+
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)
