@@ -14,6 +14,8 @@ from fault_world import CPUS, World
 from local_stack import running_stack
 from s3_server import FaultProxy
 
+from service.embedded import processes
+
 
 @pytest.fixture(scope="session")
 def world(s3, postgres, tmp_path_factory) -> Iterator[World]:
@@ -22,7 +24,8 @@ def world(s3, postgres, tmp_path_factory) -> Iterator[World]:
     proxy = FaultProxy(s3.endpoint)
     variables = s3.environment(proxy.endpoint) | gates.environment() | cpus(CPUS)
     places = ("--artifact-root", f"{s3.bucket('faults')}/artifacts", "--database-url", postgres.url("faults"))
-    with running_stack(state_dir, *places, **variables) as stack:
+    (port,) = processes.free_ports(1)  # other stacks may start on this machine now
+    with running_stack(state_dir, f"--port={port}", *places, **variables) as stack:
         yield World(stack, s3, proxy, postgres, gates, variables)
     proxy.close()
 

@@ -20,7 +20,7 @@ class Table:
     def markdown(self) -> str:
         phases = list(dict.fromkeys(phase for cells in self.rows.values() for phase in cells))
         lines = [
-            f"Seed {self.seed}. Each cell: attempts, why those before the last ended, whether it was charged.",
+            f"Seed {self.seed}. Each cell: attempts, how each ended, charged or not, where it was struck.",
             "",
             f"| fault | {' | '.join(phases)} |",
             "|---" * (len(phases) + 1) + "|",

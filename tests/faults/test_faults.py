@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import pytest
-from fault_evidence import ended_well
+from fault_evidence import CHARGED, ended_as, ended_well
 from fault_gates import Moment
 from fault_strikes import FAULTS, Fault, Held, all_up
 from fault_table import TABLE
@@ -19,9 +19,7 @@ from fault_world import END_SECONDS, FILES, STEPS_PER_EPOCH, World, small_spec
 from live import poll
 
 from service.adapters.mlflow_store import MlflowStore
-from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import AttemptView, JobView, State
-from trainer.spec.job import Reason
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -128,20 +126,17 @@ def test_a_job_outlives_a_fault(world, struck, phase):
     name, cells = struck
     fault, cell = FAULTS[name], cells[phase]
     attempts = world.attempts(cell.job)
-    TABLE.note(name, phase, f"{outcome(cell.job, attempts)} (at {cell.moments[-1].place})")
+    TABLE.note(name, phase, f"{outcome(world, cell.job, attempts)} (at {cell.moments[-1].place})")
     ended_well(world, cell.job, fault.reasons, cell.workers)
     assert cell.resumed == (phase == "stopping")
     if fault.ends_attempts:
         assert len(attempts) == 2
 
 
-def outcome(job: JobView, attempts: list[AttemptView]) -> str:
+def outcome(world: World, job: JobView, attempts: list[AttemptView]) -> str:
     """For the table."""
-    ends = [f"{attempt.reason or attempt.state}{charge(attempt)}" for attempt in attempts[:-1]]
-    return f"{job.state}, {len(attempts)}: {', '.join(ends) or '-'}"
-
-
-def charge(attempt: AttemptView) -> str:
-    if attempt.reason is None:
-        return ""
-    return " charged" if POLICIES[Reason(attempt.reason)].charged else " free"
+    ends = [
+        f"{attempt.reason or attempt.state}{', charged' * (CHARGED[True] in ended_as(world, job, attempt).message)}"
+        for attempt in attempts[:-1]
+    ]
+    return f"{len(attempts)}: {'; '.join([*ends, job.state])}"
