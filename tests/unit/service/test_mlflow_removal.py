@@ -139,7 +139,8 @@ def test_a_fence_names_the_attempt_that_counts_and_clears_the_trouble_of_the_one
 
 
 def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
-    job_id = world.add(spec=spec_with(register_as="birds"))
+    name = "birds-sqlite" if world.database.is_sqlite else "birds-postgres"
+    job_id = world.add(spec=spec_with(register_as=name))
     world.rounds()
     with world.database.session() as session:
         job = session.scalar(select(Job).where(Job.id == job_id))
@@ -148,14 +149,14 @@ def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
         world.ray.jobs[f"{job_id}-a1"] = world.ray.jobs[f"{job_id}-a1"].__class__("SUCCEEDED")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "a.png").write_bytes(b"123")
-    model = registered(client, "birds", job_id)
+    model = registered(client, name, job_id)
     told = deletion(world.parts, ALICE, job_id)
     assert (told.files, told.bytes) == (2, 5)
-    assert [(backbone.name, backbone.version) for backbone in told.backbones] == [("birds", 1)]
+    assert [(backbone.name, backbone.version) for backbone in told.backbones] == [(name, 1)]
     delete_job(world.parts, ALICE, job_id, with_backbones=True)
     world.rounds()
     assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
-    assert store.versions("birds") == []
+    assert store.versions(name) == []
     with pytest.raises(MlflowException):
         client.get_logged_model(model.parent.name)
     assert not [path for path in root.rglob("*") if run_id in str(path) or path.is_relative_to(model.parent)]
