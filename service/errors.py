@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 
-from service.adapters.storage import StorageUnreachable
+from service.adapters.storage import OutsideRoot, StorageUnreachable
 from service.db import DatabaseUnreachable
 from service.jobs.schemas import PatchBody, ResumeBody, RetryBody
 from trainer.spec.base import Problem, SpecError, problems
@@ -49,6 +49,32 @@ def spec_problem(found: list[Problem] | tuple[Problem, ...]) -> ApiProblem:
     return ApiProblem(422, "spec_invalid", detail, tuple(found))
 
 
+TOLD: dict[type[Exception], Callable[[Any], ApiProblem]] = {
+    ApiProblem: lambda error: error,
+    SpecError: lambda error: spec_problem(error.problems),
+    StorageUnreachable: lambda error: unavailable("the artifact storage", error),
+    DatabaseUnreachable: lambda error: unavailable("the database", error),
+    OutsideRoot: lambda error: ApiProblem(
+        404, "artifacts_not_here", f"{error}: it was another when this was made, and files elsewhere are never served"
+    ),
+    DataError: lambda error: ApiProblem(
+        422, "parameter_invalid", f"a value in the request is none that the database can hold: {error.orig}"
+    ),
+}
+"""What an exception of ours says to people."""
+
+
+def _handler(told: Callable[[Any], ApiProblem]) -> Callable[[Request, Exception], Awaitable[Response]]:
+    async def handle(request: Request, error: Exception) -> Response:
+        return _refuse(request, told(error))
+
+    return handle
+
+
+def _refuse(request: Request, problem: ApiProblem) -> Response:
+    return _answer(request, problem.status, problem.code, problem.detail, problem.problems)
+
+
 def install(app: FastAPI) -> None:
     """Request ids and the error handlers."""
 
@@ -65,30 +91,12 @@ def install(app: FastAPI) -> None:
         response.headers[REQUEST_ID] = request.state.id
         return response
 
-    @app.exception_handler(ApiProblem)
-    async def known(request: Request, error: ApiProblem) -> Response:
-        return _answer(request, error.status, error.code, error.detail, error.problems)
-
-    @app.exception_handler(StorageUnreachable)
-    async def storage_away(request: Request, error: StorageUnreachable) -> Response:
-        return await known(request, unavailable("the artifact storage", error))
-
-    @app.exception_handler(DatabaseUnreachable)
-    async def database_away(request: Request, error: DatabaseUnreachable) -> Response:
-        return await known(request, unavailable("the database", error))
-
-    @app.exception_handler(DataError)
-    async def not_storable(request: Request, error: DataError) -> Response:
-        text = f"a value in the request is none that the database can hold: {error.orig}"
-        return await known(request, ApiProblem(422, "parameter_invalid", text))
-
-    @app.exception_handler(SpecError)
-    async def refused(request: Request, error: SpecError) -> Response:
-        return await known(request, spec_problem(error.problems))
+    for kind, told in TOLD.items():
+        app.add_exception_handler(kind, _handler(told))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await known(request, _validation_problem(request, error))
+        return _refuse(request, _validation_problem(request, error))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:

@@ -145,15 +145,15 @@ class MlflowStore:
         self._ask(lambda: self._client.update_run(run_id, status=status))
 
     def open_runs(self) -> list[OpenRun]:
-        """All runs of jobs that are marked as running."""
-        return self._ask(self._open_runs)
+        """All runs of jobs that are marked as running or, while they are paused, as scheduled."""
+        return self._ask(lambda: self._runs_marked("RUNNING") + self._runs_marked("SCHEDULED"))
 
-    def _open_runs(self) -> list[OpenRun]:
+    def _runs_marked(self, status: str) -> list[OpenRun]:
         found: list[OpenRun] = []
         token = None
         while True:
             page = self._client.search_runs(
-                [self._experiment()], "attributes.status = 'RUNNING'", max_results=PAGE, page_token=token
+                [self._experiment()], f"attributes.status = '{status}'", max_results=PAGE, page_token=token
             )
             found += [
                 OpenRun(run.info.run_id, run.data.tags[TAG_JOB], _time(run.info.start_time))

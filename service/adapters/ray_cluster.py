@@ -18,6 +18,8 @@ TIMEOUT_S = 15.0
 STOP_WAIT_S = "30"
 """Ray sends SIGKILL this long after SIGTERM."""
 LOG_TAIL = 2000
+REFUSALS = frozenset({400, 404, 409, 422, 500})
+"""Of one request; 500 is also Ray's answer to a submission that it cannot make, and to an id that exists."""
 
 
 class RayState(StrEnum):
@@ -50,6 +52,10 @@ class Submission:
 
 class ClusterUnreachable(Exception):
     """Ray did not answer, or refused."""
+
+
+class ClusterRefused(ClusterUnreachable):
+    """Ray answered that it will not do this one thing: other requests may be fine."""
 
 
 class RayCluster:
@@ -180,7 +186,8 @@ def _is_absent(answer: httpx.Response, submission_id: str) -> bool:
 
 
 def _refused(answer: httpx.Response) -> ClusterUnreachable:
-    return ClusterUnreachable(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
+    kind = ClusterRefused if answer.status_code in REFUSALS else ClusterUnreachable
+    return kind(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
 
 
 def _node(node: dict[str, Any]) -> NodeShape:

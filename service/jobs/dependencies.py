@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
-from service.adapters.ray_cluster import ClusterUnreachable
+from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 
 log = structlog.get_logger()
@@ -80,6 +80,6 @@ class Dependencies:
     """All of them."""
 
     def __init__(self) -> None:
-        self.ray = Dependency("Ray", ClusterUnreachable)
+        self.ray = Dependency("Ray", ClusterUnreachable, refusal=ClusterRefused)
         self.mlflow = Dependency("MLflow", MlflowUnreachable, refusal=MlflowRefused)
         self.storage = Dependency("the artifact storage", StorageUnreachable)

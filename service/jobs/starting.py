@@ -38,7 +38,10 @@ def start_waiting(control: Control) -> None:
                 _tell(control, job, None, f"Waits for the cluster: {error}.")
         return
     by_id = {job.id: job for job in jobs}
-    queue, taken = [waiting(job, shape) for job in jobs], running(active, placements)
+    queue, taken = [], running(active, placements)
+    for job in jobs:
+        with guarded(job):
+            queue.append(waiting(job, shape))
     for admission in admit(queue, taken, shape, now(), limits(control.settings)):
         job = by_id[admission.job_id]
         with guarded(job):
@@ -50,11 +53,13 @@ def start_waiting(control: Control) -> None:
 
 def running(active: Sequence[tuple[Job, Attempt | None]], placements: Mapping[str, Sequence[str]]) -> list[Running]:
     """What attempts under way take, and on which nodes, by their submissions."""
-    live = [(job, attempt) for job, attempt in active if attempt and attempt.ended_at is None]
-    return [
-        Running(job.id, job.owner, gang(parse_spec(job.run_spec)), placements.get(attempt.submission_id, ()))
-        for job, attempt in live
-    ]
+    found = []
+    for job, attempt in active:
+        if attempt and attempt.ended_at is None:
+            with guarded(job):
+                needs, nodes = gang(parse_spec(job.run_spec)), placements.get(attempt.submission_id, ())
+                found.append(Running(job.id, job.owner, needs, nodes))
+    return found
 
 
 def waiting(job: Job, shape: ClusterShape) -> Waiting:

@@ -205,7 +205,7 @@ class FakeMlflow:
 
     def open_runs(self) -> list[OpenRun]:
         self._reach()
-        found = [(run_id, run) for run_id, run in self.runs.items() if run.status == "RUNNING"]
+        found = [(run_id, run) for run_id, run in self.runs.items() if run.status in {"RUNNING", "SCHEDULED"}]
         return [OpenRun(run_id, run_id.removeprefix("run-"), run.started_at) for run_id, run in found]
 
     def delete_run(self, run_id: str) -> None:

@@ -344,3 +344,9 @@ def test_docs_come_from_the_service_alone(clients):
     assert clients.anonymous.get("/openapi.json").status_code == 200
     assert clients.anonymous.get("/docs/assets/../../app.py").status_code == 404
     problem(clients.anonymous.get("/redoc"), 404, "not_found")
+
+
+def test_a_job_of_another_artifact_root_is_told_so(api, database):
+    job_id = add_job(database, "failed", artifact_uri="/elsewhere/artifacts", run_id="r", attempts=1)
+    detail = problem(api.get(f"/v1/jobs/{job_id}/images"), 404, "artifacts_not_here")["detail"]
+    assert "/elsewhere/artifacts is not below the artifact root" in detail

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import httpx
 import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable, RayCluster
 from service.jobs import dependencies
 from service.jobs.dependencies import Away, Dependency
 
@@ -149,3 +151,14 @@ def test_a_refusal_is_an_answer(clock):
     clock.seconds += 5
     assert mlflow.error is None
     assert mlflow.answering() == timedelta(seconds=5)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(500, ClusterRefused), (404, ClusterRefused), (503, ClusterUnreachable)])
+def test_what_ray_refuses_one_job_is_an_answer(status, kind):
+    cluster = RayCluster("http://ray.test", None, "python")
+    cluster._http = httpx.Client(
+        base_url="http://ray.test", transport=httpx.MockTransport(lambda _: httpx.Response(status, text="no"))
+    )
+    with pytest.raises(ClusterUnreachable, match=f"Ray answered {status}") as told:
+        cluster.delete("job-1-a1")
+    assert type(told.value) is kind

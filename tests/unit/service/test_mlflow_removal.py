@@ -113,16 +113,18 @@ def test_a_version_whose_model_is_gone_is_deleted_too(store, client):
     assert store.versions("dogs") == []
 
 
-def test_open_runs_are_those_of_jobs_that_are_marked_as_running(store, client):
-    runs = {status: store.make_run(f"job-{status}", "digits", {})[0] for status in ("FINISHED", "KILLED", "SCHEDULED")}
+def test_open_runs_are_those_of_jobs_that_are_marked_as_running_or_paused(store, client):
+    runs = {status: store.make_run(f"job-{status}", "digits", {})[0] for status in ("FINISHED", "KILLED", "FAILED")}
     for status, run_id in runs.items():
         store.end_run(run_id, status)
     gone = store.make_run("job-gone", "digits", {})[0]
     store.delete_run(gone)
     own = client.create_run(client.get_experiment_by_name(EXPERIMENT).experiment_id).info.run_id
     open_, _ = store.make_run("job-open", "digits", {})
+    paused, _ = store.make_run("job-paused", "digits", {})
+    store.end_run(paused, "SCHEDULED")
     found = {run.run_id: run for run in store.open_runs()}
-    assert open_ in found
+    assert {open_, paused} <= set(found)
     assert found[open_].job_id == "job-open"
     assert found[open_].started_at.timestamp() == pytest.approx(client.get_run(open_).info.start_time / 1000)
     assert not {*runs.values(), gone, own} & set(found)

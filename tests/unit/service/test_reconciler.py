@@ -361,3 +361,11 @@ def test_the_thread_makes_rounds_until_it_is_stopped(world):
     finally:
         world.reconciler.stop()
     assert world.reconciler.stuck() is not None
+
+
+def test_a_spec_that_is_none_any_more_keeps_no_other_job_from_starting(world):
+    broken, sound = world.add(), world.add()
+    with world.database.session() as session:
+        repository.get(session, broken).spec = {"kind": "pretrain", "from": "another version"}
+    world.rounds(2)
+    assert (world.state(broken), world.state(sound)) == ("queued", "starting")

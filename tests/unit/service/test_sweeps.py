@@ -226,6 +226,7 @@ def test_runs_that_are_nobodys_any_more_are_closed(world, swept):
     world.mlflow.runs["run-job-to-come"] = FakeRun("/nowhere", {}, started_at=ago(HOUR - 60 * SECOND))
     for run in world.mlflow.runs.values():
         run.status = "RUNNING"
+    world.mlflow.runs[f"run-{done['failed']}"].status = "SCHEDULED"  # it was cancelled or failed while it was paused
     lines = [line for line in swept() if line["event"] == "swept_open_run"]
     closed = {line["job_id"]: line["status"] for line in lines}
     assert closed == {done["succeeded"]: "FINISHED", done["failed"]: "FAILED", "job-gone": "KILLED"}
