@@ -131,9 +131,8 @@ def pulled(tmp_path):
     state = checkpoints.State(
         step=1, samples=1, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, metrics={}
     )  # fmt: skip
-    checkpoints.write(
-        tmp_path / "checkpoint", spec, state, student, teacher, make_optimizer(student, spec.optimization)
-    )
+    snapshot = checkpoints.take(spec, state, {}, student, teacher, make_optimizer(student, spec.optimization), {})
+    checkpoints.write(tmp_path / "checkpoint", snapshot, attempt=1)
     exported(teacher, spec, tmp_path / "hf")
     exported(student, spec, tmp_path / "student-hf")
     return tmp_path
