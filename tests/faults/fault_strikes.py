@@ -164,7 +164,7 @@ def all_up(world: World) -> None:
 def _wait_until_gone(held: Sequence[Held]) -> None:
     """No attempt outlives what it was hit by: its gate is opened only when nobody waits there any more."""
     alive = {one.name: one.process for one in held}
-    poll(lambda: {name for name, pid in alive.items() if _lives(pid)}, lambda found: not found)
+    poll(lambda: {name for name, pid in alive.items() if _lives(pid)}, lambda found: not found, UP_SECONDS)
 
 
 def _lives(pid: int) -> bool:
