@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -169,12 +170,9 @@ class MlflowStore:
         self._ask(lambda: self._delete_run(run_id))
 
     def _delete_run(self, run_id: str) -> None:
-        try:
+        with _absence_is_fine():
             if self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
                 self._client.delete_run(run_id)
-        except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                raise
 
     def delete_version(self, version: Version) -> None:
         """Take a version out of the registry, with the logged model behind it; its files are not touched."""
@@ -183,16 +181,11 @@ class MlflowStore:
     def _delete_version(self, version: Version) -> None:
         model_id = _model_id(version)
         # The version last: while it is there, whoever is interrupted here finds the rest again.
-        for delete in (
-            partial(self._client.delete_logged_model, model_id) if model_id else None,
-            partial(self._client.delete_model_version, version.name, str(version.version)),
-        ):
-            try:
-                if delete:
-                    delete()
-            except MlflowException as error:
-                if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                    raise
+        if model_id:
+            with _absence_is_fine():
+                self._client.delete_logged_model(model_id)
+        with _absence_is_fine():
+            self._client.delete_model_version(version.name, str(version.version))
 
     def history(self, run_id: str, key: str) -> list[MetricPoint]:
         """A metric's points by step. Where a resumed attempt logged a step again, the latest value counts."""
@@ -225,14 +218,12 @@ class MlflowStore:
     def folder(self, version: Version) -> str | None:
         """Where a version's files lie; None where it is not one of our logged models."""
         model_id = _model_id(version)
-        if model_id is None:
-            return None
-        try:
+        return self._ask(lambda: self._location(model_id)) if model_id else None
+
+    def _location(self, model_id: str) -> str | None:
+        with _absence_is_fine():
             return str(self._client.get_logged_model(model_id).artifact_location)
-        except MlflowException as error:
-            if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
-                return None
-            raise MlflowUnreachable(_said(error)) from error
+        return None
 
     def _ask(self, call: Callable[[], T]) -> T:
         try:
@@ -240,6 +231,16 @@ class MlflowStore:
         except MlflowException as error:
             kind = MlflowRefused if error.error_code in REFUSALS else MlflowUnreachable
             raise kind(_said(error)) from error
+
+
+@contextmanager
+def _absence_is_fine() -> Iterator[None]:
+    """Around a question about one thing, or its deletion: that it is not there is no error."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
 
 
 def _model_id(version: Version) -> str | None:

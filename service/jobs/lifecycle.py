@@ -197,7 +197,7 @@ def _write(session: Session, job: Job, values: Mapping[str, object]) -> None:
     session.refresh(job)
 
 
-def note(session: Session, job: Job, reason: Reason | None, message: str, actor: str) -> None:
+def note(session: Session, job: Job, reason: str | None, message: str, actor: str) -> None:
     """Say something about a job whose state stays; nothing where it has been said already."""
     if (job.reason, job.message) != (reason, message):
         edit(session, job, {"reason": reason, "message": message}, message, actor)

@@ -173,7 +173,7 @@ class Reconciler:
         with self._control.write() as session:
             job = repository.get(session, loaded.id)
             text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
-            note(session, job, _reason(job), text, ACTOR)
+            note(session, job, job.reason, text, ACTOR)
 
     def _without_attempt(self, job: Job) -> None:
         """A job between two attempts that is to end has ended."""
@@ -295,14 +295,10 @@ def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
     over = seen.ray.ended or seen.ray is RayState.ABSENT
     if attempt.accepted and over and seen.run is None:
         text = f"Attempt {attempt.number} has ended; MLflow, which has its metrics, does not answer."
-        note(session, job, _reason(job), text, ACTOR)
+        note(session, job, job.reason, text, ACTOR)
     elif job.state == State.STARTING and attempt.accepted and seen.now - attempt.started_at > SLOW_START:
         text = f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
         note(session, job, None, text, ACTOR)
     elif job.state == State.RUNNING and seen.run:
         trouble = seen.run.tags.get(names.TAG_NOTICE)
         note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or _training(attempt), ACTOR)
-
-
-def _reason(job: Job) -> Reason | None:
-    return Reason(job.reason) if job.reason else None

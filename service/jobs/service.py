@@ -164,16 +164,17 @@ def apply_verb(parts: Parts, caller: Caller, job_id: str, verb: Verb, body: Resu
             return view(job)
         if not isinstance(effect, State):
             raise _refused(job, verb)
-        reason, message = TOLD.get(effect, (None, "Resumed." if verb is Verb.RESUME else "Retried."))
-        if body and body.resources:
-            _change_resources(job, body.resources)
-            message += f" Resources: {', '.join(f'{name} {value}' for name, value in body.resources.items())}."
+        reason, message = TOLD.get(effect, (None, "Resumed."))
         if verb is Verb.RETRY:
             job.failures = job.restarts = 0
             job.not_before, job.result = None, None
+            message = "Retried."
             if isinstance(body, RetryBody) and body.from_scratch:
                 job.since_attempt, job.progress = job.attempts + 1, None
-                message = message.replace("Retried.", "Retried from scratch.")
+                message = "Retried from scratch."
+        if body and body.resources:
+            _change_resources(job, body.resources)
+            message += f" Resources: {', '.join(f'{name} {value}' for name, value in body.resources.items())}."
         transition(session, job, effect, reason, message, caller.owner)
         return view(job)
 
@@ -213,8 +214,8 @@ def delete_job(parts: Parts, caller: Caller, job_id: str, with_backbones: bool) 
     """Delete a job with all that it left; raises 409 where backbones would go that were not named."""
     going = deletion(parts, caller, job_id)
     if going.backbones and not with_backbones:
-        names_ = ", ".join(f"{backbone.name} version {backbone.version}" for backbone in going.backbones)
-        text = f"{job_id} made {names_}, which would go with it: say with_backbones=true to delete that too"
+        made = ", ".join(f"{backbone.name} version {backbone.version}" for backbone in going.backbones)
+        text = f"{job_id} made {made}, which would go with it: say with_backbones=true to delete that too"
         raise ApiProblem(409, "backbones_would_go", text)
 
     def change(session: Session, job: Job) -> Deletion:

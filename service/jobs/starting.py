@@ -11,7 +11,7 @@ from service.jobs import repository
 from service.jobs.control import ACTOR, Control, guarded
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import StaleState, note, transition
-from service.jobs.scheduler import Admission, Limits, Running, Waiting, admit
+from service.jobs.scheduler import Limits, Running, Waiting, admit
 from service.jobs.schemas import State
 from service.settings import Settings
 from trainer.spec import names
@@ -26,9 +26,9 @@ def start_waiting(control: Control) -> None:
     """Give every waiting job an attempt, or the reason why it waits."""
     with control.database.read() as session:
         jobs = repository.waiting(session)
+        if not jobs:  # as in most rounds
+            return
         active = repository.active(session)
-    if not jobs:
-        return
     try:
         with control.needs.ray.asked():
             shape, placements = control.ray.shape(), control.ray.placements()
@@ -38,15 +38,16 @@ def start_waiting(control: Control) -> None:
                 _tell(control, job, None, f"Waits for the cluster: {error}.")
         return
     by_id = {job.id: job for job in jobs}
-    queue, taken = [], running(active, placements)
+    queue: dict[str, Waiting] = {}
     for job in jobs:
         with guarded(job):
-            queue.append(waiting(job, shape))
-    for admission in admit(queue, taken, shape, now(), limits(control.settings)):
+            queue[job.id] = waiting(job, shape)
+    taken = running(active, placements)
+    for admission in admit(list(queue.values()), taken, shape, now(), limits(control.settings)):
         job = by_id[admission.job_id]
         with guarded(job):
             if admission.start:
-                _start(control, job, admission, shape)
+                _start(control, job, queue[job.id].spec, admission.message)
             else:
                 _tell(control, job, admission.reason, admission.message)
 
@@ -83,14 +84,14 @@ def limits(settings: Settings) -> Limits:
 def _tell(control: Control, loaded: Job, reason: Reason | None, message: str) -> None:
     with control.write() as session:
         job = repository.get(session, loaded.id)
-        if job.state == State.RECOVERING:  # why it recovers stays
-            reason = Reason(job.reason) if job.reason else None
-        if job.state in {State.QUEUED, State.RECOVERING}:
+        if job.state == State.QUEUED:
             note(session, job, reason, message, ACTOR)
+        elif job.state == State.RECOVERING:  # why it recovers stays
+            note(session, job, job.reason, message, ACTOR)
 
 
-def _start(control: Control, loaded: Job, admission: Admission, shape: ClusterShape) -> None:
-    spec = resolve(parse_spec(loaded.run_spec), shape)
+def _start(control: Control, loaded: Job, spec: PretrainSpec, how: str) -> None:
+    """The next attempt of a job that was admitted with its resolved ``spec``."""
     number = loaded.attempts + 1
     try:
         run_id, artifact_uri = _prepare_run(control, loaded, spec, number)
@@ -106,7 +107,7 @@ def _start(control: Control, loaded: Job, admission: Admission, shape: ClusterSh
         identity = names.submission_id(job.id, number)
         workers = int(spec.resources.workers)
         session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", workers=workers))
-        transition(session, job, State.STARTING, None, f"Attempt {number} starts. {admission.message}", ACTOR)
+        transition(session, job, State.STARTING, None, f"Attempt {number} starts. {how}", ACTOR)
         request = attempt_request(job, number, control.mlflow.url)
     with control.needs.ray.asked():
         control.ray.submit(identity, request)
