@@ -39,6 +39,20 @@ class Stack:
         """Run the command line against this stack."""
         return rcmae(self.state_dir, *arguments, timeout=timeout, **variables)
 
+    def bash(self, script: str, folder: Path, timeout: float) -> str:
+        """What a script prints that was written for a stack whose state folder is ``.rcmae``; it must succeed."""
+        (folder / ".rcmae").symlink_to(self.state_dir)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
 
 def rcmae(state_dir: Path, *arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as users do, with a state folder and further environment variables."""

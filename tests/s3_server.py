@@ -224,14 +224,14 @@ class _Handler(BaseHTTPRequestHandler):
             for name, value in self.headers.items():
                 if name.lower() not in {"expect", "connection", "transfer-encoding", "content-length"}:
                     upstream.putheader(name, value)
-            if body or self.command in {"PUT", "POST"}:
+            if body or self.command in {"PUT", "POST", "PATCH"}:
                 upstream.putheader("Content-Length", str(len(body)))
             upstream.endheaders(body)
             self._answer(upstream.getresponse(), fault == "cut")
         finally:
             upstream.close()
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _relay  # noqa: N815 - names that http.server looks for
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = _relay  # noqa: N815 - names that http.server looks for
 
     def _body(self) -> bytes:
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):

@@ -44,8 +44,6 @@ class Submission:
 
     state: RayState
     ended_at: datetime | None
-    metadata: dict[str, str]
-    """What was submitted with it: the job's id and the attempt's number, where it is one of ours."""
     driver: str | None = None
     """Ray's own id of the driver; None until that has connected."""
 
@@ -200,6 +198,5 @@ def _submission(record: dict[str, Any]) -> Submission:
     return Submission(
         state=RayState(record["status"]),
         ended_at=datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
-        metadata=record["metadata"] or {},
         driver=record["job_id"],
     )

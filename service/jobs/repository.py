@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, or_, select
 from sqlalchemy.orm import Session
 
 from service.db import Attempt, Event, Job, now
@@ -192,7 +192,3 @@ def unswept(session: Session, before: datetime, limit: int) -> list[tuple[Job, A
     query = select(Job, Attempt).join(Attempt, Attempt.job_id == Job.id)
     query = query.where(Attempt.ended_at < before, Attempt.swept_at.is_(None), Job.deleted_at.is_(None))
     return [(job, attempt) for job, attempt in session.execute(query.order_by(Attempt.ended_at).limit(limit))]
-
-
-def count(session: Session) -> int:
-    return session.scalar(select(func.count()).select_from(Job)) or 0

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from live import poll
 from local_stack import Stack
 
+from service.adapters.ray_cluster import RayCluster
 from service.embedded import parts, processes
 from service.embedded.parts import HOST
 
@@ -68,7 +68,8 @@ def kill_second_node(stack: Stack) -> None:
 
 def alive(stack: Stack) -> list[str]:
     """Addresses of the nodes that Ray takes for living."""
-    url = f"http://{HOST}:{stack.state.ports.ray_dashboard}/api/v0/nodes?detail=1"
-    answer = httpx.get(url, headers={"Authorization": f"Bearer {stack.folder.ray_token.read_text()}"})
-    nodes = answer.json()["data"]["result"]["result"]
-    return [node["node_ip"] for node in nodes if node["state"] == "ALIVE"]
+    ray = RayCluster(f"http://{HOST}:{stack.state.ports.ray_dashboard}", stack.folder.ray_token, sys.executable)
+    try:
+        return [node.ip for node in ray.shape().nodes]
+    finally:
+        ray.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,18 +35,9 @@ def test_its_specs_are_accepted():
 def test_a_job_with_curl_alone(stack, tmp_path):
     (script,) = [block for block in blocks("bash") if "curl -" in block]
     assert "API=http://127.0.0.1:8000\n" in script
-    (tmp_path / ".rcmae").symlink_to(stack.state_dir)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", script.replace("API=http://127.0.0.1:8000\n", f"API={stack.url}\n")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert '"state":"succeeded"' in done.stdout
-    assert done.stdout.endswith("config.json: OK\npreprocessor_config.json: OK\nmodel.safetensors: OK\n")
+    printed = stack.bash(script.replace("API=http://127.0.0.1:8000\n", f"API={stack.url}\n"), tmp_path, timeout=400)
+    assert '"state":"succeeded"' in printed
+    assert printed.endswith("config.json: OK\npreprocessor_config.json: OK\nmodel.safetensors: OK\n")
     with safe_open(tmp_path / "digits-curl" / "model.safetensors", "pt") as weights:
         assert weights.get_tensor("embeddings.cls_token").shape == (1, 1, 64)
 

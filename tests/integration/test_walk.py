@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,8 @@ def walk(url: str) -> str:
 
 @pytest.mark.timeout(900)  # five attempts, each with processes that start; and the stack, where it is not up yet
 def test_a_walk_through_every_verb(stack, tmp_path):
-    (tmp_path / ".rcmae").symlink_to(stack.state_dir)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", walk(stack.url)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    lines = done.stdout.splitlines()
+    printed = stack.bash(walk(stack.url), tmp_path, timeout=800)
+    lines = printed.splitlines()
     answers: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{")]
 
     assert [a["code"] for a in answers if "code" in a] == [

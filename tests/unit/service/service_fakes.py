@@ -102,7 +102,7 @@ class FakeRay:
 
     def submissions(self) -> dict[str, Submission]:
         self._reach()
-        return {name: Submission(state, None, {}) for name, state in self.jobs.items()} | self.records
+        return {name: Submission(state, None) for name, state in self.jobs.items()} | self.records
 
     def placements(self) -> dict[str, list[str]]:
         self._reach()

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow.tracking import MlflowClient
+from mlflow_files import tracking_store
 from service_fakes import SPEC
 
 from service.adapters.mlflow_store import EXPERIMENT, MlflowStore, MlflowUnreachable
@@ -200,8 +201,8 @@ RECORDS = [
 
 def test_rays_records_are_listed_with_their_ends():
     assert always(200, json=RECORDS).submissions() == {
-        "job-a-a1": Submission(RayState.RUNNING, None, {"job_id": "job-a", "attempt": "1"}, "02000000"),
-        "other": Submission(RayState.FAILED, datetime(2025, 6, 15, 15, 6, 40, 250000, tzinfo=UTC), {}),
+        "job-a-a1": Submission(RayState.RUNNING, None, "02000000"),
+        "other": Submission(RayState.FAILED, datetime(2025, 6, 15, 15, 6, 40, 250000, tzinfo=UTC)),
     }
     assert always(200, json=[]).submissions() == {}
 
@@ -265,11 +266,7 @@ def test_the_end_of_a_log_is_short_and_never_in_the_way():
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real tracking store in a file."""
     folder = tmp_path_factory.mktemp("mlflow")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)  # the store makes its default artifact folder where it is opened
-        uri = f"sqlite:///{folder}/mlflow.db"
-        patch.setenv("MLFLOW_TRACKING_URI", uri)  # its registry looks logged models up there
-        MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(folder / "artifacts"))
+    with tracking_store(folder, folder / "artifacts") as uri:
         yield uri
 
 

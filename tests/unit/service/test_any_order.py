@@ -316,7 +316,7 @@ class AnyOrder(RuleBasedStateMachine):
     def ray_notes_ends(self) -> None:
         """Its records of what has ended are old enough to be swept."""
         ended = {i: state for i, state in self.ray.jobs.items() if state.ended}
-        self.ray.records |= {i: Submission(state, datetime(2020, 1, 1, tzinfo=UTC), {}) for i, state in ended.items()}
+        self.ray.records |= {i: Submission(state, datetime(2020, 1, 1, tzinfo=UTC)) for i, state in ended.items()}
 
     # --- always -------------------------------------------------------------------------------------------------------
 

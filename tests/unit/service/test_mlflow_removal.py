@@ -9,6 +9,7 @@ import pytest
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow_files import tracking_store
 from service_fakes import spec_with
 from service_world import World
 from sqlalchemy import select
@@ -30,12 +31,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def uri(place: Path) -> Iterator[str]:
     """A real tracking store in a file; its runs' artifacts lie below the artifact root."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)  # the store makes its default artifact folder where it is opened
-        uri = f"sqlite:///{place}/mlflow.db"
-        patch.setenv("MLFLOW_TRACKING_URI", uri)  # its registry looks logged models up there
-        (place / "artifacts").mkdir()
-        MlflowClient(uri).create_experiment(EXPERIMENT, artifact_location=str(place / "artifacts" / "1"))
+    (place / "artifacts").mkdir()
+    with tracking_store(place, place / "artifacts" / "1") as uri:
         yield uri
 
 

@@ -71,7 +71,7 @@ def away(world: World, part: str, root: Path) -> Callable[[], object]:
 
 def record(world: World, identity: str, age: timedelta | None, state: str = "FAILED") -> None:
     world.ray.jobs.pop(identity, None)
-    world.ray.records[identity] = Submission(RayState(state), ago(age) if age is not None else None, {})
+    world.ray.records[identity] = Submission(RayState(state), ago(age) if age is not None else None)
 
 
 def test_rays_records_of_our_ended_attempts_go_after_a_day(world, swept):

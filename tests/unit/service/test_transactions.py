@@ -149,7 +149,7 @@ def sweep_everything(world: Any, job_id: str) -> None:
     with world.database.session() as session:
         repository.get(session, job_id).ended_at = long_ago
         session.get(Attempt, (job_id, 1)).ended_at = long_ago
-    world.ray.records[f"{job_id}-a1"] = Submission(RayState.FAILED, long_ago, {})
+    world.ray.records[f"{job_id}-a1"] = Submission(RayState.FAILED, long_ago)
     world.mlflow.runs[f"run-{job_id}"].status = "RUNNING"
     world.reconciler._sweeper._next = 0.0
     world.rounds()
