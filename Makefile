@@ -3,15 +3,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
+# In two processes, with one thread in each: threads that wait for each other's cores take longer than one.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
-.PHONY: help install postgres demo test test-slow lint bench
+.PHONY: help install postgres demo test test-slow test-deploy lint bench
 
 help:
 	@echo "make demo       install, then one real job from a spec to a pulled backbone"
 	@echo "make test       the tests"
 	@echo "make test-slow  the long ones: faults in running jobs"
+	@echo "make test-deploy  docker-compose.yml with a real engine, from nothing to a job; then every service killed once"
 	@echo "make lint       style, types, import rules"
-	@echo "make bench      measurements"
+	@echo "make bench      measurements; the last compares with nginx, which must be on the PATH"
 
 # Pins decide what is installed: the environment is made anew where they changed.
 $(STAMP): pyproject.toml constraints.txt
@@ -34,10 +37,14 @@ demo: $(STAMP)
 	$(BIN)/rcmae demo
 
 test: $(STAMP) postgres
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not deploy"
 
 test-slow: $(STAMP) postgres
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+# Needs Docker and docker-compose; writes tests/deploy/results.md.
+test-deploy: $(STAMP)
+	$(BIN)/python -m pytest -m deploy -x -s tests/deploy
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -45,7 +52,10 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
+bench: $(STAMP) postgres
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/data.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+	$(BIN)/python tests/benchmarks/api.py
+	$(BIN)/python tests/benchmarks/stream.py
+	$(BIN)/python tests/benchmarks/pull.py

@@ -7,27 +7,36 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import structlog
-import swagger_ui_bundle
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from service import errors
+from service import errors, openapi
+from service.access.audit import AuditLog
+from service.access.routes import router as access
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.auth import ensure_admin
+from service.backbones.hub import router as hub
 from service.backbones.routes import router as backbones
+from service.cluster.routes import router as cluster
 from service.db import Database
 from service.deps import Parts
 from service.jobs.control import Control
 from service.jobs.reconciler import Reconciler
+from service.jobs.routes import metrics_router
 from service.jobs.routes import router as jobs
+from service.jobs.schemas import View
+from service.jobs.stream import Streams
 from service.lease import Lease
+from service.observability import requests
 from service.readiness import Readiness
 from service.settings import Settings
 
@@ -40,6 +49,7 @@ def configure_logs() -> None:
     """One JSON object a line. structlog's own default prints every local variable beside a traceback: tokens too."""
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -52,7 +62,8 @@ def assemble(settings: Settings, refused: Callable[[str], None]) -> Parts:
     """All parts of a service, nothing of it started; ``refused`` is told why its reconciler may not act."""
     database = Database(settings.database_url)
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
-    mlflow, artifacts = MlflowStore(settings.mlflow_url), Artifacts(settings.artifact_root, settings.s3_profile)
+    mlflow = MlflowStore(settings.mlflow_url)
+    artifacts = Artifacts(settings.artifact_root, settings.s3_profile, settings.presigned_endpoint)
     lease = Lease(database, settings.lease_s, standby=not database.is_sqlite, refused=refused)
     reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
     return Parts(settings, database, ray, mlflow, artifacts, reconciler)
@@ -72,7 +83,7 @@ def _end_process(_: str) -> None:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service with all its parts; they start with the application and end with it."""
     configure_logs()
-    parts = assemble(settings or Settings(), refused=_end_process)
+    parts, streams = assemble(settings or Settings(), refused=_end_process), Streams()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form
@@ -82,39 +93,60 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         if parts.settings.reconcile:
             parts.reconciler.start()
         log.info("service_started", version=version("rcmae"))
-        yield
+        with streams.closed_by_signals():
+            yield
         if parts.settings.reconcile:
             parts.reconciler.stop()
         close(parts)
         log.info("service_ended")
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.parts = parts
-    errors.install(app)
+    app.state.parts, app.state.streams = parts, streams
+    app.add_middleware(AuditLog)  # the one that is added last is around the others
+    errors.install(app, parts.settings.body_limit_bytes)
+    requests.install(app, parts)
+    openapi.install(app)
     app.include_router(jobs)
+    app.include_router(metrics_router)
     app.include_router(backbones)
+    app.include_router(hub)
+    app.include_router(cluster)
+    app.include_router(access)
     _health(app, Readiness(parts))
     _docs(app)
     return app
 
 
+class HealthView(View):
+    status: Literal["ok"] = "ok"
+
+
+class ReadyView(View):
+    status: Literal["ready", "not ready"]
+    reasons: list[str]
+    """What is missing, for people."""
+
+
 def _health(app: FastAPI, readiness: Readiness) -> None:
     @app.get("/healthz", tags=["health"])
-    def healthz() -> dict[str, str]:
+    def healthz() -> HealthView:
         """The process answers."""
-        return {"status": "ok"}
+        return HealthView()
 
-    @app.get("/readyz", tags=["health"])
-    def readyz() -> JSONResponse:
+    @app.get("/readyz", tags=["health"], responses={503: {"model": ReadyView, "description": "Something is missing."}})
+    def readyz(response: Response) -> ReadyView:
         """Whether all that jobs need is there and the loop gets on; 503 with reasons if not."""
         reasons = readiness.reasons()
-        body = {"status": "not ready" if reasons else "ready", "reasons": reasons}
-        return JSONResponse(body, 503 if reasons else 200)
+        response.status_code = 503 if reasons else 200
+        return ReadyView(status="not ready" if reasons else "ready", reasons=reasons)
 
 
 def _docs(app: FastAPI) -> None:
     """Swagger's page out of an installed package: FastAPI's own loads it from elsewhere."""
-    assets = Path(swagger_ui_bundle.swagger_ui_path)
+    package = find_spec("flask_swagger_ui")  # for its files: nothing of Flask is imported
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("Swagger UI is missing: install flask-swagger-ui")
+    assets = Path(package.submodule_search_locations[0]) / "dist"
     app.mount(DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
@@ -125,4 +157,5 @@ def _docs(app: FastAPI) -> None:
             swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{DOCS_ASSETS}/favicon-32x32.png",
+            swagger_ui_parameters={"validatorUrl": None},
         )

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 import typer
 from rich.text import Text
 
-from service.client import commands, render
-from service.client.commands import INTERRUPTED, Json, err, out, print_json
+from service import deployment
+from service.client import backbones, commands, operators, render, results, tables
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
+from service.client.shell import INTERRUPTED, Json, err, out, print_json
 from trainer.spec.base import SpecError
 
 if TYPE_CHECKING:
@@ -31,8 +32,13 @@ app = typer.Typer(
     help="Pretrain vision backbones with RC-MAE: a service on this machine, or the client of one elsewhere.",
 )
 app.command()(commands.submit)
+for about_a_job in (results.logs, results.metrics, results.checkpoints):
+    commands.jobs.command()(about_a_job)
 app.add_typer(commands.jobs, name="jobs")
-app.add_typer(commands.backbones, name="backbones")
+app.add_typer(backbones.backbones, name="backbones")
+app.add_typer(operators.tokens, name="tokens")
+app.command()(operators.audit)
+app.command()(operators.cluster)
 
 SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "psycopg", "ray", "sqlalchemy", "torch", "uvicorn")
 CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy")
@@ -182,7 +188,7 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
             )
             for part in found.parts
         )
-        out.print(render.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
+        out.print(tables.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
@@ -221,8 +227,34 @@ def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
     raise typer.Exit(int(bool(result.failures)))
 
 
+@app.command("init-deploy")
+def init_deploy(
+    folder: Annotated[Path, typer.Option("--dir", help="The folder with docker-compose.yml.")] = Path(),
+) -> None:
+    """Write the secrets of a deployment with Docker Compose, `.env` and `.secrets/`; what is there stays."""
+    done = deployment.prepare(folder)
+    for name in (*done.added, *(f"{deployment.SECRETS_FOLDER}/{file}" for file in done.written)):
+        err.print(f"wrote {name}", highlight=False)
+    if not done.added and not done.written:
+        err.print("all was there already, and stays as it is")
+    out.print(f"secrets:  {done.env}", highlight=False, soft_wrap=True)
+    out.print(f"admin's token:  {done.admin_token}", highlight=False, soft_wrap=True)
+    out.print("next:  docker compose up --detach --build", highlight=False)
+    out.print(f"then:  the API is at http://{done.publish} (API docs: /docs)", highlight=False)
+
+
 @app.command()
-def controller() -> None:
+def controller(
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            help="Answer /metrics there, on RCMAE_METRICS_HOST; RCMAE_METRICS_PORT by default, else nowhere.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """The reconciler alone, without the API, with the RCMAE_* variables of a service; until SIGTERM or Ctrl-C.
 
     On one Postgres any number may run: one acts, and the others stand by. Set RCMAE_RECONCILE=false for the API.
@@ -231,11 +263,13 @@ def controller() -> None:
     from pydantic import ValidationError
 
     from service.controller import run
-    from service.db import DatabaseUnreachable, DatabaseUrlError
+    from service.db import DatabaseUnreachable
+    from service.engines import DatabaseUrlError
     from service.settings import Settings
 
     try:
-        run(Settings())
+        settings = Settings()
+        run(settings.model_copy(update={"metrics_port": metrics_port or settings.metrics_port}))
     except ValidationError as error:
         wrong = (f"RCMAE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         raise ClientError("; ".join(wrong)) from error
@@ -251,7 +285,7 @@ def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
     if missing:
         raise ClientError(
             f"`rcmae {name}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
-            "(submit, jobs and backbones work without)"
+            "(what only asks a service works without: submit, jobs, backbones, tokens, audit, cluster)"
         )
 
 

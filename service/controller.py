@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from queue import SimpleQueue
 
 import structlog
+from prometheus_client import start_http_server
 
 from service.app import assemble, close, configure_logs
 from service.client.errors import ClientError
+from service.deps import Parts
+from service.observability.collector import ServiceCollector
+from service.observability.metrics import registry_of
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -30,13 +36,34 @@ def run(settings: Settings) -> None:
     parts.database.migrate()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: ended.put(signal.Signals(number).name))
-    parts.reconciler.start()
-    log.info("controller_started", version=version("rcmae"), database=parts.database.shown)
-    why = ended.get()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-    log.info("controller_stops", reason=str(why))
-    parts.reconciler.stop()
+    with _metrics(parts):
+        parts.reconciler.start()
+        log.info("controller_started", version=version("rcmae"), database=parts.database.shown)
+        why = ended.get()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
+        log.info("controller_stops", reason=str(why))
+        parts.reconciler.stop()
     close(parts)
     if isinstance(why, ControllerRefused):
         raise why
+
+
+@contextmanager
+def _metrics(parts: Parts) -> Iterator[None]:
+    """Answer `/metrics` where the settings say so; raises `ControllerRefused` where that cannot be had."""
+    host, port = parts.settings.metrics_host, parts.settings.metrics_port
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, host, registry_of(ServiceCollector(parts, acts=True)))
+    except OSError as error:
+        text = f"metrics cannot be answered at {host}:{port}: {error}. Change RCMAE_METRICS_PORT or RCMAE_METRICS_HOST"
+        raise ControllerRefused(text) from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

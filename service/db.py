@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from alembic import command
 from alembic.config import Config
@@ -14,7 +15,6 @@ from sqlalchemy import (
     JSON,
     Connection,
     DateTime,
-    Engine,
     ForeignKey,
     Index,
     MetaData,
@@ -22,38 +22,16 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    create_engine,
+    delete,
     event,
     exc,
-    make_url,
+    insert,
+    text,
 )
-from sqlalchemy.engine import URL, Dialect
+from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-BUSY_SECONDS: Final = 20
-"""How long a writer waits for another in SQLite."""
-POSTGRES: Final[dict[str, int | str]] = {
-    "application_name": "rcmae",
-    "connect_timeout": 5,
-    "keepalives_idle": 10,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 20_000,
-}
-"""libpq's parameters where the URL has no others, times in seconds but the last: a host that has gone is noticed."""
-POSTGRES_SETTINGS: Final = {
-    "statement_timeout": "30s",
-    "lock_timeout": "20s",
-    "idle_in_transaction_session_timeout": "10s",
-    "tcp_keepalives_idle": "10s",
-    "tcp_keepalives_interval": "5s",
-    "tcp_keepalives_count": "3",
-}
-"""The server's, for our sessions: nothing waits for ever. A writer that was stopped or lost ends before those that wait
-for it give up."""
-MIGRATION_LIMIT: Final = "10min"
-WRITERS: Final = 0x72636D6165
-"""The number of the lock in Postgres that every writer holds."""
+from service.engines import parse_database_url, postgres, shown, sqlite
 
 
 class DatabaseUnreachable(Exception):
@@ -61,10 +39,6 @@ class DatabaseUnreachable(Exception):
 
     The transaction changed nothing, unless the connection broke in the very moment of its commit.
     """
-
-
-class DatabaseUrlError(ValueError):
-    """`RCMAE_DATABASE_URL` cannot be used; the text says why, without the URL's password."""
 
 
 def now() -> datetime:
@@ -100,15 +74,22 @@ class Base(DeclarativeBase):
     }
 
 
+COUNTED = text("dataset_images IS NOT NULL")
+
+
 class Job(Base):
     """A job, whatever its kind."""
 
     __tablename__ = "job"
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key"),
+        # Lists: newest first, of all jobs, one state's or one owner's.
         Index(None, "created_at", "id"),
-        Index(None, "state"),
-        Index(None, "dataset_uri"),
+        Index(None, "state", "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "kind", "deleted_at", "waiting_since"),
+        # What is known of a dataset's size: asked for at every submission.
+        Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -130,8 +111,12 @@ class Job(Base):
     """Readable images, once an attempt has counted them."""
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    """The newest value of each metric: what was seen of the run last."""
     run_id: Mapped[str | None] = mapped_column(String(64))
     artifact_uri: Mapped[str | None] = mapped_column(Text)
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    """Of the request that submitted it: finds it in the logs of the API, the controller, the driver and every rank."""
     attempts: Mapped[int] = mapped_column(default=0)
     since_attempt: Mapped[int] = mapped_column(default=1)
     """Checkpoints of this attempt and later ones count."""
@@ -157,6 +142,35 @@ class Job(Base):
         return self.resolved_spec or self.spec
 
 
+class Label(Base):
+    """One label of a job, beside `Job.labels`: to find jobs by it, newest first, without looking at all others."""
+
+    __tablename__ = "label"
+    __table_args__ = (Index(None, "name", "value", "created_at", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(63))
+    created_at: Mapped[datetime]
+    """The job's."""
+
+
+def write_labels(connection: Connection, job: Job) -> None:
+    """Let a job be found by the labels that it has, and by no others."""
+    connection.execute(delete(Label).where(Label.job_id == job.id))
+    rows = [
+        {"job_id": job.id, "name": name, "value": value, "created_at": job.created_at}
+        for name, value in job.labels.items()
+    ]
+    if rows:
+        connection.execute(insert(Label), rows)
+
+
+@event.listens_for(Job, "after_insert")
+def _labelled(_: object, connection: Connection, job: Job) -> None:
+    write_labels(connection, job)
+
+
 class Attempt(Base):
     """One try at a job: one Ray job."""
 
@@ -173,8 +187,9 @@ class Attempt(Base):
     generation: Mapped[int] = mapped_column(default=0)
     """Commands sent to it."""
     command: Mapped[str | None] = mapped_column(String(16))
-    """The last one's action."""
+    """The last one's action; None where MLflow, by which it is told, did not take it."""
     commanded_at: Mapped[datetime | None]
+    """When it was told, or was first to be told."""
     stop_asked_at: Mapped[datetime | None]
     """When Ray was asked to stop it."""
     heartbeat: Mapped[float | None]
@@ -182,6 +197,8 @@ class Attempt(Base):
     heartbeat_at: Mapped[datetime | None]
     """When it was first seen, by ours."""
     workers: Mapped[int | None]
+    gpus: Mapped[int | None]
+    """Of all workers together."""
     checkpoint: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
@@ -204,15 +221,62 @@ class Event(Base):
     actor: Mapped[str] = mapped_column(String(100))
 
 
+class DeletedVersion(Base):
+    """A registered version that somebody deleted: gone for people, while the controller removes what it left."""
+
+    __tablename__ = "deleted_version"
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(String(32))
+    """The job that registered it."""
+    source: Mapped[str] = mapped_column(Text)
+    """Of the version in MLflow."""
+    folder: Mapped[str] = mapped_column(Text)
+    """Where its files lie."""
+    deleted_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class Token(Base):
     """A bearer token, known by its sha256 alone."""
 
     __tablename__ = "token"
 
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True, default=lambda: f"tok-{secrets.token_hex(7)}")
+    """What people call it; says nothing of the token."""
+    name: Mapped[str] = mapped_column(String(100), default="")
+    """What it is for."""
     owner: Mapped[str] = mapped_column(String(100))
     role: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    revoked_at: Mapped[datetime | None]
+
+
+class Audit(Base):
+    """What somebody did, or was refused. The database refuses to change or delete a line."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "actor", "id"), Index(None, "target", "id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    time: Mapped[datetime] = mapped_column(default=now)
+    actor: Mapped[str] = mapped_column(String(100))
+    """The token's owner."""
+    token_id: Mapped[str | None] = mapped_column(String(32))
+    action: Mapped[str] = mapped_column(String(64))
+    """Such as `job.submit` or `token.revoke`."""
+    target: Mapped[str] = mapped_column(String(200))
+    """The id or name of what it was done to."""
+    status: Mapped[int]
+    """The answer's."""
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    """Where the request came from."""
+    detail: Mapped[dict[str, Any] | None]
 
 
 class Lease(Base):
@@ -239,7 +303,7 @@ class Database:
         parsed = parse_database_url(url)
         self.shown = shown(parsed)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
-        self.engine = _sqlite(parsed) if self.is_sqlite else _postgres(parsed)
+        self.engine = sqlite(parsed) if self.is_sqlite else postgres(parsed)
         reading: dict[str, Any] = {"read_only": True}
         if not self.is_sqlite:  # there too a reader sees one state of the database, and cannot change it
             reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
@@ -305,71 +369,3 @@ def migration_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
-
-
-def parse_database_url(url: str) -> URL:
-    """The parts of a database's URL; raises `DatabaseUrlError`."""
-    forms = "write sqlite:////folder/rcmae.db or postgresql+psycopg://user:password@host:5432/name"
-    try:
-        parsed = make_url(url)
-    except (exc.ArgumentError, ValueError) as error:  # its text may hold the password
-        raise DatabaseUrlError(f"RCMAE_DATABASE_URL is not a database's URL: {forms}") from error
-    if parsed.drivername in {"postgres", "postgresql"}:
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    if parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
-        raise DatabaseUrlError(f"RCMAE_DATABASE_URL begins with {parsed.drivername}://, which is not served: {forms}")
-    if not parsed.database or parsed.database == ":memory:":
-        raise DatabaseUrlError(f"RCMAE_DATABASE_URL names no database: {forms}")
-    return parsed
-
-
-def shown(url: URL) -> str:
-    """A database's URL as people may see it."""
-    return url.set(query={}).render_as_string(hide_password=True)
-
-
-def _postgres(url: URL) -> Engine:
-    settings = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SETTINGS.items())
-    own = url.query.get("options", ())  # after ours: of two values of a setting the last counts
-    options = " ".join([settings, *((own,) if isinstance(own, str) else own)])
-    arguments = {name: value for name, value in POSTGRES.items() if name not in url.query}
-    engine = create_engine(
-        url.difference_update_query(["options"]),
-        connect_args=arguments | {"options": options},
-        pool_pre_ping=True,
-        pool_size=10,
-        max_overflow=10,
-        pool_timeout=10,
-        pool_recycle=1800,
-    )
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if options.get("migration"):
-            for setting in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
-                connection.exec_driver_sql(f"SET LOCAL {setting} = '{MIGRATION_LIMIT}'")
-        if not options.get("read_only"):
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({WRITERS})")
-
-    return engine
-
-
-def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-
-    @event.listens_for(engine, "connect")
-    def settings(connection: Any, record: object) -> None:  # noqa: ARG001
-        connection.isolation_level = None  # sqlite3 would begin late and only before writes: see "begin" below
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Any) -> None:
-        # Immediate: a transaction that reads first and writes later would else fail at once when another writes.
-        reads = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine

@@ -39,8 +39,13 @@ def caller(
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
 ) -> Caller:
     header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
-    return caller_of(parts(request).database, header)
+    return caller_of(parts(request).database, header, request.state.trail)
 
 
-PartsDep = Annotated[Parts, Depends(parts)]
+async def _given(request: Request) -> Parts:
+    """Not a plain function: that would be called on a thread."""
+    return parts(request)
+
+
+PartsDep = Annotated[Parts, Depends(_given)]
 CallerDep = Annotated[Caller, Depends(caller)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from trainer.spec.dataset import check_root
 
 
 class Settings(BaseSettings):
@@ -18,7 +21,7 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,  # which would hold the database's password
     )
 
-    database_url: str
+    database_url: str = Field(repr=False)
     """The control plane's own database: ``sqlite:////folder/rcmae.db`` for one process, or
     ``postgresql+psycopg://user:password@host:5432/name``."""
     artifact_root: str
@@ -26,6 +29,12 @@ class Settings(BaseSettings):
     s3_profile: str | None = None
     """Profile of AWS's configuration files whose endpoint and credentials are used for S3, here and by the attempts;
     without it they are the environment's."""
+    presigned_downloads: bool = False
+    """Answer requests for a backbone's file with a redirect to a signed link into S3; files on a disk are streamed."""
+    presigned_s: int = Field(3600, ge=60, le=604_800)
+    """Seconds for which such a link is valid."""
+    presigned_endpoint: str | None = None
+    """S3's address in such links, where clients reach it by another one than this process."""
     mlflow_url: str = "http://127.0.0.1:5000"
     """MLflow's REST address, as the service and the trainers reach it."""
     ray_url: str = "http://127.0.0.1:8265"
@@ -59,5 +68,21 @@ class Settings(BaseSettings):
     """Seconds without a finished round after which the service says it is not ready."""
     reconcile: bool = True
     """Run the reconciler inside this process."""
+    body_limit_bytes: int = Field(1_048_576, ge=1024)
+    """Longest body of a request; longer ones are refused."""
+    dataset_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
+    """Where datasets may lie, with commas between: ``/data,s3://datasets,builtin://``; anywhere by default."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Where `rcmae controller` answers ``/metrics``; nowhere by default. The API does at its own port."""
+    metrics_host: str = "127.0.0.1"
+    """The address for that."""
     lease_s: float = Field(10.0, gt=0)
     """Seconds after which a controller that shows no sign of life is replaced by another."""
+
+    @field_validator("dataset_roots", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return parts
+        return tuple(check_root(part) for part in parts if part) or None

@@ -1,23 +1,44 @@
-"""One real embedded stack, S3 server and Postgres server for every test that asks for them."""
+"""One real embedded stack for all tests that ask for it, and an S3 and a Postgres server in each of their processes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
-from local_stack import Stack, running_stack
+from local_stack import S3_SECRET, Stack, running_stack
 from postgres_server import PostgresServer, postgres_server
 from s3_server import FaultProxy, S3Server, s3_server
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from trainer.storage import S3
 
 UseS3 = Callable[[dict[str, str]], None]
 
 
+hypothesis.settings.register_profile("tests", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("tests")
+
+
+class InTwoProcesses(LoadFileScheduling):
+    """Tests of one file stay in one process, and so do those of a folder that share one stack."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return next((folder for folder in ("tests/integration", "tests/faults") if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTwoProcesses:
+    """For ``--numprocesses``; without it all tests run in this process."""
+    return InTwoProcesses(config, log)
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Started once for the whole run. A test that ends a part leaves when all parts work again."""
-    with running_stack(tmp_path_factory.mktemp("stack") / "state") as found:
+    credentials = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": S3_SECRET}
+    with running_stack(tmp_path_factory.mktemp("stack") / "state", **credentials) as found:
         yield found
 
 

@@ -43,7 +43,9 @@ def make_spec(**parts: Any) -> dict[str, Any]:
     return changed
 
 
-def poll(look: Callable[[], Seen], until: Callable[[Seen], object], timeout_s: float = 60.0) -> Seen:
+def poll(
+    look: Callable[[], Seen], until: Callable[[Seen], object], timeout_s: float = 60.0, every_s: float = 0.2
+) -> Seen:
     """Look until what is seen is as wanted; gives it."""
     end = time.monotonic() + timeout_s
     while True:
@@ -51,7 +53,7 @@ def poll(look: Callable[[], Seen], until: Callable[[Seen], object], timeout_s: f
         if until(seen):
             return seen
         assert time.monotonic() < end, f"not within {timeout_s:g} s; last seen: {seen}"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def wait(stack: Stack, job_id: str, until: Callable[[JobView], object], timeout_s: float = 180.0) -> JobView:

@@ -15,6 +15,8 @@ from service.embedded import processes
 from service.embedded.parts import Folder, StackState
 
 NOT_INHERITED = ("RCMAE_URL", "RCMAE_TOKEN", "RCMAE_STATE_DIR")
+S3_SECRET = "a-secret-of-the-storage-that-is-shown-nowhere"
+"""In the environment of the shared stack, which has no use for it."""
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ count.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel
@@ -20,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainer.errors import StorageError
+from trainer.spec.base import read_document
+from trainer.spec.checkpoint import FileRecord, Manifest, best
 from trainer.spec.names import CHECKPOINTS, MANIFEST, checkpoint_folder
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
@@ -46,21 +49,6 @@ class State(BaseModel):
     """Images a worker took at once: as many workers take as many again, so that a resumed run adds up alike."""
     metrics: dict[str, float]
     """The last evaluation's."""
-
-
-class FileRecord(BaseModel):
-    size: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What makes a checkpoint count: written last."""
-
-    attempt: int
-    step: int
-    metrics: dict[str, float]
-    """Of an evaluation at this very step."""
-    files: dict[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -171,13 +159,7 @@ def load(
 ) -> State:
     """Fill student, teacher and optimiser in place; raises `StorageError` for a file that is not what was written."""
     with store.local_copy(checkpoint.folder) as directory:
-        for name, record in checkpoint.manifest.files.items():
-            file = directory / name
-            if not file.is_file() or file.stat().st_size != record.size or sha256_of(file) != record.sha256:
-                raise StorageError(
-                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says; "
-                    "delete that checkpoint's folder to go on from the one before it"
-                )
+        _check(directory, checkpoint, store, checkpoint.manifest.files)
         student.load_state_dict(load_file(directory / STUDENT))
         if teacher is not None:
             teacher.load_state_dict(load_file(directory / TEACHER))
@@ -185,12 +167,61 @@ def load(
         return State.model_validate_json((directory / STATE).read_text())
 
 
+def _check(directory: Path, checkpoint: Committed, store: Store, names: Iterable[str]) -> None:
+    """Raise `StorageError` where one of the files in a local ``directory`` is not what the manifest says."""
+    for name in names:
+        file, record = directory / name, checkpoint.manifest.files.get(name)
+        fine = record is not None and file.is_file() and file.stat().st_size == record.size
+        if not fine or record is None or sha256_of(file) != record.sha256:
+            raise StorageError(
+                f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says; "
+                "delete that checkpoint's folder to go on from the one before it"
+            )
+
+
+def find(store: Store, folder: str) -> Committed | None:
+    """The committed checkpoint in a folder of the run; None where there is none, or none any more."""
+    if not store.exists(f"{folder}/{MANIFEST}"):
+        return None
+    return Committed(folder, Manifest.model_validate_json(store.read(f"{folder}/{MANIFEST}")))
+
+
+def spec_of(store: Store, checkpoint: Committed) -> PretrainSpec:
+    """What a checkpoint was trained as."""
+    return PretrainSpec.parse(read_document(store.read(f"{checkpoint.folder}/{SPEC}").decode()))
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a checkpoint, with what it was trained as."""
+
+    spec: PretrainSpec
+    state: State
+    weights: dict[str, Tensor]
+
+
+def load_network(store: Store, checkpoint: Committed, network: Literal["teacher", "student"]) -> Network:
+    """The teacher or the student of a checkpoint, alone; raises `StorageError` for a file that is not what was written,
+    and `KeyError` for a network that the checkpoint does not have.
+    """
+    weights = {"teacher": TEACHER, "student": STUDENT}[network]
+    if weights not in checkpoint.manifest.files:
+        raise KeyError(network)
+    wanted = (SPEC, STATE, weights)
+    with store.local_copy(checkpoint.folder, wanted) as directory:
+        _check(directory, checkpoint, store, wanted)
+        return Network(
+            spec=PretrainSpec.parse(read_document((directory / SPEC).read_text())),
+            state=State.model_validate_json((directory / STATE).read_text()),
+            weights=load_file(directory / weights),
+        )
+
+
 def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> list[str]:
     """Delete all but the ``keep`` newest checkpoints and the one with the lowest ``best_metric``; gives the deleted."""
     every = committed(store, since_attempt)
-    rated = [c for c in every if best_metric in c.manifest.metrics]
-    best = min(rated, key=lambda c: c.manifest.metrics[best_metric], default=None)
-    gone = [c for c in every[:-keep] if c is not best]
+    kept = best((checkpoint.manifest for checkpoint in every), best_metric)
+    gone = [checkpoint for checkpoint in every[:-keep] if checkpoint.manifest is not kept]
     for checkpoint in gone:
         remove(store, checkpoint.folder)
     return [checkpoint.folder for checkpoint in gone]

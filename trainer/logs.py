@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import threading
+from dataclasses import dataclass
 from typing import Literal, cast
 
 from trainer.errors import StorageError
-from trainer.spec.job import LogLine
+from trainer.spec.job import AttemptRequest, LogLine
 from trainer.spec.names import log_folder
 from trainer.storage import Store, patience
 
@@ -47,14 +49,7 @@ class LogWriter(logging.Handler):
         except Exception:  # noqa: BLE001 - logging's own rule: a bad log call never ends the program
             self.handleError(record)
             return
-        level = record.levelname.lower()
-        line = LogLine(
-            time=record.created,
-            level=cast(Level, level if level in {"debug", "info", "warning"} else "error"),
-            source=self._source,
-            message=text.encode(errors="backslashreplace").decode(),  # file names may be no Unicode
-        )
-        self._buffer += line.model_dump_json().encode() + b"\n"
+        self._buffer += _line(record, self._source, text).model_dump_json().encode() + b"\n"
 
     def flush(self) -> None:
         """Store what has been logged so far, or else keep it for the next time: no need to try for long."""
@@ -95,20 +90,65 @@ class LogWriter(logging.Handler):
             self.flush()
 
 
-def start_logging(store: Store, attempt: int, source: str) -> LogWriter:
-    """Send this process's log records, warnings too, to the attempt's logs and to standard error."""
-    writer = LogWriter(store, attempt, source)
+class _Labelled(logging.Formatter):
+    """A `LogLine` as JSON with the ids of what it is about, for where lines of many jobs come together."""
+
+    def __init__(self, source: str, ids: dict[str, str | int]) -> None:
+        super().__init__("%(message)s")
+        self._source, self._ids = source, ids
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = _line(record, self._source, super().format(record))
+        return json.dumps(line.model_dump() | self._ids)
+
+
+def _line(record: logging.LogRecord, source: str, text: str) -> LogLine:
+    level = record.levelname.lower()
+    return LogLine(
+        time=record.created,
+        level=cast(Level, level if level in {"debug", "info", "warning"} else "error"),
+        source=source,
+        message=text.encode(errors="backslashreplace").decode(),  # file names may be no Unicode
+    )
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where a process's log records go, and where they went before."""
+
+    writer: LogWriter
+    before: list[logging.Handler]
+
+
+def start_logging(store: Store, request: AttemptRequest, source: str) -> Logging:
+    """Send this process's log records, warnings too, to the attempt's logs and to standard error.
+
+    On standard error, which Ray keeps with that of other jobs, each line has the ids of the job, the attempt and the
+    request. In the attempt's logs, whose place says the first two, the first line has them: in each it would be half as
+    much again to store and to send.
+    """
+    writer = LogWriter(store, request.attempt, source)
     writer.setFormatter(logging.Formatter("%(message)s"))
+    ids: dict[str, str | int] = {"job_id": request.job_id, "attempt": request.attempt}
+    if request.request_id:
+        ids["request_id"] = request.request_id
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(_Labelled(source, ids))
     root = logging.getLogger()
-    root.addHandler(writer)
+    # In place of Ray Train's own, which would write every line a second and a third time.
+    before, root.handlers = root.handlers, [writer, stream]
     root.setLevel(logging.INFO)
     # Ray Train notes every report with the whole of its arguments: what matters of it is in our own lines.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("matplotlib", "onnx_ir", "onnxscript"):  # they tell of their caches and of every rewritten node
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    return writer
+    asked = f", asked for by request {request.request_id}" if request.request_id else ""
+    logger.info("Attempt %d of %s begins%s", request.attempt, request.job_id, asked)
+    return Logging(writer, before)
 
 
-def stop_logging(writer: LogWriter) -> None:
+def stop_logging(started: Logging) -> None:
     """Store the last lines; a process that is used again starts clean."""
-    logging.getLogger().removeHandler(writer)
-    writer.close()
+    logging.getLogger().handlers = started.before
+    started.writer.close()

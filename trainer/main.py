@@ -20,16 +20,18 @@ def main() -> int:
     """Exit status 0 unless the attempt failed; the outcome file says why."""
     request = AttemptRequest.model_validate_json(os.environ[ATTEMPT_VARIABLE])
     store = Store(request.artifact_uri)
-    log = start_logging(store, request.attempt, "driver")
+    log = start_logging(store, request, "driver")
     signal.signal(signal.SIGTERM, _leave)
     try:
-        logger.info("Attempt %d of %s begins", request.attempt, request.job_id)
         failed = _train(request, store)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between an attempt and its last word
-        outcome = _settle(request, store, failed)
+        outcome, unstored = _settle(request, store, failed)
         logger.info("Attempt %d ends: %s %s", request.attempt, outcome.state, outcome.message)
     finally:
         stop_logging(log)
+    if unstored:
+        # The service shows the end of Ray's own log for an attempt that left no outcome: nothing is printed after this.
+        print(f"The outcome could not be stored: {unstored}\n{outcome.reason}: {outcome.message}", file=sys.stderr)  # noqa: T201
     return int(outcome.state == "failed")
 
 
@@ -49,15 +51,12 @@ def _train(request: AttemptRequest, store: Store) -> Outcome | None:
         return Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
 
 
-def _settle(request: AttemptRequest, store: Store, failed: Outcome | None) -> Outcome:
-    """Store the last word, or else say it where the service looks next."""
+def _settle(request: AttemptRequest, store: Store, failed: Outcome | None) -> tuple[Outcome, StorageError | None]:
+    """Store the last word; gives it, and why it could not be stored."""
     try:
-        return settle_outcome(store, request.attempt, failed)
+        return settle_outcome(store, request.attempt, failed), None
     except StorageError as error:
-        failed = failed or Outcome(state="failed", reason=error.reason, message=str(error))
-        # The service shows the end of Ray's own log for an attempt that left no outcome.
-        print(f"The outcome could not be stored: {error}\n{failed.reason}: {failed.message}", file=sys.stderr)  # noqa: T201
-        return failed
+        return failed or Outcome(state="failed", reason=error.reason, message=str(error)), error
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's form

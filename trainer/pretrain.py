@@ -56,6 +56,8 @@ class Run:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Cache = field(default_factory=Cache)
     """This node's copies of datasets and their indexes."""
+    dataset_roots: tuple[str, ...] | None = None
+    """Where datasets may lie; None is anywhere."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
     bf16 = uses_bf16(spec, device)
 
     # --- data ---------------------------------------------------------------------------------------------------
-    data = open_training_data(spec, Place(run.cache, threads, agree, rank))
+    data = open_training_data(spec, Place(run.cache, threads, agree, rank, run.dataset_roots))
     schedule = Schedule.of(spec, len(data.images))
     loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
 

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import logging
 import signal
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 import ray.train.collective
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -21,11 +25,31 @@ from trainer.logs import logger, start_logging, stop_logging
 from trainer.outcome import write_outcome
 from trainer.ray_evidence import explain, look_further, record_worker
 from trainer.spec.job import AttemptRequest, Outcome, Reason
-from trainer.spec.names import CHECKPOINTS, checkpoint_folder
+from trainer.spec.names import BACKBONE_ONNX, CHECKPOINTS, checkpoint_folder
+from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.publish import PublishSpec
 from trainer.storage import Store, told
 from trainer.temporary import sweep_temporary_folders
 
+if TYPE_CHECKING:
+    from torch import device as Device
+
+    from trainer.control import Action
+    from trainer.tracking import Tracker
+
 _SETTING = "request"
+
+
+class _Trainer(DataParallelTrainer):
+    """Ray Train's, without two actors of which each would be a process to start in every attempt.
+
+    One hands out shards of Ray Data, and there are none. The other frees what workers held when their controller dies:
+    the driver ends with its controller, and what its Ray job held is freed then.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, left_out)]
 
 
 def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
@@ -39,7 +63,7 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     signal.signal(signal.SIGTERM, on_stop)  # Ray puts its own in its place
     place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
-    trainer = DataParallelTrainer(
+    trainer = _Trainer(
         train_worker,
         train_loop_config={_SETTING: request.model_dump_json()},
         scaling_config=ScalingConfig(
@@ -73,19 +97,17 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of an attempt, in a process of its own."""
-    # Imported here: the driver shares this module and needs none of it.
+    # Imported here, and below: the driver shares this module and needs none of it.
     import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
 
     from trainer.control import Control  # noqa: PLC0415
-    from trainer.pretrain import Run, pretrain  # noqa: PLC0415
-    from trainer.publish import publish  # noqa: PLC0415
 
     request = AttemptRequest.model_validate_json(config[_SETTING])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     store = Store(request.artifact_uri)
-    log = start_logging(store, request.attempt, f"rank-{rank}")
+    log = start_logging(store, request, f"rank-{rank}")
     sweep_temporary_folders()
     tracker = control = None
     try:
@@ -93,7 +115,9 @@ def train_worker(config: dict[str, Any]) -> None:
         if rank == 0:
             from trainer.tracking import Tracker  # noqa: PLC0415 - three seconds that only this rank spends
 
-            tracker = Tracker(request.tracking_uri, request.run_id, request.job_id, request.attempt)
+            tracker = Tracker(
+                request.tracking_uri, request.run_id, request.job_id, request.attempt, request.since_attempt
+            )
             control = Control(tracker, request.attempt)
             control.start()
         device = torch.device("cpu")
@@ -104,22 +128,13 @@ def train_worker(config: dict[str, Any]) -> None:
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo", store=meeting, rank=rank, world_size=world
             )
-        run = Run(
-            store=store,
-            attempt=request.attempt,
-            since_attempt=request.since_attempt,
-            recorder=tracker,
-            wanted=control.wanted if control else lambda: None,
-            device=device,
-        )
-        ending = pretrain(request.spec, run)
-        if tracker and not ending.action:
-            publish(request, ending, tracker)
+        wanted = control.wanted if control else lambda: None
+        action, checkpoint = _WORK[request.spec.kind](request, store, tracker, wanted, device)
         if tracker:
             tracker.close()
-        state = {None: "succeeded", "cancel": "cancelled", "pause": "paused"}[ending.action]
+        state = {None: "succeeded", "cancel": "cancelled", "pause": "paused"}[action]
         if rank == 0:
-            outcome = Outcome.model_validate({"state": state, "checkpoint": ending.checkpoint.folder})
+            outcome = Outcome.model_validate({"state": state, "checkpoint": checkpoint})
             write_outcome(store, request.attempt, outcome)
     except BaseException:
         logger.exception("Worker %d ends with an error", rank)
@@ -130,6 +145,54 @@ def train_worker(config: dict[str, Any]) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
         stop_logging(log)
+
+
+def _pretrain(
+    request: AttemptRequest, store: Store, tracker: Tracker | None, wanted: Callable[[], Action | None], device: Device
+) -> tuple[Action | None, str | None]:
+    """Train, and at the end register what came of it; gives the command obeyed instead, and the last checkpoint."""
+    from trainer.pretrain import Run, pretrain  # noqa: PLC0415
+
+    spec = request.spec
+    if not isinstance(spec, PretrainSpec):
+        raise TypeError(f"a spec of kind {spec.kind}")
+    if tracker and spec.register_as and BACKBONE_ONNX in spec.export.formats:
+        from trainer.export.graph import check_onnx  # noqa: PLC0415
+
+        check_onnx()  # now, and not after weeks
+    run = Run(
+        store=store,
+        attempt=request.attempt,
+        since_attempt=request.since_attempt,
+        recorder=tracker,
+        wanted=wanted,
+        device=device,
+        dataset_roots=request.dataset_roots,
+    )
+    ending = pretrain(spec, run)
+    if tracker and spec.register_as and not ending.action:
+        from trainer.publish import publish  # noqa: PLC0415 - draws pictures: only this rank needs what that takes
+
+        publish(request, spec.register_as, spec.export, ending.checkpoint, store, tracker)
+    return ending.action, ending.checkpoint.folder
+
+
+def _publish(
+    request: AttemptRequest, store: Store, tracker: Tracker | None, wanted: Callable[[], Action | None], device: Device
+) -> tuple[Action | None, str | None]:
+    """Register a checkpoint of another job; there is one worker, which has the tracker. It needs no device of its own
+    and writes nothing into its run.
+    """
+    from trainer.publish import publish_kept  # noqa: PLC0415
+
+    del store, device
+    spec = request.spec
+    if not isinstance(spec, PublishSpec) or tracker is None:
+        raise TypeError(f"a spec of kind {spec.kind}")
+    return publish_kept(request, spec, tracker, wanted), None
+
+
+_WORK = {"pretrain": _pretrain, "publish": _publish}
 
 
 def _meet(rank: int, world: int) -> Any:

@@ -12,7 +12,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -280,13 +280,13 @@ class Store:
                 self.fs.put_file(str(file), self.path(name))
 
     @contextmanager
-    def local_copy(self, folder: str) -> Iterator[Path]:
-        """A local directory with a folder's files: the folder itself where it is local."""
+    def local_copy(self, folder: str, only: Collection[str] | None = None) -> Iterator[Path]:
+        """A local directory with a folder's files, or ``only`` some: the folder itself where it is local."""
         if self.is_local:
             yield Path(self.path(folder))
             return
         with temporary_folder() as directory:
-            for name in self.names(folder):
+            for name in self.names(folder) if only is None else sorted(only):
                 place = posixpath.join(folder, name)
                 with self._told(place):
                     self.fs.get_file(self.path(place), str(directory / name))

@@ -6,7 +6,9 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
@@ -20,11 +22,13 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request_safe
 
 from trainer.errors import StorageError
 from trainer.logs import logger
-from trainer.spec.job import Command
-from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_OBSERVED, heartbeat
+from trainer.spec.job import Command, Newest
+from trainer.spec.names import SAMPLES, TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NEWEST, TAG_OBSERVED, heartbeat
 from trainer.storage import Store
 
 FLUSH_SECONDS = 1.0
@@ -39,7 +43,21 @@ LAST_GENERATION = 2**31 - 1
 """Of the command that a later attempt amounts to: no other comes after it."""
 
 
+Curves = dict[str, list[tuple[int, float]]]
+"""Values by step, of each metric that was logged."""
+HISTORIES = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
+SAMPLE = 2500
+"""Values of a curve that are read: the most that MLflow gives."""
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run tells of itself up to a step."""
+
+    tags: Mapping[str, str]
+    curves: Curves
 
 
 class Tracker:
@@ -48,11 +66,14 @@ class Tracker:
     A batch that MLflow did not take is sent again with the same timestamps, which adds nothing twice.
     """
 
-    def __init__(self, tracking_uri: str, run_id: str, job_id: str, attempt: int) -> None:
+    def __init__(self, tracking_uri: str, run_id: str, job_id: str, attempt: int, since_attempt: int = 1) -> None:
         self._client = MlflowClient(tracking_uri)
-        self._run_id, self._job_id, self._attempt = run_id, job_id, attempt
+        self._run_id, self._job_id, self._attempt, self._since_attempt = run_id, job_id, attempt, since_attempt
         self._pending: list[Metric] = []
         self._tags: dict[str, str] = {}
+        self._values: dict[str, float] = {}
+        self._first: tuple[float, float] | None = None
+        self._rate: float | None = None
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._ended = threading.Event()
@@ -67,6 +88,22 @@ class Tracker:
             raise ValueError(f"not finite at step {step}: {', '.join(broken)}")
         with self._lock:
             self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
+            self._values |= metrics
+            self._measure(metrics.get(SAMPLES))
+            newest = Newest(attempt=self._attempt, step=step, values=self._values, images_per_s=self._rate)
+            text = newest.model_dump_json()
+            if len(text) <= TAG_LENGTH:  # some hundred metrics
+                self._tags[TAG_NEWEST] = text
+
+    def _measure(self, samples: float | None) -> None:
+        """Images a second since the first record, by the clock: what evaluations and checkpoints take counts."""
+        if samples is None:
+            return
+        moment = time.monotonic()
+        if self._first is None:
+            self._first = moment, samples
+        elif moment > self._first[0]:
+            self._rate = (samples - self._first[1]) / (moment - self._first[0])
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run, soon; never waits for MLflow."""
@@ -107,22 +144,50 @@ class Tracker:
         now = time.time()
         self._client.log_batch(self._run_id, metrics=[Metric(heartbeat(self._attempt), now, int(now * 1000), 0)])
 
-    def register(self, name: str, directory: Path, tags: Mapping[str, str]) -> int:
+    def history(self, run_id: str, keys: Iterable[str], last_step: int) -> History:
+        """A run's tags and its curves up to ``last_step``: this run's after all that was logged has been sent.
+
+        Of a step that a resumed attempt logged again the latest value counts. Tries for five minutes; raises
+        `StorageError` where MLflow stays away or refuses.
+        """
+        what = f"a question about the run {run_id}"
+        if run_id == self._run_id:
+            _patiently("the metrics and tags of the run", self.flush)
+        run = _patiently(what, lambda: self._client.get_run(run_id))
+        curves = {key: _patiently(what, partial(self._curve, run_id, key, last_step)) for key in keys}
+        return History(run.data.tags, {key: points for key, points in curves.items() if points})
+
+    def _curve(self, run_id: str, key: str, last_step: int) -> list[tuple[int, float]]:
+        """MLflow's client has no method for it: of many values it picks some, evenly spaced."""
+        wanted = {"run_ids": run_id, "metric_key": key, "start_step": 0, "end_step": last_step, "max_results": SAMPLE}
+        place = get_default_host_creds(self._client.tracking_uri)  # type: ignore[no-untyped-call]  # MLflow leaves these
+        answer = http_request_safe(place, HISTORIES, "GET", params=wanted)  # type: ignore[no-untyped-call]  # without types
+        latest: dict[int, tuple[int, float]] = {}
+        for metric in answer.json().get("metrics", []):
+            step, point = int(metric.get("step", 0)), (int(metric["timestamp"]), float(metric["value"]))
+            if step not in latest or point[0] >= latest[step][0]:
+                latest[step] = point
+        return [(step, value) for step, (_, value) in sorted(latest.items())]
+
+    def register(self, name: str, directory: Path, tags: Mapping[str, str], source_run: str | None = None) -> int:
         """Make a local directory's files a version of the registered model ``name``; gives its number.
 
-        A job has one version: where an earlier attempt has already made it, that one is kept. Tries for five minutes
-        at each step; raises `StorageError` where MLflow stays away or refuses.
+        ``source_run`` is the run that trained it, where that is another than the job's own.
+        A job has one version: where an earlier attempt has already made it, that one is kept, unless the job has begun
+        again from scratch since. Tries for five minutes at each step; raises `StorageError` where MLflow stays away or
+        refuses.
         """
-        what, all_tags, client = f"the backbone {name!r}", dict(tags) | {TAG_JOB: self._job_id}, self._client
+        what, client, run_id = f"the backbone {name!r}", self._client, source_run or self._run_id
+        all_tags = dict(tags) | {TAG_JOB: self._job_id, TAG_ATTEMPT: str(self._attempt)}
         _patiently(what, lambda: self._make_model(name))
         version = _patiently(what, lambda: self._version(name))
         if version is not None:
             return version
-        experiment = _patiently(what, lambda: client.get_run(self._run_id).info.experiment_id)
+        experiment = _patiently(what, lambda: client.get_run(run_id).info.experiment_id)
         model = _patiently(
             what,
             lambda: client.create_logged_model(
-                experiment_id=experiment, name=name, source_run_id=self._run_id, tags=all_tags, model_type="backbone"
+                experiment_id=experiment, name=name, source_run_id=run_id, tags=all_tags, model_type="backbone"
             ),
         )
         # Through our own store, with its retries and errors: MLflow's uploader has others.
@@ -135,7 +200,7 @@ class Tracker:
             if found is not None:
                 return found
             source = f"models:/{model.model_id}"
-            created = client.create_model_version(name, source, self._run_id, tags=all_tags, model_id=model.model_id)
+            created = client.create_model_version(name, source, run_id, tags=all_tags, model_id=model.model_id)
             return int(created.version)
 
         return _patiently(what, version_of_job)
@@ -148,9 +213,10 @@ class Tracker:
                 raise
 
     def _version(self, name: str) -> int | None:
-        """The job's version of a registered model."""
-        found = self._client.search_model_versions(f"name = '{name}'")
-        return next((int(version.version) for version in found if version.tags.get(TAG_JOB) == self._job_id), None)
+        """The job's version of a registered model, made since it last began from scratch."""
+        found = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
+        made = [int(version.version) for version in found if int(version.tags[TAG_ATTEMPT]) >= self._since_attempt]
+        return max(made, default=None)
 
     def _run(self) -> None:
         down = False

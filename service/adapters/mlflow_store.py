@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # The client waits 120 seconds for an answer unless told otherwise, and the reconciler must not hang that long. It sends
 # nothing twice by itself: what was created before its answer was lost would be created again.
@@ -25,14 +25,21 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.tracking import MlflowClient
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request_safe
 
-from trainer.spec.job import Command
-from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NOTICE, TAG_OBSERVED, heartbeat
+from trainer.spec.job import Command, Newest
+from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NEWEST, TAG_NOTICE, TAG_OBSERVED, heartbeat
 
 T = TypeVar("T")
 
 EXPERIMENT = "rcmae"
 PAGE = 1000
+FOLDERS_KEPT = 10_000
+"""Places of logged models that are remembered: they never change."""
+SAMPLE = 2500
+"""Values of a curve that are read: the most that MLflow gives."""
+HISTORIES = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 REFUSALS = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 """What MLflow says of a run that was removed, and of a change to one that was deleted."""
 
@@ -52,10 +59,17 @@ class RunView:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     """The last value of each key."""
+    gone: bool = False
+    """MLflow has it no more: it was removed for good."""
 
     def heartbeat(self, attempt: int) -> float | None:
         """When this attempt last showed life, in seconds since 1970."""
         return self.metrics.get(heartbeat(attempt))
+
+    def newest(self) -> Newest | None:
+        """What an attempt has logged last; None where none has."""
+        text = self.tags.get(TAG_NEWEST)
+        return Newest.model_validate_json(text) if text else None
 
     def observed(self) -> Command | None:
         text = self.tags.get(TAG_OBSERVED)
@@ -95,6 +109,7 @@ class MlflowStore:
     def __init__(self, url: str) -> None:
         self.url = url
         self._client = MlflowClient(url)
+        self._folders: dict[str, str] = {}
 
     def ping(self) -> None:
         self._ask(lambda: self._client.search_experiments(max_results=1))
@@ -126,8 +141,13 @@ class MlflowStore:
             return self._experiment()
 
     def run(self, run_id: str) -> RunView:
-        run = self._ask(lambda: self._client.get_run(run_id))
-        return RunView(run.data.tags, run.data.metrics)
+        return self._ask(lambda: self._run(run_id))
+
+    def _run(self, run_id: str) -> RunView:
+        with _absence_is_fine():
+            run = self._client.get_run(run_id)
+            return RunView(run.data.tags, run.data.metrics)
+        return RunView({}, {}, gone=True)
 
     def command(self, run_id: str, command: Command) -> None:
         """Leave a command for the attempt to read."""
@@ -142,8 +162,16 @@ class MlflowStore:
         self._ask(lambda: self._client.log_batch(run_id, tags=tags))
 
     def end_run(self, run_id: str, status: str) -> None:
-        """Mark the run `FINISHED`, `FAILED`, `KILLED` or, while it is paused, `SCHEDULED`; or `RUNNING` again."""
-        self._ask(lambda: self._client.update_run(run_id, status=status))
+        """Mark the run `FINISHED`, `FAILED`, `KILLED` or, while it is paused, `SCHEDULED`; or `RUNNING` again.
+
+        One that somebody deleted stays as it is.
+        """
+        self._ask(lambda: self._end_run(run_id, status))
+
+    def _end_run(self, run_id: str, status: str) -> None:
+        with _absence_is_fine():
+            if self._client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE:
+                self._client.update_run(run_id, status=status)
 
     def open_runs(self) -> list[OpenRun]:
         """All runs of jobs that are marked as running or, while they are paused, as scheduled."""
@@ -186,21 +214,39 @@ class MlflowStore:
                 self._client.delete_logged_model(model_id)
         with _absence_is_fine():
             self._client.delete_model_version(version.name, str(version.version))
+        self._folders.pop(model_id or "", None)
 
-    def history(self, run_id: str, key: str) -> list[MetricPoint]:
-        """A metric's points by step. Where a resumed attempt logged a step again, the latest value counts."""
-        latest: dict[int, tuple[int, float]] = {}
-        for metric in self._ask(lambda: self._client.get_metric_history(run_id, key)):
-            if metric.step not in latest or metric.timestamp >= latest[metric.step][0]:
-                latest[metric.step] = (metric.timestamp, metric.value)
-        return [MetricPoint(step, value, _time(ms)) for step, (ms, value) in sorted(latest.items())]
+    def histories(self, run_ids: Sequence[str], key: str) -> dict[str, list[MetricPoint]]:
+        """A metric's points by step, of each run. Where a resumed attempt logged a step again, the latest value counts.
+
+        Of more than `SAMPLE` values MLflow gives so many, evenly spaced, with the first and the last: all of 100,000
+        take seconds of its one worker, and these a few tenths.
+        """
+        latest: dict[str, dict[int, tuple[int, float]]] = {run_id: {} for run_id in run_ids}
+        for metric in self._ask(lambda: self._sampled(run_ids, key)) if run_ids else ():
+            points, step, moment = latest[metric["run_id"]], int(metric.get("step", 0)), int(metric["timestamp"])
+            if step not in points or moment >= points[step][0]:
+                points[step] = (moment, float(metric["value"]))
+        return {
+            run_id: [MetricPoint(step, value, _time(ms)) for step, (ms, value) in sorted(points.items())]
+            for run_id, points in latest.items()
+        }
+
+    def _sampled(self, run_ids: Sequence[str], key: str) -> list[dict[str, Any]]:
+        """MLflow's client has no method for it."""
+        wanted = [*(("run_ids", run_id) for run_id in run_ids), ("metric_key", key), ("max_results", SAMPLE)]
+        place = get_default_host_creds(self.url)  # type: ignore[no-untyped-call]  # MLflow leaves them without types
+        answer = http_request_safe(place, HISTORIES, "GET", params=wanted)  # type: ignore[no-untyped-call]
+        found: list[dict[str, Any]] = answer.json().get("metrics", [])
+        return found
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a registered backbone, oldest first; none where it does not exist."""
         return self._versions(f"name = '{_quoted(name)}'")
 
-    def version_of_job(self, name: str, job_id: str) -> Version | None:
-        return next((version for version in self.versions(name) if version.tags.get(TAG_JOB) == job_id), None)
+    def versions_of_job(self, name: str, job_id: str) -> list[Version]:
+        """A job's versions, oldest first: one, and one more each time that it began again after it had registered."""
+        return self._versions(f"name = '{_quoted(name)}' AND tags.`{TAG_JOB}` = '{_quoted(job_id)}'")
 
     def all_versions(self) -> list[Version]:
         return self._versions(None)
@@ -215,10 +261,49 @@ class MlflowStore:
             if not token:
                 return sorted(found, key=lambda version: (version.name, version.version))
 
+    def aliases(self, name: str) -> dict[str, int]:
+        """The versions that a backbone's aliases stand for; none where there is no such backbone."""
+        return self._ask(lambda: self._aliases_of(name))
+
+    def _aliases_of(self, name: str) -> dict[str, int]:
+        with _absence_is_fine():
+            return _numbers(self._client.get_registered_model(name).aliases)
+        return {}
+
+    def all_aliases(self) -> dict[str, dict[str, int]]:
+        """The same of every backbone, by its name."""
+        found: dict[str, dict[str, int]] = {}
+        token = None
+        while True:
+            page = self._ask(partial(self._client.search_registered_models, max_results=PAGE, page_token=token))
+            found |= {str(model.name): _numbers(model.aliases) for model in page}
+            token = page.token
+            if not token:
+                return found
+
+    def set_alias(self, name: str, alias: str, number: int) -> None:
+        """Let an alias stand for a version, whatever it stood for before."""
+        self._ask(lambda: self._client.set_registered_model_alias(name, alias, str(number)))
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Nothing happens where there is none."""
+        self._ask(lambda: self._delete_alias(name, alias))
+
+    def _delete_alias(self, name: str, alias: str) -> None:
+        with _absence_is_fine():
+            self._client.delete_registered_model_alias(name, alias)
+
     def folder(self, version: Version) -> str | None:
         """Where a version's files lie; None where it is not one of our logged models."""
         model_id = _model_id(version)
-        return self._ask(lambda: self._location(model_id)) if model_id else None
+        if model_id is None:
+            return None
+        found = self._folders.get(model_id) or self._ask(lambda: self._location(model_id))
+        if found is not None:
+            if len(self._folders) >= FOLDERS_KEPT:
+                self._folders.clear()
+            self._folders[model_id] = found
+        return found
 
     def _location(self, model_id: str) -> str | None:
         with _absence_is_fine():
@@ -247,6 +332,10 @@ def _model_id(version: Version) -> str | None:
     """Of the logged model behind a version; None where there is none."""
     model_id = version.source.removeprefix("models:/")
     return None if model_id == version.source or "/" in model_id else model_id
+
+
+def _numbers(aliases: Mapping[str, str]) -> dict[str, int]:
+    return {alias: int(number) for alias, number in aliases.items()}
 
 
 def _said(error: MlflowException) -> str:

@@ -18,6 +18,8 @@ TIMEOUT_S = 15.0
 STOP_WAIT_S = "30"
 """Ray sends SIGKILL this long after SIGTERM."""
 LOG_TAIL = 2000
+GPU_MODEL = "accelerator_type:"
+"""Begins the name of a resource that says which GPUs a node has."""
 REFUSALS = frozenset({400, 404, 409, 422, 500})
 """Of one request; 500 is also Ray's answer to a submission that it cannot make, and to an id that exists."""
 
@@ -48,6 +50,19 @@ class Submission:
     """Ray's own id of the driver; None until that has connected."""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """One node of the cluster, as Ray tells of it."""
+
+    shape: NodeShape
+    alive: bool
+    """Ray tells of dead ones for a while."""
+    message: str = ""
+    """What Ray says of its state."""
+    gpu_model: str | None = None
+    """As Ray names it, for example `H100`."""
+
+
 class ClusterUnreachable(Exception):
     """Ray did not answer, or refused."""
 
@@ -72,13 +87,15 @@ class RayCluster:
 
     def shape(self) -> ClusterShape:
         """CPUs and GPUs of each living node; raises `ClusterUnreachable`."""
+        return living(self.machines())
+
+    def machines(self) -> list[Machine]:
+        """Every node that Ray knows of; raises `ClusterUnreachable`."""
         answer = self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
         try:
-            nodes = answer.json()["data"]["result"]["result"]
-            living = [_node(node) for node in nodes if node["state"] == "ALIVE"]
+            return [_machine(node) for node in answer.json()["data"]["result"]["result"]]
         except (ValueError, KeyError, TypeError) as error:
             raise self._not_rays(answer) from error
-        return ClusterShape(tuple(living))
 
     def submissions(self) -> dict[str, Submission]:
         """All submissions that Ray keeps records of, by id; raises `ClusterUnreachable`."""
@@ -188,9 +205,20 @@ def _refused(answer: httpx.Response) -> ClusterUnreachable:
     return kind(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
 
 
-def _node(node: dict[str, Any]) -> NodeShape:
+def living(machines: list[Machine]) -> ClusterShape:
+    """CPUs and GPUs of those that are alive."""
+    return ClusterShape(tuple(machine.shape for machine in machines if machine.alive))
+
+
+def _machine(node: dict[str, Any]) -> Machine:
     total = node["resources_total"]
-    return NodeShape(int(total.get("CPU", 0)), int(total.get("GPU", 0)), node["node_id"], node["node_ip"])
+    models = [name.removeprefix(GPU_MODEL) for name in total if name.startswith(GPU_MODEL)]
+    return Machine(
+        shape=NodeShape(int(total.get("CPU", 0)), int(total.get("GPU", 0)), node["node_id"], node["node_ip"]),
+        alive=node["state"] == "ALIVE",
+        message=node.get("state_message") or "",
+        gpu_model=", ".join(models) or None,
+    )
 
 
 def _submission(record: dict[str, Any]) -> Submission:

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -42,6 +43,7 @@ class StoredFile:
     """In the storage's own terms."""
     size: int
     """Bytes."""
+    modified: datetime
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Its bytes from ``start`` up to ``stop``, a bounded piece at a time."""
@@ -56,10 +58,12 @@ class Artifacts:
     storage does not answer. S3's endpoint and credentials are the environment's, or those of a named profile.
     """
 
-    def __init__(self, root: str, profile: str | None = None) -> None:
+    def __init__(self, root: str, profile: str | None = None, public_endpoint: str | None = None) -> None:
+        """``public_endpoint`` is S3's address for links, where clients reach it by another than this process."""
         self.root = root.rstrip("/")
         self._local = "://" not in root or root.startswith("file://")
         self._fs: AbstractFileSystem = LocalFileSystem() if self._local else _s3(profile)
+        self._signer = self._fs if self._local or not public_endpoint else _s3(profile, public_endpoint)
         self._base = str(Path(root.removeprefix("file://")).resolve()) if self._local else root[5:].rstrip("/")
 
     def file(self, folder: str, name: str) -> StoredFile | None:
@@ -76,16 +80,34 @@ class Artifacts:
             except (FileNotFoundError, NotADirectoryError) as error:
                 _must_have_bucket(error)
                 return None
-        return StoredFile(self, path, int(found["size"])) if found["type"] == "file" else None
+        if found["type"] != "file":
+            return None
+        modified = datetime.fromtimestamp(found["mtime"], UTC) if self._local else found["LastModified"]
+        return StoredFile(self, path, int(found["size"]), modified)
 
-    def read(self, folder: str, name: str, start: int = 0) -> bytes | None:
-        """A small file's bytes from ``start`` on; None where there is none."""
+    def holds(self, folder: str) -> bool:
+        """Whether a folder, which need not exist, lies below the root."""
+        try:
+            return self._folder(folder) != self._base
+        except OutsideRoot:
+            return False
+
+    def link(self, file: StoredFile, seconds: int) -> str | None:
+        """An absolute URL that gives a file's bytes to whoever has it, for so long; None where it is on a disk."""
+        if self._local:
+            return None
+        with _asked(f"s3://{file.path}"):
+            url: str = self._signer.sign(file.path, expiration=seconds)
+            return url
+
+    def read(self, folder: str, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
+        """A small file's bytes, or those from ``start`` up to ``stop``; None where there is none."""
         path = self._place(folder, name)
         if path is None or (self._local and not Path(path).is_file()):
             return None
         with _asked(f"{folder}/{name}"):
             try:
-                data: bytes = self._fs.cat_file(path, start=start or None)
+                data: bytes = self._fs.cat_file(path, start=start or None, end=stop)
             except FileNotFoundError as error:
                 _must_have_bucket(error)
                 return None
@@ -216,14 +238,16 @@ class Artifacts:
         return str(resolved)
 
 
-def _s3(profile: str | None) -> S3FileSystem:
+def _s3(profile: str | None, endpoint: str | None = None) -> S3FileSystem:
     """Somebody waits for an answer, and the reconciler asks again: seconds, not the minute that training waits."""
     fs = S3FileSystem(
         **({"profile": profile} if profile else {}),
+        **({"endpoint_url": endpoint} if endpoint else {}),
         config_kwargs={
             "connect_timeout": 3,
             "read_timeout": 8,
             "retries": {"mode": "standard", "total_max_attempts": 3},
+            "signature_version": "s3v4",  # else links would be signed by the old way, which many servers refuse
         },
         use_listings_cache=False,
         max_concurrency=1,  # a small file is one request, not two

@@ -2,46 +2,133 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.backbones import service
-from service.backbones.download import answer
-from service.backbones.schemas import BackboneView, VersionView
+from service.backbones.download import answer, unchanged
+from service.backbones.schemas import (
+    LARGEST,
+    AliasBody,
+    BackboneDetailView,
+    BackboneView,
+    VersionDeletionView,
+    VersionView,
+)
+from service.backbones.service import Filters
 from service.deps import CallerDep, PartsDep
 from service.jobs.schemas import Page
+from trainer.spec.export import BackboneFormat
 
 router = APIRouter(prefix="/v1/backbones", tags=["backbones"])
 
+Limit = Annotated[int, Query(ge=1, le=500)]
+Reference = Annotated[str, Path(description="a number, `latest`, `main` (the champion, else the latest) or an alias")]
+Number = Annotated[int, Path(ge=1, le=LARGEST)]
+SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
+
 
 @router.get("")
-def listing(parts: PartsDep, caller: CallerDep) -> Page[BackboneView]:  # noqa: ARG001 - a token is needed
-    """Registered backbones."""
-    return service.listing(parts)
+def listing(
+    parts: PartsDep,
+    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    name_contains: str | None = None,
+    job: Annotated[str | None, Query(description="that registered it, or that trained it")] = None,
+    dataset: Annotated[str | None, Query(description="its fingerprint, or its URI")] = None,
+    method: str | None = None,
+    network: str | None = None,
+    format: Annotated[BackboneFormat | None, Query(description="that can be pulled")] = None,  # noqa: A002 - its name in the API
+    alias: str | None = None,
+    sort: Annotated[
+        str | None,
+        Query(
+            pattern=SORTS,
+            description="`updated_at`, or a result of evaluation such as `eval/linear_top1`, of `main_version`; with "
+            "`-` before it the greatest first, those without it last; by name without it",
+        ),
+    ] = None,
+    limit: Limit = 50,
+    cursor: str | None = None,
+) -> Page[BackboneView]:
+    """Registered backbones: those with a version that fits all filters, and of each the versions that fit."""
+    filters = Filters(name_contains, job, dataset, method, network, format, alias)
+    return service.listing(parts, filters, sort, limit, cursor)
 
 
 @router.get("/{name}")
-def show(name: str, parts: PartsDep, caller: CallerDep) -> BackboneView:  # noqa: ARG001 - a token is needed
-    """One backbone."""
+def show(name: str, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+    """One backbone with its aliases and versions, and what is known of each."""
     return service.show(parts, name)
 
 
+@router.put("/{name}/aliases/{alias}")
+def set_alias(name: str, alias: str, body: AliasBody, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:
+    """Let an alias stand for a version, whatever it stood for before. `champion` is what `main` means from then on."""
+    return service.set_alias(parts, caller, name, alias, body.version)
+
+
+@router.delete("/{name}/aliases/{alias}")
+def delete_alias(name: str, alias: str, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:
+    """Remove an alias; the version that it stood for stays."""
+    return service.delete_alias(parts, caller, name, alias)
+
+
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: int, parts: PartsDep, caller: CallerDep) -> VersionView:  # noqa: ARG001 - a token is needed
+def show_version(name: str, version: Reference, parts: PartsDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
     """One version with its files."""
     return service.show_version(parts, name, version)
+
+
+@router.delete("/{name}/versions/{version}")
+def delete_version(
+    name: str,
+    version: Number,
+    parts: PartsDep,
+    caller: CallerDep,
+    preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
+) -> VersionDeletionView:
+    """Delete a version with its files; answers what goes. One that an alias stands for is kept: 409."""
+    if preview:
+        caller.only_asks()
+        return service.deletion(parts, caller, name, version)
+    return service.delete_version(parts, caller, name, version)
 
 
 @router.get("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
 @router.head("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
 def file(
     name: str,
-    version: int,
+    version: Reference,
     path: str,
     parts: PartsDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
-    """One file, streamed; `Range` is understood and `ETag` is its sha256."""
+    """One file, streamed; `Range` is understood and `ETag` is its sha256.
+
+    Where the service is set so, GET is sent on to a signed link into S3.
+    """
     found, digest = service.file(parts, name, version, path)
-    return answer(request, found, f'"{digest}"')
+    etag = f'"{digest}"'
+    link = service.link(parts, found) if request.method == "GET" and not unchanged(request, etag) else None
+    if link:
+        return Response(status_code=302, headers={"Location": link, "ETag": etag, "Cache-Control": "no-store"})
+    return answer(request, found, etag)
+
+
+@router.get("/{name}/versions/{version}/archive", response_class=StreamingResponse)
+@router.head("/{name}/versions/{version}/archive", response_class=StreamingResponse)
+def archive(
+    name: str,
+    version: Reference,
+    parts: PartsDep,
+    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    request: Request,
+    format: Annotated[BackboneFormat | None, Query(description="only this one; else all")] = None,  # noqa: A002
+) -> Response:
+    """All of a version, or one format with the card and the checksums, as one tar; `Range` is understood."""
+    made, title, identity = service.archive(parts, name, version, format)
+    attached = {"Content-Disposition": f'attachment; filename="{title}"'}
+    return answer(request, made, f'"{identity}"', "application/x-tar", attached)

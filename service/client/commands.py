@@ -1,55 +1,24 @@
-"""The client's commands: submit, jobs, backbones."""
+"""The client's commands about jobs: submit, and all of `rcmae jobs` but what a job left, which is in `results`."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
-from rich.console import Console, Group
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.console import Group
 from rich.text import Text
 
 from service.client import render
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
-from service.client.server import find_server
-from service.jobs.schemas import Deletion, JobView, LogView, State
+from service.client.shell import JobId, Json, connected, err, following, out, print_json
+from service.jobs.schemas import Deletion, JobView, State
 from trainer.spec.base import apply_overrides, read_document
 
-INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it."""
-
 jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and steer jobs.")
-backbones = typer.Typer(no_args_is_help=True, help="List, show and pull pretrained backbones.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
-
-out, err = Console(), Console(stderr=True)
-
-
-@contextmanager
-def connected() -> Iterator[Client]:
-    """A client of the server that the environment or a local stack names."""
-    server = find_server()
-    with Client(server.url, server.token) as client:
-        yield client
-
-
-def print_json(found: BaseModel | Iterable[BaseModel]) -> None:
-    """One document on standard output: an object, or an array of objects."""
-    if isinstance(found, BaseModel):
-        typer.echo(found.model_dump_json(indent=2))
-    else:
-        typer.echo(json.dumps([item.model_dump(mode="json") for item in found], indent=2))
 
 
 def submit(
@@ -73,27 +42,28 @@ def submit(
             raise typer.Exit(1 if planned.fits == "never" else 0)
         job = client.submit(document, idempotency_key)
         if follow_it:
-            err.print(f"job [bold]{job.id}[/] ({job.name})", highlight=False)
+            err.print(_named(job), soft_wrap=True)
             job = follow_to_end(client, job.id)
         if as_json:
             print_json(job)
         elif follow_it:
             out.print(render.job(job))
         else:
-            out.print(f"job [bold]{job.id}[/] is {job.state.value}: {job.name}", highlight=False)
+            out.print(_named(job).append(f" is {job.state.value}"), soft_wrap=True)
             out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
             out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
         if follow_it:
             raise typer.Exit(exit_status(job))
 
 
+def _named(job: JobView) -> Text:
+    return Text.assemble("job ", (job.id, "bold"), f" ({job.name})")
+
+
 def follow_to_end(client: Client, job_id: str) -> JobView:
-    """Show a job until it has ended. Ctrl-C ends the showing, and says that the job goes on."""
-    try:
+    """Show a job until it has ended or is paused."""
+    with following(job_id):
         return follow(client, job_id, err)
-    except KeyboardInterrupt:
-        err.print(f"no longer following; job {job_id} goes on. To end it: rcmae jobs cancel {job_id}", highlight=False)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def exit_status(job: JobView) -> int:
@@ -134,41 +104,6 @@ def show(job: JobId, as_json: Json = False) -> None:
     _print_job(found, as_json)
     if attempts:
         out.print(Group("", render.attempts(attempts)))
-
-
-@jobs.command()
-def logs(
-    job: JobId,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only `driver` or `rank-<n>`.")] = None,
-    as_json: Json = False,
-) -> None:
-    """A job's log lines, by attempt and source."""
-    with connected() as client:
-        cursor: str | None = None
-        while True:
-            ended = client.job(job).state.terminal  # asked first: what is written until then is read below
-            while True:
-                page = client.logs(job, attempt=attempt, source=source, cursor=cursor)
-                cursor = page.next_cursor
-                for line in page.items:
-                    _print_line(line, as_json)
-                if not page.items:
-                    break
-            if ended or not follow_it:
-                return
-            time.sleep(1.0)
-
-
-def _print_line(line: LogView, as_json: bool) -> None:
-    if as_json:
-        typer.echo(line.model_dump_json())
-        return
-    clock = time.strftime("%H:%M:%S", time.localtime(line.time))
-    head = Text(f"{clock} a{line.attempt} {line.source} ", style="dim")
-    style = {"error": "red", "warning": "yellow"}.get(line.level, "")
-    out.print(head.append(line.message, style=style or "not dim"), soft_wrap=True)
 
 
 @jobs.command()
@@ -313,57 +248,3 @@ def _make_sure(going: Deletion, yes: bool, with_backbones: bool) -> None:
 
 def _print_job(job: JobView, as_json: bool) -> None:
     print_json(job) if as_json else out.print(render.job(job))
-
-
-@backbones.command("list")
-def list_backbones(as_json: Json = False) -> None:
-    """Registered backbones."""
-    with connected() as client:
-        found = list(client.backbones())
-    print_json(found) if as_json else out.print(render.backbones(found))
-
-
-Reference = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A backbone; its latest version by default.")]
-
-
-@backbones.command("show")
-def show_backbone(backbone: Reference, as_json: Json = False) -> None:
-    """One version of a backbone with its files."""
-    name, number = _reference(backbone)
-    with connected() as client:
-        found = client.version(name, number)
-    print_json(found) if as_json else out.print(render.version(found))
-
-
-@backbones.command()
-def pull(
-    backbone: Reference,
-    folder: Annotated[Path, typer.Option("--out", help="The new folder for it.")],
-    form: Annotated[str, typer.Option("--format", help="hf: for transformers.ViTModel.")] = "hf",
-    as_json: Json = False,
-) -> None:
-    """Download a backbone, checked against its sha256 sums."""
-    name, number = _reference(backbone)
-    if form != "hf":
-        raise typer.BadParameter(f"{form!r} is not a format; there is hf", param_hint="--format")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with connected() as client, Progress(*columns, console=err, disable=not err.is_terminal) as bar:
-        task = bar.add_task(backbone, total=None)
-        found = client.pull(
-            name,
-            folder,
-            version=number,
-            folder=form,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    if as_json:
-        typer.echo(json.dumps({"name": found.name, "version": found.version, "folder": str(folder.absolute())}))
-    else:
-        out.print(f"{found.name}:{found.version} is in {folder}", highlight=False, soft_wrap=True)
-
-
-def _reference(text: str) -> tuple[str, int | None]:
-    name, _, number = text.partition(":")
-    if number and not number.isdigit():
-        raise typer.BadParameter(f"{number!r} is not a version: write name or name:number, for example digits:2")
-    return name, int(number) if number else None

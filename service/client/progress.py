@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from service.client import render
-from service.client.errors import PASSING_STATUSES, Answer, ApiError, ConnectionFailed
+from service.client import render, tables
 from service.client.sdk import Client
-from service.jobs.schemas import JobView, State
+from service.client.shell import Outages
+from service.jobs.schemas import EventView, JobView, State
 
-POLL_S: Final = 1.0
 LINE_EVERY_S: Final = 15.0
 """Between two lines where the output is not a terminal."""
-AWAY_LIMIT_S: Final = 900.0
-"""The service may be away this long; the job does not need it."""
+BAR_WIDTH: Final = 10
+BESIDE_THE_LINE: Final = len("recovering") + BAR_WIDTH + len("100%") + 3
 
 
 def follow(client: Client, job_id: str, console: Console) -> JobView:
@@ -29,66 +28,57 @@ def follow(client: Client, job_id: str, console: Console) -> JobView:
     """
     bar = Progress(
         TextColumn("{task.fields[state]}"),
-        BarColumn(bar_width=30),
+        BarColumn(bar_width=BAR_WIDTH),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[line]}"),
+        TextColumn("{task.fields[line]}", markup=False),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
     with bar:
-        task = bar.add_task("", total=1.0, state="", line="")
-        shown = _Shown(console, lambda error: bar.update(task, line=f"waiting for the service: {error}"))
-        while True:
-            job = shown.patiently(lambda: client.job(job_id))
-            shown.changes(client, job)
-            _draw(bar, task, job)
-            if job.state.terminal or job.state is State.PAUSED:
-                return job
-            if not console.is_terminal:
-                shown.line(job)
-            time.sleep(POLL_S)
-
-
-def _draw(bar: Progress, task: TaskID, job: JobView) -> None:
-    progress = job.progress
-    done = progress.epoch / progress.epochs if progress else 0.0
-    bar.update(task, completed=min(1.0, done), state=job.state.value, line=render.progress_line(job))
+        shown = _Shown(console, bar)
+        for update in client.stream(job_id, tell=shown.outage):
+            if isinstance(update, EventView):
+                shown.events([update])
+            elif isinstance(update, JobView):
+                shown.job(update)
+                if update.state is State.PAUSED:  # the stream would go on
+                    shown.events(client.events(job_id))
+                    break
+    return shown.newest or client.job(job_id)
 
 
 class _Shown:
-    """What the reader has been told."""
+    """What the reader sees."""
 
-    def __init__(self, console: Console, tell_away: Callable[[Exception], None]) -> None:
-        self._console, self._tell_away = console, tell_away
-        self._state: tuple[State, str] | None = None
-        self._event, self._next_line = 0, 0.0
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self._console, self._bar = console, bar
+        self._task: TaskID = bar.add_task("", total=1.0, state="", line="")
+        self._outages, self._event, self._next_line = Outages(console), 0, 0.0
+        self.newest: JobView | None = None
 
-    def patiently(self, ask: Callable[[], Answer]) -> Answer:
-        """The answer, however long the service takes to come back."""
-        end = time.monotonic() + AWAY_LIMIT_S
-        while True:
-            try:
-                return ask()
-            except (ConnectionFailed, ApiError) as error:
-                passing = not isinstance(error, ApiError) or error.status in PASSING_STATUSES
-                if not passing or time.monotonic() > end:
-                    raise
-                self._tell_away(error)
+    def outage(self, error: Exception | None) -> None:
+        """The service is away, or back again."""
+        self._outages(error)
+        self._bar.update(self._task, line="waiting for the service" if error else "")
 
-    def changes(self, client: Client, job: JobView) -> None:
-        """A line for each event since the last look."""
-        if self._state == (job.state, job.message):
-            return
-        self._state = (job.state, job.message)
-        for event in self.patiently(lambda: list(client.events(job.id))):
+    def events(self, events: Iterable[EventView]) -> None:
+        """A line for each that has not been shown."""
+        for event in events:
             if event.id > self._event:
                 self._event = event.id
-                text = Text.assemble((render.when(event.time), "dim"), " ", render.state(event.state))
-                self._console.print(text.append(f"  {event.message}" if event.message else ""), soft_wrap=True)
+                self._line_of(event)
 
-    def line(self, job: JobView) -> None:
-        """How far the job is, once in a while."""
-        if job.progress and time.monotonic() >= self._next_line:
+    def _line_of(self, event: EventView) -> None:
+        text = Text.assemble((tables.when(event.time), "dim"), " ", render.state(event.state))
+        self._console.print(text.append(f"  {event.message}" if event.message else ""), soft_wrap=True)
+
+    def job(self, job: JobView) -> None:
+        """How far the job is: in the bar, and where there is none as a line once in a while."""
+        self.newest, progress = job, job.progress
+        done = progress.epoch / progress.epochs if progress else 0.0
+        line = render.progress_line(job, self._console.width - BESIDE_THE_LINE)
+        self._bar.update(self._task, completed=min(1.0, done), state=job.state.value, line=line)
+        if progress and not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S
             self._console.print(render.progress_line(job), soft_wrap=True)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from service.backbones.schemas import BackboneView, VersionView
-from service.jobs.schemas import AttemptView, Deletion, JobView, PlanView, State
+from service.access.schemas import AuditView, TokenView
+from service.client.tables import duration, fields, size, table, when
+from service.cluster.schemas import ClusterView, Held, QueuedView
+from service.jobs.schemas import (
+    AttemptView,
+    CheckpointView,
+    Deletion,
+    JobsMetricsView,
+    JobView,
+    PlanView,
+    Point,
+    State,
+)
 from trainer.spec.base import Problem
+from trainer.spec.names import RECONSTRUCTION_RATIO
 
 STYLES = {
     State.SUCCEEDED: "green",
@@ -22,22 +36,10 @@ STYLES = {
 }
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
-    """A plain table."""
-    made = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        made.add_row(*row)
-    return made
-
-
-def fields(rows: Iterable[tuple[str, RenderableType]]) -> Table:
-    """Names with their values."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="bold")
-    made.add_column(overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+HELD: Final = ("NAME", "OWNER", "WORKERS", "CPUS", "GPUS")
+SPARKS: Final = "▁▂▃▄▅▆▇█"
+CURVE_WIDTH: Final = 24
+"""Points of a curve that is drawn in a table."""
 
 
 def state(value: State) -> Text:
@@ -69,6 +71,8 @@ def job(found: JobView) -> RenderableType:
     ]
     if found.progress:
         rows.append(("progress", progress_line(found)))
+        if found.progress.gpu_hours:
+            rows.append(("GPU hours", f"{found.progress.gpu_hours:.2f}"))
     if found.labels:
         rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(found.labels.items()))))
     if found.notes:
@@ -77,6 +81,9 @@ def job(found: JobView) -> RenderableType:
         rows += [(key, f"{value:.4g}") for key, value in sorted(found.result.metrics.items())]
         if found.result.backbone:
             rows.append(("backbone", f"{found.result.backbone.name}:{found.result.backbone.version}"))
+        others = [each for each in found.result.backbones if each != found.result.backbone]
+        if others:
+            rows.append(("also became", ", ".join(f"{each.name}:{each.version}" for each in others)))
     return fields(rows)
 
 
@@ -116,19 +123,95 @@ def _epoch(found: JobView) -> str:
     return f"{found.progress.epoch:.1f}/{found.progress.epochs}" if found.progress else "-"
 
 
-def progress_line(found: JobView) -> str:
-    """Epoch, rate, loss and time to the end, as far as they are known."""
+def progress_line(found: JobView, room: int | None = None) -> str:
+    """Epoch, loss, rates and time to the end, as far as they are known; the least important only if there is room."""
     progress = found.progress
     if progress is None:
         return ""
-    parts = [f"epoch {progress.epoch:.1f}/{progress.epochs}"]
-    if progress.images_per_s is not None:
-        parts.append(f"{progress.images_per_s:.0f} images/s")
+    parts = {"epoch": f"epoch {progress.epoch:.1f}/{progress.epochs}"}
     if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.4f}")
+        parts["loss"] = f"loss {progress.loss:.4f}"
+    if progress.images_per_s is not None:
+        parts["rate"] = f"{progress.images_per_s:.0f} images/s"
+    if progress.data_wait_fraction is not None:
+        parts["wait"] = f"data wait {progress.data_wait_fraction:.0%}"
     if progress.eta_s is not None and not found.state.terminal:
-        parts.append(f"ETA {duration(progress.eta_s)}")
-    return "  ".join(parts)
+        parts["eta"] = f"ETA {duration(progress.eta_s)}"
+    for least in ("wait", "rate", "loss", "eta"):
+        if room is not None and len("  ".join(parts.values())) > room:
+            parts.pop(least, None)
+    return "  ".join(parts.values())
+
+
+def checkpoints(found: Iterable[CheckpointView]) -> Table:
+    """What a later attempt can go on from."""
+    columns = ("CHECKPOINT", "STEP", "EPOCH", "SIZE", "COMMITTED", "RATIO", "BEST")
+    return table(
+        columns,
+        (
+            (
+                point.path.removeprefix("checkpoints/"),
+                f"{point.step:,}",
+                "-" if point.epoch is None else f"{point.epoch:.1f}",
+                size(point.bytes),
+                when(point.created_at),
+                f"{point.metrics[RECONSTRUCTION_RATIO]:.4f}" if RECONSTRUCTION_RATIO in point.metrics else "-",
+                "best" if point.best else "",
+            )
+            for point in found
+        ),
+    )
+
+
+def curves(found: JobsMetricsView) -> Table:
+    """A line for each curve; the job's id only where there are several."""
+    several = len(found.jobs) > 1
+    columns = ("METRIC", *(["JOB"] if several else []), "STEP", "LAST", "MIN", "MAX", "CURVE")
+    rows = (
+        (
+            key,
+            *([job_id] if several else []),
+            f"{points[-1].step:,}",
+            f"{points[-1].value:.4g}",
+            f"{min(point.min for point in points):.4g}",
+            f"{max(point.max for point in points):.4g}",
+            _sparks(points),
+        )
+        for job_id, key, points in sorted(_curves(found), key=lambda curve: curve[1])
+    )
+    return table(columns, rows)
+
+
+def points(found: JobsMetricsView) -> Table:
+    """Every point of every curve."""
+    several = len(found.jobs) > 1
+    columns = ("METRIC", *(["JOB"] if several else []), "STEP", "VALUE", "MIN", "MAX", "TIME")
+    rows = (
+        (
+            key,
+            *([job_id] if several else []),
+            f"{point.step:,}",
+            *(f"{value:.6g}" for value in (point.value, point.min, point.max)),
+            when(point.time),
+        )
+        for job_id, key, points in _curves(found)
+        for point in points
+    )
+    return table(columns, rows)
+
+
+def _curves(found: JobsMetricsView) -> Iterator[tuple[str, str, list[Point]]]:
+    for job_id, series in found.jobs.items():
+        yield from ((job_id, key, points) for key, points in sorted(series.items()) if points)
+
+
+def _sparks(points: Sequence[Point]) -> str:
+    """A curve as little bars between its smallest and largest value; what is not finite is left out."""
+    values = [point.value for point in points if math.isfinite(point.value)]
+    if not values:
+        return ""
+    low, span = min(values), max(values) - min(values)
+    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1)) if span else 0] for value in values)
 
 
 def plan(found: PlanView) -> RenderableType:
@@ -148,24 +231,92 @@ def plan(found: PlanView) -> RenderableType:
     return fields(rows)
 
 
-def backbones(found: Iterable[BackboneView]) -> Table:
+def tokens(found: Iterable[TokenView]) -> Table:
+    """Tokens without their texts."""
     return table(
-        ("NAME", "LATEST", "VERSIONS", "UPDATED"),
-        ((b.name, str(b.latest_version), str(len(b.versions)), when(b.updated_at)) for b in found),
+        ("TOKEN", "NAME", "OWNER", "ROLE", "STATE", "CREATED", "LAST USED", "ENDS"),
+        (
+            (
+                token.id,
+                token.name or "-",
+                token.owner,
+                token.role,
+                Text(token.state, style="green" if token.state == "active" else "dim"),
+                when(token.created_at),
+                when(token.last_used_at) if token.last_used_at else "never",
+                when(token.expires_at) if token.expires_at else "never",
+            )
+            for token in found
+        ),
     )
 
 
-def version(found: VersionView) -> RenderableType:
-    head = fields(
-        [
-            ("backbone", f"{found.name}:{found.version}"),
-            ("job", found.job_id),
-            ("created", when(found.created_at)),
-            *sorted(found.tags.items()),
-        ]
+def audit(found: Iterable[AuditView]) -> Table:
+    """Who asked for what; the status is the answer's."""
+    return table(
+        ("TIME", "ACTOR", "ACTION", "TARGET", "STATUS", "FROM", "REQUEST"),
+        (
+            (
+                when(entry.time),
+                entry.actor,
+                entry.action,
+                entry.target or "-",
+                Text(str(entry.status), style="" if entry.status < 300 else "red"),
+                entry.address or "-",
+                entry.request_id or "-",
+            )
+            for entry in found
+        ),
     )
-    files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in found.files))
-    return Group(head, "", files)
+
+
+def cluster(found: ClusterView) -> RenderableType:
+    """What the machines have, who uses it and who waits, each as a table."""
+    totals = found.totals
+    head = Text(
+        f"{totals.nodes} node{'' if totals.nodes == 1 else 's'}; in use: {_share(totals.cpus_used, totals.cpus)} CPUs, "
+        f"{_share(totals.gpus_used, totals.gpus)} GPUs"
+    )
+    nodes = table(
+        ("NODE", "ADDRESS", "STATE", "CPUS", "GPUS", "GPU MODEL"),
+        (
+            (
+                node.id[:12],
+                node.address,
+                Text(node.state, style="" if node.state == "alive" else "red"),
+                _share(node.cpus_used, node.cpus),
+                _share(node.gpus_used, node.gpus),
+                node.gpu_model or "-",
+            )
+            for node in found.nodes
+        ),
+    )
+    parts: list[RenderableType] = [head, "", nodes]
+    if found.running:
+        running = (*HELD, "FOR")
+        parts += ["", table(("RUNNING", *running), ((*_held(job), _since(job.since)) for job in found.running))]
+    if found.queue:
+        queued = (*HELD, "PRIORITY", "FOR", "WAITS BECAUSE")
+        parts += ["", table(("QUEUED", *queued), (_queued(job) for job in found.queue))]
+    return Group(*parts)
+
+
+def _share(used: int, there: int) -> str:
+    return f"{used}/{there}"
+
+
+def _held(found: Held) -> tuple[str, ...]:
+    names = (found.id or "(not yours)", found.name or "-", found.owner or "-")
+    return (*names, str(found.workers), str(found.cpus), str(found.gpus))
+
+
+def _queued(found: QueuedView) -> tuple[str, ...]:
+    why = "starts now" if found.starts else found.message or found.reason or "-"
+    return (*_held(found), str(found.priority), _since(found.since), why)
+
+
+def _since(moment: datetime) -> str:
+    return duration((datetime.now(UTC) - moment).total_seconds())
 
 
 def problems(console: Console, found: Iterable[Problem]) -> None:
@@ -174,23 +325,3 @@ def problems(console: Console, found: Iterable[Problem]) -> None:
         console.print(Text.assemble((problem.field or "spec", "bold"), f": {problem.message}"), soft_wrap=True)
         if problem.value is not None:
             console.print(Text(f"    given: {problem.value!r}", style="dim"), soft_wrap=True)
-
-
-def when(moment: datetime) -> str:
-    """A time on the reader's clock."""
-    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return aware.astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -7,81 +7,84 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeVar
+from typing import Any, Final, Literal
 
 import httpx
-from pydantic import BaseModel
 
-from service.backbones.schemas import BackboneView, VersionView
-from service.client.download import Fetcher
-from service.client.errors import ApiError, patiently
+from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
+from service.client.backbone_calls import BackboneCalls
+from service.client.download import Progress, fetch_file
+from service.client.errors import Patience, patiently
+from service.client.streaming import Stream, Update
+from service.client.transport import given
+from service.cluster.schemas import ClusterView
 from service.jobs.schemas import (
     AttemptView,
+    CheckpointView,
     Deletion,
     EventView,
     ImageView,
+    JobsMetricsView,
     JobView,
-    LogView,
+    LogPage,
     MetricsView,
     Page,
     PlanView,
     State,
 )
-from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.base import Document
+from trainer.spec.job import JobSpec, parse_spec
 
-Model = TypeVar("Model", bound=BaseModel)
-Params = Mapping[str, Any]
-Spec = PretrainSpec | Mapping[str, Any]
+Spec = JobSpec | Mapping[str, Any]
 Resources = Mapping[str, int | Literal["auto"]]
 """Some of a spec's `resources`, such as ``{"workers": 4}``; the others stay."""
+Level = Literal["debug", "info", "warning", "error"]
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+AWAY_LIMIT_S: Final = 900.0
+"""A service may be away this long while a job is followed: the job does not need it."""
 
 
-class Client:
+class Client(BackboneCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
-    Requests that may be repeated (reads, `patch`, and submitting, which carries an idempotency key) are tried again for
-    up to ``patience_s`` seconds while the service does not answer, as when it restarts. Raises `ApiError` for an answer
-    that is an error, `ConnectionFailed` for none.
+    Requests that may be repeated (reads, `patch`, `revoke_token`, and submitting, which carries an idempotency key) are
+    tried again for up to ``patience_s`` seconds while the service does not answer, as when it restarts, or asks for
+    time. Those that may not (verbs, `delete`, making and rotating tokens) are sent once. Raises `ApiError` for an
+    answer that is an error, `ConnectionFailed` for none.
     """
-
-    def __init__(self, url: str, token: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
-        self.url = url.rstrip("/")
-        self._patience_s = patience_s
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=timeout_s,
-            # A proxy from the environment cannot reach this machine's loopback addresses.
-            trust_env=httpx.URL(self.url).host not in LOOPBACK,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the connections back."""
-        self._http.close()
 
     # -- Jobs
 
     def submit(self, spec: Spec, idempotency_key: str | None = None) -> JobView:
         """Submit a job. With the key of an earlier submission of the same spec: that job, and nothing is started."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._model(JobView, self._send("POST", "/v1/jobs", json=_as_json(spec), headers=headers, retried=True))
+        return self._ask(JobView, "POST", "/v1/jobs", json=_as_json(spec), headers=headers, retried=True)
+
+    def publish(
+        self,
+        job_id: str,
+        name: str,
+        *,
+        checkpoint: str | None = None,
+        export: Mapping[str, Any] | None = None,
+    ) -> JobView:
+        """Submit a job that registers a kept checkpoint of another as a version of the backbone ``name``.
+
+        ``checkpoint`` is a `CheckpointView.path`, by default the newest when it starts; ``export`` is over the spec of
+        the job that trained it: `network`, `formats`, `license`.
+        """
+        spec = {"kind": "publish", "job": job_id, "register_as": name, "checkpoint": checkpoint, "export": export}
+        return self.submit(given(spec))
 
     def plan(self, spec: Spec) -> PlanView:
         """What a spec would need; nothing is started."""
-        return self._model(PlanView, self._send("POST", "/v1/jobs/plan", json=_as_json(spec), retried=True))
+        return self._ask(PlanView, "POST", "/v1/jobs/plan", json=_as_json(spec), retried=True)
 
     def job(self, job_id: str) -> JobView:
         """One job as it is now."""
@@ -135,37 +138,77 @@ class Client:
         notes: str | None = None,
     ) -> JobView:
         """Change what may be changed about a job; None stays. ``labels`` are all of its labels, not some."""
-        given = {"priority": priority, "labels": None if labels is None else dict(labels), "notes": notes}
-        body = {name: value for name, value in given.items() if value is not None}
-        return self._model(JobView, self._send("PATCH", f"/v1/jobs/{job_id}", json=body, retried=True))
+        body = {"priority": priority, "labels": None if labels is None else dict(labels), "notes": notes}
+        return self._ask(JobView, "PATCH", f"/v1/jobs/{job_id}", json=given(body), retried=True)
 
     def deletion_preview(self, job_id: str) -> Deletion:
         """What would go with a job; nothing is deleted."""
-        params = {"preview": True}
-        return self._model(Deletion, self._send("DELETE", f"/v1/jobs/{job_id}", params=params, retried=True))
+        return self._ask(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"preview": True}, retried=True)
 
     def delete(self, job_id: str, *, with_backbones: bool = False) -> Deletion:
         """Delete a job that has ended, with its run and artifacts.
 
         The versions that it registered go too, and only ``with_backbones``: without, `ApiError` 409 names them.
         """
-        params = {"with_backbones": with_backbones}
-        return self._model(Deletion, self._send("DELETE", f"/v1/jobs/{job_id}", params=params))
+        return self._ask(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"with_backbones": with_backbones})
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> JobView:
-        """Until a job has ended, however it did; raises `TimeoutError` after ``timeout_s`` seconds."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
+        """Until a job has ended, however it did; raises `TimeoutError` after ``timeout_s`` seconds.
+
+        The service may be away meanwhile, as for `stream`.
+        """
+        end = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
-            job = self.job(job_id)
+            patience_s = min(AWAY_LIMIT_S, end - time.monotonic())
+            job = patiently(lambda: self._ask(JobView, "GET", f"/v1/jobs/{job_id}"), patience_s, self.url)
             if job.state.terminal:
                 return job
-            if end is not None and time.monotonic() > end:
+            if time.monotonic() > end:
                 raise TimeoutError(f"job {job_id} is {job.state} after {timeout_s:g} s")
             time.sleep(poll_s)
 
-    def spec(self, job_id: str) -> PretrainSpec:
+    def stream(
+        self,
+        job_id: str,
+        *,
+        logs: bool = False,
+        level: Level | None = None,
+        attempt: int | None = None,
+        source: str | None = None,
+        search: str | None = None,
+        tail: int | Literal["all"] | None = None,
+        once: bool = False,
+        away_limit_s: float = AWAY_LIMIT_S,
+        tell: Callable[[Exception | None], None] | None = None,
+    ) -> Iterator[Update]:
+        """What a job does, as it does it, until it has ended; with ``once`` what there is to tell now.
+
+        Gives a `JobView` at first and with every change, an `EventView` for each event, a `MetricsTick` with the newest
+        metrics, and with ``logs`` a `LogBatch` for lines of at least ``level``, of ``attempt``, of ``source`` (`driver`
+        or `rank-<n>`) and with the text ``search``, beginning with the last ``tail`` of them (100; 5000 at most, or
+        ``all``).
+
+        No event and no line is lost or repeated when the connection breaks or is silent for 45 s, the service restarts,
+        or another replica answers: the next connection goes on where the last one was. ``tell`` is told why the service
+        is away, at each try but the first, and None when it is back. Raises `ConnectionFailed` or `ApiError` when it is
+        away for longer than ``away_limit_s`` seconds, `ApiError` for what it refuses, `ClientError` for an answer that
+        is no stream.
+        """
+        params = {
+            "logs": logs or None,
+            "level": level,
+            "attempt": attempt,
+            "source": source,
+            "search": search,
+            "tail": tail,
+            "once": once or None,
+        }
+        patience = Patience(away_limit_s, self.url, tell)
+        return iter(Stream(self._http, f"/v1/jobs/{job_id}/stream", given(params), patience))
+
+    def spec(self, job_id: str) -> JobSpec:
         """The job's spec; submitting it again runs the same."""
-        return self._get(PretrainSpec, f"/v1/jobs/{job_id}/spec")
+        return parse_spec(self._send("GET", f"/v1/jobs/{job_id}/spec", retried=True).json())
 
     def events(self, job_id: str) -> Iterator[EventView]:
         """What happened to a job, oldest first."""
@@ -175,22 +218,51 @@ class Client:
         """A job's attempts, oldest first."""
         return list(self._pages(Page[AttemptView], f"/v1/jobs/{job_id}/attempts", {}))
 
+    def checkpoints(self, job_id: str) -> list[CheckpointView]:
+        """The checkpoints that a next attempt could go on from, newest first."""
+        return list(self._pages(Page[CheckpointView], f"/v1/jobs/{job_id}/checkpoints", {}))
+
     def logs(
         self,
         job_id: str,
         *,
         attempt: int | None = None,
         source: str | None = None,
+        level: Level | None = None,
+        search: str | None = None,
+        tail: int | None = None,
         cursor: str | None = None,
         limit: int = 500,
-    ) -> Page[LogView]:
-        """Log lines from ``cursor`` on. Its ``next_cursor`` is always there: ask with it again for what came since."""
-        params = {"attempt": attempt, "source": source, "cursor": cursor, "limit": limit}
-        return self._get(Page[LogView], f"/v1/jobs/{job_id}/logs", params)
+    ) -> LogPage:
+        """Log lines from ``cursor`` on, or without one from the beginning, or the last ``tail``.
 
-    def metrics(self, job_id: str, keys: Sequence[str] = ()) -> MetricsView:
-        """Metric curves by optimiser step; all of them without ``keys``."""
-        return self._get(MetricsView, f"/v1/jobs/{job_id}/metrics", {"key": list(keys)})
+        Of at least ``level``, and with the text ``search`` in them. While the page's ``more`` is true there is more to
+        read at once; ask with its ``next_cursor``, later also for what has come since.
+        """
+        params = {"attempt": attempt, "source": source, "level": level, "search": search, "tail": tail}
+        return self._get(LogPage, f"/v1/jobs/{job_id}/logs", params | {"cursor": cursor, "limit": limit})
+
+    def download_log(self, job_id: str, attempt: int, source: str, out: Path, progress: Progress | None = None) -> int:
+        """One log as the new file ``out``, a JSON object a line, as it is now; gives its bytes.
+
+        ``progress`` is told the bytes that have come and the bytes there are. Goes on where a connection broke, and
+        gives up when nothing has come for ``patience_s`` seconds. ``out`` appears whole or not at all; raises
+        `FileExistsError` where it exists, `DownloadError` for another size than the service says.
+        """
+        path = f"/v1/jobs/{job_id}/logs/{attempt}/{source}"
+        return fetch_file(self._http, path, out, Patience(self._patience_s, self.url), progress)
+
+    def metrics(self, job_id: str, keys: Sequence[str] = (), *, points: int | None = None) -> MetricsView:
+        """Metric curves by optimiser step, of ``points`` points at most each (1000); all of them without ``keys``.
+
+        Where a curve has more, neighbouring steps are one point, with the last value and the smallest and largest.
+        """
+        return self._get(MetricsView, f"/v1/jobs/{job_id}/metrics", {"key": list(keys), "points": points})
+
+    def metrics_of(self, job_ids: Sequence[str], keys: Sequence[str], *, points: int | None = None) -> JobsMetricsView:
+        """Some curves of several jobs at once, to compare them; as `metrics`."""
+        params = {"job": list(job_ids), "key": list(keys), "points": points}
+        return self._get(JobsMetricsView, "/v1/metrics", params)
 
     def images(self, job_id: str) -> list[ImageView]:
         """Pictures of reconstructions, by step."""
@@ -200,41 +272,60 @@ class Client:
         """One picture, as PNG."""
         return self._send("GET", f"/v1/jobs/{job_id}/images/{name}", retried=True).content
 
-    # -- Backbones
+    # -- Tokens, and who did what
 
-    def backbones(self) -> Iterator[BackboneView]:
-        """Every registered backbone."""
-        return self._pages(Page[BackboneView], "/v1/backbones", {})
+    def tokens(self, *, owner: str | None = None) -> Iterator[TokenView]:
+        """Tokens without their texts, newest first: one's own, and for admins everybody's."""
+        return self._pages(Page[TokenView], "/v1/tokens", {"owner": owner})
 
-    def backbone(self, name: str) -> BackboneView:
-        """One backbone with the numbers of its versions."""
-        return self._get(BackboneView, f"/v1/backbones/{name}")
-
-    def version(self, name: str, version: int | None = None) -> VersionView:
-        """One version with its files; the latest without a number."""
-        number = self.backbone(name).latest_version if version is None else version
-        return self._get(VersionView, f"/v1/backbones/{name}/versions/{number}")
-
-    def pull(
+    def create_token(
         self,
-        name: str,
-        out: Path,
+        role: RoleName,
         *,
-        version: int | None = None,
-        folder: str = "hf",
-        progress: Callable[[int, int], None] | None = None,
-    ) -> VersionView:
-        """Download one folder of a version into the new folder ``out``, each file checked against its sha256.
+        owner: str | None = None,
+        name: str = "",
+        expires_in_days: int | None = None,
+        expires_at: datetime | None = None,
+    ) -> NewTokenView:
+        """Make a token, for oneself without an ``owner``, for ever without an end. Its text comes this once."""
+        body = {"role": role, "owner": owner, "name": name, "expires_in_days": expires_in_days}
+        end = {"expires_at": expires_at.isoformat() if expires_at else None}
+        # Not repeated: an answer that was lost had a text in it, and there would be a second token that nobody knows.
+        return self._ask(NewTokenView, "POST", "/v1/tokens", json=given(body | end))
 
-        ``progress`` is told the bytes that have come and the bytes there are. ``out`` appears whole or not at all;
-        raises `FileExistsError` where it exists, `DownloadError` for a file that does not match its checksum.
-        """
-        found = self.version(name, version)
-        fetch = Fetcher(self._http, self.url, self._patience_s, progress)
-        fetch.folder(found, folder, out)
-        return found
+    def rotate_token(self, token_id: str, *, grace_s: int = 0) -> NewTokenView:
+        """Replace a token; the old text stays valid for ``grace_s`` seconds. Not repeated, as `create_token`."""
+        return self._ask(NewTokenView, "POST", f"/v1/tokens/{token_id}/rotate", json={"grace_s": grace_s})
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        """End a token at once."""
+        return self._ask(TokenView, "DELETE", f"/v1/tokens/{token_id}", retried=True)
+
+    def audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        target: str | None = None,
+        after: datetime | None = None,
+        before: datetime | None = None,
+        page_size: int = 100,
+    ) -> Iterator[AuditView]:
+        """Every change that was asked for, newest first, asking for page after page as they are taken. For admins."""
+        filters = {
+            "actor": actor,
+            "action": action,
+            "target": target,
+            "after": after.isoformat() if after else None,
+            "before": before.isoformat() if before else None,
+        }
+        return self._pages(Page[AuditView], "/v1/audit", filters | {"limit": page_size})
 
     # -- The service itself
+
+    def cluster(self) -> ClusterView:
+        """What the machines have, who uses it, and who waits for it."""
+        return self._get(ClusterView, "/v1/cluster")
 
     def ready(self) -> bool:
         """Whether the service has everything a job needs. Does not wait for it."""
@@ -243,47 +334,10 @@ class Client:
         except httpx.TransportError:
             return False
 
-    # -- How it is asked
-
     def _verb(self, job_id: str, verb: str, body: Mapping[str, Any] | None = None) -> JobView:
         # Not repeated: a job may have moved on between the two, and the second would be refused, or mean another state.
-        return self._model(JobView, self._send("POST", f"/v1/jobs/{job_id}/{verb}", json=body or None))
-
-    def _get(self, model: type[Model], path: str, params: Params | None = None) -> Model:
-        return self._model(model, self._send("GET", path, params=params, retried=True))
-
-    def _pages(self, page: type[Page[Model]], path: str, params: Params) -> Iterator[Model]:
-        cursor: str | None = None
-        while True:
-            found = self._get(page, path, {**params, "cursor": cursor})
-            yield from found.items
-            cursor = found.next_cursor
-            if cursor is None:
-                return
-
-    def _model(self, model: type[Model], response: httpx.Response) -> Model:
-        return model.model_validate_json(response.content)
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Params | None = None,
-        json: Any = None,
-        headers: Mapping[str, str] | None = None,
-        retried: bool = False,
-    ) -> httpx.Response:
-        given = {name: value for name, value in (params or {}).items() if value is not None}
-
-        def ask() -> httpx.Response:
-            response = self._http.request(method, path, params=given, json=json, headers=dict(headers or {}))
-            if response.is_error:
-                raise ApiError.of(response)
-            return response
-
-        return patiently(ask, self._patience_s if retried else 0.0, self.url)
+        return self._ask(JobView, "POST", f"/v1/jobs/{job_id}/{verb}", json=body or None)
 
 
 def _as_json(spec: Spec) -> Any:
-    return spec.model_dump(mode="json") if isinstance(spec, PretrainSpec) else dict(spec)
+    return spec.model_dump(mode="json") if isinstance(spec, Document) else dict(spec)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from service import stack
 from service.adapters.storage import Artifacts
-from service.client import render
+from service.client import tables
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
@@ -204,9 +204,9 @@ def rendered(result: Result) -> RenderableType:
     ]
     return Group(
         "",
-        render.table(("", "RANDOM", "PRETRAINED"), ((name, f"{a:.3f}", f"{b:.3f}") for name, a, b in rows)),
+        tables.table(("", "RANDOM", "PRETRAINED"), ((name, f"{a:.3f}", f"{b:.3f}") for name, a, b in rows)),
         "",
-        render.fields(
+        tables.fields(
             [
                 ("images/s", f"{result.images_per_s:.0f}"),
                 ("wall time", f"{result.wall_s:.0f} s (stack {result.start_s:.0f} s, job {result.job_s:.0f} s)"),

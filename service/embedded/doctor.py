@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from service import stack
-from service.client import render
+from service.client import tables
 from service.embedded import processes
 from service.embedded.parts import DEFAULT_PORT, Folder, StackError, database_shown
 
@@ -52,7 +52,7 @@ def rendered(checks: list[Check]) -> Table:
     rows = (
         (check.name, Text(check.level, STYLES[check.level]), Text(check.found), Text(check.remedy)) for check in checks
     )
-    return render.table(("CHECK", "", "FOUND", "WHAT TO DO"), rows)
+    return tables.table(("CHECK", "", "FOUND", "WHAT TO DO"), rows)
 
 
 def _check(name: str, found: str, remedy: str, *, broken: bool = False, warn: bool = False) -> Check:
@@ -117,14 +117,14 @@ def _version(name: str) -> str | None:
 def _space(folder: Folder) -> Iterator[Check]:
     for path, need in ((_existing(folder.path), 2 * GIB), (TEMP, GIB)):
         free = shutil.disk_usage(path).free
-        remedy = f"free {render.size(need)} there, or choose another folder for the state with --state-dir"
-        yield _check(f"disk {path}", f"{render.size(free)} free", remedy, broken=free < need / 4, warn=free < need)
+        remedy = f"free {tables.size(need)} there, or choose another folder for the state with --state-dir"
+        yield _check(f"disk {path}", f"{tables.size(free)} free", remedy, broken=free < need / 4, warn=free < need)
     memory = psutil.virtual_memory().available
     remedy = "Ray, MLflow and the API take about 3 GiB, and each worker of a job 1 GiB and more: close other programs"
-    yield _check("memory", f"{render.size(memory)} free", remedy, broken=memory < GIB, warn=memory < 4 * GIB)
+    yield _check("memory", f"{tables.size(memory)} free", remedy, broken=memory < GIB, warn=memory < 4 * GIB)
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
     remedy = "give the machine (or the container, with --shm-size=1g) more shared memory; Ray falls back to slow files"
-    yield _check(str(SHARED), f"{render.size(free)} free", remedy, warn=free < GIB / 2)
+    yield _check(str(SHARED), f"{tables.size(free)} free", remedy, warn=free < GIB / 2)
 
 
 def _artifacts(folder: Folder) -> Iterator[Check]:

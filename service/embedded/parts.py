@@ -208,7 +208,7 @@ def choose_database_url(folder: Folder, wanted: str | None) -> str | None:
     if wanted is None:
         return recorded
     # Imported here: `rcmae down` and `rcmae status` of a stack on SQLite work without SQLAlchemy.
-    from service.db import DatabaseUrlError, parse_database_url  # noqa: PLC0415
+    from service.engines import DatabaseUrlError, parse_database_url  # noqa: PLC0415
 
     try:
         url = parse_database_url(wanted)
@@ -235,7 +235,7 @@ def database_shown(folder: Folder) -> str:
     recorded = folder.load().database_url
     if recorded is None:
         return folder.database_url
-    from service.db import parse_database_url, shown  # noqa: PLC0415
+    from service.engines import parse_database_url, shown  # noqa: PLC0415
 
     return shown(parse_database_url(recorded))
 
@@ -273,12 +273,23 @@ def _api_port(wanted: int | None, usual: int, spare: int) -> int:
     return wanted
 
 
+def move_api(state: StackState) -> StackState:
+    """The state with another port for the API where its own has been taken: only clients know it, and they look it up.
+
+    For an API that does not run; two stacks that start at once may both have been given the usual port.
+    """
+    ports = ports_of(state)
+    if processes.port_is_free(ports.api):
+        return state
+    return state.model_copy(update={"ports": ports.model_copy(update={"api": processes.free_ports(1)[0]})})
+
+
 def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
     """The command line of a part of a prepared state."""
     ports, python = ports_of(state), sys.executable
     if part == "api":
         app = ["--factory", "service.app:create_app", "--host", HOST, "--port", str(ports.api)]
-        return [python, "-m", "uvicorn", *app, "--timeout-graceful-shutdown", "5"]
+        return [python, "-m", "uvicorn", *app, "--timeout-graceful-shutdown", "5", "--no-access-log"]
     if part == "mlflow":
         return [
             *(python, "-m", "mlflow", "server", "--host", HOST, "--port", str(ports.mlflow), "--workers", "1"),
@@ -365,17 +376,19 @@ def ports_of(state: StackState) -> Ports:
 
 
 def works(part: PartName, folder: Folder, state: StackState) -> bool:
-    """Whether a part answers as it should."""
-    ports = ports_of(state)
-    url = {
-        "api": f"http://{HOST}:{ports.api}/readyz",
-        "mlflow": f"http://{HOST}:{ports.mlflow}/health",
-        "ray": f"http://{HOST}:{ports.ray_dashboard}/api/jobs/",
+    """Whether a part answers as it should, and not another program in its place."""
+    ports, leader = ports_of(state), state.parts.get(part)
+    port, path = {
+        "api": (ports.api, "/readyz"),
+        "mlflow": (ports.mlflow, "/health"),
+        "ray": (ports.ray_dashboard, "/api/jobs/"),
     }[part]
+    url = f"http://{HOST}:{port}{path}"
     headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"} if part == "ray" else {}
     try:
         # A proxy of the user's environment has no business with this machine's own addresses.
         # Readiness takes three seconds where something that it asks hangs.
-        return httpx.get(url, headers=headers, timeout=5.0, trust_env=False).status_code == httpx.codes.OK
+        answer = httpx.get(url, headers=headers, timeout=5.0, trust_env=False)
     except httpx.HTTPError:
         return False
+    return answer.status_code == httpx.codes.OK and leader is not None and processes.listens(leader, port)

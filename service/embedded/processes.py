@@ -165,6 +165,18 @@ def port_is_free(port: int) -> bool:
         return True
 
 
+def listens(leader: Identity, port: int) -> bool:
+    """Whether a process, or another one of its session, is the one that listens on a TCP port."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):
+            try:
+                if os.getsid(connection.pid) == leader.pid:
+                    return True
+            except ProcessLookupError:
+                continue
+    return False
+
+
 def free_ports(count: int) -> list[int]:
     """Different ports that nothing on 127.0.0.1 uses now."""
     found: list[int] = []

@@ -48,8 +48,9 @@ class Watch:
 class Supervisor:
     """Keeps the parts of one state folder running."""
 
-    def __init__(self, folder: Folder, state: StackState) -> None:
-        self._folder, self._state = folder, state
+    def __init__(self, folder: Folder, state: StackState, api_port: int | None = None) -> None:
+        """``api_port`` is the API's where the user named one: it is never given another then."""
+        self._folder, self._state, self._api_port = folder, state, api_port
         self._watches = {part: Watch() for part in PARTS}
         self._stop = threading.Event()
 
@@ -104,6 +105,8 @@ class Supervisor:
         left = processes.sweep(self._state.id, part)
         if left:
             _say(f"{part}: ended {left} processes left from before")
+        if part == "api" and self._api_port is None:
+            self._move_api()
         log = self._folder.log_of(part)
         if log.exists() and log.stat().st_size > LOG_LIMIT:
             log.replace(log.with_suffix(".old.log"))
@@ -119,6 +122,12 @@ class Supervisor:
             )
         self._record(parts=self._state.parts | {part: Identity.of(watch.process.pid)})
         _say(f"{part}: started process {watch.process.pid}")
+
+    def _move_api(self) -> None:
+        moved = parts.move_api(self._state)
+        if moved is not self._state:
+            _say(f"api: port {parts.ports_of(self._state).api} is in use, {parts.ports_of(moved).api} is taken instead")
+            self._record(ports=moved.ports)
 
     def _record(self, **changes: object) -> None:
         self._state = self._state.model_copy(update=changes)
@@ -162,7 +171,7 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
     except StackError as error:
         return _give_up(folder, error)
     folder.save(state)
-    supervisor = Supervisor(folder, state)
+    supervisor = Supervisor(folder, state, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.ask_to_stop)
     try:

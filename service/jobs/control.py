@@ -46,14 +46,25 @@ class Control:
 
 @contextmanager
 def guarded(job: Job) -> Iterator[None]:
-    """One job's trouble must not stop the others: only a database out of reach and a lost lease do."""
-    try:
+    """One job's trouble must not stop the others: only a database out of reach and a lost lease do.
+
+    What is logged meanwhile carries the job's ids.
+    """
+    with kept_apart(job_id=job.id, attempt=job.attempts, request_id=job.request_id):
         yield
-    except StaleState as error:
-        log.info("moved_by_another", job_id=job.id, detail=str(error))
-    except Away as error:
-        log.debug("waits", job_id=job.id, detail=str(error))
-    except (DatabaseUnreachable, LeaseLost):
-        raise
-    except Exception:  # logged with its job; the next round tries again
-        log.exception("job_failed_to_advance", job_id=job.id)
+
+
+@contextmanager
+def kept_apart(**ids: object) -> Iterator[None]:
+    """The same for whatever has these ids."""
+    with structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value}):
+        try:
+            yield
+        except StaleState as error:
+            log.info("moved_by_another", detail=str(error))
+        except Away as error:
+            log.debug("waits", detail=str(error))
+        except (DatabaseUnreachable, LeaseLost):
+            raise
+        except Exception:  # logged with its ids; the next round tries again
+            log.exception("job_failed_to_advance")

@@ -75,7 +75,7 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
     if not attempt.accepted and seen.beat is None and seen.outcome is None:
         if job.state in {State.CANCELLING, State.PAUSING}:
             return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "ended before it started")
-        return "submit" if seen.run else "wait"  # without MLflow it is not known whether it has run
+        return _not_started(seen)
     if not (seen.ray.ended or seen.ray is RayState.ABSENT):
         return _alive(job, attempt, seen, patience)
     # A head that was restarted says nothing of workers on other nodes: they end when they miss it.
@@ -83,6 +83,12 @@ def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
     may_live = forgotten and seen.beat is not None and seen.silent < STILL
     # Metrics, tags and the registered version belong to the end: it waits for MLflow.
     return "wait" if seen.run is None or may_live else _ending(job, attempt, seen)
+
+
+def _not_started(seen: Seen) -> Decision:
+    if seen.run is None:
+        return "wait"  # without MLflow it is not known whether it has run
+    return Ended("lost", Reason.STORAGE_ERROR, "The attempt had not started.") if seen.run.gone else "submit"
 
 
 def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
@@ -107,6 +113,8 @@ def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
         return _told_to_end(job, attempt, seen, patience)
     if attempt.stop_asked_at:
         return _stop_once(attempt, seen)
+    if seen.run and seen.run.gone:
+        return "wait"  # no sign of it can arrive; whoever removed the run may put it back
     if seen.beat is None:
         late = seen.run is not None and seen.now - attempt.started_at > patience.start
         return _stop_once(attempt, seen) if late else "wait"
@@ -118,14 +126,13 @@ def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
 def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
         return _stop_once(attempt, seen)
-    if seen.run is None:
-        return "wait"
-    if seen.beat is None:
+    if seen.run and seen.beat is None:
         return "stop"
     wanted = "cancel" if job.state == State.CANCELLING else "pause"
-    if attempt.command != wanted or attempt.commanded_at is None:
-        return "command"
-    return "stop" if seen.now - attempt.commanded_at > patience.command else "wait"
+    overdue = attempt.commanded_at is not None and seen.now - attempt.commanded_at > patience.command
+    if overdue and attempt.command in {wanted, None}:  # None: it could not be told
+        return "stop"
+    return "wait" if attempt.command == wanted else "command"
 
 
 def _stop_once(attempt: Attempt, seen: Seen) -> Decision:

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import update
+import structlog
+from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
-from service.db import Event, Job, now
+from service.db import Event, Job, now, write_labels
 from service.jobs.schemas import State
+from service.observability import metrics
 from trainer.spec.job import Reason
+
+log = structlog.get_logger()
 
 S = State
 
@@ -175,6 +179,13 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
         values["waiting_since"] = moment
     _write(session, job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
+    told = {"job_id": job.id, "attempt": job.attempts, "before": begin, "state": to, "reason": reason, "actor": actor}
+
+    def committed(_: Session) -> None:
+        metrics.TRANSITIONS.labels(begin.value, to.value, reason or metrics.NONE).inc()
+        log.info("job_moved", **told)
+
+    event.listen(session, "after_commit", committed, once=True)
 
 
 def edit(session: Session, job: Job, values: Mapping[str, object], message: str, actor: str) -> None:
@@ -195,6 +206,8 @@ def _write(session: Session, job: Job, values: Mapping[str, object]) -> None:
     if done.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
         raise StaleState(f"job {job.id} is no longer {job.state}")
     session.refresh(job)
+    if "labels" in values:
+        write_labels(session.connection(), job)
 
 
 def note(session: Session, job: Job, reason: str | None, message: str, actor: str) -> None:

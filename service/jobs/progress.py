@@ -1,41 +1,60 @@
-"""What a run's metrics and tags tell about its job."""
+"""What a run's tags tell about its job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from service.adapters.mlflow_store import RunView
-from service.db import Job
+from service.db import Attempt, Job
 from service.jobs.schemas import Progress
 from trainer.spec import names
-from trainer.spec.job import parse_spec
+from trainer.spec.job import Newest, parse_pretrain
 
 
-def record(job: Job, run: RunView) -> None:
-    """Take over what the run tells."""
+def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime) -> None:
+    """Take over what the run tells; nothing that an attempt has told from which the job no longer goes on."""
     images = run.tags.get(names.TAG_IMAGES)
     job.dataset_images = int(images) if images else job.dataset_images
-    progress = progress_of(job.run_spec, run.metrics, run.tags.get(names.TAG_STEPS))
+    newest = run.newest()
+    if newest is None or newest.attempt < job.since_attempt:
+        return
+    job.metrics = dict(newest.values)
+    runs = [attempt.number for attempt in attempts if attempt.ended_at is None]
+    progress = progress_of(job.run_spec, newest, run.tags.get(names.TAG_STEPS), runs)
     if progress:
+        progress.gpu_hours = gpu_hours(attempts, moment)
         job.progress = progress.model_dump(mode="json")
 
 
-def progress_of(spec: Mapping[str, object], metrics: Mapping[str, float], steps: str | None) -> Progress | None:
-    """How far a run is; None before its first metrics."""
-    samples = metrics.get(names.SAMPLES)
+def progress_of(
+    spec: Mapping[str, object], newest: Newest, steps: str | None, running: Sequence[int]
+) -> Progress | None:
+    """How far a run is; None before its first metrics. The end is foretold for ``running`` attempts alone."""
+    values, samples = newest.values, newest.values.get(names.SAMPLES)
     if samples is None:
         return None
-    optimization = parse_spec(spec).optimization
-    step = round(samples / optimization.global_batch_size)
-    total, rate = int(steps) if steps else None, metrics.get(names.IMAGES_PER_S)
-    left = (total - step) * optimization.global_batch_size / rate if total is not None and rate else None
+    optimization = parse_pretrain(spec).optimization
+    step, total = round(samples / optimization.global_batch_size), int(steps) if steps else None
+    left = max(0, total - step) * optimization.global_batch_size if total is not None else None
+    rate = newest.images_per_s if newest.attempt in running else None
     return Progress(
-        epoch=metrics.get(names.EPOCH, 0.0),
+        epoch=values.get(names.EPOCH, 0.0),
         epochs=optimization.epochs,
         step=step,
         steps=total,
         samples=int(samples),
-        images_per_s=rate,
-        loss=metrics.get(names.LOSS),
-        eta_s=left,
+        images_per_s=values.get(names.IMAGES_PER_S),
+        data_wait_fraction=values.get(names.DATA_WAIT_FRACTION),
+        loss=values.get(names.LOSS),
+        eta_s=0.0 if left == 0 else left / rate if left and rate else None,
     )
+
+
+def gpu_hours(attempts: Sequence[Attempt], moment: datetime) -> float:
+    """GPUs times hours of all attempts until ``moment``, to the thousandth."""
+    seconds = [
+        (attempt.gpus or 0) * ((attempt.ended_at or moment) - attempt.started_at).total_seconds()
+        for attempt in attempts
+    ]
+    return round(sum(max(0.0, each) for each in seconds) / 3600, 3)

@@ -14,15 +14,17 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.db import Attempt, Job, now
-from service.jobs import progress, repository
+from service.jobs import lineage, progress, repository
 from service.jobs.control import ACTOR, Control, guarded
 from service.jobs.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import RUN_STATUS, StaleState, note, transition
+from service.jobs.publishing import source as source_of
 from service.jobs.schemas import BackboneRef, Result, State
 from service.jobs.starting import attempt_request, start_waiting
 from service.jobs.sweeps import Sweeper
 from service.lease import LeaseLost
+from service.observability.metrics import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from trainer.spec import names
 from trainer.spec.job import Command, Outcome, Reason, parse_spec
 
@@ -32,6 +34,7 @@ RESULT_METRICS = ("eval/", "train/loss", "progress/")
 SLOW_START = timedelta(seconds=90)
 STOP_S = 8.0
 LONGEST_PAUSE_S = 10.0
+RUN_GONE = "Its MLflow run was removed, with all that was recorded in it."
 
 
 class Reconciler:
@@ -51,6 +54,11 @@ class Reconciler:
         self.round_at = time.monotonic()
         """When the last round ended."""
 
+    @property
+    def control(self) -> Control:
+        """What it acts with."""
+        return self._control
+
     def start(self) -> None:
         self._thread.start()
         self._control.lease.start(lambda: self.stuck() is None)
@@ -68,9 +76,13 @@ class Reconciler:
         """Look now: something was asked for."""
         self._wake.set()
 
+    def lag(self) -> float:
+        """Seconds since the last round."""
+        return time.monotonic() - self.round_at
+
     def stuck(self) -> float | None:
         """Seconds since the last round, where that is too long."""
-        age = time.monotonic() - self.round_at
+        age = self.lag()
         return age if age > self._control.settings.stuck_after_s or not self._thread.is_alive() else None
 
     def _run(self) -> None:
@@ -78,7 +90,8 @@ class Reconciler:
             pause = self._control.settings.poll_interval_s
             try:
                 if self._control.lease.held():
-                    self.round()
+                    with ROUND_SECONDS.time():
+                        self.round()
                     self._control.lease.finished_round()
             except LeaseLost as error:
                 log.warning("round_given_up", detail=str(error))
@@ -106,6 +119,8 @@ class Reconciler:
     def _look(self, job: Job, attempt: Attempt) -> Seen:
         ray, run, moment = self._ray_state(attempt), self._run_of(job), now()
         beat = run.heartbeat(attempt.number) if run else None
+        if run and run.gone:
+            beat = attempt.heartbeat  # the last there will be
         fresh = beat != attempt.heartbeat or attempt.heartbeat_at is None
         beat_at = moment if beat is not None and fresh else attempt.heartbeat_at
         silent = min(moment - (beat_at or moment), self._needs.mlflow.answering())
@@ -165,9 +180,9 @@ class Reconciler:
                 self._command(job, attempt)  # should Ray take it late after all
             self._end(job, attempt, decision, seen)
             return
-        self._act(job, attempt, decision)
+        told = self._act(job, attempt, decision)
         with self._control.write() as session:
-            self._apply(session, job, attempt, decision, seen)
+            self._apply(session, job, attempt, decision, seen, told)
 
     def _wait_for_outcome(self, loaded: Job, attempt: Attempt, error: str) -> None:
         with self._control.write() as session:
@@ -191,24 +206,39 @@ class Reconciler:
             with self._control.write() as session:
                 transition(session, repository.get(session, job.id), *end, ACTOR)
 
-    def _act(self, job: Job, attempt: Attempt, decision: Decision) -> None:
+    def _act(self, job: Job, attempt: Attempt, decision: Decision) -> bool:
+        """Do what was decided; gives whether the attempt was told of it."""
+        told = False
         if decision == "submit":
-            request = attempt_request(job, attempt.number, self._control.mlflow.url)
+            with self._control.database.read() as session:
+                source = source_of(session, parse_spec(job.run_spec))
+            roots = self._control.settings.dataset_roots
+            request = attempt_request(job, attempt.number, self._control.mlflow.url, roots, source)
             with self._needs.ray.asked():
                 self._control.ray.submit(attempt.submission_id, request)
         elif decision in {"command", "stop"}:
             # Also before a stop: told to stop a job it is just starting, Ray says STOPPED and lets it run (2.60).
-            self._command(job, attempt)
+            told = self._command(job, attempt)
             if decision == "stop":
                 with self._needs.ray.asked():
                     self._control.ray.stop(attempt.submission_id)
+        return told
 
-    def _command(self, job: Job, attempt: Attempt) -> None:
-        if job.run_id:
+    def _command(self, job: Job, attempt: Attempt) -> bool:
+        """Tell an attempt to end; false where MLflow does not take it."""
+        if not job.run_id:
+            return False
+        try:
             with self._needs.mlflow.asked():
                 self._control.mlflow.command(job.run_id, _command(job, attempt))
+        except Away as error:
+            log.debug("not_told", job_id=job.id, attempt=attempt.number, detail=str(error))
+            return False
+        return True
 
-    def _apply(self, session: Session, loaded: Job, before: Attempt, decision: Decision, seen: Seen) -> None:
+    def _apply(
+        self, session: Session, loaded: Job, before: Attempt, decision: Decision, seen: Seen, told: bool
+    ) -> None:
         job = repository.get(session, loaded.id)
         attempt = repository.last_attempt(session, job)
         if attempt is None or attempt.number != before.number:
@@ -216,15 +246,18 @@ class Reconciler:
         if decision in {"accept", "submit"}:
             attempt.accepted = decision == "accept" or attempt.accepted
         elif decision in {"command", "stop"}:
-            command = _command(loaded, before)
-            attempt.command, attempt.generation, attempt.commanded_at = command.action, command.generation, seen.now
+            if told:
+                command = _command(loaded, before)
+                attempt.command, attempt.generation, attempt.commanded_at = command.action, command.generation, seen.now
+            else:
+                attempt.command, attempt.commanded_at = None, attempt.commanded_at or seen.now
             if decision == "stop":
                 attempt.stop_asked_at = seen.now
                 log.info("stop_asked", job_id=job.id, attempt=attempt.number)
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
-            transition(session, job, State.RUNNING, None, _training(attempt), ACTOR)
-        _take_over(job, attempt, seen)
+            transition(session, job, State.RUNNING, None, _working(job, attempt), ACTOR)
+        _take_over(session, job, attempt, seen)
         _say(session, job, attempt, seen)
 
     def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
@@ -234,6 +267,8 @@ class Reconciler:
                 tail = self._control.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends: {tail}")
         step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures)
+        if seen.run and seen.run.gone:
+            step = replace(step, message=f"{step.message} {RUN_GONE}")
         result = self._result(loaded, seen.run) if step.state is State.SUCCEEDED else None
         self._end_run(loaded, step.state)
         with self._control.write() as session:
@@ -248,11 +283,14 @@ class Reconciler:
             job.failures += step.charged
             job.restarts = (1 if steady else job.restarts + 1) if again else 0
             job.not_before = seen.now + step.delay if again else None
-            _take_over(job, attempt, seen)
+            _take_over(session, job, attempt, seen)
             attempt.checkpoint = ended.checkpoint or attempt.checkpoint
             if result:
-                job.result = result.model_dump(mode="json")
+                job.result = result.model_copy(update={"backbones": lineage.of(job)}).model_dump(mode="json")
+                lineage.add(session, job, result.backbones)
             transition(session, job, step.state, step.reason, step.message, ACTOR)
+        ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
+        GPU_SECONDS.inc((attempt.gpus or 0) * (seen.now - attempt.started_at).total_seconds())
         log.info("attempt_ended", job_id=loaded.id, attempt=before.number, state=step.state, reason=step.reason)
 
     def _end_run(self, job: Job, state: State) -> None:
@@ -261,13 +299,14 @@ class Reconciler:
                 self._control.mlflow.end_run(job.run_id, RUN_STATUS[state])
 
     def _result(self, job: Job, run: RunView | None) -> Result:
-        spec, version = parse_spec(job.run_spec), None
+        spec, versions = parse_spec(job.run_spec), []
         if spec.register_as:
             with self._needs.mlflow.asked():
-                version = self._control.mlflow.version_of_job(spec.register_as, job.id)
-        metrics = {key: value for key, value in (run.metrics if run else {}).items() if key.startswith(RESULT_METRICS)}
-        backbone = BackboneRef(name=version.name, version=version.version) if version else None
-        return Result(metrics=metrics, backbone=backbone)
+                versions = self._control.mlflow.versions_of_job(spec.register_as, job.id)
+        newest = run.metrics if run and not run.gone else job.metrics or {}  # of a run that is gone: as last seen
+        metrics = {key: value for key, value in newest.items() if key.startswith(RESULT_METRICS)}
+        made = [BackboneRef(name=version.name, version=version.version) for version in versions]
+        return Result(metrics=metrics, backbone=made[-1] if made else None, backbones=made)
 
 
 def _command(job: Job, attempt: Attempt) -> Command:
@@ -275,19 +314,19 @@ def _command(job: Job, attempt: Attempt) -> Command:
     return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 
-def _training(attempt: Attempt) -> str:
-    return f"Attempt {attempt.number} is training."
+def _working(job: Job, attempt: Attempt) -> str:
+    return f"Attempt {attempt.number} is {'publishing' if job.kind == 'publish' else 'training'}."
 
 
-def _take_over(job: Job, attempt: Attempt, seen: Seen) -> None:
+def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
     """What was seen of the run, into the database."""
-    if seen.run is None:
+    if seen.run is None or seen.run.gone:
         return
     attempt.heartbeat, attempt.heartbeat_at = seen.beat, seen.beat_at
     newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
     if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
         attempt.checkpoint = newest
-    progress.record(job, seen.run)
+    progress.record(job, repository.attempts(session, job.id), seen.run, seen.now)
 
 
 def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
@@ -300,5 +339,5 @@ def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
         text = f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
         note(session, job, None, text, ACTOR)
     elif job.state == State.RUNNING and seen.run:
-        trouble = seen.run.tags.get(names.TAG_NOTICE)
-        note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or _training(attempt), ACTOR)
+        trouble = RUN_GONE if seen.run.gone else seen.run.tags.get(names.TAG_NOTICE)
+        note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or _working(job, attempt), ACTOR)

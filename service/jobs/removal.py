@@ -6,8 +6,9 @@ import structlog
 
 from service.adapters.mlflow_store import MlflowStore, Version
 from service.adapters.storage import Artifacts, OutsideRoot
-from service.db import Job
-from service.jobs import repository
+from service.backbones.repository import forget
+from service.db import DeletedVersion, Job
+from service.jobs import lineage, repository
 from service.jobs.control import Control
 from service.jobs.schemas import BackboneRef, Deletion
 from trainer.spec.job import parse_spec
@@ -41,8 +42,7 @@ def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:
 def versions(job: Job, mlflow: MlflowStore) -> list[Version]:
     """The registered versions that a job made."""
     name = parse_spec(job.spec).register_as
-    version = mlflow.version_of_job(name, job.id) if name else None
-    return [version] if version else []
+    return mlflow.versions_of_job(name, job.id) if name else []
 
 
 def remove(control: Control, job: Job) -> None:
@@ -54,10 +54,10 @@ def remove(control: Control, job: Job) -> None:
         for version in versions(job, control.mlflow):
             folder = control.mlflow.folder(version)
             if folder:
-                _delete(control, job, folder)
+                _delete(control, job.id, folder)
             control.mlflow.delete_version(version)
     if job.artifact_uri:
-        _delete(control, job, job.artifact_uri)
+        _delete(control, job.id, job.artifact_uri)
     if job.run_id:
         with control.needs.mlflow.asked():
             control.mlflow.delete_run(job.run_id)
@@ -65,13 +65,38 @@ def remove(control: Control, job: Job) -> None:
         with control.needs.ray.asked():
             control.ray.delete(submission_id(job.id, number))
     with control.write() as session:
+        for gone in lineage.of(job):  # where another job trained them, it names them too
+            lineage.drop(session, job.id, gone)
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
 
 
-def _delete(control: Control, job: Job, folder: str) -> None:
+def remove_version(control: Control, deleted: DeletedVersion) -> None:
+    """Everything of a deleted version, and last of all the note of its deletion: interrupted, it is done again.
+
+    Whoever pulls it finds it gone already: what people see goes by that note.
+    """
+    with control.needs.mlflow.asked():
+        aliases = control.mlflow.aliases(deleted.name)
+    if deleted.version in aliases.values():  # set while it was being deleted
+        with control.write() as session:
+            forget(session, deleted.name, deleted.version)
+        log.warning("version_kept", backbone=deleted.name, version=deleted.version, detail="it has an alias")
+        return
+    _delete(control, deleted.job_id, deleted.folder)
+    with control.needs.mlflow.asked():
+        for version in control.mlflow.versions(deleted.name):
+            if (version.version, version.source) == (deleted.version, deleted.source):
+                control.mlflow.delete_version(version)
+    with control.write() as session:
+        lineage.drop(session, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
+        forget(session, deleted.name, deleted.version)
+    log.info("version_removed", backbone=deleted.name, version=deleted.version, job_id=deleted.job_id)
+
+
+def _delete(control: Control, job_id: str, folder: str) -> None:
     try:
         with control.needs.storage.asked():
             control.artifacts.delete(folder)
     except OutsideRoot as error:
-        log.warning("files_left", job_id=job.id, detail=str(error))
+        log.warning("files_left", job_id=job_id, detail=str(error))

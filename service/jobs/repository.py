@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, RowMapping, delete, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
-from service.db import Attempt, Event, Job, now
+from service.auth import Caller
+from service.db import Attempt, Event, Job, Label, now
 from service.errors import ApiProblem, not_found
-from service.jobs.schemas import State
+from service.jobs.schemas import JobView, State
 
 ACTIVE = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -29,9 +30,17 @@ def new_id() -> str:
 
 
 def get(session: Session, job_id: str) -> Job:
-    """A job by its id; raises the API's 404."""
+    """A job by its id; raises the API's 404. What people ask for is `seen`."""
     job = session.get(Job, job_id)
     if job is None or job.deleted_at is not None:
+        raise not_found("job", job_id)
+    return job
+
+
+def seen(session: Session, job_id: str, caller: Caller) -> Job:
+    """A job by its id, for who asks; raises the API's 404 also where it is not there for them."""
+    job = get(session, job_id)
+    if not caller.sees(job.owner):
         raise not_found("job", job_id)
     return job
 
@@ -47,6 +56,7 @@ class Filters:
     """`name:value` each."""
     name_contains: str | None = None
     created_after: datetime | None = None
+    seen_by: Caller | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
@@ -56,19 +66,23 @@ class Filters:
             found.append(Job.kind == self.kind)
         if self.owner:
             found.append(Job.owner == self.owner)
+        if self.seen_by and self.seen_by.sees_only is not None:
+            found.append(Job.owner == self.seen_by.sees_only)
         if self.name_contains:
             found.append(Job.name.icontains(self.name_contains, autoescape=True))
         if self.created_after:
-            found.append(Job.created_at > _utc(self.created_after))
-        for label in self.label:
-            name, colon, value = label.partition(":")
-            if not colon:
-                raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
-            found.append(Job.labels[name].as_string() == value)
+            found.append(Job.created_at > utc(self.created_after))
         return found
 
+    def labels(self) -> list[tuple[str, str]]:
+        """Name and value of each; raises the API's 422."""
+        for label in self.label:
+            if ":" not in label:
+                raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
+        return [(name, value) for name, _, value in (label.partition(":") for label in self.label)]
 
-def _utc(moment: datetime) -> datetime:
+
+def utc(moment: datetime) -> datetime:
     """Without a zone it is UTC; raises the API's 422 where UTC has no such year."""
     try:
         return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -76,16 +90,27 @@ def _utc(moment: datetime) -> datetime:
         raise ApiProblem(422, "parameter_invalid", f"{moment.isoformat()} is out of range") from error
 
 
-def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[Job], str | None]:
-    """Jobs, newest first, and the cursor of those that follow."""
-    query = select(Job).where(*filters.conditions())
+SHOWN = [getattr(Job, name) for name in JobView.model_fields if name != "spec"]
+"""Of a job in a list; its rows hold more, and reading JSON takes most of a list's time."""
+
+
+def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[RowMapping], str | None]:
+    """What is shown of jobs, newest first, and the cursor of those that follow."""
+    query = select(*SHOWN, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
+    created_at, identity = Job.created_at, Job.id
+    for name, value in filters.labels():
+        label = aliased(Label)
+        query = query.join(label, label.job_id == Job.id).where(label.name == name, label.value == value)
+        created_at, identity = label.created_at, label.job_id  # the same, in the order of an index of this label alone
     if cursor:
-        moment, job_id = _read_cursor(cursor)
-        query = query.where(or_(Job.created_at < moment, and_(Job.created_at == moment, Job.id < job_id)))
-    jobs = list(session.scalars(query.order_by(Job.created_at.desc(), Job.id.desc()).limit(limit + 1)))
+        moment, job_id = read_moment(cursor)
+        # The first condition alone tells the database where to begin in its index.
+        query = query.where(created_at <= moment, or_(created_at < moment, identity < job_id))
+    query = query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
+    jobs = list(session.execute(query).mappings())
     more = len(jobs) > limit
     last = jobs[limit - 1] if more else None
-    return jobs[:limit], write_cursor([last.created_at.isoformat(), last.id]) if last else None
+    return jobs[:limit], write_cursor([last["created_at"].isoformat(), last["id"]]) if last else None
 
 
 def write_cursor(parts: list[Any]) -> str:
@@ -103,10 +128,11 @@ def read_cursor(cursor: str) -> list[Any]:
     return parts
 
 
-def _read_cursor(cursor: str) -> tuple[datetime, str]:
+def read_moment(cursor: str) -> tuple[datetime, str]:
+    """The moment and the id that a cursor holds; raises the API's 422 for anything else."""
     parts = read_cursor(cursor)
     try:
-        return _utc(datetime.fromisoformat(parts[0])), str(parts[1])
+        return utc(datetime.fromisoformat(parts[0])), str(parts[1])
     except (ValueError, TypeError, IndexError) as error:
         raise bad_cursor(cursor) from error
 
@@ -138,6 +164,28 @@ def waiting(session: Session) -> list[Job]:
     states = [State.QUEUED.value, State.RECOVERING.value]
     jobs = session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.id))
     return [job for job in jobs if job.state == State.QUEUED or not live_attempt(session, job)]
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Jobs of one state and kind."""
+
+    count: int
+    since: datetime
+    """When the one that has waited longest last began to wait for an attempt."""
+
+
+def census(session: Session) -> dict[tuple[str, str], Crowd]:
+    """How many jobs there are by state and kind: an index holds all of it."""
+    query = select(Job.state, Job.kind, func.count(), func.min(Job.waiting_since)).where(Job.deleted_at.is_(None))
+    rows = session.execute(query.group_by(Job.state, Job.kind))
+    return {(state, kind): Crowd(count, since) for state, kind, count, since in rows}
+
+
+def running_progress(session: Session) -> dict[str, dict[str, Any]]:
+    """The progress of each running job that has told any."""
+    query = select(Job.id, Job.progress).where(Job.state == State.RUNNING, Job.progress.is_not(None))
+    return {row.id: row.progress for row in session.execute(query)}
 
 
 def last_attempt(session: Session, job: Job) -> Attempt | None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import AsyncIterable
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel
 
+from service.backbones.download import answer
 from service.deps import CallerDep, PartsDep
-from service.jobs import service
+from service.jobs import metrics as curves
+from service.jobs import reading, service
 from service.jobs.lifecycle import Verb
+from service.jobs.logs import Wanted
 from service.jobs.repository import Filters
 from service.jobs.schemas import (
+    LAST_ATTEMPT,
     AttemptView,
+    CheckpointView,
     Deletion,
     EventView,
     ImageView,
+    JobsMetricsView,
     JobView,
-    LogView,
+    Level,
+    LogPage,
     MetricsView,
+    Moment,
     Page,
     PatchBody,
     PlanView,
@@ -26,17 +37,21 @@ from service.jobs.schemas import (
     RetryBody,
     State,
 )
-from trainer.spec.pretrain import PretrainSpec
+from service.jobs.stream import ReaderDep
+from trainer.spec.job import JobSpec, parse_spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+metrics_router = APIRouter(prefix="/v1/metrics", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
+SpecBody = Annotated[JobSpec, Body(discriminator="kind")]
+Points = Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")]
 LogLimit = Annotated[int, Query(ge=1, le=5000)]
 
 
 @router.post("", status_code=201)
 def submit(
-    spec: PretrainSpec,
+    spec: SpecBody,
     parts: PartsDep,
     caller: CallerDep,
     response: Response,
@@ -50,33 +65,38 @@ def submit(
 
 
 @router.post("/plan")
-def plan(spec: PretrainSpec, parts: PartsDep, caller: CallerDep) -> PlanView:
+def plan(spec: SpecBody, parts: PartsDep, caller: CallerDep) -> PlanView:
     """What a spec would need, and whether it would start now, later or never, and why."""
     return service.plan(parts, caller, spec)
 
 
-@router.get("")
+@router.get("", response_model=Page[JobView])
 def listing(
     parts: PartsDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: CallerDep,
     state: Annotated[list[State] | None, Query()] = None,
     kind: str | None = None,
     owner: str | None = None,
-    label: Annotated[list[str] | None, Query(description="name:value")] = None,
+    label: Annotated[list[str] | None, Query(description="name:value; all of them", max_length=32)] = None,
     name_contains: str | None = None,
-    created_after: datetime | None = None,
+    created_after: Moment | None = None,
     limit: Limit = 50,
     cursor: str | None = None,
-) -> Page[JobView]:
+) -> Response:
     """Jobs, newest first."""
-    filters = Filters(state or (), kind, owner, label or (), name_contains, created_after)
-    return service.listing(parts, filters, limit, cursor)
+    filters = Filters(state or (), kind, owner, label or (), name_contains, created_after, caller)
+    return _written(reading.listing(parts, filters, limit, cursor))
 
 
-@router.get("/{job_id}")
-def show(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:  # noqa: ARG001 - a token is needed
+@router.get("/{job_id}", response_model=JobView)
+def show(job_id: str, parts: PartsDep, caller: CallerDep) -> Response:
     """One job."""
-    return service.show(parts, job_id)
+    return _written(reading.show(parts, caller, job_id))
+
+
+def _written(found: BaseModel) -> Response:
+    """For what is asked all the time: FastAPI would check it again, and write it on the event loop."""
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 @router.patch("/{job_id}")
@@ -95,14 +115,15 @@ def delete(
 ) -> Deletion:
     """Delete a job that has ended, with its run, artifacts and registered versions; answers what goes."""
     if preview:
+        caller.only_asks()
         return service.deletion(parts, caller, job_id)
     return service.delete_job(parts, caller, job_id, with_backbones)
 
 
 @router.get("/{job_id}/spec")
-def spec_of(job_id: str, parts: PartsDep, caller: CallerDep) -> PretrainSpec:  # noqa: ARG001 - a token is needed
+def spec_of(job_id: str, parts: PartsDep, caller: CallerDep) -> JobSpec:
     """The job's spec; submitting it again runs the same."""
-    return PretrainSpec.parse(service.show(parts, job_id).spec)
+    return parse_spec(reading.show(parts, caller, job_id).spec)
 
 
 @router.post("/{job_id}/cancel")
@@ -139,52 +160,103 @@ def stop(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
 def events(
     job_id: str,
     parts: PartsDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: CallerDep,
     limit: Limit = 200,
     cursor: str | None = None,
 ) -> Page[EventView]:
     """What happened to a job, oldest first."""
-    return service.events(parts, job_id, cursor, limit)
+    return reading.events(parts, caller, job_id, cursor, limit)
 
 
 @router.get("/{job_id}/attempts")
-def attempts(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[AttemptView]:  # noqa: ARG001 - a token is needed
+def attempts(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[AttemptView]:
     """The job's attempts, oldest first."""
-    return service.attempts(parts, job_id)
+    return reading.attempts(parts, caller, job_id)
 
 
 @router.get("/{job_id}/logs")
 def logs(
     job_id: str,
     parts: PartsDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
-    attempt: Annotated[int | None, Query(ge=1)] = None,
+    caller: CallerDep,
+    attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT)] = None,
     source: Annotated[str | None, Query(description="driver or rank-<n>")] = None,
+    level: Annotated[Level | None, Query(description="this level and those above it")] = None,
+    search: Annotated[str | None, Query(max_length=200, description="text in the message, in whatever case")] = None,
+    tail: Annotated[int | None, Query(ge=0, le=5000, description="the last so many lines, by time; no cursor")] = None,
     limit: LogLimit = 500,
     cursor: str | None = None,
-) -> Page[LogView]:
-    """Log lines by attempt and source. `next_cursor` is always there: ask with it again for lines that came since."""
-    return service.logs(parts, job_id, attempt, source, cursor, limit)
+) -> LogPage:
+    """Log lines by attempt and source. Ask with `next_cursor` again: at once where there is `more`, later for lines
+    that came since."""
+    return reading.logs(parts, caller, job_id, attempt, Wanted(source, level, search), cursor, limit, tail)
+
+
+@router.get("/{job_id}/logs/{attempt}/{source}", response_class=StreamingResponse)
+@router.head("/{job_id}/logs/{attempt}/{source}", response_class=StreamingResponse)
+def whole_log(
+    job_id: str,
+    attempt: Annotated[int, Path(ge=1, le=LAST_ATTEMPT)],
+    source: str,
+    parts: PartsDep,
+    caller: CallerDep,
+    request: Request,
+) -> Response:
+    """All that one source of an attempt has logged so far, as JSON lines; `Range` is understood."""
+    found = reading.whole_log(parts, caller, job_id, attempt, source)
+    name = f"{job_id}-a{attempt}-{source}.jsonl"
+    attached = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return answer(request, found, f'"{name}-{found.size}"', "application/x-ndjson", attached)
+
+
+@router.get("/{job_id}/stream", response_class=EventSourceResponse)
+async def stream(reader: ReaderDep) -> AsyncIterable[ServerSentEvent]:
+    """Follow a job by server-sent events: `job` (JobView) first and whenever it changes, `event` (EventView),
+    `metrics` (MetricsTick), `log` (LogBatch), and `end` when the job has ended and all its lines were given.
+
+    Every `id` is a place: sent as `Last-Event-ID`, to whatever process of the service, it goes on right after it.
+    """
+    async for event in reader.events():
+        yield event
 
 
 @router.get("/{job_id}/metrics")
 def metrics(
     job_id: str,
     parts: PartsDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: CallerDep,
     key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
+    points: Points = 1000,
 ) -> MetricsView:
-    """Metric curves by optimiser step."""
-    return service.metrics(parts, job_id, key or ())
+    """Metric curves by optimiser step, of at most so many points each."""
+    return curves.metrics(parts, caller, job_id, key or (), points)
+
+
+@metrics_router.get("")
+def metrics_of_jobs(
+    parts: PartsDep,
+    caller: CallerDep,
+    job: Annotated[list[str], Query(min_length=1, max_length=50, description="id; repeatable")],
+    key: Annotated[list[str], Query(min_length=1, max_length=20, description="repeatable")],
+    points: Points = 1000,
+) -> JobsMetricsView:
+    """Metric curves of several jobs at once, to compare them."""
+    return curves.metrics_of_jobs(parts, caller, job, key, points)
+
+
+@router.get("/{job_id}/checkpoints")
+def checkpoints(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[CheckpointView]:
+    """The checkpoints that a next attempt could go on from, newest first."""
+    return reading.checkpoints(parts, caller, job_id)
 
 
 @router.get("/{job_id}/images")
-def images(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[ImageView]:  # noqa: ARG001 - a token is needed
+def images(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[ImageView]:
     """Pictures of reconstructions, by step."""
-    return service.images(parts, job_id)
+    return reading.images(parts, caller, job_id)
 
 
 @router.get("/{job_id}/images/{name}", response_class=Response)
-def image(job_id: str, name: str, parts: PartsDep, caller: CallerDep) -> Response:  # noqa: ARG001 - a token is needed
+def image(job_id: str, name: str, parts: PartsDep, caller: CallerDep) -> Response:
     """One picture, as PNG."""
-    return Response(service.image(parts, job_id, name), media_type="image/png")
+    return Response(reading.image(parts, caller, job_id, name), media_type="image/png")

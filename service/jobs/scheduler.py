@@ -15,14 +15,13 @@ attempt waits in `starting`, and on several nodes a job may be delayed beyond it
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from trainer.spec.job import Reason
+from trainer.spec.job import JobSpec, Reason
 from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, impossible, plural, resolve
-from trainer.spec.pretrain import PretrainSpec
 
 NEWCOMER = "~"
 """Stands for the id of a job that is not submitted yet; sorts after all that are."""
@@ -34,7 +33,7 @@ class Waiting:
 
     job_id: str
     owner: str
-    spec: PretrainSpec
+    spec: JobSpec
     """Resolved."""
     priority: int
     since: datetime
@@ -86,13 +85,17 @@ def admit(
     are not known.
     """
     turn = _Turn(waiting, running, cluster, moment, limits)
-    ordered = sorted(waiting, key=lambda job: (not job.recovering, -job.priority, job.since, job.job_id))
-    decisions = [turn.decide(job) for job in ordered]
+    decisions = [turn.decide(job) for job in in_turn(waiting)]
     return [decision for decision in decisions if decision]
 
 
+def in_turn(waiting: Iterable[Waiting]) -> list[Waiting]:
+    """Waiting jobs in the order in which they are decided about."""
+    return sorted(waiting, key=lambda job: (not job.recovering, -job.priority, job.since, job.job_id))
+
+
 def fits(
-    spec: PretrainSpec,
+    spec: JobSpec,
     owner: str,
     waiting: Sequence[Waiting],
     running: Sequence[Running],
@@ -122,7 +125,7 @@ class _Turn:
         limits: Limits,
     ) -> None:
         self._cluster, self._moment, self._limits = cluster, moment, limits
-        self._free = _left(running, cluster)
+        self._free = left(running, cluster)
         self._spare = list(self._free)
         """What of the free is of no use to any job that may no longer be delayed."""
         self._overdue: list[Waiting] = []
@@ -244,8 +247,8 @@ def _covers(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> bo
     return all(node.cpus >= 0 and node.gpus >= 0 for node, count in zip(left, places, strict=True) if count)
 
 
-def _left(running: Sequence[Running], cluster: ClusterShape) -> list[NodeShape]:
-    """What running gangs leave free.
+def left(running: Sequence[Running], cluster: ClusterShape) -> list[NodeShape]:
+    """What running gangs leave free of each node.
 
     What does not fit where it is said to be, on a cluster that shrank or because Ray placed it otherwise, is taken from
     whatever node has it, so that the sums are right.

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictBool,
+    StrictInt,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from trainer.spec.job import LogLine
 from trainer.spec.pretrain import Labels, Priority
 
 Item = TypeVar("Item")
+Level = Literal["debug", "info", "warning", "error"]
+"""Of a log line, by weight."""
+LAST_ATTEMPT = 1_000_000
+"""No job has more attempts."""
 
 
 class State(StrEnum):
@@ -34,10 +48,27 @@ class State(StrEnum):
         return self in {State.SUCCEEDED, State.FAILED, State.CANCELLED}
 
 
+def written_out(moment: object) -> object:
+    """Refuses a number, which pydantic would take for seconds since 1970."""
+    try:
+        float(str(moment))
+    except ValueError:
+        return moment
+    raise PydanticCustomError("moment", "must be written as 2026-03-01T09:30:00Z; without a zone it is UTC")
+
+
+Moment = Annotated[datetime, BeforeValidator(written_out)]
+"""A point in time in a request."""
+
+
 class View(BaseModel):
     """What the API answers: field docs go into OpenAPI; a newer server may add fields."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True, extra="ignore")
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        extra="ignore",
+        json_schema_serialization_defaults_required=True,  # they are always there
+    )
 
 
 class Progress(View):
@@ -52,9 +83,15 @@ class Progress(View):
     """Optimiser steps of the whole run."""
     samples: int | None = None
     images_per_s: float | None = None
+    """Of training alone, since the last record."""
+    data_wait_fraction: float | None = None
+    """Share of the training time in which it waited for images, 0..1."""
     loss: float | None = None
     eta_s: float | None = None
-    """Seconds to the end at the present rate."""
+    """Seconds to the end at the rate measured over the attempt so far, with its evaluations and checkpoints; null
+    before an attempt has been measured, and while none runs."""
+    gpu_hours: float = 0.0
+    """GPUs times hours, from each attempt's submission to its end, over all attempts."""
 
 
 class BackboneRef(View):
@@ -68,7 +105,9 @@ class Result(View):
     metrics: dict[str, float] = {}
     """The last value of each evaluation metric and of the losses."""
     backbone: BackboneRef | None = None
-    """The registered version, if the spec asked for one."""
+    """The newest version that it registered itself, if the spec asked for one."""
+    backbones: list[BackboneRef] = []
+    """Every version that its training has become: those it registered, and checkpoints of it that were published."""
 
 
 class JobView(View):
@@ -159,6 +198,8 @@ class AttemptView(View):
     message: str
     workers: int | None = None
     """Processes that train together."""
+    gpus: int | None = None
+    """Of all of them."""
     heartbeat_at: datetime | None = None
     """When it last showed life."""
     started_at: datetime
@@ -171,15 +212,70 @@ class LogView(LogLine):
     attempt: int
 
 
+class LogPage(Page[LogView]):
+    """Log lines. `next_cursor` is there as soon as there are logs: ask with it again for lines that came since."""
+
+    more: bool = False
+    """True where there may be more to read now: the page was full, or so much was looked through that it ended early,
+    without any line perhaps. Ask on with `next_cursor` at once."""
+
+
 class Point(View):
+    """Points of neighbouring steps as one, where a curve has more than were asked for."""
+
     step: int
+    """The last one's."""
     value: float
+    """The last one's."""
+    min: float
+    max: float
     time: datetime
+    """When the last one was logged."""
 
 
 class MetricsView(View):
     series: dict[str, list[Point]]
     """By metric key; one point a step, the latest attempt's."""
+
+
+class JobsMetricsView(View):
+    """Curves of several jobs."""
+
+    jobs: dict[str, dict[str, list[Point]]]
+    """By job, then by metric key."""
+
+
+class CheckpointView(View):
+    """A committed checkpoint: a later attempt can go on from it."""
+
+    attempt: int
+    step: int
+    epoch: float | None
+    """Null where the steps of an epoch are not known."""
+    path: str
+    """Its folder, below the run's artifact folder."""
+    bytes: int
+    created_at: datetime
+    """When it was committed."""
+    best: bool
+    """Of those that are kept, the one with the lowest reconstruction ratio: retention never removes it."""
+    metrics: dict[str, float]
+    """Of an evaluation at this very step."""
+
+
+class MetricsTick(View):
+    """Data of a stream's event `metrics`."""
+
+    step: int
+    values: dict[str, float]
+    """The newest value of every metric."""
+
+
+class LogBatch(View):
+    """Data of a stream's event `log`."""
+
+    lines: list[LogView]
+    """At most 200."""
 
 
 class ImageView(View):
@@ -211,19 +307,19 @@ class Body(BaseModel):
 
 
 class ResumeBody(Body):
-    resources: dict[str, int | Literal["auto"]] = {}
+    resources: dict[str, StrictInt | Literal["auto"]] = {}
     """Other `resources` than before, such as `{"workers": 4}`; `auto` is what the cluster has now."""
 
 
 class RetryBody(ResumeBody):
-    from_scratch: bool = False
+    from_scratch: StrictBool = False
     """Begin again instead of going on from the last checkpoint."""
 
 
 class PatchBody(Body):
     """What may be changed about a job; what is left out stays."""
 
-    priority: Priority | None = None
+    priority: Annotated[Priority, Strict()] | None = None
     """Jobs of higher priority start first; only while the job has not ended."""
     labels: Labels | None = None
     """All of the job's labels."""

@@ -11,11 +11,13 @@ from service.jobs import repository
 from service.jobs.control import ACTOR, Control, guarded
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import StaleState, note, transition
+from service.jobs.publishing import SourceGone
+from service.jobs.publishing import source as source_of
 from service.jobs.scheduler import Limits, Running, Waiting, admit
 from service.jobs.schemas import State
 from service.settings import Settings
 from trainer.spec import names
-from trainer.spec.job import AttemptRequest, Reason, parse_spec
+from trainer.spec.job import AttemptRequest, JobSpec, Reason, Source, parse_spec
 from trainer.spec.plan import ClusterShape, gang, resolve
 from trainer.spec.pretrain import PretrainSpec
 
@@ -38,16 +40,13 @@ def start_waiting(control: Control) -> None:
                 _tell(control, job, None, f"Waits for the cluster: {error}.")
         return
     by_id = {job.id: job for job in jobs}
-    queue: dict[str, Waiting] = {}
-    for job in jobs:
-        with guarded(job):
-            queue[job.id] = waiting(job, shape)
+    queue = queue_of(jobs, shape)
     taken = running(active, placements)
     for admission in admit(list(queue.values()), taken, shape, now(), limits(control.settings)):
         job = by_id[admission.job_id]
         with guarded(job):
             if admission.start:
-                _start(control, job, queue[job.id].spec, admission.message)
+                _start_or_end(control, job, queue[job.id].spec, admission.message)
             else:
                 _tell(control, job, admission.reason, admission.message)
 
@@ -61,6 +60,15 @@ def running(active: Sequence[tuple[Job, Attempt | None]], placements: Mapping[st
                 needs, nodes = gang(parse_spec(job.run_spec)), placements.get(attempt.submission_id, ())
                 found.append(Running(job.id, job.owner, needs, nodes))
     return found
+
+
+def queue_of(jobs: Sequence[Job], shape: ClusterShape) -> dict[str, Waiting]:
+    """Jobs that wait, by id; one whose spec cannot be read any more is logged and left out."""
+    queue: dict[str, Waiting] = {}
+    for job in jobs:
+        with guarded(job):
+            queue[job.id] = waiting(job, shape)
+    return queue
 
 
 def waiting(job: Job, shape: ClusterShape) -> Waiting:
@@ -90,14 +98,28 @@ def _tell(control: Control, loaded: Job, reason: Reason | None, message: str) ->
             note(session, job, job.reason, message, ACTOR)
 
 
-def _start(control: Control, loaded: Job, spec: PretrainSpec, how: str) -> None:
+def _start_or_end(control: Control, loaded: Job, spec: JobSpec, how: str) -> None:
+    """A job that can no longer do what it was to do ends instead."""
+    try:
+        _start(control, loaded, spec, how)
+    except SourceGone as error:
+        with control.write() as session:
+            job = repository.get(session, loaded.id)
+            transition(session, job, State.FAILED, Reason.DATA_ERROR, str(error), ACTOR)
+
+
+def _start(control: Control, loaded: Job, spec: JobSpec, how: str) -> None:
     """The next attempt of a job that was admitted with its resolved ``spec``."""
     number = loaded.attempts + 1
+    with control.database.read() as session:
+        source_of(session, spec)
     try:
         run_id, artifact_uri = _prepare_run(control, loaded, spec, number)
     except Away as error:
         _tell(control, loaded, None, f"Waits for MLflow, which keeps its run: {error}.")
         raise
+    if loaded.run_id not in {None, run_id}:
+        how = f"{how} Its MLflow run was removed, with its checkpoints: it begins again, in a new one."
     with control.write() as session:
         job = repository.get(session, loaded.id)
         if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
@@ -106,21 +128,24 @@ def _start(control: Control, loaded: Job, spec: PretrainSpec, how: str) -> None:
         job.run_id, job.artifact_uri, job.attempts = run_id, artifact_uri, number
         identity = names.submission_id(job.id, number)
         workers = int(spec.resources.workers)
-        session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", workers=workers))
+        gpus = gang(spec).all_gpus
+        session.add(
+            Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", workers=workers, gpus=gpus)
+        )
         transition(session, job, State.STARTING, None, f"Attempt {number} starts. {how}", ACTOR)
-        request = attempt_request(job, number, control.mlflow.url)
+        request = attempt_request(
+            job, number, control.mlflow.url, control.settings.dataset_roots, source_of(session, spec)
+        )
     with control.needs.ray.asked():
         control.ray.submit(identity, request)
     log.info("attempt_submitted", job_id=loaded.id, attempt=number)
 
 
-def _prepare_run(control: Control, job: Job, spec: PretrainSpec, number: int) -> tuple[str, str]:
+def _prepare_run(control: Control, job: Job, spec: JobSpec, number: int) -> tuple[str, str]:
     """The job's run, open and bound to this attempt: one of before that still lives reads that and leaves."""
-    tags = {
-        names.TAG_METHOD: spec.method.name,
-        names.TAG_EPOCHS: str(spec.optimization.epochs),
-        names.TAG_SPEC: spec.sha256(),
-    }
+    tags = {names.TAG_SPEC: spec.sha256()}
+    if isinstance(spec, PretrainSpec):
+        tags |= {names.TAG_METHOD: spec.method.name, names.TAG_EPOCHS: str(spec.optimization.epochs)}
     with control.needs.mlflow.asked():
         run_id, artifact_uri = control.mlflow.make_run(job.id, job.name, tags)
         if job.attempts:
@@ -129,8 +154,14 @@ def _prepare_run(control: Control, job: Job, spec: PretrainSpec, number: int) ->
     return run_id, artifact_uri
 
 
-def attempt_request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest:
-    """Everything an attempt is told."""
+def attempt_request(
+    job: Job,
+    attempt: int,
+    tracking_uri: str,
+    dataset_roots: tuple[str, ...] | None = None,
+    source: Source | None = None,
+) -> AttemptRequest:
+    """Everything an attempt is told; ``source`` is for a job that publishes."""
     if not job.run_id or not job.artifact_uri:
         raise ValueError(f"job {job.id} has no run yet")
     return AttemptRequest(
@@ -140,5 +171,8 @@ def attempt_request(job: Job, attempt: int, tracking_uri: str) -> AttemptRequest
         tracking_uri=tracking_uri,
         artifact_uri=job.artifact_uri,
         since_attempt=job.since_attempt,
+        request_id=job.request_id,
+        dataset_roots=dataset_roots,
+        source=source,
         spec=parse_spec(job.run_spec),
     )

@@ -10,12 +10,13 @@ import structlog
 
 from service.adapters.mlflow_store import OpenRun
 from service.adapters.storage import OutsideRoot
+from service.backbones.repository import deleted as deleted_versions
 from service.db import Attempt, DatabaseUnreachable, Job, now
 from service.jobs import repository
-from service.jobs.control import Control, guarded
+from service.jobs.control import Control, guarded, kept_apart
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import RUN_STATUS
-from service.jobs.removal import remove
+from service.jobs.removal import remove, remove_version
 from service.jobs.schemas import State
 from service.lease import LeaseLost
 from trainer.spec import names
@@ -52,7 +53,10 @@ class Sweeper:
 
     def _finish_deletions(self) -> None:
         with self._control.database.read() as session:
-            jobs = repository.deleted(session)
+            jobs, versions = repository.deleted(session), deleted_versions(session)
+        for version in versions:
+            with kept_apart(backbone=version.name, version=version.version, job_id=version.job_id):
+                remove_version(self._control, version)
         for job in jobs:
             with guarded(job):
                 remove(self._control, job)

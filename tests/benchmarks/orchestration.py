@@ -17,14 +17,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+import psutil
 
 sys.path.append(str(Path(__file__).parents[1]))
 from live import make_spec, members, poll, wait_state
 from local_stack import Stack, running_stack
 
-from service.embedded import parts
+from service.embedded import parts, processes
 from service.embedded.parts import HOST
 from service.jobs.schemas import JobView, State
 from trainer.spec import names
@@ -33,6 +37,7 @@ from trainer.spec.plan import ClusterShape, resolve
 
 BARE = Path(__file__).with_name("bare.py")
 LIMIT_S = 180
+TABLES = ("start", "rate", "faults")
 # Large enough that a checkpoint is hundreds of megabytes, as real ones are.
 SMALL = make_spec(
     name="small",
@@ -142,18 +147,18 @@ def stages_of(stack: Stack, job: JobView, first: float) -> list[tuple[str, float
 def rate(stack: Stack, rounds: int, minutes: float) -> None:
     served: list[float] = []
     bare: list[float] = []
+    costs: dict[str, list[Cost]] = {"job of the service": [], "bare loop": []}
     stored = 0
     for _ in range(rounds):
         script = Bare(stack, SMALL | {"checkpoint": {"every_epochs": 100_000, "every_minutes": None}})
         poll(script.steps, bool, LIMIT_S)
-        time.sleep(60 * minutes)
+        costs["bare loop"].append(Cost.of(stack, lambda s=script: s.steps()[-1][2], minutes))
         bare.append(per_second([(row[2], row[3]) for row in script.steps()]))
         script.end()
         job = stack.client.submit(SMALL | {"checkpoint": {"every_epochs": 100_000, "every_minutes": 1}})
         begun(stack, job)
-        time.sleep(60 * minutes)
-        points = stack.client.metrics(job.id, [names.SAMPLES]).series[names.SAMPLES]
-        served.append(per_second([(point.value, point.time.timestamp()) for point in points]))
+        costs["job of the service"].append(Cost.of(stack, lambda j=job: samples_of(stack, j)[-1][0], minutes))
+        served.append(per_second(samples_of(stack, job)))
         log = stack.client.logs(job.id, source="rank-0", limit=5000).items
         stored += sum(line.message.startswith("Checkpoint at step") for line in log)
         cancel(stack, job)
@@ -162,6 +167,46 @@ def rate(stack: Stack, rounds: int, minutes: float) -> None:
     say(f"| job of the service, a checkpoint each minute ({stored} stored) | {middle(served):.1f} | {listed(served)} |")
     say(f"| bare loop, no checkpoint | {middle(bare):.1f} | {listed(bare)} |")
     say(f"| ratio | {middle(served) / middle(bare):.3f} | |\n")
+    say("Seconds of a core for 1000 images, which other load on the machine hardly changes:\n")
+    say("| | in the worker | in everything else that runs: Ray, MLflow, the API, the driver |\n|---|---|---|")
+    for what, found in costs.items():
+        worker, others = (middle([getattr(cost, part) for cost in found]) for part in ("worker", "others"))
+        say(f"| {what} | {worker:.2f} | {others:.2f} |")
+    say("")
+
+
+def samples_of(stack: Stack, job: JobView) -> list[tuple[float, float]]:
+    """Samples done and when, as far as MLflow has been told."""
+    points = stack.client.metrics(job.id, [names.SAMPLES]).series[names.SAMPLES]
+    return [(point.value, point.time.timestamp()) for point in points]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a core that 1000 images take."""
+
+    worker: float
+    others: float
+
+    @classmethod
+    def of(cls, stack: Stack, samples: Callable[[], float], minutes: float) -> Cost:
+        """Of what runs now, over the next minutes."""
+        before, begin = cpu_seconds(stack), samples()
+        time.sleep(60 * minutes)
+        after, done = cpu_seconds(stack), (samples() - begin) / 1000
+        spent = {pid: seconds - before.get(pid, 0.0) for pid, seconds in after.items()}
+        worker = max(spent.values())  # of one worker that trains without a break
+        return cls(worker / done, (sum(spent.values()) - worker) / done)
+
+
+def cpu_seconds(stack: Stack) -> dict[int, float]:
+    """Of each process of the stack, by its number."""
+    found = {}
+    for process in processes.members(stack.state.id):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    return found
 
 
 def per_second(points: list[tuple[float, float]]) -> float:
@@ -231,19 +276,22 @@ def say(text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["start", "rate", "faults", []], default=["start", "rate", "faults"])
+    parser.add_argument("what", nargs="*", metavar="start|rate|faults", help="all of them by default")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=3.2, help="of each run whose images a second are counted")
     arguments = parser.parse_args()
+    wanted = arguments.what or TABLES
+    if unknown := set(wanted) - set(TABLES):
+        parser.error(f"there is no {', '.join(sorted(unknown))}: choose from {', '.join(TABLES)}")
     say(
         f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {version('torch')}, ray {version('ray')}.\n"
     )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, running_stack(Path(folder) / "state") as stack:
-        if "start" in arguments.what:
+        if "start" in wanted:
             start(stack, arguments.rounds)
-        if "rate" in arguments.what:
+        if "rate" in wanted:
             rate(stack, arguments.rounds, arguments.minutes)
-        if "faults" in arguments.what:
+        if "faults" in wanted:
             faults(stack, arguments.rounds)
 
 

@@ -12,7 +12,7 @@ from live import wait, wait_state
 from service.jobs.schemas import State
 from trainer.spec.job import Reason
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_a_lost_node_is_waited_for_and_the_end_is_bit_identical(world):

@@ -18,7 +18,7 @@ from service.embedded import processes
 from service.jobs.schemas import JobView, State
 from trainer.spec.job import Reason
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 JOBS, SLOTS, KILLS = 20, 2, 3
 

@@ -33,7 +33,7 @@ def test_its_specs_are_accepted():
 
 
 def test_a_job_with_curl_alone(stack, tmp_path):
-    (script,) = [block for block in blocks("bash") if "curl -" in block]
+    (script,) = [block for block in blocks("bash") if "call()" in block]
     assert "API=http://127.0.0.1:8000\n" in script
     printed = stack.bash(script.replace("API=http://127.0.0.1:8000\n", f"API={stack.url}\n"), tmp_path, timeout=400)
     assert '"state":"succeeded"' in printed

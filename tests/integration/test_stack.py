@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import psutil
@@ -172,6 +174,38 @@ def test_a_stack_beside_another_and_down_leaves_nothing_of_it(stack, tmp_path):
 
     assert stack.state == before
     assert all_works(stack)
+
+
+def test_a_port_that_is_taken_while_the_api_starts_is_left_to_the_other(tmp_path):
+    """As by a second stack that starts at the same moment, and whose API answers like our own."""
+    folder = Folder(tmp_path / "crowded")
+    command = [sys.executable, "-m", "service.cli", "up", "--detach", "--state-dir", str(folder.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as up:
+        try:
+            until(lambda: folder.load().ports is not None)
+            first = folder.load().ports.api
+            with HTTPServer((HOST, first), Answering) as other:
+                Thread(target=other.serve_forever, daemon=True).start()
+                told, errors = up.communicate(timeout=LIMIT_S)
+                other.shutdown()
+            assert up.returncode == 0, errors
+            state = folder.load()
+            assert state.ports.api != first
+            assert f"up at {state.url}" in told
+            assert httpx.get(f"{state.url}/v1/jobs", headers=_bearer(_read(folder.token))).status_code == 200
+        finally:
+            rcmae(folder.path, "down")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """Another program's server, which says 200 to everything."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 @pytest.mark.slow

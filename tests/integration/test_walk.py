@@ -76,5 +76,5 @@ def _nothing_is_left(stack, deletions: list[dict[str, Any]]) -> None:
     for deletion in (long, short):
         assert deletion["files"] > 0
         poll(lambda folder=deletion["artifact_uri"]: Path(folder).exists(), lambda there: not there)
-    poll(lambda: mlflow.version_of_job("walk", short["job_id"]), lambda version: version is None)
+    poll(lambda: mlflow.versions_of_job("walk", short["job_id"]), lambda versions: not versions)
     assert "walk" not in [backbone.name for backbone in stack.client.backbones()]

@@ -51,6 +51,8 @@ class Place:
     threads: int
     agree: Agreement
     rank: int
+    roots: tuple[str, ...] | None = None
+    """Where datasets may lie; None is anywhere."""
 
 
 def open_training_data(spec: PretrainSpec, place: Place) -> TrainingData:
@@ -91,7 +93,7 @@ def open_images(dataset: DatasetSpec, field: str, channels: int, size: tuple[int
     if dataset.uri == DIGITS:
         digits = DigitsReader(channels)
         return Images(DIGITS, _index_of_digits(digits, place.threads), digits, channels)
-    files = place.agree.share(find_files(dataset) if place.rank == 0 else None)
+    files = place.agree.share(find_files(dataset, place.roots) if place.rank == 0 else None)
     files = _staged(files, dataset, field, place)
     index: Index = place.agree.share(_index(files, place) if place.rank == 0 else None)
     if place.rank == 0:

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from trainer.errors import DataError
 from trainer.logs import logger
-from trainer.spec.dataset import DIGITS, DatasetSpec
+from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
 from trainer.storage import open_filesystem, told
 
 Kind = Literal["folder", "tar", "parquet"]
@@ -58,15 +58,21 @@ class _Found:
     """Changes when the file is written again."""
 
 
-def find_files(dataset: DatasetSpec) -> Files:
-    """List the files behind a dataset's URI; raises `DataError` where there are none, `StorageError` out of reach."""
+def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> Files:
+    """List the files behind a dataset's URI, which must lie below one of the roots, wherever links lead.
+
+    Raises `DataError` where there are none or one lies elsewhere, `StorageError` out of reach.
+    """
     uri = dataset.uri
     if uri == DIGITS:
         raise ValueError(f"{DIGITS} has no files")
+    wrong = misplaced(dataset, "dataset", roots)
+    if wrong:
+        raise DataError(str(wrong))
     parent, _, last = uri.rpartition("/")
     pattern = last if "*" in last else None
     place, remote = parent if pattern else uri, uri.startswith("s3://")
-    found = _list_remote(place, (pattern or "").partition("*")[0]) if remote else _list_local(place)
+    found = _list_remote(place, (pattern or "").partition("*")[0]) if remote else _list_local(place, roots)
     if pattern:
         # The pattern is of names directly below the folder: a folder that fits gives all that is below it.
         found = [file for file in found if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
@@ -121,21 +127,39 @@ def _hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _list_local(uri: str) -> list[_Found]:
+def _list_local(uri: str, roots: Sequence[str] | None) -> list[_Found]:
     root = Path(uri.removeprefix("file://"))
+    real = None if roots is None else [os.path.realpath(r.removeprefix("file://")) for r in roots if _is_local(r)]
     try:
+        _check_real(root, real)
         if root.is_file():
             return [_stamped(root, root.name)]
         if not root.is_dir():
             raise DataError(
                 f"dataset.uri: there is no folder or file {root} on this node: check the path and its mount"
             )
-        return _below(root, "")
+        return _below(root, "", real)
     except OSError as error:
         raise DataError(f"dataset.uri: {root} cannot be listed: {error}") from error
 
 
-def _below(folder: Path, prefix: str) -> list[_Found]:
+def _is_local(root: str) -> bool:
+    return root.startswith(("/", "file://"))
+
+
+def _check_real(path: Path, real_roots: Sequence[str] | None) -> None:
+    """Raises `DataError` for what lies elsewhere once links are followed."""
+    if real_roots is None:
+        return
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(root) for root in real_roots):
+        raise DataError(
+            f"dataset.uri: {path} leads to {real}, outside of the places for datasets ({', '.join(real_roots)}): "
+            "put the files themselves there"
+        )
+
+
+def _below(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> list[_Found]:
     """Every file below a folder; hidden files and folders are passed over."""
     found: list[_Found] = []
     with os.scandir(folder) as entries:
@@ -143,8 +167,10 @@ def _below(folder: Path, prefix: str) -> list[_Found]:
             name = f"{prefix}{entry.name}"
             if entry.name.startswith("."):
                 continue
+            if entry.is_symlink():  # all else lies where its folder does
+                _check_real(Path(entry.path), real_roots)
             if entry.is_dir():
-                found += _below(Path(entry.path), f"{name}/")
+                found += _below(Path(entry.path), f"{name}/", real_roots)
             else:
                 found.append(_stamped(Path(entry.path), name))
     return found

@@ -1,12 +1,12 @@
-"""A backbone as a folder that `transformers.ViTModel.from_pretrained` loads.
+"""A backbone as folders that transformers loads: `ViTModel`, and `ViTMAEForPreTraining` with the decoder.
 
-Keys are those of transformers 4, which load exactly in 4 and 5 alike; the folder is written without transformers.
+Keys are those of transformers 4, which load exactly in 4 and 5 alike; the folders are written without transformers.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.models.vit import MLP_RATIO, NORM_EPS
-from trainer.spec.pretrain import ModelSpec
+from trainer.spec.pretrain import MethodSpec, ModelSpec
+from trainer.spec.tensors import hf_mae_names, hf_names, is_decoder
 
 BICUBIC = 3
-
-_OUTER = {
-    "cls_token": "embeddings.cls_token",
-    "pos_embed": "embeddings.position_embeddings",
-    "patch_embed.proj": "embeddings.patch_embeddings.projection",
-    "norm": "layernorm",
-}
-_INNER = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.output.dense",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-_DECODER = ("decoder", "mask_token")
 
 
 def export_vit(
@@ -41,35 +27,69 @@ def export_vit(
 
     ``weights`` is a `MaskedAutoencoder`'s state; of it the encoder's tensors are written, value for value.
     """
+    encoder = {name: value for name, value in weights.items() if not is_decoder(name)}
+    _write(out, encoder, hf_names, _config(model) | {"architectures": ["ViTModel"], "model_type": "vit"})
+    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std))
+
+
+def export_vit_mae(
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    method: MethodSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+) -> None:
+    """The same with every tensor, for continued pretraining and reconstructions; images must be square."""
+    config = _config(model) | {
+        "architectures": ["ViTMAEForPreTraining"],
+        "model_type": "vit_mae",
+        "decoder_hidden_size": model.decoder_embed_dim,
+        "decoder_num_hidden_layers": model.decoder_depth,
+        "decoder_num_attention_heads": model.decoder_num_heads,
+        "decoder_intermediate_size": MLP_RATIO * model.decoder_embed_dim,
+        "mask_ratio": method.mask_ratio,
+        "norm_pix_loss": method.norm_pix_loss,
+    }
+    _write(out, weights, hf_mae_names, config)
+    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std))
+
+
+def preprocessor(model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
+    """How pixels become the network's input, as transformers' ViTImageProcessor has it."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": model.height, "width": model.width},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def _write(
+    out: Path, weights: Mapping[str, Tensor], names: Callable[[str], tuple[str, ...]], config: dict[str, Any]
+) -> None:
+    """Each tensor under its Hugging Face names; the joint projection becomes query, key and value."""
     out.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
-        if not name.startswith(_DECODER):
-            tensors |= {key: part.contiguous() for key, part in _renamed(name, value)}
+        keys = names(name)
+        tensors |= {key: part.contiguous() for key, part in zip(keys, value.chunk(len(keys)), strict=True)}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    (out / "config.json").write_text(json.dumps(_config(model), indent=2) + "\n")
-    (out / "preprocessor_config.json").write_text(json.dumps(_preprocessor(model, mean, std), indent=2) + "\n")
+    _write_json(out / "config.json", config)
 
 
-def _renamed(name: str, value: Tensor) -> list[tuple[str, Tensor]]:
-    """An encoder tensor under its Hugging Face names; the joint projection becomes query, key and value."""
-    if name in _OUTER:
-        return [(_OUTER[name], value)]
-    layer, _, leaf = name.rpartition(".")
-    if layer in _OUTER:
-        return [(f"{_OUTER[layer]}.{leaf}", value)]
-    _, index, inner = layer.split(".", 2)
-    place = f"encoder.layer.{index}"
-    if inner == "attn.qkv":
-        parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-        return [(f"{place}.attention.attention.{part}.{leaf}", tensor) for part, tensor in parts]
-    return [(f"{place}.{_INNER[inner]}.{leaf}", value)]
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _config(model: ModelSpec) -> dict[str, Any]:
+    """What both kinds share."""
     return {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
         "hidden_size": model.embed_dim,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.num_heads,
@@ -85,18 +105,4 @@ def _config(model: ModelSpec) -> dict[str, Any]:
         "qkv_bias": True,
         "encoder_stride": model.patch_size,
         "torch_dtype": "float32",
-    }
-
-
-def _preprocessor(model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": model.height, "width": model.width},
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
     }

@@ -5,58 +5,163 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast, get_args
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from trainer.checkpoint import SPEC, STUDENT, TEACHER
+from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE
+from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.base import read_document
-from trainer.spec.job import parse_spec
+from trainer.spec.export import Network
+from trainer.spec.job import parse_pretrain
+from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
 
 TOLERANCE = 1e-5
 IMAGES = 8
+KEYS: Final = ("keys_missing", "keys_unexpected", "keys_mismatched")
 
 
-def compare(checkpoint: Path, backbone: Path) -> dict[str, object]:
-    """Largest difference of all tokens on fixed random images, and keys that transformers missed or did not know.
+class VerifyError(ValueError):
+    """A folder that cannot be compared; the text says why and what to do."""
 
-    ``checkpoint`` is a checkpoint's folder, ``backbone`` a pulled `hf` folder. transformers must be installed.
+
+def compare(checkpoint: Path, backbone: Path, network: Network | None = None) -> dict[str, object]:
+    """Largest difference of all tokens on fixed random images, and keys that the reader missed or did not know.
+
+    ``checkpoint`` is a checkpoint's folder, ``backbone`` a pulled folder of the format `hf`, `hf-mae`, `onnx` or
+    `torch_export`, whose reader must be installed; of `hf-mae` the predicted pixels are compared too, and of a graph
+    batches of several sizes. ``network`` is by default the one that the checkpoint's spec exports.
+    Raises `VerifyError` for a folder of any other kind.
     """
+    spec = parse_pretrain(read_document((checkpoint / SPEC).read_text()))
+    compared = _reader(backbone)
+    ours = _ours(checkpoint, spec, network)
+    with torch.no_grad():
+        difference, loading = compared(ours, spec, backbone)
+    keys = {key: loading.get(key.removeprefix("keys_") + "_keys", ()) for key in KEYS}
+    return {"max_abs_difference": difference} | {key: sorted(map(str, found)) for key, found in keys.items()}
+
+
+def _ours(checkpoint: Path, spec: PretrainSpec, network: Network | None) -> MaskedAutoencoder:
+    chosen = network or spec.export.network
+    weights = checkpoint / {"teacher": TEACHER, "student": STUDENT}[chosen]
+    if not weights.is_file():
+        raise VerifyError(f"{weights} is not there: a checkpoint of method {spec.method.name} has no {chosen}")
+    ours = MaskedAutoencoder(spec.model).eval()
+    ours.load_state_dict(load_file(weights))
+    return ours
+
+
+Compared = tuple[float, Mapping[str, Any]]
+"""Largest difference, and transformers' report on keys; of a graph, which has none to miss, it is empty."""
+
+
+def _reader(backbone: Path) -> Callable[[MaskedAutoencoder, PretrainSpec, Path], Compared]:
+    """By what is in the folder."""
+    if (backbone / ONNX_FILE).is_file():
+        return _onnx
+    if (backbone / PROGRAM_FILE).is_file():
+        return _program
+    config = backbone / "config.json"
+    if not config.is_file():
+        raise VerifyError(f"{backbone} has no {ONNX_FILE}, {PROGRAM_FILE} or config.json: give a pulled folder")
+    found = json.loads(config.read_text())
+    readers = {"vit": _vit, "vit_mae": _vit_mae}
+    if found.get("model_type") in readers:
+        return readers[found["model_type"]]
+    if "model_args" in found:
+        raise VerifyError(
+            f"{backbone} is for timm, which needs torchvision: compare it in an environment that has both"
+        )
+    raise VerifyError(f"{config} is of no format that this compares: hf, hf-mae, onnx, torch_export")
+
+
+def _vit(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
     from transformers import ViTModel  # noqa: PLC0415 - not needed to train or serve
 
-    spec = parse_spec(read_document((checkpoint / SPEC).read_text()))
-    ours = MaskedAutoencoder(spec.model).eval()
-    weights = checkpoint / TEACHER
-    ours.load_state_dict(load_file(weights if weights.is_file() else checkpoint / STUDENT))
     loaded: Any = ViTModel.from_pretrained(backbone, add_pooling_layer=False, output_loading_info=True)
     theirs, loading = loaded
-    shape = (IMAGES, spec.model.in_chans, spec.model.height, spec.model.width)
-    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        difference = (ours.encode(images) - theirs.eval()(images).last_hidden_state).abs().max().item()
-    return {
-        "max_abs_difference": difference,
-        "keys_missing": sorted(loading["missing_keys"]),
-        "keys_unexpected": sorted(loading["unexpected_keys"]),
-        "keys_mismatched": sorted(str(key) for key in loading["mismatched_keys"]),
-    }
+    images = _images(spec.model, IMAGES)
+    return _difference(ours.encode(images), theirs.eval()(images).last_hidden_state), loading
+
+
+def _vit_mae(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+    """With a mask that both are told: as noise, which they sort."""
+    from transformers import ViTMAEForPreTraining  # noqa: PLC0415 - as above
+
+    loaded: Any = ViTMAEForPreTraining.from_pretrained(backbone, output_loading_info=True)
+    theirs, loading = loaded
+    model, visible = spec.model, int(spec.model.patches * (1 - spec.method.mask_ratio))
+    images = _images(model, IMAGES)
+    noise = torch.rand(IMAGES, model.patches, generator=torch.Generator().manual_seed(1))
+    order = noise.argsort(dim=1)
+    seen = patchify(images, model.patch_size).gather(1, order[:, :visible, None].expand(-1, -1, model.patch_values))
+    predicted = ours(seen, order)
+    answer = theirs.eval()(images, noise=noise)
+    masked = answer.logits.gather(1, order[:, visible:, None].expand(-1, -1, model.patch_values))
+    # Unmasked, the encoder alone: of the tokens in the order of the picture.
+    theirs.config.mask_ratio = 0.0
+    straight = torch.arange(model.patches).expand(IMAGES, -1).float()
+    tokens = theirs.vit(images, noise=straight).last_hidden_state
+    return _largest([_difference(predicted, masked), _difference(ours.encode(images), tokens)]), loading
+
+
+def _program(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+    theirs = torch.export.load(backbone / PROGRAM_FILE).module()
+    return _batches(ours, spec, theirs), {}
+
+
+def _onnx(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+    import onnxruntime  # noqa: PLC0415 - as above
+
+    session = onnxruntime.InferenceSession(backbone / ONNX_FILE, providers=["CPUExecutionProvider"])
+    return _batches(ours, spec, lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])), {}
+
+
+def _batches(ours: MaskedAutoencoder, spec: PretrainSpec, theirs: Callable[[Tensor], Tensor]) -> float:
+    batches = [_images(spec.model, count) for count in (1, 2, IMAGES)]
+    return _largest([_difference(ours.encode(images), theirs(images)) for images in batches])
+
+
+def _images(model: ModelSpec, count: int) -> Tensor:
+    shape = (count, model.in_chans, model.height, model.width)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _largest(differences: list[float]) -> float:
+    """Not a number where any of them is not one, which Python's own would hide."""
+    return float(torch.tensor(differences, dtype=torch.float64).max())
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest; not a number where any value is not one."""
+    if ours.shape != theirs.shape:
+        raise VerifyError(f"the backbone gives {tuple(theirs.shape)}, and the trainer {tuple(ours.shape)}")
+    return float((ours - theirs).abs().max())
 
 
 def main() -> int:
     """Print the comparison as JSON; exit status 1 where the features or the keys differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder of a committed checkpoint: a path or an s3:// URI")
-    parser.add_argument("--backbone", type=Path, required=True, help="folder with config.json and model.safetensors")
+    parser.add_argument("--backbone", type=Path, required=True, help="a pulled folder: hf, hf-mae, onnx, torch_export")
+    parser.add_argument("--network", choices=get_args(Network), help="by default the one that the job's spec exports")
     options = parser.parse_args()
-    with Store(options.checkpoint).local_copy("") as checkpoint:
-        result = compare(checkpoint, options.backbone)
+    try:
+        with Store(options.checkpoint).local_copy("") as checkpoint:
+            result = compare(checkpoint, options.backbone, options.network)
+    except VerifyError as error:
+        parser.error(str(error))
     sys.stdout.write(json.dumps(result) + "\n")
-    keys_differ = any(result[key] for key in result if key.startswith("keys_"))
-    return int(keys_differ or not float(str(result["max_abs_difference"])) < TOLERANCE)
+    difference = cast(float, result["max_abs_difference"])
+    return int(any(result[key] for key in KEYS) or not difference < TOLERANCE)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from trainer.spec.masking import masked
+
 
 class SpecModel(BaseModel):
     """A part of a spec: unknown fields are refused, numbers are finite, values never change after validation."""
@@ -41,11 +43,12 @@ class Problem:
     """What is wrong and what to do about it."""
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" (given: {self.value!r})"
+        shown = "" if self.value is None else f" (given: {masked(self.value, self.field)!r})"
         return f"{self.field or 'spec'}: {self.message}{shown}"
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As people may see it: credentials in the value are masked."""
+        return asdict(self) | {"value": masked(self.value, self.field)}
 
 
 class SpecError(ValueError):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.spec.base import SpecModel, refuse
+from trainer.spec.base import Problem, SpecModel, refuse
+from trainer.spec.masking import credentials_in, masked
 
 DIGITS: Final = "builtin://digits"
 """Scikit-learn's handwritten digits, labelled."""
@@ -16,6 +19,7 @@ FOLDER_CHANNELS: Final = (1, 3, 4)
 """Channels that image files decode to: greyscale, RGB, RGB with alpha."""
 
 _BUCKET: Final = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}$")
+_ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 
 class DatasetSpec(SpecModel):
@@ -24,7 +28,7 @@ class DatasetSpec(SpecModel):
     uri: str = Field(examples=["/data/photos", "s3://datasets/cifar10/train-*.parquet", DIGITS])
     """A folder of images (nested or flat), of tar shards or of Parquet files, or one such file: an absolute path,
     `file:///path` or `s3://bucket/path`; `*` in the last part stands for anything. Or `builtin://digits`. The workers'
-    environment says where S3 is and holds the credentials."""
+    environment says where S3 is and holds the credentials. A service may name the places below which it lies."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto` is told by
     the files' names."""
@@ -39,6 +43,9 @@ class DatasetSpec(SpecModel):
     def _readable(cls, uri: str) -> str:
         if uri == DIGITS:
             return uri
+        carried = credentials_in(uri)
+        if carried:
+            raise ValueError(f"no credentials here, and it has {carried}: the environment of the workers holds them")
         scheme, separator, rest = uri.partition("://") if "://" in uri else ("file", "://", uri)
         if scheme == "builtin":
             raise ValueError(f"there is one built-in dataset: {DIGITS}")
@@ -46,6 +53,8 @@ class DatasetSpec(SpecModel):
             raise ValueError(f"{scheme}:// cannot be read: give /path, file:///path, s3://bucket/path or {DIGITS}")
         if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
             raise ValueError("`*` may stand in the last part of the path only, and no zero byte anywhere")
+        if ".." in rest.split("/") or _ENCODED.search(rest):
+            raise ValueError("write the path as it is, without .. and without encoded dots and slashes")
         if scheme == "file" and not rest.startswith("/"):
             raise ValueError("must be an absolute path, for example /data/photos or file:///data/photos")
         bucket = rest.partition("/")[0]
@@ -61,3 +70,38 @@ class DatasetSpec(SpecModel):
             if self.uri == DIGITS and getattr(self, name) != "auto":
                 raise refuse(name, f"{DIGITS} is made in memory: leave it out", getattr(self, name))
         return self
+
+
+def misplaced(dataset: DatasetSpec, field: str, roots: Sequence[str] | None) -> Problem | None:
+    """What is wrong where a dataset lies below none of the roots; ``field`` is where the spec names it."""
+    if roots is None or any(_below(dataset.uri, root) for root in roots):
+        return None
+    text = f"must lie below one of the places for datasets here: {', '.join(roots)}"
+    return Problem(f"{field}.uri", f"/{field.replace('.', '/')}/uri", dataset.uri, text)
+
+
+def check_root(root: str) -> str:
+    """A place below which datasets may lie; raises `ValueError` where it is none."""
+    scheme, *parts = _place(root)
+    fine = {
+        "file": root.partition("://")[2].startswith("/") or root.startswith("/"),
+        "s3": bool(parts and _BUCKET.match(parts[0])),
+        "builtin": root in {"builtin://", DIGITS},
+    }
+    if not fine.get(scheme) or ".." in parts or "*" in root or _ENCODED.search(root):
+        raise ValueError(f"{masked(root)} is no place: write /folder, file:///folder, s3://bucket/prefix or builtin://")
+    return root
+
+
+def _below(uri: str, root: str) -> bool:
+    """By whole parts of the path: /data2 is not below /data."""
+    place, above = _place(uri), _place(root)
+    return place[: len(above)] == above and ".." not in place
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    """The scheme, and the parts of what follows it: on a disk those that count, in S3 every one."""
+    scheme, _, rest = uri.partition("://") if "://" in uri else ("file", "", uri)
+    if scheme == "file":
+        return (scheme, *PurePosixPath(rest).parts)
+    return (scheme, *rest.rstrip("/").split("/")) if rest.rstrip("/") else (scheme,)

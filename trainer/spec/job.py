@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.publish import PublishSpec
 
-KINDS: Final = ("pretrain",)
+JobSpec = PretrainSpec | PublishSpec
+"""A spec of any kind."""
+SPECS: Final[dict[str, type[JobSpec]]] = {"pretrain": PretrainSpec, "publish": PublishSpec}
+"""By kind."""
+KINDS: Final = tuple(SPECS)
 
 ATTEMPT_VARIABLE: Final = "RCMAE_ATTEMPT"
 """Environment variable that holds an `AttemptRequest` as JSON."""
@@ -48,6 +53,17 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class Source(Message):
+    """The pretraining job whose checkpoint a `publish` job registers."""
+
+    job_id: str
+    run_id: str
+    artifact_uri: str
+    """Its run's artifact folder."""
+    since_attempt: int = 1
+    """Checkpoints of this attempt and later ones count."""
+
+
 class AttemptRequest(Message):
     """Everything an attempt is told at its start."""
 
@@ -61,8 +77,20 @@ class AttemptRequest(Message):
     """The run's artifact folder."""
     since_attempt: int = 1
     """Go on from the newest committed checkpoint of this attempt or a later one; its own number begins again."""
-    spec: PretrainSpec
+    request_id: str | None = None
+    """Of the request that submitted the job, for the logs."""
+    dataset_roots: tuple[str, ...] | None = None
+    """Where datasets may lie, links followed; None is anywhere."""
+    source: Source | None = None
+    """Of a `publish` job, and of no other."""
+    spec: Annotated[JobSpec, Field(discriminator="kind")]
     """The resolved spec."""
+
+    @model_validator(mode="after")
+    def _source_fits_kind(self) -> Self:
+        if (self.source is not None) != isinstance(self.spec, PublishSpec):
+            raise ValueError(f"source: a publish job has one, and no other; the kind is {self.spec.kind}")
+        return self
 
 
 class Command(Message):
@@ -84,6 +112,17 @@ class Outcome(Message):
     """The newest committed checkpoint, relative to the run's artifact folder."""
 
 
+class Newest(Message):
+    """An attempt's newest metrics; the run tag `rcmae.newest`."""
+
+    attempt: int
+    step: int
+    values: dict[str, float]
+    """The newest value of every metric that the attempt has logged."""
+    images_per_s: float | None = None
+    """By the clock since its first record, with evaluations and checkpoints; None before there are two."""
+
+
 class LogLine(Message):
     """One line of an attempt's logs."""
 
@@ -95,9 +134,17 @@ class LogLine(Message):
     message: str
 
 
-def parse_spec(data: object) -> PretrainSpec:
+def parse_spec(data: object) -> JobSpec:
     """The spec in a mapping; raises `SpecError`, also for a kind that does not exist."""
     kind = data.get("kind") if isinstance(data, dict) else None
     if isinstance(data, dict) and "kind" in data and kind not in KINDS:
         raise SpecError([Problem("kind", "/kind", kind, f"must be one of: {', '.join(KINDS)}")])
-    return PretrainSpec.parse(data)
+    return SPECS[str(kind) if kind else "pretrain"].parse(data)
+
+
+def parse_pretrain(data: object) -> PretrainSpec:
+    """The pretraining spec in a mapping; raises `SpecError`, also for a spec of another kind."""
+    spec = parse_spec(data)
+    if not isinstance(spec, PretrainSpec):
+        raise SpecError([Problem("kind", "/kind", spec.kind, "must be pretrain here")])
+    return spec

@@ -25,6 +25,7 @@ TAG_COMMAND: Final = "rcmae.command"
 TAG_OBSERVED: Final = "rcmae.observed"
 """JSON of the last `Command` the attempt has seen, written by the attempt."""
 TAG_JOB: Final = "rcmae.job_id"
+"""Of a run: its job. Of a version: the job that registered it."""
 TAG_ATTEMPT: Final = "rcmae.attempt"
 """Of a run: the one attempt that counts. Of a version: the attempt that made it."""
 TAG_SPEC: Final = "rcmae.spec_sha256"
@@ -34,11 +35,28 @@ TAG_STEPS: Final = "rcmae.total_steps"
 TAG_IMAGES: Final = "rcmae.dataset_images"
 """Readable images of the dataset, known once the index is built."""
 TAG_CHECKPOINT: Final = "rcmae.checkpoint"
-"""The newest committed checkpoint, relative to the run's artifact folder; empty while there is none."""
+"""Of a run: the newest committed checkpoint, relative to its artifact folder; empty while there is none. Of a version:
+the one it was made from."""
+TAG_NEWEST: Final = "rcmae.newest"
+"""JSON of `trainer.spec.job.Newest`. MLflow's own last value of a metric is that of the highest step, which an attempt
+that went back has not reached yet."""
 TAG_NOTICE: Final = "rcmae.notice"
 """A sentence on what troubles a running attempt and what to do; empty while nothing does."""
 TAG_METHOD: Final = "rcmae.method"
 TAG_EPOCHS: Final = "rcmae.epochs"
+"""Of a run: all it is to have. Of a version: those its weights have had, perhaps a fraction."""
+
+# Tags of a version alone; `run_id` of the version is the run that trained it.
+TAG_SOURCE_JOB: Final = "rcmae.source_job_id"
+"""The job that trained it: `TAG_JOB`'s own, or for a `publish` job the one it names."""
+TAG_CODE: Final = "rcmae.code_version"
+TAG_STEP: Final = "rcmae.checkpoint_step"
+TAG_FORMATS: Final = "rcmae.formats"
+"""Its `BACKBONE_FORMATS`, with commas between them."""
+TAG_NETWORK: Final = "rcmae.network"
+"""`teacher` or `student`."""
+TAG_METRIC: Final = "rcmae.metric."
+"""Before a metric's key: the last evaluation's results, for example `rcmae.metric.eval/linear_top1`."""
 
 # Paths below a run's artifact folder.
 CHECKPOINTS: Final = "checkpoints"
@@ -84,7 +102,27 @@ def submission_id(job_id: str, attempt: int) -> str:
 
 
 # Files of a registered backbone.
+BACKBONE_TIMM: Final = "timm"
+"""Folder for `timm.create_model("local-dir:…", pretrained=True)`."""
 BACKBONE_HF: Final = "hf"
 """Folder that `transformers.ViTModel.from_pretrained` loads."""
+BACKBONE_HF_MAE: Final = "hf-mae"
+"""Folder that `transformers.ViTMAEForPreTraining.from_pretrained` loads, with the decoder."""
+BACKBONE_ONNX: Final = "onnx"
+BACKBONE_TORCH_EXPORT: Final = "torch_export"
+BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TORCH_EXPORT)
+BACKBONE_CARD: Final = "README.md"
+"""The model card."""
+BACKBONE_PICTURES: Final = "card"
+"""Folder of the card's pictures."""
+BACKBONE_METRICS: Final = "metrics.json"
+"""The last evaluation, and the curves."""
 BACKBONE_SPEC: Final = "spec.json"
+"""The spec it was trained with, resolved."""
 BACKBONE_SUMS: Final = "SHA256SUMS"
+"""Of all the others, as `sha256sum --check` reads them."""
+
+# Repositories of the Hugging Face Hub's protocol.
+HUB_ORGANISATION: Final = "rcmae"
+HUB_ENDINGS: Final = {"-mae": BACKBONE_HF_MAE, "-timm": BACKBONE_TIMM}
+"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No backbone's name ends so."""

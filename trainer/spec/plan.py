@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.job import JobSpec
 from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
+
+S = TypeVar("S", bound=JobSpec)
 
 MAX_AUTO_CPUS = 16
 """More threads than this in one process slow small matrix products down."""
@@ -82,13 +85,16 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
+def resolve(spec: S, cluster: ClusterShape) -> S:
     """The spec with every `auto` of its resources and the CPU's micro batch filled in. Resolving twice changes nothing.
 
     `workers` takes all GPUs, and `cpus_per_worker` no more than lets all workers be placed on the nodes.
     `optimization.precision`, `compile` and a GPU's `micro_batch_size`, `augmentation.mean` and `std`, and
-    `evaluation.probes` stay as written: the worker settles them by its device and its data.
+    `evaluation.probes` stay as written: the worker settles them by its device and its data. Other kinds of jobs have no
+    `auto`.
     """
+    if not isinstance(spec, PretrainSpec):
+        return spec
     resources, batch = spec.resources, spec.optimization.global_batch_size
     gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
     written = resources.cpus_per_worker
@@ -109,7 +115,7 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
     micro_batch = spec.optimization.micro_batch_size
     if micro_batch == "auto" and not gpus:
         micro_batch = divisor(batch // workers, max(1, CPU_TOKENS // (1 + spec.model.patches)))
-    return PretrainSpec.parse(
+    return type(spec).parse(
         spec.model_dump(mode="json")
         | {
             "resources": {
@@ -123,7 +129,7 @@ def resolve(spec: PretrainSpec, cluster: ClusterShape) -> PretrainSpec:
     )
 
 
-def impossible(spec: PretrainSpec, cluster: ClusterShape) -> str | None:
+def impossible(spec: JobSpec, cluster: ClusterShape) -> str | None:
     """Why a resolved spec can never run on this cluster, in a sentence; None if it can."""
     needs = gang(spec)
     if needs.all_gpus > cluster.gpus:
@@ -145,7 +151,7 @@ def impossible(spec: PretrainSpec, cluster: ClusterShape) -> str | None:
     return None
 
 
-def gang(spec: PretrainSpec) -> Gang:
+def gang(spec: JobSpec) -> Gang:
     """The workers of a resolved spec; raises `ValueError` for one that is not."""
     resources = spec.resources
     if resources.workers == "auto" or resources.cpus_per_worker == "auto" or resources.gpus_per_worker == "auto":

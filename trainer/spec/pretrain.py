@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.dataset import FOLDER_CHANNELS, DatasetSpec
+from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
 
 Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
-_BACKBONE_NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]*$")
 _LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
 
 
@@ -304,25 +304,16 @@ class PretrainSpec(Document):
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     retry: RetrySpec = Field(default_factory=RetrySpec)
-    register_as: str | None = Field(None, max_length=100)
+    register_as: BackboneName | None = None
     """Name under which the pretrained backbone is registered; null registers none."""
+    export: ExportSpec = Field(default_factory=ExportSpec)
+    """What is registered, and in which formats."""
     labels: Labels = Field(default_factory=dict)
     """Names and values of your own, to find jobs by."""
     priority: Priority = 0
     """Jobs of higher priority start first."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, order, crops, flips and masks."""
-
-    @field_validator("register_as")
-    @classmethod
-    def _backbone_name(cls, name: str | None) -> str | None:
-        if name is None:
-            return None
-        if not _BACKBONE_NAME.match(name):
-            raise ValueError("use lower-case letters, digits, - and _, starting with a letter or digit")
-        if name.endswith(("-mae", "-timm")):
-            raise ValueError("must not end in -mae or -timm: those endings name other formats of a backbone")
-        return name
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -349,7 +340,22 @@ class PretrainSpec(Document):
             raise refuse(
                 "optimization.micro_batch_size", f"must divide a worker's share of the batch, {batch // workers}", micro
             )
+        found = misfit(self.export, self.method.name, (self.model.height, self.model.width))
+        if found:
+            raise refuse(*found)
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _export_follows(cls, data: Any) -> Any:
+        """What the spec leaves out of `export` is what its method and its images can have."""
+        export = data.get("export", {}) if isinstance(data, dict) else None
+        if not isinstance(export, dict):
+            return data
+        method, model = data.get("method"), data.get("model")
+        name = method.get("name") if isinstance(method, dict) else None
+        size = model.get("img_size") if isinstance(model, dict) else None
+        return data | {"export": ExportSpec.defaults(name, size) | export}
 
     @model_validator(mode="before")
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -31,6 +33,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     """Close the connection after so many bytes of the body."""
+    pieces: Iterable[bytes] | None = None
+    """In place of a body: sent one by one as they are made; their end closes the connection."""
 
 
 Route = Callable[[Asked], Answer]
@@ -42,6 +46,10 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.asked: list[Asked] = []
         self.routes: dict[tuple[str, str], Route] = {}
+        self._port = 0
+        self._start()
+
+    def _start(self) -> None:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -56,6 +64,9 @@ class ScriptedServer:
                 self.reply(route(asked) if route else problem(404, "not_found", f"no route {asked.path}"))
 
             def reply(self, answer: Answer) -> None:
+                if answer.pieces is not None:
+                    self.send_pieces(answer.pieces, answer)
+                    return
                 body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
                 self.send_response(answer.status)
                 for name, value in ({"Content-Length": str(len(body))} | answer.headers).items():
@@ -65,18 +76,28 @@ class ScriptedServer:
                 if answer.cut_after is not None:
                     self.close_connection = True
 
-            do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815 - http.server's names
+            def send_pieces(self, pieces: Iterable[bytes], answer: Answer) -> None:
+                self.send_response(answer.status)
+                for name, value in answer.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the reader may have left
+                    for piece in pieces:
+                        self.wfile.write(piece)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"http://127.0.0.1:{self._port}"
 
     def on(self, method: str, path: str, *answers: Answer) -> None:
         """Give these answers in turn, and the last one from then on."""
@@ -86,6 +107,13 @@ class ScriptedServer:
             return remaining.pop(0) if len(remaining) > 1 else remaining[0]
 
         self.routes[method, path] = route
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Nobody listens on the port meanwhile; what is being answered goes on."""
+        self.close()
+        yield
+        self._start()
 
     def close(self) -> None:
         self._server.shutdown()
@@ -97,6 +125,31 @@ def problem(status: int, code: str, detail: str, problems: list[dict[str, Any]] 
     """An error as the service words it."""
     body = {"status": status, "code": code, "detail": detail, "problems": problems or [], "request_id": "r-1"}
     return Answer(status, body)
+
+
+def streamed(pieces: Iterable[bytes]) -> Answer:
+    """Server-sent events."""
+    return Answer(headers={"Content-Type": "text/event-stream; charset=utf-8"}, pieces=pieces)
+
+
+def sent(name: str, body: Any, number: int | str = "") -> bytes:
+    """One server-sent event."""
+    return f"id: {number}\nevent: {name}\ndata: {json.dumps(body)}\n\n".encode()
+
+
+def event(number: int, state: str, message: str) -> dict[str, Any]:
+    """Something that happened to `job-1`."""
+    return {
+        "id": number, "time": "2026-01-02T03:04:05Z", "state": state, "reason": None, "message": message,
+        "actor": "controller",
+    }  # fmt: skip
+
+
+def line(number: int, **over: Any) -> dict[str, Any]:
+    """A line of a log."""
+    return {
+        "time": float(number), "level": "info", "source": "rank-0", "attempt": 1, "message": f"Line {number}.",
+    } | over  # fmt: skip
 
 
 def job(state: str = "queued", **over: Any) -> dict[str, Any]:

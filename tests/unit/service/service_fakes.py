@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from service.adapters.mlflow_store import MetricPoint, MlflowRefused, MlflowUnreachable, OpenRun, RunView, Version
-from service.adapters.ray_cluster import ClusterUnreachable, RayState, Submission
+from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
 from trainer.spec import names
@@ -78,6 +79,8 @@ class FakeRay:
     gpus: int = 0
     nodes: tuple[NodeShape, ...] = ()
     """Instead of one node of ``cpus`` and ``gpus``."""
+    dead: tuple[Machine, ...] = ()
+    """Nodes that Ray still tells of."""
     reachable: bool = True
     answers_lost: int = 0
     """So many submissions are taken without the answer coming back."""
@@ -99,6 +102,9 @@ class FakeRay:
     def shape(self) -> ClusterShape:
         self._reach()
         return ClusterShape(self.nodes) if self.nodes else ClusterShape.of(self.cpus, self.gpus)
+
+    def machines(self) -> list[Machine]:
+        return [Machine(node, alive=True) for node in self.shape().nodes] + list(self.dead)
 
     def submissions(self) -> dict[str, Submission]:
         self._reach()
@@ -164,6 +170,8 @@ class FakeMlflow:
     folders: dict[str, str] = field(default_factory=dict)
     """Folders of logged models by a version's source."""
     commands: list[Command] = field(default_factory=list)
+    named: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What each backbone's aliases stand for."""
 
     def _reach(self) -> None:
         if not self.reachable:
@@ -184,7 +192,7 @@ class FakeMlflow:
     def run(self, run_id: str) -> RunView:
         self._reach()
         if run_id not in self.runs:
-            raise MlflowRefused(f"Run '{run_id}' not found")
+            return RunView({}, {}, gone=True)
         return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
 
     def beat(self, job_id: str, attempt: int, at: float) -> None:
@@ -192,6 +200,8 @@ class FakeMlflow:
 
     def command(self, run_id: str, command: Command) -> None:
         self._reach()
+        if run_id not in self.runs:
+            raise MlflowRefused(f"Run '{run_id}' not found")
         self.commands.append(command)
         self.runs[run_id].tags[names.TAG_COMMAND] = command.model_dump_json()
 
@@ -201,7 +211,8 @@ class FakeMlflow:
 
     def end_run(self, run_id: str, status: str) -> None:
         self._reach()
-        self.runs[run_id].status = status
+        if run_id in self.runs:
+            self.runs[run_id].status = status
 
     def open_runs(self) -> list[OpenRun]:
         self._reach()
@@ -215,28 +226,48 @@ class FakeMlflow:
     def delete_version(self, version: Version) -> None:
         self._reach()
         self.registered = [found for found in self.registered if found != version]
+        aliases = self.named.get(version.name, {})
+        self.named[version.name] = {alias: number for alias, number in aliases.items() if number != version.version}
 
-    def history(self, run_id: str, key: str) -> list[MetricPoint]:  # noqa: ARG002
+    def histories(self, run_ids: Sequence[str], key: str) -> dict[str, list[MetricPoint]]:
         self._reach()
-        return self.points.get(key, [])
+        return {run_id: self.points.get(key, []) for run_id in run_ids}
 
     def versions(self, name: str) -> list[Version]:
         return [version for version in self.all_versions() if version.name == name]
 
-    def version_of_job(self, name: str, job_id: str) -> Version | None:
-        return next((v for v in self.versions(name) if v.tags.get(names.TAG_JOB) == job_id), None)
+    def versions_of_job(self, name: str, job_id: str) -> list[Version]:
+        return [version for version in self.versions(name) if version.tags.get(names.TAG_JOB) == job_id]
 
     def all_versions(self) -> list[Version]:
         self._reach()
         return list(self.registered)
 
+    def aliases(self, name: str) -> dict[str, int]:
+        self._reach()
+        return dict(self.named.get(name, {}))
+
+    def all_aliases(self) -> dict[str, dict[str, int]]:
+        self._reach()
+        return {name: dict(aliases) for name, aliases in self.named.items()}
+
+    def set_alias(self, name: str, alias: str, number: int) -> None:
+        self._reach()
+        self.named.setdefault(name, {})[alias] = number
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        self._reach()
+        self.named.get(name, {}).pop(alias, None)
+
     def folder(self, version: Version) -> str | None:
         self._reach()
         return self.folders.get(version.source)
 
-    def register(self, name: str, number: int, job_id: str | None, folder: Path | str) -> Version:
+    def register(
+        self, name: str, number: int, job_id: str | None, folder: Path | str, tags: dict[str, str] | None = None
+    ) -> Version:
         source = f"models:/m-{name}-{number}"
-        tags = {names.TAG_JOB: job_id} if job_id else {}
+        tags = (tags or {}) | ({names.TAG_JOB: job_id} if job_id else {})
         version = Version(name, number, datetime(2025, 1, number, tzinfo=UTC), tags, source)
         self.registered.append(version)
         self.folders[source] = str(folder)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from mlflow.entities import Metric
+from mlflow.protos.service_pb2 import GetMetricHistoryBulkInterval
 from mlflow.tracking import MlflowClient
+from mlflow.utils.proto_json_utils import message_to_json
 from mlflow_files import tracking_store
+from scripted_server import Answer, Asked, ScriptedServer
 from service_fakes import SPEC
 
-from service.adapters.mlflow_store import EXPERIMENT, MlflowStore, MlflowUnreachable
-from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, RayCluster, RayState, Submission
+from service.adapters.mlflow_store import EXPERIMENT, HISTORIES, SAMPLE, MlflowStore, MlflowUnreachable
+from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, Machine, RayCluster, RayState, Submission
 from trainer.spec import names
 from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Command
 from trainer.spec.plan import ClusterShape, NodeShape
@@ -178,6 +185,23 @@ def test_the_clusters_shape_is_that_of_its_living_nodes():
     assert always(200, json={"data": {"result": {"result": []}}}).shape() == ClusterShape(())
 
 
+def test_machines_are_told_with_their_gpus_model_and_what_ray_says_of_dead_ones():
+    nodes = [
+        {
+            "state": "ALIVE",
+            "state_message": None,
+            "resources_total": {"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0},
+            "node_id": "a",
+            "node_ip": "::1",
+        },
+        {"state": "DEAD", "state_message": "Drained.", "resources_total": {}, "node_id": "b", "node_ip": "::2"},
+    ]
+    assert always(200, json={"data": {"result": {"result": nodes}}}).machines() == [
+        Machine(NodeShape(8, 2, "a", "::1"), alive=True, gpu_model="H100"),
+        Machine(NodeShape(0, 0, "b", "::2"), alive=False, message="Drained."),
+    ]
+
+
 RECORDS = [
     {
         "type": "SUBMISSION",
@@ -310,32 +334,93 @@ def test_a_run_shows_commands_heartbeats_and_its_end(store, client):
         assert client.get_run(run_id).info.status == status
 
 
-def test_the_latest_value_of_each_step_counts(store, client):
-    run_id, _ = store.make_run("job-history", "digits", {})
-    logged = [(1, 0.9, 100), (2, 0.8, 200), (3, 0.7, 300), (2, 0.6, 400), (3, 0.5, 500), (4, 0.4, 600), (2, 9.0, 150)]
+@pytest.fixture
+def served(client: MlflowClient) -> Iterator[MlflowStore]:
+    """MLflow's own store behind HTTP: what the client has no method for."""
+    server = ScriptedServer()
+
+    def sample(asked: Asked) -> Answer:
+        (key,), (most,) = asked.query["metric_key"], asked.query["max_results"]
+        store: Any = client._tracking_client.store
+        found = store.get_metric_history_bulk_interval(asked.query["run_ids"], key, int(most), None, None)
+        response = GetMetricHistoryBulkInterval.Response(metrics=[metric.to_proto() for metric in found])
+        return Answer(200, message_to_json(response).encode())
+
+    server.routes["GET", HISTORIES] = sample
+    yield MlflowStore(server.url)
+    server.close()
+
+
+def test_the_latest_value_of_each_step_counts(store, client, served):
+    (one, _), (other, _) = (store.make_run(name, "digits", {}) for name in ("job-history", "job-other"))
+    logged = [(1, 0.9, 100), (2, 0.8, 200), (3, 0.7, 300), (2, 0.6, 400), (3, 0.5, 500), (0, 0.4, 600), (2, 9.0, 150)]
     for step, value, at in logged:
-        client.log_metric(run_id, "train/loss", value, timestamp=at, step=step)
-    points = store.history(run_id, "train/loss")
-    assert [(p.step, p.value) for p in points] == [(1, 0.9), (2, 0.6), (3, 0.5), (4, 0.4)]
-    assert [p.time.timestamp() for p in points] == [0.1, 0.4, 0.5, 0.6]
-    assert store.history(run_id, "train/none") == []
+        client.log_metric(one, "train/loss", value, timestamp=at, step=step)
+    client.log_metric(other, "train/loss", math.nan, timestamp=700, step=5)
+    found = served.histories([one, other], "train/loss")
+    assert [(p.step, p.value) for p in found[one]] == [(0, 0.4), (1, 0.9), (2, 0.6), (3, 0.5)]
+    assert [p.time.timestamp() for p in found[one]] == [0.6, 0.1, 0.4, 0.5]
+    assert [(p.step, math.isnan(p.value)) for p in found[other]] == [(5, True)]
+    assert served.histories([one], "train/none") == {one: []}
+    assert served.histories([], "train/loss") == {}
+
+
+def test_of_a_long_curve_mlflow_gives_a_sample_with_its_ends(store, client, served):
+    run_id, _ = store.make_run("job-long", "digits", {})
+    for begin in range(0, 6000, 1000):
+        client.log_batch(run_id, [Metric("train/loss", float(n), n, n) for n in range(begin, begin + 1000)])
+    (found,) = served.histories([run_id], "train/loss").values()
+    assert len(found) <= SAMPLE
+    assert (found[0].step, found[-1].step) == (0, 5999)
+    assert max(later.step - point.step for point, later in pairwise(found)) <= 4
 
 
 def test_versions_come_by_number_and_by_job(store, client):
     assert store.versions("cats") == []
-    assert store.version_of_job("cats", "job-1") is None
+    assert store.versions_of_job("cats", "job-1") == []
     for name in ("cats", "dogs"):
         client.create_registered_model(name)
     for number in range(1, 12):
         client.create_model_version("cats", f"/models/{number}", tags={names.TAG_JOB: f"job-{number}"})
     client.create_model_version("dogs", "/models/d")
     assert [v.version for v in store.versions("cats")] == list(range(1, 12))
-    found = store.version_of_job("cats", "job-3")
+    (found,) = store.versions_of_job("cats", "job-3")
     assert (found.name, found.version, found.tags[names.TAG_JOB]) == ("cats", 3, "job-3")
-    assert store.version_of_job("cats", "job-12") is None
-    assert store.version_of_job("dogs", "job-3") is None
+    assert store.versions_of_job("cats", "job-12") == store.versions_of_job("dogs", "job-3") == []
     assert [(v.name, v.version) for v in store.all_versions()][-2:] == [("cats", 11), ("dogs", 1)]
     assert store.versions("ca'ts") == []
+
+
+def test_aliases_are_set_moved_removed_and_listed(store, client):
+    assert store.aliases("fish") == {}
+    for name in ("fish", "frogs"):
+        client.create_registered_model(name)
+        for number in (1, 2):
+            client.create_model_version(name, f"/models/{number}")
+    for number in (1, 2):
+        store.set_alias("fish", "champion", number)
+        assert store.aliases("fish") == {"champion": number}
+    store.set_alias("frogs", "tiny-best", 1)
+    store.set_alias("frogs", "other", 1)
+    found = store.all_aliases()
+    assert (found["fish"], found["frogs"]) == ({"champion": 2}, {"other": 1, "tiny-best": 1})
+    for _ in range(2):
+        store.delete_alias("fish", "champion")
+        assert store.aliases("fish") == {}
+    store.delete_alias("unknown", "champion")
+    with pytest.raises(MlflowUnreachable):
+        store.set_alias("fish", "champion", 9)
+
+
+def test_a_version_that_is_deleted_takes_its_aliases_along_and_its_number_never_comes_again(store, client):
+    client.create_registered_model("snails")
+    client.create_model_version("snails", "/models/1")
+    (version,) = store.versions("snails")
+    store.set_alias("snails", "champion", 1)
+    store.delete_version(version)
+    assert (store.aliases("snails"), store.versions("snails")) == ({}, [])
+    client.create_model_version("snails", "/models/2")
+    assert [version.version for version in store.versions("snails")] == [2]
 
 
 def test_only_logged_models_have_a_folder(store, client):
@@ -358,9 +443,13 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
         lambda: store.run("r"),
         lambda: store.command("r", Command(attempt=1, generation=1, action="cancel")),
         lambda: store.end_run("r", "FAILED"),
-        lambda: store.history("r", "train/loss"),
+        lambda: store.histories(["r"], "train/loss"),
         lambda: store.versions("cats"),
-        lambda: store.version_of_job("cats", "job-a"),
+        lambda: store.aliases("cats"),
+        store.all_aliases,
+        lambda: store.set_alias("cats", "champion", 1),
+        lambda: store.delete_alias("cats", "champion"),
+        lambda: store.versions_of_job("cats", "job-a"),
         store.all_versions,
     ]
     for call in calls:
@@ -370,4 +459,4 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
 
 def test_what_the_server_refuses_is_said_too(store):
     with pytest.raises(MlflowUnreachable, match="0123"):
-        store.run("0123456789abcdef0123456789abcdef")
+        store.command("0123456789abcdef0123456789abcdef", Command(attempt=1, generation=1, action="cancel"))

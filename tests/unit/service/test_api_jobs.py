@@ -67,9 +67,9 @@ NARROWED: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.usefixtures("various")
-def test_lists_are_narrowed(api):
+def test_lists_are_narrowed(clients):
     for query, found in NARROWED:
-        assert names(api, **query) == found, query
+        assert names(clients.viewer, **query) == found, query
 
 
 WRONG: list[dict[str, Any]] = [

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from service_fakes import add_job, spec_with
 
-from service.adapters.storage import Artifacts, OutsideRoot
+from service.adapters.storage import Artifacts, OutsideRoot, StoredFile
 
 WEIGHTS = bytes(range(256)) * 40
 
@@ -99,6 +101,22 @@ def test_folders_outside_the_root_are_refused(root, folder, tmp_path):
             artifacts.files(outside)
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "host"), [(None, "http://inner:8333"), ("https://s3.example.org", "https://s3.example.org")]
+)
+def test_signed_links_are_of_the_endpoint_that_clients_reach(monkeypatch, endpoint, host):
+    for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", "http://inner:8333")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    artifacts = Artifacts("s3://bucket/art", public_endpoint=endpoint)
+    file = StoredFile(artifacts, "bucket/art/a b/model.safetensors", 5, datetime.now(UTC))
+    link = urlsplit(artifacts.link(file, 120))
+    assert (f"{link.scheme}://{link.netloc}", link.path) == (host, "/bucket/art/a%20b/model.safetensors")
+    query = parse_qs(link.query)
+    assert (query["X-Amz-Expires"], query["X-Amz-Algorithm"]) == (["120"], ["AWS4-HMAC-SHA256"])
+    assert artifacts.holds("s3://bucket/art/m")
+    assert not any(map(artifacts.holds, ("s3://bucket/art", "s3://bucket/artful/m", "s3://other/art/m", "/etc")))
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
@@ -139,11 +157,13 @@ def url(mlflow, folder, job_id) -> str:
 def test_a_version_shows_its_files(api, folder, job_id):
     (shown,) = api.get("/v1/backbones").json()["items"]
     assert (shown["name"], shown["latest_version"], shown["versions"]) == ("digits", 1, [1])
-    assert api.get("/v1/backbones/digits").json() == shown
+    detail = api.get("/v1/backbones/digits").json()
+    assert [each["version"] for each in detail.pop("details")] == [1]
+    assert detail == shown
     version = api.get("/v1/backbones/digits/versions/1").json()
     assert (version["name"], version["version"], version["job_id"]) == ("digits", 1, job_id)
     files = {file["path"]: file for file in version["files"]}
-    assert set(files) == {"hf/model.safetensors", "hf/config.json", "spec.json", "with space.txt"}
+    assert set(files) == {"hf/model.safetensors", "hf/config.json", "spec.json", "with space.txt", "SHA256SUMS"}
     assert files["hf/model.safetensors"]["size"] == len(WEIGHTS)
     for path, file in files.items():
         data = api.get(file["url"]).content
@@ -177,7 +197,7 @@ def test_a_file_can_be_had_whole_in_part_or_not_at_all(api, url):
 
 @pytest.mark.parametrize(
     "path",
-    ["unlisted.txt", "SHA256SUMS", "none", "hf", "..%2Fbeside.txt", "%2e%2e/beside.txt", "%2Fetc%2Fpasswd", "a%00", ""],
+    ["unlisted.txt", "none", "hf", "..%2Fbeside.txt", "%2e%2e/beside.txt", "%2Fetc%2Fpasswd", "a%00", ""],
 )
 def test_only_files_in_the_checksums_are_served(api, url, path):
     answer = api.get(f"{url}/{path}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from conftest import token_of
 from fastapi.testclient import TestClient
 from live import poll
 from service_fakes import add_job, problem, spec_with
@@ -151,12 +152,29 @@ def test_a_file_can_be_had_whole_in_part_or_not_at_all(api, url):
     assert (several.status_code, several.content) == (200, WEIGHTS)
 
 
+def test_a_signed_link_gives_the_bytes_to_who_has_no_token(app, url):
+    parts = app.state.parts
+    app.state.parts = replace(parts, settings=parts.settings.model_copy(update={"presigned_downloads": True}))
+    api = TestClient(app, headers={"Authorization": f"Bearer {token_of('viewer')}"}, follow_redirects=False)
+    answer = api.get(f"{url}/hf/model.safetensors")
+    assert (answer.status_code, answer.content) == (302, b"")
+    link = answer.headers["location"]
+    assert "X-Amz-Signature=" in link
+    assert httpx.get(link).content == WEIGHTS
+    part = httpx.get(link, headers={"Range": "bytes=5-9"})
+    assert (part.status_code, part.content) == (206, WEIGHTS[5:10])
+    signature = link.partition("X-Amz-Signature=")[2].partition("&")[0]
+    assert httpx.get(link.replace(signature, "0" * len(signature))).status_code == 403
+    hub = api.head("/hf/rcmae/digits/resolve/main/model.safetensors")
+    assert (hub.status_code, hub.headers["x-linked-size"]) == (302, str(len(WEIGHTS)))
+
+
 @pytest.mark.usefixtures("folder")
 def test_a_version_shows_its_files_and_no_others(api, url, put):
     put("model/SHA256SUMS", b"0" * 64 + b"  ../beside.txt\n" + b"0" * 64 + b"  spec.json\n")
     shown = api.get("/v1/backbones/digits/versions/1").json()
-    assert [file["path"] for file in shown["files"]] == ["spec.json"]
-    for path in ("..%2Fbeside.txt", "unlisted.txt", "SHA256SUMS", "hf", ""):
+    assert [file["path"] for file in shown["files"]] == ["spec.json", "SHA256SUMS"]
+    for path in ("..%2Fbeside.txt", "unlisted.txt", "hf", ""):
         answer = api.get(f"{url}/{path}")
         assert answer.status_code == 404, path
         assert "secret" not in answer.text

@@ -204,3 +204,15 @@ def test_notes_may_be_any_text(api, database):
     job_id = add_job(database)
     text = "Ünïcode, 'quotes', \"more\"\n" + "x" * 9_000
     assert api.patch(f"/v1/jobs/{job_id}", json={"notes": text}).json()["notes"] == text
+
+
+def test_a_job_is_found_by_the_labels_that_it_has_now(api):
+    job_id = api.post("/v1/jobs", json=SPEC | {"labels": {"team": "vision", "stage": "try"}}).json()["id"]
+
+    def found(*labels: str) -> list[str]:
+        return [job["id"] for job in api.get("/v1/jobs", params={"label": labels}).json()["items"]]
+
+    assert found("team:vision") == found("team:vision", "stage:try") == [job_id]
+    assert found("team:vision", "stage:done") == []
+    api.patch(f"/v1/jobs/{job_id}", json={"labels": {"team": "audio"}})
+    assert (found("team:vision"), found("stage:try"), found("team:audio")) == ([], [], [job_id])

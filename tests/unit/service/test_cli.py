@@ -6,29 +6,16 @@ import importlib.util
 import io
 import json
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
-from scripted_server import Answer, ScriptedServer, deletion, job, problem
+from scripted_server import Answer, ScriptedServer, deletion, job, line, problem
 
 from service import cli
-from service.client import errors, progress
-from service.client.sdk import Client
+from service.client import errors, shell
 from service.client.server import find_server
 from service.jobs.schemas import State
 
 SPEC = "kind: pretrain\ndataset: {uri: builtin://digits}\n"
-
-
-@pytest.fixture
-def server(monkeypatch):
-    made = ScriptedServer()
-    monkeypatch.setenv("RCMAE_URL", made.url)
-    monkeypatch.setenv("RCMAE_TOKEN", "secret")
-    monkeypatch.setattr(errors, "FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(progress, "POLL_S", 0.01)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -106,67 +93,6 @@ def test_a_plan_says_what_the_job_needs(server, spec, capsys, fits, status):
     assert "240, 12 an epoch" in told
     assert "about 3.0 MiB a worker" in told
     assert [asked.path for asked in server.asked] == ["/v1/jobs/plan"]
-
-
-RUNNING = {"epoch": 3.5, "epochs": 10, "step": 42, "images_per_s": 321.4, "loss": 0.91234, "eta_s": 75}
-
-
-def _life(server: ScriptedServer, last: str) -> None:
-    """A job that runs and ends, while the service goes away once."""
-    server.on("POST", "/v1/jobs", Answer(201, job()))
-    server.on(
-        "GET",
-        "/v1/jobs/job-1",
-        Answer(200, job("running", progress=RUNNING)),
-        Answer(503, b"restarting"),
-        Answer(200, job("running", progress=RUNNING), cut_after=5),
-        Answer(200, job(last, message="That is all.")),
-    )
-    event = {"time": "2026-01-02T03:04:05Z", "reason": None, "actor": "controller"}
-    events = [event | {"id": 1, "state": "running", "message": "It trains."}]
-    later = [*events, event | {"id": 2, "state": last, "message": "That is all."}]
-    pages = [Answer(200, {"items": items, "next_cursor": None}) for items in (events, later)]
-    server.on("GET", "/v1/jobs/job-1/events", *pages)
-
-
-@pytest.mark.parametrize(("last", "status"), [("succeeded", 0), ("failed", 1), ("cancelled", 1), ("paused", 1)])
-def test_following_survives_a_restart_and_tells_how_it_ended(server, spec, capsys, last, status):
-    _life(server, last)
-    assert run("submit", spec, "--follow") == status
-    told = capsys.readouterr().err
-    assert "epoch 3.5/10  321 images/s  loss 0.9123  ETA 1:15" in told
-    assert told.count("It trains.") == 1
-    assert told.count("That is all.") == 1
-
-
-def test_following_goes_on_after_the_client_has_lost_patience(server, spec, monkeypatch, capsys):
-    monkeypatch.setattr(cli.commands, "Client", partial(Client, patience_s=0))
-    server.on("POST", "/v1/jobs", Answer(201, job()))
-    server.on("GET", "/v1/jobs/job-1", *[Answer(503, b"")] * 5, Answer(200, job("succeeded")))
-    server.on("GET", "/v1/jobs/job-1/events", Answer(200, {"items": [], "next_cursor": None}))
-    assert run("submit", spec, "--follow", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "succeeded"
-
-
-def test_ctrl_c_ends_the_following_and_not_the_job(server, spec, monkeypatch, capsys):
-    server.on("POST", "/v1/jobs", Answer(201, job()))
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli.commands, "follow", interrupted)
-    assert run("submit", spec, "--follow") == 130
-    told = capsys.readouterr().err
-    assert "job job-1 goes on" in told
-    assert "rcmae jobs cancel job-1" in told
-    assert [asked.path for asked in server.asked] == ["/v1/jobs"]
-
-
-@pytest.mark.parametrize(("last", "status"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
-def test_wait_ends_with_0_only_for_success(server, last, status):
-    server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")), Answer(200, job(last)))
-    server.on("GET", "/v1/jobs/job-1/events", Answer(200, {"items": [], "next_cursor": None}))
-    assert run("jobs", "wait", "job-1") == status
 
 
 def test_wait_with_a_timeout_gives_up(server, capsys):
@@ -298,15 +224,179 @@ def test_show_has_notes_and_attempts(server, capsys):
     assert second[:4] + second[6:] == ["2", "running", "-", "4", "ago", "a1/40"]
 
 
-def test_logs_follow_until_the_job_has_ended(server, capsys):
-    line = {"time": 0.0, "level": "info", "source": "driver", "attempt": 1}
-    server.on("GET", "/v1/jobs/job-1", Answer(200, job("succeeded")))
-    pages = [([line | {"message": "one"}], "c1"), ([line | {"message": "two"}], "c2"), ([], "c2")]
-    server.on("GET", "/v1/jobs/job-1/logs", *[Answer(200, {"items": i, "next_cursor": c}) for i, c in pages])
-    assert run("jobs", "logs", "job-1", "--follow", "--json") == 0
-    assert [json.loads(text)["message"] for text in capsys.readouterr().out.splitlines()] == ["one", "two"]
-    cursors = [asked.query.get("cursor") for asked in server.asked if asked.path.endswith("/logs")]
-    assert cursors == [None, ["c1"], ["c2"]]
+def test_logs_are_read_to_their_end_with_every_filter(server, capsys):
+    pages = [([line(1)], "c1", True), ([], "c2", True), ([line(2, level="error")], "c3", False)]
+    answers = [Answer(200, {"items": items, "next_cursor": c, "more": more}) for items, c, more in pages]
+    server.on("GET", "/v1/jobs/job-1/logs", *answers)
+    filters = ("--attempt", "2", "--source", "rank-1", "--level", "warning", "--search", "[x")
+    assert run("jobs", "logs", "job-1", *filters, "--tail", "50", "--json") == 0
+    assert [json.loads(text)["message"] for text in capsys.readouterr().out.splitlines()] == ["Line 1.", "Line 2."]
+    wanted = {"attempt": ["2"], "source": ["rank-1"], "level": ["warning"], "search": ["[x"], "limit": ["500"]}
+    assert [asked.query for asked in server.asked] == [
+        wanted | {"tail": ["50"]},
+        wanted | {"cursor": ["c1"]},
+        wanted | {"cursor": ["c2"]},
+    ]
+
+
+def test_a_log_line_is_shown_as_it_is(server, capsys):
+    page = {"items": [line(1, message="loss [red]0.5[/] of [rank 1]")], "next_cursor": "c", "more": False}
+    server.on("GET", "/v1/jobs/job-1/logs", Answer(200, page))
+    assert run("jobs", "logs", "job-1") == 0
+    assert capsys.readouterr().out.endswith(" a1 rank-0 loss [red]0.5[/] of [rank 1]\n")
+
+
+def test_a_log_is_downloaded_whole(server, tmp_path, capsys):
+    file = tmp_path / "rank-0.jsonl"
+    server.on("GET", "/v1/jobs/job-1/logs/2/rank-0", Answer(200, b'{"a": 1}\n'))
+    arguments = ("jobs", "logs", "job-1", "--download", str(file))
+    assert run(*arguments, "--attempt", "2", "--source", "rank-0") == 0
+    assert file.read_bytes() == b'{"a": 1}\n'
+    assert "9 B" in capsys.readouterr().err
+    assert run(*arguments, "--attempt", "2", "--source", "rank-0") == 1
+    assert "exists" in capsys.readouterr().err
+    assert run(*arguments) == 2
+    assert "--attempt 1 --source rank-0" in capsys.readouterr().err
+    assert run(*arguments, "--attempt", "2", "--source", "rank-0", "--level", "error") == 2
+    assert "brings one log whole" in capsys.readouterr().err
+
+
+def _point(step: int, value: float) -> dict[str, object]:
+    return {"step": step, "value": value, "min": value - 1, "max": value + 1, "time": "2026-01-02T03:04:05Z"}
+
+
+def test_metrics_are_a_line_a_curve_or_their_points(server, capsys):
+    curves = {"job-1": {"train/loss": [_point(1, 4.0), _point(90, 2.5)]}, "job-2": {"train/loss": [_point(7, 9.0)]}}
+    server.on("GET", "/v1/metrics", Answer(200, {"jobs": curves}))
+    server.on("GET", "/v1/jobs/job-1/metrics", Answer(200, {"series": curves["job-1"]}))
+    assert run("jobs", "metrics", "job-1", "job-2", "--key", "train/loss") == 0
+    head, first, second = (text.split() for text in capsys.readouterr().out.splitlines())
+    assert head == ["METRIC", "JOB", "STEP", "LAST", "MIN", "MAX", "CURVE"]
+    assert first == ["train/loss", "job-1", "90", "2.5", "1.5", "5", "█▁"]
+    assert second == ["train/loss", "job-2", "7", "9", "8", "10", "▁"]
+    assert run("jobs", "metrics", "job-1", "job-2", "--key", "train/loss", "--points", "5") == 0
+    assert [text.split()[1:4] for text in capsys.readouterr().out.splitlines()[1:]] == [
+        ["job-1", "1", "4"], ["job-1", "90", "2.5"], ["job-2", "7", "9"],
+    ]  # fmt: skip
+    assert run("jobs", "metrics", "job-1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["jobs"]["job-1"]["train/loss"][1]["value"] == 2.5
+    both = {"job": ["job-1", "job-2"], "key": ["train/loss"]}
+    assert [asked.query for asked in server.asked] == [both | {"points": ["24"]}, both | {"points": ["5"]}, {}]
+    assert run("jobs", "metrics", "job-1", "job-2") == 2
+    assert "compare several jobs" in capsys.readouterr().err
+
+
+def test_checkpoints_say_which_is_best(server, capsys):
+    date = "2026-01-02T03:04:05Z"
+    first = {
+        "attempt": 1, "step": 1200, "epoch": 2.5, "path": "checkpoints/a1/1200", "bytes": 3 * 2**20, "best": True,
+        "created_at": date, "metrics": {"eval/reconstruction_ratio": 0.61234},
+    }  # fmt: skip
+    second = first | {"step": 2400, "path": "checkpoints/a1/2400", "epoch": None, "metrics": {}, "best": False}
+    server.on("GET", "/v1/jobs/job-1/checkpoints", Answer(200, {"items": [first, second], "next_cursor": None}))
+    assert run("jobs", "checkpoints", "job-1") == 0
+    rows = [text.split() for text in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0][:5] == ["a1/1200", "1,200", "2.5", "3.0", "MiB"]
+    assert rows[0][-2:] == ["0.6123", "best"]
+    assert rows[1][-1] == "-"
+
+
+TOKEN = {
+    "id": "tok-1", "name": "the laptop's", "owner": "alice", "role": "submitter", "state": "active",
+    "created_at": "2026-01-02T03:04:05Z", "expires_at": "2026-02-02T03:04:05Z", "last_used_at": None,
+    "revoked_at": None,
+}  # fmt: skip
+
+
+def test_a_new_token_s_text_alone_goes_to_standard_output(server, capsys):
+    server.on("POST", "/v1/tokens", Answer(201, TOKEN | {"token": "the-text-itself"}))
+    arguments = ("--role", "submitter", "--owner", "alice", "--name", "the laptop's", "--expires-in-days", "31")
+    assert run("tokens", "create", *arguments) == 0
+    shown, told = capsys.readouterr()
+    assert shown == "the-text-itself\n"
+    assert "tok-1 is alice's, as submitter, until 2026-02-02" in told
+    assert "never again" in told
+    assert f"RCMAE_URL={server.url} RCMAE_TOKEN=" in told
+    assert "the-text-itself" not in told
+    assert run("tokens", "create", "--role", "viewer", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["token"] == "the-text-itself"
+    assert [asked.body for asked in server.asked] == [
+        {"role": "submitter", "owner": "alice", "name": "the laptop's", "expires_in_days": 31},
+        {"role": "viewer", "name": ""},
+    ]
+    assert run("tokens", "create", "--role", "king") == 2
+    assert "viewer" in capsys.readouterr().err
+
+
+def test_tokens_are_listed_replaced_and_ended(server, capsys):
+    server.on("GET", "/v1/tokens", Answer(200, {"items": [TOKEN], "next_cursor": None}))
+    server.on("POST", "/v1/tokens/tok-1/rotate", Answer(201, TOKEN | {"id": "tok-2", "token": "another-text"}))
+    server.on("DELETE", "/v1/tokens/tok-1", Answer(200, TOKEN | {"state": "revoked"}))
+    assert run("tokens", "list", "--owner", "alice") == 0
+    assert "tok-1  the laptop's  alice  submitter  active" in capsys.readouterr().out
+    assert run("tokens", "rotate", "tok-1", "--grace", "60") == 0
+    assert capsys.readouterr().out == "another-text\n"
+    assert run("tokens", "revoke", "tok-1") == 0
+    assert "revoked" in capsys.readouterr().out
+    assert [(asked.query, asked.body) for asked in server.asked] == [
+        ({"owner": ["alice"]}, None), ({}, {"grace_s": 60}), ({}, None),
+    ]  # fmt: skip
+
+
+def test_the_audit_log_passes_its_filters_on(server, capsys):
+    entry = {
+        "id": 7, "time": "2026-01-02T03:04:05Z", "actor": "bob", "token_id": "tok-1", "action": "job.cancel",
+        "target": "job-1", "status": 403, "request_id": "r-9", "address": "10.0.0.7", "detail": None,
+    }  # fmt: skip
+    server.on("GET", "/v1/audit", Answer(200, {"items": [entry] * 3, "next_cursor": "more"}))
+    filters = ("--actor", "bob", "--action", "job.cancel", "--target", "job-1", "--after", "2026-01-01")
+    assert run("audit", *filters, "--limit", "2") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) == 3
+    assert rows[1].split()[2:] == ["bob", "job.cancel", "job-1", "403", "10.0.0.7", "r-9"]
+    (asked,) = server.asked
+    assert (asked.query["actor"], asked.query["limit"]) == (["bob"], ["2"])
+    assert datetime.fromisoformat(asked.query["after"][0]).utcoffset() is not None
+
+
+def test_the_cluster_is_shown_with_its_queue(server, capsys):
+    amounts = {"cpus": 8, "cpus_used": 3, "cpus_free": 5, "gpus": 2, "gpus_used": 1, "gpus_free": 1}
+    node = amounts | {"id": "n" * 56, "address": "10.0.0.1", "state": "alive", "gpu_model": "H100", "message": ""}
+    began = str(datetime.now(UTC) - timedelta(seconds=65))
+    held = {
+        "id": "job-1", "name": "digits", "owner": "me", "state": "running", "priority": 0, "workers": 2, "cpus": 3,
+        "gpus": 1, "since": began,
+    }  # fmt: skip
+    waiting = held | {
+        "id": None, "name": None, "owner": None, "state": "queued", "position": 1, "starts": False,
+        "reason": "insufficient_resources", "message": None,
+    }  # fmt: skip
+    found = {
+        "totals": amounts | {"nodes": 1}, "nodes": [node], "running": [held | {"attempt": 1, "nodes": []}],
+        "queue": [waiting],
+    }  # fmt: skip
+    server.on("GET", "/v1/cluster", Answer(200, found))
+    assert run("cluster") == 0
+    told = capsys.readouterr().out
+    assert "1 node; in use: 3/8 CPUs, 1/2 GPUs" in told
+    assert "nnnnnnnnnnnn  10.0.0.1  alive  3/8   1/2   H100" in told
+    assert "job-1    digits  me     2        3     1" in told
+    assert "(not yours)" in told
+    assert told.rstrip().endswith("insufficient_resources")
+    assert run("cluster", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["queue"][0]["position"] == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_names_are_shown_whole_however_narrow_the_terminal(server, monkeypatch, capsys, width):
+    long = "a-name-[with-brackets]-" + "x" * 80
+    server.on("GET", "/v1/jobs", Answer(200, {"items": [job(id="job-0123456789abcd", name=long)], "next_cursor": None}))
+    monkeypatch.setattr(shell.out, "width", width)
+    assert run("jobs", "list") == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert max(map(len, rows)) <= width
+    assert any(row.startswith("job-0123456789abcd") for row in rows)
+    assert sum(row.count("x") for row in rows) == 80
 
 
 def test_an_error_is_a_sentence_and_status_1(server, capsys):
@@ -316,10 +406,14 @@ def test_an_error_is_a_sentence_and_status_1(server, capsys):
 
 
 def test_a_backbone_reference_is_checked(server, tmp_path, capsys):
-    assert run("backbones", "pull", "digits:last", "--out", str(tmp_path / "o")) == 2
-    assert "is not a version" in capsys.readouterr().err
-    assert run("backbones", "pull", "digits", "--format", "onnx", "--out", str(tmp_path / "o")) == 2
-    assert "is not a format" in capsys.readouterr().err
+    for wrong in ("digits:last", "digits:", "digits@", "@champion", ":3", "digits:-1"):
+        assert run("backbones", "pull", wrong, "--out", str(tmp_path / "o")) == 2
+        assert "is no backbone" in capsys.readouterr().err
+    assert run("backbones", "pull", "digits", "--format", "pickle", "--out", str(tmp_path / "o")) == 2
+    assert "torch_export" in capsys.readouterr().err
+    for command in ("delete", "alias"):
+        assert run("backbones", command, "digits", *(["best"] if command == "alias" else [])) == 2
+        assert "names no version" in capsys.readouterr().err
     assert server.asked == []
 
 

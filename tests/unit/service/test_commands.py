@@ -66,6 +66,42 @@ def test_a_deaf_attempt_is_stopped_past_the_deadline(world):
     assert world.ray.stopped == [f"{job_id}-a1"]
 
 
+@pytest.mark.parametrize("trouble", ["away", "removed"])
+@pytest.mark.parametrize(("verb", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
+def test_an_attempt_that_mlflow_cannot_tell_is_stopped_past_the_deadline(world, verb, ended, trouble):
+    job_id = world.running()
+    run = world.mlflow.runs[f"run-{job_id}"]
+    if trouble == "away":
+        world.mlflow.reachable = False
+    else:
+        del world.mlflow.runs[f"run-{job_id}"]
+    world.verb(job_id, Verb(verb))
+    world.rounds(3)
+    assert world.ray.stopped == [], "it may be told yet"
+    with world.database.session() as session:
+        attempt = repository.last_attempt(session, repository.get(session, job_id))
+        assert attempt.command is None
+        attempt.commanded_at -= timedelta(seconds=121)
+    world.rounds(2)
+    assert world.ray.stopped == [f"{job_id}-a1"], "asked once"
+    world.end_attempt(job_id, None, ray="STOPPED")
+    world.mlflow.reachable = True
+    world.rounds()
+    assert world.state(job_id) == ended
+    assert run.status == ({"cancel": "KILLED", "pause": "SCHEDULED"}[verb] if trouble == "away" else "RUNNING")
+
+
+def test_an_mlflow_that_is_back_in_time_tells_it(world):
+    job_id = world.running()
+    world.mlflow.reachable = False
+    world.verb(job_id, Verb.PAUSE)
+    world.rounds(2)
+    world.mlflow.reachable = True
+    world.rounds(2)
+    assert world.mlflow.commands == [Command(attempt=1, generation=1, action="pause")]
+    assert world.ray.stopped == []
+
+
 @pytest.mark.parametrize(("verb", "ended"), [("cancel", "cancelled"), ("pause", "paused")])
 def test_a_job_between_two_attempts_ends_at_once(world, verb, ended):
     job_id = world.running()

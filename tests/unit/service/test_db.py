@@ -23,8 +23,9 @@ from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
 
 from service.app import create_app
-from service.auth import Caller, Role, caller_of, ensure_admin, ensure_token
-from service.db import Attempt, Database, DatabaseUnreachable, DatabaseUrlError, Event, Job, migration_config
+from service.auth import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
+from service.db import Attempt, Database, DatabaseUnreachable, Event, Job, migration_config
+from service.engines import DatabaseUrlError
 from service.errors import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
@@ -32,7 +33,7 @@ from service.jobs.service import submit
 from service.settings import Settings
 from trainer.spec.pretrain import PretrainSpec
 
-TABLES = {"job", "attempt", "event", "token", "lease"}
+TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version"}
 
 
 def count_jobs(session: Session) -> int:
@@ -135,6 +136,19 @@ def test_a_downgrade_keeps_what_the_older_version_knows(new):
     new.migrate()
     assert job_of(new, admitted).resolved_spec == {"workers": 2}
     assert len(attempts_of(new, admitted)) == 1
+
+
+def test_an_idempotency_key_is_hashed_once_however_often_the_schema_moves(new):
+    """Of an older service it is as it was sent; what an upgrade made of it, the next one leaves alone."""
+    new.migrate()
+    job_id = add_job(new)
+    alembic(new, "downgrade", "0002")
+    with new.migration() as connection:
+        connection.execute(text("UPDATE job SET idempotency_key = 'monday'"))
+    for _ in range(2):
+        new.migrate()
+        assert job_of(new, job_id).idempotency_key == f"sha256:{sha256('monday')}"
+        alembic(new, "downgrade", "0002")
 
 
 def test_several_processes_migrate_at_once(new, new_url):

@@ -24,6 +24,9 @@ PRESENT = [state for state in RayState if state not in {RayState.ABSENT, RayStat
 SILENT_RUN = RunView({}, {})
 
 
+REMOVED_RUN = RunView({}, {}, gone=True)
+
+
 def job(state: str = "running", failures: int = 0, restarts: int = 0) -> Job:
     return Job(state=state, failures=failures, restarts=restarts)
 
@@ -218,11 +221,33 @@ def test_a_cancel_after_a_pause_is_a_command_of_its_own():
     assert decide(job("cancelling"), told, seen(run=beat()), PATIENCE) == "command"
 
 
-@pytest.mark.parametrize("state", ["cancelling", "pausing"])
-def test_commands_wait_while_mlflow_is_away(state):
-    assert decide(job(state), attempt(), seen(run=None), PATIENCE) == "wait"
-    told = attempt(command="cancel", commanded_at=ago(9999), generation=1)
-    assert decide(job(state), told, seen(run=None), PATIENCE) == "wait"
+@pytest.mark.parametrize(("state", "action"), [("cancelling", "cancel"), ("pausing", "pause")])
+@pytest.mark.parametrize("run", [None, REMOVED_RUN])
+def test_an_attempt_that_cannot_be_told_is_stopped_past_the_deadline(state, action, run):
+    look = seen(run=run, beat=NOW.timestamp() - 5)
+    assert decide(job(state), attempt(), look, PATIENCE) == "command"
+    for seconds, untold, told in ((5, "command", "wait"), (121, "stop", "stop")):
+        assert decide(job(state), attempt(commanded_at=ago(seconds)), look, PATIENCE) == untold
+        tried = attempt(command=action, commanded_at=ago(seconds), generation=1)
+        assert decide(job(state), tried, look, PATIENCE) == told
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_an_attempt_whose_run_was_removed_is_left_alone_until_it_ends(state):
+    look = {"run": REMOVED_RUN, "beat": NOW.timestamp() - 9999, "silent": timedelta(seconds=9999)}
+    assert decide(job(state), attempt(started_at=ago(9999)), seen(**look), PATIENCE) == "wait"
+    ended = decide(job(state), attempt(), seen(RayState.FAILED, **look), PATIENCE)
+    assert isinstance(ended, Ended)
+    outcome = Outcome(state="succeeded")
+    assert (
+        decide(job(state), attempt(), seen(RayState.SUCCEEDED, outcome=outcome, **look), PATIENCE).state == "succeeded"
+    )
+    forgotten = decide(job(state), attempt(), seen(RayState.ABSENT, **look), PATIENCE)
+    assert forgotten.reason is Reason.CLUSTER_LOST
+    fresh = attempt(accepted=False)
+    assert (
+        decide(job("starting"), fresh, seen(RayState.ABSENT, run=REMOVED_RUN), PATIENCE).reason is Reason.STORAGE_ERROR
+    )
 
 
 # --- what it means for the job ----------------------------------------------------------------------------------------

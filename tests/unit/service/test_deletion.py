@@ -128,7 +128,7 @@ def test_what_would_go_cannot_be_told_while_mlflow_or_the_storage_are_away(world
 def test_a_job_that_others_control_is_not_deleted(world, served, root):
     job_id = finished(world, root, owner="bob")
     for query in ("?preview=true", "?with_backbones=true"):
-        problem(served.delete(f"/v1/jobs/{job_id}{query}"), 403, "forbidden")
+        problem(served.delete(f"/v1/jobs/{job_id}{query}"), 404, "job_not_found")
     assert world.state(job_id) == "succeeded"
 
 
@@ -207,7 +207,7 @@ def test_what_is_away_delays_the_removal_and_nothing_else(world, served, root, p
     assert world.state(other) == "running"
 
 
-CALLS = ["version_of_job", "folder", "delete", "delete_version", "delete", "delete_run", "delete", "delete"]
+CALLS = ["versions_of_job", "folder", "delete", "delete_version", "delete", "delete_run", "delete", "delete"]
 """What removing a job of two attempts with a version does, in this order."""
 
 

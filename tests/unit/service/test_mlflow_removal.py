@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from sqlalchemy import select
 
 from service.adapters.mlflow_store import EXPERIMENT, MlflowRefused, MlflowStore
 from service.auth import Caller, Role
+from service.backbones import service as backbones
 from service.db import Job
+from service.errors import ApiProblem
 from service.jobs.service import delete_job, deletion
 from trainer.spec import names
 
@@ -87,9 +90,20 @@ def test_a_run_that_somebody_deleted_by_hand_is_restored_for_the_next_attempt(st
     assert client.get_run(first[0]).info.lifecycle_stage == LifecycleStage.ACTIVE
 
 
-def test_a_run_that_is_not_there_is_a_refusal_and_no_outage(store):
+def test_a_run_that_is_not_there_is_gone_and_needs_no_end(store):
+    view = store.run("0123456789abcdef0123456789abcdef")
+    assert (view.gone, view.tags, view.metrics) == (True, {}, {})
+    store.end_run("0123456789abcdef0123456789abcdef", "FINISHED")
     with pytest.raises(MlflowRefused, match="0123"):
-        store.run("0123456789abcdef0123456789abcdef")
+        store.fence("0123456789abcdef0123456789abcdef", 1)
+
+
+def test_a_deleted_run_is_not_gone_and_stays_as_it_is(store, client):
+    run_id, _ = store.make_run("job-deleted", "digits", {})
+    store.delete_run(run_id)
+    store.end_run(run_id, "FINISHED")
+    assert not store.run(run_id).gone
+    assert client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_a_version_is_deleted_with_the_logged_model_behind_it(store, client):
@@ -162,3 +176,21 @@ def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
     with world.database.read() as session:
         assert session.get(Job, job_id) is None
     world.rounds()
+
+
+def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client):
+    name = f"owls-{secrets.token_hex(4)}"
+    job_id = world.add(state="succeeded", spec=spec_with(register_as=name))
+    folder = registered(client, name, job_id)
+    (folder / names.BACKBONE_SUMS).write_text("")
+    backbones.set_alias(world.parts, ALICE, name, "champion", 1)
+    with pytest.raises(ApiProblem, match=f"is {name}@champion"):
+        backbones.delete_version(world.parts, ALICE, name, 1)
+    assert backbones.delete_alias(world.parts, ALICE, name, "champion").aliases == {}
+    assert backbones.delete_version(world.parts, ALICE, name, 1).files == 2
+    with pytest.raises(ApiProblem, match="there is no backbone"):
+        backbones.show(world.parts, name)
+    world.rounds()
+    assert not folder.exists()
+    assert (store.versions(name), store.aliases(name)) == ([], {})
+    assert backbones.listing(world.parts, backbones.Filters(), None, 10, None).items == []

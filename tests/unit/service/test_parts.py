@@ -6,10 +6,13 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 
 import pytest
+from live import poll
 
-from service.embedded import parts
+from service.embedded import parts, processes
 from service.embedded.parts import Folder, StackError, StackState
 from service.embedded.processes import Identity
 
@@ -119,6 +122,38 @@ def test_an_api_that_lives_keeps_its_port(prepare):
     with pytest.raises(StackError, match="rcmae down"):
         prepare(state, state.ports.api + 1)
     assert prepare(state, state.ports.api).ports == state.ports
+
+
+def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(folder, prepare, tmp_path):
+    (tmp_path / "readyz").touch()
+    state = prepare(StackState())
+    serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(state.ports.api)]
+    with (
+        subprocess.Popen(serve, cwd=tmp_path, start_new_session=True, stderr=subprocess.DEVNULL) as server,
+        subprocess.Popen(["sleep", "60"], start_new_session=True) as other,
+    ):
+        try:
+            poll(lambda: processes.listens(Identity.of(server.pid), state.ports.api), bool)
+            found = [
+                parts.works("api", folder, state.model_copy(update={"parts": {"api": Identity.of(pid)}}))
+                for pid in (server.pid, other.pid)
+            ]
+        finally:
+            server.kill()
+            other.kill()
+    assert found == [True, False]
+
+
+def test_an_api_whose_port_has_been_taken_moves(prepare):
+    state = prepare(StackState())
+    assert parts.move_api(state) is state
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier server's connections may linger
+        other.bind(("127.0.0.1", state.ports.api))
+        other.listen()
+        moved = parts.move_api(state)
+    assert moved.ports.api != state.ports.api
+    assert moved.ports.model_copy(update={"api": state.ports.api}) == state.ports
 
 
 def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):

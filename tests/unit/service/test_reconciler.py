@@ -13,7 +13,7 @@ from service_world import World
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from trainer.spec import names
-from trainer.spec.job import Outcome, Reason
+from trainer.spec.job import Newest, Outcome, Reason
 
 
 def test_a_job_goes_from_queued_to_succeeded(world, root):
@@ -37,8 +37,9 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
     assert job.resolved_spec
 
     run = world.mlflow.runs[job.run_id]
-    run.metrics |= {names.SAMPLES: 640.0, names.EPOCH: 0.5, names.LOSS: 0.7, names.IMAGES_PER_S: 64.0}
-    run.tags |= {names.TAG_STEPS: "50", names.TAG_IMAGES: "1797"}
+    values = {names.SAMPLES: 640.0, names.EPOCH: 0.5, names.LOSS: 0.7, names.IMAGES_PER_S: 80.0}
+    newest = Newest(attempt=1, step=10, values=values, images_per_s=64.0)
+    run.tags |= {names.TAG_STEPS: "50", names.TAG_IMAGES: "1797", names.TAG_NEWEST: newest.model_dump_json()}
     world.rounds()
     job = job_of(world.database, job_id)
     assert job.dataset_images == 1797
@@ -46,7 +47,7 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
         "step": 10, "steps": 50, "samples": 640, "epoch": 0.5, "epochs": 2, "loss": 0.7, "eta_s": 40.0
     }  # fmt: skip
 
-    run.metrics |= {names.LOSS: 0.5, names.LINEAR_TOP1: 0.9, "train/lr": 0.1}
+    run.metrics |= {names.SAMPLES: 3200.0, names.LOSS: 0.5, names.LINEAR_TOP1: 0.9, "train/lr": 0.1}
     world.mlflow.register("digits", 1, "job-other", root)
     world.mlflow.register("digits", 2, job_id, root)
     world.end_attempt(job_id, Outcome(state="succeeded", checkpoint="checkpoints/a1/50"))
@@ -289,6 +290,52 @@ def test_a_job_whose_run_was_removed_from_mlflow_stops_no_other(world):
     queued = world.add()
     world.reconciler.round()
     assert (world.state(troubled), world.state(sound), world.state(queued)) == ("running", "succeeded", "starting")
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed"])
+def test_a_job_whose_run_was_removed_from_mlflow_ends_without_it(world, end):
+    job_id = world.running()
+    newest = Newest(attempt=1, step=10, values={names.SAMPLES: 640.0, names.LOSS: 0.7})
+    world.mlflow.runs[f"run-{job_id}"].tags[names.TAG_NEWEST] = newest.model_dump_json()
+    world.rounds()
+    del world.mlflow.runs[f"run-{job_id}"]
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason) == ("running", "storage_error")
+    assert "MLflow run was removed" in job.message
+    reason = Reason.DATA_ERROR if end == "failed" else None
+    world.end_attempt(job_id, Outcome(state=end, reason=reason), ray=end.upper())
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert job.state == end
+    assert "MLflow run was removed" in job.message
+    if end == "succeeded":
+        assert job.result["metrics"][names.LOSS] == 0.7, "as it was seen last"
+
+
+def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):
+    job_id = world.running()
+    world.end_attempt(job_id, None, ray="FAILED")
+    world.rounds()
+    del world.mlflow.runs[f"run-{job_id}"]
+    assert world.verb(job_id, Verb.CANCEL) == "cancelling"
+    world.rounds()
+    assert world.state(job_id) == "cancelled"
+
+
+def test_a_job_whose_run_was_removed_begins_again_in_another(world, monkeypatch):
+    job_id = world.running()
+    before = job_of(world.database, job_id)
+    world.end_attempt(job_id, None, ray="FAILED")
+    world.rounds()
+    fresh = world.mlflow.make_run(f"{job_id}-new", "digits", {})
+    monkeypatch.setattr(world.mlflow, "make_run", lambda *_: fresh)
+    world.due(job_id)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.run_id, job.artifact_uri) == ("starting", *fresh)
+    assert job.run_id != before.run_id
+    assert "MLflow run was removed" in job.message
 
 
 def test_jobs_wait_for_room_and_say_so_once(world):

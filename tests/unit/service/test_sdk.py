@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from scripted_server import Answer, Asked, ScriptedServer, deletion, job, proble
 
 from service.client import errors
 from service.client.download import DownloadError
-from service.client.errors import ApiError, ConnectionFailed
+from service.client.errors import ApiError, ClientError, ConnectionFailed
 from service.client.sdk import Client
 from service.jobs.schemas import State
 from trainer.spec.job import parse_spec
@@ -95,6 +97,135 @@ def test_a_deletion_is_looked_at_again_and_made_once(server, client):
     assert [asked.query for asked in server.asked] == queries
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "call"),
+    [
+        ("POST", "/v1/tokens", lambda client: client.create_token("viewer")),
+        ("POST", "/v1/tokens/tok-1/rotate", lambda client: client.rotate_token("tok-1")),
+        ("POST", "/v1/jobs/job-1/retry", lambda client: client.retry("job-1")),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_may_not_be_repeated_is_sent_once(server, client, method, path, call, status):
+    busy = problem(status, "unavailable", "soon")
+    busy.headers["Retry-After"] = "0"
+    server.on(method, path, busy)
+    with pytest.raises(ApiError, match="soon"):
+        call(client)
+    assert len(server.asked) == 1
+
+
+def test_a_token_is_revoked_also_when_the_service_is_away_for_a_moment(server, client):
+    token = {
+        "id": "tok-1", "name": "", "owner": "me", "role": "viewer", "state": "revoked", "expires_at": None,
+        "created_at": "2026-01-02T03:04:05Z", "last_used_at": None, "revoked_at": "2026-01-02T03:04:05Z",
+    }  # fmt: skip
+    server.on("DELETE", "/v1/tokens/tok-1", problem(503, "unavailable", "soon"), Answer(200, token))
+    assert client.revoke_token("tok-1").state == "revoked"
+
+
+def _in_an_hour() -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "least", "most"),
+    [
+        (429, "2", 2, 3),
+        (503, "2", 2, 3),
+        (503, "soon", 0, 1),
+        (503, "", 0, 1),
+        (503, "Thu, 01 Jan 1970 00:00:00 GMT", 0, 1),
+    ],
+)
+def test_the_time_that_the_service_asks_for_is_given(server, client, monkeypatch, status, retry_after, least, most):
+    pauses: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", pauses.append)
+    busy = problem(status, "unavailable", "soon")
+    busy.headers["Retry-After"] = retry_after
+    server.on("GET", "/v1/jobs/job-1", busy, Answer(200, job()))
+    assert client.job("job-1").id == "job-1"
+    (pause,) = pauses
+    assert least <= pause <= most
+
+
+@pytest.mark.parametrize("retry_after", ["3600", _in_an_hour()], ids=["seconds", "date"])
+def test_more_time_than_there_is_patience_is_told_at_once(server, client, retry_after):
+    busy = problem(503, "unavailable", "in an hour")
+    busy.headers["Retry-After"] = retry_after
+    server.on("GET", "/v1/jobs/job-1", busy)
+    with pytest.raises(ApiError, match="in an hour") as caught:
+        client.job("job-1")
+    assert 1800 < caught.value.retry_after_s <= 3600
+    assert len(server.asked) == 1
+
+
+LOG = b"".join(b'{"message":"Line %d."}\n' % number for number in range(20_000))
+LOG_PATH = "/v1/jobs/job-1/logs/2/rank-0"
+
+
+def _ranges(server: ScriptedServer, content: bytes, *cuts: int) -> None:
+    """A log of which each connection brings so many bytes more, and the last one the rest."""
+    remaining = list(cuts)
+
+    def route(asked: Asked) -> Answer:
+        cut = remaining.pop(0) if remaining else None
+        wanted = asked.headers.get("range")
+        if wanted is None:
+            return Answer(200, content, cut_after=cut)
+        first = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        part = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        return Answer(206, content[first:], {"Content-Range": part}, cut_after=cut)
+
+    server.routes["GET", LOG_PATH] = route
+
+
+def test_a_log_s_download_goes_on_where_it_broke(server, client, tmp_path):
+    _ranges(server, LOG, 70_000, 0, 100_000)
+    seen: list[tuple[int, int]] = []
+    out = tmp_path / "deep" / "rank-0.jsonl"
+    assert client.download_log("job-1", 2, "rank-0", out, lambda *told: seen.append(told)) == len(LOG)
+    assert out.read_bytes() == LOG
+    assert list(out.parent.iterdir()) == [out]
+    assert seen == sorted(seen)
+    assert seen[-1] == (len(LOG), len(LOG))
+    assert [asked.headers.get("range") for asked in server.asked] == [
+        None, "bytes=70000-", "bytes=70000-", "bytes=170000-",
+    ]  # fmt: skip
+
+
+def test_a_log_is_brought_anew_where_parts_are_not_served(server, client, tmp_path):
+    server.on("GET", LOG_PATH, Answer(200, LOG, cut_after=1000), Answer(200, LOG))
+    client.download_log("job-1", 2, "rank-0", tmp_path / "log")
+    assert (tmp_path / "log").read_bytes() == LOG
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (
+            Answer(200, LOG, cut_after=1000),
+            Answer(206, LOG[500:], {"Content-Range": f"bytes 500-{len(LOG)}/{len(LOG)}"}),
+        ),
+        (Answer(200, headers={"Content-Type": "application/x-ndjson"}, pieces=[LOG]),),
+        (problem(404, "log_not_found", "there is no such log"),),
+        (Answer(200, LOG, cut_after=1000), problem(416, "range", "no such part")),
+    ],
+)
+def test_a_log_s_download_that_fails_leaves_nothing(server, client, tmp_path, answers):
+    server.on("GET", LOG_PATH, *answers)
+    with pytest.raises(ClientError):
+        client.download_log("job-1", 2, "rank-0", tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_log_s_download_touches_nothing_that_is_there(server, client, tmp_path):
+    (tmp_path / "log").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        client.download_log("job-1", 2, "rank-0", tmp_path / "log")
+    assert server.asked == []
+
+
 def test_no_server_is_a_connection_failure():
     gone = ScriptedServer()
     gone.close()
@@ -116,6 +247,9 @@ def test_an_error_carries_everything_the_service_says(server, client):
 def test_an_answer_that_is_not_the_services_is_an_error_too(server, client):
     server.on("GET", "/v1/jobs/job-1", Answer(418, b"<h1>a teapot</h1>"))
     with pytest.raises(ApiError, match="418: <h1>a teapot"):
+        client.job("job-1")
+    server.on("GET", "/v1/jobs/job-1", Answer(200, b"<h1>Sign in</h1>"))
+    with pytest.raises(ClientError, match="answered what this client cannot read"):
         client.job("job-1")
 
 
@@ -139,6 +273,10 @@ def test_jobs_goes_through_the_pages_with_the_filters(server, client):
 def test_wait_returns_the_ended_job_and_gives_up_in_time(server, client):
     server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")), Answer(200, job("failed")))
     assert client.wait("job-1", poll_s=0.01).state is State.FAILED
+    away = [problem(503, "unavailable", "soon")] * 3
+    server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")), *away, Answer(200, job("succeeded")))
+    with Client(server.url, "secret", patience_s=0) as hasty:
+        assert hasty.wait("job-1", poll_s=0.01).state is State.SUCCEEDED
     server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")))
     with pytest.raises(TimeoutError, match="job-1 is running"):
         client.wait("job-1", timeout_s=0.05, poll_s=0.01)
@@ -163,10 +301,9 @@ def _version(server: ScriptedServer, files: dict[str, bytes], sums: dict[str, st
         listed.append({"path": path, "size": len(content), "sha256": digest, "url": url})
         server.on("GET", url, Answer(200, content))
     date = "2026-01-02T03:04:05Z"
-    head = {"name": "digits", "latest_version": 3, "versions": [1, 3], "updated_at": date}
-    server.on("GET", "/v1/backbones/digits", Answer(200, head))
     body = {"name": "digits", "version": 3, "created_at": date, "job_id": "job-1", "tags": {}, "files": listed}
-    server.on("GET", "/v1/backbones/digits/versions/3", Answer(200, body))
+    for reference in ("3", "main"):
+        server.on("GET", f"/v1/backbones/digits/versions/{reference}", Answer(200, body))
 
 
 def test_pull_brings_one_folder_of_the_latest_version(server, client, tmp_path):
@@ -175,10 +312,9 @@ def test_pull_brings_one_folder_of_the_latest_version(server, client, tmp_path):
     version = client.pull("digits", tmp_path / "a" / "out", progress=lambda done, total: seen.append((done, total)))
     out = tmp_path / "a" / "out"
     assert version.version == 3
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {
-        "model.safetensors": WEIGHTS,
-        "config.json": CONFIG,
-    }
+    sums = {"model.safetensors": WEIGHTS, "config.json": CONFIG}
+    listed = "".join(f"{hashlib.sha256(content).hexdigest()}  {name}\n" for name, content in sums.items())
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == sums | {"SHA256SUMS": listed.encode()}
     assert seen == sorted(seen)
     assert seen[-1] == (len(WEIGHTS) + len(CONFIG), len(WEIGHTS) + len(CONFIG))
     assert list(out.parent.iterdir()) == [out]

@@ -25,8 +25,8 @@ from trainer.spec.job import Outcome
 PARTS: dict[type, set[str]] = {
     FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
     FakeMlflow: {
-        "make_run", "run", "command", "fence", "end_run", "open_runs", "delete_run", "delete_version", "history",
-        "version_of_job", "folder", "all_versions", "versions",
+        "make_run", "run", "command", "fence", "end_run", "open_runs", "delete_run", "delete_version", "histories",
+        "versions_of_job", "folder", "all_versions", "versions", "aliases", "all_aliases", "set_alias", "delete_alias",
     },
     Artifacts: {"file", "read", "sizes", "folders", "files", "delete", "piece"},
 }  # fmt: skip
@@ -112,9 +112,11 @@ def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch,
     world.run_attempt(job_id, 3)
     model = root / "models" / "m-1"
     (model / "hf").mkdir(parents=True)
-    (model / "spec.json").write_text("{}")
-    (model / "SHA256SUMS").write_text(f"{'0' * 64}  spec.json\n")
+    for file in ("spec.json", "hf/config.json"):
+        (model / file).write_text("{}")
+    (model / "SHA256SUMS").write_text(f"{'0' * 64}  spec.json\n{'0' * 64}  hf/config.json\n")
     world.mlflow.register("digits", 1, job_id, model)
+    world.mlflow.register("digits", 2, job_id, model.with_name("m-2"))
     world.end_attempt(job_id, Outcome(state="succeeded"), 3)
     world.rounds()
     assert world.state(job_id) == "succeeded"
@@ -132,7 +134,14 @@ def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch,
     get(f"/v1/jobs/{job_id}/images/reconstruction_00000001.png")
     for path in ("", "/digits", "/digits/versions/1", "/digits/versions/1/files/spec.json"):
         get(f"/v1/backbones{path}")
+    assert served.put("/v1/backbones/digits/aliases/best", json={"version": 1}).status_code == 200
+    get("/hf/api/models/rcmae/digits/tree/best")
+    get("/v1/backbones/digits/versions/best/archive?format=hf")
+    assert served.delete("/v1/backbones/digits/aliases/best").status_code == 200
 
+    assert served.delete("/v1/backbones/digits/versions/2").status_code == 200
+    world.rounds()
+    assert [version.version for version in world.mlflow.registered] == [1]
     sweep_everything(world, job_id)
     assert served.delete(f"/v1/jobs/{job_id}?preview=true").status_code == 200
     assert served.delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200

@@ -13,7 +13,9 @@ from trainer.control import Agreement, Control
 from trainer.errors import StorageError
 from trainer.logs import LogWriter, logger, start_logging, stop_logging
 from trainer.spec import names
-from trainer.spec.job import Command, LogLine
+from trainer.spec.dataset import DIGITS
+from trainer.spec.job import AttemptRequest, Command, LogLine
+from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
 from trainer.tracking import Tracker
 
@@ -176,6 +178,17 @@ def test_one_worker_agrees_with_itself():
 # --- logs ----------------------------------------------------------------------------------------------------------
 
 FOLDER = "attempts/2/logs"
+REQUEST = AttemptRequest(
+    job_id="job-1",
+    attempt=2,
+    run_id="run",
+    tracking_uri="http://mlflow.test",
+    artifact_uri="/nowhere",
+    request_id="request-7",
+    spec=PretrainSpec.parse(
+        {"kind": "pretrain", "dataset": {"uri": DIGITS}, "model": {"img_size": 8, "patch_size": 2, "in_chans": 1}}
+    ),
+)
 
 
 @pytest.fixture
@@ -187,18 +200,45 @@ def store(tmp_path, monkeypatch) -> Store:
 @pytest.fixture
 def writer(store):
     level = logging.getLogger().level
-    writer = start_logging(store, 2, "rank-1")
-    yield writer
-    stop_logging(writer)
+    started = start_logging(store, REQUEST, "rank-1")
+    yield started.writer
+    stop_logging(started)
     logging.captureWarnings(capture=False)
     logging.getLogger().setLevel(level)
 
 
 def lines_of(store: Store) -> list[LogLine]:
-    """All lines, as a reader of the attempt's folder puts them together."""
+    """All lines but the first, as a reader of the attempt's folder puts them together."""
     data = b"".join(store.read(f"{FOLDER}/{name}") for name in store.names(FOLDER))
-    assert data == b"" or data.endswith(b"\n")
-    return [LogLine.model_validate_json(line) for line in data.splitlines()]
+    assert data.endswith(b"\n")
+    return [LogLine.model_validate_json(line) for line in data.splitlines()][1:]
+
+
+def test_the_first_line_says_whose_the_others_are(store, writer):
+    writer.flush()
+    (line,) = store.read(f"{FOLDER}/rank-1.0001.jsonl").splitlines()
+    assert LogLine.model_validate_json(line).message == "Attempt 2 of job-1 begins, asked for by request request-7"
+
+
+def test_on_standard_error_every_line_says_whose_it_is(store, capsys):
+    level = logging.getLogger().level
+    started = start_logging(store, REQUEST, "rank-1")
+    try:
+        logger.warning("odd name %s", "\udcff.png")
+        try:
+            {}["lost"]
+        except KeyError:
+            logger.exception("It failed")
+    finally:
+        stop_logging(started)
+        logging.captureWarnings(capture=False)
+        logging.getLogger().setLevel(level)
+    begin, odd, failed = (json.loads(line) for line in capsys.readouterr().err.splitlines())
+    for line in (begin, odd, failed):
+        assert (line["job_id"], line["attempt"], line["request_id"]) == ("job-1", 2, "request-7")
+        assert line["source"] == "rank-1"
+    assert (odd["level"], odd["message"]) == ("warning", r"odd name \udcff.png")
+    assert (failed["level"], failed["message"].splitlines()[-1]) == ("error", "KeyError: 'lost'")
 
 
 def test_lines_tell_time_level_source_and_message(store, writer):
@@ -252,9 +292,7 @@ def test_full_chunks_are_left_and_the_newest_grows(store, writer, monkeypatch):
     assert [line.message for line in lines_of(store)] == [f"line {number:02d}" for number in range(12)]
 
 
-def test_nothing_is_written_where_nothing_was_logged(store, writer, monkeypatch):
-    writer.flush()
-    assert store.names(FOLDER) == []
+def test_nothing_is_written_where_nothing_new_was_logged(store, writer, monkeypatch):
     logger.info("one")
     writer.flush()
     monkeypatch.setattr(store, "write", None)
@@ -267,7 +305,7 @@ def test_lines_are_stored_by_themselves(tmp_path, monkeypatch):
     writer = LogWriter(store, 2, "driver")
     writer.handle(logging.LogRecord("rcmae", logging.INFO, "", 0, "hello", (), None))
     wait_for(lambda: store.names(FOLDER) == ["driver.0001.jsonl"])
-    assert [line.message for line in lines_of(store)] == ["hello"]
+    assert LogLine.model_validate_json(store.read(f"{FOLDER}/driver.0001.jsonl")).message == "hello"
     writer.close()
     assert not [thread for thread in logs.threading.enumerate() if thread.name == "logs-driver"]
 
@@ -298,9 +336,9 @@ def test_a_store_that_fails_keeps_the_lines_for_later(store, writer, monkeypatch
 def test_stopping_stores_the_last_lines_and_hears_no_more(store):
     before = list(logging.getLogger().handlers)
     level = logging.getLogger().level
-    writer = start_logging(store, 2, "driver")
+    started = start_logging(store, REQUEST, "driver")
     logger.info("last")
-    stop_logging(writer)
+    stop_logging(started)
     logging.captureWarnings(capture=False)
     logger.info("too late")
     logging.getLogger().setLevel(level)
@@ -315,7 +353,7 @@ def test_a_bad_log_call_does_not_end_the_program(store, writer, monkeypatch):
     writer.handle(logging.LogRecord("x", logging.INFO, "", 0, "odd name %s", ("\udcff.png",), None))
     writer.flush()
     assert [line.message for line in lines_of(store)] == [r"odd name \udcff.png"]
-    assert json.loads(store.read(f"{FOLDER}/rank-1.0001.jsonl"))["level"] == "info"
+    assert lines_of(store)[0].level == "info"
 
 
 def test_a_later_attempt_means_that_this_one_leaves(tmp_path):

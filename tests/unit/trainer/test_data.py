@@ -3,16 +3,19 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_sets import SIZE, WRITERS, fill, opened, picture, place, samples, write_folder, write_tars
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from trainer.data.dataset import open_images, open_training_data
 from trainer.data.index import BAD_NAMES_LOGGED, Index, split
-from trainer.data.readers import RangeReader
+from trainer.data.readers import DigitsReader, RangeReader
 from trainer.errors import DataError
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.plan import Schedule
@@ -161,6 +164,22 @@ def test_digits(tmp_path, channels):
     assert digits.index.table.classes == tuple("0123456789")
     assert digits.labels[:10].tolist() == list(range(10))
     assert np.bincount(digits.labels).min() > 150
+
+
+def test_digits_are_those_of_scikit_learn():
+    found, reader = load_digits(), DigitsReader(1)
+    assert reader.labels.tolist() == found.target.tolist()
+    small = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    enlarged = [np.asarray(Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC)) for each in small]
+    assert np.array_equal(np.stack(reader.fetch(range(len(found.images))))[..., 0], np.stack(enlarged))
+
+
+def test_a_worker_starts_without_what_only_a_probe_needs():
+    """Scikit-learn takes longer to import than torch does."""
+    found = (
+        "import sys, trainer.pretrain, trainer.data.readers as r; r.DigitsReader(1); sys.exit('sklearn' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("images", [1, 9, 10, 1797, 20_479, 30_000])

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from backbones import MEAN, STD, shaken, spec_of, statistics
 from safetensors.torch import load_file, save_file
 from transformers import ViTImageProcessor, ViTModel
 
@@ -14,40 +15,19 @@ from trainer import checkpoint as checkpoints
 from trainer.evaluation.features import normalised
 from trainer.export import verify
 from trainer.export.huggingface import export_vit
+from trainer.export.timm import export_timm
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
 from trainer.optim import make_optimizer
 from trainer.publish import write_sums
 from trainer.spec.pretrain import PretrainSpec
 
-TINY = {
-    "img_size": 32, "patch_size": 8, "in_chans": 3, "embed_dim": 24, "depth": 2, "num_heads": 3,
-    "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
-}  # fmt: skip
-SHAPES = [{}, {"in_chans": 1}, {"img_size": [16, 48], "patch_size": 4}, {"in_chans": 4, "img_size": [40, 24]}]
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-
-
-def spec_of(**model) -> PretrainSpec:
-    return PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}, "model": TINY | model})
-
-
-def shaken(spec: PretrainSpec, seed: int = 0) -> MaskedAutoencoder:
-    """A model with no weight at its starting value: zero biases would hide a mistake."""
-    torch.manual_seed(seed)
-    model = MaskedAutoencoder(spec.model).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return (*MEAN, 0.9)[:channels], (*STD, 0.5)[:channels]
-
 
 def exported(model: MaskedAutoencoder, spec: PretrainSpec, folder):
     export_vit(model.state_dict(), spec.model, *statistics(spec.model.in_chans), folder)
     return folder
+
+
+SHAPES = [{}, {"in_chans": 1}, {"img_size": [16, 48], "patch_size": 4}, {"in_chans": 4, "img_size": [40, 24]}]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -138,10 +118,9 @@ def pulled(tmp_path):
     return tmp_path
 
 
-def exit_status(monkeypatch, folder, backbone: str) -> int:
-    monkeypatch.setattr(
-        sys, "argv", ["verify", "--checkpoint", str(folder / "checkpoint"), "--backbone", str(folder / backbone)]
-    )
+def exit_status(monkeypatch, folder, backbone: str, *further: str) -> int:
+    arguments = ["--checkpoint", str(folder / "checkpoint"), "--backbone", str(folder / backbone), *further]
+    monkeypatch.setattr(sys, "argv", ["verify", *arguments])
     return verify.main()
 
 
@@ -154,8 +133,25 @@ def test_a_faithful_export_passes(pulled, monkeypatch, capsys):
 
 def test_the_student_s_export_does_not_pass_for_the_teacher_s(pulled, monkeypatch):
     assert exit_status(monkeypatch, pulled, "student-hf") == 1
+    assert exit_status(monkeypatch, pulled, "student-hf", "--network", "student") == 0
+    assert exit_status(monkeypatch, pulled, "hf", "--network", "student") == 1
+
+
+def test_a_network_that_a_checkpoint_has_not_is_told(pulled, monkeypatch, capsys):
     (pulled / "checkpoint" / checkpoints.TEACHER).unlink()  # as `mae` leaves it
-    assert exit_status(monkeypatch, pulled, "student-hf") == 0
+    with pytest.raises(SystemExit):
+        exit_status(monkeypatch, pulled, "hf")
+    assert "has no teacher" in capsys.readouterr().err
+
+
+def test_a_folder_that_nothing_here_reads_is_told(pulled, monkeypatch, capsys):
+    spec = spec_of()
+    export_timm(shaken(spec).state_dict(), spec.model, MEAN, STD, pulled / "timm")
+    (pulled / "empty").mkdir()
+    for folder, told in (("timm", "needs torchvision"), ("empty", "give a pulled folder")):
+        with pytest.raises(SystemExit):
+            exit_status(monkeypatch, pulled, folder)
+        assert told in capsys.readouterr().err
 
 
 def doctored(folder, change) -> None:

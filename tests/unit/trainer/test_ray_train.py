@@ -19,7 +19,7 @@ from ray.train.v2.api.preemption import PreemptionInfo
 from trainer import main, outcome, ray_evidence
 from trainer.errors import DataError, StorageError
 from trainer.ray_evidence import WorkerRecord, death_of, explain, how_it_died, oom_kills
-from trainer.spec.job import AttemptRequest, Outcome, Reason
+from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import NoAnswer, Store
 
@@ -203,18 +203,24 @@ def test_a_failure_is_stored_unless_the_work_was_done(tmp_path):
     assert outcome.settle_outcome(store, 2, None) == done
 
 
-def test_an_outcome_that_cannot_be_stored_is_said(tmp_path, monkeypatch, capsys):
+def test_an_outcome_that_cannot_be_stored_is_the_last_that_is_said(tmp_path, monkeypatch, capfd):
+    """The service looks at the end of Ray's log, and log lines that cannot be stored are told there as well."""
     (tmp_path / "attempts").write_bytes(b"in the way")
     monkeypatch.setattr("trainer.ray_train.run_attempt", lambda *_: FAILED)
     spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
     request = AttemptRequest(
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
     )
-    store = Store(str(tmp_path))
-    assert main._settle(request, store, main._train(request, store)) == FAILED
-    told = capsys.readouterr().err
-    assert f"{tmp_path}/attempts/1/outcome.json" in told
-    assert "data_error: no images" in told
+    monkeypatch.setenv(ATTEMPT_VARIABLE, request.model_dump_json())
+    on_stop = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, on_stop)
+    told = capfd.readouterr().err.splitlines()
+    assert any("log lines not stored yet" in line for line in told)
+    assert f"{tmp_path}/attempts/1/outcome.json" in told[-2]
+    assert told[-1] == "data_error: no images"
 
 
 DRIVER = """

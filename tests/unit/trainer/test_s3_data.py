@@ -100,7 +100,7 @@ def test_what_is_staged_is_read_again_without_s3(tmp_path, in_s3, reference, s3,
     files = find_files(spec.dataset)
     batches(spec, tmp_path)
     use_s3(s3.environment("http://127.0.0.1:9"))
-    monkeypatch.setattr("trainer.data.dataset.find_files", lambda _: files)
+    monkeypatch.setattr("trainer.data.dataset.find_files", lambda *_: files)
     assert_same(batches(spec, tmp_path), reference)
 
 
@@ -148,8 +148,8 @@ def test_killed_mid_epoch_and_resumed_it_ends_bit_identical(tmp_path, sets, in_s
 @pytest.mark.parametrize("kind", WRITERS)
 def test_failing_and_cut_requests_change_nothing(tmp_path, in_s3, reference, through_proxy, kind, cache):
     faults = through_proxy.faults
-    # A set of three staged files takes few requests.
-    faults.fail_every, faults.cut_every = (2, 3) if cache == "disk" else (4, 7)
+    # A set of three staged files takes few requests; of one of many, each may be struck time after time.
+    faults.fail_every, faults.cut_every = (2, 3) if cache == "disk" and kind != "folder" else (4, 7)
     assert_same(batches(spec_of(in_s3[kind], cache), tmp_path), reference)
     assert faults.done > 3
 

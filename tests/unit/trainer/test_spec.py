@@ -177,6 +177,7 @@ BAD = [
     ({"evaluation": {"dataset": {"uri": "photos"}}}, "evaluation.dataset.uri", "absolute path"),
     ({"register_as": "My Backbone"}, "register_as", "lower-case"),
     ({"register_as": "photos-timm"}, "register_as", "-mae or -timm"),
+    ({"register_as": "photos\n"}, "register_as", "lower-case letters"),
     ({"labels": {"team": "vision and more"}}, "labels", "63 letters"),
     ({"labels": {"": "x"}}, "labels", "63 letters"),
     ({"checkpoint": {"every_minutes": 0}}, "checkpoint.every_minutes", "greater than 0"),

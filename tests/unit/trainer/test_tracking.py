@@ -15,6 +15,8 @@ from s3_server import FaultProxy
 from service.embedded import processes
 from trainer import tracking
 from trainer.errors import StorageError
+from trainer.spec.job import Newest
+from trainer.spec.names import SAMPLES
 from trainer.tracking import Tracker
 
 START_SECONDS = 120.0
@@ -91,10 +93,78 @@ def test_metrics_and_tags_wait_for_an_mlflow_that_is_away(tracker, proxy, server
     proxy.open()
     tracker.close()
     found = MlflowClient(server).get_run(run).data
+    newest = Newest(attempt=1, step=1, values={"train/loss": 0.5})
     assert {key: value for key, value in found.tags.items() if key.startswith("rcmae")} == {
-        "rcmae.notice": "", "rcmae.checkpoint": "a",
+        "rcmae.notice": "", "rcmae.checkpoint": "a", "rcmae.newest": newest.model_dump_json(),
     }  # fmt: skip
     assert found.metrics == {"train/loss": 0.5}
+
+
+def test_the_newest_values_are_those_of_this_attempt(tracker, server, run):
+    """Also where an earlier one had come further, whose values MLflow goes on to show as the last."""
+    MlflowClient(server).log_metric(run, "train/loss", 0.1, step=99)
+
+    def newest() -> Newest:
+        tracker.flush()
+        return Newest.model_validate_json(MlflowClient(server).get_run(run).data.tags["rcmae.newest"])
+
+    tracker.log(1, {"train/loss": 0.9, SAMPLES: 64.0})
+    first = newest()
+    assert (first.attempt, first.step, first.images_per_s) == (1, 1, None), "one record measures nothing"
+    time.sleep(0.1)
+    tracker.log(2, {"train/loss": 0.8, SAMPLES: 128.0})
+    rate = newest().images_per_s
+    assert rate is not None
+    assert 0 < rate < 640
+    tracker.log(2, {"eval/linear_top1": 0.5})
+    assert newest().values == {"train/loss": 0.8, SAMPLES: 128.0, "eval/linear_top1": 0.5}
+    assert newest().images_per_s == rate
+
+
+def test_a_run_tells_its_curves_up_to_a_step(tracker, server, run):
+    """Of a step that a later attempt logged again the latest value; what was logged a moment ago is there already."""
+    client = MlflowClient(server)
+    for moment, value in ((1, 0.9), (3, 0.7), (2, 0.8)):
+        client.log_metric(run, "train/loss", value, timestamp=moment, step=10)
+    client.log_metric(run, "train/loss", 0.1, step=21)
+    tracker.tag({"rcmae.total_steps": "40"})
+    tracker.log(20, {"train/loss": 0.5, "eval/linear_top1": 0.25})
+    found = tracker.history(run, ["train/loss", "eval/linear_top1", "train/grad_norm"], 20)
+    assert found.curves == {"train/loss": [(10, 0.7), (20, 0.5)], "eval/linear_top1": [(20, 0.25)]}
+    assert found.tags["rcmae.total_steps"] == "40"
+    tracker.close()
+
+
+def test_a_long_curve_is_told_by_some_of_its_points(tracker, run):
+    for first in range(0, 6000, 1000):
+        for step in range(first, first + 1000):
+            tracker.log(step, {"train/loss": float(step)})
+        tracker.flush()
+    points = tracker.history(run, ["train/loss"], 4999).curves["train/loss"]
+    assert 1000 < len(points) <= tracking.SAMPLE + 2
+    assert (points[0], points[-1]) == ((0, 0.0), (4999, 4999.0))
+    tracker.close()
+
+
+def test_a_question_about_a_run_waits_for_an_mlflow_that_is_away(tracker, proxy, run):
+    tracker.log(1, {"train/loss": 0.5})
+    with proxy.away(4):
+        assert tracker.history(run, ["train/loss"], 1).curves == {"train/loss": [(1, 0.5)]}
+    tracker.close()
+
+
+def test_a_version_is_of_the_run_that_trained_it(proxy, server, run, backbone, monkeypatch):
+    """Also where another job publishes it."""
+    client = MlflowClient(server)
+    other = client.create_run(client.get_run(run).info.experiment_id).info.run_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
+    publisher = Tracker(proxy.endpoint, other, "job-p", 1)
+    tags = {"rcmae.metric.eval/linear_top1": "0.5", "rcmae.source_job_id": "job-a"}
+    assert publisher.register("lent", backbone, tags, run) == 1
+    publisher.close()
+    (version,) = client.search_model_versions("name = 'lent' AND tags.`rcmae.metric.eval/linear_top1` = '0.5'")
+    assert version.run_id == run
+    assert version.tags == tags | {"rcmae.job_id": "job-p", "rcmae.attempt": "1"}
 
 
 def test_closing_gives_up_in_the_end(tracker, proxy, monkeypatch):
@@ -111,6 +181,16 @@ def test_a_registration_waits_for_an_mlflow_that_is_away(tracker, proxy, server,
     assert versions(server, "away") == [1]
     assert tracker.register("away", backbone, {"k": "v"}) == 1, "a later attempt finds it"
     tracker.close()
+
+
+def test_a_job_that_begins_again_from_scratch_makes_a_new_version(tracker, proxy, server, run, backbone):
+    assert tracker.register("again", backbone, {}) == 1
+    tracker.close()
+    for attempt, since, version in ((2, 1, 1), (3, 3, 2), (4, 3, 2)):
+        later = Tracker(proxy.endpoint, run, "job-a", attempt, since)
+        assert later.register("again", backbone, {}) == version
+        later.close()
+    assert sorted(versions(server, "again")) == [1, 2]
 
 
 def test_answers_that_are_lost_make_no_second_version(tracker, proxy, server, backbone):

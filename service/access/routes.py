@@ -1,0 +1,67 @@
+"""Routes of tokens and of the audit log."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from service.access import service
+from service.access.repository import AuditFilters
+from service.access.schemas import AuditView, NewTokenView, RotateBody, TokenBody, TokenView
+from service.deps import CallerDep, PartsDep
+from service.jobs.schemas import Moment, Page
+
+router = APIRouter(prefix="/v1", tags=["access"])
+
+Limit = Annotated[int, Query(ge=1, le=500)]
+
+
+@router.get("/tokens")
+def tokens(
+    parts: PartsDep,
+    caller: CallerDep,
+    owner: str | None = None,
+    limit: Limit = 50,
+    cursor: str | None = None,
+) -> Page[TokenView]:
+    """Tokens, newest first, also those that have ended: one's own, and for admins everybody's."""
+    return service.tokens(parts, caller, owner, limit, cursor)
+
+
+@router.post("/tokens", status_code=201)
+def create_token(body: TokenBody, parts: PartsDep, caller: CallerDep) -> NewTokenView:
+    """Make a token. Its text is in this answer and nowhere else.
+
+    Admins make tokens for everybody, submitters and operators for themselves, of at most their own role and no longer
+    life than the token that they use.
+    """
+    return service.create_token(parts, caller, body)
+
+
+@router.post("/tokens/{token_id}/rotate", status_code=201)
+def rotate_token(token_id: str, parts: PartsDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
+    """Replace a token by a new one of the same owner, role, name and end. The old one ends at once or after a grace."""
+    return service.rotate_token(parts, caller, token_id, body or RotateBody())
+
+
+@router.delete("/tokens/{token_id}")
+def revoke_token(token_id: str, parts: PartsDep, caller: CallerDep) -> TokenView:
+    """End a token at once, on every replica. The last admin's token that is left cannot be revoked."""
+    return service.revoke_token(parts, caller, token_id)
+
+
+@router.get("/audit")
+def audit(
+    parts: PartsDep,
+    caller: CallerDep,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    after: Moment | None = None,
+    before: Moment | None = None,
+    limit: Limit = 50,
+    cursor: str | None = None,
+) -> Page[AuditView]:
+    """Every change that was asked for, done or refused, newest first. For admins."""
+    return service.audit(parts, caller, AuditFilters(actor, action, target, after, before), limit, cursor)

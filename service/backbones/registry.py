@@ -1,0 +1,249 @@
+"""Which versions are served, and what is known of each.
+
+A version is served only if its job is in our database and registers under that name, and its files lie below the
+artifact root: whoever reaches MLflow could register anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from service.adapters.mlflow_store import MlflowUnreachable, Version
+from service.adapters.storage import OutsideRoot, StoredFile
+from service.backbones import repository
+from service.backbones.schemas import (
+    CHAMPION,
+    LARGEST,
+    LATEST,
+    MAIN,
+    BackboneView,
+    VersionSummaryView,
+)
+from service.db import Job
+from service.deps import Parts
+from service.errors import not_found, unavailable
+from service.jobs import repository as job_repository
+from trainer.spec import names
+
+COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+ALIAS: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+RESERVED: Final = re.compile(rf"{MAIN}|{LATEST}|v[0-9]+|{COMMIT.pattern}")
+"""What is an alias by its form and means something else."""
+SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A version that is served."""
+
+    version: Version
+    folder: str
+    """Where its files lie."""
+    owner: str
+    """Of the job that registered it."""
+    trained_by: str
+    dataset_uri: str
+
+    @property
+    def name(self) -> str:
+        return self.version.name
+
+    @property
+    def number(self) -> int:
+        return self.version.version
+
+    @property
+    def job_id(self) -> str:
+        return self.version.tags[names.TAG_JOB]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Results of evaluation, by metric key; what is no number is passed over."""
+        begin, tags = names.TAG_METRIC, self.version.tags
+        found = {key.removeprefix(begin): _number(tags.get(key)) for key in tags if key.startswith(begin)}
+        return {key: value for key, value in found.items() if value is not None}
+
+    @property
+    def formats(self) -> list[str]:
+        """Empty where the registry does not say: versions from before it did."""
+        return [part for part in self.version.tags.get(names.TAG_FORMATS, "").split(",") if part]
+
+    def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
+        """As the API shows it; ``aliases`` are the backbone's."""
+        tags = self.version.tags
+        return VersionSummaryView(
+            name=self.name,
+            version=self.number,
+            created_at=self.version.created_at,
+            job_id=self.job_id,
+            trained_by=self.trained_by,
+            attempt=_whole(tags.get(names.TAG_ATTEMPT)),
+            checkpoint_step=_whole(tags.get(names.TAG_STEP)),
+            method=tags.get(names.TAG_METHOD),
+            epochs=_number(tags.get(names.TAG_EPOCHS)),
+            dataset_fingerprint=tags.get(names.TAG_DATASET),
+            network=tags.get(names.TAG_NETWORK),
+            code_version=tags.get(names.TAG_CODE),
+            formats=self.formats,
+            aliases=sorted(alias for alias, number in aliases.items() if number == self.number),
+            metrics=self.metrics,
+            tags=dict(tags),
+        )
+
+
+@contextmanager
+def asking_mlflow() -> Iterator[None]:
+    """Around questions to MLflow; raises the API's 503."""
+    try:
+        yield
+    except MlflowUnreachable as error:
+        raise unavailable("MLflow", error) from error
+
+
+def served(parts: Parts, name: str | None = None) -> list[Served]:
+    """Every version that is served, or those of one backbone, by name and number."""
+    with asking_mlflow():
+        registered = parts.mlflow.all_versions() if name is None else parts.mlflow.versions(name)
+    ids = [version.tags[names.TAG_JOB] for version in registered if names.TAG_JOB in version.tags]
+    with parts.database.read() as session:
+        jobs = job_repository.jobs_by_id(session, ids)
+        hidden = {(row.name, row.version) for row in repository.deleted(session)}
+    found = []
+    for version in registered:
+        job = jobs.get(version.tags.get(names.TAG_JOB, ""))
+        if job is None or job.spec.get("register_as") != version.name or (version.name, version.version) in hidden:
+            continue
+        with asking_mlflow():
+            folder = parts.mlflow.folder(version)
+        if folder is not None and parts.artifacts.holds(folder):
+            found.append(Served(version, folder, job.owner, _trained_by(job), job.dataset_uri))
+    return found
+
+
+def _trained_by(job: Job) -> str:
+    """A job that publishes names the one whose checkpoint it takes."""
+    return str(job.spec.get("job") or job.id)
+
+
+def aliases_of(parts: Parts, versions: Sequence[Served]) -> dict[str, int]:
+    """The aliases of one backbone that stand for versions which are served."""
+    with asking_mlflow():
+        found = parts.mlflow.aliases(versions[0].name) if versions else {}
+    return _among(found, versions)
+
+
+def all_aliases(parts: Parts, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
+    """The same of several backbones at once."""
+    with asking_mlflow():
+        found = parts.mlflow.all_aliases() if by_name else {}
+    return {name: _among(found.get(name, {}), versions) for name, versions in by_name.items()}
+
+
+def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
+    numbers = {version.number for version in versions}
+    return {alias: number for alias, number in sorted(aliases.items()) if number in numbers}
+
+
+def main_of(versions: Sequence[Served], aliases: Mapping[str, int]) -> Served:
+    """The champion, else the newest."""
+    by_number = {version.number: version for version in versions}
+    return by_number.get(aliases.get(CHAMPION, 0)) or by_number[max(by_number)]
+
+
+def find(parts: Parts, name: str, reference: str) -> Served:
+    """The version that a number, `latest`, `main` or an alias stands for; raises the API's 404."""
+    versions = served(parts, name)
+    number: int | None = None
+    if reference.isascii() and reference.isdecimal():
+        number = int(reference) if len(reference) <= len(str(LARGEST)) else None
+    elif versions and reference == LATEST:
+        number = versions[-1].number
+    elif versions:
+        aliases = aliases_of(parts, versions)
+        number = main_of(versions, aliases).number if reference == MAIN else aliases.get(reference)
+    found = next((version for version in versions if version.number == number), None)
+    if found is None:
+        raise not_found("version", f"{name}:{reference}")
+    return found
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a version consists of."""
+
+    sums: dict[str, str]
+    """sha256 of each file, by its path."""
+    data: bytes
+    """Of the file with the sums itself."""
+
+    @property
+    def commit(self) -> str:
+        """Names exactly these files, and nothing else ever."""
+        return hashlib.sha256(self.data).hexdigest()[:40]
+
+    @property
+    def listed(self) -> dict[str, str]:
+        """sha256 of everything that is served, that of the sums too."""
+        return self.sums | ({names.BACKBONE_SUMS: hashlib.sha256(self.data).hexdigest()} if self.data else {})
+
+
+def content(parts: Parts, version: Served) -> Content:
+    """Empty where the version has no checksums."""
+    try:
+        data = parts.artifacts.read(version.folder, names.BACKBONE_SUMS) or b""
+    except OutsideRoot as error:
+        raise not_found("version", f"{version.name}:{version.number}") from error
+    lines = (SUMS_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines())
+    return Content({line[2]: line[1] for line in lines if line}, data)
+
+
+def stored(parts: Parts, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:
+    """A file of a version; only those that its checksums name are served. Raises the API's 404."""
+    found = parts.artifacts.file(version.folder, path) if path in listed else None
+    if found is None:
+        raise not_found("file", path)
+    return found
+
+
+def backbone(versions: Sequence[Served], aliases: Mapping[str, int]) -> BackboneView:
+    """All versions of one name as the API shows them."""
+    newest = versions[-1]
+    return BackboneView(
+        name=newest.name,
+        latest_version=newest.number,
+        main_version=main_of(versions, aliases).number,
+        versions=[version.number for version in versions],
+        aliases=dict(aliases),
+        metrics=main_of(versions, aliases).metrics,
+        updated_at=newest.version.created_at,
+    )
+
+
+def of_the_card(path: str) -> bool:
+    """Whether a file is the model card or a picture that it shows: they come with every format."""
+    return path == names.BACKBONE_CARD or path.startswith(f"{names.BACKBONE_PICTURES}/")
+
+
+def formats_in(listed: Mapping[str, str]) -> list[str]:
+    """The formats among a version's files, in the order in which people are told of them."""
+    folders = {path.partition("/")[0] for path in listed if "/" in path}
+    return [form for form in names.BACKBONE_FORMATS if form in folders]
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdecimal() and len(text) < 19 else None

@@ -1,0 +1,266 @@
+"""A pulled backbone under the names of other libraries. Needs none: weights are copied as bytes, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal, get_args
+
+from service.client.errors import ClientError
+from trainer.spec.tensors import MAE_ENCODER, encoder_names, hf_names, mmpretrain_name
+
+Reader = Literal["detectron2", "mmpretrain"]
+READERS: Final[tuple[Reader, ...]] = get_args(Reader)
+WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+LONGEST_HEADER: Final = 100_000_000
+"""Bytes, by the format's own limit."""
+PIECE: Final = 1 << 20
+
+
+class ConvertError(ClientError):
+    """A backbone that cannot be converted; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """Sizes of a ViT, and how pixels become its input."""
+
+    height: int
+    width: int
+    patch_size: int
+    channels: int
+    dim: int
+    depth: int
+    heads: int
+    hidden: int
+    """Width inside of a block's two linear maps."""
+    norm_eps: float
+    mean: tuple[float, ...]
+    """Of each channel, 0..1."""
+    std: tuple[float, ...]
+    names: Callable[[str], tuple[str, ...]]
+    """What the source calls a tensor: several names for rows that it keeps apart."""
+    foreign: Callable[[str], bool]
+    """Whether a tensor of the source is no part of the encoder."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's bytes lie in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def convert(source: Path, out: Path, to: str) -> None:
+    """Write the backbone in the folder ``source`` (`timm`, `hf` or `hf-mae`, as pulled) into the new folder ``out``.
+
+    ``to`` is one of `READERS`. ``model.safetensors`` holds every tensor of the encoder, bit for bit, and
+    ``config.json`` the arguments of the reader's own class with the pixels' mean and deviation. ``out`` is there whole
+    or not at all. Raises `ConvertError`.
+    """
+    if to not in READERS:
+        raise ConvertError(f"{to!r} is no library to convert to: choose from {', '.join(READERS)}")
+    if out.exists():
+        raise ConvertError(f"{out} is there already: name a new folder, or remove it first")
+    network = _network(source)
+    config, rename = _CONVERTERS[to](network)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _copy(source / WEIGHTS, work / WEIGHTS, network, rename)
+        (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+# --- what it is ------------------------------------------------------------------------------------------------------
+
+
+def _network(source: Path) -> Network:
+    config = _json(source / CONFIG)
+    try:
+        if "model_args" in config:
+            return _of_timm(config)
+        if config.get("model_type") in {"vit", "vit_mae"}:
+            return _of_huggingface(config, _json(source / PREPROCESSOR))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConvertError(f"{source / CONFIG} is not what a pulled backbone has ({error!r}): pull it again") from error
+    raise ConvertError(f"{source} holds no ViT in the format timm, hf or hf-mae: pull one of these formats")
+
+
+def _of_timm(config: Mapping[str, Any]) -> Network:
+    model, pixels = config["model_args"], config["pretrained_cfg"]
+    dim = int(model["embed_dim"])
+    return Network(
+        *_sides(model["img_size"]), int(model["patch_size"]), int(pixels["input_size"][0]), dim, int(model["depth"]),
+        int(model["num_heads"]), int(model["mlp_ratio"] * dim), 1e-6, tuple(pixels["mean"]), tuple(pixels["std"]),
+        names=lambda name: (name,), foreign=lambda _: False,
+    )  # fmt: skip
+
+
+def _of_huggingface(config: Mapping[str, Any], pixels: Mapping[str, Any]) -> Network:
+    prefix = MAE_ENCODER if config["model_type"] == "vit_mae" else ""
+    return Network(
+        *_sides(config["image_size"]), int(config["patch_size"]), int(config["num_channels"]),
+        int(config["hidden_size"]), int(config["num_hidden_layers"]), int(config["num_attention_heads"]),
+        int(config["intermediate_size"]), float(config["layer_norm_eps"]),
+        tuple(pixels["image_mean"]), tuple(pixels["image_std"]),
+        names=lambda name: tuple(f"{prefix}{hf}" for hf in hf_names(name)),
+        foreign=lambda name: bool(prefix) and name.startswith("decoder."),
+    )  # fmt: skip
+
+
+def _sides(size: object) -> tuple[int, int]:
+    if isinstance(size, list):
+        height, width = size
+        return int(height), int(width)
+    return int(str(size)), int(str(size))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ConvertError(f"{file} cannot be read ({error.strerror}): name the folder of a pulled backbone") from error
+    except ValueError as error:
+        raise ConvertError(f"{file} is not JSON: pull the backbone again") from error
+    if not isinstance(found, dict):
+        raise ConvertError(f"{file} is not what a pulled backbone has: pull it again")
+    return found
+
+
+# --- what others call it ---------------------------------------------------------------------------------------------
+
+Converter = Callable[[Network], tuple[dict[str, Any], Callable[[str], str]]]
+
+
+def _detectron2(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """MAE's names, which ViTDet is trained from and its ViT has; arguments of `detectron2.modeling.backbone.ViT`."""
+    if network.height != network.width:
+        raise ConvertError(
+            f"the backbone is of {network.height} x {network.width} pixels, and detectron2's ViT takes position "
+            "embeddings of square images only"
+        )
+    backbone = {
+        "in_chans": network.channels,
+        "patch_size": network.patch_size,
+        "embed_dim": network.dim,
+        "depth": network.depth,
+        "num_heads": network.heads,
+        "mlp_ratio": network.hidden / network.dim,
+        "qkv_bias": True,
+        "pretrain_img_size": network.height,
+        "pretrain_use_cls_token": True,
+    }
+    return {"backbone": backbone, "norm_eps": network.norm_eps} | _pixels(network, "pixel_mean", "pixel_std"), str
+
+
+def _mmpretrain(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
+    """Names and arguments of `mmpretrain.models.VisionTransformer` as a model's backbone."""
+    backbone = {
+        "type": "VisionTransformer",
+        "arch": {
+            "embed_dims": network.dim,
+            "num_layers": network.depth,
+            "num_heads": network.heads,
+            "feedforward_channels": network.hidden,
+        },
+        "img_size": [network.height, network.width],
+        "patch_size": network.patch_size,
+        "in_channels": network.channels,
+        "norm_cfg": {"type": "LN", "eps": network.norm_eps},
+    }
+    return {"backbone": backbone, "data_preprocessor": _pixels(network, "mean", "std")}, mmpretrain_name
+
+
+def _pixels(network: Network, mean: str, std: str) -> dict[str, Any]:
+    """Of values 0..255, in the order red, green, blue."""
+    return {mean: [255 * value for value in network.mean], std: [255 * value for value in network.std]}
+
+
+_CONVERTERS: Final[dict[str, Converter]] = {"detectron2": _detectron2, "mmpretrain": _mmpretrain}
+
+
+# --- the bytes -------------------------------------------------------------------------------------------------------
+
+
+def _copy(source: Path, target: Path, network: Network, rename: Callable[[str], str]) -> None:
+    """Every tensor of the encoder under its new name; rows that the source keeps apart come together."""
+    try:
+        with source.open("rb") as file:
+            found = _tensors(file, source)
+            header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+            parts: list[Tensor] = []
+            end = 0
+            for name in encoder_names(network.depth):
+                rows = [_taken(found, part, source) for part in network.names(name)]
+                first, size = rows[0], sum(row.stop - row.start for row in rows)
+                shape = [sum(row.shape[0] for row in rows), *first.shape[1:]]
+                header[rename(name)] = {"dtype": first.dtype, "shape": shape, "data_offsets": [end, end + size]}
+                parts += rows
+                end += size
+            surplus = sorted(name for name in found if not network.foreign(name))
+            if surplus:
+                raise ConvertError(f"{source} holds tensors that its config.json does not tell of: {_some(surplus)}")
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)
+            with target.open("wb") as new:
+                new.write(struct.pack("<Q", len(text)) + text)
+                for part in parts:
+                    _append(file, part, new, source)
+    except OSError as error:
+        raise ConvertError(f"{error.filename or target}: {error.strerror}") from error
+
+
+def _tensors(file: BinaryIO, source: Path) -> dict[str, Tensor]:
+    """A safetensors file's own list."""
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
+    if length > LONGEST_HEADER:
+        raise ConvertError(f"{source} is no safetensors file: pull the backbone again")
+    try:
+        listed = json.loads(file.read(length))
+        return {
+            name: Tensor(
+                dtype=str(entry["dtype"]),
+                shape=tuple(int(side) for side in entry["shape"]),
+                start=8 + length + int(entry["data_offsets"][0]),
+                stop=8 + length + int(entry["data_offsets"][1]),
+            )
+            for name, entry in listed.items()
+            if name != "__metadata__"
+        }
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ConvertError(f"{source} is no whole safetensors file: pull the backbone again") from error
+
+
+def _taken(found: dict[str, Tensor], name: str, source: Path) -> Tensor:
+    tensor = found.pop(name, None)
+    if tensor is None:
+        raise ConvertError(f"{source} lacks {name}, which its config.json tells of: pull the backbone again")
+    return tensor
+
+
+def _append(file: BinaryIO, part: Tensor, new: BinaryIO, source: Path) -> None:
+    file.seek(part.start)
+    left = part.stop - part.start
+    while left > 0:
+        piece = file.read(min(left, PIECE))
+        if not piece:
+            raise ConvertError(f"{source} ends too early: pull the backbone again")
+        new.write(piece)
+        left -= len(piece)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")

@@ -1,0 +1,124 @@
+"""The client's commands about what a job left: `rcmae jobs logs`, `metrics` and `checkpoints`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+from rich.text import Text
+
+from service.client import render, tables
+from service.client.sdk import Client, Level
+from service.client.shell import JobId, Json, Outages, connected, download_bar, err, following, out, print_json
+from service.client.streaming import Update
+from service.jobs.schemas import JobsMetricsView, LogBatch, LogView
+
+LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
+
+
+def logs(
+    job: JobId,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt's.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only of `driver` or `rank-<n>`.")] = None,
+    level: Annotated[Level | None, typer.Option(help="Only of this level and those above.")] = None,
+    search: Annotated[str | None, typer.Option(metavar="TEXT", help="Only lines with this text.")] = None,
+    tail: Annotated[int | None, typer.Option(min=0, max=5000, metavar="N", help="Begin with the last N lines.")] = None,
+    download: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="One log whole into a new file, as JSON lines: with --attempt and --source."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A job's log lines, by attempt and source; with --follow as they come."""
+    with connected() as client:
+        if download:
+            if follow_it or level or search or tail is not None or as_json:
+                raise typer.BadParameter(
+                    "brings one log whole: give only --attempt and --source", param_hint="--download"
+                )
+            _download(client, job, attempt, source, download)
+        elif follow_it:
+            begin: int | Literal["all"] = "all" if tail is None else tail
+            updates = client.stream(
+                job,
+                logs=True,
+                level=level,
+                attempt=attempt,
+                source=source,
+                search=search,
+                tail=begin,
+                tell=Outages(err),
+            )
+            _follow(updates, job, as_json)
+        else:
+            page = client.logs(job, attempt=attempt, source=source, level=level, search=search, tail=tail)
+            _print_lines(page.items, as_json)
+            while page.more:
+                page = client.logs(
+                    job, attempt=attempt, source=source, level=level, search=search, cursor=page.next_cursor
+                )
+                _print_lines(page.items, as_json)
+
+
+def _follow(updates: Iterator[Update], job: str, json: bool) -> None:
+    with following(job):
+        for update in updates:
+            if isinstance(update, LogBatch):
+                _print_lines(update.lines, json)
+
+
+def _download(client: Client, job: str, attempt: int | None, source: str | None, file: Path) -> None:
+    if attempt is None or source is None:
+        raise typer.BadParameter(
+            "say which log: --attempt 1 --source rank-0, for example (rcmae jobs show has the attempts)",
+            param_hint="--download",
+        )
+    with download_bar(f"{source}, attempt {attempt}") as progress:
+        count = client.download_log(job, attempt, source, file, progress)
+    err.print(f"{file}: {tables.size(count)}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_lines(lines: Iterable[LogView], as_json: bool) -> None:
+    for line in lines:
+        if as_json:
+            typer.echo(line.model_dump_json())
+        else:
+            clock = time.strftime("%H:%M:%S", time.localtime(line.time))
+            head = Text(f"{clock} a{line.attempt} {line.source} ", style="dim")
+            out.print(head.append(line.message, style=LEVEL_STYLES.get(line.level, "not dim")), soft_wrap=True)
+
+
+def metrics(
+    found: Annotated[list[str], typer.Argument(metavar="JOB...", help="One job, or several to compare.")],
+    key: Annotated[
+        list[str] | None, typer.Option(help="Only this metric; repeatable. All of one job by default.")
+    ] = None,
+    points: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="The points of every curve, N at most.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Metric curves, a line for each; with --points their points. With --json 1000 points of each, or --points."""
+    if len(found) > 1 and not key:
+        raise typer.BadParameter("name what to compare several jobs by, such as train/loss", param_hint="--key")
+    wanted = points or (None if as_json else render.CURVE_WIDTH)
+    with connected() as client:
+        if len(found) > 1:
+            curves = client.metrics_of(found, key or (), points=wanted)
+        else:
+            curves = JobsMetricsView(jobs={found[0]: client.metrics(found[0], key or (), points=wanted).series})
+    if as_json:
+        print_json(curves)
+    else:
+        out.print(render.points(curves) if points else render.curves(curves))
+
+
+def checkpoints(job: JobId, as_json: Json = False) -> None:
+    """The checkpoints that a next attempt could go on from, newest first."""
+    with connected() as client:
+        found = client.checkpoints(job)
+    print_json(found) if as_json else out.print(render.checkpoints(found))

@@ -1,0 +1,55 @@
+"""Tables of what the command line shows, and how times and sizes read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
+    """A plain table. The first column, which names things, is whole where there is any room; nothing is left out."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        made.add_row(*map(_plain, row))
+    return made
+
+
+def fields(rows: Iterable[tuple[str, RenderableType]]) -> Table:
+    """Names with their values."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    made.add_column(overflow="fold")
+    for row in rows:
+        made.add_row(*map(_plain, row))
+    return made
+
+
+def _plain(cell: RenderableType) -> RenderableType:
+    """People's texts are shown as they are: brackets in them are no markup."""
+    return Text(cell) if isinstance(cell, str) else cell
+
+
+def when(moment: datetime) -> str:
+    """A time on the reader's clock."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return aware.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

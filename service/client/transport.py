@@ -1,0 +1,97 @@
+"""How the service is asked: one HTTP client, models in and out, patience for what may be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from service.client.errors import ApiError, ClientError, patiently
+from service.jobs.schemas import Page
+
+Model = TypeVar("Model", bound=BaseModel)
+Params = Mapping[str, Any]
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Transport:
+    """One server, one token; what `Client` is built on."""
+
+    def __init__(self, url: str, token: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            # A proxy from the environment cannot reach this machine's loopback addresses.
+            trust_env=httpx.URL(self.url).host not in LOOPBACK,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def _ask(
+        self,
+        model: type[Model],
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retried: bool = False,
+    ) -> Model:
+        response = self._send(method, path, params=params, json=json, headers=headers, retried=retried)
+        try:
+            return model.model_validate_json(response.content)
+        except ValidationError as error:
+            raise ClientError(
+                f"{method} {self.url}{path} answered what this client cannot read: is this the service's address, and "
+                f"are both of one version? {error.errors(include_url=False)[0]['msg']}"
+            ) from error
+
+    def _get(self, model: type[Model], path: str, params: Params | None = None) -> Model:
+        return self._ask(model, "GET", path, params=params, retried=True)
+
+    def _pages(self, page: type[Page[Model]], path: str, params: Params) -> Iterator[Model]:
+        cursor: str | None = None
+        while True:
+            found = self._get(page, path, {**params, "cursor": cursor})
+            yield from found.items
+            cursor = found.next_cursor
+            if cursor is None:
+                return
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Params | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        retried: bool = False,
+    ) -> httpx.Response:
+        def ask() -> httpx.Response:
+            response = self._http.request(method, path, params=given(params), json=json, headers=dict(headers or {}))
+            if response.is_error:
+                raise ApiError.of(response)
+            return response
+
+        return patiently(ask, self._patience_s if retried else 0.0, self.url)
+
+
+def given(params: Params | None) -> dict[str, Any]:
+    """Without what is None."""
+    return {name: value for name, value in (params or {}).items() if value is not None}

@@ -1,0 +1,217 @@
+"""What the API's documentation shows: bodies that can be sent as they are, values of parameters, answers."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+JOB_ID: Final = "job-e2k4y0h5c7m9xq"
+RUN_ID: Final = "5b1c3f0a9d7e4c7f8f2e6a1b0c9d8e7f"
+TOKEN_ID: Final = "tok-5f0c8a1e9b7d24"  # noqa: S105 - an id says nothing of its token
+TIME: Final = "2026-03-01T09:30:00Z"
+
+DIGITS: Final[dict[str, Any]] = {
+    "kind": "pretrain",
+    "name": "walk",
+    "dataset": {"uri": "builtin://digits"},
+    "model": {
+        "img_size": 32,
+        "patch_size": 8,
+        "in_chans": 1,
+        "embed_dim": 32,
+        "depth": 2,
+        "num_heads": 4,
+        "decoder_embed_dim": 32,
+        "decoder_depth": 1,
+        "decoder_num_heads": 4,
+    },
+    "optimization": {"epochs": 20, "global_batch_size": 160, "base_lr": 3e-3},
+    "augmentation": {"hflip": False},
+    "resources": {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 1},
+    "register_as": "walk",
+    "labels": {"team": "vision"},
+}
+PAPER: Final[dict[str, Any]] = {
+    "kind": "pretrain",
+    "name": "imagenet-base",
+    "dataset": {"uri": "s3://datasets/imagenet/train"},
+    "model": {"preset": "vit_base_patch16_224"},
+    "resources": {"workers": 8},
+    "checkpoint": {"every_epochs": 20, "every_minutes": 30, "keep": 3},
+    "register_as": "imagenet-base",
+    "labels": {"team": "vision"},
+    "priority": 10,
+}
+SPECS: Final = {
+    "digits": {"summary": "Minutes on two CPU cores, with images that come along", "value": DIGITS},
+    "paper": {"summary": "The paper's ViT-Base run on eight GPUs; what is left out has its values", "value": PAPER},
+}
+
+BODIES: Final[dict[str, dict[str, Any]]] = {
+    "submit_job": SPECS,
+    "plan_job": SPECS,
+    "change_job": {
+        "priority": {"summary": "Let it start before others", "value": {"priority": 5}},
+        "labels": {
+            "summary": "All of its labels, and a note",
+            "value": {"labels": {"team": "vision", "paper": "rc-mae"}, "notes": "The second run of March."},
+        },
+    },
+    "create_token": {
+        "own": {
+            "summary": "For a program of one's own, until it is revoked",
+            "value": {"role": "submitter", "name": "nightly runs"},
+        },
+        "others": {
+            "summary": "For somebody else, for three months: admins only",
+            "value": {"owner": "alice", "role": "submitter", "expires_in_days": 90},
+        },
+    },
+    "rotate_token": {
+        "at_once": {"summary": "The old text ends now", "value": {}},
+        "grace": {"summary": "Both are valid for an hour", "value": {"grace_s": 3600}},
+    },
+    "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
+    "resume_job": {
+        "as_before": {"summary": "On the resources it had", "value": {}},
+        "fewer_workers": {"summary": "On other resources", "value": {"resources": {"workers": 1}}},
+    },
+    "retry_job": {
+        "go_on": {"summary": "From the last checkpoint", "value": {}},
+        "from_scratch": {"summary": "Begin again, on other resources", "value": {"from_scratch": True}},
+    },
+}
+"""Bodies by operation."""
+
+PARAMETERS: Final[dict[str, Any]] = {
+    "job_id": JOB_ID,
+    "name": "imagenet-base",
+    "version": 1,
+    "alias": "champion",
+    "job": JOB_ID,
+    "dataset": "builtin://digits",
+    "method": "rc_mae",
+    "network": "teacher",
+    "format": "hf",
+    "sort": "-eval/linear_top1",
+    "org": "rcmae",
+    "repo": "imagenet-base",
+    "revision": "main",
+    "path": "hf/model.safetensors",
+    "Idempotency-Key": "nightly-2026-03-01",
+    "state": ["queued", "running"],
+    "kind": "pretrain",
+    "owner": "alice",
+    "label": ["team:vision"],
+    "name_contains": "imagenet",
+    "created_after": TIME,
+    "limit": 50,
+    "attempt": 1,
+    "source": "rank-0",
+    "key": ["train/loss"],
+    "Range": "bytes=0-1023",
+    "token_id": TOKEN_ID,
+}
+"""Values of parameters by name; `OPERATION_PARAMETERS` has what is other in one operation."""
+
+OPERATION_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
+    "compare_metrics": {"job": [JOB_ID]},
+    "get_backbone_version": {"version": "latest"},
+    "download_backbone_file": {"version": "1"},
+    "check_backbone_file": {"version": "1"},
+    "download_backbone_archive": {"version": "1"},
+    "check_backbone_archive": {"version": "1"},
+    "hub_download": {"path": "model.safetensors"},
+    "hub_check": {"path": "model.safetensors"},
+    "hub_tree_below": {"path": "card"},
+    "get_job_image": {"name": "reconstruction_00000480.png"},
+}
+
+JOB: Final[dict[str, Any]] = {
+    "id": JOB_ID,
+    "kind": "pretrain",
+    "name": "walk",
+    "state": "running",
+    "reason": None,
+    "message": "Trains on 2 workers.",
+    "owner": "alice",
+    "priority": 0,
+    "labels": {"team": "vision"},
+    "notes": "",
+    "progress": {
+        "epoch": 3.5,
+        "epochs": 20,
+        "step": 35,
+        "steps": 200,
+        "samples": 5600,
+        "images_per_s": 410.5,
+        "data_wait_fraction": 0.04,
+        "loss": 0.8123,
+        "eta_s": 64.4,
+        "gpu_hours": 0.0,
+    },
+    "created_at": TIME,
+    "started_at": "2026-03-01T09:30:21Z",
+    "ended_at": None,
+    "attempts": 1,
+    "run_id": RUN_ID,
+    "spec": DIGITS,
+    "result": None,
+}
+
+ANSWERS: Final[dict[str, Any]] = {
+    "Job": JOB,
+    "Event": {
+        "id": 12,
+        "time": TIME,
+        "state": "queued",
+        "reason": "insufficient_resources",
+        "message": "Waits for resources: needs 4 GPUs, 2 free, 8 in the cluster.",
+        "actor": "controller",
+    },
+    "Log": {
+        "time": 1772357421.25,
+        "level": "info",
+        "source": "rank-0",
+        "message": "Checkpoint at step 480 stored.",
+        "attempt": 1,
+    },
+    "Image": {
+        "step": 480,
+        "name": "reconstruction_00000480.png",
+        "url": f"/v1/jobs/{JOB_ID}/images/reconstruction_00000480.png",
+    },
+    "Deletion": {
+        "job_id": JOB_ID,
+        "run_id": RUN_ID,
+        "artifact_uri": f"s3://artifacts/{RUN_ID}/artifacts",
+        "files": 41,
+        "bytes": 3_481_220_016,
+        "backbones": [{"name": "walk", "version": 1}],
+    },
+    "Backbone": {
+        "name": "imagenet-base",
+        "latest_version": 2,
+        "main_version": 1,
+        "versions": [1, 2],
+        "aliases": {"champion": 1},
+        "metrics": {"eval/linear_top1": 0.671, "eval/reconstruction_ratio": 0.31},
+        "updated_at": TIME,
+    },
+    "Problem": {
+        "type": "about:blank",
+        "title": "Unprocessable Entity",
+        "status": 422,
+        "code": "spec_invalid",
+        "detail": "optimization.epocs: unknown field; did you mean 'epochs'? (given: 20)",
+        "problems": [
+            {
+                "field": "optimization.epocs",
+                "pointer": "/optimization/epocs",
+                "value": 20,
+                "message": "unknown field; did you mean 'epochs'?",
+            }
+        ],
+        "request_id": "0d9f1c7e5b3a4e2f8c6d7a9b0e1f2a3b",
+    },
+}
+"""Answers by the name of their schema."""

@@ -1,0 +1,80 @@
+"""The checkpoints of a job that count."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from service.adapters.storage import Artifacts, StorageUnreachable
+from service.db import Job
+from service.jobs.schemas import CheckpointView
+from trainer.spec import names
+from trainer.spec.base import SpecError
+from trainer.spec.checkpoint import Manifest, best
+from trainer.spec.job import parse_pretrain
+from trainer.spec.plan import Schedule
+
+
+class _Committed(NamedTuple):
+    path: str
+    manifest: Manifest
+    size: int
+    at: datetime
+
+
+def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
+    """Those that a next attempt could go on from, newest first; raises `StorageUnreachable` and `OutsideRoot`."""
+    found = _committed(artifacts, job.artifact_uri, job.since_attempt) if job.artifact_uri else []
+    kept, steps_per_epoch = best(each.manifest for each in found), _steps_per_epoch(job)
+    return [
+        CheckpointView(
+            attempt=manifest.attempt,
+            step=manifest.step,
+            epoch=manifest.step / steps_per_epoch if steps_per_epoch else None,
+            path=path,
+            bytes=sum(record.size for record in manifest.files.values()) + size,
+            created_at=at,
+            best=manifest is kept,
+            metrics=manifest.metrics,
+        )
+        for path, manifest, size, at in reversed(found)
+    ]
+
+
+def _committed(artifacts: Artifacts, folder: str, since_attempt: int) -> list[_Committed]:
+    """Oldest first."""
+    found = []
+    for attempt in _numbers(artifacts.folders(f"{folder}/{names.CHECKPOINTS}"), "a"):
+        place = names.checkpoint_folder(attempt)
+        for step in _numbers(artifacts.folders(f"{folder}/{place}")) if attempt >= since_attempt else ():
+            path = f"{place}/{step:08d}"
+            file = artifacts.file(folder, f"{path}/{names.MANIFEST}")
+            data = artifacts.read(folder, f"{path}/{names.MANIFEST}") if file else None
+            if file and data is not None:
+                found.append(_Committed(path, _manifest(f"{folder}/{path}", data), file.size, file.modified))
+    return found
+
+
+def _manifest(place: str, data: bytes) -> Manifest:
+    try:
+        return Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise StorageUnreachable(
+            f"{place}/{names.MANIFEST} is damaged: delete that checkpoint's folder to go on from the one before it"
+        ) from error
+
+
+def _numbers(folders: list[str], prefix: str = "") -> list[int]:
+    ends = [name.removeprefix(prefix) for name in folders if name.startswith(prefix)]
+    return sorted(int(end) for end in ends if end.isdecimal())
+
+
+def _steps_per_epoch(job: Job) -> int | None:
+    if job.dataset_images is None:
+        return None
+    try:
+        return Schedule.of(parse_pretrain(job.run_spec), job.dataset_images).steps_per_epoch
+    except SpecError:  # the dataset has changed, and this job with it
+        return None

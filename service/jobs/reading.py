@@ -1,0 +1,120 @@
+"""What is read of jobs: each a question to the database, and some to the storage, which no transaction waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from service.auth import Caller
+from service.db import Attempt, Job
+from service.deps import Parts
+from service.errors import not_found
+from service.jobs import repository
+from service.jobs.checkpoints import checkpoints_of
+from service.jobs.logs import Logs, Wanted, WholeLog, page, whole
+from service.jobs.repository import Filters
+from service.jobs.schemas import (
+    AttemptView,
+    CheckpointView,
+    EventView,
+    ImageView,
+    JobView,
+    LogPage,
+    Page,
+)
+from trainer.spec import names
+
+
+def view(job: Job) -> JobView:
+    """A job as the API shows it."""
+    fields: dict[str, Any] = {name: getattr(job, name) for name in JobView.model_fields} | {"spec": job.run_spec}
+    return JobView.model_validate(fields)
+
+
+def show(parts: Parts, caller: Caller, job_id: str) -> JobView:
+    with parts.database.read() as session:
+        return view(repository.seen(session, job_id, caller))
+
+
+def listing(parts: Parts, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
+    with parts.database.read() as session:
+        jobs, following = repository.page(session, filters, limit, cursor)
+    return Page[JobView](items=[JobView.model_validate(dict(job)) for job in jobs], next_cursor=following)
+
+
+def events(parts: Parts, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
+    after = repository.read_number(cursor) if cursor else 0
+    with parts.database.read() as session:
+        repository.seen(session, job_id, caller)
+        found = repository.events(session, job_id, after, limit + 1)
+        items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
+        following = repository.write_cursor([items[-1].id]) if len(found) > limit else None
+        return Page[EventView](items=items, next_cursor=following)
+
+
+def attempts(parts: Parts, caller: Caller, job_id: str) -> Page[AttemptView]:
+    with parts.database.read() as session:
+        repository.seen(session, job_id, caller)
+        found: list[Attempt] = repository.attempts(session, job_id)
+        return Page[AttemptView](items=[AttemptView.model_validate(a, from_attributes=True) for a in found])
+
+
+def logs(
+    parts: Parts,
+    caller: Caller,
+    job_id: str,
+    attempt: int | None,
+    wanted: Wanted,
+    cursor: str | None,
+    limit: int,
+    tail: int | None,
+) -> LogPage:
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    if not job.artifact_uri:
+        return LogPage(items=[])
+    numbers = [attempt] if attempt else range(1, job.attempts + 1)
+    return page(Logs(parts.artifacts, job.artifact_uri, numbers), wanted, cursor, limit, tail)
+
+
+def whole_log(parts: Parts, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    found = whole(parts.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
+    if found is None:
+        raise not_found("log", f"{attempt}/{source}")
+    return found
+
+
+def checkpoints(parts: Parts, caller: Caller, job_id: str) -> Page[CheckpointView]:
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    return Page[CheckpointView](items=checkpoints_of(job, parts.artifacts))
+
+
+def images(parts: Parts, caller: Caller, job_id: str) -> Page[ImageView]:
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    found = parts.artifacts.sizes(job.artifact_uri, names.IMAGES) if job.artifact_uri else {}
+    pictures = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
+    return Page[ImageView](
+        items=[
+            ImageView(
+                step=int(name.removeprefix("reconstruction_").removesuffix(".png")),
+                name=name,
+                url=f"/v1/jobs/{job_id}/images/{quote(name)}",
+            )
+            for name in pictures
+        ]
+    )
+
+
+def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
+    """A picture's bytes: they are small."""
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    wanted = job.artifact_uri is not None and name.endswith(".png")
+    data = parts.artifacts.read(job.artifact_uri or "", f"{names.IMAGES}/{name}") if wanted else None
+    if data is None:
+        raise not_found("image", name)
+    return data

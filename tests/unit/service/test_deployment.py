@@ -1,0 +1,171 @@
+"""`rcmae init-deploy`: secrets are random, only their owner's, and never replaced."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+import shutil
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service import cli, deployment
+from service.client.errors import ClientError
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(CHECKOUT / deployment.COMPOSE_FILE, tmp_path)
+    return tmp_path
+
+
+def variables(folder):
+    lines = (folder / ".env").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_secrets_are_random_and_their_owners_alone(folder, tmp_path_factory):
+    deployment.prepare(folder)
+    other = tmp_path_factory.mktemp("other")
+    shutil.copy(CHECKOUT / deployment.COMPOSE_FILE, other)
+    deployment.prepare(other)
+    ours, theirs = variables(folder), variables(other)
+    secrets = [ours[name] for name in deployment.SECRETS]
+    assert len(set(secrets)) == len(secrets)
+    assert not set(secrets) & set(theirs.values())
+    assert min(map(len, secrets)) >= 20
+    assert mode(folder / ".env") == 0o600
+    assert mode(folder / ".secrets") == 0o700
+    assert {mode(file) for file in (folder / ".secrets").iterdir()} == {0o444}  # in a container the user is another
+
+
+def test_said_twice_is_said_once(folder):
+    first = deployment.prepare(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    second = deployment.prepare(folder)
+    assert set(first.added) == set(deployment.SETTINGS) | set(deployment.SECRETS)
+    assert (second.added, second.written) == ([], [])
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_what_an_operator_wrote_stays_and_what_is_missing_is_added(folder):
+    env = folder / ".env"
+    env.write_text("# ours\nRCMAE_PUBLISH=0.0.0.0:80\nRCMAE_RAY_TOKEN=chosen-by-the-operator")
+    env.chmod(0o600)
+    done = deployment.prepare(folder)
+    assert env.read_text().startswith("# ours\nRCMAE_PUBLISH=0.0.0.0:80\nRCMAE_RAY_TOKEN=chosen-by-the-operator\n")
+    assert "RCMAE_RAY_TOKEN" not in done.added
+    assert done.publish == "0.0.0.0:80"
+    assert (folder / ".secrets" / "ray_token").read_text() == "chosen-by-the-operator"
+
+
+def test_a_changed_secret_reaches_the_files_that_hold_it(folder):
+    deployment.prepare(folder)
+    env = folder / ".env"
+    old = variables(folder)["RCMAE_S3_SECRET"]
+    env.write_text(env.read_text().replace(old, "another-secret-of-ours"))
+    assert deployment.prepare(folder).written == ["s3_config", "s3_credentials"]
+    assert "another-secret-of-ours" in (folder / ".secrets" / "s3_credentials").read_text()
+
+
+def test_files_have_the_forms_that_their_readers_take(folder):
+    deployment.prepare(folder)
+    values, files = variables(folder), folder / ".secrets"
+    credentials = configparser.ConfigParser()
+    credentials.read(files / "s3_credentials")
+    assert credentials["default"]["aws_secret_access_key"] == values["RCMAE_S3_SECRET"]
+    service = configparser.ConfigParser()
+    service.read(files / "rcmae_db_service")
+    assert service["rcmae"]["password"] == values["RCMAE_DB_PASSWORD"]
+    admin, trains = json.loads((files / "s3_config").read_text())["identities"]
+    assert admin["credentials"][0]["accessKey"] == values["RCMAE_S3_ADMIN_KEY"]
+    assert "Write:rcmae-datasets" not in trains["actions"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("RCMAE_RAY_TOKEN=", "RCMAE_RAY_TOKEN must not be empty"),
+        ("RCMAE_RAY_TOKEN=with space in it x", "RCMAE_RAY_TOKEN must not be empty and holds letters"),
+        ("RCMAE_RAY_TOKEN=$HOME/very/long/indeed", "RCMAE_RAY_TOKEN must not be empty and holds letters"),
+        ("RCMAE_RAY_TOKEN=short", "fewer than 16 characters"),
+        ("export X=1", "line 1 is not NAME=value"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(folder, line, said):
+    env = folder / ".env"
+    env.write_text(f"{line}\n")
+    env.chmod(0o600)
+    with pytest.raises(ClientError, match=re.escape(said)):
+        deployment.prepare(folder)
+    assert env.read_text() == f"{line}\n"
+    assert not (folder / ".secrets").exists()
+
+
+def test_an_env_that_others_may_read_is_refused(folder):
+    deployment.prepare(folder)
+    (folder / ".env").chmod(0o644)
+    with pytest.raises(ClientError, match="chmod 600"):
+        deployment.prepare(folder)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(ClientError, match=r"no docker-compose\.yml"):
+        deployment.prepare(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_says_where_things_are_and_shows_no_secret(folder, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["init-deploy", "--dir", str(folder)])
+    assert ended.value.code in {0, None}
+    said = capsys.readouterr().out
+    assert str(folder / ".secrets" / "admin_token") in said
+    assert "docker compose up" in said
+    assert not [name for name in deployment.SECRETS if variables(folder)[name] in said]
+
+
+def compose():
+    return yaml.safe_load((CHECKOUT / deployment.COMPOSE_FILE).read_text())
+
+
+def test_compose_has_every_file_and_hands_each_to_those_who_need_it(folder):
+    """Whoever trains has no way to the database, its password, or the admin's token."""
+    deployment.prepare(folder)
+    services = compose()["services"]
+    assert set(compose()["secrets"]) == {file.name for file in (folder / ".secrets").iterdir()}
+    for name in ("ray-head", "ray-worker"):
+        assert set(services[name]["secrets"]) == {"ray_token", "s3_credentials"}
+        assert services[name]["networks"] == ["training"]
+
+
+def test_compose_publishes_the_front_alone_and_keeps_all_else_inside():
+    found = compose()
+    assert [name for name, service in found["services"].items() if "ports" in service] == ["front"]
+    assert [name for name, network in found["networks"].items() if not network.get("internal")] == ["edge"]
+    assert [name for name, service in found["services"].items() if "edge" in service["networks"]] == ["front"]
+
+
+def test_compose_holds_no_secret_and_starts_no_process_as_root():
+    text = (CHECKOUT / deployment.COMPOSE_FILE).read_text()
+    assert not [name for name in deployment.SECRETS if f"${{{name}" in text]  # as files, not as variables
+    for name, service in compose()["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        ours = service["image"].startswith("rcmae/")  # their Dockerfiles name a user
+        assert ours or int(service["user"].partition(":")[0]) > 0, name
+    for file in (CHECKOUT / "deploy" / "docker").glob("*.Dockerfile"):
+        assert re.search(r"^USER 10001$", file.read_text(), re.MULTILINE), file.name
+
+
+def test_bucket_names_are_compose_s():
+    assert compose()["services"]["buckets"]["command"][-2:] == [deployment.ARTIFACTS, deployment.DATASETS]

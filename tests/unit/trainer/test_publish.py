@@ -1,0 +1,440 @@
+"""A version's folder, made of a kept checkpoint and its run: files, tags, the card and its snippets."""
+
+import hashlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from loops import make_spec, run_loop
+from PIL import Image
+from safetensors.torch import load_file
+
+from trainer import checkpoint as checkpoints
+from trainer import ray_train
+from trainer.errors import SpecRefused
+from trainer.export import verify
+from trainer.export.card import Facts, Lineage, write_card
+from trainer.export.curves import draw_curves
+from trainer.export.snippets import Subject, snippets
+from trainer.models.rc_mae import MaskedAutoencoder
+from trainer.publish import code_version, publish, publish_kept
+from trainer.spec import names
+from trainer.spec.job import AttemptRequest, Outcome, Source, parse_spec
+from trainer.spec.names import outcome_file
+from trainer.storage import Store
+
+FORMATS = ["timm", "hf", "hf-mae", "torch_export"]
+EPOCHS, STEPS = 3, 15
+
+
+class Registry:
+    """Stands for MLflow: what a run had logged, and what was registered."""
+
+    def __init__(self, memory, folder: Path) -> None:
+        self.memory, self.folder, self.made = memory, folder, []
+
+    def history(self, run_id, keys, last_step):
+        assert run_id == "run-a", "that of the job that trained"
+        curves = {key: [(step, v) for step, v in self.memory.curve(key).items() if step <= last_step] for key in keys}
+        return SimpleNamespace(tags=self.memory.tags, curves={key: found for key, found in curves.items() if found})
+
+    def register(self, name, directory, tags, source_run=None) -> int:
+        target = self.folder / f"version-{len(self.made) + 1}"
+        shutil.copytree(directory, target)
+        self.made.append((name, target, tags, source_run))
+        return len(self.made)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A short real run with a checkpoint and an evaluation of every epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    spec = make_spec(
+        optimization={"epochs": EPOCHS}, evaluation={"every_epochs": 1, "probes": ["linear"]},
+        export={"formats": FORMATS, "license": "cc-by-4.0"}, register_as="digits",
+    )  # fmt: skip
+    ending, memory = run_loop(spec, folder)
+    assert ending.checkpoint.manifest.step == STEPS
+    return SimpleNamespace(spec=spec, folder=folder, ending=ending, memory=memory)
+
+
+def request_for(spec, trained, **parts) -> AttemptRequest:
+    told = {
+        "job_id": "job-a",
+        "attempt": 1,
+        "run_id": "run-a",
+        "tracking_uri": "x",
+        "artifact_uri": str(trained.folder),
+    }
+    return AttemptRequest(**told | parts, spec=spec)
+
+
+@pytest.fixture(scope="module")
+def version(trained, tmp_path_factory):
+    """What the end of the job registers."""
+    registry = Registry(trained.memory, tmp_path_factory.mktemp("registry"))
+    spec, store = trained.spec, Store(str(trained.folder))
+    publish(request_for(spec, trained), "digits", spec.export, trained.ending.checkpoint, store, registry)
+    ((name, folder, tags, source_run),) = registry.made
+    return SimpleNamespace(name=name, folder=folder, tags=tags, source_run=source_run)
+
+
+def kept(trained, registry, wanted=lambda: None, **parts):
+    spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early"} | parts)
+    source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder))
+    request = request_for(spec, trained, job_id="job-p", run_id="run-p", artifact_uri="/nowhere", source=source)
+    return publish_kept(request, spec, registry, wanted)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_version_has_every_format_that_was_asked_for_and_what_tells_of_it(version):
+    assert sorted(file.name for file in version.folder.iterdir()) == sorted(
+        [*FORMATS, "README.md", "card", "spec.json", "metrics.json", "SHA256SUMS"]
+    )
+    assert sorted(file.name for file in (version.folder / "card").iterdir()) == ["curves.png", "reconstructions.png"]
+
+
+def test_the_sums_are_those_of_every_other_file(version):
+    listed = dict(reversed(line.split("  ", 1)) for line in (version.folder / "SHA256SUMS").read_text().splitlines())
+    files = {file for file in version.folder.rglob("*") if file.is_file() and file.name != "SHA256SUMS"}
+    assert {version.folder / name for name in listed} == files
+    for name, digest in listed.items():
+        assert hashlib.sha256((version.folder / name).read_bytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("form", ["hf", "hf-mae", "torch_export"])
+def test_its_features_are_the_checkpoint_s_teacher_s(trained, version, form):
+    checkpoint = trained.folder / trained.ending.checkpoint.folder
+    result = verify.compare(checkpoint, version.folder / form)
+    assert result.pop("max_abs_difference") < 1e-5
+    assert result == {"keys_missing": [], "keys_unexpected": [], "keys_mismatched": []}
+
+
+def test_timm_s_weights_are_the_checkpoint_s_teacher_s(trained, version):
+    teacher = load_file(trained.folder / trained.ending.checkpoint.folder / checkpoints.TEACHER)
+    found = load_file(version.folder / "timm/model.safetensors")
+    assert all(torch.equal(value, teacher[name]) for name, value in found.items())
+
+
+def test_the_spec_is_one_that_trains_it_again(trained, version):
+    assert parse_spec(json.loads((version.folder / "spec.json").read_text())) == trained.spec
+
+
+def test_the_metrics_are_the_last_evaluation_s_and_the_curves_by_epoch(trained, version):
+    found = json.loads((version.folder / "metrics.json").read_text())
+    assert (found["step"], found["epochs"]) == (STEPS, EPOCHS)
+    last = {key: trained.memory.curve(key)[STEPS] for key in trained.memory.rows[STEPS] if key.startswith("eval/")}
+    assert set(last) == {"eval/reconstruction_ratio", "eval/linear_top1", "eval/linear_top1_random_init"}
+    assert found["evaluation"] == {"step": STEPS, "values": last}
+    loss = trained.memory.curve("train/loss")
+    curve = found["curves"]["train/loss"]
+    assert curve["last"] == [EPOCHS, loss[max(loss)]]
+    assert curve["least"][1] == min(loss.values())
+    assert curve["greatest"][1] == max(loss.values())
+    assert [value for _, value in curve["points"]] == list(loss.values())
+
+
+def test_its_tags_tell_where_it_comes_from(trained, version):
+    evaluation = trained.ending.checkpoint.manifest.metrics
+    assert version.tags == {
+        names.TAG_SPEC: trained.spec.sha256(),
+        names.TAG_DATASET: trained.ending.data.fingerprint,
+        names.TAG_METHOD: "rc_mae",
+        names.TAG_EPOCHS: "3",
+        names.TAG_SOURCE_JOB: "job-a",
+        names.TAG_CHECKPOINT: f"checkpoints/a1/{STEPS:08d}",
+        names.TAG_STEP: str(STEPS),
+        names.TAG_CODE: code_version(),
+        names.TAG_FORMATS: "timm,hf,hf-mae,torch_export",
+        names.TAG_NETWORK: "teacher",
+        **{f"rcmae.metric.{key}": repr(value) for key, value in evaluation.items()},
+    }
+    assert (version.name, version.source_run) == ("digits", "run-a")
+    assert float(version.tags["rcmae.metric.eval/linear_top1"]) == evaluation["eval/linear_top1"]
+    mlflow_s = re.compile(r"^[/\w.\- :]*$")
+    assert all(mlflow_s.match(key) and len(key) <= 250 for key in version.tags)
+
+
+def test_the_code_version_is_the_package_s_and_the_source_s():
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\+[0-9a-f]{12}", code_version())
+
+
+# --- an earlier checkpoint -------------------------------------------------------------------------------------------
+
+
+def test_an_earlier_checkpoint_is_published_with_what_was_known_by_then(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    assert kept(trained, registry, checkpoint="checkpoints/a1/00000005") is None
+    ((name, folder, tags, source_run),) = registry.made
+    assert (name, source_run) == ("early", "run-a")
+    assert (tags[names.TAG_EPOCHS], tags[names.TAG_STEP]) == ("1", "5")
+    assert tags[names.TAG_SOURCE_JOB] == "job-a"
+    assert float(tags["rcmae.metric.eval/linear_top1"]) == trained.memory.curve("eval/linear_top1")[5]
+    found = json.loads((folder / "metrics.json").read_text())
+    assert max(epoch for curve in found["curves"].values() for epoch, _ in curve["points"]) == 1
+    assert (folder / "card/reconstructions.png").read_bytes() == (trained.folder / names.picture_file(5)).read_bytes()
+    assert verify.compare(trained.folder / "checkpoints/a1/00000005", folder / "hf")["max_abs_difference"] < 1e-5
+    assert verify.compare(trained.folder / f"checkpoints/a1/{STEPS:08d}", folder / "hf")["max_abs_difference"] > 1e-3
+    card = (folder / "README.md").read_text()
+    assert "after 1 of 3 epochs" in card
+    assert "`job-p`" in card
+
+
+def test_without_a_name_it_is_the_newest_checkpoint_and_the_job_s_own_export(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    assert kept(trained, registry) is None
+    ((_, folder, tags, _),) = registry.made
+    assert tags[names.TAG_STEP] == str(STEPS)
+    assert tags[names.TAG_FORMATS] == ",".join(FORMATS)
+    assert (folder / "hf-mae").is_dir()
+
+
+def test_the_student_is_published_where_it_is_asked_for(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    kept(trained, registry, export={"network": "student", "formats": ["hf"]})
+    ((_, folder, tags, _),) = registry.made
+    assert (tags[names.TAG_NETWORK], tags[names.TAG_FORMATS]) == ("student", "hf")
+    assert not (folder / "timm").exists()
+    checkpoint = trained.folder / trained.ending.checkpoint.folder
+    assert verify.compare(checkpoint, folder / "hf", "student")["max_abs_difference"] < 1e-5
+    assert verify.compare(checkpoint, folder / "hf", "teacher")["max_abs_difference"] > 1e-3
+    assert "the student's" in (folder / "README.md").read_text()
+
+
+def test_a_checkpoint_that_is_gone_is_told(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    with pytest.raises(SpecRefused, match="checkpoints/a1/00000007 of job job-a is not there"):
+        kept(trained, registry, checkpoint="checkpoints/a1/00000007")
+    source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder), since_attempt=2)
+    spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early"})
+    request = request_for(spec, trained, job_id="job-p", source=source)
+    with pytest.raises(SpecRefused, match="the newest of job job-a is not there"):
+        publish_kept(request, spec, registry, lambda: None)
+    assert not registry.made
+
+
+def test_a_command_ends_it_before_anything_is_registered(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    assert kept(trained, registry, wanted=lambda: "cancel") == "cancel"
+    assert not registry.made
+
+
+def test_a_teacher_of_mae_is_refused(tmp_path):
+    spec = make_spec(optimization={"epochs": 1}, method={"name": "mae"})
+    _, memory = run_loop(spec, tmp_path)
+    trained, registry = SimpleNamespace(folder=tmp_path), Registry(memory, tmp_path)
+    with pytest.raises(SpecRefused, match=r"export\.network: method mae has no teacher"):
+        kept(trained, registry, export={"network": "teacher"})
+    kept(trained, registry, export={"formats": ["hf"]})
+    assert registry.made[0][2][names.TAG_NETWORK] == "student"
+
+
+def test_weights_that_are_not_what_was_written_are_not_published(trained, tmp_path):
+    shutil.copytree(trained.folder / "checkpoints", tmp_path / "checkpoints")
+    damaged = tmp_path / f"checkpoints/a1/{STEPS:08d}/teacher.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    registry = Registry(trained.memory, tmp_path)
+    with pytest.raises(checkpoints.StorageError, match=r"teacher\.safetensors: missing or not what the manifest says"):
+        kept(SimpleNamespace(folder=tmp_path), registry)
+    assert not registry.made
+
+
+class Tracker(Registry):
+    """The same, as a worker makes it of what it is told."""
+
+    def __init__(self, memory, folder: Path) -> None:
+        super().__init__(memory, folder)
+        self.closed = False
+
+    def read_command(self) -> None:
+        return None
+
+    def heartbeat(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_worker_does_what_the_kind_says(trained, tmp_path, monkeypatch):
+    """Of a job that publishes: no data, no training, and an outcome in its own folder as its last act."""
+    tracker = Tracker(trained.memory, tmp_path)
+    spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early", "export": {"formats": ["timm"]}})
+    source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder))
+    own = tmp_path / "own"
+    request = request_for(spec, trained, job_id="job-p", run_id="run-p", artifact_uri=str(own), source=source)
+    monkeypatch.setattr("trainer.tracking.Tracker", lambda *_: tracker)
+    monkeypatch.setattr(ray_train, "record_worker", lambda *_: None)
+    monkeypatch.setattr(
+        ray_train.ray.train, "get_context",
+        lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1),
+    )  # fmt: skip
+    ray_train.train_worker({"request": request.model_dump_json()})
+    outcome = Outcome.model_validate_json((own / outcome_file(1)).read_text())
+    assert (outcome.state, outcome.checkpoint) == ("succeeded", None)
+    assert tracker.closed
+    ((name, folder, tags, _),) = tracker.made
+    assert (name, tags[names.TAG_FORMATS], tags[names.TAG_SOURCE_JOB]) == ("early", "timm", "job-a")
+    assert "`job-p`" in (folder / "README.md").read_text()
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def front_matter(card: str) -> dict:
+    _, matter, _ = card.split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_the_card_s_front_matter(version):
+    assert front_matter((version.folder / "README.md").read_text()) == {
+        "license": "cc-by-4.0",
+        "library_name": "transformers",
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["image-feature-extraction", "vit", "masked-autoencoder", "self-supervised", "rc_mae"],
+        "datasets": ["builtin://digits"],
+    }
+
+
+def test_the_card_tells_of_training_evaluation_licence_and_lineage(trained, version):
+    card = (version.folder / "README.md").read_text()
+    for told in (
+        "`builtin://digits`, 1,797 images", "32 x 32 pixels, 1 channel;", "mask ratio 0.75", "15 steps of 300 images",
+        "| `job-a`, attempt 1 |", "`run-a`", f"`{trained.spec.sha256()}`", f"`{code_version()}`",
+        f"`{trained.ending.data.fingerprint}`", "## Licence\n\n`cc-by-4.0`",
+    ):  # fmt: skip
+        assert told in card, told
+    for key, value in trained.ending.checkpoint.manifest.metrics.items():
+        assert f"| `{key}` | {value:.4f} |" in card
+    for target in re.findall(r"\]\(([^)]+)\)", card):
+        assert (version.folder / target).is_file(), target
+
+
+def test_its_pictures_are_pictures(version):
+    for name in ("curves.png", "reconstructions.png"):
+        picture = Image.open(version.folder / "card" / name)
+        picture.load()
+        assert picture.format == "PNG"
+        assert min(picture.size) > 100
+
+
+def facts(**changes) -> Facts:
+    spec = make_spec()
+    found = {
+        "name": "plain", "spec": spec, "export": spec.export, "dataset_fingerprint": "f", "dataset_images": None,
+        "lineage": Lineage("job-a", "job-a", "run", 1, "checkpoints/a1/00000001", "0.1.0"), "mean": (0.5,),
+        "std": (0.5,), "step": 1, "epochs": 0.2, "evaluation": {}, "evaluation_step": None,
+    }  # fmt: skip
+    return Facts(**found | changes)
+
+
+def test_a_card_leaves_out_what_there_is_not(tmp_path):
+    write_card(facts(), tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
+    assert front_matter(card)["license"] == "unknown"
+    assert "None was said" in card
+    for absent in ("## Curves", "## Evaluation", "## Reconstructions\n\nOf"):
+        assert absent not in card
+
+
+def test_a_name_that_yaml_would_take_for_something_else_stays_itself(tmp_path):
+    spec = make_spec(dataset={"uri": "/data/on: [a] #1"})
+    write_card(facts(spec=spec), tmp_path)
+    assert front_matter((tmp_path / "README.md").read_text())["datasets"] == ["file:///data/on: [a] #1"]
+
+
+def test_a_bar_in_the_data_s_place_separates_no_cells(tmp_path):
+    write_card(facts(spec=make_spec(dataset={"uri": "/data/a|b"})), tmp_path)
+    assert "| data | `file:///data/a\\|b` |\n" in (tmp_path / "README.md").read_text()
+
+
+def test_curves_are_drawn_whatever_there_is():
+    assert draw_curves({}) is None
+    assert draw_curves({names.LEARNING_RATE: [(0, 1.0)]}) is None
+    one = Image.open(io.BytesIO(draw_curves({names.LOSS_RECONSTRUCTION: [(0.5, 1.0)]})))
+    two = Image.open(io.BytesIO(draw_curves({names.LOSS_RECONSTRUCTION: [(0.5, 1.0)], "eval/x": [(0, 1), (1, 2)]})))
+    assert two.size[0] == 2 * one.size[0]
+    assert one.convert("L").getextrema() == (0, 255)
+
+
+# --- its snippets ----------------------------------------------------------------------------------------------------
+
+
+def blocks(card: str) -> dict[str, str]:
+    """A card's Python, by its heading."""
+    found = re.findall(r"^### ([^\n]+)\n\n[^\n]*\n\n```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
+    return dict(found)
+
+
+def run(code: str, places: dict[str, str]) -> dict:
+    """A snippet as it is written, but for where the backbone lies."""
+    for name, place in places.items():
+        code = code.replace(name, place)
+    torch.manual_seed(0)
+    space: dict = {}
+    exec(compile(code, "card", "exec"), space)
+    return space
+
+
+def test_every_format_has_its_snippet(version):
+    assert list(blocks((version.folder / "README.md").read_text())) == [
+        "transformers", "timm", "MLflow", "torch", "Reconstructions and further pretraining", "torch.export",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("title", "name", "form"),
+    [
+        ("transformers", "rcmae/digits", "hf"),
+        ("torch", "digits-timm", "timm"),
+        ("torch.export", "digits-torch_export", "torch_export"),
+    ],
+)
+def test_a_snippet_gives_the_trainer_s_own_features(trained, version, title, name, form):
+    code = blocks((version.folder / "README.md").read_text())[title]
+    assert name in code
+    space = run(code, {name: str(version.folder / form)})
+    ours = MaskedAutoencoder(trained.spec.model).eval()
+    ours.load_state_dict(load_file(trained.folder / trained.ending.checkpoint.folder / checkpoints.TEACHER))
+    with torch.no_grad():
+        expected = ours.encode(space["pixels"])
+    assert space["features"].shape == expected.shape == (2, 17, 32)
+    assert (space["features"] - expected).abs().max() < 1e-5
+    assert f"# {tuple(expected.shape)}: class token first" in code
+
+
+def test_the_snippet_with_the_decoder_predicts_patches(version):
+    code = blocks((version.folder / "README.md").read_text())["Reconstructions and further pretraining"]
+    space = run(code, {"rcmae/digits-mae": str(version.folder / "hf-mae")})
+    assert space["predicted"].shape == (2, 16, 64)
+    assert space["hidden"].sum(dim=1).tolist() == [12, 12]
+
+
+def test_the_snippet_of_onnx(trained, tmp_path):
+    registry = Registry(trained.memory, tmp_path)
+    kept(trained, registry, export={"formats": ["onnx"]})
+    ((_, folder, _, _),) = registry.made
+    card = (folder / "README.md").read_text()
+    assert front_matter(card)["library_name"] == "onnx"
+    space = run(blocks(card)["ONNX Runtime"], {"early-onnx": str(folder / "onnx")})
+    assert space["features"].shape == (2, 17, 32)
+
+
+def test_snippets_are_python_for_any_shape_and_choice_of_formats():
+    for formats in (("onnx",), ("timm",), ("hf", "hf-mae"), tuple(FORMATS)):
+        for shape in ({"in_chans": 3}, {"img_size": [16, 64]}):
+            spec = make_spec(model=shape)
+            channels = spec.model.in_chans
+            subject = Subject("a-b", formats, spec.model, 0.75, (0.5,) * channels, (0.25,) * channels)
+            for snippet in snippets(subject):
+                compile(snippet.code, snippet.title, "exec")
+                assert all(len(line) <= 120 for line in snippet.code.splitlines()), snippet.title

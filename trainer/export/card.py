@@ -1,0 +1,212 @@
+"""The model card of a registered backbone: README.md, with its pictures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from trainer.export.curves import draw_curves
+from trainer.export.snippets import Subject, snippets
+from trainer.spec import names
+from trainer.spec.export import ExportSpec
+from trainer.spec.names import (
+    BACKBONE_CARD,
+    BACKBONE_HF,
+    BACKBONE_HF_MAE,
+    BACKBONE_METRICS,
+    BACKBONE_ONNX,
+    BACKBONE_PICTURES,
+    BACKBONE_SPEC,
+    BACKBONE_TIMM,
+    BACKBONE_TORCH_EXPORT,
+)
+from trainer.spec.plan import parameters, plural
+from trainer.spec.pretrain import PretrainSpec
+
+CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
+LIBRARIES: Final = {
+    BACKBONE_HF: "transformers",
+    BACKBONE_HF_MAE: "transformers",
+    BACKBONE_TIMM: "timm",
+    BACKBONE_ONNX: "onnx",
+    BACKBONE_TORCH_EXPORT: "pytorch",
+}
+"""By format; the first of these that a backbone has is its card's."""
+EVALUATIONS: Final = {
+    names.RECONSTRUCTION_RATIO: (
+        "error of the masked patches of held-out images over that of predicting zeros; below 1 is learning"
+    ),
+    names.LINEAR_TOP1: "top-1 accuracy on held-out images of a linear classifier on the frozen mean patch token",
+    names.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights",
+}
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a backbone comes from."""
+
+    job_id: str
+    """The pretraining job."""
+    registered_by: str
+    """The job that registered it."""
+    run_id: str
+    attempt: int
+    checkpoint: str
+    """Relative to the run's artifact folder."""
+    code_version: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a card tells."""
+
+    name: str
+    spec: PretrainSpec
+    """As trained, resolved."""
+    export: ExportSpec
+    lineage: Lineage
+    dataset_fingerprint: str
+    dataset_images: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    step: int
+    epochs: float
+    """Had by the weights, of the spec's."""
+    evaluation: Mapping[str, float]
+    evaluation_step: int | None
+    curves: Mapping[str, list[tuple[float, float]]] = field(default_factory=dict)
+    """Epoch and value."""
+    reconstructions: bytes | None = None
+    """A PNG."""
+
+
+def write_card(facts: Facts, directory: Path) -> None:
+    """``README.md``, and ``card/`` with what pictures there are."""
+    pictures = {CURVES: draw_curves(facts.curves), RECONSTRUCTIONS: facts.reconstructions}
+    drawn = {name: data for name, data in pictures.items() if data is not None}
+    if drawn:
+        (directory / BACKBONE_PICTURES).mkdir()
+    for name, data in drawn.items():
+        (directory / BACKBONE_PICTURES / name).write_bytes(data)
+    sections = [_front_matter(facts), *_sections(facts, set(drawn))]
+    (directory / BACKBONE_CARD).write_text("\n".join(sections))
+
+
+def _front_matter(facts: Facts) -> str:
+    matter: dict[str, Any] = {
+        "license": facts.export.license or "unknown",
+        "library_name": next(library for form, library in LIBRARIES.items() if form in facts.export.formats),
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["image-feature-extraction", "vit", "masked-autoencoder", "self-supervised", facts.spec.method.name],
+        "datasets": [facts.spec.dataset.uri],
+    }
+    return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _sections(facts: Facts, pictures: set[str]) -> Iterator[str]:
+    yield f"# {facts.name}\n\n{_summary(facts)}\n\n{_table(_trained(facts))}"
+    if CURVES in pictures:
+        yield f"## Curves\n\n![Losses and evaluations over epochs]({BACKBONE_PICTURES}/{CURVES})\n"
+    if facts.evaluation:
+        yield f"## Evaluation\n\n{_evaluation(facts)}"
+    if RECONSTRUCTIONS in pictures:
+        text = "Of held-out images, by the student: the image, what of it is seen, and what is made of the rest."
+        place = f"{BACKBONE_PICTURES}/{RECONSTRUCTIONS}"
+        yield f"## Reconstructions\n\n{text}\n\n![Held-out images, masked and reconstructed]({place})\n"
+    yield f"## How to load it\n\n{_ways(facts)}"
+    for snippet in snippets(_subject(facts)):
+        yield f"### {snippet.title}\n\n{snippet.text}\n\n```python\n{snippet.code}\n```\n"
+    yield f"## Licence\n\n{_licence(facts)}\n"
+    yield f"## Lineage\n\n{_table(_lineage(facts))}"
+
+
+def _summary(facts: Facts) -> str:
+    spec, model = facts.spec, facts.spec.model
+    how = "RC-MAE (a masked auto-encoder with a mean teacher)" if spec.method.name == "rc_mae" else "MAE"
+    whose = "the teacher's" if facts.export.network == "teacher" else "the student's"
+    return (
+        f"A Vision Transformer of {parameters(model)[0]:,} parameters, pretrained without labels with {how} on "
+        f"`{spec.dataset.uri}`. The weights are {whose} after {facts.epochs:g} of {spec.optimization.epochs} epochs. "
+        f"Of an image it makes a class token and {model.patches} patch tokens of width {model.embed_dim}."
+    )
+
+
+def _trained(facts: Facts) -> dict[str, str]:
+    spec, model = facts.spec, facts.spec.model
+    images = "" if facts.dataset_images is None else f", {facts.dataset_images:,} images"
+    mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
+    return {
+        "data": f"`{spec.dataset.uri}`{images}",
+        "input": f"{model.height} x {model.width} pixels, {plural(model.in_chans, 'channel')}; in 0..1 less {mean}, "
+        f"over {std}",
+        "encoder": f"patches of {model.patch_size}, width {model.embed_dim}, {plural(model.depth, 'block')}, "
+        f"{plural(model.num_heads, 'head')}",
+        "decoder": f"width {model.decoder_embed_dim}, {plural(model.decoder_depth, 'block')}, "
+        f"{plural(model.decoder_num_heads, 'head')}",
+        "method": f"{spec.method.name}, mask ratio {spec.method.mask_ratio:g}, "
+        f"{'normalised' if spec.method.norm_pix_loss else 'plain'} pixels",
+        "optimisation": f"{facts.step:,} steps of {spec.optimization.global_batch_size} images, AdamW, peak learning "
+        f"rate {spec.optimization.peak_lr:.4g}, weight decay {spec.optimization.weight_decay:g}",
+        "everything else": f"[{BACKBONE_SPEC}]({BACKBONE_SPEC}), a spec that trains it again",
+    }
+
+
+def _evaluation(facts: Facts) -> str:
+    probed = "teacher" if facts.spec.method.teacher else "student"
+    lines = ["| metric | value | of | what it is |", "|---|---|---|---|"]
+    for key, value in facts.evaluation.items():
+        of = "student" if key == names.RECONSTRUCTION_RATIO else probed
+        if key == names.LINEAR_TOP1_RANDOM_INIT:
+            of = "none"
+        lines.append(f"| `{key}` | {value:.4f} | {of} | {EVALUATIONS.get(key, '')} |")
+    at = "" if facts.evaluation_step is None else f" of step {facts.evaluation_step:,}"
+    return (
+        f"The last evaluation{at}; [{BACKBONE_METRICS}]({BACKBONE_METRICS}) has the curves.\n\n"
+        + "\n".join(lines)
+        + "\n"
+    )
+
+
+def _licence(facts: Facts) -> str:
+    if facts.export.license:
+        return f"`{facts.export.license}`"
+    return "None was said: ask who trained it, and mind the licence of the images."
+
+
+def _lineage(facts: Facts) -> dict[str, str]:
+    lineage = facts.lineage
+    return {
+        "job": f"`{lineage.job_id}`, attempt {lineage.attempt}",
+        "registered by": f"`{lineage.registered_by}`",
+        "MLflow run": f"`{lineage.run_id}`",
+        "checkpoint": f"`{lineage.checkpoint}`, the {facts.export.network}",
+        "spec sha256": f"`{facts.spec.sha256()}`",
+        "dataset fingerprint": f"`{facts.dataset_fingerprint}`",
+        "code version": f"`{lineage.code_version}`",
+    }
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    """What separates cells is escaped: an URI may have it."""
+    cells = (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
+    return "\n".join(["| | |", "|---|---|", *cells]) + "\n"
+
+
+def _ways(facts: Facts) -> str:
+    formats, first = facts.export.formats, facts.export.formats[0]
+    return (
+        f"There are the formats {', '.join(f'`{form}`' for form in formats)}. The service gives them out as the "
+        "Hugging Face Hub would: set `HF_ENDPOINT` to its address with `/hf` at the end, and `HF_TOKEN` to a token of "
+        "yours, before Python starts. `revision` may be `v3` for version 3, or an alias; by default it is the alias "
+        "`champion`, or else the newest version. Or pull a folder, and give its path in place of the name:\n\n"
+        f"```bash\nrcmae backbones pull {facts.name} --format {first} --out {facts.name}-{first}\n```\n"
+    )
+
+
+def _subject(facts: Facts) -> Subject:
+    spec = facts.spec
+    return Subject(facts.name, facts.export.formats, spec.model, spec.method.mask_ratio, facts.mean, facts.std)

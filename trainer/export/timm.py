@@ -1,0 +1,78 @@
+"""A backbone as a folder that `timm.create_model("local-dir:…", pretrained=True)` loads; written without timm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trainer.models.vit import MLP_RATIO
+from trainer.spec.pretrain import ModelSpec
+from trainer.spec.tensors import is_decoder
+
+ADAPTED_CHANNELS = (1, 3)
+"""timm can sum or repeat the first layer's channels for another number of them; of other inputs some of its versions
+would take that layer at random instead of as it is."""
+
+
+def export_timm(
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    license_id: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into the new folder ``out``.
+
+    ``weights`` is a `MaskedAutoencoder`'s state; of it the encoder's tensors are written as they are: the names are
+    timm's. ``provenance`` goes where timm looks at nothing.
+    """
+    out.mkdir(parents=True)
+    tensors = {name: value.contiguous() for name, value in weights.items() if not is_decoder(name)}
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    config = _config(model, mean, std, license_id) | {"rcmae": dict(provenance or {})}
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _config(
+    model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], license_id: str | None
+) -> dict[str, Any]:
+    return {
+        "architecture": model.preset,  # any of the same family would do: the arguments below are what counts
+        "num_classes": 0,
+        "num_features": model.embed_dim,
+        "global_pool": "token",
+        "model_args": {
+            "img_size": [model.height, model.width],
+            "patch_size": model.patch_size,
+            "in_chans": model.in_chans,
+            "embed_dim": model.embed_dim,
+            "depth": model.depth,
+            "num_heads": model.num_heads,
+            "mlp_ratio": MLP_RATIO,
+            "class_token": True,
+            "global_pool": "token",
+        },
+        "pretrained_cfg": {
+            "tag": "rcmae",
+            "custom_load": False,
+            "input_size": [model.in_chans, model.height, model.width],
+            "fixed_input_size": True,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj" if model.in_chans in ADAPTED_CHANNELS else None,
+            "classifier": "head",
+            "license": license_id,
+        },
+    }

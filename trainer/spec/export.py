@@ -1,0 +1,87 @@
+"""What is registered of a trained network, and in which formats."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from trainer.spec.base import SpecModel
+from trainer.spec.names import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS
+
+Network = Literal["teacher", "student"]
+BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]
+"""`trainer.spec.names.BACKBONE_FORMATS`, as a type."""
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_LICENSE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+
+def _backbone_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("use lower-case letters, digits, - and _, starting with a letter or digit")
+    if name.endswith(tuple(HUB_ENDINGS)):
+        raise ValueError(f"must not end in {' or '.join(HUB_ENDINGS)}: those endings name other formats of a backbone")
+    return name
+
+
+BackboneName = Annotated[str, Field(max_length=100), AfterValidator(_backbone_name)]
+"""Name of a registered backbone."""
+
+
+def _each_once(formats: tuple[BackboneFormat, ...]) -> tuple[BackboneFormat, ...]:
+    if not formats:
+        raise ValueError(f"name at least one of {', '.join(BACKBONE_FORMATS)}")
+    twice = sorted({name for name in formats if formats.count(name) > 1})
+    if twice:
+        raise ValueError(f"name each format once: {', '.join(twice)} is there again")
+    return formats
+
+
+def _identifier(text: str) -> str:
+    if not _LICENSE.fullmatch(text):
+        raise ValueError("use an identifier such as apache-2.0, mit, cc-by-nc-4.0 or other, without spaces")
+    return text
+
+
+Formats = Annotated[tuple[BackboneFormat, ...], AfterValidator(_each_once)]
+License = Annotated[
+    str, Field(max_length=100, examples=["apache-2.0", "cc-by-nc-4.0", "other"]), AfterValidator(_identifier)
+]
+
+
+class ExportSpec(SpecModel):
+    """Which network a registered backbone is, and the formats it comes in."""
+
+    network: Network = "teacher"
+    """The mean teacher, or the student that learned by gradients; `mae` has the student alone, and it is the default
+    there."""
+    formats: Formats = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE)
+    """`timm` and `hf` (transformers' ViTModel) hold the encoder, `hf-mae` (ViTMAEForPreTraining, square images only)
+    the decoder too; `onnx` and `torch_export` are graphs that take any number of images. By default the first three,
+    and the first two where images are not square."""
+    license: License | None = None
+    """The weights' licence for the model card, as a Hugging Face or SPDX identifier; null: not said."""
+
+    @staticmethod
+    def defaults(method: object, img_size: object) -> dict[str, Any]:
+        """What a method's name and a size as written leave to be the default, where that is not the class's own."""
+        found: dict[str, Any] = {}
+        if method == "mae":
+            found["network"] = "student"
+        if isinstance(img_size, (list, tuple)) and len(img_size) == 2 and img_size[0] != img_size[1]:
+            found["formats"] = [BACKBONE_TIMM, BACKBONE_HF]
+        return found
+
+
+def misfit(export: ExportSpec, method: str, size: tuple[int, int]) -> tuple[str, str, object] | None:
+    """What of ``export`` a method and images of ``size`` (height, width) cannot have: field, reason, value."""
+    if method == "mae" and export.network == "teacher":
+        return "export.network", "method mae has no teacher: use student, or leave it out", export.network
+    if BACKBONE_HF_MAE in export.formats and size[0] != size[1]:
+        reason = (
+            f"hf-mae is for square images, and these are {size[0]} x {size[1]}: transformers' ViTMAE takes no others"
+        )
+        return "export.formats", f"{reason}. Leave hf-mae out; timm and hf take them", list(export.formats)
+    return None
