@@ -14,6 +14,7 @@ import ray
 import ray.train
 import ray.train.collective
 from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -23,7 +24,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from trainer.logs import logger, start_logging, stop_logging
 from trainer.outcome import write_outcome
-from trainer.ray_evidence import explain, look_further, record_worker
+from trainer.ray_evidence import explain, how_it_died, look_further, record_worker
 from trainer.spec.job import AttemptRequest, Outcome, Reason
 from trainer.spec.names import BACKBONE_ONNX, CHECKPOINTS, checkpoint_folder
 from trainer.spec.pretrain import PretrainSpec
@@ -90,9 +91,12 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
         reason, message = explain(error, place)
         if reason is Reason.WORKER_FAILED:
             reason, message = look_further(message, store, request.attempt) or (reason, message)
-        logger.error("The attempt failed: %s", message)
-        return Outcome(state="failed", reason=reason, message=message)
-    return None
+    except RayActorError as error:
+        reason, message = Reason.WORKER_FAILED, f"Ray Train's controller {how_it_died(str(error))}"
+    else:
+        return None
+    logger.error("The attempt failed: %s", message)
+    return Outcome(state="failed", reason=reason, message=message)
 
 
 def train_worker(config: dict[str, Any]) -> None:

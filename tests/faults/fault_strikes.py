@@ -66,6 +66,20 @@ def _driver(world: World, held: Sequence[Held], random: Random) -> Iterator[None
 
 
 @contextmanager
+def _controller(world: World, held: Sequence[Held], random: Random) -> Iterator[None]:  # noqa: ARG001 - a strike's form
+    """Ray Train's own process between driver and workers."""
+    found = [process for process in processes.members(world.stack.state.id, "ray") if _is_controller(process)]
+    assert len(found) == len(held)
+    world.kill(*(process.pid for process in found))
+    _wait_until_gone(held)
+    yield
+
+
+def _is_controller(process: psutil.Process) -> bool:
+    return " ".join(process.cmdline()).startswith("ray::TrainController")
+
+
+@contextmanager
 def _raylet(world: World, held: Sequence[Held], random: Random) -> Iterator[None]:  # noqa: ARG001 - a strike's form
     kill_second_node(world.stack)
     _wait_until_gone(held)
@@ -146,6 +160,7 @@ def _s3(world: World, held: Sequence[Held], random: Random) -> Iterator[None]:  
 FAULTS: dict[str, Fault] = {
     "worker": Fault(_worker, frozenset({Reason.WORKER_FAILED}), ends_attempts=True, hits_driver=False),
     "driver": Fault(_driver, frozenset({Reason.WORKER_FAILED, Reason.START_FAILED}), ends_attempts=True),
+    "controller": Fault(_controller, frozenset({Reason.WORKER_FAILED}), ends_attempts=True, hits_driver=False),
     "second raylet": Fault(
         _raylet, frozenset({Reason.NODE_LOST}), ends_attempts=True, around=_on_second_node, hits_driver=False
     ),

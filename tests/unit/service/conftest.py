@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from fastapi.dependencies.models import _is_gen_callable_cached
+from fastapi.dependencies import models as fastapi_models
 from fastapi.testclient import TestClient
 from postgres_server import PostgresServer
 from scripted_server import ScriptedServer
@@ -126,13 +126,23 @@ def settings(database_url: str, root: Path) -> Settings:
     )
 
 
+REMEMBERED = [found for name, found in vars(fastapi_models).items() if name.endswith("_callable_cached")]
+"""What FastAPI knows of functions, by the functions themselves."""
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """A route's function holds its whole application: of a thousand that were kept, each collection takes seconds."""
+    yield
+    for each in REMEMBERED:
+        each.cache_clear()
+
+
 @pytest.fixture
-def app(settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> Iterator[FastAPI]:
+def app(settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> FastAPI:
     app = create_app(settings)
     app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow)
-    yield app
-    # FastAPI remembers the functions of routes, and with them the whole application: thousands would be kept.
-    _is_gen_callable_cached.cache_clear()
+    return app
 
 
 @dataclass(frozen=True)
