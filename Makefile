@@ -57,5 +57,6 @@ bench: $(STAMP) postgres
 	$(BIN)/python tests/benchmarks/data.py
 	$(BIN)/python tests/benchmarks/orchestration.py
 	$(BIN)/python tests/benchmarks/api.py
+	$(BIN)/python tests/benchmarks/searches.py
 	$(BIN)/python tests/benchmarks/stream.py
 	$(BIN)/python tests/benchmarks/pull.py

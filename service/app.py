@@ -23,6 +23,7 @@ from service.access.routes import router as access
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.auth import ensure_admin
 from service.backbones.hub import router as hub
 from service.backbones.routes import router as backbones
@@ -38,6 +39,8 @@ from service.jobs.stream import Streams
 from service.lease import Lease
 from service.observability import requests
 from service.readiness import Readiness
+from service.searches.plots import Plots
+from service.searches.routes import router as searches
 from service.settings import Settings
 
 log = structlog.get_logger()
@@ -64,14 +67,16 @@ def assemble(settings: Settings, refused: Callable[[str], None]) -> Parts:
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
     mlflow = MlflowStore(settings.mlflow_url)
     artifacts = Artifacts(settings.artifact_root, settings.s3_profile, settings.presigned_endpoint)
+    studies = Studies(settings.study_url)
     lease = Lease(database, settings.lease_s, standby=not database.is_sqlite, refused=refused)
-    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
-    return Parts(settings, database, ray, mlflow, artifacts, reconciler)
+    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, studies, lease))
+    return Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)
 
 
 def close(parts: Parts) -> None:
     """Let go of the connections of parts that have ended."""
     parts.ray.close()
+    parts.studies.close()
     parts.database.close()
 
 
@@ -101,13 +106,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         log.info("service_ended")
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.parts, app.state.streams = parts, streams
+    app.state.parts, app.state.streams, app.state.plots = parts, streams, Plots(parts.studies)
     app.add_middleware(AuditLog)  # the one that is added last is around the others
     errors.install(app, parts.settings.body_limit_bytes)
     requests.install(app, parts)
     openapi.install(app)
     app.include_router(jobs)
     app.include_router(metrics_router)
+    app.include_router(searches)
     app.include_router(backbones)
     app.include_router(hub)
     app.include_router(cluster)

@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from service import deployment
-from service.client import backbones, commands, operators, render, results, tables
+from service.client import backbones, commands, operators, render, results, searches, tables
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
 from service.client.shell import INTERRUPTED, Json, err, out, print_json
@@ -35,6 +35,7 @@ app.command()(commands.submit)
 for about_a_job in (results.logs, results.metrics, results.checkpoints):
     commands.jobs.command()(about_a_job)
 app.add_typer(commands.jobs, name="jobs")
+app.add_typer(searches.searches, name="searches")
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(operators.tokens, name="tokens")
 app.command()(operators.audit)
@@ -285,7 +286,7 @@ def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
     if missing:
         raise ClientError(
             f"`rcmae {name}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
-            "(what only asks a service works without: submit, jobs, backbones, tokens, audit, cluster)"
+            "(what only asks a service works without: submit, jobs, searches, backbones, tokens, audit, cluster)"
         )
 
 

@@ -25,6 +25,7 @@ from sqlalchemy import (
     delete,
     event,
     exc,
+    false,
     insert,
     text,
 )
@@ -90,6 +91,7 @@ class Job(Base):
         Index(None, "state", "kind", "deleted_at", "waiting_since"),
         # What is known of a dataset's size: asked for at every submission.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
+        Index(None, "search_id", "trial"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
@@ -135,6 +137,14 @@ class Job(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
+    draining: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Of a search: whether it was told to start no other trial."""
+    stopped_trials: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """Of a search: numbers of trials that somebody stopped."""
+    search_id: Mapped[str | None] = mapped_column(String(32))
+    """The search of which this job is a promoted trial."""
+    trial: Mapped[int | None]
+    """That trial's number."""
 
     @property
     def run_spec(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ SECRETS: Final[dict[str, Callable[[], str]]] = {
     "RCMAE_POSTGRES_PASSWORD": _token,
     "RCMAE_DB_PASSWORD": _token,
     "RCMAE_MLFLOW_DB_PASSWORD": _token,
+    "RCMAE_STUDIES_DB_PASSWORD": _token,
     "RCMAE_S3_KEY": _key,
     "RCMAE_S3_SECRET": _token,
     "RCMAE_S3_ADMIN_KEY": _key,
@@ -98,19 +99,27 @@ def prepare(folder: Path) -> Prepared:
 
 def files_of(values: Mapping[str, str]) -> dict[str, str]:
     """The files that processes read their secrets from, by the names that docker-compose.yml has for them."""
+    studies = _database("rcmae_studies", values["RCMAE_STUDIES_DB_PASSWORD"])
     return {
         ADMIN_TOKEN_FILE: values["RCMAE_ADMIN_TOKEN"],
         "ray_token": values["RCMAE_RAY_TOKEN"],
         "postgres_password": values["RCMAE_POSTGRES_PASSWORD"],
         "rcmae_db_password": values["RCMAE_DB_PASSWORD"],
-        # A service file: a password file may be readable by its owner alone, who is another in each container.
-        "rcmae_db_service": f"[rcmae]\npassword={values['RCMAE_DB_PASSWORD']}\n",
         "mlflow_db_password": values["RCMAE_MLFLOW_DB_PASSWORD"],
-        "mlflow_db_service": f"[mlflow]\npassword={values['RCMAE_MLFLOW_DB_PASSWORD']}\n",
+        "rcmae_studies_db_password": values["RCMAE_STUDIES_DB_PASSWORD"],
+        # Service files: a password file may be readable by its owner alone, who is another in each container.
+        "rcmae_db_service": _database("rcmae", values["RCMAE_DB_PASSWORD"]) + studies,
+        "mlflow_db_service": _database("mlflow", values["RCMAE_MLFLOW_DB_PASSWORD"]),
+        "rcmae_studies_db_service": studies,
         "s3_config": _s3_config(values),
         "s3_credentials": _credentials(values["RCMAE_S3_KEY"], values["RCMAE_S3_SECRET"]),
         "s3_admin_credentials": _credentials(values["RCMAE_S3_ADMIN_KEY"], values["RCMAE_S3_ADMIN_SECRET"]),
     }
+
+
+def _database(name: str, password: str) -> str:
+    """A database's section in a file of libpq's services."""
+    return f"[{name}]\npassword={password}\n"
 
 
 def _s3_config(values: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.auth import Caller, caller_of
 from service.db import Database
 from service.jobs.reconciler import Reconciler
@@ -26,6 +27,7 @@ class Parts:
     ray: RayCluster
     mlflow: MlflowStore
     artifacts: Artifacts
+    studies: Studies
     reconciler: Reconciler
 
 

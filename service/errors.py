@@ -21,9 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.schemas import RotateBody, TokenBody
 from service.adapters.storage import OutsideRoot, StorageUnreachable
+from service.adapters.studies import StudiesUnreachable
 from service.backbones.schemas import AliasBody
 from service.db import DatabaseUnreachable
 from service.jobs.schemas import PatchBody, ResumeBody, RetryBody
+from service.searches.schemas import PointsBody, PromoteBody, SearchPatch
 from trainer.spec.base import Problem, SpecError, problems
 from trainer.spec.job import SPECS
 from trainer.spec.masking import masked
@@ -36,10 +38,16 @@ BODIES: dict[str, type[BaseModel]] = {
     "retry": RetryBody,
     "tokens": TokenBody,
     "rotate": RotateBody,
+    "trials": PointsBody,
+    "promote": PromoteBody,
 }
 """What a body is, by the last part of the path; elsewhere it is a spec."""
-METHOD_BODIES: dict[str, type[BaseModel]] = {"PATCH": PatchBody, "PUT": AliasBody}
-"""What it is where the method alone says so."""
+METHOD_BODIES: dict[tuple[str, str], type[BaseModel]] = {
+    ("PATCH", "jobs"): PatchBody,
+    ("PATCH", "searches"): SearchPatch,
+    ("PUT", "backbones"): AliasBody,
+}
+"""What it is by the method and what stands below `/v1`."""
 HUB_PATH: Final = "/hf/"
 LONGEST_HEADER: Final = 1000
 """Characters of a message in a header."""
@@ -97,6 +105,7 @@ TOLD: dict[type[Exception], Callable[[Any], ApiProblem]] = {
     SpecError: lambda error: spec_problem(error.problems),
     StorageUnreachable: lambda error: unavailable("the artifact storage", error),
     DatabaseUnreachable: lambda error: unavailable("the database", error),
+    StudiesUnreachable: lambda error: unavailable("the record of trials", error),
     OutsideRoot: lambda error: ApiProblem(
         404, "artifacts_not_here", f"{error}: it was another when this was made, and files elsewhere are never served"
     ),
@@ -226,8 +235,8 @@ def _validation_problem(request: Request, error: RequestValidationError) -> ApiP
         text = f"must be one of: {', '.join(SPECS)}" if given else f"is required: one of {', '.join(SPECS)}"
         return spec_problem([Problem("kind", "/kind", given, text)])
     if first["loc"][0] == "body":
-        verb = request.url.path.rpartition("/")[2]
-        model = METHOD_BODIES.get(request.method) or BODIES.get(verb)
+        _, _, domain, *rest = request.url.path.split("/")
+        model = METHOD_BODIES.get((request.method, domain)) or BODIES.get([domain, *rest][-1])
         if first["loc"] == ("body",):
             return ApiProblem(422, "body_invalid", f"the body: {first['msg']} (send application/json)")
         if model is None:  # the kind stands before the place in the spec

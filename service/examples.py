@@ -6,6 +6,7 @@ from typing import Any, Final
 
 JOB_ID: Final = "job-e2k4y0h5c7m9xq"
 RUN_ID: Final = "5b1c3f0a9d7e4c7f8f2e6a1b0c9d8e7f"
+SEARCH_ID: Final = "job-e2k5a8m1r6t3vw"
 TOKEN_ID: Final = "tok-5f0c8a1e9b7d24"  # noqa: S105 - an id says nothing of its token
 TIME: Final = "2026-03-01T09:30:00Z"
 
@@ -41,9 +42,22 @@ PAPER: Final[dict[str, Any]] = {
     "labels": {"team": "vision"},
     "priority": 10,
 }
+SEARCH: Final[dict[str, Any]] = {
+    "kind": "search",
+    "name": "tune-teacher",
+    "base": {**DIGITS, "evaluation": {"every_epochs": 5}},
+    "space": {
+        "method.teacher.momentum": {"type": "float", "low": 0.9, "high": 0.9999},
+        "optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1e-3, "log": True},
+    },
+    "objective": {"metric": "eval/linear_top1", "mode": "max"},
+    "scheduler": {"name": "asha", "grace_epochs": 5},
+    "budget": {"trials": 32, "concurrency": 2, "max_failed": 8},
+}
 SPECS: Final = {
     "digits": {"summary": "Minutes on two CPU cores, with images that come along", "value": DIGITS},
     "paper": {"summary": "The paper's ViT-Base run on eight GPUs; what is left out has its values", "value": PAPER},
+    "search": {"summary": "A search over the teacher's momentum and the learning rate", "value": SEARCH},
 }
 
 BODIES: Final[dict[str, dict[str, Any]]] = {
@@ -54,6 +68,30 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         "labels": {
             "summary": "All of its labels, and a note",
             "value": {"labels": {"team": "vision", "paper": "rc-mae"}, "notes": "The second run of March."},
+        },
+    },
+    "change_search": {
+        "more": {"summary": "Ten more trials, four at a time", "value": {"trials": 42, "concurrency": 4}},
+        "hours": {"summary": "As long as it takes", "value": {"max_hours": None}},
+    },
+    "add_trials": {
+        "whole": {
+            "summary": "The paper's values",
+            "value": {"points": [{"method.teacher.momentum": 0.996, "optimization.base_lr": 1.5e-4}]},
+        },
+        "part": {
+            "summary": "One value, the others as the algorithm chooses; on top of the budget",
+            "value": {"points": [{"method.teacher.momentum": 0.99}], "beyond_budget": True},
+        },
+    },
+    "promote_trial": {
+        "as_it_is": {"summary": "The trial's spec, registered as the base says", "value": {}},
+        "longer": {
+            "summary": "For longer, on more workers, under a name of its own",
+            "value": {
+                "overrides": {"optimization.epochs": 400, "resources.workers": 4},
+                "register_as": "walk-best",
+            },
         },
     },
     "create_token": {
@@ -110,6 +148,8 @@ PARAMETERS: Final[dict[str, Any]] = {
     "key": ["train/loss"],
     "Range": "bytes=0-1023",
     "token_id": TOKEN_ID,
+    "search_id": SEARCH_ID,
+    "number": 7,
 }
 """Values of parameters by name; `OPERATION_PARAMETERS` has what is other in one operation."""
 
@@ -124,6 +164,9 @@ OPERATION_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "hub_check": {"path": "model.safetensors"},
     "hub_tree_below": {"path": "card"},
     "get_job_image": {"name": "reconstruction_00000480.png"},
+    "list_trials": {"state": ["complete", "pruned"], "sort": "-value"},
+    "get_trial_image": {"name": "reconstruction_00000480.png"},
+    "get_search_plot": {"name": "slice", "param": ["optimization.base_lr"]},
 }
 
 JOB: Final[dict[str, Any]] = {
@@ -149,6 +192,7 @@ JOB: Final[dict[str, Any]] = {
         "eta_s": 64.4,
         "gpu_hours": 0.0,
     },
+    "promoted_from": None,
     "created_at": TIME,
     "started_at": "2026-03-01T09:30:21Z",
     "ended_at": None,
@@ -158,8 +202,52 @@ JOB: Final[dict[str, Any]] = {
     "result": None,
 }
 
+TRIAL: Final[dict[str, Any]] = {
+    "number": 7,
+    "state": "complete",
+    "reason": None,
+    "message": "",
+    "values": [0.931],
+    "params": {"method.teacher.momentum": 0.9931, "optimization.base_lr": 0.00042},
+    "epoch": 20.0,
+    "best": True,
+    "repeat_of": None,
+    "retry_of": None,
+    "started_at": "2026-03-01T09:34:02Z",
+    "ended_at": "2026-03-01T09:35:10Z",
+    "duration_s": 68.2,
+    "run_id": "0c9d8e7f5b1c3f0a9d7e4c7f8f2e6a1b",
+    "promoted": [JOB_ID],
+}
+
 ANSWERS: Final[dict[str, Any]] = {
     "Job": JOB,
+    "Trial": TRIAL,
+    "Search": {
+        "id": SEARCH_ID,
+        "name": "tune-teacher",
+        "state": "running",
+        "reason": None,
+        "message": "Attempt 1 is searching.",
+        "owner": "alice",
+        "objectives": [{"metric": "eval/linear_top1", "mode": "max"}],
+        "algorithm": "tpe",
+        "scheduler": "asha",
+        "space": SEARCH["space"],
+        "budget": {"trials": 32, "concurrency": 2, "concurrency_wanted": 2, "max_failed": 8, "max_hours": None},
+        "trials": {"waiting": 0, "running": 2, "complete": 8, "pruned": 5, "failed": 1},
+        "draining": False,
+        "best": [TRIAL],
+        "repeats": [],
+        "grid_size": None,
+        "elapsed_s": 480.0,
+        "eta_s": 617.1,
+        "gpu_hours": 0.0,
+        "promoted": {"7": [JOB_ID]},
+        "created_at": TIME,
+        "started_at": "2026-03-01T09:30:21Z",
+        "ended_at": None,
+    },
     "Event": {
         "id": 12,
         "time": TIME,

@@ -38,6 +38,7 @@ Pretrain vision backbones with RC-MAE on your own machines, and pull what was pr
 
 TAGS: Final = {
     "jobs": "Submitting, watching and steering jobs.",
+    "searches": "Hyperparameter searches: their trials, budgets and figures. A search is a job of kind `search` too.",
     "backbones": "What was pretrained: registered versions and their files.",
     "hub": "The same by the Hugging Face Hub's protocol, to read: `HF_ENDPOINT=<this server>/hf`.",
     "cluster": "What the machines have, who uses it, and who waits for it.",
@@ -52,8 +53,9 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_found": (404, "the path is none of these"),
     "token_not_found": (404, "there is no such token, or it is somebody else's"),
     "job_not_found": (404, "there is no such job"),
+    "trial_not_found": (404, "the search has no such trial"),
     "log_not_found": (404, "this attempt has no log of this source"),
-    "image_not_found": (404, "the job has no such picture"),
+    "image_not_found": (404, "the job, or the trial, has no such picture"),
     "backbone_not_found": (404, "no such backbone is registered"),
     "version_not_found": (404, "the backbone has no such version"),
     "file_not_found": (404, "the version has no such file"),
@@ -63,7 +65,9 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
     "artifacts_not_here": (404, "its files lie outside the artifact root, which is another now"),
-    "not_allowed_in_state": (409, "the job's state does not allow it"),
+    "not_allowed_in_state": (409, "the state of the job, or of the trial, does not allow it"),
+    "budget_spent": (409, "the search's budget has no room for so many trials: say `beyond_budget`"),
+    "trial_not_settled": (409, "the trial's values are no spec, or not all known before it begins"),
     "token_ended": (409, "the token has ended already"),
     "last_admin": (409, "it is the last token of an admin that is left"),
     "not_for_this_kind": (409, "the job is of another kind"),
@@ -108,6 +112,7 @@ PART: Final = {
     "If-Range": "The `ETag` of which the part is wanted; of another file, all comes.",
     "If-None-Match": "The `ETag` that is there already: then the answer is 304, without a body.",
 }
+CSV: Final = {"text/csv": {"schema": {"type": "string"}}}
 LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
@@ -144,6 +149,8 @@ def _linked(content: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 
 CONTROL: Final = ("forbidden", "job_not_found", "not_allowed_in_state")
 LOG: Final = ("job_not_found", "log_not_found", "artifacts_not_here")
+SEARCH: Final = ("job_not_found", "not_for_this_kind")
+TRIAL: Final = (*SEARCH, "trial_not_found")
 VERSION: Final = ("version_not_found",)
 REPO: Final = ("repo_not_found", "revision_not_found")
 ENTRY: Final = (*REPO, "entry_not_found")
@@ -169,7 +176,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "POST /v1/jobs/{job_id}/pause": Operation("pause_job", CONTROL),
     "POST /v1/jobs/{job_id}/resume": Operation("resume_job", CONTROL),
     "POST /v1/jobs/{job_id}/retry": Operation("retry_job", CONTROL),
-    "POST /v1/jobs/{job_id}/stop": Operation("stop_job", ("forbidden", "job_not_found", "not_for_this_kind")),
+    "POST /v1/jobs/{job_id}/stop": Operation("stop_job", (*CONTROL, "not_for_this_kind")),
     "GET /v1/jobs/{job_id}/events": Operation("list_job_events", ("job_not_found",)),
     "GET /v1/jobs/{job_id}/attempts": Operation("list_job_attempts", ("job_not_found",)),
     "GET /v1/jobs/{job_id}/logs": Operation("list_job_logs", ("job_not_found", "artifacts_not_here")),
@@ -187,6 +194,41 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ("job_not_found", "image_not_found", "artifacts_not_here"),
         {200: {"description": "The picture.", "content": PNG}},
     ),
+    "GET /v1/searches/{search_id}": Operation("get_search", SEARCH),
+    "PATCH /v1/searches/{search_id}": Operation("change_search", ("forbidden", *SEARCH)),
+    "GET /v1/searches/{search_id}/trials": Operation("list_trials", SEARCH),
+    "POST /v1/searches/{search_id}/trials": Operation(
+        "add_trials", ("forbidden", *SEARCH, "not_allowed_in_state", "budget_spent")
+    ),
+    "GET /v1/searches/{search_id}/trials.csv": Operation(
+        "download_trials", SEARCH, {200: {"description": "A header, and one line a trial.", "content": CSV}}
+    ),
+    "GET /v1/searches/{search_id}/trials/{number}": Operation("get_trial", TRIAL),
+    "POST /v1/searches/{search_id}/trials/{number}/stop": Operation(
+        "stop_trial", ("forbidden", *TRIAL, "not_allowed_in_state")
+    ),
+    "POST /v1/searches/{search_id}/trials/{number}/retry": Operation(
+        "retry_trial", ("forbidden", *TRIAL, "not_allowed_in_state", "budget_spent")
+    ),
+    "POST /v1/searches/{search_id}/trials/{number}/promote": Operation(
+        "promote_trial",
+        ("forbidden", *TRIAL, "trial_not_settled"),
+        {
+            200: {"description": "The job that this promotion has made before.", "headers": LOCATION},
+            201: {"description": "A new job.", "headers": LOCATION},
+        },
+    ),
+    "GET /v1/searches/{search_id}/trials/{number}/logs": Operation("list_trial_logs", (*TRIAL, "artifacts_not_here")),
+    "GET /v1/searches/{search_id}/trials/{number}/metrics": Operation("get_trial_metrics", TRIAL),
+    "GET /v1/searches/{search_id}/trials/{number}/images": Operation(
+        "list_trial_images", (*TRIAL, "artifacts_not_here")
+    ),
+    "GET /v1/searches/{search_id}/trials/{number}/images/{name}": Operation(
+        "get_trial_image",
+        (*TRIAL, "image_not_found", "artifacts_not_here"),
+        {200: {"description": "The picture.", "content": PNG}},
+    ),
+    "GET /v1/searches/{search_id}/plots/{name}": Operation("get_search_plot", SEARCH),
     "GET /v1/backbones": Operation("list_backbones"),
     "GET /v1/backbones/{name}": Operation("get_backbone", ("backbone_not_found",)),
     "GET /v1/backbones/{name}/versions/{version}": Operation("get_backbone_version", VERSION),

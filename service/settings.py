@@ -24,6 +24,9 @@ class Settings(BaseSettings):
     database_url: str = Field(repr=False)
     """The control plane's own database: ``sqlite:////folder/rcmae.db`` for one process, or
     ``postgresql+psycopg://user:password@host:5432/name``."""
+    study_url: str | None = Field(None, repr=False)
+    """The database of searches' studies, of the same forms as the one above and another than that; the nodes that
+    searches run on have it in their environment too. Without it there are no searches."""
     artifact_root: str
     """Where all runs' artifacts lie, an absolute path or ``s3://bucket/prefix``; files elsewhere are never served."""
     s3_profile: str | None = None

@@ -1,24 +1,18 @@
-"""Commands and heartbeat: how an attempt and the control plane speak to each other."""
+"""Commands and heartbeat: how an attempt and the control plane speak. Without torch: drivers listen too."""
 
 from __future__ import annotations
 
 import math
 import threading
 import time
-from datetime import timedelta
-from typing import Literal, Protocol, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import Literal, Protocol
 
 from trainer.logs import logger
 from trainer.spec.job import Command
 
 POLL_SECONDS = 2.0
 HEARTBEAT_SECONDS = 5.0
-PATIENCE = timedelta(hours=24)
 
-T = TypeVar("T")
 Action = Literal["cancel", "pause"]
 ACTIONS: tuple[Action | None, ...] = (None, "pause", "cancel")
 """By weight: where two are wanted at once the later one wins."""
@@ -82,36 +76,3 @@ class Control:
         self._line.acknowledge(command)  # where it fails, the next poll reads the command again
         self._generation = command.generation
         logger.info("Told to %s; stopping at the next step", command.action)
-
-
-class Agreement:
-    """All ranks take the same action and the same checkpoints at the same step."""
-
-    def __init__(self, world: int) -> None:
-        # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer. Patient: the
-        # other ranks wait here while the first looks at every image of a large dataset.
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
-
-    def __call__(self, wanted: Action | None, due: bool) -> tuple[Action | None, bool]:
-        """The heaviest action any rank wants, and whether any has a checkpoint due.
-
-        Every rank calls this at the same step.
-        """
-        if self._group is None:
-            return wanted, due
-        weights = torch.tensor([ACTIONS.index(wanted), int(due)], dtype=torch.int32)
-        dist.all_reduce(weights, op=dist.ReduceOp.MAX, group=self._group)
-        weight, taken = weights.tolist()
-        return ACTIONS[weight], bool(taken)
-
-    def share(self, value: T | None) -> T:
-        """Rank 0's value on every rank."""
-        if self._group is None:
-            box: list[T | None] = [value]
-        else:
-            box = [value]
-            dist.broadcast_object_list(box, src=0, group=self._group)
-        shared = box[0]
-        if shared is None:
-            raise ValueError("rank 0 has nothing to share")
-        return shared

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer import checkpoint as checkpoints
-from trainer.control import Action, Agreement
+from trainer.agreement import Agreement
+from trainer.control import Action
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, TrainingData, open_training_data
 from trainer.data.loader import Loader

@@ -85,6 +85,13 @@ def explain(error: TrainingFailedError, place: str) -> Finding:
     return Reason.WORKER_FAILED, f"{who}: {type(cause).__name__}: {_first_line(cause)}. The job's logs say where"
 
 
+def reason_of(error: BaseException, who: str, place: str) -> Finding:
+    """The typed reason behind an error of this very process, and a sentence."""
+    if isinstance(error, TrainingError):
+        return error.reason, str(error)
+    return _known(who, error, place) or (Reason.WORKER_FAILED, f"{who}: {type(error).__name__}: {_first_line(error)}")
+
+
 def _taken_away(cause: BaseException) -> bool:
     if isinstance(cause, NodeDiedError):
         return "drain" in str(cause).lower() or "preempt" in str(cause).lower()

@@ -25,20 +25,25 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from trainer.logs import logger, start_logging, stop_logging
 from trainer.outcome import write_outcome
 from trainer.ray_evidence import explain, how_it_died, look_further, record_worker
-from trainer.spec.job import AttemptRequest, Outcome, Reason
+from trainer.spec.job import AttemptRequest, JobSpec, Outcome, Reason
 from trainer.spec.names import BACKBONE_ONNX, CHECKPOINTS, checkpoint_folder
+from trainer.spec.plan import resources_of
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
+from trainer.spec.search import SearchSpec
 from trainer.storage import Store, told
 from trainer.temporary import sweep_temporary_folders
+from trainer.trial import Report, Reporting, TrialOf
 
 if TYPE_CHECKING:
+    from ray.util.queue import Queue
     from torch import device as Device
 
-    from trainer.control import Action
+    from trainer.control import Action, Control
+    from trainer.pretrain import Recorder
     from trainer.tracking import Tracker
 
-_SETTING = "request"
+_SETTING, _TRIAL, _REPORTS = "request", "trial", "reports"
 
 
 class _Trainer(DataParallelTrainer):
@@ -48,25 +53,47 @@ class _Trainer(DataParallelTrainer):
     the driver ends with its controller, and what its Ray job held is freed then.
     """
 
+    left_out: tuple[type[RayTrainCallback], ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
+
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        left_out = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, left_out)]
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.left_out)]
+
+
+class _TrialTrainer(_Trainer):
+    """Of a trial, whose end is not that of its Ray job."""
+
+    left_out = (DatasetsCallback,)
 
 
 def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
-    """Train on the cluster this process belongs to, with the resources the spec names.
+    """Do the attempt's work on the cluster this process belongs to, with the resources the spec names.
 
-    Gives how it failed; None where all work is done, and rank 0 has stored the outcome. Raises `StorageError` where
-    Ray Train cannot use the artifact storage.
+    Gives how it failed; None where all work is done, and the outcome is stored. Raises `StorageError` where Ray Train
+    cannot use the artifact storage.
     """
-    resources = request.spec.resources
     on_stop = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
     signal.signal(signal.SIGTERM, on_stop)  # Ray puts its own in its place
+    if isinstance(request.spec, SearchSpec):
+        from trainer.ray_tune import run_search  # noqa: PLC0415 - needs a second more than others do
+
+        return run_search(request, store)
+    return fit(request, store)
+
+
+def fit(
+    request: AttemptRequest, store: Store, trial: TrialOf | None = None, reports: Queue | None = None
+) -> Outcome | None:
+    """Run an attempt's workers, those of a search's ``trial`` where it is one; gives how they failed, or None.
+
+    ``reports`` takes the trial's evaluations. Raises `StorageError` as `run_attempt`.
+    """
+    resources = resources_of(request.spec)
     place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
-    trainer = _Trainer(
+    setting = {_SETTING: request.model_dump_json(), _TRIAL: trial.model_dump_json() if trial else None}
+    trainer = (_TrialTrainer if trial else _Trainer)(
         train_worker,
-        train_loop_config={_SETTING: request.model_dump_json()},
+        train_loop_config=setting | {_REPORTS: reports},
         scaling_config=ScalingConfig(
             num_workers=int(resources.workers),
             use_gpu=bool(resources.gpus_per_worker),
@@ -101,45 +128,50 @@ def run_attempt(request: AttemptRequest, store: Store) -> Outcome | None:
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of an attempt, in a process of its own."""
+    request = AttemptRequest.model_validate_json(config[_SETTING])
+    trial, reports = config[_TRIAL], config[_REPORTS]
+    context = ray.train.get_context()
+    work(
+        request,
+        context.get_world_rank(),
+        context.get_world_size(),
+        TrialOf.model_validate_json(trial) if trial else None,
+        None if reports is None else reports.put,  # an empty queue is false
+    )
+
+
+def work(
+    request: AttemptRequest, rank: int, world: int, trial: TrialOf | None = None, report: Report | None = None
+) -> None:
+    """What a worker does; of a search's ``trial``, rank 0 hands its evaluations to ``report``."""
     # Imported here, and below: the driver shares this module and needs none of it.
-    import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
 
-    from trainer.control import Control  # noqa: PLC0415
-
-    request = AttemptRequest.model_validate_json(config[_SETTING])
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     store = Store(request.artifact_uri)
     log = start_logging(store, request, f"rank-{rank}")
     sweep_temporary_folders()
-    tracker = control = None
+    tracker = recorder = control = None
     try:
         record_worker(store, request.attempt, rank)
         if rank == 0:
-            from trainer.tracking import Tracker  # noqa: PLC0415 - three seconds that only this rank spends
-
-            tracker = Tracker(
-                request.tracking_uri, request.run_id, request.job_id, request.attempt, request.since_attempt
-            )
-            control = Control(tracker, request.attempt)
+            tracker, recorder, control = _lines(request, trial, report)
             control.start()
-        device = torch.device("cpu")
-        if request.spec.resources.gpus_per_worker:
-            device = torch.device("cuda", torch.cuda.current_device())
+        device = _device(request.spec)
         if world > 1:
-            meeting = _meet(rank, world)
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo", store=meeting, rank=rank, world_size=world
-            )
+            _join(rank, world, device)
         wanted = control.wanted if control else lambda: None
-        action, checkpoint = _WORK[request.spec.kind](request, store, tracker, wanted, device)
+        action, checkpoint = _WORK[request.spec.kind](request, store, tracker, recorder, wanted, device)
         if tracker:
             tracker.close()
         state = {None: "succeeded", "cancel": "cancelled", "pause": "paused"}[action]
         if rank == 0:
             outcome = Outcome.model_validate({"state": state, "checkpoint": checkpoint})
             write_outcome(store, request.attempt, outcome)
+    except SystemExit:  # how Ray Tune ends a trial early, at its report
+        logger.info("The scheduler stops this trial here: others do better")
+        if tracker:
+            tracker.close()
+        raise
     except BaseException:
         logger.exception("Worker %d ends with an error", rank)
         raise
@@ -151,8 +183,33 @@ def train_worker(config: dict[str, Any]) -> None:
         stop_logging(log)
 
 
+def _device(spec: JobSpec) -> Device:
+    """Where this worker computes."""
+    import torch  # noqa: PLC0415
+
+    gpus = resources_of(spec).gpus_per_worker
+    return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+
+
+def _lines(request: AttemptRequest, trial: TrialOf | None, report: Report | None) -> tuple[Tracker, Recorder, Control]:
+    """Rank 0's run, where it records to, and where it listens: a trial to its search."""
+    from trainer.control import Control  # noqa: PLC0415
+    from trainer.tracking import Tracker, TrialLine  # noqa: PLC0415 - three seconds that only this rank spends
+
+    tracker = Tracker(request.tracking_uri, request.run_id, request.job_id, request.attempt, request.since_attempt)
+    if trial is None or report is None:
+        return tracker, tracker, Control(tracker, request.attempt)
+    line = TrialLine(request.tracking_uri, trial.run_id, trial.attempt, trial.number)
+    return tracker, Reporting(tracker, request.spec, trial.metrics, report), Control(line, trial.attempt)
+
+
 def _pretrain(
-    request: AttemptRequest, store: Store, tracker: Tracker | None, wanted: Callable[[], Action | None], device: Device
+    request: AttemptRequest,
+    store: Store,
+    tracker: Tracker | None,
+    recorder: Recorder | None,
+    wanted: Callable[[], Action | None],
+    device: Device,
 ) -> tuple[Action | None, str | None]:
     """Train, and at the end register what came of it; gives the command obeyed instead, and the last checkpoint."""
     from trainer.pretrain import Run, pretrain  # noqa: PLC0415
@@ -168,7 +225,7 @@ def _pretrain(
         store=store,
         attempt=request.attempt,
         since_attempt=request.since_attempt,
-        recorder=tracker,
+        recorder=recorder,
         wanted=wanted,
         device=device,
         dataset_roots=request.dataset_roots,
@@ -182,14 +239,19 @@ def _pretrain(
 
 
 def _publish(
-    request: AttemptRequest, store: Store, tracker: Tracker | None, wanted: Callable[[], Action | None], device: Device
+    request: AttemptRequest,
+    store: Store,
+    tracker: Tracker | None,
+    recorder: Recorder | None,
+    wanted: Callable[[], Action | None],
+    device: Device,
 ) -> tuple[Action | None, str | None]:
     """Register a checkpoint of another job; there is one worker, which has the tracker. It needs no device of its own
     and writes nothing into its run.
     """
     from trainer.publish import publish_kept  # noqa: PLC0415
 
-    del store, device
+    del store, recorder, device
     spec = request.spec
     if not isinstance(spec, PublishSpec) or tracker is None:
         raise TypeError(f"a spec of kind {spec.kind}")
@@ -197,6 +259,14 @@ def _publish(
 
 
 _WORK = {"pretrain": _pretrain, "publish": _publish}
+
+
+def _join(rank: int, world: int, device: Device) -> None:
+    """Make the workers one group."""
+    import torch.distributed as dist  # noqa: PLC0415
+
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=_meet(rank, world), rank=rank, world_size=world)
 
 
 def _meet(rank: int, world: int) -> Any:

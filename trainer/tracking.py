@@ -18,7 +18,7 @@ from typing import TypeVar
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
@@ -27,8 +27,20 @@ from mlflow.utils.rest_utils import http_request_safe
 
 from trainer.errors import StorageError
 from trainer.logs import logger
-from trainer.spec.job import Command, Newest
-from trainer.spec.names import SAMPLES, TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NEWEST, TAG_OBSERVED, heartbeat
+from trainer.spec.job import Command, Newest, SearchOrders
+from trainer.spec.names import (
+    SAMPLES,
+    TAG_ATTEMPT,
+    TAG_COMMAND,
+    TAG_JOB,
+    TAG_NEWEST,
+    TAG_OBSERVED,
+    TAG_PARENT,
+    TAG_SEARCH,
+    TAG_TRIAL,
+    TAG_TRIAL_OF,
+    heartbeat,
+)
 from trainer.storage import Store
 
 FLUSH_SECONDS = 1.0
@@ -123,6 +135,13 @@ class Tracker:
                     del self._pending[: len(batch)]
                     self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
 
+    def settle(self) -> None:
+        """Send what is pending now, if MLflow takes it; what it does not take goes out with the next batch."""
+        try:
+            self.flush()
+        except MlflowException as error:
+            logger.debug("MLflow takes no metrics now: %s", error)
+
     def close(self) -> None:
         """Send everything, trying for five minutes; raises `StorageError` where it could not be sent."""
         self._ended.set()
@@ -131,11 +150,12 @@ class Tracker:
 
     def read_command(self) -> Command | None:
         """The service's last command; a later attempt of the job means that this one is to leave."""
-        tags = self._client.get_run(self._run_id).data.tags
-        if int(tags.get(TAG_ATTEMPT, "0")) > self._attempt:
-            return Command(attempt=self._attempt, generation=LAST_GENERATION, action="cancel")
-        text = tags.get(TAG_COMMAND)
-        return Command.model_validate_json(text) if text else None
+        return command_in(self.tags(), self._attempt)
+
+    def tags(self) -> Mapping[str, str]:
+        """The run's tags as they are now."""
+        tags: Mapping[str, str] = self._client.get_run(self._run_id).data.tags
+        return tags
 
     def acknowledge(self, command: Command) -> None:
         self._client.set_tag(self._run_id, TAG_OBSERVED, command.model_dump_json())
@@ -143,6 +163,31 @@ class Tracker:
     def heartbeat(self) -> None:
         now = time.time()
         self._client.log_batch(self._run_id, metrics=[Metric(heartbeat(self._attempt), now, int(now * 1000), 0)])
+
+    def trial_run(self, number: int, name: str, params: Mapping[str, str]) -> tuple[str, str]:
+        """The run of a trial of this run's search, below it: its id and artifact folder. Asked again, it is the same.
+
+        Tries for five minutes; raises `StorageError` where MLflow stays away or refuses.
+        """
+        return _patiently(f"the run of trial {number}", lambda: self._trial_run(number, name, params))
+
+    def _trial_run(self, number: int, name: str, params: Mapping[str, str]) -> tuple[str, str]:
+        client = self._client
+        experiment = client.get_run(self._run_id).info.experiment_id
+        mine = f"tags.`{TAG_TRIAL_OF}` = '{self._job_id}' AND tags.`{TAG_TRIAL}` = '{number}'"
+        found = client.search_runs([experiment], mine, max_results=1)
+        if found:
+            run = found[0]
+            client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            tags = {TAG_TRIAL_OF: self._job_id, TAG_TRIAL: str(number), TAG_PARENT: self._run_id}
+            run = client.create_run(experiment, run_name=name, tags=tags)
+            client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
+        return run.info.run_id, run.info.artifact_uri
+
+    def end_trial_run(self, run_id: str, status: str) -> None:
+        """Mark a trial's run `FINISHED`, `FAILED`, `KILLED` or `SCHEDULED`; tries as `trial_run` does."""
+        _patiently("the end of a trial's run", lambda: self._client.update_run(run_id, status=status))
 
     def history(self, run_id: str, keys: Iterable[str], last_step: int) -> History:
         """A run's tags and its curves up to ``last_step``: this run's after all that was logged has been sent.
@@ -228,6 +273,42 @@ class Tracker:
                 if not down:
                     logger.warning("MLflow takes no metrics and tags; they wait for it: %s", error)
                 down = True
+
+
+def command_in(tags: Mapping[str, str], attempt: int) -> Command | None:
+    """What a run's tags tell an attempt to do."""
+    if int(tags.get(TAG_ATTEMPT, "0")) > attempt:
+        return Command(attempt=attempt, generation=LAST_GENERATION, action="cancel")
+    text = tags.get(TAG_COMMAND)
+    return Command.model_validate_json(text) if text else None
+
+
+def orders_in(tags: Mapping[str, str]) -> SearchOrders | None:
+    """What a run's tags tell a search; None before the service has said anything."""
+    text = tags.get(TAG_SEARCH)
+    return SearchOrders.model_validate_json(text) if text else None
+
+
+class TrialLine:
+    """A trial's line to the control plane: it reads what its search is told. Its search answers and shows life."""
+
+    def __init__(self, tracking_uri: str, run_id: str, attempt: int, number: int) -> None:
+        """``run_id`` and ``attempt`` are the search's, ``number`` the trial's."""
+        self._client, self._run_id, self._attempt, self._number = MlflowClient(tracking_uri), run_id, attempt, number
+
+    def read_command(self) -> Command | None:
+        """The search's command; one of its own where this trial alone was stopped."""
+        tags = self._client.get_run(self._run_id).data.tags
+        orders = orders_in(tags)
+        if orders and self._number in orders.stopped:
+            return Command(attempt=self._attempt, generation=LAST_GENERATION, action="cancel")
+        return command_in(tags, self._attempt)
+
+    def acknowledge(self, command: Command) -> None:
+        """Its search does."""
+
+    def heartbeat(self) -> None:
+        """So it does with this."""
 
 
 def _patiently(what: str, ask: Callable[[], T]) -> T:

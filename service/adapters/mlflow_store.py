@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
-from mlflow.entities import LifecycleStage, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Run, RunTag, ViewType
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
@@ -28,8 +28,18 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request_safe
 
-from trainer.spec.job import Command, Newest
-from trainer.spec.names import TAG_ATTEMPT, TAG_COMMAND, TAG_JOB, TAG_NEWEST, TAG_NOTICE, TAG_OBSERVED, heartbeat
+from trainer.spec.job import Command, Newest, SearchOrders
+from trainer.spec.names import (
+    TAG_ATTEMPT,
+    TAG_COMMAND,
+    TAG_JOB,
+    TAG_NEWEST,
+    TAG_NOTICE,
+    TAG_OBSERVED,
+    TAG_SEARCH,
+    TAG_TRIAL_OF,
+    heartbeat,
+)
 
 T = TypeVar("T")
 
@@ -39,6 +49,8 @@ FOLDERS_KEPT = 10_000
 """Places of logged models that are remembered: they never change."""
 SAMPLE = 2500
 """Values of a curve that are read: the most that MLflow gives."""
+OPEN = ("RUNNING", "SCHEDULED")
+"""What MLflow shows of a run that has not ended."""
 HISTORIES = "/api/2.0/mlflow/metrics/get-history-bulk-interval"
 REFUSALS = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)}
 """What MLflow says of a run that was removed, and of a change to one that was deleted."""
@@ -96,11 +108,23 @@ class Version:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run of a job that MLflow shows as running."""
+    """A run of a job, or of a search's trial, that MLflow shows as running."""
 
     run_id: str
     job_id: str
+    """Of a trial's run: the search."""
     started_at: datetime
+    trial: bool = False
+    """Whether it is a trial's."""
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """The run of a search's trial."""
+
+    run_id: str
+    artifact_uri: str
+    """Its artifact folder."""
 
 
 class MlflowStore:
@@ -153,6 +177,10 @@ class MlflowStore:
         """Leave a command for the attempt to read."""
         self._ask(lambda: self._client.set_tag(run_id, TAG_COMMAND, command.model_dump_json()))
 
+    def order(self, run_id: str, orders: SearchOrders) -> None:
+        """Leave for a search what it is to do, instead of what it was told before."""
+        self._ask(lambda: self._client.set_tag(run_id, TAG_SEARCH, orders.model_dump_json()))
+
     def fence(self, run_id: str, attempt: int) -> None:
         """From now on only this attempt counts: an earlier one that still lives reads it and leaves.
 
@@ -174,21 +202,26 @@ class MlflowStore:
                 self._client.update_run(run_id, status=status)
 
     def open_runs(self) -> list[OpenRun]:
-        """All runs of jobs that are marked as running or, while they are paused, as scheduled."""
-        return self._ask(lambda: self._runs_marked("RUNNING") + self._runs_marked("SCHEDULED"))
+        """All runs of jobs and trials that are marked as running or, while they are paused, as scheduled."""
+        found = self._ask(lambda: [run for status in OPEN for run in self._runs(f"attributes.status = '{status}'")])
+        return [
+            OpenRun(run.info.run_id, job_id, _time(run.info.start_time), trial=TAG_TRIAL_OF in run.data.tags)
+            for run in found
+            if (job_id := run.data.tags.get(TAG_JOB) or run.data.tags.get(TAG_TRIAL_OF))
+        ]
 
-    def _runs_marked(self, status: str) -> list[OpenRun]:
-        found: list[OpenRun] = []
+    def trial_runs(self, job_id: str) -> list[TrialRun]:
+        """The runs of a search's trials, also those that were deleted: their files may be there still."""
+        found = self._ask(lambda: self._runs(f"tags.`{TAG_TRIAL_OF}` = '{_quoted(job_id)}'", ViewType.ALL))
+        return [TrialRun(run.info.run_id, run.info.artifact_uri) for run in found]
+
+    def _runs(self, condition: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        """All runs that a condition holds for."""
+        found: list[Run] = []
         token = None
         while True:
-            page = self._client.search_runs(
-                [self._experiment()], f"attributes.status = '{status}'", max_results=PAGE, page_token=token
-            )
-            found += [
-                OpenRun(run.info.run_id, run.data.tags[TAG_JOB], _time(run.info.start_time))
-                for run in page
-                if TAG_JOB in run.data.tags
-            ]
+            page = self._client.search_runs([self._experiment()], condition, view, max_results=PAGE, page_token=token)
+            found += page
             token = page.token
             if not token:
                 return found

@@ -17,6 +17,7 @@ from service.client.sdk import Client
 from service.client.shell import JobId, Json, connected, err, following, out, print_json
 from service.jobs.schemas import Deletion, JobView, State
 from trainer.spec.base import apply_overrides, read_document
+from trainer.spec.job import KINDS
 
 jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and steer jobs.")
 
@@ -52,6 +53,8 @@ def submit(
             out.print(_named(job).append(f" is {job.state.value}"), soft_wrap=True)
             out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
             out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
+            if job.kind == "search":
+                out.print(f"its trials:     rcmae searches trials {job.id}", highlight=False, soft_wrap=True)
         if follow_it:
             raise typer.Exit(exit_status(job))
 
@@ -74,6 +77,7 @@ def exit_status(job: JobView) -> int:
 @jobs.command("list")
 def list_jobs(
     state: Annotated[list[State] | None, typer.Option(help="Only these; repeatable.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"Only this kind: {', '.join(KINDS)}.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label.")] = None,
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
@@ -83,7 +87,9 @@ def list_jobs(
     """Jobs, newest first."""
     labels = dict(_label(text) for text in label or ())
     with connected() as client:
-        all_of_them = client.jobs(states=state or (), owner=owner, labels=labels, name_contains=name_contains)
+        all_of_them = client.jobs(
+            states=state or (), kind=kind, owner=owner, labels=labels, name_contains=name_contains
+        )
         found = list(islice(all_of_them, limit))
     print_json(found) if as_json else out.print(render.jobs(found))
 
@@ -101,7 +107,7 @@ def show(job: JobId, as_json: Json = False) -> None:
     with connected() as client:
         found = client.job(job)
         attempts = client.attempts(job) if found.attempts and not as_json else []
-    _print_job(found, as_json)
+    print_job(found, as_json)
     if attempts:
         out.print(Group("", render.attempts(attempts)))
 
@@ -118,7 +124,7 @@ def wait(
             found = client.wait(job, timeout_s=timeout) if timeout is not None else follow_to_end(client, job)
         except TimeoutError as error:
             raise ClientError(str(error)) from error
-    _print_job(found, as_json)
+    print_job(found, as_json)
     raise typer.Exit(exit_status(found))
 
 
@@ -126,14 +132,14 @@ def wait(
 def cancel(job: JobId, as_json: Json = False) -> None:
     """End a job at its next step, with a checkpoint."""
     with connected() as client:
-        _print_job(client.cancel(job), as_json)
+        print_job(client.cancel(job), as_json)
 
 
 @jobs.command()
 def pause(job: JobId, as_json: Json = False) -> None:
     """Stop a job at its next step, with a checkpoint, until it is resumed."""
     with connected() as client:
-        _print_job(client.pause(job), as_json)
+        print_job(client.pause(job), as_json)
 
 
 Workers = Annotated[
@@ -150,7 +156,7 @@ def resume(job: JobId, workers: Workers = None, overrides: SetResources = None, 
     """Queue a paused job again; it goes on from its last checkpoint."""
     resources = _resources(workers, overrides)
     with connected() as client:
-        _print_job(client.resume(job, resources=resources), as_json)
+        print_job(client.resume(job, resources=resources), as_json)
 
 
 @jobs.command()
@@ -164,7 +170,7 @@ def retry(
     """Queue a failed or cancelled job again."""
     resources = _resources(workers, overrides)
     with connected() as client:
-        _print_job(client.retry(job, from_scratch=from_scratch, resources=resources), as_json)
+        print_job(client.retry(job, from_scratch=from_scratch, resources=resources), as_json)
 
 
 def _resources(workers: str | None, overrides: Iterable[str] | None) -> dict[str, Any]:
@@ -205,7 +211,7 @@ def set_(
             if unknown := removed - before.keys():
                 raise ClientError(f"{job} has no label {', '.join(sorted(unknown))}; it has {_names(before)}")
             labels = {name: value for name, value in (before | added).items() if name not in removed}
-        _print_job(client.patch(job, priority=priority, labels=labels, notes=notes), as_json)
+        print_job(client.patch(job, priority=priority, labels=labels, notes=notes), as_json)
 
 
 def _names(labels: Iterable[str]) -> str:
@@ -246,5 +252,6 @@ def _make_sure(going: Deletion, yes: bool, with_backbones: bool) -> None:
         raise ClientError("nothing is deleted")
 
 
-def _print_job(job: JobView, as_json: bool) -> None:
+def print_job(job: JobView, as_json: bool) -> None:
+    """A job as it is now."""
     print_json(job) if as_json else out.print(render.job(job))

@@ -76,9 +76,8 @@ class _Shown:
     def job(self, job: JobView) -> None:
         """How far the job is: in the bar, and where there is none as a line once in a while."""
         self.newest, progress = job, job.progress
-        done = progress.epoch / progress.epochs if progress else 0.0
         line = render.progress_line(job, self._console.width - BESIDE_THE_LINE)
-        self._bar.update(self._task, completed=min(1.0, done), state=job.state.value, line=line)
+        self._bar.update(self._task, completed=render.share_done(progress), state=job.state.value, line=line)
         if progress and not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S
             self._console.print(render.progress_line(job), soft_wrap=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from service.access.schemas import AuditView, TokenView
-from service.client.tables import duration, fields, size, table, when
+from service.client.tables import duration, fields, number, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView
 from service.jobs.schemas import (
     AttemptView,
@@ -22,6 +22,8 @@ from service.jobs.schemas import (
     JobView,
     PlanView,
     Point,
+    Progress,
+    SearchProgress,
     State,
 )
 from trainer.spec.base import Problem
@@ -40,6 +42,8 @@ HELD: Final = ("NAME", "OWNER", "WORKERS", "CPUS", "GPUS")
 SPARKS: Final = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH: Final = 24
 """Points of a curve that is drawn in a table."""
+LEAST_FIRST: Final = ("wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
+"""What a line of progress does without where there is no room for it."""
 
 
 def state(value: State) -> Text:
@@ -48,13 +52,14 @@ def state(value: State) -> Text:
 
 def jobs(found: Iterable[JobView]) -> Table:
     return table(
-        ("ID", "NAME", "STATE", "EPOCH", "OWNER", "CREATED"),
-        ((job.id, job.name, state(job.state), _epoch(job), job.owner, when(job.created_at)) for job in found),
+        ("ID", "NAME", "STATE", "DONE", "OWNER", "CREATED"),
+        ((job.id, job.name, state(job.state), _done(job), job.owner, when(job.created_at)) for job in found),
     )
 
 
 def job(found: JobView) -> RenderableType:
     """Everything about a job but its spec."""
+    origin = found.promoted_from
     rows: list[tuple[str, RenderableType]] = [
         ("id", found.id),
         ("name", found.name),
@@ -63,6 +68,7 @@ def job(found: JobView) -> RenderableType:
         *([("message", Text(found.message))] if found.message else []),
         ("owner", found.owner),
         ("priority", str(found.priority)),
+        *([("promoted from", f"trial {origin.trial} of {origin.search}")] if origin else []),
         ("attempts", str(found.attempts)),
         ("created", when(found.created_at)),
         *([("started", when(found.started_at))] if found.started_at else []),
@@ -119,15 +125,46 @@ def deletion(found: Deletion) -> RenderableType:
     return fields(rows)
 
 
-def _epoch(found: JobView) -> str:
-    return f"{found.progress.epoch:.1f}/{found.progress.epochs}" if found.progress else "-"
+def _done(found: JobView) -> str:
+    progress = found.progress
+    if isinstance(progress, SearchProgress):
+        return _trials_done(progress)
+    return f"{progress.epoch:.1f}/{progress.epochs} epochs" if progress else "-"
+
+
+def _trials_done(progress: SearchProgress) -> str:
+    ended = progress.trials.ended
+    # Repeats of the best come on top of the budget.
+    return f"{ended}/{progress.budget} trials" if ended <= progress.budget else f"{ended} trials"
+
+
+def share_done(progress: Progress | SearchProgress | None) -> float:
+    """How much of a job is done, 0..1."""
+    if progress is None:
+        return 0.0
+    if isinstance(progress, SearchProgress):
+        return min(1.0, progress.trials.ended / progress.budget)
+    return min(1.0, progress.epoch / progress.epochs)
 
 
 def progress_line(found: JobView, room: int | None = None) -> str:
-    """Epoch, loss, rates and time to the end, as far as they are known; the least important only if there is room."""
+    """Epoch, loss, rates and time to the end, or a search's trials and the best of them, as far as they are known.
+
+    With ``room`` for so many characters, the least important of it is left out.
+    """
     progress = found.progress
     if progress is None:
         return ""
+    parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
+    if progress.eta_s is not None and not found.state.terminal:
+        parts["eta"] = f"ETA {duration(progress.eta_s)}"
+    for least in LEAST_FIRST:
+        if room is not None and len("  ".join(parts.values())) > room:
+            parts.pop(least, None)
+    return "  ".join(parts.values())
+
+
+def _training_parts(progress: Progress) -> dict[str, str]:
     parts = {"epoch": f"epoch {progress.epoch:.1f}/{progress.epochs}"}
     if progress.loss is not None:
         parts["loss"] = f"loss {progress.loss:.4f}"
@@ -135,12 +172,16 @@ def progress_line(found: JobView, room: int | None = None) -> str:
         parts["rate"] = f"{progress.images_per_s:.0f} images/s"
     if progress.data_wait_fraction is not None:
         parts["wait"] = f"data wait {progress.data_wait_fraction:.0%}"
-    if progress.eta_s is not None and not found.state.terminal:
-        parts["eta"] = f"ETA {duration(progress.eta_s)}"
-    for least in ("wait", "rate", "loss", "eta"):
-        if room is not None and len("  ".join(parts.values())) > room:
-            parts.pop(least, None)
-    return "  ".join(parts.values())
+    return parts
+
+
+def _search_parts(progress: SearchProgress) -> dict[str, str]:
+    parts = {"trials": _trials_done(progress)}
+    counts = {"running": progress.trials.running, "pruned": progress.trials.pruned, "failed": progress.trials.failed}
+    parts |= {name: f"{count} {name}" for name, count in counts.items() if count}
+    if progress.best_value is not None:
+        parts["best"] = f"best {number(progress.best_value)} (trial {progress.best_trial})"
+    return parts
 
 
 def checkpoints(found: Iterable[CheckpointView]) -> Table:
@@ -175,7 +216,7 @@ def curves(found: JobsMetricsView) -> Table:
             f"{points[-1].value:.4g}",
             f"{min(point.min for point in points):.4g}",
             f"{max(point.max for point in points):.4g}",
-            _sparks(points),
+            sparks(point.value for point in points),
         )
         for job_id, key, points in sorted(_curves(found), key=lambda curve: curve[1])
     )
@@ -205,9 +246,9 @@ def _curves(found: JobsMetricsView) -> Iterator[tuple[str, str, list[Point]]]:
         yield from ((job_id, key, points) for key, points in sorted(series.items()) if points)
 
 
-def _sparks(points: Sequence[Point]) -> str:
+def sparks(curve: Iterable[float]) -> str:
     """A curve as little bars between its smallest and largest value; what is not finite is left out."""
-    values = [point.value for point in points if math.isfinite(point.value)]
+    values = [value for value in curve if math.isfinite(value)]
     if not values:
         return ""
     low, span = min(values), max(values) - min(values)
@@ -216,12 +257,15 @@ def _sparks(points: Sequence[Point]) -> str:
 
 def plan(found: PlanView) -> RenderableType:
     encoder, decoder = found.parameters.encoder, found.parameters.decoder
-    resources = found.spec["resources"]
+    searched = found.spec.get("kind") == "search"
+    workers = (found.spec["base"] if searched else found.spec)["resources"]["workers"]
+    each = f"{workers} a trial" if searched else str(workers)
     rows: list[tuple[str, RenderableType]] = [
         ("starts", Text(found.fits, style={"now": "green", "later": "yellow", "never": "red"}[found.fits])),
         ("message", Text(found.message)),
+        *([("trials", _trials_planned(found.spec["budget"]))] if searched else []),
         ("parameters", f"encoder {encoder:,}, decoder {decoder:,}"),
-        ("workers", f"{resources['workers']}, together {found.gang.cpus} CPUs and {found.gang.gpus} GPUs"),
+        ("workers", f"{each}, together {found.gang.cpus} CPUs and {found.gang.gpus} GPUs"),
         ("memory", f"about {size(found.memory_per_worker_bytes)} a worker"),
     ]
     if found.steps:
@@ -229,6 +273,10 @@ def plan(found: PlanView) -> RenderableType:
         rows.append(("images", f"{steps.train_images:,} to train on, {steps.held_out_images:,} held out"))
         rows.append(("steps", f"{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"))
     return fields(rows)
+
+
+def _trials_planned(budget: Mapping[str, Any]) -> str:
+    return f"{budget['trials']}, {budget['concurrency']} at a time"
 
 
 def tokens(found: Iterable[TokenView]) -> Table:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -11,22 +12,28 @@ import typer
 from rich.text import Text
 
 from service.client import render, tables
-from service.client.sdk import Client, Level
+from service.client.sdk import Client
 from service.client.shell import JobId, Json, Outages, connected, download_bar, err, following, out, print_json
 from service.client.streaming import Update
-from service.jobs.schemas import JobsMetricsView, LogBatch, LogView
+from service.jobs.schemas import JobsMetricsView, Level, LogBatch, LogPage, LogView
 
 LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
+
+OfAttempt = Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt's.")]
+OfSource = Annotated[str | None, typer.Option("--source", help="Only of `driver` or `rank-<n>`.")]
+OfLevel = Annotated[Level | None, typer.Option("--level", help="Only of this level and those above.")]
+WithText = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="Only lines with this text.")]
+Tail = Annotated[int | None, typer.Option(min=0, max=5000, metavar="N", help="Begin with the last N lines.")]
 
 
 def logs(
     job: JobId,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Only this attempt's.")] = None,
-    source: Annotated[str | None, typer.Option(help="Only of `driver` or `rank-<n>`.")] = None,
-    level: Annotated[Level | None, typer.Option(help="Only of this level and those above.")] = None,
-    search: Annotated[str | None, typer.Option(metavar="TEXT", help="Only lines with this text.")] = None,
-    tail: Annotated[int | None, typer.Option(min=0, max=5000, metavar="N", help="Begin with the last N lines.")] = None,
+    attempt: OfAttempt = None,
+    source: OfSource = None,
+    level: OfLevel = None,
+    search: WithText = None,
+    tail: Tail = None,
     download: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="One log whole into a new file, as JSON lines: with --attempt and --source."),
@@ -55,13 +62,17 @@ def logs(
             )
             _follow(updates, job, as_json)
         else:
-            page = client.logs(job, attempt=attempt, source=source, level=level, search=search, tail=tail)
-            _print_lines(page.items, as_json)
-            while page.more:
-                page = client.logs(
-                    job, attempt=attempt, source=source, level=level, search=search, cursor=page.next_cursor
-                )
-                _print_lines(page.items, as_json)
+            ask = partial(client.logs, job, attempt=attempt, source=source, level=level, search=search)
+            print_log(ask, tail, as_json)
+
+
+def print_log(ask: Callable[..., LogPage], tail: int | None, as_json: bool) -> None:
+    """All lines that there are now, or the last ``tail``; ``ask`` is asked for page after page."""
+    page = ask(tail=tail)
+    _print_lines(page.items, as_json)
+    while page.more:
+        page = ask(cursor=page.next_cursor)
+        _print_lines(page.items, as_json)
 
 
 def _follow(updates: Iterator[Update], job: str, json: bool) -> None:

@@ -21,6 +21,7 @@ from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
 from service.client.backbone_calls import BackboneCalls
 from service.client.download import Progress, fetch_file
 from service.client.errors import Patience, patiently
+from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
 from service.client.transport import given
 from service.cluster.schemas import ClusterView
@@ -32,6 +33,7 @@ from service.jobs.schemas import (
     ImageView,
     JobsMetricsView,
     JobView,
+    Level,
     LogPage,
     MetricsView,
     Page,
@@ -44,19 +46,18 @@ from trainer.spec.job import JobSpec, parse_spec
 Spec = JobSpec | Mapping[str, Any]
 Resources = Mapping[str, int | Literal["auto"]]
 """Some of a spec's `resources`, such as ``{"workers": 4}``; the others stay."""
-Level = Literal["debug", "info", "warning", "error"]
 
 AWAY_LIMIT_S: Final = 900.0
 """A service may be away this long while a job is followed: the job does not need it."""
 
 
-class Client(BackboneCalls):
+class Client(BackboneCalls, SearchCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
-    Requests that may be repeated (reads, `patch`, `revoke_token`, and submitting, which carries an idempotency key) are
-    tried again for up to ``patience_s`` seconds while the service does not answer, as when it restarts, or asks for
-    time. Those that may not (verbs, `delete`, making and rotating tokens) are sent once. Raises `ApiError` for an
-    answer that is an error, `ConnectionFailed` for none.
+    Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and submitting, which
+    carries an idempotency key) are tried again for up to ``patience_s`` seconds while the service does not answer, as
+    when it restarts, or asks for time. Those that may not (verbs, `delete`, adding trials, making and rotating tokens)
+    are sent once. Raises `ApiError` for an answer that is an error, `ConnectionFailed` for none.
     """
 
     # -- Jobs
@@ -128,6 +129,10 @@ class Client(BackboneCalls):
         """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``; as `resume`."""
         body: dict[str, Any] = {"from_scratch": True} if from_scratch else {}
         return self._verb(job_id, "retry", body | ({"resources": dict(resources)} if resources else {}))
+
+    def stop(self, job_id: str) -> JobView:
+        """End a search once its running trials have finished; no others begin."""
+        return self._verb(job_id, "stop")
 
     def patch(
         self,

@@ -53,3 +53,8 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def number(value: float) -> str:
+    """Six significant digits, written with an exponent below 1e-4 and from 1e6 on."""
+    return f"{value:.6g}"

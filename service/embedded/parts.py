@@ -23,6 +23,7 @@ from service.client.errors import ClientError
 from service.client.server import HOST, STATE_FILE, TOKEN_FILE
 from service.embedded import processes
 from service.embedded.processes import Identity
+from trainer.spec.names import STUDY_VARIABLE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -34,6 +35,7 @@ DEFAULT_PORT: Final = 8000
 _LOCK: Final = "stack.lock"
 _MLFLOW_DATABASE: Final = "mlflow.db"
 _DATABASE: Final = "rcmae.db"
+_STUDIES: Final = "studies.db"
 DATABASE_VARIABLE: Final = "RCMAE_STACK_DATABASE_URL"
 """Hands a new database's URL to the supervisor: a command line, with its password, could be read by everybody."""
 LEASE_S: Final = "3"
@@ -126,6 +128,11 @@ class Folder:
     def database_url(self) -> str:
         """Where the jobs are kept."""
         return self.load().database_url or f"sqlite:///{self.path}/{_DATABASE}"
+
+    @property
+    def study_url(self) -> str:
+        """Where the trials of searches are kept."""
+        return f"sqlite:///{self.path}/{_STUDIES}"
 
     @property
     def has_jobs(self) -> bool:
@@ -326,16 +333,18 @@ def environment(part: PartName, folder: Folder, state: StackState) -> dict[str, 
 
 _NOT_INHERITED: Final = {
     DATABASE_VARIABLE,
+    STUDY_VARIABLE,
     *("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
 }
-"""Variables that would lead a part to another cluster or tracking server."""
+"""Variables that would lead a part to another cluster, tracking server or database."""
 
 
 def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, str]:
     if part == "api":
         return {
             "RCMAE_DATABASE_URL": folder.database_url,
+            STUDY_VARIABLE: folder.study_url,
             "RCMAE_LEASE_S": os.environ.get("RCMAE_LEASE_S") or LEASE_S,
             "RCMAE_ARTIFACT_ROOT": folder.artifact_root,
             "RCMAE_MLFLOW_URL": f"http://{HOST}:{ports.mlflow}",
@@ -358,6 +367,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "DASHBOARD_METRIC_PORT": str(ports.ray_metrics),
+        STUDY_VARIABLE: folder.study_url,  # the drivers of searches write there
         # Copies of datasets: in the state folder like all else, unless stacks are to share them.
         "RCMAE_CACHE_DIR": os.environ.get("RCMAE_CACHE_DIR") or str(folder.path / "cache"),
     }

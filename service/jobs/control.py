@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.db import Database, DatabaseUnreachable, Job
 from service.jobs.dependencies import Away, Dependencies
 from service.jobs.lifecycle import StaleState
@@ -33,6 +34,7 @@ class Control:
     ray: RayCluster
     mlflow: MlflowStore
     artifacts: Artifacts
+    studies: Studies
     lease: Lease
     needs: Dependencies = field(default_factory=Dependencies)
 

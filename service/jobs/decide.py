@@ -154,10 +154,12 @@ class Next:
 
 def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     """What an attempt's end means for its job."""
+    search = job.kind == "search"
+    how = "with further trials" if search else "from the last checkpoint"
     if ended.state == "succeeded":
-        return Next(State.SUCCEEDED, None, "Training is complete.")
+        return Next(State.SUCCEEDED, None, f"{'The search' if search else 'Training'} is complete.")
     if job.state == State.CANCELLING:
-        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint.")
+        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry it to go on {how}.")
     if ended.state == "cancelled" and job.state != State.PAUSING:  # nobody asked for it: it obeyed our stop after all
         ended = replace(ended, reason=Reason.DEADLINE_EXCEEDED, message=HUNG)
     reason = ended.reason or Reason.WORKER_FAILED

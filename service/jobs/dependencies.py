@@ -13,6 +13,7 @@ import structlog
 from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
+from service.adapters.studies import StudiesUnreachable
 
 log = structlog.get_logger()
 
@@ -83,3 +84,4 @@ class Dependencies:
         self.ray = Dependency("Ray", ClusterUnreachable, refusal=ClusterRefused)
         self.mlflow = Dependency("MLflow", MlflowUnreachable, refusal=MlflowRefused)
         self.storage = Dependency("the artifact storage", StorageUnreachable)
+        self.studies = Dependency("the studies' database", StudiesUnreachable)

@@ -115,7 +115,7 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     S.PAUSING: frozenset({S.PAUSED, S.CANCELLING, S.SUCCEEDED, S.FAILED}),
     S.PAUSED: frozenset({S.QUEUED, S.CANCELLED, S.SUCCEEDED}),
     S.CANCELLING: frozenset({S.CANCELLED, S.SUCCEEDED}),
-    S.SUCCEEDED: frozenset(),
+    S.SUCCEEDED: frozenset({S.QUEUED}),  # a search that is given more trials; of no other job
     S.FAILED: frozenset({S.QUEUED}),
     S.CANCELLED: frozenset({S.QUEUED}),
 }
@@ -154,6 +154,11 @@ POLICIES: Final[dict[Reason, Policy]] = {
     Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
     Reason.DATA_ERROR: Policy(False, False, "Mend the dataset, then retry the job."),
     Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
+    Reason.TRIALS_FAILED: Policy(
+        False,
+        False,
+        "Look at the failed trials; then retry the search, with a larger budget.max_failed if they may fail.",
+    ),
 }
 """Whether a failure is tried again, and who pays for it; other reasons never end an attempt by themselves."""
 

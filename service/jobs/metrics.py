@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable
 from service.auth import Caller
@@ -37,12 +38,24 @@ def _curves(
     since = {job.id: attempt.started_at if attempt else None for job, attempt in zip(jobs, begun, strict=True)}
     shown = {job.run_id: job.id for job in jobs if job.run_id and (job.since_attempt == 1 or since[job.id] is not None)}
     found: dict[str, dict[str, list[Point]]] = {job.id: {key: [] for key in keys} for job in jobs}
+    of_runs = curves(parts, {run_id: since[job_id] for run_id, job_id in shown.items()}, keys, points)
+    return found | {shown[run_id]: series for run_id, series in of_runs.items()}
+
+
+def curves(
+    parts: Parts, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
+) -> dict[str, dict[str, list[Point]]]:
+    """Curves by run and key, all keys without ``keys``, of what each run has logged since its moment.
+
+    Raises the API's 503 where MLflow does not answer.
+    """
+    found: dict[str, dict[str, list[Point]]] = {run_id: {key: [] for key in keys} for run_id in runs}
     try:
-        for key in keys or _keys(parts, list(shown)):
-            for run_id, history in parts.mlflow.histories(list(shown), key).items():
-                begin = since[shown[run_id]]
+        for key in keys or _keys(parts, list(runs)):
+            for run_id, history in parts.mlflow.histories(list(runs), key).items():
+                begin = runs[run_id]
                 kept = [point for point in history if begin is None or point.time >= begin]
-                found[shown[run_id]][key] = downsampled(kept, points)
+                found[run_id][key] = downsampled(kept, points)
     except MlflowUnreachable as error:
         raise unavailable("MLflow", error) from error
     return found

@@ -31,6 +31,9 @@ def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: P
             job = repository.seen(session, spec.job, caller)
         except ApiProblem as error:
             raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
+    if job.kind == "search":
+        text = "is a search, whose trials' checkpoints are not published: promote a trial, and name the job it becomes"
+        raise _refused("job", text, spec.job)
     if job.kind != "pretrain":
         raise _refused("job", f"is a {job.kind} job: name the one that trained", spec.job)
     trained = parse_pretrain(job.run_spec)

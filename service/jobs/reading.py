@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from service.adapters.storage import Artifacts
 from service.auth import Caller
 from service.db import Attempt, Job
 from service.deps import Parts
@@ -21,14 +23,22 @@ from service.jobs.schemas import (
     JobView,
     LogPage,
     Page,
+    PromotedFrom,
 )
 from trainer.spec import names
 
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
-    fields: dict[str, Any] = {name: getattr(job, name) for name in JobView.model_fields} | {"spec": job.run_spec}
-    return JobView.model_validate(fields)
+    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.SHOWN}
+    return _view(fields | {"spec": job.run_spec})
+
+
+def _view(fields: Mapping[str, Any]) -> JobView:
+    """From what a list has of a job."""
+    search = fields["search_id"]
+    origin = PromotedFrom(search=search, trial=fields["trial"]) if search else None
+    return JobView.model_validate({**fields, "promoted_from": origin})
 
 
 def show(parts: Parts, caller: Caller, job_id: str) -> JobView:
@@ -39,7 +49,7 @@ def show(parts: Parts, caller: Caller, job_id: str) -> JobView:
 def listing(parts: Parts, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
     with parts.database.read() as session:
         jobs, following = repository.page(session, filters, limit, cursor)
-    return Page[JobView](items=[JobView.model_validate(dict(job)) for job in jobs], next_cursor=following)
+    return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 
 def events(parts: Parts, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
@@ -95,26 +105,34 @@ def checkpoints(parts: Parts, caller: Caller, job_id: str) -> Page[CheckpointVie
 def images(parts: Parts, caller: Caller, job_id: str) -> Page[ImageView]:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
-    found = parts.artifacts.sizes(job.artifact_uri, names.IMAGES) if job.artifact_uri else {}
-    pictures = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
+    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}")
+
+
+def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
+    with parts.database.read() as session:
+        job = repository.seen(session, job_id, caller)
+    return picture(parts.artifacts, job.artifact_uri, name)
+
+
+def pictures(artifacts: Artifacts, folder: str | None, place: str) -> Page[ImageView]:
+    """A run's pictures by step; ``place`` is where the API has them. None where it has no artifact folder yet."""
+    found = artifacts.sizes(folder, names.IMAGES) if folder else {}
+    pngs = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
     return Page[ImageView](
         items=[
             ImageView(
                 step=int(name.removeprefix("reconstruction_").removesuffix(".png")),
                 name=name,
-                url=f"/v1/jobs/{job_id}/images/{quote(name)}",
+                url=f"{place}/images/{quote(name)}",
             )
-            for name in pictures
+            for name in pngs
         ]
     )
 
 
-def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
-    """A picture's bytes: they are small."""
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    wanted = job.artifact_uri is not None and name.endswith(".png")
-    data = parts.artifacts.read(job.artifact_uri or "", f"{names.IMAGES}/{name}") if wanted else None
+def picture(artifacts: Artifacts, folder: str | None, name: str) -> bytes:
+    """A picture's bytes: they are small. Raises the API's 404."""
+    data = artifacts.read(folder, f"{names.IMAGES}/{name}") if folder and name.endswith(".png") else None
     if data is None:
         raise not_found("image", name)
     return data

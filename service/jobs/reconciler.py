@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.db import Attempt, Job, now
-from service.jobs import lineage, progress, repository
+from service.jobs import lineage, progress, repository, searching
 from service.jobs.control import ACTOR, Control, guarded
 from service.jobs.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.jobs.dependencies import Away
 from service.jobs.lifecycle import RUN_STATUS, StaleState, note, transition
 from service.jobs.publishing import source as source_of
 from service.jobs.schemas import BackboneRef, Result, State
+from service.jobs.searching import Searches, Standing
 from service.jobs.starting import attempt_request, start_waiting
 from service.jobs.sweeps import Sweeper
 from service.lease import LeaseLost
@@ -47,6 +48,7 @@ class Reconciler:
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
         )
+        self._searches = Searches(control)
         self._sweeper = Sweeper(control)
         self._wake, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
@@ -112,6 +114,7 @@ class Reconciler:
             with guarded(job):
                 self._advance(job, attempt)
         start_waiting(self._control)
+        self._searches.finish()
         self._sweeper.sweep()
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -128,6 +131,16 @@ class Reconciler:
         if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             outcome = self._outcome(job.artifact_uri, attempt.number)
         return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
+
+    def _settled(self, job: Job, state: State, what: str) -> Standing | None:
+        """What a search that moves to a state has come to; None for a job of another kind. While its trials are not
+        known the job says so, with ``what`` before it; raises `Away`.
+        """
+        try:
+            return self._searches.settled(job, state)
+        except Away as error:
+            self._tell(job, f"{what}; its trials are not known yet: {error}.")
+            raise
 
     def _ray_state(self, attempt: Attempt) -> RayState:
         state = RayState.UNKNOWN
@@ -172,7 +185,7 @@ class Reconciler:
             seen = self._look(job, attempt)
         except Away as error:  # it is over, and its last word cannot be read yet
             if attempt.accepted:
-                self._wait_for_outcome(job, attempt, str(error))
+                self._tell(job, f"Attempt {attempt.number} has ended; how, is not known yet: {error}.")
             raise
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):
@@ -181,13 +194,14 @@ class Reconciler:
             self._end(job, attempt, decision, seen)
             return
         told = self._act(job, attempt, decision)
+        self._searches.direct(job, seen.run)
+        standing = self._searches.standing(job)
         with self._control.write() as session:
-            self._apply(session, job, attempt, decision, seen, told)
+            self._apply(session, job, attempt, decision, seen, told, standing)
 
-    def _wait_for_outcome(self, loaded: Job, attempt: Attempt, error: str) -> None:
+    def _tell(self, loaded: Job, text: str) -> None:
         with self._control.write() as session:
             job = repository.get(session, loaded.id)
-            text = f"Attempt {attempt.number} has ended; how, is not known yet: {error}."
             note(session, job, job.reason, text, ACTOR)
 
     def _without_attempt(self, job: Job) -> None:
@@ -202,9 +216,13 @@ class Reconciler:
         }
         end = ends.get(State(job.state))
         if end:
+            standing = self._settled(job, end[0], "No attempt runs")
             self._end_run(job, end[0])
             with self._control.write() as session:
-                transition(session, repository.get(session, job.id), *end, ACTOR)
+                found = repository.get(session, job.id)
+                if standing:
+                    searching.record(found, repository.attempts(session, job.id), standing, now())
+                transition(session, found, *end, ACTOR)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> bool:
         """Do what was decided; gives whether the attempt was told of it."""
@@ -237,7 +255,14 @@ class Reconciler:
         return True
 
     def _apply(
-        self, session: Session, loaded: Job, before: Attempt, decision: Decision, seen: Seen, told: bool
+        self,
+        session: Session,
+        loaded: Job,
+        before: Attempt,
+        decision: Decision,
+        seen: Seen,
+        told: bool,
+        standing: Standing | None,
     ) -> None:
         job = repository.get(session, loaded.id)
         attempt = repository.last_attempt(session, job)
@@ -257,7 +282,7 @@ class Reconciler:
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
             transition(session, job, State.RUNNING, None, _working(job, attempt), ACTOR)
-        _take_over(session, job, attempt, seen)
+        _take_over(session, job, attempt, seen, standing)
         _say(session, job, attempt, seen)
 
     def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
@@ -267,9 +292,13 @@ class Reconciler:
                 tail = self._control.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends: {tail}")
         step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures)
+        standing = self._settled(loaded, step.state, f"Attempt {before.number} has ended")
+        succeeded = step.state is State.SUCCEEDED
+        if standing and succeeded:
+            step = replace(step, message=standing.summary())
         if seen.run and seen.run.gone:
             step = replace(step, message=f"{step.message} {RUN_GONE}")
-        result = self._result(loaded, seen.run) if step.state is State.SUCCEEDED else None
+        result = self._result(loaded, seen.run, standing) if succeeded else None
         self._end_run(loaded, step.state)
         with self._control.write() as session:
             job = repository.get(session, loaded.id)
@@ -283,12 +312,14 @@ class Reconciler:
             job.failures += step.charged
             job.restarts = (1 if steady else job.restarts + 1) if again else 0
             job.not_before = seen.now + step.delay if again else None
-            _take_over(session, job, attempt, seen)
+            _take_over(session, job, attempt, seen, standing)
             attempt.checkpoint = ended.checkpoint or attempt.checkpoint
             if result:
                 job.result = result.model_copy(update={"backbones": lineage.of(job)}).model_dump(mode="json")
                 lineage.add(session, job, result.backbones)
             transition(session, job, step.state, step.reason, step.message, ACTOR)
+            if standing and succeeded:
+                searching.promote_best(session, self._control.settings, job, standing)
         ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
         GPU_SECONDS.inc((attempt.gpus or 0) * (seen.now - attempt.started_at).total_seconds())
         log.info("attempt_ended", job_id=loaded.id, attempt=before.number, state=step.state, reason=step.reason)
@@ -298,11 +329,14 @@ class Reconciler:
             with self._needs.mlflow.asked():
                 self._control.mlflow.end_run(job.run_id, RUN_STATUS[state])
 
-    def _result(self, job: Job, run: RunView | None) -> Result:
-        spec, versions = parse_spec(job.run_spec), []
-        if spec.register_as:
+    def _result(self, job: Job, run: RunView | None, standing: Standing | None) -> Result:
+        if standing:
+            return standing.result()
+        versions = []
+        name = lineage.register_as(job)
+        if name:
             with self._needs.mlflow.asked():
-                versions = self._control.mlflow.versions_of_job(spec.register_as, job.id)
+                versions = self._control.mlflow.versions_of_job(name, job.id)
         newest = run.metrics if run and not run.gone else job.metrics or {}  # of a run that is gone: as last seen
         metrics = {key: value for key, value in newest.items() if key.startswith(RESULT_METRICS)}
         made = [BackboneRef(name=version.name, version=version.version) for version in versions]
@@ -315,18 +349,23 @@ def _command(job: Job, attempt: Attempt) -> Command:
 
 
 def _working(job: Job, attempt: Attempt) -> str:
+    if job.kind == "search":
+        return searching.working(job, attempt)
     return f"Attempt {attempt.number} is {'publishing' if job.kind == 'publish' else 'training'}."
 
 
-def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
-    """What was seen of the run, into the database."""
+def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen, standing: Standing | None) -> None:
+    """What was seen of the run, and of a search's trials, into the database."""
+    if standing:
+        searching.record(job, repository.attempts(session, job.id), standing, seen.now)
     if seen.run is None or seen.run.gone:
         return
     attempt.heartbeat, attempt.heartbeat_at = seen.beat, seen.beat_at
     newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
     if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
         attempt.checkpoint = newest
-    progress.record(job, repository.attempts(session, job.id), seen.run, seen.now)
+    if job.kind != "search":  # whose own run has no steps
+        progress.record(job, repository.attempts(session, job.id), seen.run, seen.now)
 
 
 def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:

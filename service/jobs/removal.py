@@ -11,8 +11,7 @@ from service.db import DeletedVersion, Job
 from service.jobs import lineage, repository
 from service.jobs.control import Control
 from service.jobs.schemas import BackboneRef, Deletion
-from trainer.spec.job import parse_spec
-from trainer.spec.names import submission_id
+from trainer.spec.names import STUDY_VARIABLE, submission_id
 
 log = structlog.get_logger()
 
@@ -20,7 +19,12 @@ log = structlog.get_logger()
 def preview(job: Job, mlflow: MlflowStore, artifacts: Artifacts) -> Deletion:
     """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
     found = versions(job, mlflow)
-    folders = [job.artifact_uri, *(mlflow.folder(version) for version in found)]
+    trials = mlflow.trial_runs(job.id) if job.kind == "search" else ()
+    folders = [
+        job.artifact_uri,
+        *(mlflow.folder(version) for version in found),
+        *(trial.artifact_uri for trial in trials),
+    ]
     files = [file for folder in folders if folder for file in _files(artifacts, folder)]
     return Deletion(
         job_id=job.id,
@@ -41,14 +45,14 @@ def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:
 
 def versions(job: Job, mlflow: MlflowStore) -> list[Version]:
     """The registered versions that a job made."""
-    name = parse_spec(job.spec).register_as
+    name = lineage.register_as(job)
     return mlflow.versions_of_job(name, job.id) if name else []
 
 
 def remove(control: Control, job: Job) -> None:
     """Everything that a deleted job left, and last of all its row: interrupted, it is done again.
 
-    What people can see goes first: the registered version, then files, the run, Ray's records.
+    What people can see goes first: the registered version, then a search's trials, files, the run, Ray's records.
     """
     with control.needs.mlflow.asked():
         for version in versions(job, control.mlflow):
@@ -56,6 +60,8 @@ def remove(control: Control, job: Job) -> None:
             if folder:
                 _delete(control, job.id, folder)
             control.mlflow.delete_version(version)
+    if job.kind == "search":
+        _remove_trials(control, job.id)
     if job.artifact_uri:
         _delete(control, job.id, job.artifact_uri)
     if job.run_id:
@@ -69,6 +75,21 @@ def remove(control: Control, job: Job) -> None:
             lineage.drop(session, job.id, gone)
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
+
+
+def _remove_trials(control: Control, job_id: str) -> None:
+    """A search's trials: their files and runs, and the study. Jobs that trials were promoted to stay."""
+    with control.needs.mlflow.asked():
+        runs = control.mlflow.trial_runs(job_id)
+    for run in runs:
+        _delete(control, job_id, run.artifact_uri)
+        with control.needs.mlflow.asked():
+            control.mlflow.delete_run(run.run_id)
+    if control.studies.named:
+        with control.needs.studies.asked():
+            control.studies.delete(job_id)
+    else:
+        log.warning("study_left", job_id=job_id, detail=f"{STUDY_VARIABLE} is not set any more")
 
 
 def remove_version(control: Control, deleted: DeletedVersion) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, RowMapping, delete, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.auth import Caller
@@ -90,11 +90,13 @@ def utc(moment: datetime) -> datetime:
         raise ApiProblem(422, "parameter_invalid", f"{moment.isoformat()} is out of range") from error
 
 
-SHOWN = [getattr(Job, name) for name in JobView.model_fields if name != "spec"]
+WORKED_OUT = {"spec", "promoted_from"}
+"""Of a job as it is shown: what is no column."""
+SHOWN = [getattr(Job, name) for name in JobView.model_fields if name not in WORKED_OUT] + [Job.search_id, Job.trial]
 """Of a job in a list; its rows hold more, and reading JSON takes most of a list's time."""
 
 
-def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[RowMapping], str | None]:
+def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
     """What is shown of jobs, newest first, and the cursor of those that follow."""
     query = select(*SHOWN, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
     created_at, identity = Job.created_at, Job.id
@@ -107,7 +109,7 @@ def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> 
         # The first condition alone tells the database where to begin in its index.
         query = query.where(created_at <= moment, or_(created_at < moment, identity < job_id))
     query = query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
-    jobs = list(session.execute(query).mappings())
+    jobs: list[dict[str, Any]] = [{**row} for row in session.execute(query).mappings()]
     more = len(jobs) > limit
     last = jobs[limit - 1] if more else None
     return jobs[:limit], write_cursor([last["created_at"].isoformat(), last["id"]]) if last else None
@@ -215,6 +217,17 @@ def images_of(session: Session, dataset_uri: str) -> int | None:
 def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
     """Those of these jobs that there are."""
     return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))}
+
+
+def unsettled_searches(session: Session) -> list[Job]:
+    """Searches that have ended and still show trials that run, or that have succeeded and have no result: people end
+    a search that is queued or paused without the controller.
+    """
+    ended = [state.value for state in State if state.terminal]
+    no_result = and_(Job.state == State.SUCCEEDED, Job.result.is_(None))
+    open_trials = Job.progress[("trials", "running")].as_integer() > 0
+    query = select(Job).where(Job.state.in_(ended), Job.kind == "search", Job.deleted_at.is_(None))
+    return list(session.scalars(query.where(or_(no_result, open_trials)).order_by(Job.id)))
 
 
 def deleted(session: Session) -> list[Job]:

@@ -94,6 +94,45 @@ class Progress(View):
     """GPUs times hours, from each attempt's submission to its end, over all attempts."""
 
 
+class TrialCounts(View):
+    """A search's trials by state, repeats among them."""
+
+    waiting: int = 0
+    running: int = 0
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+
+    @property
+    def ended(self) -> int:
+        return self.complete + self.pruned + self.failed
+
+
+class SearchProgress(View):
+    """How far a search is."""
+
+    trials: TrialCounts
+    budget: int
+    """Trials in all, without repeats."""
+    best_trial: int | None = None
+    """Number of the best one so far; of several objectives the first one's best."""
+    best_value: float | None = None
+    """Of the first objective."""
+    eta_s: float | None = None
+    """Seconds to the end of its budget at its pace so far; null before a trial has ended, and while it does not run."""
+    gpu_hours: float = 0.0
+    """GPUs times hours, from each attempt's submission to its end, over all attempts."""
+
+
+class PromotedFrom(View):
+    """The trial that a job was promoted from."""
+
+    search: str
+    """The search's job id."""
+    trial: int
+    """The trial's number."""
+
+
 class BackboneRef(View):
     name: str
     version: int
@@ -125,7 +164,9 @@ class JobView(View):
     priority: int
     labels: dict[str, str]
     notes: str = ""
-    progress: Progress | None
+    progress: Progress | SearchProgress | None
+    promoted_from: PromotedFrom | None = None
+    """The search's trial that it was promoted from; null for others."""
     created_at: datetime
     started_at: datetime | None
     """When the first attempt began to train."""

@@ -13,14 +13,14 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth import Caller, Role, sha256
-from service.db import Event, Job, now
+from service.auth import Caller, Role
+from service.db import Job, now
 from service.deps import Parts
 from service.errors import ApiProblem, spec_problem, unavailable
 from service.jobs import lineage, repository
 from service.jobs.lifecycle import EFFECTS, Effect, StaleState, Verb, delete, edit, transition
 from service.jobs.publishing import trained_by
-from service.jobs.reading import show, view
+from service.jobs.reading import view
 from service.jobs.removal import preview
 from service.jobs.scheduler import fits
 from service.jobs.schemas import (
@@ -36,12 +36,15 @@ from service.jobs.schemas import (
     Steps,
 )
 from service.jobs.starting import limits, queue_of, running
-from service.observability.requests import current_request_id
+from service.jobs.submission import check_places, insert, kept_key, schedule
+from service.searches.checks import SEARCH, check_base, check_search, how_many, trial_schedule
 from service.settings import Settings
-from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, misplaced
+from trainer.spec.base import Problem
 from trainer.spec.job import JobSpec, Reason, parse_spec
-from trainer.spec.plan import Schedule, gang, memory_per_worker, parameters, resolve
+from trainer.spec.plan import ClusterShape, Schedule, gang, memory_per_worker, parameters, resolve
 from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.publish import PublishSpec
+from trainer.spec.search import SearchSpec
 
 log = structlog.get_logger()
 
@@ -49,9 +52,7 @@ Answer = TypeVar("Answer")
 
 WEIGHTS: Final = 12
 """Bytes a parameter while a checkpoint is published: what is read, what is written, and a copy to compare."""
-HASHED = "sha256:"
-"""Begins every idempotency key that is kept."""
-TOLD = {
+TOLD: Final[dict[State, tuple[Reason | None, str]]] = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry it to go on from the last checkpoint."),
     State.CANCELLING: (
         Reason.CANCELLED_BY_USER,
@@ -59,14 +60,14 @@ TOLD = {
     ),
     State.PAUSED: (Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint."),
     State.PAUSING: (Reason.PAUSED_BY_USER, "Its attempt ends: while it trains, at the next step with a checkpoint."),
+    State.SUCCEEDED: (None, "Stopped: it makes no other trial. More trials let it go on."),
 }
 
 
 def submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
     """A new job, or the one this key made before; True where it is new."""
     caller.must_be(Role.SUBMITTER)
-    # People put into it what they like: it is compared and never shown.
-    key = f"{HASHED}{sha256(key)}" if key else None
+    key = kept_key(key) if key else None
     try:
         made, new = _submit(parts, caller, spec, key)
     except IntegrityError:  # the same key came twice at once, and the other one was first
@@ -86,25 +87,8 @@ def _submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tup
                 text = f"this Idempotency-Key made {earlier.id} of another spec: use a new key"
                 raise ApiProblem(422, "idempotency_key_reused", text)
             return view(earlier), False
-        if isinstance(spec, PretrainSpec):
-            _schedule(session, spec)
-        job = Job(
-            id=repository.new_id(),
-            kind=spec.kind,
-            name=spec.name,
-            state=State.QUEUED.value,
-            owner=caller.owner,
-            priority=spec.priority,
-            labels=dict(spec.labels),
-            spec=spec.model_dump(mode="json"),
-            dataset_uri=dataset_uri,
-            idempotency_key=key,
-            body_sha256=digest,
-            request_id=current_request_id(),
-        )
-        session.add(job)
-        session.flush()
-        session.add(Event(job_id=job.id, state=job.state, message="Submitted.", actor=caller.owner))
+        _steps(session, spec)
+        job = insert(session, caller.owner, spec, dataset_uri, key)
         caller.record(session, job.id, kind=job.kind, name=job.name)
         return view(job), True
 
@@ -112,44 +96,63 @@ def _submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tup
 def _checked(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> str:
     """Raises the spec's error where it cannot be done here; gives the URI of the dataset that it is about."""
     if isinstance(spec, PretrainSpec):
-        _check_places(parts.settings, spec)
+        check_places(parts.settings, spec)
         return spec.dataset.uri
     with parts.database.read() as session:
         if key and repository.by_idempotency_key(session, caller.owner, key):
             return ""  # nothing new is made: what it asked for then may be gone by now
+    if isinstance(spec, SearchSpec):
+        check_search(parts.settings, parts.database, caller, spec)
+        return spec.base_spec.dataset.uri
     return trained_by(parts.database, parts.artifacts, caller, spec)[0].dataset_uri
+
+
+def _steps(session: Session, spec: JobSpec) -> Schedule | None:
+    """Of training, or of each trial; None where they are not known or differ. Raises the spec's error."""
+    if isinstance(spec, SearchSpec):
+        return trial_schedule(session, spec)
+    return schedule(session, spec) if isinstance(spec, PretrainSpec) else None
 
 
 def plan(parts: Parts, caller: Caller, spec: JobSpec) -> PlanView:
     """What a spec would need on the cluster as it is, and when it would start; raises 503 where Ray does not say."""
-    if isinstance(spec, PretrainSpec):
-        _check_places(parts.settings, spec)
-        trained = spec
-    else:
+    if isinstance(spec, PublishSpec):
         _, trained = trained_by(parts.database, parts.artifacts, caller, spec)
-    try:
-        shape, placements = parts.ray.shape(), parts.ray.placements()
-    except ClusterUnreachable as error:
-        raise unavailable("Ray", error) from error
+    else:
+        _checked(parts, caller, spec, None)
+        trained = spec.base_spec if isinstance(spec, SearchSpec) else spec
+    shape, placements = _cluster(parts)
     resolved = resolve(spec, shape)
     with parts.database.read() as session:
-        schedule = _schedule(session, resolved) if isinstance(resolved, PretrainSpec) else None
+        steps = _steps(session, resolved)
         jobs, active = repository.waiting(session), repository.active(session)
     queue = queue_of(jobs, shape)
     taken = running(active, placements)
     when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), limits(parts.settings))
     needs = gang(resolved)
     encoder, decoder = parameters(trained.model)
-    memory = _memory(resolved) if isinstance(resolved, PretrainSpec) else WEIGHTS * (encoder + decoder)
+    if isinstance(spec, SearchSpec) and isinstance(resolved, SearchSpec):
+        memory = _memory(resolve(resolved.base_spec, shape))
+        why = f"{why} {how_many(spec, resolved)}"
+    else:
+        memory = _memory(resolved) if isinstance(resolved, PretrainSpec) else WEIGHTS * (encoder + decoder)
     return PlanView(
         spec=resolved.model_dump(mode="json"),
         parameters=Parameters(encoder=encoder, decoder=decoder),
-        steps=Steps(**vars(schedule)) if schedule else None,
+        steps=Steps(**vars(steps)) if steps else None,
         memory_per_worker_bytes=memory,
         gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
         fits=when,
         message=why,
     )
+
+
+def _cluster(parts: Parts) -> tuple[ClusterShape, dict[str, list[str]]]:
+    """What there is, and where what runs was placed; raises 503 where Ray does not say."""
+    try:
+        return parts.ray.shape(), parts.ray.placements()
+    except ClusterUnreachable as error:
+        raise unavailable("Ray", error) from error
 
 
 def _memory(resolved: PretrainSpec) -> int:
@@ -161,52 +164,47 @@ def _memory(resolved: PretrainSpec) -> int:
     return memory_per_worker(resolved.model, resolved.method, least, bf16 or optimization.precision == "bf16")
 
 
-def _check_places(settings: Settings, spec: PretrainSpec) -> None:
-    """Raises the spec's error where a dataset lies where none may."""
-    named = ((spec.dataset, "dataset"), (spec.evaluation.dataset, "evaluation.dataset"))
-    wrong = [misplaced(dataset, field, settings.dataset_roots) for dataset, field in named if dataset]
-    found = [problem for problem in wrong if problem]
-    if found:
-        raise spec_problem(found)
-
-
-def _schedule(session: Session, spec: PretrainSpec) -> Schedule | None:
-    """Steps where the number of images is known; raises the spec's error where one batch does not fit."""
-    images = DIGITS_IMAGES if spec.dataset.uri == DIGITS else repository.images_of(session, spec.dataset.uri)
-    return Schedule.of(spec, images) if images else None
-
-
 def apply_verb(parts: Parts, caller: Caller, job_id: str, verb: Verb, body: ResumeBody | None = None) -> JobView:
     """Do what a person asked for; raises 409 where the job's state does not allow it, and changes nothing then."""
-    if verb is Verb.STOP:
-        raise _not_for_kind(parts, caller, job_id, verb)
 
     def change(session: Session, job: Job) -> JobView:
+        if verb is Verb.STOP and job.kind != SEARCH:
+            raise _not_for_kind(job, verb)
         effect = _effect(job, verb)
-        if effect is Effect.SAME:
-            return view(job)
-        if not isinstance(effect, State):
+        if effect is Effect.DRAIN and not job.draining:
+            edit(session, job, {"draining": True}, "Starts no other trial; those that run finish.", caller.owner)
+        elif isinstance(effect, State):
+            reason, told = TOLD.get(effect, (None, ""))
+            transition(session, job, effect, reason, _prepared(parts.settings, job, verb, body) or told, caller.owner)
+        elif effect not in {Effect.SAME, Effect.DRAIN}:
             raise _refused(job, verb)
-        if effect is State.QUEUED:
-            spec = parse_spec(job.spec)
-            if isinstance(spec, PretrainSpec):
-                _check_places(parts.settings, spec)
-        reason, message = TOLD.get(effect, (None, "Resumed."))
-        if verb is Verb.RETRY:
-            job.failures = job.restarts = 0
-            job.not_before = None
-            lineage.reset(job)
-            message = "Retried."
-            if isinstance(body, RetryBody) and body.from_scratch:
-                job.since_attempt, job.progress, job.metrics = job.attempts + 1, None, None
-                message = "Retried from scratch."
-        if body and body.resources:
-            _change_resources(job, body.resources)
-            message += f" Resources: {', '.join(f'{name} {value}' for name, value in body.resources.items())}."
-        transition(session, job, effect, reason, message, caller.owner)
         return view(job)
 
-    return _changed(parts, caller, job_id, change)
+    return changed(parts, caller, job_id, change)
+
+
+def _prepared(settings: Settings, job: Job, verb: Verb, body: ResumeBody | None) -> str:
+    """Change what goes with a verb that moves a job; says what, where that is to be told."""
+    message = ""
+    if verb is Verb.STOP:
+        job.draining = True
+    if verb in {Verb.RESUME, Verb.RETRY}:
+        _check_again(settings, parse_spec(job.spec))
+        message = "Resumed."
+    if verb is Verb.RETRY:
+        job.draining = False
+        job.failures = job.restarts = 0
+        job.not_before = None
+        lineage.reset(job)
+        message = "Retried."
+        if isinstance(body, RetryBody) and body.from_scratch:
+            _may_begin_again(job)
+            job.since_attempt, job.progress, job.metrics = job.attempts + 1, None, None
+            message = "Retried from scratch."
+    if body and body.resources:
+        _change_resources(job, body.resources)
+        message += f" Resources: {', '.join(f'{name} {value}' for name, value in body.resources.items())}."
+    return message
 
 
 def patch(parts: Parts, caller: Caller, job_id: str, body: PatchBody) -> JobView:
@@ -222,7 +220,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: PatchBody) -> JobView
             edit(session, job, values, f"Changed {told}.", caller.owner)
         return view(job)
 
-    return _changed(parts, caller, job_id, change)
+    return changed(parts, caller, job_id, change)
 
 
 def deletion(parts: Parts, caller: Caller, job_id: str) -> Deletion:
@@ -254,7 +252,7 @@ def delete_job(parts: Parts, caller: Caller, job_id: str, with_backbones: bool) 
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)
         return going
 
-    return _changed(parts, caller, job_id, change)
+    return changed(parts, caller, job_id, change)
 
 
 def _must_have_no_alias(parts: Parts, going: Deletion) -> None:
@@ -273,8 +271,13 @@ def _must_have_no_alias(parts: Parts, going: Deletion) -> None:
             raise ApiProblem(409, "version_has_alias", text)
 
 
-def _changed(parts: Parts, caller: Caller, job_id: str, change: Callable[[Session, Job], Answer]) -> Answer:
-    """One transaction on one job, made again where somebody else was faster."""
+def changed(
+    parts: Parts, caller: Caller, job_id: str, change: Callable[[Session, Job], Answer], **detail: object
+) -> Answer:
+    """One transaction on one job that the caller controls, made again where somebody else was faster.
+
+    ``detail`` goes into the audit log beside the job's id.
+    """
     while True:
         with parts.database.session() as session:
             job = repository.seen(session, job_id, caller)
@@ -284,7 +287,7 @@ def _changed(parts: Parts, caller: Caller, job_id: str, change: Callable[[Sessio
             except StaleState:
                 session.rollback()
                 continue
-            caller.record(session, job_id)
+            caller.record(session, job_id, **detail)
         parts.reconciler.wake()
         return answer
 
@@ -299,14 +302,31 @@ def _refused(job: Job, verb: Verb) -> ApiProblem:
     return ApiProblem(409, "not_allowed_in_state", text)
 
 
-def _not_for_kind(parts: Parts, caller: Caller, job_id: str, verb: Verb) -> ApiProblem:
-    job = show(parts, caller, job_id)
-    caller.must_control(job.owner)
-    text = f"{job_id} is a {job.kind} job, and only searches can be {verb.done}: pause it, or cancel it"
+def _not_for_kind(job: Job, verb: Verb) -> ApiProblem:
+    text = f"{job.id} is a {job.kind} job, and only searches can be {verb.done}: pause it, or cancel it"
     return ApiProblem(409, "not_for_this_kind", text)
+
+
+def _check_again(settings: Settings, spec: JobSpec) -> None:
+    """Of a job that is queued once more: what is allowed may have changed."""
+    if isinstance(spec, SearchSpec):
+        check_base(settings, spec)
+    elif isinstance(spec, PretrainSpec):
+        check_places(settings, spec)
+
+
+def _may_begin_again(job: Job) -> None:
+    """Raises the API's 422 for a search, whose trials stay."""
+    if job.kind == SEARCH:
+        text = "a search goes on from the trials it has: retry it without this, or submit its spec as a new one"
+        raise spec_problem([Problem("from_scratch", "/from_scratch", True, text)])
 
 
 def _change_resources(job: Job, changes: Mapping[str, object]) -> None:
     """Run on other resources from the next attempt on; raises the spec's error where they do not fit it."""
-    spec = parse_spec(job.spec | {"resources": job.spec["resources"] | changes})
-    job.spec, job.resolved_spec = spec.model_dump(mode="json"), None
+    if job.kind == SEARCH:  # they are each trial's
+        base = job.spec["base"]
+        document = job.spec | {"base": base | {"resources": {**(base.get("resources") or {}), **changes}}}
+    else:
+        document = job.spec | {"resources": job.spec["resources"] | changes}
+    job.spec, job.resolved_spec = parse_spec(document).model_dump(mode="json"), None

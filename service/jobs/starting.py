@@ -15,11 +15,13 @@ from service.jobs.publishing import SourceGone
 from service.jobs.publishing import source as source_of
 from service.jobs.scheduler import Limits, Running, Waiting, admit
 from service.jobs.schemas import State
+from service.jobs.searching import orders, to_resolve
 from service.settings import Settings
 from trainer.spec import names
 from trainer.spec.job import AttemptRequest, JobSpec, Reason, Source, parse_spec
 from trainer.spec.plan import ClusterShape, gang, resolve
 from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.search import SearchSpec
 
 log = structlog.get_logger()
 
@@ -76,7 +78,7 @@ def waiting(job: Job, shape: ClusterShape) -> Waiting:
     return Waiting(
         job_id=job.id,
         owner=job.owner,
-        spec=resolve(parse_spec(job.run_spec), shape),
+        spec=resolve(to_resolve(job), shape),
         priority=job.priority,
         since=job.waiting_since,
         not_before=job.not_before,
@@ -113,6 +115,13 @@ def _start(control: Control, loaded: Job, spec: JobSpec, how: str) -> None:
     number = loaded.attempts + 1
     with control.database.read() as session:
         source_of(session, spec)
+    if isinstance(spec, SearchSpec):
+        try:
+            with control.needs.studies.asked():
+                control.studies.make(loaded.id, spec)
+        except Away as error:
+            _tell(control, loaded, None, f"Waits for the studies' database, which keeps its trials: {error}.")
+            raise
     try:
         run_id, artifact_uri = _prepare_run(control, loaded, spec, number)
     except Away as error:
@@ -124,14 +133,14 @@ def _start(control: Control, loaded: Job, spec: JobSpec, how: str) -> None:
         job = repository.get(session, loaded.id)
         if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
             raise StaleState(f"job {job.id} is {job.state} now")
+        if job.run_spec != loaded.run_spec:  # somebody has changed a search's budget, or the resources
+            raise StaleState(f"job {job.id} is to run another spec now")
         job.resolved_spec = spec.model_dump(mode="json")
         job.run_id, job.artifact_uri, job.attempts = run_id, artifact_uri, number
         identity = names.submission_id(job.id, number)
-        workers = int(spec.resources.workers)
-        gpus = gang(spec).all_gpus
-        session.add(
-            Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", workers=workers, gpus=gpus)
-        )
+        needs = gang(spec)
+        taken = {"workers": needs.workers, "gpus": needs.all_gpus}
+        session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", **taken))
         transition(session, job, State.STARTING, None, f"Attempt {number} starts. {how}", ACTOR)
         request = attempt_request(
             job, number, control.mlflow.url, control.settings.dataset_roots, source_of(session, spec)
@@ -150,6 +159,8 @@ def _prepare_run(control: Control, job: Job, spec: JobSpec, number: int) -> tupl
         run_id, artifact_uri = control.mlflow.make_run(job.id, job.name, tags)
         if job.attempts:
             control.mlflow.end_run(run_id, "RUNNING")
+        if isinstance(spec, SearchSpec):
+            control.mlflow.order(run_id, orders(job, spec))
         control.mlflow.fence(run_id, number)
     return run_id, artifact_uri
 

@@ -88,19 +88,37 @@ class Sweeper:
                         found.swept_at = now()
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
-        folder = f"{job.artifact_uri}/{names.checkpoint_folder(attempt.number)}"
+        for folder in self._checkpoints(job, attempt):
+            try:
+                self._remove_without_manifest(folder, job_id=job.id, attempt=attempt.number)
+            except OutsideRoot as error:  # of an artifact root of before: not ours to remove
+                log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
+
+    def _checkpoints(self, job: Job, attempt: Attempt) -> list[str]:
+        """The folders in which an attempt stored checkpoints. A search's trials count starts of their own: of one that
+        goes on the last may be under way in a later attempt.
+        """
+        if job.kind != "search":
+            return [f"{job.artifact_uri}/{names.checkpoint_folder(attempt.number)}"]
+        with self._control.needs.studies.asked():
+            trials = self._control.studies.trials(job.id)
+        found = []
+        for trial in trials:
+            folder, starts = (trial.user_attrs.get(key) for key in (names.TRIAL_FOLDER, names.TRIAL_ATTEMPTS))
+            over = (starts or ())[: None if trial.state.is_finished() else -1]
+            found += [f"{folder}/{names.checkpoint_folder(start)}" for start in over if folder]
+        return found
+
+    def _remove_without_manifest(self, folder: str, **ids: object) -> None:
         artifacts = self._control.artifacts
-        try:
-            with self._control.needs.storage.asked():
-                for name in artifacts.folders(folder):
-                    if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
-                        artifacts.delete(f"{folder}/{name}")
-                        log.info("swept_unfinished_checkpoint", job_id=job.id, attempt=attempt.number, folder=name)
-        except OutsideRoot as error:  # of an artifact root of before: not ours to remove
-            log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
+        with self._control.needs.storage.asked():
+            for name in artifacts.folders(folder):
+                if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
+                    artifacts.delete(f"{folder}/{name}")
+                    log.info("swept_unfinished_checkpoint", folder=name, **ids)
 
     def open_runs(self) -> None:
-        """Runs that MLflow shows as running while their job has ended, or is no more."""
+        """Runs that MLflow shows as running while their job, or their trial's search, has ended or is no more."""
         limit = self._before(self._control.settings.unfinished_kept_s)
         with self._control.needs.mlflow.asked():
             runs = self._control.mlflow.open_runs()
@@ -110,7 +128,8 @@ class Sweeper:
             job = jobs.get(run.job_id)
             if not _left_open(run, job, limit):
                 continue
-            status = RUN_STATUS[State(job.state)] if job else "KILLED"
+            # Whatever became of its search: a trial that had ended would have closed its run.
+            status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
             with self._control.needs.mlflow.asked():
                 self._control.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)

@@ -76,12 +76,6 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", None) or UNMATCHED
 
 
-def current_request_id() -> str | None:
-    """Of the request that is being answered."""
-    found: str | None = structlog.contextvars.get_contextvars().get("request_id")
-    return found
-
-
 def install(app: FastAPI, parts: Parts) -> None:
     """Watch every request, and answer `/metrics`, to everybody as `/healthz` is."""
     app.add_middleware(Requests)

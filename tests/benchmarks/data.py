@@ -25,7 +25,7 @@ import PIL
 import simplejpeg
 from PIL import Image
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.augment import crop_boxes, flips
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images

@@ -16,9 +16,9 @@ README = Path(__file__).parents[2] / "service" / "README.md"
 ADDRESS = "URL=http://127.0.0.1:8000\n"
 
 
-def walk(url: str) -> str:
-    """The walk's blocks as one script against a server."""
-    chapter = README.read_text().partition("## A walk with curl\n")[2].partition("\n## ")[0]
+def walk(url: str, heading: str = "A walk with curl") -> str:
+    """A chapter's blocks as one script against a server."""
+    chapter = README.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
     script = "".join(re.findall(r"^```bash\n(.*?)^```$", chapter, flags=re.MULTILINE | re.DOTALL))
     assert script.startswith(ADDRESS)
     return script.replace(ADDRESS, f"URL={url}\n")
@@ -78,3 +78,16 @@ def _nothing_is_left(stack, deletions: list[dict[str, Any]]) -> None:
         poll(lambda folder=deletion["artifact_uri"]: Path(folder).exists(), lambda there: not there)
     poll(lambda: mlflow.versions_of_job("walk", short["job_id"]), lambda versions: not versions)
     assert "walk" not in [backbone.name for backbone in stack.client.backbones()]
+
+
+@pytest.mark.timeout(900)
+def test_a_walk_through_a_search(stack, tmp_path):
+    printed = stack.bash(walk(stack.url, "A search, with curl"), tmp_path, timeout=800)
+    assert "trials run at a time" in printed or "at a time" in printed.splitlines()[0]
+    search = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"id":'))
+    assert (search["trials"]["failed"], search["budget"]["trials"], search["state"]) == (0, 5, "succeeded")
+    assert sum(search["trials"].values()) >= 5
+    assert [line for line in printed.splitlines() if line.startswith("number,")]
+    for plot in ("history", "curves", "parallel", "importance", "slice", "timeline", "contour"):
+        assert json.loads((tmp_path / f"{plot}.json").read_text())["name"] == plot
+    assert "walk-search-v1/hf/model.safetensors" in printed.splitlines()

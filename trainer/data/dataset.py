@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.cache import Cache, keep_decoded, stage
 from trainer.data.images import Images, channel_statistics
 from trainer.data.index import VERSION, Index, build_index, check_readable, split

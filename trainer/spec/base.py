@@ -6,14 +6,16 @@ import copy
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
 from typing import Any, Self, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from trainer.spec.masking import masked
 
@@ -59,10 +61,11 @@ class SpecError(ValueError):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-def refuse(field: str, message: str, value: Any = None) -> PydanticCustomError:
+def refuse(field: str | Sequence[str], message: str, value: Any = None) -> PydanticCustomError:
     """An error for a cross-field check, raised inside a validator.
 
-    ``field`` is the dotted path below the model whose validator raises it; the reader sees the full path.
+    ``field`` is the dotted path below the model whose validator raises it, or its parts where one has dots itself; the
+    reader sees the full path.
     """
     # The text goes in through the context: pydantic would read braces in it as a format.
     return PydanticCustomError("spec", "{message}", {"message": message, "field": field, "value": value})
@@ -93,7 +96,8 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
     location = [part for part in given[: len(given) - len(own)] if not _is_branch(part)] + list(own)
     value = error.get("input")
     if error["type"] == "spec":
-        location += [part for part in str(context["field"]).split(".") if part]
+        field = context["field"]
+        location += [part for part in (field.split(".") if isinstance(field, str) else field) if part]
         value = context["value"]
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
@@ -114,8 +118,17 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
 
 def _is_branch(part: object) -> bool:
     return isinstance(part, str) and (
-        "[" in part or part in {"int", "float", "str", "bool", "constrained-int", "constrained-float", "none"}
+        "[" in part
+        or part in {"int", "float", "str", "bool", "constrained-int", "constrained-float", "none", "categorical"}
     )
+
+
+def unknown_field(model: type[BaseModel], path: str) -> str:
+    """What to say of a dotted path that names nothing: the nearest name, or those that there are."""
+    parts = path.split(".")
+    while len(parts) > 1 and not _fields_at(model, parts[:-1]):
+        parts.pop()
+    return _unknown_field(model, parts)
 
 
 def _unknown_field(model: type[BaseModel], location: Sequence[object]) -> str:
@@ -130,17 +143,66 @@ def _unknown_field(model: type[BaseModel], location: Sequence[object]) -> str:
 def _fields_at(model: type[BaseModel], path: Sequence[object]) -> list[str]:
     for part in path:
         field = model.model_fields.get(str(part))
-        inner = _model_in(field.annotation) if field else None
+        inner = _model_of(field) if field else None
         if inner is None:
             return []
         model = inner
     return list(model.model_fields)
 
 
+def field_at(model: type[BaseModel], path: str) -> FieldInfo | None:
+    """The field that a dotted path names; None where there is none."""
+    *parents, last = path.split(".")
+    for part in parents:
+        field = model.model_fields.get(part)
+        inner = _model_of(field) if field else None
+        if inner is None:
+            return None
+        model = inner
+    return model.model_fields.get(last)
+
+
+def model_at(model: type[BaseModel], path: str) -> type[BaseModel] | None:
+    """The model that a dotted path names; None where it names a value, or nothing."""
+    field = field_at(model, path)
+    return _model_of(field) if field else None
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    written = next((each.model for each in field.metadata if isinstance(each, AsWritten)), None)
+    return written or _model_in(field.annotation)
+
+
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) in (Union, UnionType):
         return next((m for m in map(_model_in, get_args(annotation)) if m), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+@dataclass(frozen=True)
+class AsWritten:
+    """Marks a mapping that must be a ``model``, and is kept as it was written: what it leaves out stays open.
+
+    ``given`` is what need not be written.
+    """
+
+    model: type[BaseModel]
+    given: Mapping[str, Any]
+
+    def __hash__(self) -> int:
+        return hash(self.model)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Checked by the model, whose schema it has."""
+        del source
+
+        def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+            inner({**self.given, **value} if isinstance(value, Mapping) else value)
+            return copy.deepcopy(dict(value))
+
+        schema = handler.generate_schema(self.model)
+        plain = core_schema.plain_serializer_function_ser_schema(lambda value: value)
+        return core_schema.no_info_wrap_validator_function(check, schema, serialization=plain)
 
 
 class Document(SpecModel):
@@ -159,38 +221,73 @@ class Document(SpecModel):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-def read_document(text: str) -> dict[str, Any]:
-    """A mapping from YAML or JSON text (JSON is YAML); raises `SpecError` where it is neither."""
+class _Loader(yaml.SafeLoader):
+    """YAML with JSON's numbers: of those, YAML 1.1 takes `1e-4` for text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506 - it is a safe loader
+
+
+def read_yaml(text: str) -> Any:
+    """What YAML or JSON text holds (JSON is YAML); raises `SpecError` where it is neither."""
     try:
-        data = yaml.safe_load(text)
+        return _load(text)
     except yaml.YAMLError as error:
         raise SpecError([Problem("", "", None, f"is neither YAML nor JSON: {error}")]) from error
+
+
+def read_document(text: str) -> dict[str, Any]:
+    """A mapping from YAML or JSON text; raises `SpecError` where it is neither."""
+    data = read_yaml(text)
     if not isinstance(data, dict):
         raise SpecError([Problem("", "", data, "must be a mapping of fields, for example `kind: pretrain`")])
     return data
 
 
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Values by dotted path from ``a.b=c`` assignments; values are read as YAML.
+
+    >>> parse_overrides(["optimization.epochs=5", "seed=1"])
+    {'optimization.epochs': 5, 'seed': 1}
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not all(path.split(".")):
+            raise SpecError([Problem(path, "", override, "write overrides as key=value, for example seed=1")])
+        try:
+            values[path] = _load(text)
+        except yaml.YAMLError as error:
+            raise SpecError([Problem(path, "", text, f"is not YAML: {error}")]) from error
+    return values
+
+
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """``a.b=c`` assignments over a spec's mapping; values are read as YAML. The input is left as it was.
+    """A spec's mapping with ``a.b=c`` assignments over it, as `parse_overrides`. The input is left as it was.
 
     >>> apply_overrides({"seed": 0}, ["optimization.epochs=5", "seed=1"])
     {'seed': 1, 'optimization': {'epochs': 5}}
     """
     result: dict[str, Any] = copy.deepcopy(dict(data))
-    for override in overrides:
-        path, separator, text = override.partition("=")
-        if not separator or not all(path.split(".")):
-            raise SpecError([Problem(path, "", override, "write overrides as key=value, for example seed=1")])
-        *parents, last = path.split(".")
-        node = result
-        for depth, part in enumerate(parents):
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
-                here = ".".join(parents[: depth + 1])
-                raise SpecError([Problem(here, "", child, f"is a value, so {path!r} cannot be set below it")])
-            node = child
-        try:
-            node[last] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SpecError([Problem(path, "", text, f"is not YAML: {error}")]) from error
+    for path, value in parse_overrides(overrides).items():
+        set_value(result, path, value)
     return result
+
+
+def set_value(document: dict[str, Any], path: str, value: Any) -> None:
+    """Put a value at a dotted path; raises `SpecError` where something on the way is no mapping."""
+    *parents, last = path.split(".")
+    node = document
+    for depth, part in enumerate(parents):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            here = ".".join(parents[: depth + 1])
+            raise SpecError([Problem(here, "", child, f"is a value, so {path!r} cannot be set below it")])
+        node = child
+    node[last] = value

@@ -10,10 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
+from trainer.spec.search import SearchSpec
 
-JobSpec = PretrainSpec | PublishSpec
+JobSpec = PretrainSpec | PublishSpec | SearchSpec
 """A spec of any kind."""
-SPECS: Final[dict[str, type[JobSpec]]] = {"pretrain": PretrainSpec, "publish": PublishSpec}
+SPECS: Final[dict[str, type[JobSpec]]] = {"pretrain": PretrainSpec, "publish": PublishSpec, "search": SearchSpec}
 """By kind."""
 KINDS: Final = tuple(SPECS)
 
@@ -41,6 +42,10 @@ class Reason(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """It showed no life for too long and was stopped."""
     INSUFFICIENT_RESOURCES = "insufficient_resources"
+    TRIALS_FAILED = "trials_failed"
+    """More trials of a search failed than its budget allows."""
+    INFEASIBLE = "infeasible"
+    """Of a trial: its combination of values is no spec."""
     USER_LIMIT = "user_limit"
     """Its owner runs as many jobs as are allowed at a time."""
     CANCELLED_BY_USER = "cancelled_by_user"
@@ -100,6 +105,19 @@ class Command(Message):
     generation: int
     """Rises with each command of an attempt."""
     action: Literal["cancel", "pause"]
+
+
+class SearchOrders(Message):
+    """What a running search is to do; the run tag `rcmae.search`, written whenever it changes."""
+
+    trials: int
+    concurrency: int
+    max_failed: int
+    max_hours: float | None = None
+    draining: bool = False
+    """Start no other trial; those that run finish."""
+    stopped: tuple[int, ...] = ()
+    """Numbers of trials that are to end now, as they are."""
 
 
 class Outcome(Message):

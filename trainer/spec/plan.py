@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self, TypeVar, cast
 
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.job import JobSpec
-from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
+from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec, ResourcesSpec
+from trainer.spec.publish import PublishResources
+from trainer.spec.search import SearchSpec
 
 S = TypeVar("S", bound=JobSpec)
 
@@ -93,6 +95,8 @@ def resolve(spec: S, cluster: ClusterShape) -> S:
     `evaluation.probes` stay as written: the worker settles them by its device and its data. Other kinds of jobs have no
     `auto`.
     """
+    if isinstance(spec, SearchSpec):
+        return cast(S, _resolved_search(spec, cluster))
     if not isinstance(spec, PretrainSpec):
         return spec
     resources, batch = spec.resources, spec.optimization.global_batch_size
@@ -129,6 +133,28 @@ def resolve(spec: S, cluster: ClusterShape) -> S:
     )
 
 
+def _resolved_search(spec: SearchSpec, cluster: ClusterShape) -> SearchSpec:
+    """Resources of a trial, which has one worker unless the base says otherwise, and as many trials at a time as fit.
+
+    Trials fill in the rest: by then their own values are known.
+    """
+    resources = spec.base_spec.resources
+    workers = 1 if resources.workers == "auto" else resources.workers
+    gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
+    wanted = workers * max(1, min(spec.budget.concurrency, cluster.holds(1, gpus) // workers))
+    if resources.cpus_per_worker != "auto":
+        cpus = resources.cpus_per_worker
+    else:
+        cpus = max((n for n in range(1, MAX_AUTO_CPUS + 1) if cluster.holds(n, gpus) >= wanted), default=1)
+    room = max(1, cluster.holds(cpus, gpus) // workers)
+    settled = {"workers": workers, "gpus_per_worker": gpus, "cpus_per_worker": cpus}
+    document = spec.model_dump(mode="json")
+    written = document["base"].get("resources") or {}
+    document["base"] = document["base"] | {"resources": written | settled}
+    document["budget"]["concurrency"] = min(spec.budget.concurrency, room)
+    return SearchSpec.parse(document)
+
+
 def impossible(spec: JobSpec, cluster: ClusterShape) -> str | None:
     """Why a resolved spec can never run on this cluster, in a sentence; None if it can."""
     needs = gang(spec)
@@ -151,12 +177,18 @@ def impossible(spec: JobSpec, cluster: ClusterShape) -> str | None:
     return None
 
 
+def resources_of(spec: JobSpec) -> ResourcesSpec | PublishResources:
+    """What one attempt's workers have; of a search, those of one trial."""
+    return spec.base_spec.resources if isinstance(spec, SearchSpec) else spec.resources
+
+
 def gang(spec: JobSpec) -> Gang:
-    """The workers of a resolved spec; raises `ValueError` for one that is not."""
-    resources = spec.resources
+    """The workers of a resolved spec, of all its trials at a time; raises `ValueError` for one that is not."""
+    resources = resources_of(spec)
     if resources.workers == "auto" or resources.cpus_per_worker == "auto" or resources.gpus_per_worker == "auto":
         raise ValueError("the spec is not resolved: call resolve() first")
-    return Gang(resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
+    trials = spec.budget.concurrency if isinstance(spec, SearchSpec) else 1
+    return Gang(trials * resources.workers, resources.cpus_per_worker, resources.gpus_per_worker)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from fastapi.dependencies import models as fastapi_models
 from fastapi.testclient import TestClient
 from postgres_server import PostgresServer
 from scripted_server import ScriptedServer
+from search_files import SearchFiles
 from service_fakes import FakeMlflow, FakeRay
 from service_world import World
 from sqlalchemy import text
 
+from service.adapters.studies import Studies
 from service.app import configure_logs, create_app
 from service.auth import Role, sha256
 from service.client import errors as client_errors
@@ -115,9 +117,10 @@ def mlflow(root: Path) -> FakeMlflow:
 
 
 @pytest.fixture
-def settings(database_url: str, root: Path) -> Settings:
+def settings(database_url: str, root: Path, tmp_path: Path) -> Settings:
     return Settings(
         database_url=database_url,
+        study_url=f"sqlite:///{tmp_path / 'studies.db'}",
         artifact_root=str(root),
         reconcile=False,
         # Nothing listens there: a test that reaches for a real server fails at once.
@@ -175,6 +178,27 @@ def api(clients: Clients) -> TestClient:
 @pytest.fixture
 def world(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> World:
     return World(settings, database, ray, mlflow)
+
+
+@pytest.fixture(scope="session")
+def empty_studies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A studies' database to copy: making one takes longer than most tests."""
+    path = tmp_path_factory.mktemp("studies") / "studies.db"
+    studies = Studies(f"sqlite:///{path}")
+    studies.study("none")
+    studies.close()
+    return path
+
+
+@pytest.fixture
+def searches(
+    settings: Settings, tmp_path: Path, empty_studies: Path, database: Database, mlflow: FakeMlflow
+) -> Iterator[SearchFiles]:
+    """Searches with trials in the studies' database that the application has."""
+    shutil.copy(empty_studies, tmp_path / "studies.db")
+    studies = Studies(settings.study_url)
+    yield SearchFiles(database, studies, mlflow)
+    studies.close()
 
 
 @pytest.fixture

@@ -168,3 +168,40 @@ def deletion(*backbones: tuple[str, int]) -> dict[str, Any]:
         "job_id": "job-1", "run_id": "run-1", "artifact_uri": "file:///art/1/run-1/artifacts", "files": 1200,
         "bytes": 3 * 2**20, "backbones": [{"name": name, "version": version} for name, version in backbones],
     }  # fmt: skip
+
+
+SPACE = {
+    "method.teacher.momentum": {"type": "float", "low": 0.9, "high": 0.9999, "log": False, "step": None, "when": None},
+    "optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1e-3, "log": True, "step": None, "when": None},
+}
+
+
+def trial(number: int, state: str = "complete", **over: Any) -> dict[str, Any]:
+    """A trial of `job-1` as the service shows it."""
+    return {
+        "number": number, "state": state, "reason": None, "message": "", "values": [0.9123456789],
+        "params": {"method.teacher.momentum": 0.99612345678, "optimization.base_lr": 2e-5}, "epoch": 20.0,
+        "best": False, "repeat_of": None, "retry_of": None, "started_at": "2026-01-02T03:04:05Z",
+        "ended_at": "2026-01-02T03:05:10Z", "duration_s": 65.0, "run_id": f"run-{number}", "promoted": [],
+    } | over  # fmt: skip
+
+
+def search(**over: Any) -> dict[str, Any]:
+    """The search `job-1` as the service shows it."""
+    budget = {"trials": 32, "concurrency": 2, "concurrency_wanted": 4, "max_failed": 8, "max_hours": None}
+    return {
+        "id": "job-1", "name": "tune [1]", "state": "running", "reason": None, "message": "", "owner": "me",
+        "objectives": [{"metric": "eval/linear_top1", "mode": "max"}], "algorithm": "tpe", "scheduler": "asha",
+        "space": SPACE, "budget": budget,
+        "trials": {"waiting": 0, "running": 2, "complete": 9, "pruned": 4, "failed": 1}, "draining": False,
+        "best": [trial(7, best=True)], "repeats": [], "grid_size": None, "elapsed_s": 3725.0, "eta_s": 600.0,
+        "gpu_hours": 0.0, "promoted": {}, "created_at": "2026-01-02T03:04:05Z", "started_at": None, "ended_at": None,
+    } | over  # fmt: skip
+
+
+def search_progress(**over: Any) -> dict[str, Any]:
+    """How far that search is, as its job shows it."""
+    return {
+        "trials": search()["trials"], "budget": 32, "best_trial": 7, "best_value": 0.9123456789, "eta_s": 600.0,
+        "gpu_hours": 0.0,
+    } | over  # fmt: skip

@@ -11,15 +11,24 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
-from service.adapters.mlflow_store import MetricPoint, MlflowRefused, MlflowUnreachable, OpenRun, RunView, Version
+from service.adapters.mlflow_store import (
+    MetricPoint,
+    MlflowRefused,
+    MlflowUnreachable,
+    OpenRun,
+    RunView,
+    TrialRun,
+    Version,
+)
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
 from service.db import Attempt, Database, Event, Job
 from service.jobs import repository
 from trainer.spec import names
 from trainer.spec.dataset import DIGITS
-from trainer.spec.job import AttemptRequest, Command
+from trainer.spec.job import AttemptRequest, Command, JobSpec, SearchOrders, parse_spec
 from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.search import SearchSpec
 
 SPEC: dict[str, Any] = {
     "kind": "pretrain",
@@ -38,7 +47,7 @@ def spec_with(**fields: Any) -> dict[str, Any]:
 
 def add_job(database: Database, state: str = "queued", spec: dict[str, Any] | None = None, **fields: Any) -> str:
     """A job straight in the database, in any state."""
-    parsed = PretrainSpec.parse(spec or SPEC)
+    parsed = parse_spec(spec or SPEC)
     values: dict[str, Any] = {
         "id": repository.new_id(),
         "kind": parsed.kind,
@@ -48,12 +57,19 @@ def add_job(database: Database, state: str = "queued", spec: dict[str, Any] | No
         "priority": parsed.priority,
         "labels": dict(parsed.labels),
         "spec": parsed.model_dump(mode="json"),
-        "dataset_uri": parsed.dataset.uri,
+        "dataset_uri": dataset_of(parsed),
         "body_sha256": parsed.sha256(),
     } | fields
     with database.session() as session:
         session.add(Job(**values))
     return str(values["id"])
+
+
+def dataset_of(spec: JobSpec) -> str:
+    """The URI of what a job, or each of its trials, trains on."""
+    trained = spec.base_spec if isinstance(spec, SearchSpec) else spec
+    assert isinstance(trained, PretrainSpec)
+    return trained.dataset.uri
 
 
 def job_of(database: Database, job_id: str) -> Job:
@@ -157,6 +173,11 @@ class FakeRun:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
+def _open(run_id: str, run: FakeRun) -> OpenRun:
+    search = run.tags.get(names.TAG_TRIAL_OF)
+    return OpenRun(run_id, search or run_id.removeprefix("run-"), run.started_at, trial=search is not None)
+
+
 @dataclass
 class FakeMlflow:
     """An MLflow server whose runs' artifacts lie below ``root``."""
@@ -170,6 +191,7 @@ class FakeMlflow:
     folders: dict[str, str] = field(default_factory=dict)
     """Folders of logged models by a version's source."""
     commands: list[Command] = field(default_factory=list)
+    orders: list[SearchOrders] = field(default_factory=list)
     named: dict[str, dict[str, int]] = field(default_factory=dict)
     """What each backbone's aliases stand for."""
 
@@ -205,6 +227,21 @@ class FakeMlflow:
         self.commands.append(command)
         self.runs[run_id].tags[names.TAG_COMMAND] = command.model_dump_json()
 
+    def order(self, run_id: str, orders: SearchOrders) -> None:
+        self._reach()
+        self.orders.append(orders)
+        self.runs[run_id].tags[names.TAG_SEARCH] = orders.model_dump_json()
+
+    def make_trial_run(self, job_id: str, number: int) -> tuple[str, str]:
+        """As a search's driver does: its id and artifact folder."""
+        run_id, folder = self.make_run(f"{job_id}-trial-{number}", f"trial {number}", {names.TAG_TRIAL_OF: job_id})
+        return run_id, folder
+
+    def trial_runs(self, job_id: str) -> list[TrialRun]:
+        self._reach()
+        found = [(run_id, run) for run_id, run in self.runs.items() if run.tags.get(names.TAG_TRIAL_OF) == job_id]
+        return [TrialRun(run_id, run.artifact_uri) for run_id, run in found]
+
     def fence(self, run_id: str, attempt: int) -> None:
         self._reach()
         self.runs[run_id].tags |= {names.TAG_ATTEMPT: str(attempt), names.TAG_NOTICE: ""}
@@ -217,7 +254,7 @@ class FakeMlflow:
     def open_runs(self) -> list[OpenRun]:
         self._reach()
         found = [(run_id, run) for run_id, run in self.runs.items() if run.status in {"RUNNING", "SCHEDULED"}]
-        return [OpenRun(run_id, run_id.removeprefix("run-"), run.started_at) for run_id, run in found]
+        return [_open(run_id, run) for run_id, run in found]
 
     def delete_run(self, run_id: str) -> None:
         self._reach()

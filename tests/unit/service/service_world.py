@@ -11,6 +11,7 @@ from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
 
 from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.auth import Caller, Role
 from service.db import Attempt, Database
 from service.deps import Parts
@@ -32,13 +33,14 @@ class World:
     def __init__(self, settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> None:
         self.database, self.ray, self.mlflow = database, ray, mlflow
         artifacts = Artifacts(settings.artifact_root)
+        self.studies = Studies(settings.study_url)
         lease = Lease(database, 3600, standby=True)
         lease.tick()
         lease._seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
         lease.tick()
-        self.control = Control(settings, database, ray, mlflow, artifacts, lease)
+        self.control = Control(settings, database, ray, mlflow, artifacts, self.studies, lease)
         self.reconciler = Reconciler(self.control)
-        self.parts = Parts(settings, database, ray, mlflow, artifacts, self.reconciler)
+        self.parts = Parts(settings, database, ray, mlflow, artifacts, self.studies, self.reconciler)
 
     def add(self, **fields: Any) -> str:
         return add_job(self.database, **fields)
@@ -46,7 +48,7 @@ class World:
     def rounds(self, count: int = 1) -> None:
         """Rounds far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
-            for need in (self.control.needs.ray, self.control.needs.mlflow, self.control.needs.storage):
+            for need in vars(self.control.needs).values():
                 need._next = 0.0
             self.reconciler.round()
 

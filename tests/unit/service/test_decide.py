@@ -265,6 +265,7 @@ RETRIES = [
     (Reason.LOSS_NOT_FINITE, False, False),
     (Reason.DATA_ERROR, False, False),
     (Reason.SPEC_ERROR, False, False),
+    (Reason.TRIALS_FAILED, False, False),
 ]
 
 

@@ -7,12 +7,15 @@ import json
 import re
 import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
+from sqlalchemy import make_url
 
 from service import cli, deployment
+from service.adapters.studies import Studies, StudiesUnreachable
 from service.client.errors import ClientError
 
 CHECKOUT = Path(__file__).parents[3]
@@ -143,9 +146,52 @@ def test_compose_has_every_file_and_hands_each_to_those_who_need_it(folder):
     deployment.prepare(folder)
     services = compose()["services"]
     assert set(compose()["secrets"]) == {file.name for file in (folder / ".secrets").iterdir()}
-    for name in ("ray-head", "ray-worker"):
-        assert set(services[name]["secrets"]) == {"ray_token", "s3_credentials"}
-        assert services[name]["networks"] == ["training"]
+    assert set(services["ray-worker"]["secrets"]) == {"ray_token", "s3_credentials"}
+    assert set(services["ray-worker"]["networks"]) == {"training"}
+
+
+def test_compose_lets_the_drivers_of_searches_reach_their_trials_and_nothing_else_of_postgres(folder):
+    deployment.prepare(folder)
+    services = compose()["services"]
+    head = services["ray-head"]
+    assert set(head["secrets"]) == {"ray_token", "s3_credentials", "rcmae_studies_db_service"}
+    assert set(head["networks"]) & set(services["postgres"]["networks"]) == {"studies"}
+    url = make_url(head["environment"]["RCMAE_STUDY_URL"])
+    assert (url.drivername, url.username, url.database) == ("postgresql+psycopg", "rcmae_studies", "rcmae_studies")
+    files, password = folder / ".secrets", variables(folder)["RCMAE_STUDIES_DB_PASSWORD"]
+    for name in ("rcmae_studies_db_service", "rcmae_db_service"):
+        service = configparser.ConfigParser()
+        service.read(files / name)
+        assert service[url.query["service"]]["password"] == password
+    assert variables(folder)["RCMAE_DB_PASSWORD"] not in (files / "rcmae_studies_db_service").read_text()
+    assert (files / "rcmae_studies_db_password").read_text() == password
+    for name in ("api", "controller"):
+        assert services[name]["environment"]["RCMAE_STUDY_URL"] == head["environment"]["RCMAE_STUDY_URL"]
+
+
+def test_postgres_gets_a_database_for_each_and_an_older_one_what_it_lacks(folder, postgres, monkeypatch):
+    """The script of Postgres's image, run twice against a server that has a user `rcmae` already."""
+    deployment.prepare(folder)
+    files = folder / ".secrets"
+    script = (CHECKOUT / "deploy" / "docker" / "postgres-init.sh").read_text().replace("/run/secrets", str(files))
+    place = make_url(postgres.url("init"))
+    monkeypatch.setenv("PGHOST", place.host)
+    monkeypatch.setenv("PGPORT", str(place.port))
+    monkeypatch.setenv("PGPASSWORD", place.password)
+    monkeypatch.setenv("POSTGRES_USER", place.username)
+    for _ in range(2):
+        subprocess.run(["sh", "-c", script], check=True, capture_output=True)
+    monkeypatch.delenv("PGPASSWORD")
+    monkeypatch.setenv("PGSERVICEFILE", str(files / "rcmae_studies_db_service"))
+    url = make_url(compose()["services"]["ray-head"]["environment"]["RCMAE_STUDY_URL"])
+    url = url.set(host=place.host, port=place.port)
+    studies = Studies(url.render_as_string(hide_password=False))
+    assert studies.trials("job-none") == []
+    studies.close()
+    other = Studies(url.set(database="rcmae").render_as_string(hide_password=False))
+    with pytest.raises(StudiesUnreachable, match="permission denied for database"):
+        other.trials("job-none")
+    other.close()
 
 
 def test_compose_publishes_the_front_alone_and_keeps_all_else_inside():

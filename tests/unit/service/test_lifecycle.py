@@ -24,7 +24,7 @@ FOLLOWING = {
     "pausing": "paused cancelling succeeded failed",
     "paused": "queued cancelled succeeded",
     "cancelling": "cancelled succeeded",
-    "succeeded": "",
+    "succeeded": "queued",
     "failed": "queued",
     "cancelled": "queued",
 }

@@ -22,6 +22,7 @@ from service.db import Job
 from service.errors import ApiProblem
 from service.jobs.service import delete_job, deletion
 from trainer.spec import names
+from trainer.spec.job import SearchOrders
 
 ALICE = Caller("alice", Role.SUBMITTER)
 
@@ -139,6 +140,34 @@ def test_open_runs_are_those_of_jobs_that_are_marked_as_running_or_paused(store,
     assert found[open_].job_id == "job-open"
     assert found[open_].started_at.timestamp() == pytest.approx(client.get_run(open_).info.start_time / 1000)
     assert not {*runs.values(), gone, own} & set(found)
+
+
+def test_a_trials_run_is_found_by_its_search_and_is_open_until_it_ends(store, client):
+    search, _ = store.make_run("job-search", "tune", {})
+    store.make_run("job-beside", "tune", {})
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    tags = {names.TAG_TRIAL_OF: "job-search", names.TAG_PARENT: search}
+    runs = [client.create_run(experiment, tags=tags | {names.TAG_TRIAL: str(number)}).info for number in range(3)]
+    store.end_run(runs[0].run_id, "FINISHED")
+    store.delete_run(runs[1].run_id)
+    found = {run.run_id: run.artifact_uri for run in store.trial_runs("job-search")}
+    assert found == {run.run_id: run.artifact_uri for run in runs}, "a deleted one's files may be there still"
+    assert store.trial_runs("job-beside") == []
+    open_ = {run.run_id: run for run in store.open_runs()}
+    assert (open_[runs[2].run_id].job_id, open_[runs[2].run_id].trial) == ("job-search", True)
+    assert (open_[search].job_id, open_[search].trial) == ("job-search", False)
+    assert not {runs[0].run_id, runs[1].run_id} & set(open_)
+    assert store.make_run("job-search", "tune", {})[0] == search, "and never one of its trials"
+
+
+def test_what_a_search_is_told_replaces_what_it_was_told_before(store):
+    run_id, _ = store.make_run("job-told", "tune", {})
+    for orders in (
+        SearchOrders(trials=4, concurrency=2, max_failed=1),
+        SearchOrders(trials=9, concurrency=1, max_failed=1),
+    ):
+        store.order(run_id, orders)
+        assert SearchOrders.model_validate_json(store.run(run_id).tags[names.TAG_SEARCH]) == orders
 
 
 def test_a_fence_names_the_attempt_that_counts_and_clears_the_trouble_of_the_one_before(store, client):

@@ -157,7 +157,7 @@ def test_an_api_whose_port_has_been_taken_moves(prepare):
 
 
 def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
-    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RCMAE_DATABASE_URL"):
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RCMAE_DATABASE_URL", "RCMAE_STUDY_URL"):
         monkeypatch.setenv(name, "http://elsewhere")
     monkeypatch.setenv("RCMAE_POLL_INTERVAL_S", "0.25")
     state = prepare(StackState())
@@ -170,6 +170,14 @@ def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
     api = parts.environment("api", folder, state)
     assert api["RCMAE_DATABASE_URL"] == f"sqlite:///{folder.path}/rcmae.db"
     assert api["RCMAE_POLL_INTERVAL_S"] == "0.25"
+
+
+def test_the_api_and_the_drivers_of_searches_have_the_trials_in_one_file(folder, prepare, monkeypatch):
+    monkeypatch.setenv("RCMAE_STUDY_URL", "postgresql://rcmae:hidden@elsewhere/studies")
+    state = prepare(StackState())
+    found = {part: parts.environment(part, folder, state).get("RCMAE_STUDY_URL") for part in parts.PARTS}
+    ours = f"sqlite:///{folder.path}/studies.db"
+    assert found == {"ray": ours, "api": ours, "mlflow": None}
 
 
 def test_the_users_own_variables_reach_the_attempts(folder, prepare, monkeypatch):

@@ -82,10 +82,15 @@ def test_what_cannot_be_published_is_refused_with_the_field_and_what_to_do(serve
     source = trained(world, root, method={"name": "mae"})
     empty, others = add_job(world.database, "running"), trained(world, root, owner="bob")
     publishing = served.post("/v1/jobs", json=spec_of(source)).json()["id"]
+    space = {"optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1e-3}}
+    search = add_job(
+        world.database, spec={"kind": "search", "base": SPEC, "space": space, "scheduler": {"name": "none"}}
+    )
     for spec, field, text in (
         (spec_of("job-none"), "job", "there is no job"),
         (spec_of(others), "job", "there is no job"),
         (spec_of(publishing), "job", "name the one that trained"),
+        (spec_of(search), "job", "promote a trial, and name the job it becomes"),
         (spec_of(empty), "job", "no checkpoint yet"),
         (
             spec_of(source, checkpoint="checkpoints/a1/00000300"),

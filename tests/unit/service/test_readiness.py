@@ -13,6 +13,7 @@ from postgres_server import PASSWORD, PostgresServer
 from service_fakes import FakeMlflow, FakeRay
 
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.db import Database, now
 from service.deps import Parts
 from service.jobs.control import Control
@@ -27,10 +28,11 @@ def parts(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlfl
     """A service in which all is well, with its loop running."""
     settings = settings.model_copy(update={"reconcile": True, "poll_interval_s": 0.05})
     artifacts = Artifacts(str(root))
-    control = Control(settings, database, ray, mlflow, artifacts, Lease(database, 10, standby=True))
+    studies = Studies(settings.study_url)
+    control = Control(settings, database, ray, mlflow, artifacts, studies, Lease(database, 10, standby=True))
     reconciler = Reconciler(control)
     reconciler.start()
-    yield Parts(settings, database, ray, mlflow, artifacts, reconciler)
+    yield Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)
     reconciler.stop()
 
 
@@ -99,8 +101,8 @@ def test_a_loop_that_hangs_is_told(parts, hang, monkeypatch):
     assert reason.startswith("controller: the reconciler has not finished a round for 3")
 
 
-def test_one_that_stands_by_is_ready(parts, settings, database, ray, mlflow):
-    standby = Reconciler(Control(settings, database, ray, mlflow, parts.artifacts, Lease(database, 10, standby=True)))
+def test_one_that_stands_by_is_ready(parts, database):
+    standby = Reconciler(replace(parts.reconciler.control, lease=Lease(database, 10, standby=True)))
     standby.start()
     assert Readiness(replace(parts, reconciler=standby)).reasons() == []
     standby.stop()
@@ -127,8 +129,8 @@ def test_an_api_by_itself_looks_at_the_lease(settings, database, ray, mlflow, ro
         lease.tick()
     if left == "given back":
         lease.release()
-    artifacts = Artifacts(str(root))
-    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, lease))
-    reasons = Readiness(Parts(settings, database, ray, mlflow, artifacts, reconciler)).reasons()
+    artifacts, studies = Artifacts(str(root)), Studies(settings.study_url)
+    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, studies, lease))
+    reasons = Readiness(Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)).reasons()
     assert len(reasons) == (said is not None)
     assert said is None or said in reasons[0]

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from conftest import Clients, token_of
 from fastapi.testclient import TestClient
-from service_fakes import SPEC, FakeMlflow, add_job, job_of, problem, spec_with
+from optuna.trial import TrialState
+from search_files import SearchFiles
+from service_fakes import SPEC, add_job, job_of, problem, spec_with
 
 from service.access.trail import ACTIONS
 from service.auth import Caller, Role, sha256
-from service.db import Database, Token
+from service.db import Token
 from trainer.spec import names
 
 MATRIX = """
@@ -49,6 +51,20 @@ GET    /v1/metrics                                              401  | 200 200  
 GET    /v1/jobs/{job_id}/checkpoints                            401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/jobs/{job_id}/images                                 401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/jobs/{job_id}/images/{name}                          401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}                                 401  | 200 200   | 200 404   | 200 200   | 200 200
+PATCH  /v1/searches/{search_id}                                 401  | 403 403   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/trials                          401  | 200 200   | 200 404   | 200 200   | 200 200
+POST   /v1/searches/{search_id}/trials                          401  | 403 403   | 201 404   | 201 201   | 201 201
+GET    /v1/searches/{search_id}/trials.csv                      401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/trials/{number}                 401  | 200 200   | 200 404   | 200 200   | 200 200
+POST   /v1/searches/{search_id}/trials/{number}/stop            401  | 403 403   | 200 404   | 200 200   | 200 200
+POST   /v1/searches/{search_id}/trials/{number}/retry           401  | 403 403   | 200 404   | 200 200   | 200 200
+POST   /v1/searches/{search_id}/trials/{number}/promote         401  | 403 403   | 201 404   | 201 201   | 201 201
+GET    /v1/searches/{search_id}/trials/{number}/logs            401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/trials/{number}/metrics         401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/trials/{number}/images          401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/trials/{number}/images/{name}   401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/searches/{search_id}/plots/{name}                    401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/backbones                                            401  | 200 200   | 200 200   | 200 200   | 200 200
 GET    /v1/backbones/{name}                                     401  | 200 200   | 200 200   | 200 200   | 200 200
 GET    /v1/backbones/{name}/versions/{version}                  401  | 200 200   | 200 200   | 200 200   | 200 200
@@ -95,8 +111,9 @@ def rows() -> dict[str, list[int]]:
 class Asker:
     """Asks each route for something that is there, whoever owns it."""
 
-    def __init__(self, clients: Clients, database: Database, mlflow: FakeMlflow, root: Path) -> None:
-        self._clients, self._database, self._mlflow, self._root = clients, database, mlflow, root
+    def __init__(self, clients: Clients, searches: SearchFiles, root: Path) -> None:
+        self._clients, self._searches, self._root = clients, searches, root
+        self._database, self._mlflow = searches.database, searches.mlflow
 
     def _backbone(self, owner: str) -> str:
         """A backbone that a job of an owner has made, with an alias for its first version and none for its second."""
@@ -124,6 +141,13 @@ class Asker:
             path.write_bytes(data)
         return add_job(self._database, state, owner=owner, run_id=run_id, artifact_uri=folder, attempts=1)
 
+    def _search(self, owner: str) -> tuple[str, int]:
+        """A search of an owner's, with a trial that runs and one that has failed; the first one's number."""
+        job_id = self._searches.add(owner=owner)
+        running = self._searches.with_run(job_id, {f"{names.IMAGES}/a.png": b"png"})
+        self._searches.trial(job_id, TrialState.FAIL)
+        return job_id, running
+
     def _token(self, owner: str) -> str:
         token = Token(sha256=sha256(f"a-token-of-{owner}"), owner=owner, role="viewer")
         with self._database.session() as session:
@@ -143,6 +167,12 @@ class Asker:
             path = path.replace("{attempt}/{source}", "1/driver")
             query |= {"job": job_id, "key": "train/loss"} if path == "/v1/metrics" else {}
             body = {"priority": 5} if method == "PATCH" else None
+        elif path.startswith("/v1/searches/{search_id}"):
+            job_id, running = self._search(owner)
+            number = running + 1 if verb == "retry" else running
+            name = "history" if "/plots/" in path else "a.png"
+            path = path.replace("{search_id}", job_id).replace("{number}", str(number)).replace("{name}", name)
+            body = {"patch": {"trials": 9}, "trials": {"points": [{}]}}.get(verb)
         elif path in {"/v1/jobs", "/v1/jobs/plan"} and method == "POST":
             body = SPEC
         elif "{token_id}" in path:
@@ -168,8 +198,8 @@ class Asker:
 
 
 @pytest.fixture
-def asker(clients: Clients, database: Database, mlflow: FakeMlflow, root: Path) -> Asker:
-    return Asker(clients, database, mlflow, root)
+def asker(clients: Clients, searches: SearchFiles, root: Path) -> Asker:
+    return Asker(clients, searches, root)
 
 
 def test_the_matrix_of_roles(asker, clients):

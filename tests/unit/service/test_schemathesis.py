@@ -20,6 +20,8 @@ import pytest
 import uvicorn
 from conftest import token_of
 from fastapi import FastAPI
+from optuna.trial import TrialState
+from search_files import MOMENTUM, RATE, SearchFiles
 from service_fakes import SPEC, add_job, spec_with
 
 from service import examples
@@ -58,8 +60,10 @@ def own_token(database: Database) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _filled(database: Database, mlflow) -> None:
-    """Jobs in every state, and what the examples speak of: a job with all that a job can have, a backbone."""
+def _filled(database: Database, mlflow, searches: SearchFiles) -> None:
+    """Jobs in every state, and what the examples speak of: a job with all that a job can have, a backbone, a search
+    with trials.
+    """
     for state in ("queued", "paused", "succeeded", "failed", "cancelled"):
         add_job(database, state, SPEC, labels={"team": "vision"})
     job_id = examples.JOB_ID
@@ -80,6 +84,12 @@ def _filled(database: Database, mlflow) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     mlflow.register("imagenet-base", 1, job_id, f"file://{folder}/backbone")
+    search = searches.add("running", id=examples.SEARCH_ID)
+    for number in range(7):
+        state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 3]
+        values = [0.1 * number] if state is TrialState.COMPLETE else None
+        searches.trial(search, state, {MOMENTUM: 0.9 + 0.01 * number, RATE: 1e-4}, values, [0.1, 0.1 * number])
+    searches.with_run(search, {names.picture_file(480): b"\x89PNG"})
 
 
 def schemathesis(url: str, own_token: str, folder: Path, *options: str) -> str:

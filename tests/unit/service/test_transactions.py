@@ -11,16 +11,20 @@ from typing import Any
 import pytest
 from conftest import token_of
 from fastapi.testclient import TestClient
+from optuna.trial import TrialState
+from search_files import SEARCH
 from service_fakes import SPEC, FakeMlflow, FakeRay, add_job, job_of, spec_with
 
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import Artifacts
+from service.adapters.studies import Studies
 from service.app import create_app
 from service.db import Attempt, Database
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from trainer.spec import names
 from trainer.spec.job import Outcome
+from trainer.spec.search import SearchSpec
 
 PARTS: dict[type, set[str]] = {
     FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
@@ -150,6 +154,23 @@ def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch,
         assert repository.deleted(session) == []
     assert watch.wrong == []
     assert {(part, name) for part, found in PARTS.items() for name in found} - watch.asked == set()
+
+
+def test_no_transaction_is_open_while_a_study_is_asked(watch, monkeypatch, clients, searches):
+    """All that people can ask of a search and do to it."""
+    for name in ("make", "study", "trials", "seconds", "enqueue"):
+        monkeypatch.setattr(Studies, name, watch.question(Studies, name))
+    job_id = searches.add(resolved_spec=SearchSpec.parse(SEARCH).model_dump(mode="json"))
+    failed, running = searches.trial(job_id, TrialState.FAIL), searches.trial(job_id, TrialState.RUNNING)
+    place = f"/v1/searches/{job_id}"
+    reads = ["", "/trials", "/trials.csv", "/plots/history"]
+    for path in reads + [f"/trials/{running}{of_run}" for of_run in ("", "/logs", "/images", "/metrics")]:
+        assert clients.alice.get(f"{place}{path}").status_code == 200, path
+    assert clients.alice.patch(place, json={"concurrency": 1, "trials": 9}).status_code == 200
+    assert clients.alice.post(f"{place}/trials", json={"points": [{}]}).status_code == 201
+    for path, status in ((f"{running}/stop", 200), (f"{failed}/retry", 200), (f"{failed}/promote", 201)):
+        assert clients.alice.post(f"{place}/trials/{path}").status_code == status, path
+    assert watch.wrong == []
 
 
 def sweep_everything(world: Any, job_id: str) -> None:

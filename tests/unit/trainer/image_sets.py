@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images
 from trainer.data.images import Images

@@ -14,7 +14,7 @@ import torch
 from image_sets import WRITERS, picture, samples, write_folder, write_parquet, write_tars
 from loops import make_spec, run_loop
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data import cache as caches
 from trainer.data.cache import Cache, DecodedReader, stage
 from trainer.data.dataset import Place, open_images

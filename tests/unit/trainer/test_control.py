@@ -9,7 +9,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from trainer import logs
-from trainer.control import Agreement, Control
+from trainer.agreement import Agreement
+from trainer.control import Control
 from trainer.errors import StorageError
 from trainer.logs import LogWriter, logger, start_logging, stop_logging
 from trainer.spec import names

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images, open_training_data
 from trainer.data.images import fixed_images

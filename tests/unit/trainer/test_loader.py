@@ -9,7 +9,7 @@ import torch
 from image_sets import samples, write_folder
 from PIL import Image
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images
 from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images

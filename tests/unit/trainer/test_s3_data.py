@@ -9,7 +9,7 @@ import torch
 from image_sets import WRITERS, samples, write_folder
 from loops import launch, make_spec, run_loop, weights
 
-from trainer.control import Agreement
+from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import Place, open_images
 from trainer.data.loader import Loader

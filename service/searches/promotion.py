@@ -1,0 +1,79 @@
+"""A trial of a search that becomes a pretraining job of its own.
+
+It needs a transaction and the settings alone: people promote through the API, and the controller at a search's end.
+"""
+
+from __future__ import annotations
+
+import json
+
+from optuna.trial import FrozenTrial
+from sqlalchemy.orm import Session
+
+from service.auth import sha256
+from service.db import Event, Job
+from service.errors import ApiProblem
+from service.jobs import repository
+from service.jobs.schemas import PromotedFrom
+from service.jobs.submission import check_places, insert, kept_key, schedule
+from service.searches.trials import point_of, spec_of
+from service.settings import Settings
+from trainer.spec.base import Problem, SpecError
+from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.search import PromoteSpec, SearchSpec
+
+
+def promote_trial(
+    session: Session, settings: Settings, search: Job, trial: FrozenTrial, promote: PromoteSpec, owner: str
+) -> tuple[Job, bool]:
+    """The job that a trial becomes, in the caller's transaction; False where the same promotion has made it before.
+
+    Raises the API's 409 for a trial whose values are no spec, or not all known yet, and `SpecError` at
+    `overrides.<path>` for what cannot be trained.
+    """
+    key = kept_key(f"promotion:{_digest(search, trial, promote)}")
+    earlier = repository.by_idempotency_key(session, owner, key)
+    if earlier:
+        return earlier, False
+    spec = _promoted(search, trial, promote)
+    try:
+        check_places(settings, spec)
+        schedule(session, spec)
+    except SpecError as error:
+        raise _at_overrides(error, promote) from error
+    made = insert(session, owner, spec, spec.dataset.uri, key, PromotedFrom(search=search.id, trial=trial.number))
+    told = f"Trial {trial.number} was promoted to {made.id}."
+    session.add(Event(job_id=search.id, state=search.state, reason=search.reason, message=told, actor=owner))
+    return made, True
+
+
+def _digest(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> str:
+    """What tells a promotion from others."""
+    return sha256(json.dumps([search.id, trial.number, promote.overrides, promote.register_as], sort_keys=True))
+
+
+def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> PretrainSpec:
+    spec = SearchSpec.parse(search.spec)
+    if spec_of(trial, spec) is None:
+        text = f"trial {trial.number} of {search.id} cannot be promoted: its values are no spec, or not all known yet"
+        raise ApiProblem(409, "trial_not_settled", text)
+    try:
+        document = spec.promoted(point_of(trial, spec), promote, spec.base.get("resources") or {})
+        return PretrainSpec.parse(document)
+    except SpecError as error:
+        raise _at_overrides(error, promote) from error
+
+
+def _at_overrides(error: SpecError, promote: PromoteSpec) -> SpecError:
+    """The same problems, where the one who promotes has written what they are about."""
+    return SpecError([_moved(problem, promote) for problem in error.problems])
+
+
+def _moved(problem: Problem, promote: PromoteSpec) -> Problem:
+    field = problem.field
+    if field == "register_as" and promote.register_as is not None:
+        return problem
+    for path in promote.overrides:
+        if field == path or field.startswith(f"{path}.") or path.startswith(f"{field}."):
+            return Problem(f"overrides.{path}", f"/overrides/{path}", problem.value, problem.message)
+    return Problem("overrides", "/overrides", problem.value, f"{field}: {problem.message}")

@@ -1,0 +1,357 @@
+"""What is read of searches: the job from the control plane's database, its trials from the study, the rest from each
+trial's own run. No transaction waits for another part.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from optuna.trial import FrozenTrial
+
+from service.auth import Caller
+from service.db import Job, now
+from service.deps import Parts
+from service.errors import ApiProblem, not_found
+from service.jobs import metrics, reading
+from service.jobs.logs import Logs, Wanted, page
+from service.jobs.repository import bad_cursor, read_cursor, write_cursor
+from service.jobs.schemas import ImageView, LogPage, MetricsView, Page, SearchProgress, State
+from service.searches import repository
+from service.searches import trials as made
+from service.searches.schemas import (
+    BudgetView,
+    Difference,
+    Intermediate,
+    SearchView,
+    TrialDetail,
+    TrialPage,
+    TrialState,
+    TrialView,
+)
+from trainer.spec import names
+from trainer.spec.search import CategoricalParameter, SearchSpec
+
+NEWEST_FIRST: Final = "-number"
+OF_PARAMETER: Final = "param:"
+ROWS: Final = 200
+"""Of the CSV that are written at a time."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search with its trials, at one moment."""
+
+    job: Job
+    spec: SearchSpec
+    """As submitted, with the budget that it has now."""
+    trials: Sequence[FrozenTrial]
+    """By number; none before its study was made."""
+    moment: datetime
+
+    @classmethod
+    def load(cls, parts: Parts, caller: Caller, job_id: str) -> Search:
+        """Raises the API's 404 and 409, and `StudiesUnreachable`."""
+        with parts.database.read() as session:
+            job = repository.search(session, job_id, caller)
+        return cls.of(parts, job)
+
+    @classmethod
+    def of(cls, parts: Parts, job: Job) -> Search:
+        """Raises `StudiesUnreachable`. No transaction may be open."""
+        return cls(job, SearchSpec.parse(job.spec), parts.studies.trials(job.id), now())
+
+    def trial(self, number: int) -> FrozenTrial:
+        """Raises the API's 404."""
+        if number >= len(self.trials):
+            raise not_found("trial", f"{self.job.id}/{number}")
+        return self.trials[number]
+
+    def views(self, parts: Parts, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
+        """Some of its trials as the API shows them. Opens a transaction."""
+        with parts.database.read() as session:
+            jobs = repository.promoted(session, self.job.id, caller, [trial.number for trial in trials])
+        front = {trial.number for trial in made.best(self.trials, self.spec)}
+        return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
+
+    def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
+        """Of `TrialView`."""
+        attributes = trial.user_attrs
+        return {
+            "number": trial.number,
+            "state": made.state_of(trial),
+            "reason": attributes.get(names.TRIAL_REASON),
+            "message": attributes.get(names.TRIAL_MESSAGE, ""),
+            "values": made.values_of(trial, self.spec),
+            "params": made.point_of(trial, self.spec),
+            "epoch": attributes.get(names.TRIAL_EPOCH),
+            "best": trial.number in front,
+            "repeat_of": attributes.get(names.TRIAL_REPEAT_OF),
+            "retry_of": attributes.get(names.TRIAL_RETRY_OF),
+            "started_at": made.started(trial),
+            "ended_at": made.ended(trial),
+            "duration_s": made.duration(trial, self.moment),
+            "run_id": attributes.get(names.TRIAL_RUN),
+            "promoted": jobs.get(trial.number, []),
+        }
+
+
+# --- the search -------------------------------------------------------------------------------------------------------
+
+
+def spec_of(parts: Parts, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
+    """A search's id and spec; raises the API's 404 and 409."""
+    with parts.database.read() as session:
+        job = repository.search(session, job_id, caller)
+    return job.id, SearchSpec.parse(job.spec)
+
+
+def show(parts: Parts, caller: Caller, job_id: str) -> SearchView:
+    """A search with what is best so far."""
+    found = Search.load(parts, caller, job_id)
+    job, spec, seconds = found.job, found.spec, parts.studies.seconds(job_id)
+    with parts.database.read() as session:
+        jobs = repository.promoted(session, job_id, caller)
+    best = made.best(found.trials, spec)
+    front = {trial.number for trial in best}
+    progress = SearchProgress.model_validate(job.progress) if job.progress else None
+    return SearchView(
+        id=job.id,
+        name=job.name,
+        state=State(job.state),
+        reason=job.reason,
+        message=job.message,
+        owner=job.owner,
+        objectives=[each.model_dump() for each in spec.objectives],
+        algorithm=spec.algorithm.name,
+        scheduler=spec.scheduler.name,
+        space={path: parameter.model_dump(mode="json", exclude_none=True) for path, parameter in spec.space.items()},
+        budget=BudgetView(
+            trials=spec.trials,
+            concurrency=job.run_spec["budget"]["concurrency"],
+            concurrency_wanted=spec.budget.concurrency,
+            max_failed=spec.budget.max_failed,
+            max_hours=spec.budget.max_hours,
+        ),
+        trials=made.counts(found.trials),
+        draining=job.draining,
+        best=[TrialView(**found.fields(trial, front, jobs)) for trial in best],
+        repeats=made.repeats(found.trials, spec),
+        grid_size=spec.grid_size,
+        elapsed_s=seconds,
+        eta_s=made.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
+        gpu_hours=progress.gpu_hours if progress else 0.0,
+        promoted={str(number): made_of for number, made_of in jobs.items()},
+        created_at=job.created_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
+
+
+# --- its trials -------------------------------------------------------------------------------------------------------
+
+
+def listing(
+    parts: Parts,
+    caller: Caller,
+    job_id: str,
+    states: Sequence[TrialState],
+    sort: str,
+    limit: int,
+    cursor: str | None,
+) -> TrialPage:
+    """Trials in some order; those without what it goes by come last."""
+    found = Search.load(parts, caller, job_id)
+    order = Order.of(sort, found)
+    chosen = [trial for trial in found.trials if not states or made.state_of(trial) in states]
+    placed = sorted(((order.place(trial), trial) for trial in chosen), key=lambda each: each[0])
+    if cursor:
+        last = _read_place(cursor, sort)
+        placed = [each for each in placed if each[0] > last]
+    following = write_cursor([sort, *placed[limit - 1][0]]) if len(placed) > limit else None
+    views = found.views(parts, caller, [trial for _, trial in placed[:limit]])
+    return TrialPage(items=views, next_cursor=following)
+
+
+Place = tuple[bool, float, int]
+"""Where a trial stands in a list: those without what it is sorted by last, then by that, then by number."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a list of trials goes by."""
+
+    search: Search
+    key: str
+    sign: int
+    """-1 where the greatest comes first."""
+
+    @classmethod
+    def of(cls, sort: str, search: Search) -> Order:
+        """Raises the API's 422 for a parameter that there is not."""
+        key = sort.removeprefix("-")
+        path = key.removeprefix(OF_PARAMETER)
+        if key != path and path not in search.spec.space:
+            known = ", ".join(search.spec.space)
+            raise ApiProblem(422, "parameter_invalid", f"sort: {path!r} is no parameter: there are {known}")
+        return cls(search, key, -1 if sort.startswith("-") else 1)
+
+    def place(self, trial: FrozenTrial) -> Place:
+        value = self._value(trial)
+        return value is None, self.sign * (value or 0.0), self.sign * trial.number
+
+    def _value(self, trial: FrozenTrial) -> float | None:
+        match self.key:
+            case "number":
+                return 0.0  # which decides anyway
+            case "value":
+                values = made.values_of(trial, self.search.spec)
+                return values[0] if values else None
+            case "epoch":
+                epoch: float | None = trial.user_attrs.get(names.TRIAL_EPOCH)
+                return epoch
+            case "duration":  # of one that runs it would be another one on the next page
+                return made.duration(trial, self.search.moment) if made.ended(trial) else None
+            case "started":
+                begin = made.started(trial)
+                return begin.timestamp() if begin else None
+        return self._of_parameter(trial, self.key.removeprefix(OF_PARAMETER))
+
+    def _of_parameter(self, trial: FrozenTrial, path: str) -> float | None:
+        """A number by itself, anything else by its place among the choices."""
+        point, parameter = made.point_of(trial, self.search.spec), self.search.spec.space[path]
+        if path not in point:
+            return None
+        if isinstance(parameter, CategoricalParameter) and not all(map(_is_number, parameter.choices)):
+            return float(parameter.choices.index(point[path]))
+        return float(point[path])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_place(cursor: str, sort: str) -> Place:
+    match read_cursor(cursor):
+        case [before, bool(missing), float(value) | int(value), int(number)] if before == sort:
+            return missing, float(value), number
+    raise bad_cursor(cursor)
+
+
+def detail(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialDetail:
+    """One trial with all that is known of it."""
+    found = Search.load(parts, caller, job_id)
+    trial = found.trial(number)
+    (view,) = found.views(parts, caller, [trial])
+    spec = made.spec_of(trial, SearchSpec.parse(found.job.run_spec))
+    finite = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
+    return TrialDetail(
+        **view.model_dump(),
+        intermediate=[Intermediate(epoch=step, value=value) for step, value in sorted(finite.items())],
+        metrics=made.metrics_of(trial),
+        difference=_difference(found, trial),
+        attempts=trial.user_attrs.get(names.TRIAL_ATTEMPTS, []),
+        spec=spec.model_dump(mode="json") if spec else {},
+    )
+
+
+def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
+    """Parameters whose value is another than the best trial's; none where there is no best one."""
+    leader = made.leader(found.trials, found.spec)
+    if leader is None:
+        return {}
+    own, best = made.point_of(trial, found.spec), made.point_of(leader, found.spec)
+    pairs = {path: (own.get(path), best.get(path)) for path in found.spec.space}
+    return {path: Difference(value=one, best=two) for path, (one, two) in pairs.items() if one != two}
+
+
+def table(parts: Parts, caller: Caller, job_id: str) -> Iterator[str]:
+    """All trials as CSV, by number, a bounded piece at a time; with a header."""
+    found = Search.load(parts, caller, job_id)
+    metrics_, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
+    header = ["number", "state", "reason", *metrics_, "epoch", "started", "ended", "duration_s", *paths]
+    return _written(header, [_row(found, trial, paths) for trial in found.trials])
+
+
+def _row(found: Search, trial: FrozenTrial, paths: Sequence[str]) -> list[Any]:
+    values: Sequence[float | None] = made.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
+    begin, end, point = made.started(trial), made.ended(trial), made.point_of(trial, found.spec)
+    return [
+        trial.number,
+        made.state_of(trial).value,
+        trial.user_attrs.get(names.TRIAL_REASON),
+        *values,
+        trial.user_attrs.get(names.TRIAL_EPOCH),
+        begin.isoformat() if begin else None,
+        end.isoformat() if end else None,
+        made.duration(trial, found.moment),
+        *(_cell(point.get(path)) for path in paths),
+    ]
+
+
+def _cell(value: Any) -> Any:
+    """What is neither text nor a number is JSON."""
+    return value if value is None or isinstance(value, str) or _is_number(value) else json.dumps(value)
+
+
+def _written(header: Sequence[str], rows: Sequence[Iterable[Any]]) -> Iterator[str]:
+    for start in range(0, max(1, len(rows)), ROWS):
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if start == 0:
+            writer.writerow(header)
+        writer.writerows(rows[start : start + ROWS])
+        yield text.getvalue()
+
+
+# --- what a trial's own run has ---------------------------------------------------------------------------------------
+
+
+def _run(parts: Parts, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
+    """A trial's run, its artifact folder and the attempts that it ran in; raises the API's 404."""
+    attributes = Search.load(parts, caller, job_id).trial(number).user_attrs
+    return (
+        attributes.get(names.TRIAL_RUN),
+        attributes.get(names.TRIAL_FOLDER),
+        sorted(attributes.get(names.TRIAL_ATTEMPTS, [])),
+    )
+
+
+def logs(
+    parts: Parts,
+    caller: Caller,
+    job_id: str,
+    number: int,
+    attempt: int | None,
+    wanted: Wanted,
+    cursor: str | None,
+    limit: int,
+    tail: int | None,
+) -> LogPage:
+    _, folder, attempts = _run(parts, caller, job_id, number)
+    if not folder:
+        return LogPage(items=[])
+    return page(Logs(parts.artifacts, folder, [attempt] if attempt else attempts), wanted, cursor, limit, tail)
+
+
+def images(parts: Parts, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
+    _, folder, _ = _run(parts, caller, job_id, number)
+    return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}")
+
+
+def image(parts: Parts, caller: Caller, job_id: str, number: int, name: str) -> bytes:
+    _, folder, _ = _run(parts, caller, job_id, number)
+    return reading.picture(parts.artifacts, folder, name)
+
+
+def curves(parts: Parts, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
+    """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
+    run_id, _, _ = _run(parts, caller, job_id, number)
+    found = metrics.curves(parts, {run_id: None}, keys, points) if run_id else {}
+    return MetricsView(series=found.get(run_id or "", {key: [] for key in keys}))

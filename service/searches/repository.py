@@ -1,0 +1,46 @@
+"""Searches in the control plane's database. Every function works inside its caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.auth import Caller
+from service.db import Job
+from service.errors import ApiProblem
+from service.jobs import repository
+from service.searches.checks import SEARCH
+
+
+def search(session: Session, job_id: str, caller: Caller) -> Job:
+    """A search, for who asks; raises the API's 404 where it is not there for them, and 409 for another kind of job."""
+    return must_be_search(repository.seen(session, job_id, caller))
+
+
+def must_be_search(job: Job) -> Job:
+    """Raises the API's 409 for another kind of job."""
+    if job.kind != SEARCH:
+        text = f"{job.id} is a {job.kind} job, and no search: see it at /v1/jobs/{job.id}"
+        raise ApiProblem(409, "not_for_this_kind", text)
+    return job
+
+
+def promoted(
+    session: Session, search_id: str, caller: Caller, numbers: Sequence[int] | None = None
+) -> dict[int, list[str]]:
+    """Jobs that trials of a search were promoted to, oldest first, by the trial's number: those that the caller sees.
+
+    Of these ``numbers``; None is all of them.
+    """
+    query = select(Job.trial, Job.id).where(Job.search_id == search_id, Job.deleted_at.is_(None))
+    if numbers is not None:
+        query = query.where(Job.trial.in_(numbers))
+    if caller.sees_only is not None:
+        query = query.where(Job.owner == caller.sees_only)
+    found: dict[int, list[str]] = {}
+    for number, job_id in session.execute(query.order_by(Job.created_at, Job.id)):
+        if number is not None:  # it comes with the search's id
+            found.setdefault(number, []).append(job_id)
+    return found

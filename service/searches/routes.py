@@ -1,0 +1,186 @@
+"""Routes of searches."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.deps import CallerDep, PartsDep
+from service.jobs.logs import Wanted
+from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView, Page
+from service.searches import reading, service
+from service.searches.plots import Plots
+from service.searches.schemas import (
+    PlotName,
+    PlotView,
+    PointsBody,
+    PromoteBody,
+    SearchPatch,
+    SearchView,
+    TrialDetail,
+    TrialPage,
+    TrialState,
+    TrialView,
+)
+
+router = APIRouter(prefix="/v1/searches", tags=["searches"])
+
+LAST_TRIAL = 1_000_000
+"""No search has more trials."""
+Number = Annotated[int, Path(ge=0, le=LAST_TRIAL, description="the trial's")]
+Limit = Annotated[int, Query(ge=1, le=500)]
+LogLimit = Annotated[int, Query(ge=1, le=5000)]
+SORTS = r"^-?(number|value|epoch|duration|started|param:[a-z0-9_.]{1,200})$"
+
+
+async def _plots(request: Request) -> Plots:
+    """Not a plain function: that would be called on a thread."""
+    found: Plots = request.app.state.plots
+    return found
+
+
+PlotsDep = Annotated[Plots, Depends(_plots)]
+
+
+@router.get("/{search_id}")
+def show(search_id: str, parts: PartsDep, caller: CallerDep) -> SearchView:
+    """One search: what it seeks, how far it is, and what is best so far."""
+    return reading.show(parts, caller, search_id)
+
+
+@router.patch("/{search_id}")
+def patch(search_id: str, body: SearchPatch, parts: PartsDep, caller: CallerDep) -> SearchView:
+    """Change a search's budget, also while it runs; what is left out stays. More trials than before, or more hours
+    where they had run out, let one that has succeeded go on."""
+    return service.patch(parts, caller, search_id, body)
+
+
+@router.get("/{search_id}/trials")
+def trials(
+    search_id: str,
+    parts: PartsDep,
+    caller: CallerDep,
+    state: Annotated[list[TrialState] | None, Query(description="repeatable; any of them")] = None,
+    sort: Annotated[
+        str,
+        Query(
+            pattern=SORTS,
+            description="`number`, `value` (of the first objective), `epoch`, `duration` (of those that have ended), "
+            "`started` or `param:<path>`; with `-` before it the greatest first, those without it last",
+        ),
+    ] = reading.NEWEST_FIRST,
+    limit: Limit = 50,
+    cursor: str | None = None,
+) -> TrialPage:
+    """Trials, repeats among them; the newest first unless told otherwise."""
+    return reading.listing(parts, caller, search_id, state or (), sort, limit, cursor)
+
+
+@router.post("/{search_id}/trials", status_code=201)
+def add_trials(search_id: str, body: PointsBody, parts: PartsDep, caller: CallerDep) -> TrialPage:
+    """Let chosen points be tried, before the algorithm chooses others; answers the trials that wait for it."""
+    return service.add_points(parts, caller, search_id, body)
+
+
+@router.get("/{search_id}/trials.csv", response_class=StreamingResponse)
+def table(search_id: str, parts: PartsDep, caller: CallerDep) -> StreamingResponse:
+    """All trials by number, one a line."""
+    attached = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
+    return StreamingResponse(reading.table(parts, caller, search_id), media_type="text/csv", headers=attached)
+
+
+@router.get("/{search_id}/trials/{number}")
+def trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialDetail:
+    """One trial with all that is known of it."""
+    return reading.detail(parts, caller, search_id, number)
+
+
+@router.post("/{search_id}/trials/{number}/stop")
+def stop_trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialView:
+    """End a running trial at its next step: it is pruned then, with what it has reached."""
+    return service.stop_trial(parts, caller, search_id, number)
+
+
+@router.post("/{search_id}/trials/{number}/retry")
+def retry_trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialView:
+    """Try a failed trial's values once more, beyond the budget; answers the new trial."""
+    return service.retry_trial(parts, caller, search_id, number)
+
+
+@router.post("/{search_id}/trials/{number}/promote", status_code=201)
+def promote(
+    search_id: str,
+    number: Number,
+    parts: PartsDep,
+    caller: CallerDep,
+    response: Response,
+    body: PromoteBody | None = None,
+) -> JobView:
+    """Submit a trial's spec, perhaps with some of it changed, as a pretraining job of its own. The same promotion again
+    answers 200 and the same job."""
+    job, new = service.promote(parts, caller, search_id, number, body or PromoteBody())
+    response.status_code = 201 if new else 200
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+@router.get("/{search_id}/trials/{number}/logs")
+def logs(
+    search_id: str,
+    number: Number,
+    parts: PartsDep,
+    caller: CallerDep,
+    attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="of the search")] = None,
+    source: Annotated[str | None, Query(description="rank-<n>")] = None,
+    level: Annotated[Level | None, Query(description="this level and those above it")] = None,
+    search: Annotated[str | None, Query(max_length=200, description="text in the message, in whatever case")] = None,
+    tail: Annotated[int | None, Query(ge=0, le=5000, description="the last so many lines, by time; no cursor")] = None,
+    limit: LogLimit = 500,
+    cursor: str | None = None,
+) -> LogPage:
+    """A trial's log lines, as `list_job_logs` gives those of a job."""
+    wanted = Wanted(source, level, search)
+    return reading.logs(parts, caller, search_id, number, attempt, wanted, cursor, limit, tail)
+
+
+@router.get("/{search_id}/trials/{number}/metrics")
+def metrics(
+    search_id: str,
+    number: Number,
+    parts: PartsDep,
+    caller: CallerDep,
+    key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
+    points: Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")] = 1000,
+) -> MetricsView:
+    """A trial's metric curves by optimiser step, of at most so many points each."""
+    return reading.curves(parts, caller, search_id, number, key or (), points)
+
+
+@router.get("/{search_id}/trials/{number}/images")
+def images(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> Page[ImageView]:
+    """A trial's pictures of reconstructions, by step."""
+    return reading.images(parts, caller, search_id, number)
+
+
+@router.get("/{search_id}/trials/{number}/images/{name}", response_class=Response)
+def image(search_id: str, number: Number, name: str, parts: PartsDep, caller: CallerDep) -> Response:
+    """One picture, as PNG."""
+    return Response(reading.image(parts, caller, search_id, number, name), media_type="image/png")
+
+
+@router.get("/{search_id}/plots/{name}", response_model=PlotView)
+def plot(
+    search_id: str,
+    name: PlotName,
+    parts: PartsDep,
+    caller: CallerDep,
+    plots: PlotsDep,
+    param: Annotated[list[str] | None, Query(max_length=50, description="path in the space; repeatable")] = None,
+) -> Response:
+    """A figure for plotly.js, of the trials that there are now. `contour` needs two parameters."""
+    job_id, spec = reading.spec_of(parts, caller, search_id)
+    figure = plots.figure(job_id, spec, name, tuple(param or ()))
+    # Written here, on this thread: it is shared, and long.
+    return Response(figure.model_dump_json(), media_type="application/json")

@@ -1,0 +1,156 @@
+"""Searches on a live stack: real Ray Tune, MLflow and study; what is asked for while they run, and what kills them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from typing import Any
+
+import pytest
+from live import make_spec, members, poll, wait, wait_state
+from mlflow.tracking import MlflowClient
+
+from service.jobs.schemas import State
+from service.searches.schemas import TrialState
+from trainer.spec import names
+
+RATE, MOMENTUM = "optimization.base_lr", "method.teacher.momentum"
+BASE = make_spec(
+    optimization={"epochs": 9, "micro_batch_size": 80},
+    evaluation={"every_epochs": 1},
+    resources={"workers": 1},
+    checkpoint={"every_epochs": 1},
+)
+
+
+def spec_of(name: str, base: dict[str, Any] | None = None, **parts: Any) -> dict[str, Any]:
+    """A search of two trials at a time over learning rate and momentum."""
+    return {
+        "kind": "search",
+        "name": name,
+        "base": BASE | (base or {}),
+        "space": {
+            RATE: {"type": "float", "low": 1e-5, "high": 1e-2, "log": True},
+            MOMENTUM: {"type": "float", "low": 0.9, "high": 0.9999},
+        },
+        "scheduler": {"name": "asha", "grace_epochs": 1, "reduction_factor": 3},
+        "budget": {"trials": 4, "concurrency": 2},
+    } | parts
+
+
+def trials_of(stack, job_id):
+    return sorted(stack.client.trials(job_id), key=lambda trial: trial.number)
+
+
+def agree(stack, job_id: str, trials: int) -> None:
+    """Every number was given once and ended once, and the trials' runs in MLflow say what the study says."""
+    found = trials_of(stack, job_id)
+    assert [trial.number for trial in found] == list(range(trials))
+    assert all(trial.state.ended for trial in found), found
+    client = MlflowClient(f"http://127.0.0.1:{stack.state.ports.mlflow}")
+    for trial in found:
+        run = client.get_run(trial.run_id)
+        assert run.data.tags[names.TAG_TRIAL] == str(trial.number)
+        assert run.info.status == ("FAILED" if trial.state is TrialState.FAILED else "FINISHED")
+        detail = stack.client.trial(job_id, trial.number)
+        values = {point.step: point.value for point in client.get_metric_history(trial.run_id, names.LINEAR_TOP1)}
+        steps_per_epoch = 10
+        measured = {step // steps_per_epoch: value for step, value in values.items() if step}
+        assert {round(point.epoch): point.value for point in detail.intermediate} == measured
+
+
+def test_a_search_finds_its_best_trial_and_promotes_it(stack):
+    job = stack.client.submit(spec_of("found", base={"register_as": "found"}))
+    done = wait_state(stack, job.id, State.SUCCEEDED, timeout_s=400)
+    agree(stack, job.id, 4)
+    view = stack.client.search(job.id)
+    (best,) = view.best
+    values = [trial.values[0] for trial in trials_of(stack, job.id) if trial.values]
+    assert best.values[0] == max(values)
+    assert done.result.metrics[names.LINEAR_TOP1] == best.values[0]
+    assert f"trial {best.number}" in done.message
+    promoted = stack.client.promote(
+        job.id, best.number, overrides={"optimization.epochs": 2, "evaluation.every_epochs": 2}
+    )
+    again = stack.client.promote(
+        job.id, best.number, overrides={"optimization.epochs": 2, "evaluation.every_epochs": 2}
+    )
+    assert again.id == promoted.id
+    assert (promoted.promoted_from.search, promoted.promoted_from.trial) == (job.id, best.number)
+    assert promoted.spec["optimization"]["base_lr"] == best.params[RATE]
+    wait_state(stack, promoted.id, State.SUCCEEDED)
+    assert stack.client.backbone("found").versions == [1]
+    logs = stack.client.trial_logs(job.id, best.number).items
+    assert any("Evaluation at step 90" in line.message for line in logs)
+    assert stack.client.trial_images(job.id, best.number)
+
+
+def test_what_is_asked_for_while_it_runs_is_done(stack):
+    job = stack.client.submit(spec_of("steered", base={"optimization": BASE["optimization"] | {"epochs": 200}},
+                                      scheduler={"name": "none"}, budget={"trials": 20, "concurrency": 1}))  # fmt: skip
+    wait_state(stack, job.id, State.RUNNING)
+    running = lambda: [t.number for t in trials_of(stack, job.id) if t.state is TrialState.RUNNING]  # noqa: E731
+    poll(running, lambda found: found == [0], 120)
+    stack.client.change_search(job.id, concurrency=2)
+    poll(running, lambda found: found == [0, 1], 120)
+    poll(lambda: stack.client.trial(job.id, 0).intermediate, bool, 120)
+    stack.client.stop_trial(job.id, 0)
+    stopped = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.state.ended, 120)
+    assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "cancelled_by_user")
+    assert stopped.values
+    poll(running, lambda found: found == [1, 2], 120)  # its place was taken at once
+    (waiting,) = stack.client.add_trials(job.id, [{RATE: 2e-3}])
+    assert waiting.state is TrialState.WAITING
+    stack.client.stop_trial(job.id, 1)
+    poll(lambda: stack.client.trial(job.id, waiting.number), lambda trial: trial.state is TrialState.RUNNING, 120)
+    assert stack.client.trial(job.id, waiting.number).params[RATE] == 2e-3
+    stack.client.pause(job.id)
+    wait_state(stack, job.id, State.PAUSED)
+    before = running()
+    assert len(before) == 2
+    epochs = {number: stack.client.trial(job.id, number).epoch for number in before}
+    stack.client.resume(job.id)
+    wait_state(stack, job.id, State.RUNNING)
+    poll(lambda: {n: stack.client.trial(job.id, n).epoch for n in before}, lambda now: all(
+        (now[n] or 0) > (epochs[n] or 0) for n in before), 180)  # fmt: skip
+    assert all(stack.client.trial(job.id, number).attempts == [1, 2] for number in before)
+    stack.client.cancel(job.id)
+    wait_state(stack, job.id, State.CANCELLED)
+    assert not running()
+    agree(stack, job.id, len(trials_of(stack, job.id)))
+
+
+def test_a_killed_driver_and_a_killed_trial_change_nothing(stack):
+    job = stack.client.submit(spec_of("killed", scheduler={"name": "none"}))
+    wait_state(stack, job.id, State.RUNNING)
+    poll(lambda: [t for t in trials_of(stack, job.id) if t.epoch], bool, 180)
+    for process in members(stack, "trainer.main"):
+        process.kill()
+    wait(stack, job.id, lambda seen: seen.attempts == 2 and seen.state is State.RUNNING, 180)
+    trial = poll(lambda: members(stack, "ray::ImplicitFunc"), bool, 180)[0]
+    os.kill(trial.pid, signal.SIGKILL)
+    wait_state(stack, job.id, State.SUCCEEDED, timeout_s=500)
+    agree(stack, job.id, 4)
+    assert Counter(t.state for t in trials_of(stack, job.id)) == {TrialState.COMPLETE: 4}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("part", ["ray", "api"])
+def test_a_killed_head_or_api_changes_nothing(stack, part):
+    job = stack.client.submit(spec_of(f"killed-{part}", scheduler={"name": "none"}))
+    wait_state(stack, job.id, State.RUNNING)
+    poll(lambda: [t for t in trials_of(stack, job.id) if t.epoch], bool, 180)
+    os.kill(stack.state.parts[part].pid, signal.SIGKILL)
+    wait_state(stack, job.id, State.SUCCEEDED, timeout_s=600)
+    agree(stack, job.id, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_trials_of_several_workers_are_pruned_and_end(stack):
+    base = {"resources": BASE["resources"] | {"workers": 2}}
+    job = stack.client.submit(spec_of("wide", base=base, budget={"trials": 3, "concurrency": 1}))
+    wait_state(stack, job.id, State.SUCCEEDED, timeout_s=900)
+    agree(stack, job.id, 3)

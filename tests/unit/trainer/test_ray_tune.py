@@ -1,0 +1,473 @@
+"""The searcher: what it hands out, what it makes of every end, and what the next attempt of a search goes on with."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import numpy as np
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import Searcher
+
+from trainer import study
+from trainer.outcome import write_outcome
+from trainer.ray_tune import REQUEST, TRIAL, StudySearch, make_scheduler
+from trainer.spec import names
+from trainer.spec.job import AttemptRequest, Outcome, Reason, SearchOrders
+from trainer.spec.search import SearchSpec
+from trainer.storage import Store
+from trainer.trial import TrialOf
+
+METRIC, RATE = names.LINEAR_TOP1, "optimization.base_lr"
+SPEC = {
+    "kind": "search",
+    "base": {
+        "dataset": {"uri": "builtin://digits"},
+        "model": {"img_size": 8, "patch_size": 2, "in_chans": 1},
+        "optimization": {"epochs": 9, "global_batch_size": 64},
+        "evaluation": {"every_epochs": 1},
+        "resources": {"workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0},
+        "retry": {"max_failures": 1},
+    },
+    "space": {RATE: {"type": "float", "low": 1e-5, "high": 1e-3, "log": True}},
+    "algorithm": {"name": "random"},
+    "budget": {"trials": 6, "concurrency": 2, "max_failed": 1},
+}
+
+
+class FakeTracker:
+    """MLflow as far as a searcher needs it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.ended, self.attempt = root, {}, 1
+
+    def trial_run(self, number, name, params):  # noqa: ARG002 - the tracker's form
+        folder = self.root / f"trial-{number}"
+        folder.mkdir(exist_ok=True)
+        return f"run-{number}", str(folder)
+
+    def end_trial_run(self, run_id, status):
+        self.ended[run_id] = status
+
+    def tags(self):
+        return {names.TAG_ATTEMPT: str(self.attempt)}
+
+
+@dataclass(frozen=True)
+class Named:
+    """A trial as schedulers know it."""
+
+    trial_id: str
+
+
+class Bench:
+    """Searchers over one study, and trials that do what a test says."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.tracker = root, FakeTracker(root)
+        self.line = SimpleNamespace(orders=None)
+        self.wanted = None
+        self.attempts = 0
+
+    def search(self, **parts) -> StudySearch:
+        """The next attempt's."""
+        self.attempts += 1
+        self.tracker.attempt = self.attempts
+        spec = SearchSpec.parse(SPEC | parts)
+        request = AttemptRequest(
+            job_id="job-s",
+            attempt=self.attempts,
+            run_id="run-s",
+            tracking_uri="x",
+            artifact_uri=str(self.root),
+            spec=spec,
+        )
+        return StudySearch(request, spec, self.tracker, self.line, SimpleNamespace(wanted=lambda: self.wanted))
+
+    def study(self):
+        """As others see it."""
+        return optuna.load_study(study_name="job-s", storage=f"sqlite:///{self.root}/studies.db")
+
+    def trials(self):
+        return self.study().trials
+
+    def states(self):
+        return [trial.state.name for trial in self.trials()]
+
+    @staticmethod
+    def number(config) -> int:
+        return TrialOf.model_validate_json(config[TRIAL]).number
+
+    @staticmethod
+    def leave(config, state="succeeded", reason=None, message=""):
+        """What a trial's own process writes as its last act."""
+        request = AttemptRequest.model_validate_json(config[REQUEST])
+        write_outcome(
+            Store(request.artifact_uri), request.attempt, Outcome(state=state, reason=reason, message=message)
+        )
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch) -> Bench:
+    monkeypatch.setenv(names.STUDY_VARIABLE, f"sqlite:///{tmp_path}/studies.db")
+    return Bench(tmp_path)
+
+
+def evaluation(epoch, value):
+    return {METRIC: value, names.EPOCH: epoch, names.LOSS: 1.0}
+
+
+def complete(bench, search, name, config, value):
+    search.on_trial_result(name, evaluation(9, value))
+    bench.leave(config)
+    search.on_trial_complete(name, evaluation(9, value))
+
+
+# --- handing out ------------------------------------------------------------------------------------------------------
+
+
+def test_trials_are_handed_out_as_many_at_a_time_as_the_orders_say(bench):
+    search = bench.search()
+    assert search.suggest("a")
+    assert search.suggest("b")
+    assert search.suggest("c") is None
+    bench.line.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
+    assert search.suggest("c")
+    assert search.suggest("d") is None
+
+
+def test_a_search_ends_when_its_budget_is_done(bench):
+    search = bench.search()
+    for index in range(6):
+        complete(bench, search, "a", search.suggest("a"), index / 10)
+    assert search.suggest("a") == Searcher.FINISHED
+    assert bench.states() == ["COMPLETE"] * 6
+    assert search.outcome() == Outcome(state="succeeded")
+    assert [trial.value for trial in bench.trials()] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert set(bench.tracker.ended.values()) == {"FINISHED"}
+
+
+def test_what_somebody_chose_comes_first(bench):
+    search = bench.search()
+    bench.study().enqueue_trial({RATE: 2e-4})
+    config = search.suggest("a")
+    assert AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization.base_lr == 2e-4
+
+
+def test_values_that_are_no_spec_end_their_trial_with_the_reason_and_another_begins(bench):
+    space = {"method.mask_ratio": {"type": "categorical", "choices": [0.99, 0.5]}}
+    search = bench.search(space=space, algorithm={"name": "grid"}, budget={"trials": 2, "concurrency": 1})
+    config = search.suggest("a")
+    complete(bench, search, "a", config, 0.5)
+    assert search.suggest("a") == Searcher.FINISHED
+    infeasible = next(trial for trial in bench.trials() if trial.state is TrialState.FAIL)
+    assert infeasible.user_attrs[names.TRIAL_REASON] == Reason.INFEASIBLE
+    assert "leaves 0 of 16 patches visible" in infeasible.user_attrs[names.TRIAL_MESSAGE]
+    assert search.outcome().state == "succeeded"
+
+
+def test_a_drained_search_finishes_what_runs_and_starts_nothing(bench):
+    search = bench.search()
+    config = search.suggest("a")
+    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, draining=True)
+    assert search.suggest("b") is None
+    complete(bench, search, "a", config, 0.5)
+    assert search.suggest("b") == Searcher.FINISHED
+
+
+def test_after_its_hours_no_trial_begins(bench):
+    search = bench.search(budget={"trials": 6, "concurrency": 2, "max_hours": 1})
+    assert search.suggest("a")
+    search._since -= 3601
+    assert search.suggest("b") is None
+
+
+def test_the_time_spent_is_that_of_all_attempts(bench):
+    first = bench.search()
+    first._since -= 100
+    first._noted -= 100
+    first.suggest("a")
+    assert bench.search().seconds() >= 100
+
+
+# --- every end --------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_the_scheduler_stopped_is_pruned_with_its_last_value(bench):
+    search = bench.search()
+    search.suggest("a")
+    search.on_trial_result("a", evaluation(1, 0.3))
+    search.live["a"].stopped = "Stopped by asha"
+    search.on_trial_complete("a", evaluation(2, 0.2))
+    (trial,) = bench.trials()
+    assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.3, 2: 0.2})
+    assert trial.user_attrs[names.TRIAL_MESSAGE] == "Stopped by asha"
+
+
+def test_a_trial_with_an_error_of_its_own_has_failed_with_its_reason(bench):
+    search = bench.search()
+    config = search.suggest("a")
+    bench.leave(config, "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
+    search.on_trial_complete("a", error=True)
+    (trial,) = bench.trials()
+    assert trial.state is TrialState.FAIL
+    assert trial.user_attrs[names.TRIAL_REASON] == Reason.LOSS_NOT_FINITE
+    assert bench.tracker.ended == {"run-0": "FAILED"}
+
+
+def test_a_trial_whose_process_was_killed_goes_on_as_often_as_it_may(bench):
+    search = bench.search()
+    search.suggest("a")
+    search.on_trial_result("a", evaluation(1, 0.3))
+    search.on_trial_complete("a", error=True)
+    again = search.suggest("b")
+    assert bench.number(again) == 0
+    assert AttemptRequest.model_validate_json(again[REQUEST]).attempt == 2
+    search.on_trial_result("b", evaluation(1, 0.3))  # measured once more, and known already
+    search.on_trial_complete("b", error=True)
+    (trial,) = bench.trials()
+    assert (trial.state, trial.user_attrs[names.TRIAL_REASON]) == (TrialState.FAIL, Reason.WORKER_FAILED)
+    assert trial.user_attrs[names.TRIAL_ATTEMPTS] == [1, 2]
+
+
+def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):
+    search = bench.search()
+    for _ in range(2):
+        bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+        search.on_trial_complete("a", error=True)
+    assert search.suggest("a") == Searcher.FINISHED
+    outcome = search.outcome()
+    assert (outcome.state, outcome.reason) == ("failed", Reason.TRIALS_FAILED)
+    assert outcome.message == "2 trials failed, budget.max_failed is 1; the last, 1: no images in /data"
+
+
+def test_a_trial_that_was_stopped_by_hand_is_pruned_and_the_others_go_on(bench):
+    search = bench.search()
+    config = search.suggest("a")
+    search.on_trial_result("a", evaluation(1, 0.3))
+    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
+    bench.leave(config, "cancelled")
+    search.on_trial_complete("a", evaluation(1, 0.3))
+    (trial,) = bench.trials()
+    assert (trial.state, trial.value) == (TrialState.PRUNED, 0.3)
+    assert trial.user_attrs[names.TRIAL_REASON] == Reason.CANCELLED_BY_USER
+    assert search.suggest("b")
+
+
+def test_a_trial_that_left_before_it_measured_anything_is_pruned_without_a_value(bench):
+    search = bench.search()
+    scheduler = make_scheduler(SearchSpec.parse(SPEC), search)
+    config, trial = search.suggest("t"), Named("t")
+    scheduler.on_trial_add(None, trial)
+    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
+    bench.leave(config, "cancelled")
+    assert scheduler.on_trial_result(None, trial, {"done": True}) == TrialScheduler.CONTINUE
+    search.on_trial_result("t", {"done": True})
+    search.on_trial_complete("t", {"done": True})
+    assert [(trial.state, trial.value) for trial in bench.trials()] == [(TrialState.PRUNED, None)]
+
+
+def test_a_cancelled_search_leaves_nothing_open(bench):
+    search = bench.search()
+    config = search.suggest("a")
+    bench.wanted = "cancel"
+    assert search.suggest("b") is None
+    bench.leave(config, "cancelled")
+    search.on_trial_complete("a", {})
+    assert search.suggest("b") == Searcher.FINISHED
+    assert (bench.states(), search.outcome().state) == (["PRUNED"], "cancelled")
+
+
+# --- the next attempt -------------------------------------------------------------------------------------------------
+
+
+def test_paused_trials_go_on_under_their_numbers(bench):
+    search = bench.search()
+    first, second = search.suggest("a"), search.suggest("b")
+    bench.wanted = "pause"
+    for name, config in (("a", first), ("b", second)):
+        bench.leave(config, "paused")
+        search.on_trial_complete(name, {})
+    assert (bench.states(), search.outcome().state) == (["RUNNING", "RUNNING"], "paused")
+    bench.wanted = None
+    resumed = bench.search()
+    assert [bench.number(resumed.suggest(name)) for name in "ab"] == [0, 1]
+    assert bench.states() == ["RUNNING", "RUNNING"]
+
+
+def test_after_a_killed_driver_the_same_trials_go_on_and_each_ends_once(bench):
+    for attempt in range(3):
+        search = bench.search()  # nobody said goodbye
+        running = {name: search.suggest(name) for name in "ab"}
+        if attempt == 1:
+            complete(bench, search, "a", running["a"], 0.5)
+    search = bench.search()
+    assert bench.states() == ["COMPLETE", "RUNNING", "RUNNING"]
+    while (config := search.suggest("x")) != Searcher.FINISHED:
+        complete(bench, search, "x", config, 0.5)
+    assert bench.states() == ["COMPLETE"] * 6
+
+
+def test_nothing_of_the_database_is_in_what_ray_tune_stores(bench):
+    search = bench.search()
+    assert copy.deepcopy(search) is search
+    assert b"sqlite" not in pickle.dumps(search)
+
+
+def test_a_sampler_that_begins_again_does_not_draw_the_same(bench):
+    first = bench.search().suggest("a")
+    bench.line.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
+    search = bench.search()
+    search.suggest("a")
+    new = search.suggest("b")
+    rates = [AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization.base_lr for config in (first, new)]
+    assert rates[0] != rates[1]
+
+
+# --- what is kept, and repeats ----------------------------------------------------------------------------------------
+
+
+def test_only_the_best_trials_keep_their_checkpoints(bench):
+    search = bench.search(keep=2)
+    for value in (0.1, 0.5, 0.2, 0.4):
+        config = search.suggest("a")
+        folder = Path(AttemptRequest.model_validate_json(config[REQUEST]).artifact_uri) / names.CHECKPOINTS
+        (folder / "a1" / "00000009").mkdir(parents=True)
+        complete(bench, search, "a", config, value)
+    kept = [number for number in range(4) if (bench.root / f"trial-{number}" / names.CHECKPOINTS).exists()]
+    assert kept == [1, 3]
+
+
+def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(bench):
+    search = bench.search(budget={"trials": 2, "concurrency": 1}, repeats={"best": 1, "seeds": 2})
+    for value in (0.1, 0.5):
+        complete(bench, search, "a", search.suggest("a"), value)
+    seeds = []
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        seeds.append(AttemptRequest.model_validate_json(config[REQUEST]).spec.seed)
+        complete(bench, search, "a", config, 0.9)
+    repeats = bench.trials()[2:]
+    assert seeds == [1, 2]
+    assert [trial.user_attrs[names.TRIAL_REPEAT_OF] for trial in repeats] == [1, 1]
+    assert {trial.params[RATE] for trial in repeats} == {bench.trials()[1].params[RATE]}
+    assert study.ranked(bench.trials(), SearchSpec.parse(SPEC).objectives[0])[0].number == 1
+
+
+def test_earlier_searches_are_learned_from_and_are_no_trials_of_this_one(bench):
+    spec = SearchSpec.parse(SPEC | {"algorithm": {"name": "tpe"}})
+    storage = study.connect()
+    earlier = study.open_study(spec, "job-earlier", storage)
+    for index in range(30):
+        trial, point = study.ask(earlier, spec)
+        study.tell(earlier, trial.number, TrialState.COMPLETE, [-abs(point[RATE] - 5e-4) * 1e3])
+        assert trial.number == index
+    warm = study.open_study(spec.model_copy(update={"warm_start": ("job-earlier",)}), "job-s", storage)
+    rates = [study.ask(warm, spec)[1][RATE] for _ in range(5)]
+    assert [trial.number for trial in bench.trials()] == [0, 1, 2, 3, 4]
+    assert all(rate > 1e-4 for rate in rates), rates  # the better half, from its first trial on
+
+
+# --- schedulers -------------------------------------------------------------------------------------------------------
+
+
+def simulated(curves: dict[int, list[float]], order: list[tuple[int, int]], grace: int, factor: int) -> dict[int, int]:
+    """ASHA's rule by the book: at a rung, whoever is below the top 1/factor of those that came so far is stopped.
+
+    Gives the epoch at which each trial was stopped.
+    """
+    rungs: dict[int, list[float]] = {}
+    epoch = grace
+    while epoch <= 9:
+        rungs[epoch] = []
+        epoch *= factor
+    stopped: dict[int, int] = {}
+    for number, epoch in order:
+        if number in stopped or epoch not in rungs:
+            continue
+        value, seen = curves[number][epoch - 1], rungs[epoch]
+        if seen and value < np.nanpercentile(seen, (1 - 1 / factor) * 100) and epoch < 9:
+            stopped[number] = epoch
+        seen.append(value)
+    return stopped
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("restart", [False, True])
+def test_asha_decides_by_its_rule_also_after_a_new_beginning(bench, seed, restart):
+    random = Random(seed)
+    curves = {number: [random.random() for _ in range(9)] for number in range(12)}
+    spec = SearchSpec.parse(SPEC | {"budget": {"trials": 12, "concurrency": 12}})
+    bench.line.orders = SearchOrders(trials=12, concurrency=12, max_failed=1)
+    search = bench.search(budget={"trials": 12, "concurrency": 12})
+    scheduler = make_scheduler(spec, search)
+    alive = _begin(search, scheduler, 12)
+    order, at, stopped, halfway = [], dict.fromkeys(range(12), 0), {}, 0
+    while alive:
+        number = random.choice(sorted(alive))
+        trial, config = alive[number]
+        at[number] += 1
+        result = evaluation(at[number], curves[number][at[number] - 1])
+        order.append((number, at[number]))
+        if scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+            stopped[number] = at[number]
+            search.on_trial_complete(trial.trial_id, result)
+            del alive[number]
+        else:
+            search.on_trial_result(trial.trial_id, result)
+            if at[number] == 9:
+                bench.leave(config)
+                search.on_trial_complete(trial.trial_id, result)
+                del alive[number]
+        halfway += 1
+        if restart and halfway == 25:
+            search = bench.search(budget={"trials": 12, "concurrency": 12})
+            scheduler = make_scheduler(spec, search)
+            alive = _begin(search, scheduler, len(alive))
+    assert stopped == simulated(curves, order, grace=1, factor=3)
+    ends = {trial.number: trial.state.name for trial in bench.trials()}
+    assert ends == {number: "PRUNED" if number in stopped else "COMPLETE" for number in range(12)}
+
+
+def _begin(search, scheduler, count):
+    alive = {}
+    for index in range(count):
+        trial = Named(f"t{index}")
+        config = search.suggest(trial.trial_id)
+        scheduler.on_trial_add(None, trial)
+        alive[Bench.number(config)] = (trial, config)
+    return alive
+
+
+def test_median_stops_what_is_worse_than_the_median_of_the_others(bench):
+    spec = SearchSpec.parse(SPEC | {"scheduler": {"name": "median"}})
+    bench.line.orders = SearchOrders(trials=6, concurrency=6, max_failed=1)
+    search = bench.search(scheduler={"name": "median"})
+    scheduler = make_scheduler(spec, search)
+    alive = _begin(search, scheduler, 5)
+    decisions = []
+    for number, value in enumerate((0.5, 0.6, 0.7, 0.8, 0.1)):
+        trial, _ = alive[number]
+        decisions.append(scheduler.on_trial_result(None, trial, evaluation(2, value)))
+        search.on_trial_result(trial.trial_id, evaluation(2, value))
+    assert decisions == [TrialScheduler.CONTINUE] * 4 + [TrialScheduler.STOP]
+    assert "median" in search.live["t4"].stopped
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "qmc", "cmaes", "gp"])
+def test_every_algorithm_fills_a_budget(bench, algorithm):
+    space = {RATE: SPEC["space"][RATE], "optimization.weight_decay": {"type": "float", "low": 0, "high": 0.2}}
+    search = bench.search(space=space, algorithm={"name": algorithm}, budget={"trials": 12, "concurrency": 1})
+    points = []
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        optimization = AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization
+        points.append((optimization.base_lr, optimization.weight_decay))
+        complete(bench, search, "a", config, 1 - optimization.weight_decay)
+    assert len(set(points)) == 12
+    assert bench.states() == ["COMPLETE"] * 12
