@@ -90,10 +90,12 @@ def fit(
     """
     resources = resources_of(request.spec)
     place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
-    setting = {_SETTING: request.model_dump_json(), _TRIAL: trial.model_dump_json() if trial else None}
+    setting: dict[str, Any] = {_SETTING: request.model_dump_json()}
+    if trial:
+        setting |= {_TRIAL: trial.model_dump_json(), _REPORTS: reports}
     trainer = (_TrialTrainer if trial else _Trainer)(
         train_worker,
-        train_loop_config=setting | {_REPORTS: reports},
+        train_loop_config=setting,
         scaling_config=ScalingConfig(
             num_workers=int(resources.workers),
             use_gpu=bool(resources.gpus_per_worker),
@@ -129,7 +131,7 @@ def fit(
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of an attempt, in a process of its own."""
     request = AttemptRequest.model_validate_json(config[_SETTING])
-    trial, reports = config[_TRIAL], config[_REPORTS]
+    trial, reports = config.get(_TRIAL), config.get(_REPORTS)
     context = ray.train.get_context()
     work(
         request,

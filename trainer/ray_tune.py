@@ -20,12 +20,13 @@ from optuna.trial import FrozenTrial, TrialState
 from ray import tune
 from ray.train._internal.session import get_session
 from ray.tune import PlacementGroupFactory, RunConfig, TuneConfig, TuneError, Tuner
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from trainer.control import Control
+from trainer.control import Action, Control
 from trainer.logs import logger
 from trainer.outcome import settle_outcome, write_outcome
 from trainer.ray_evidence import how_it_died, reason_of
@@ -37,7 +38,7 @@ from trainer.spec.plan import ClusterShape, resolve, resources_of
 from trainer.spec.search import Point, SearchSpec
 from trainer.storage import Store
 from trainer.study import ask, asked, connect, open_study, ranked, tell
-from trainer.tracking import Tracker, command_in, orders_in
+from trainer.tracking import LAST_GENERATION, Tracker, command_in, orders_in
 from trainer.trial import TrialOf
 
 REQUEST, TRIAL = "request", "trial"
@@ -90,6 +91,10 @@ def _tune(spec: SearchSpec, search: StudySearch, folder: str) -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may be told to leave before it has measured
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it would print a table for every trial
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the study and our own lines say what there is to say
+    # Ray Tune would hand S3's credentials on, and Ray shows what it hands on to everybody: nodes have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
     tuner = Tuner(
         tune.with_resources(run_trial, _resources(spec)),
         tune_config=TuneConfig(
@@ -158,6 +163,12 @@ class SearchLine:
         self.orders = orders_in(tags) or self.orders
         return command_in(tags, self._attempt)
 
+    def look(self) -> Command | None:
+        """The same as it is now, however long MLflow is away; raises `StorageError` where it stays so."""
+        tags = self._tracker.tags_in_time()
+        self.orders = orders_in(tags) or self.orders
+        return command_in(tags, self._attempt)
+
     def acknowledge(self, command: Command) -> None:
         self._tracker.acknowledge(command)
 
@@ -204,6 +215,8 @@ class StudySearch(OptunaSearch):
         self._swept = set(notes.get(names.STUDY_SWEPT, ()))
         """Ended trials whose checkpoints are gone."""
         self._adopt()
+        self._left: Action | None = None
+        """What trials were told to leave by: they may hear of it first."""
         self.error: Exception | None = None
         """What ends this attempt: raised by whoever runs it, as Ray Tune goes on after an error of a searcher."""
 
@@ -237,7 +250,7 @@ class StudySearch(OptunaSearch):
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         self._note_time()
-        orders, ends = self.orders, self._control.wanted() or self.error
+        orders, ends = self.orders, self.wanted() or self.error
         if not ends and len(self.live) < orders.concurrency:
             if self._waiting:
                 return self._go_on(trial_id, self._waiting.pop(0))
@@ -246,6 +259,10 @@ class StudySearch(OptunaSearch):
                 if begun is not None:
                     return begun
         return None if self.live else Searcher.FINISHED
+
+    def wanted(self) -> Action | None:
+        """What this attempt was told to end by."""
+        return self._control.wanted() or self._left
 
     @property
     def orders(self) -> SearchOrders:
@@ -393,26 +410,30 @@ class StudySearch(OptunaSearch):
 
     def _settle(self, live: _Live, outcome: Outcome | None, error: bool) -> None:
         """What a trial's end means for it."""
-        number, wanted = live.number, self._control.wanted()
         if outcome is None and not error:
             if live.stopped is None:  # nobody ended it but Ray Tune, which ends: the next attempt goes on with it
                 return
-            self._end(number, TrialState.PRUNED, None, live.stopped, run_id=live.run_id)
+            self._end(live.number, TrialState.PRUNED, None, live.stopped, run_id=live.run_id)
         elif outcome is None or outcome.state == "failed":
             self._failed(live, outcome)
-        elif outcome.state == "paused" or (outcome.state == "cancelled" and self._request_is_old()):
-            return  # it goes on when the search does
-        elif outcome.state == "cancelled":
-            stopped = number in self.orders.stopped and wanted != "cancel"
-            said = "Stopped by hand." if stopped else "The search was cancelled."
-            self._end(number, TrialState.PRUNED, Reason.CANCELLED_BY_USER, said, run_id=live.run_id)
-        else:
+        elif outcome.state == "succeeded":
             values = [live.last[each.metric] for each in self._spec.objectives]
-            self._end(number, TrialState.COMPLETE, None, "", values, run_id=live.run_id)
+            self._end(live.number, TrialState.COMPLETE, None, "", values, run_id=live.run_id)
+        else:
+            self._was_told(live, "pause" if outcome.state == "paused" else "cancel")
 
-    def _request_is_old(self) -> bool:
-        """Whether a later attempt has begun, to which running trials belong."""
-        return int(self._tracker.tags().get(names.TAG_ATTEMPT, "0")) > self._request.attempt
+    def _was_told(self, live: _Live, action: Action) -> None:
+        """A trial has obeyed: its search's command, or one of its own."""
+        command, by_hand = self._line.look(), live.number in self.orders.stopped
+        if command and command.generation == LAST_GENERATION:
+            self._left = "cancel"  # a later attempt has begun, and running trials are its own
+        elif by_hand and (command is None or command.action == "pause"):
+            self._end(live.number, TrialState.PRUNED, Reason.CANCELLED_BY_USER, "Stopped by hand.", run_id=live.run_id)
+        else:
+            self._left = command.action if command else action
+            if self._left == "cancel":
+                told = "The search was cancelled."
+                self._end(live.number, TrialState.PRUNED, Reason.CANCELLED_BY_USER, told, run_id=live.run_id)
 
     def _failed(self, live: _Live, outcome: Outcome | None) -> None:
         """One whose process is gone, or whose node or storage was, goes on from its checkpoint; others have failed."""
@@ -420,10 +441,10 @@ class StudySearch(OptunaSearch):
         reason = outcome.reason if outcome and outcome.reason else Reason.WORKER_FAILED
         message = outcome.message if outcome else died
         allowed = self._spec.base_spec.retry.max_failures
-        if (outcome is None or reason in GOES_ON) and live.start <= allowed and not self._control.wanted():
+        if (outcome is None or reason in GOES_ON) and live.start <= allowed and not self.wanted():
             logger.warning("Trial %d goes on from its last checkpoint: %s", live.number, message)
             self._waiting.append(live.number)
-        elif self._control.wanted() == "pause":
+        elif self.wanted() == "pause":
             return
         else:
             self._end(live.number, TrialState.FAIL, reason, message, run_id=live.run_id)
@@ -481,7 +502,7 @@ class StudySearch(OptunaSearch):
 
     def outcome(self) -> Outcome:
         """How this attempt ended."""
-        wanted, orders = self._control.wanted(), self.orders
+        wanted, orders = self.wanted(), self.orders
         if wanted:
             return Outcome(state="paused" if wanted == "pause" else "cancelled")
         trials = self.trials()

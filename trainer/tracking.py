@@ -164,6 +164,10 @@ class Tracker:
         now = time.time()
         self._client.log_batch(self._run_id, metrics=[Metric(heartbeat(self._attempt), now, int(now * 1000), 0)])
 
+    def tags_in_time(self) -> Mapping[str, str]:
+        """The same, asked for again for five minutes; raises `StorageError` where MLflow stays away."""
+        return _patiently("a question about the run", self.tags)
+
     def trial_run(self, number: int, name: str, params: Mapping[str, str]) -> tuple[str, str]:
         """The run of a trial of this run's search, below it: its id and artifact folder. Asked again, it is the same.
 

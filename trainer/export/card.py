@@ -193,7 +193,7 @@ def _lineage(facts: Facts) -> dict[str, str]:
 def _table(rows: Mapping[str, str]) -> str:
     """What separates cells is escaped: an URI may have it."""
     cells = (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
-    return "\n".join(["| | |", "|---|---|", *cells]) + "\n"
+    return "\n".join(["| what | value |", "|---|---|", *cells]) + "\n"
 
 
 def _ways(facts: Facts) -> str:

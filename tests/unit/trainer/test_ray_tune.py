@@ -20,7 +20,7 @@ from trainer import study
 from trainer.outcome import write_outcome
 from trainer.ray_tune import REQUEST, TRIAL, StudySearch, make_scheduler
 from trainer.spec import names
-from trainer.spec.job import AttemptRequest, Outcome, Reason, SearchOrders
+from trainer.spec.job import AttemptRequest, Command, Outcome, Reason, SearchOrders
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
 from trainer.trial import TrialOf
@@ -72,9 +72,16 @@ class Bench:
 
     def __init__(self, root: Path) -> None:
         self.root, self.tracker = root, FakeTracker(root)
-        self.line = SimpleNamespace(orders=None)
+        self.line = SimpleNamespace(orders=None, look=self.told)
         self.wanted = None
         self.attempts = 0
+
+    def told(self):
+        """What the search's run says: trials may know it before their search does."""
+        action = self.wanted or self.told_alone
+        return Command(attempt=self.attempts, generation=1, action=action) if action else None
+
+    told_alone = None
 
     def search(self, **parts) -> StudySearch:
         """The next attempt's."""
@@ -300,6 +307,16 @@ def test_paused_trials_go_on_under_their_numbers(bench):
     resumed = bench.search()
     assert [bench.number(resumed.suggest(name)) for name in "ab"] == [0, 1]
     assert bench.states() == ["RUNNING", "RUNNING"]
+
+
+def test_a_pause_of_which_trials_hear_first_begins_no_other_trial(bench):
+    search = bench.search()
+    config = search.suggest("a")
+    bench.told_alone = "pause"
+    bench.leave(config, "paused")
+    search.on_trial_complete("a", {})
+    assert search.suggest("b") == Searcher.FINISHED
+    assert (bench.states(), search.outcome().state) == (["RUNNING"], "paused")
 
 
 def test_after_a_killed_driver_the_same_trials_go_on_and_each_ends_once(bench):
