@@ -91,14 +91,16 @@ def _tune(spec: SearchSpec, search: StudySearch, folder: str) -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may be told to leave before it has measured
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it would print a table for every trial
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the study and our own lines say what there is to say
-    # Ray Tune would hand S3's credentials on, and Ray shows what it hands on to everybody: nodes have their own.
-    class_cache.ENV_VARS_TO_PROPAGATE = {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-    }
+    # Ray Tune would hand S3's credentials on, and Ray shows to everybody what is handed on: nodes have their own.
+    # Without the address what frees a dead trial's workers finds no cluster where a machine has two.
+    handed_on = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE = handed_on | {"RAY_ADDRESS"}
     tuner = Tuner(
         tune.with_resources(run_trial, _resources(spec)),
         tune_config=TuneConfig(
-            search_alg=search, scheduler=make_scheduler(spec, search), num_samples=-1, reuse_actors=True,
+            search_alg=search, scheduler=make_scheduler(spec, search), num_samples=-1,
+            # One that waits for workers elsewhere cannot be told to stop: it ends with its process, and they with it.
+            reuse_actors=int(resources_of(spec).workers) == 1,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=RunConfig(name="search", storage_path=folder, verbose=0),
