@@ -11,7 +11,14 @@ from typing import Annotated, Final
 import typer
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from service.client.sdk import Client
 from service.client.server import find_server
@@ -75,7 +82,9 @@ class Outages:
 @contextmanager
 def download_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar while something is downloaded; gives what is told the bytes that have come and the bytes there are."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=err, disable=not err.is_terminal) as bar:
+    how_fast = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
+    with Progress(
+        TextColumn("{task.description}", markup=False), BarColumn(), *how_fast, console=err, disable=not err.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
