@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from fastapi.dependencies import models as fastapi_models
 from fastapi.testclient import TestClient
@@ -17,12 +19,14 @@ from search_files import SearchFiles
 from service_fakes import FakeMlflow, FakeRay
 from service_world import World
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from service.adapters.studies import Studies
 from service.app import configure_logs, create_app
 from service.auth import Role, sha256
 from service.client import errors as client_errors
 from service.db import Base, Database, Token
+from service.jobs import sweeps
 from service.settings import Settings
 
 ROLES = {
@@ -199,6 +203,20 @@ def searches(
     studies = Studies(settings.study_url)
     yield SearchFiles(database, studies, mlflow)
     studies.close()
+
+
+@pytest.fixture
+def swept(world, monkeypatch) -> Callable[[], list[dict[str, Any]]]:
+    """Makes a round that sweeps; gives what it logged of that."""
+    monkeypatch.setattr(sweeps, "log", structlog.get_logger())  # a cached logger cannot be captured
+
+    def sweep() -> list[dict[str, Any]]:
+        world.reconciler._sweeper._next = 0.0
+        with capture_logs() as lines:
+            world.rounds()
+        return [line for line in lines if line["event"].startswith("swept")]
+
+    return sweep
 
 
 @pytest.fixture

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from service_fakes import SPEC, attempts_of, events_of, job_of
 from service_world import World
 from sqlalchemy import create_engine, select, text
-from structlog.testing import capture_logs
 
 from service.adapters.studies import Studies, StudiesUnreachable
 from service.auth import Caller, Role
 from service.db import Attempt, Job
-from service.jobs import repository, sweeps
+from service.jobs import repository
 from service.jobs.lifecycle import Verb, transition
 from service.jobs.schemas import State
 from service.jobs.service import delete_job, deletion
@@ -518,20 +516,6 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root):
         at = -1
         world.rounds()
         assert left_of(world, root, job_id) == []
-
-
-@pytest.fixture
-def swept(world, monkeypatch) -> Callable[[], list[dict[str, Any]]]:
-    """Makes a round that sweeps; gives what it logged of that."""
-    monkeypatch.setattr(sweeps, "log", structlog.get_logger())  # a cached logger cannot be captured
-
-    def sweep() -> list[dict[str, Any]]:
-        world.reconciler._sweeper._next = 0.0
-        with capture_logs() as lines:
-            world.rounds()
-        return [line for line in lines if line["event"].startswith("swept")]
-
-    return sweep
 
 
 def test_unfinished_checkpoints_of_trials_go_but_not_where_one_may_be_under_way(world, swept):

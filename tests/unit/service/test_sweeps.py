@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from service_fakes import FakeRun, attempts_of, job_of
 from service_world import World
-from structlog.testing import capture_logs
 
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import Artifacts
 from service.db import Attempt
-from service.jobs import repository, sweeps
+from service.jobs import repository
 from trainer.spec import names
 from trainer.spec.job import Outcome, Reason
 from trainer.storage import Store
@@ -30,20 +28,6 @@ PARTS = ["ray", "mlflow", "storage"]
 
 def ago(age: timedelta) -> datetime:
     return datetime.now(UTC) - age
-
-
-@pytest.fixture
-def swept(world, monkeypatch) -> Callable[[], list[dict[str, Any]]]:
-    """Makes a round that sweeps; gives what it logged of that."""
-    monkeypatch.setattr(sweeps, "log", structlog.get_logger())  # a cached logger cannot be captured
-
-    def sweep() -> list[dict[str, Any]]:
-        world.reconciler._sweeper._next = 0.0
-        with capture_logs() as lines:
-            world.rounds()
-        return [line for line in lines if line["event"].startswith("swept")]
-
-    return sweep
 
 
 def ended(world: World, age: timedelta, outcome: Outcome | None = None) -> str:
