@@ -20,6 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from service import errors, openapi
 from service.access.audit import AuditLog
 from service.access.routes import router as access
+from service.access.sessions import Sessions
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
@@ -28,11 +29,13 @@ from service.auth import ensure_admin
 from service.backbones.hub import router as hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
+from service.dashboard import mount
 from service.db import Database
 from service.deps import Parts
+from service.jobs.changes import Changes
 from service.jobs.control import Control
 from service.jobs.reconciler import Reconciler
-from service.jobs.routes import metrics_router
+from service.jobs.routes import metrics_router, stream_router
 from service.jobs.routes import router as jobs
 from service.jobs.schemas import View
 from service.jobs.stream import Streams
@@ -107,17 +110,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.parts, app.state.streams, app.state.plots = parts, streams, Plots(parts.studies)
+    app.state.sessions, app.state.changes = Sessions(parts.settings.admin_token_file), Changes(parts.database, streams)
     app.add_middleware(AuditLog)  # the one that is added last is around the others
     errors.install(app, parts.settings.body_limit_bytes)
     requests.install(app, parts)
     openapi.install(app)
     app.include_router(jobs)
     app.include_router(metrics_router)
+    app.include_router(stream_router)
     app.include_router(searches)
     app.include_router(backbones)
     app.include_router(hub)
     app.include_router(cluster)
     app.include_router(access)
+    mount.install(app)
     _health(app, Readiness(parts))
     _docs(app)
     return app

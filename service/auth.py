@@ -91,6 +91,17 @@ def identify(database: Database, text: str, trail: Trail | None = None) -> Token
     """The token with a text, whether it is valid or not; ``trail`` is told of it."""
     with database.read() as session:
         token = session.get(Token, sha256(text))
+    return _noted(token, trail)
+
+
+def identify_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Token | None:
+    """The token with an id, in the same way."""
+    with database.read() as session:
+        token = session.scalar(select(Token).where(Token.id == token_id))
+    return _noted(token, trail)
+
+
+def _noted(token: Token | None, trail: Trail | None) -> Token | None:
     if token and trail:
         trail.actor, trail.token_id = token.owner, token.id
     return token
@@ -108,7 +119,15 @@ def caller_of(database: Database, authorization: str | None, trail: Trail | None
     text = text_of(authorization)
     if not text:
         raise ApiProblem(401, "unauthorized", "send the header Authorization: Bearer <token>")
-    token = identify(database, text, trail)
+    return _caller(identify(database, text, trail), trail)
+
+
+def caller_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Caller:
+    """The owner of the token in whose name a session goes on; raises the API's 401."""
+    return _caller(identify_by_id(database, token_id, trail), trail)
+
+
+def _caller(token: Token | None, trail: Trail | None) -> Caller:
     if token is None:
         raise ApiProblem(401, "unauthorized", "this token is not known here")
     match state_of(token, now()):

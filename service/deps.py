@@ -8,11 +8,12 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from service.access.sessions import Sessions
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth import Caller, caller_of
+from service.auth import Caller, caller_by_id, caller_of
 from service.db import Database
 from service.jobs.reconciler import Reconciler
 from service.settings import Settings
@@ -40,8 +41,15 @@ def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
 ) -> Caller:
+    """By the request's token, or by the session of a browser that sends none."""
+    sessions: Sessions = request.app.state.sessions
+    database = parts(request).database
+    if credentials is None and (token_id := sessions.token_id(request)):
+        found = caller_by_id(database, token_id, request.state.trail)
+        sessions.check_csrf(request, token_id)
+        return found
     header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
-    return caller_of(parts(request).database, header, request.state.trail)
+    return caller_of(database, header, request.state.trail)
 
 
 async def _given(request: Request) -> Parts:

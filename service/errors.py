@@ -206,7 +206,7 @@ def install(app: FastAPI, body_limit_bytes: int) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return answer(request, _validation_problem(request, error))
+        return answer(request, validation_problem(request, error))
 
     @app.exception_handler(HTTPException)
     async def plain(request: Request, error: HTTPException) -> Response:
@@ -225,7 +225,7 @@ def _allowed(request: Request) -> list[str]:
     return sorted({method for route in routes if route.path == path for method in route.methods or ()})
 
 
-def _validation_problem(request: Request, error: RequestValidationError) -> ApiProblem:
+def validation_problem(request: Request, error: RequestValidationError) -> ApiProblem:
     errors: Any = error.errors()
     first = errors[0]
     if first["type"] == "json_invalid":

@@ -96,7 +96,7 @@ PROMETHEUS: Final = {media: {"schema": {"type": "string"}} for media in ("text/p
 EVENT: Final = {
     "type": "object",
     "properties": {
-        "event": {"type": "string", "description": "`job`, `event`, `metrics`, `log` or `end`."},
+        "event": {"type": "string", "description": "`job`, `event`, `metrics`, `log` or `end`; of all jobs `jobs`."},
         "id": {"type": "string", "description": "Sent as `Last-Event-ID`, it goes on from there."},
         "data": {"type": "string", "description": "JSON."},
     },
@@ -185,6 +185,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/jobs/{job_id}/stream": Operation(
         "follow_job", ("job_not_found",), {200: {"description": "Server-sent events.", "content": EVENTS}}
     ),
+    "GET /v1/stream": Operation("hear_jobs", (), {200: {"description": "Server-sent events.", "content": EVENTS}}),
     "GET /v1/jobs/{job_id}/metrics": Operation("get_job_metrics", ("job_not_found",)),
     "GET /v1/metrics": Operation("compare_metrics", ("job_not_found",)),
     "GET /v1/jobs/{job_id}/checkpoints": Operation("list_job_checkpoints", ("job_not_found", "artifacts_not_here")),

@@ -7,8 +7,9 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.sessions import Sessions
 from service.access.trail import Trail, note_use
-from service.auth import identify, text_of
+from service.auth import identify, identify_by_id, text_of
 from service.db import Database, DatabaseUnreachable
 from service.errors import answer, unavailable
 
@@ -73,7 +74,7 @@ async def _settle(trail: Trail, database: Database, request: Request, status: in
     if trail.action is None or (trail.settled and status < 400):
         return
     try:
-        await to_thread.run_sync(_write, trail, database, request.headers.get("Authorization"), status)
+        await to_thread.run_sync(_write, trail, database, request, status)
     except DatabaseUnreachable as error:
         told = {"action": trail.action, "actor": trail.actor, "status": status, "detail": str(error)}
         log.error("audit_not_written", **told)  # noqa: TRY400 - where it was called says nothing more
@@ -81,8 +82,15 @@ async def _settle(trail: Trail, database: Database, request: Request, status: in
             raise NotRecorded(error) from error
 
 
-def _write(trail: Trail, database: Database, authorization: str | None, status: int) -> None:
-    text = text_of(authorization)
-    if trail.token_id is None and text:  # a body that is no JSON is refused before anybody asks who sends it
-        identify(database, text, trail)
+def _write(trail: Trail, database: Database, request: Request, status: int) -> None:
+    if trail.token_id is None:  # a body that is no JSON is refused before anybody asks who sends it
+        _identify(trail, database, request)
     trail.write(database, status)
+
+
+def _identify(trail: Trail, database: Database, request: Request) -> None:
+    sessions: Sessions = request.app.state.sessions
+    if text := text_of(request.headers.get("Authorization")):
+        identify(database, text, trail)
+    elif token_id := sessions.token_id(request):
+        identify_by_id(database, token_id, trail)

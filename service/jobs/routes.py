@@ -14,6 +14,7 @@ from service.backbones.download import answer
 from service.deps import CallerDep, PartsDep
 from service.jobs import metrics as curves
 from service.jobs import reading, service
+from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
 from service.jobs.logs import Wanted
 from service.jobs.repository import Filters
@@ -42,6 +43,7 @@ from trainer.spec.job import JobSpec, parse_spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 metrics_router = APIRouter(prefix="/v1/metrics", tags=["jobs"])
+stream_router = APIRouter(prefix="/v1/stream", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 SpecBody = Annotated[JobSpec, Body(discriminator="kind")]
@@ -217,6 +219,14 @@ async def stream(reader: ReaderDep) -> AsyncIterable[ServerSentEvent]:
     Every `id` is a place: sent as `Last-Event-ID`, to whatever process of the service, it goes on right after it.
     """
     async for event in reader.events():
+        yield event
+
+
+@stream_router.get("", response_class=EventSourceResponse)
+async def changes(told: ChangesDep) -> AsyncIterable[ServerSentEvent]:
+    """Hear of all jobs that one sees: an event `jobs` (JobsChanged) names those that have changed, within a second or
+    two. The first one, without any, says that it has begun: what is read after it misses nothing."""
+    async for event in told:
         yield event
 
 

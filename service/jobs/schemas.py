@@ -319,6 +319,13 @@ class LogBatch(View):
     """At most 200."""
 
 
+class JobsChanged(View):
+    """Data of the event `jobs` of the stream of all jobs."""
+
+    jobs: list[str]
+    """Ids of those whose state, message or progress has changed."""
+
+
 class ImageView(View):
     step: int
     name: str

@@ -59,6 +59,20 @@ SPEC: dict[str, Any] = {
     "register_as": "shapes",
 }  # fmt: skip
 
+SEARCH: dict[str, Any] = {
+    "kind": "search",
+    "name": "rates",
+    "base": {name: part for name, part in SPEC.items() if name not in {"kind", "name", "register_as"}} | {
+        "optimization": {"epochs": 6, "global_batch_size": 80},
+        "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
+        "evaluation": {"every_epochs": 3, "probes": []},
+    },
+    "space": {"optimization.base_lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}},
+    "objective": {"metric": "eval/reconstruction_ratio"},
+    "scheduler": {"name": "none"},
+    "budget": {"trials": 3, "concurrency": 2},
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def transcript() -> Iterator[Transcript]:
@@ -192,6 +206,17 @@ def test_no_secret_shows_and_nothing_takes_another_or_none(deployment, transcrip
     )
     assert done.returncode != 0
     rows.append(["Postgres", "from a Ray worker", "no such name: on no network of its own"])
+    for database in ("rcmae", "mlflow"):
+        way = f"service=rcmae_studies host=postgres user=rcmae_studies dbname={database}"
+        done = subprocess.run(
+            ["docker", "exec", deployment.containers("ray-head")[0], "python", "-c",
+             f"import psycopg; psycopg.connect({way!r})"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert f'permission denied for database "{database}"' in done.stderr
+        rows.append(
+            [f"Postgres's database {database}", "from Ray's head", "permission denied, with the password for trials"]
+        )
     transcript.table("What is refused", ["what", "from where", "answer"], rows)
 
 
@@ -245,6 +270,31 @@ def test_a_job_trains_in_two_containers_and_its_backbone_is_pulled(client, deplo
     transcript.say("Ray's record of the job holds no secret")
 
 
+def test_a_search_keeps_its_trials_in_postgres(client, deployment, transcript):
+    begin = time.monotonic()
+    job = client.submit(SEARCH)
+    job = _ended(client, job)
+    assert job.state is State.SUCCEEDED, job.message
+    trials = sorted(client.trials(job.id), key=lambda trial: trial.number)
+    assert [trial.state.value for trial in trials] == ["complete"] * SEARCH["budget"]["trials"], trials
+    (best,) = client.search(job.id).best
+    assert best.values == min(trial.values for trial in trials)
+    transcript.say(
+        f"search over REST: {len(trials)} trials, succeeded after {time.monotonic() - begin:.0f} s; "
+        f"the best is {best.number}: {best.values[0]:.4f}"
+    )
+    kept = deployment.python("ray-head", STUDY.format(study=job.id))
+    assert kept["trials"] == [[trial.number, trial.values, trial.params] for trial in trials]
+    assert kept["url"].startswith("postgresql+psycopg://rcmae_studies@postgres:5432/")
+    transcript.say("its study is in Postgres, with the same values")
+
+
+STUDY = """
+import json, optuna, os
+url = os.environ["RCMAE_STUDY_URL"]
+found = optuna.load_study(study_name="{study}", storage=url).trials
+print(json.dumps({{"url": url, "trials": [[trial.number, trial.values, trial.params] for trial in found]}}))
+"""
 RANKS = """
 import json, s3fs
 fs = s3fs.S3FileSystem()
@@ -329,6 +379,8 @@ def test_kill_table(transcript):
 def test_down_and_up_keep_everything(client, deployment, transcript, tmp_path):
     before = _pull(client, tmp_path / "before", transcript)
     jobs = {job.id: (job.state, job.attempts) for job in client.jobs()}
+    (search,) = client.jobs(kind="search")
+    trials = list(client.trials(search.id))
     begin = time.monotonic()
     deployment.compose("down")
     transcript.say(f"`down` took {time.monotonic() - begin:.0f} s")
@@ -338,5 +390,6 @@ def test_down_and_up_keep_everything(client, deployment, transcript, tmp_path):
     poll(client.ready, bool, 120)
     transcript.say(f"`up` again: ready after {time.monotonic() - begin:.0f} s")
     assert {job.id: (job.state, job.attempts) for job in client.jobs()} == jobs
+    assert list(client.trials(search.id)) == trials
     assert _pull(client, tmp_path / "after", transcript) == before
-    transcript.say(f"{len(jobs)} jobs and the backbone are as before")
+    transcript.say(f"{len(jobs)} jobs, the search's trials and the backbone are as before")

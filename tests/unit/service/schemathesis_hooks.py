@@ -8,7 +8,7 @@ from typing import Any
 import schemathesis
 
 OWN = os.environ["RCMAE_TEST_TOKEN_ID"]
-STREAM = "/v1/jobs/{job_id}/stream"
+STREAMS = {"/v1/jobs/{job_id}/stream", "/v1/stream"}
 OPEN_ENDED = {None, False, "false", "0", "no", "off", "f", "n"}
 
 
@@ -18,5 +18,5 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:  # noq
     if (case.path_parameters or {}).get("token_id") == OWN:
         case.path_parameters["token_id"] = "tok-00000000000000"
     once = (case.query or {}).get("once")
-    if case.operation.path == STREAM and isinstance(once, str | bool | None) and once in OPEN_ENDED:
+    if case.operation.path in STREAMS and isinstance(once, str | bool | None) and once in OPEN_ENDED:
         case.query = {**(case.query or {}), "once": True}  # that of a job that has not ended would be waited for

@@ -1,0 +1,71 @@
+"""The first page: what runs, what waits and why, what failed since one last looked, and the best results."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime, timedelta
+from typing import Final
+
+from fastapi import APIRouter, Response
+
+from service.backbones import service as backbones
+from service.cluster import service as cluster
+from service.cluster.schemas import ClusterView
+from service.dashboard.site import Page, PageDep, PageRoute
+from service.db import now
+from service.errors import ApiProblem
+from service.jobs import reading
+from service.jobs.repository import ACTIVE, Filters
+from service.jobs.schemas import JobView, State
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+LOOKED: Final = "rcmae_looked"
+"""The cookie that says when failures were last called seen."""
+FIRST_LOOK: Final = timedelta(days=7)
+SHOWN: Final = 20
+BEST: Final = 6
+
+
+def _jobs(page: Page, *states: State, limit: int = SHOWN, after: datetime | None = None) -> list[JobView]:
+    filters = Filters(state=states, seen_by=page.caller, created_after=after)
+    return reading.listing(page.parts, filters, limit, None).items
+
+
+def _looked(page: Page) -> datetime:
+    """When failures were called seen; a week ago where that was never."""
+    with contextlib.suppress(ValueError):
+        found = datetime.fromisoformat(page.request.cookies.get(LOOKED, ""))
+        if found.tzinfo:
+            return found
+    return now() - FIRST_LOOK
+
+
+@router.get("/")
+def home(page: PageDep) -> Response:
+    """How things are."""
+    shape: ClusterView | None = None
+    trouble: str | None = None
+    try:
+        shape = cluster.show(page.parts, page.caller)
+    except ApiProblem as problem:  # the rest of the page is there without Ray
+        trouble = problem.detail
+    looked = _looked(page)
+    failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > looked]
+    try:
+        best = backbones.listing(page.parts, backbones.Filters(), f"-{backbones.BY_TIME}", BEST, None).items
+        registry = None
+    except ApiProblem as problem:
+        best, registry = [], problem.detail
+    return page.render(
+        "home.html",
+        running=_jobs(page, *ACTIVE),
+        waiting=_jobs(page, State.QUEUED, State.PAUSED),
+        failed=failed,
+        looked=looked,
+        done=_jobs(page, State.SUCCEEDED, limit=8),
+        backbones=best,
+        registry=registry,
+        cluster=shape,
+        trouble=trouble,
+    )

@@ -1,0 +1,9 @@
+"""Searches: the list, one with its tabs, and one trial."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from service.dashboard.site import PageRoute
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)

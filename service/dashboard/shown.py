@@ -1,0 +1,92 @@
+"""How the dashboard writes numbers, times and sizes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from service.client.tables import number as significant
+from service.client.tables import size
+from service.db import now
+
+NOTHING: Final = "–"
+
+
+def number(value: object) -> str:
+    """Six significant digits, with an exponent below 1e-4 and from 1e6 on; whole numbers with their thousands apart."""
+    if isinstance(value, bool) or value is None:
+        return NOTHING if value is None else str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ") if abs(value) < 10**6 else significant(value)
+    return significant(value) if isinstance(value, float) else str(value)
+
+
+def full(value: object) -> str:
+    """All of a value, for a tooltip."""
+    return NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
+    if seconds is None:
+        return NOTHING
+    left = max(0, round(seconds))
+    for unit, smaller, length, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if left >= length:
+            return f"{left // length} {unit} {left % length // part:02} {smaller}"
+    return f"{left} s"
+
+
+def ago(moment: datetime) -> str:
+    """How long since a moment, or until it, in one unit."""
+    seconds = (now() - aware(moment)).total_seconds()
+    length, unit = next(
+        (each for each in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")) if abs(seconds) >= each[0]), (1, "s")
+    )
+    text = f"{abs(seconds) // length:.0f} {unit}"
+    return f"{text} ago" if seconds >= 0 else f"in {text}"
+
+
+def aware(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def iso(moment: datetime) -> str:
+    return aware(moment).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def utc(moment: datetime) -> str:
+    """A moment in full, for a tooltip."""
+    return aware(moment).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{share:.0%}"
+
+
+def seconds_between(start: datetime | None, end: datetime | None) -> float | None:
+    """From a start to an end, or to now; None before there is a start."""
+    return None if start is None else ((aware(end) if end else now()) - aware(start)).total_seconds()
+
+
+def flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """A spec by dotted paths, as `method.teacher.momentum`."""
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        path = f"{before}{name}"
+        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
+FILTERS: Final[dict[str, Callable[..., object]]] = {
+    "number": number,
+    "full": full,
+    "duration": duration,
+    "ago": ago,
+    "iso": iso,
+    "utc": utc,
+    "percent": percent,
+    "size": size,
+}

@@ -1,0 +1,155 @@
+"""What all pages share: who asks, how a page is rendered, and what an error looks like to people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Annotated, Any, Final
+from urllib.parse import quote, urlencode
+
+from fastapi import Depends, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from service.access.sessions import Sessions
+from service.auth import Caller, Role, caller_by_id
+from service.dashboard.assets import url_of
+from service.dashboard.shown import FILTERS, seconds_between
+from service.deps import Parts, PartsDep
+from service.errors import TOLD, ApiProblem, validation_problem
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data: blob:; connect-src 'self'; "
+    "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Vary": "Cookie",
+}
+
+environment = Environment(
+    loader=PackageLoader("service.dashboard"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+environment.filters.update(FILTERS)
+environment.globals.update(
+    asset=url_of, version=version("rcmae"), seconds_between=seconds_between, query=urlencode, Role=Role
+)
+
+
+class Page:
+    """One request for a page, by somebody who is logged in."""
+
+    def __init__(self, request: Request, parts: Parts, caller: Caller) -> None:
+        self.request, self.parts, self.caller = request, parts, caller
+        self.sessions: Sessions = request.app.state.sessions
+
+    @property
+    def path(self) -> str:
+        return self.request.url.path
+
+    @property
+    def csrf(self) -> str:
+        return self.sessions.csrf(self.caller.token_id or "")
+
+    @property
+    def submits(self) -> bool:
+        """Whether this caller may start something: others see no control for it."""
+        return self.caller.role >= Role.SUBMITTER
+
+    @property
+    def administers(self) -> bool:
+        return self.caller.role >= Role.ADMIN
+
+    def controls(self, owner: str) -> bool:
+        """Whether this caller may change what somebody owns, as `Caller.must_control` decides."""
+        return self.caller.role >= (Role.SUBMITTER if owner == self.caller.owner else Role.OPERATOR)
+
+    def url(self, **changes: Any) -> str:
+        """This page's address with parts of its query changed; None takes one away, a list gives it several times."""
+        query: dict[str, list[str]] = {}
+        for name, value in self.request.query_params.multi_items():
+            query.setdefault(name, []).append(value)
+        for name, value in changes.items():
+            query.pop(name, None)
+            if value is not None:
+                query[name] = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+        text = urlencode(query, doseq=True)
+        return f"{self.path}?{text}" if text else self.path
+
+    def render(self, template: str, /, *, charts: bool = False, status: int = 200, **context: Any) -> HTMLResponse:
+        """A page. ``charts`` says that plotly.js draws on it, which writes styles of its own."""
+        response = _render(template, status, charts, page=self, **context)
+        self.sessions.begin(self.request, response, self.caller.token_id or "")
+        return response
+
+
+def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLResponse:
+    response = HTMLResponse(environment.get_template(template).render(**context), status, HEADERS)
+    response.headers["Content-Security-Policy"] = POLICY.format(styles=" 'unsafe-inline'" if charts else "")
+    return response
+
+
+def json_in_page(value: str) -> Markup:
+    """JSON text that may stand in a `<script type="application/json">`."""
+    return Markup(value.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
+
+
+environment.filters["json_in_page"] = json_in_page
+
+
+def page_of(request: Request, parts: PartsDep) -> Page:
+    """Raises the API's 401 without a session, which `PageRoute` answers with the way to log in."""
+    sessions: Sessions = request.app.state.sessions
+    token_id = sessions.token_id(request)
+    if token_id is None:
+        raise ApiProblem(401, "unauthorized", "log in first")
+    return Page(request, parts, caller_by_id(parts.database, token_id, request.state.trail))
+
+
+PageDep = Annotated[Page, Depends(page_of)]
+
+
+class PageRoute(APIRoute):
+    """A route whose errors are pages, and whose 401 leads to the login."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                return problem_page(request, validation_problem(request, error))
+            except tuple(TOLD) as error:
+                told = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
+                return problem_page(request, told(error))
+
+        return handled
+
+
+def problem_page(request: Request, problem: ApiProblem) -> Response:
+    """An error as people read it; without a session, the login, which leads back here."""
+    if problem.status == 401 and "HX-Request" not in request.headers:
+        there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        response: Response = RedirectResponse(f"/login?next={quote(there)}", 303)
+        request.app.state.sessions.end(response)
+        return response
+    request.state.code = problem.code
+    title = HTTPStatus(problem.status).phrase
+    found = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
+    return _render("error.html", problem.status, False, **found)
+
+
+def login_page(status: int = 200, **context: Any) -> HTMLResponse:
+    return _render("login.html", status, False, **context)
