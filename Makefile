@@ -6,12 +6,12 @@ STAMP := $(VENV)/.installed
 # In two processes, with one thread in each: threads that wait for each other's cores take longer than one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
-.PHONY: help install postgres demo test test-slow test-deploy lint bench
+.PHONY: help install postgres chromium demo test test-slow test-deploy lint bench
 
 help:
 	@echo "make demo       install, then one real job from a spec to a pulled backbone"
 	@echo "make test       the tests"
-	@echo "make test-slow  the long ones: faults in running jobs"
+	@echo "make test-slow  the long ones: faults in running jobs, searches, the dashboard in a browser"
 	@echo "make test-deploy  docker-compose.yml with a real engine, from nothing to a job; then every service killed once"
 	@echo "make lint       style, types, import rules"
 	@echo "make bench      measurements; the last compares with nginx, which must be on the PATH"
@@ -33,13 +33,22 @@ postgres:
 	    echo "the tests need a Postgres server: sudo apt-get install postgresql" >&2; exit 1; \
 	  fi; }
 
+# Nor has pip a browser.
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium; \
+	  else \
+	    echo "the browser's tests need Chromium: sudo apt-get install chromium" >&2; exit 1; \
+	  fi; }
+
 demo: $(STAMP)
 	$(BIN)/rcmae demo
 
 test: $(STAMP) postgres
 	$(PYTEST) -m "not slow and not deploy"
 
-test-slow: $(STAMP) postgres
+test-slow: $(STAMP) postgres chromium
 	$(PYTEST) -m slow
 
 # Needs Docker and docker-compose; writes tests/deploy/results.md.

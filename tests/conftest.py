@@ -26,7 +26,10 @@ class InTwoProcesses(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
-        return next((folder for folder in ("tests/integration", "tests/faults") if file.startswith(folder)), file)
+        return next(
+            (folder for folder in ("tests/integration", "tests/faults", "tests/browser") if file.startswith(folder)),
+            file,
+        )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTwoProcesses:

@@ -1,0 +1,64 @@
+"""Debian's Chromium over the live stack. What a page says on its console, or asks of another origin, fails its test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from browser_world import Filled, Visit, Visits, cookie_of, search_spec
+from live import make_spec, wait_state
+from local_stack import Stack
+from playwright.sync_api import Browser, expect
+
+from service.access.sessions import COOKIE
+from service.jobs.schemas import State
+
+expect.set_options(timeout=20_000)  # two cores, and a job that trains on them
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args(browser_type_launch_args: dict[str, object]) -> dict[str, object]:
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    assert chromium, "the browser tests need Chromium: sudo apt-get install chromium"
+    return {**browser_type_launch_args, "executable_path": chromium, "args": ["--no-sandbox"]}  # the tests may be root
+
+
+@pytest.fixture
+def visits(browser: Browser, stack: Stack) -> Iterator[Visits]:
+    """Browsers that are logged in, by a token of the stack's admin unless told otherwise."""
+    begun: list[Visit] = []
+
+    def begin(token: str = "", width: int = 1280, theme: str = "light", url: str = "") -> Visit:
+        place = url or stack.url
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if theme == "dark" else "light",
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        visit = Visit(place, context)
+        context.on("page", visit.watch)
+        cookie = cookie_of(place, token or stack.token)
+        context.add_cookies([{"name": COOKIE, "value": cookie, "url": place, "httpOnly": True, "sameSite": "Lax"}])
+        begun.append(visit)
+        return visit
+
+    yield begin
+    for visit in begun:
+        visit.close()
+
+
+@pytest.fixture
+def visit(visits: Visits) -> Visit:
+    return visits()
+
+
+@pytest.fixture(scope="session")
+def filled(stack: Stack) -> Filled:
+    """One job and one search that have ended, and the job's backbone."""
+    spec = make_spec(name="looked-at", register_as="looked-at", optimization={"epochs": 6}, labels={"team": "vision"},
+                     evaluation={"every_epochs": 2})  # fmt: skip
+    job, search = stack.client.submit(spec), stack.client.submit(search_spec(name="looked-through"))
+    job = wait_state(stack, job.id, State.SUCCEEDED)
+    search = wait_state(stack, search.id, State.SUCCEEDED, timeout_s=400)
+    return Filled(job, search, "looked-at")

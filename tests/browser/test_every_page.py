@@ -1,0 +1,54 @@
+"""Every page, in both themes and at both widths: nothing on the console, nothing from elsewhere, no axe violation."""
+
+from __future__ import annotations
+
+import pytest
+from browser_world import Filled, Visits
+from playwright.sync_api import expect
+
+pytestmark = [pytest.mark.slow]
+
+PAGES = {
+    "home": "/",
+    "jobs": "/jobs",
+    "new-job": "/jobs/new",
+    "job-overview": "/jobs/{job}/overview",
+    "job-metrics": "/jobs/{job}/metrics",
+    "job-images": "/jobs/{job}/images",
+    "job-logs": "/jobs/{job}/logs",
+    "job-checkpoints": "/jobs/{job}/checkpoints",
+    "job-events": "/jobs/{job}/events",
+    "job-spec": "/jobs/{job}/spec",
+    "compare-jobs": "/jobs/compare?job={job}&job={job}",
+    "searches": "/searches",
+    "new-search": "/searches/new",
+    "search-overview": "/searches/{search}/overview",
+    "search-trials": "/searches/{search}/trials",
+    "search-analysis": "/searches/{search}/analysis",
+    "search-compare": "/searches/{search}/compare?trial=0&trial=1",
+    "search-logs": "/searches/{search}/logs",
+    "search-config": "/searches/{search}/config",
+    "trial": "/searches/{search}/trials/0",
+    "backbones": "/backbones",
+    "backbone": "/backbones/{backbone}",
+    "cluster": "/cluster",
+    "tokens": "/tokens",
+    "audit": "/audit",
+}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> None:
+    visit = visits(width=width, theme=theme)
+    found: dict[str, list[str]] = {}
+    for name, path in PAGES.items():
+        page = visit.open(path.format(job=filled.job.id, search=filled.search.id, backbone=filled.backbone))
+        expect(page.locator("h1")).to_have_count(1)
+        expect(page.locator(".skeleton:visible")).to_have_count(0)  # what is drawn by scripts is there
+        visit.shot(page, f"{name}-{width}-{theme}")
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        found[name] = [*visit.axe(page), *([f"is {wide} px wide"] if wide > width else [])]
+        page.close()
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    assert visit.wrong == []
