@@ -117,8 +117,8 @@ def _bring_up(
 
     state, _ = stack.up(folder, port, say, artifact_root, database_url)
     if not quiet:
-        out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (API docs: {state.url}/docs)")
-        out.print(f"token:  {folder.token}", highlight=False, soft_wrap=True)
+        out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (open it in a browser; API docs: /docs)")
+        out.print(f"log in with the token in {folder.token}", highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {database_shown(folder)}", highlight=False, soft_wrap=True)
         out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
@@ -241,7 +241,7 @@ def init_deploy(
     out.print(f"secrets:  {done.env}", highlight=False, soft_wrap=True)
     out.print(f"admin's token:  {done.admin_token}", highlight=False, soft_wrap=True)
     out.print("next:  docker compose up --detach --build", highlight=False)
-    out.print(f"then:  the API is at http://{done.publish} (API docs: /docs)", highlight=False)
+    out.print(f"then:  open http://{done.publish} in a browser (API docs: /docs)", highlight=False)
 
 
 @app.command()

@@ -46,6 +46,7 @@ GET    /v1/jobs/{job_id}/logs                                   401  | 200 200  
 GET    /v1/jobs/{job_id}/logs/{attempt}/{source}                401  | 200 200   | 200 404   | 200 200   | 200 200
 HEAD   /v1/jobs/{job_id}/logs/{attempt}/{source}                401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/jobs/{job_id}/stream                                 401  | 200 200   | 200 404   | 200 200   | 200 200
+GET    /v1/stream                                               401  | 200 200   | 200 200   | 200 200   | 200 200
 GET    /v1/jobs/{job_id}/metrics                                401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/metrics                                              401  | 200 200   | 200 404   | 200 200   | 200 200
 GET    /v1/jobs/{job_id}/checkpoints                            401  | 200 200   | 200 404   | 200 200   | 200 200
