@@ -1,14 +1,15 @@
 // One server-sent event stream a page. It says that something changed; the page is then asked for again and morphed.
 import { ago } from "./times.js";
 
-const SOONEST_MS = 1500; // between two refreshes
+const SOONEST_MS = 2000; // between two refreshes
+const REST = 10; // or so many times as long as the last one took: a busy service is asked less often
 const LATEST_MS = 60000; // without any news: what no event tells of, as a deleted job
 const PATIENCE_MS = 3000; // before a lost connection is told
 const main = document.getElementById("main");
 const switched = document.querySelector("[data-live-switch]");
 const text = document.querySelector("[data-live-text]");
 const banner = document.querySelector("[data-disconnected]");
-const state = { on: localStorage.getItem("rcmae-live") !== "off", source: null, updated: Date.now(), lost: null, url: null, ended: false, waiting: null, busy: false };
+const state = { on: localStorage.getItem("rcmae-live") !== "off", source: null, updated: Date.now(), lost: null, url: null, ended: false, waiting: null, busy: false, missed: false, took: 0 };
 const refreshed = [];
 const listeners = new Map(); // by event, what other modules do with it
 
@@ -72,7 +73,7 @@ function heard(event) {
 }
 
 export function refreshSoon() {
-  if (!state.waiting) state.waiting = setTimeout(refresh, Math.max(150, SOONEST_MS - (Date.now() - state.updated)));
+  if (!state.waiting) state.waiting = setTimeout(refresh, Math.max(150, Math.max(SOONEST_MS, REST * state.took) - (Date.now() - state.updated)));
 }
 
 export async function refresh() {
@@ -83,10 +84,12 @@ export async function refresh() {
     return;
   }
   state.busy = true;
+  const begin = Date.now();
   try {
     await htmx.ajax("GET", location.href, { target: main, select: "#main", swap: "morph", source: main });
   } finally {
     state.busy = false;
+    state.took = Date.now() - begin;
     if (state.missed && !document.hidden) { state.missed = false; refreshSoon(); }
   }
 }
@@ -94,6 +97,7 @@ export async function refresh() {
 main.setAttribute("hx-ext", "morph");
 document.body.addEventListener("htmx:afterSwap", (event) => {
   state.updated = Date.now();
+  if (state.source?.readyState === EventSource.OPEN) state.lost = null;
   for (const done of refreshed) done(event);
   show();
 });
