@@ -21,6 +21,7 @@ from service_world import World
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from service.access.sessions import Sessions
 from service.adapters.studies import Studies
 from service.app import configure_logs, create_app
 from service.auth import Role, sha256
@@ -177,6 +178,18 @@ def clients(app: FastAPI) -> Iterator[Clients]:
 def api(clients: Clients) -> TestClient:
     """A submitter's client."""
     return clients.alice
+
+
+@pytest.fixture
+def browsers(app: FastAPI, clients: Clients, tmp_path: Path) -> Clients:  # noqa: ARG001 - they have started it
+    """A browser for each role that has logged in, and one that has not; none follows redirects."""
+    secret = tmp_path / "secret"
+    secret.write_text("what-all-processes-of-the-service-know")
+    app.state.sessions = Sessions(secret)
+    found = {owner: TestClient(app, follow_redirects=False) for owner in ("anonymous", *ROLES)}
+    for owner in ROLES:
+        assert found[owner].post("/login", data={"token": token_of(owner)}).status_code == 303
+    return Clients(**found)
 
 
 @pytest.fixture
