@@ -39,6 +39,8 @@ ACTIONS: Final = {
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",
+    "POST /login": "session.begin",
+    "POST /logout": "session.end",
 }
 """Every route that changes something, and what the audit log calls it."""
 

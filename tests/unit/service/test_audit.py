@@ -257,3 +257,17 @@ def test_every_replica_writes_the_same_log(clients, settings):
     clients.alice.post("/v1/jobs", json=SPEC)
     other.post("/v1/jobs", json=SPEC)
     assert [line["actor"] for line in items(clients.admin)] == ["bob", "alice"]
+
+
+def test_sessions_of_the_dashboard_have_their_lines(browsers, database):
+    before = len(lines(database))
+    browsers.anonymous.post("/login", data={"token": "a-token-that-nobody-has"})
+    page = browsers.alice.get("/").text
+    csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
+    browsers.alice.post("/logout", data={"csrf": csrf})
+    assert [told(line) for line in lines(database)[before:]] == [
+        ("-", "session.begin", "", 401),
+        ("alice", "session.end", "", 303),
+    ]
+    begun = [line.actor for line in lines(database)[:before] if told(line)[1:] == ("session.begin", "", 303)]
+    assert begun == ["viewer", "alice", "bob", "operator", "admin"]
