@@ -117,7 +117,9 @@ def _bring_up(
 
     state, _ = stack.up(folder, port, say, artifact_root, database_url)
     if not quiet:
-        out.print(f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (open it in a browser; API docs: /docs)")
+        out.print(
+            f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (open it in a browser; API docs: /docs)"
+        )
         out.print(f"log in with the token in {folder.token}", highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {database_shown(folder)}", highlight=False, soft_wrap=True)
