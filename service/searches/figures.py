@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Stored
 
 from service.searches.schemas import PlotName, PlotView, TrialState
-from service.searches.trials import STATES, best, is_repeat, values_of
+from service.searches.trials import STATES, best, colour, is_repeat, values_of
 from trainer.spec.search import ObjectiveSpec, SearchSpec
 
 BYTES: Final = 900_000
@@ -124,11 +124,6 @@ def _fitting(subject: Subject, kind: Kind) -> tuple[Subject, Drawn]:
         if size <= BYTES or len(shown.trials) == 1:
             return shown, drawn
         most = max(1, int(0.9 * len(shown.trials) * BYTES / size))
-
-
-def colour(number: int) -> str:
-    """A trial's own, in whatever figure it is."""
-    return f"hsl({number * 137.508 % 360:.0f},65%,50%)"  # the golden angle: neighbours differ most
 
 
 def _note(name: PlotName, shown: Subject, subject: Subject) -> str | None:

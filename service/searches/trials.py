@@ -48,6 +48,11 @@ def state_of(trial: FrozenTrial) -> TrialState:
     return STATES[trial.state]
 
 
+def colour(number: int) -> str:
+    """A trial's own, in whatever figure it is."""
+    return f"hsl({number * 137.508 % 360:.0f},65%,50%)"  # the golden angle: neighbours differ most
+
+
 def repeat_of(trial: FrozenTrial) -> int | None:
     """The trial that it is a repeat of; None for others."""
     number: int | None = trial.user_attrs.get(names.TRIAL_REPEAT_OF)

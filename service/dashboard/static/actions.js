@@ -58,7 +58,7 @@ function button(text, done) {
   return made;
 }
 
-function confirmed(title, yes) {
+export function confirmed(title, yes) {
   const dialog = document.getElementById("confirm");
   dialog.querySelector("[data-confirm-title]").textContent = `${yes}?`;
   dialog.querySelector("[data-confirm-text]").textContent = title;
@@ -129,23 +129,47 @@ async function copy(source) {
 }
 
 // The JSON that a form means: `name` is a dotted path, `data-type` says how its text is read, and empty fields are left out
-// unless they are `data-empty="null"` or `data-empty=""`.
+// unless they are `data-empty="null"` or `data-empty=""`. Of a form with `data-changed` only what was changed is sent.
+// `data-within` is a path that the field's own is below; a number in it is a place in a list.
 export function valuesOf(form) {
   const found = {};
   for (const field of form.elements) {
     if (!field.name || field.disabled || field.type === "submit") continue;
+    if (form.dataset.changed !== undefined && !changed(field)) continue;
     let value = field.type === "checkbox" ? field.checked : field.value;
     if (value === "" && field.dataset.empty === undefined) continue;
-    if (value === "") value = field.dataset.empty === "null" ? null : "";
+    if (value === "") value = field.dataset.empty === "null" ? null : field.dataset.type === "labels" ? {} : "";
     else if (field.dataset.type === "number") value = Number.isNaN(Number(value)) ? value : Number(value);
     else if (field.dataset.type === "json") { try { value = JSON.parse(value); } catch { /* the server says what is wrong with it */ } }
     else if (field.dataset.type === "labels") value = Object.fromEntries(value.split(/[\n,]/).map((each) => each.trim()).filter(Boolean).map((each) => { const at = each.indexOf(":"); return at < 0 ? [each, ""] : [each.slice(0, at).trim(), each.slice(at + 1).trim()]; }));
+    else if (field.dataset.type === "assignments") value = assignments(value);
     const path = field.dataset.flat === undefined ? field.name.split(".") : [field.name];
-    const within = field.dataset.within ? [field.dataset.within] : [];
-    [...within, ...path].reduce((at, name, index, all) => (index === all.length - 1 ? (at[name] = value) : (at[name] ??= {})), found);
+    const within = field.dataset.within ? field.dataset.within.split(".") : [];
+    [...within, ...path].reduce((at, name, index, all) => {
+      if (index < all.length - 1) return (at[name] ??= /^\d+$/.test(all[index + 1]) ? [] : {});
+      return (at[name] = field.dataset.type === "assignments" ? { ...at[name], ...value } : value);
+    }, found);
   }
   return found;
 }
+
+// `path=value` a line, as the command line's --set has it: a value is JSON where it can be, else text.
+function assignments(text) {
+  const found = {};
+  for (const line of text.split("\n").map((each) => each.trim()).filter(Boolean)) {
+    const at = line.indexOf("=");
+    const path = (at < 0 ? line : line.slice(0, at)).trim(), value = at < 0 ? "" : line.slice(at + 1).trim();
+    try { found[path] = JSON.parse(value); } catch { found[path] = value; }
+  }
+  return found;
+}
+
+function changed(field) {
+  if (field.type === "checkbox" || field.type === "radio") return field.checked !== field.defaultChecked;
+  return field.tagName === "SELECT" ? [...field.options].some((option) => option.selected !== option.defaultSelected) : field.value !== field.defaultValue;
+}
+
+const placeOf = (field) => (field.dataset.within ? `${field.dataset.within}.${field.name}` : field.name);
 
 export function clearErrors(form) {
   for (const each of form.querySelectorAll(".field-error[data-told], .form-error[data-told]")) each.remove();
@@ -159,7 +183,7 @@ export function tell(form, told) {
   let first = null;
   for (const each of told.problems ?? []) {
     const names = [each.field, each.pointer?.slice(1).replaceAll("/", ".")];
-    const field = [...form.elements].find((element) => element.name && names.includes(element.name)) ?? [...form.elements].find((element) => element.name && names.some((name) => name?.startsWith(`${element.name}.`)));
+    const field = [...form.elements].find((element) => element.name && names.includes(placeOf(element))) ?? [...form.elements].find((element) => element.name && names.some((name) => name?.startsWith(`${placeOf(element)}.`)));
     if (!field) { rest.push(`${each.field}: ${each.message}`); continue; }
     const line = document.createElement("p");
     line.className = "field-error";

@@ -76,6 +76,7 @@ function tabulate(place, data, layout) {
 }
 
 async function get(url) {
+  if (url.startsWith("#")) return JSON.parse(document.getElementById(url.slice(1)).dataset.figure); // the page has it already
   const answer = await fetch(url);
   if (!answer.ok) throw Object.assign(new Error(), { problem: await answer.json().catch(() => ({ detail: `the service answered ${answer.status}` })) });
   return answer.json();
@@ -94,9 +95,9 @@ async function plot(figure) {
   const found = await get(figure.dataset.plot);
   const layout = found.layout ?? {};
   await draw(figure, found.data, { ...layout, showlegend: found.data.length > 1 && found.data.length < 12 && layout.showlegend !== false }, found.note);
-  if (figure.dataset.opens !== undefined && !figure.dataset.bound) {
+  if (figure.dataset.leads !== undefined && !figure.dataset.bound) {
     figure.dataset.bound = "1";
-    figure.querySelector(".canvas").on("plotly_click", (event) => { const trial = event.points[0]?.customdata ?? null; if (Number.isInteger(trial)) location.assign(figure.dataset.opens.replace("{n}", trial)); });
+    figure.querySelector(".canvas").on("plotly_click", (event) => { const trial = event.points[0]?.customdata ?? null; if (Number.isInteger(trial)) location.assign(figure.dataset.leads.replace("{n}", trial)); });
   }
 }
 
