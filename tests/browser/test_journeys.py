@@ -1,0 +1,268 @@
+"""What people come for, done as they do it: with a mouse and a keyboard, on a real stack that trains."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from browser_world import Filled, Visit, Visits
+from live import make_spec, poll, wait_state
+from local_stack import Stack
+from playwright.sync_api import Browser, Page, expect
+
+from service.jobs.schemas import State
+from service.searches.schemas import TrialState
+
+pytestmark = [pytest.mark.slow]
+
+SESSION_ENDS = [r"401 \(Unauthorized\)"]
+
+
+def press(page: Page, name: str, sure: str = "") -> None:
+    """A button, and the one that says yes to what it asks."""
+    page.get_by_role("button", name=name, exact=True).first.click()
+    if sure:
+        page.get_by_role("dialog").get_by_role("button", name=sure).click()
+
+
+def test_log_in_and_out(browser: Browser, stack: Stack) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{stack.url}/jobs?state=failed")
+    page.get_by_label("Your token").fill("not-a-token-of-this-service")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_text("this token is not known here")).to_be_visible()
+    page.get_by_label("Your token").fill(stack.token)
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(f"{stack.url}/jobs?state=failed")
+    page.get_by_label("Account and appearance").click()
+    page.get_by_role("button", name="Log out").click()
+    expect(page).to_have_url(re.compile("/login$"))
+    page.goto(stack.url)
+    expect(page).to_have_url(re.compile(r"/login\?next="))
+    context.close()
+
+
+def test_a_search_from_the_form_to_a_promoted_backbone(visit: Visit, stack: Stack, tmp_path: Path) -> None:
+    page = visit.open("/")
+    page.get_by_role("link", name="Search", exact=True).click()
+    _start_the_search(page)
+    expect(page).to_have_url(re.compile(r"/searches/job-\w+/overview"))
+    search_id = page.url.split("/")[-2]
+
+    # rows appear as they come
+    page.get_by_role("link", name="Trials").click()
+    expect(page.locator("#trial-0")).to_be_visible(timeout=180_000)
+    expect(page.locator("#trial-0")).to_contain_text("running")
+
+    # change what it may use, and stop one trial
+    page.get_by_role("link", name="Overview").click()
+    _change_concurrency(page, 1)
+    poll(lambda: stack.client.search(search_id).budget.concurrency_wanted, lambda found: found == 1)
+    poll(lambda: stack.client.search(search_id).trials.running, bool, timeout_s=120)
+    running = next(each for each in stack.client.trials(search_id) if each.state is TrialState.RUNNING)
+    page.goto(f"{visit.url}/searches/{search_id}/trials/{running.number}")
+    press(page, "Stop", sure="Stop")
+    poll(lambda: stack.client.trial(search_id, running.number).state.ended, bool, timeout_s=120)
+
+    # pause and resume
+    page.goto(f"{visit.url}/searches/{search_id}/overview")
+    press(page, "Pause", sure="Pause")
+    wait_state(stack, search_id, State.PAUSED)
+    expect(page.locator(".head .badge")).to_have_text(re.compile("paused"))
+    press(page, "Resume")
+    job = wait_state(stack, search_id, State.SUCCEEDED, timeout_s=420)
+    expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"))
+
+    # look at it, compare three
+    page.get_by_role("link", name="Analysis").click()
+    expect(page.locator(".js-plotly-plot").first).to_be_visible()
+    page.get_by_role("link", name="Trials").click()
+    for number in (0, 1, 2):
+        page.locator(f"#trial-{number}").get_by_role("checkbox").check()
+    page.get_by_role("button", name=re.compile("Compare")).click()
+    expect(page).to_have_url(re.compile(r"/compare\?"))
+    expect(page.locator("h1")).to_be_visible()
+
+    # promote the best, follow its job
+    best = stack.client.search(search_id).best[0]
+    page.goto(f"{visit.url}/searches/{search_id}/trials/{best.number}")
+    press(page, "Promote")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Epochs").fill("3")
+    dialog.get_by_label(re.compile("Register")).fill("journey")
+    dialog.get_by_role("button", name="Promote").click()
+    expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
+    promoted = page.url.split("/")[-2]
+    assert stack.client.job(promoted).promoted_from.search == job.id
+    expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"), timeout=180_000)
+
+    # an alias, and the snippet that loads it
+    page.goto(f"{visit.url}/backbones/journey")
+    _set_alias(page, "best", 1)
+    expect(page.locator(".tag", has_text="best").first).to_be_visible()
+    assert stack.client.backbone("journey").aliases == {"best": 1}
+    _the_copied_snippet_loads(page, stack, tmp_path)
+
+
+def _start_the_search(page: Page) -> None:
+    """From what the form offers at first, with less to do."""
+    page.get_by_label("Name", exact=True).first.fill("from-the-form")
+    page.get_by_label("Trials", exact=True).fill("4")
+    page.get_by_label("Concurrency", exact=True).fill("2")
+    expect(page.get_by_text(re.compile(r"fits|starts", re.I)).first).to_be_visible()
+    page.get_by_role("button", name=re.compile("Start")).click()
+
+
+def _change_concurrency(page: Page, count: int) -> None:
+    press(page, "Change budget")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Concurrency").fill(str(count))
+    dialog.get_by_role("button", name=re.compile("Save|Change")).click()
+    expect(dialog).to_be_hidden()
+
+
+def _set_alias(page: Page, alias: str, version: int) -> None:
+    press(page, "Set alias")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Alias").fill(alias)
+    dialog.get_by_label("Version").select_option(str(version))
+    dialog.get_by_role("button", name="Set").click()
+
+
+def _the_copied_snippet_loads(page: Page, stack: Stack, folder: Path) -> None:
+    """What the page gives for transformers, pasted into a file."""
+    shown = page.locator(".copyable", has_text="AutoModel")
+    shown.get_by_role("button", name="Copy").click()
+    code = page.evaluate("navigator.clipboard.readText()")
+    (folder / "load.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "load.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={"HF_TOKEN": stack.token, "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_reconstructions_by_keyboard(visit: Visit, filled: Filled) -> None:
+    page = visit.open(f"/jobs/{filled.job.id}/images")
+    slider = page.get_by_role("slider")
+    picture = page.locator("[data-pictures] img").first
+    last = picture.get_attribute("src")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    expect(picture).not_to_have_attribute("src", last)
+    page.keyboard.press("ArrowRight")
+    expect(picture).to_have_attribute("src", last)
+
+
+def test_a_log_is_followed_searched_and_downloaded(visit: Visit, stack: Stack) -> None:
+    job = stack.client.submit(make_spec(name="talks", optimization={"epochs": 400}))
+    wait_state(stack, job.id, State.RUNNING)
+    page = visit.open(f"/jobs/{job.id}/logs")
+    lines = page.locator(".log-line")
+    expect(lines.first).to_be_visible()
+    before = lines.count()
+    expect(lines).not_to_have_count(before)  # more have come
+    page.get_by_label("Search").fill("checkpoint")
+    expect(page.locator(".log-line mark").first).to_be_visible()
+    with page.expect_download() as download:
+        page.get_by_role("link", name=re.compile("driver")).click()
+    assert b'"message"' in download.value.path().read_bytes()
+    stack.client.cancel(job.id)
+
+
+def test_what_is_wrong_is_told_at_its_field(visit: Visit) -> None:
+    visit.expected.append("422")
+    page = visit.open("/jobs/new")
+    field = page.locator('[name="optimization.epochs"]')
+    field.fill("-3")
+    page.get_by_role("button", name=re.compile("Start")).click()
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(page.locator(f"#{field.get_attribute('aria-describedby')}")).to_be_visible()
+    expect(field).to_have_value("-3")
+
+
+def test_a_conflict_keeps_what_was_written(visit: Visit, stack: Stack) -> None:
+    """The job ends while its priority is being changed."""
+    visit.expected.append("409")
+    job = stack.client.submit(make_spec(name="races", priority=-100, resources={"workers": 64}))
+    page = visit.open(f"/jobs/{job.id}/overview")
+    press(page, "Priority")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Priority").fill("7")
+    stack.client.cancel(job.id)
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog.get_by_role("alert")).to_be_visible()
+    expect(dialog.get_by_label("Priority")).to_have_value("7")
+
+
+def test_a_session_that_ends_loses_nothing(visits: Visits, stack: Stack) -> None:
+    made = stack.client.create_token(owner="dora", role="submitter")
+    visit = visits(made.token)
+    visit.expected += SESSION_ENDS
+    page = visit.open("/jobs/new")
+    page.get_by_label("Name", exact=True).first.fill("still-here")
+    stack.client.revoke_token(made.id)
+    page.get_by_role("button", name=re.compile("Start")).click()
+    expect(page.locator("#ended")).to_be_visible()
+    page.locator("#ended").get_by_role("button", name="Close").click()
+    expect(page.get_by_label("Name", exact=True).first).to_have_value("still-here")
+
+
+def test_a_viewer_has_no_control(visits: Visits, stack: Stack, filled: Filled) -> None:
+    made = stack.client.create_token(owner="looks-on", role="viewer")
+    visit = visits(made.token)
+    for path in (f"/jobs/{filled.job.id}/overview", f"/searches/{filled.search.id}/overview", "/backbones/looked-at"):
+        page = visit.open(path)
+        expect(page.locator("[data-action]")).to_have_count(0)
+        expect(page.locator("form[data-action]")).to_have_count(0)
+
+
+def test_nothing_yet_is_said_as_that(visits: Visits, stack: Stack) -> None:
+    made = stack.client.create_token(owner="newcomer", role="submitter")
+    visit = visits(made.token)
+    for path in ("/", "/jobs", "/searches"):
+        page = visit.open(path)
+        expect(page.locator(".empty").first).to_be_visible()
+        page.close()
+
+
+def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stack: Stack) -> None:
+    job = stack.client.submit(make_spec(name="goes-on-and-on", optimization={"epochs": 2000}))
+    wait_state(stack, job.id, State.RUNNING)
+    page = visit.open(f"/jobs/{job.id}/metrics")
+    chart = page.locator(".js-plotly-plot").first
+    expect(chart).to_be_visible()
+    chart.evaluate("chart => Plotly.relayout(chart, {'xaxis.range': [1, 3]})")
+    page.set_viewport_size({"width": 1000, "height": 400})
+    page.evaluate("scrollTo(0, 200)")
+    asked = "performance.getEntriesByType('resource').filter((each) => each.name.includes('/metrics?')).length"
+    before = page.evaluate(asked)
+    poll(lambda: page.evaluate(asked), lambda count: count > before + 1, timeout_s=60)
+    assert page.evaluate("scrollY") == 200
+    assert chart.evaluate("chart => chart.layout.xaxis.range") == [1, 3]
+    stack.client.cancel(job.id)
+
+
+def test_by_keyboard_alone(visit: Visit) -> None:
+    """From the first page to a job that runs, with Tab, Enter and letters."""
+    page = visit.open("/")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    link = page.get_by_role("link", name="Job", exact=True)
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if link.evaluate("each => each === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("/jobs/new"))
+    start = page.get_by_role("button", name=re.compile("Start"))
+    for _ in range(200):
+        page.keyboard.press("Tab")
+        if start.evaluate("each => each === document.activeElement"):
+            break
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
