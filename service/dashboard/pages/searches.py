@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Final, TypeVar
 
 import yaml
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
+from pydantic import Field
 
+from service.dashboard.shown import number as rounded
 from service.dashboard.site import Page, PageDep, PageRoute, environment
 from service.errors import TOLD, ApiProblem
 from service.jobs import reading as jobs
@@ -19,18 +24,23 @@ from service.jobs.schemas import ImageView, JobView, SearchProgress, State, Tria
 from service.searches import reading
 from service.searches import trials as made
 from service.searches.checks import SEARCH
-from service.searches.routes import SORTS
-from service.searches.schemas import SearchView, TrialState
+from service.searches.reading import Search
+from service.searches.routes import LAST_TRIAL, SORTS, Number
+from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
 from trainer.spec import names
+from trainer.spec.search import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 environment.globals["colour"] = made.colour
 
 Found = TypeVar("Found")
+Chosen = Annotated[int, Field(ge=0, le=LAST_TRIAL)]
 TABS: Final = ("overview", "trials", "analysis", "logs", "config")
 PAGE: Final = 50
 COMPARED: Final = (2, 6)
 """Trials that can be told apart side by side."""
+PRUNED: Final = "#c26a08"
+"""The colour of what was pruned, in both appearances."""
 CURVES: Final[list[dict[str, Any]]] = [
     {"title": "Loss", "keys": [names.LOSS]},
     {"title": "Linear probe, top 1", "keys": [names.LINEAR_TOP1]},
@@ -150,8 +160,9 @@ def trials(
     found, trouble = _tried(read)
     search, listed = found or (None, None)
     pinned = search.best[0] if search and search.best and (not state or search.best[0].state in state) else None
-    context = {"search": search, "trouble": trouble, "listed": listed, "pinned": pinned, "sort": sort}
-    return _search(page, "searches/trials.html", job, "trials", states=list(TrialState), chosen=state or [], **context)
+    context: dict[str, Any] = {"search": search, "trouble": trouble, "listed": listed, "pinned": pinned, "sort": sort}
+    context |= {"states": list(TrialState), "chosen": state or []}
+    return _search(page, "searches/trials.html", job, "trials", **context)
 
 
 @router.get("/searches/{search_id}/analysis")
@@ -192,3 +203,149 @@ def delete(page: PageDep, search_id: str) -> Response:
     job = _job(page, search_id)
     going = changing.deletion(page.parts, page.caller, search_id)
     return _search(page, "searches/delete.html", job, "", going=going)
+
+
+# --- several trials, and one ------------------------------------------------------------------------------------------
+
+
+@router.get("/searches/{search_id}/compare")
+def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
+    """Two to six trials: what differs, and their curves and pictures side by side."""
+    job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
+    least, most = COMPARED
+    chosen = least <= len(numbers) <= most
+    found, trouble = _tried(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
+    context: dict[str, Any] = {"numbers": numbers, "compared": None}
+    if found:
+        views = found.views(page.parts, page.caller, [found.trial(number) for number in numbers])
+        paths = list(found.spec.space)
+        differ = [path for path in paths if any(each.params.get(path) != views[0].params.get(path) for each in views)]
+        context["compared"] = {
+            "views": views,
+            "differ": differ,
+            "same": {path: views[0].params.get(path) for path in paths if path not in differ},
+            "best": _best_of(found, numbers),
+            "pictures": {number: _tried(partial(_pictures, page, search_id, number)) for number in numbers},
+        }
+        context |= _curves(found, search_id, numbers)
+    return _search(page, "searches/compare.html", job, "compare", charts=True, compare_trouble=trouble, **context)
+
+
+def _best_of(found: Search, numbers: Sequence[int]) -> int | None:
+    """The one with the best first objective; None where none has a value."""
+    costs = {number: made.costs(found.trial(number), found.spec) for number in numbers}
+    known = {number: cost[0] for number, cost in costs.items() if cost}
+    return min(known, key=lambda number: known[number]) if known else None
+
+
+def _pictures(page: Page, search_id: str, number: int) -> list[ImageView]:
+    return reading.images(page.parts, page.caller, search_id, number).items
+
+
+def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """What charts.js is to draw of trials: each keeps its colour."""
+    sought = [each.metric for each in found.spec.objectives]
+    drawn = {key for chart in CURVES for key in chart["keys"]}
+    charts = [{"title": metric, "keys": [metric]} for metric in sought if metric not in drawn] + CURVES
+    runs = [
+        {
+            "id": number,
+            "label": f"trial {number}",
+            "url": f"/v1/searches/{search_id}/trials/{number}/metrics",
+            "colour": made.colour(number),
+        }
+        for number in numbers
+    ]
+    return {"curves": runs, "figures": sorted(charts, key=lambda chart: chart["keys"][0] not in sought)}
+
+
+@router.get("/searches/{search_id}/trials/{number}")
+def trial(page: PageDep, search_id: str, number: Number) -> Response:
+    """One trial: what it has been given, what it made of it, and where it stands among the others."""
+    job = _job(page, search_id)
+
+    def read() -> tuple[Search, TrialDetail, SearchView]:
+        found = Search.load(page.parts, page.caller, search_id)
+        found.trial(number)
+        detail = reading.detail(page.parts, page.caller, search_id, number)
+        return found, detail, reading.show(page.parts, page.caller, search_id)
+
+    read_, trouble = _tried(read)
+    context: dict[str, Any] = {"number": number, "search": None, "trouble": trouble, "detail": None}
+    if read_:
+        found, detail, search = read_
+        pictures, no_pictures = _tried(lambda: _pictures(page, search_id, number))
+        context |= {
+            "search": search,
+            "detail": detail,
+            "written": _yaml(detail.spec) if detail.spec else "",
+            "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
+            "figure": _among_others(found, detail),
+            "repeats": [each.number for each in found.trials if made.repeat_of(each) == number],
+            "retries": [each.number for each in found.trials if each.user_attrs.get(names.TRIAL_RETRY_OF) == number],
+            "pictures": pictures,
+            "no_pictures": no_pictures,
+        } | _curves(found, search_id, [number])
+    return _search(page, "searches/trial.html", job, "trial", charts=True, **context)
+
+
+def _difference(found: Search, path: str, each: Difference) -> str:
+    """How far a value is from the best trial's: by how much, or by what factor on a logarithmic scale."""
+    own, best = each.value, each.best
+    parameter = found.spec.space[path]
+    if (
+        isinstance(parameter, CategoricalParameter)
+        or not isinstance(own, int | float)
+        or not isinstance(best, int | float)
+    ):
+        return ""
+    if parameter.log:
+        return f"×{rounded(own / best)}"
+    return f"{'+' if own > best else '−'}{rounded(abs(own - best))}"
+
+
+def _among_others(found: Search, detail: TrialDetail) -> dict[str, Any]:
+    """A figure for plotly.js: the first objective at each evaluation against the median of the other trials."""
+    others: dict[int, list[float]] = {}
+    for each in found.trials:
+        if each.number != detail.number:
+            for epoch, value in each.intermediate_values.items():
+                if math.isfinite(value):
+                    others.setdefault(epoch, []).append(value)
+    if not detail.intermediate:
+        return {
+            "data": [],
+            "layout": {},
+            "note": "It has no value yet." if not detail.state.ended else "It has no value.",
+        }
+    epochs = sorted(others)
+    own = [(each.epoch, each.value) for each in detail.intermediate]
+    data: list[dict[str, Any]] = [
+        {
+            "name": "median of the others",
+            "x": epochs,
+            "y": [statistics.median(others[epoch]) for epoch in epochs],
+            "mode": "lines",
+            "line": {"color": "#7d8796", "dash": "dash"},
+        },
+        {
+            "name": f"trial {detail.number}",
+            "x": [epoch for epoch, _ in own],
+            "y": [value for _, value in own],
+            "mode": "lines+markers",
+            "line": {"color": made.colour(detail.number)},
+        },
+    ]
+    layout: dict[str, Any] = {
+        "xaxis": {"title": {"text": "epoch"}},
+        "yaxis": {"title": {"text": found.spec.objectives[0].metric}},
+    }
+    if detail.state is TrialState.PRUNED:
+        at = own[-1][0]
+        line = {"color": PRUNED, "dash": "dot"}
+        layout["shapes"] = [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}]
+        layout["annotations"] = [
+            {"x": at, "yref": "paper", "y": 1, "text": "pruned", "showarrow": False, "xanchor": "right"}
+            | {"font": {"color": PRUNED}}
+        ]
+    return {"data": data, "layout": layout, "note": None}
