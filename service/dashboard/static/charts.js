@@ -95,9 +95,12 @@ async function plot(figure) {
   const found = await get(figure.dataset.plot);
   const layout = found.layout ?? {};
   await draw(figure, found.data, { ...layout, showlegend: found.data.length > 1 && found.data.length < 12 && layout.showlegend !== false }, found.note);
-  if (figure.dataset.leads !== undefined && !figure.dataset.bound) {
+  if (figure.dataset.leads && found.data.length && !figure.dataset.bound) {
     figure.dataset.bound = "1";
-    figure.querySelector(".canvas").on("plotly_click", (event) => { const trial = event.points[0]?.customdata ?? null; if (Number.isInteger(trial)) location.assign(figure.dataset.leads.replace("{n}", trial)); });
+    figure.querySelector(".canvas").on("plotly_click", ({ points: [point] }) => { // a point of a trial, or a trace that is one
+      const trial = [point.customdata].flat()[0] ?? /^trial (\d+)$/.exec(point.data.name)?.[1];
+      if (Number.isInteger(Number(trial ?? NaN))) location.assign(figure.dataset.leads.replace("{n}", trial));
+    });
   }
 }
 
@@ -166,7 +169,7 @@ function traces(root, chart) {
     if (!points.length) return;
     const xs = placed(points, x, run.series);
     if (xs === null) { missing = true; return; }
-    const colour = runs.length > 1 ? run.colour ?? COLOURS[number_ % COLOURS.length] : COLOURS[index % COLOURS.length];
+    const colour = run.colour && chart.keys.length === 1 ? run.colour : runs.length > 1 ? run.colour ?? COLOURS[number_ % COLOURS.length] : COLOURS[index % COLOURS.length];
     const name = runs.length > 1 ? (chart.keys.length > 1 ? `${run.label} · ${key.split("/").pop()}` : run.label) : key.split("/").pop().replaceAll("_", " ");
     const values = points.map((point) => point.value);
     const line = { color: colour, width: 2, dash: runs.length > 1 && index ? ["dot", "dash", "dashdot"][(index - 1) % 3] : "solid" };
