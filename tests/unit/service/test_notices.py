@@ -130,6 +130,7 @@ def test_a_waiting_job_says_that_ray_does_not_answer(world, state):
         job_id = world.running()
         world.end_attempt(job_id, Outcome(state="failed", reason=Reason.NODE_LOST, message="A node was lost."))
         world.rounds()
+        world.not_due(job_id)
     reason = job_of(world.database, job_id).reason
     before = len(events_of(world.database, job_id))
     world.ray.reachable = False
