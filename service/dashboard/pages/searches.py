@@ -108,10 +108,10 @@ def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool =
 
 
 def _job(page: Page, search_id: str) -> JobView:
-    """Raises the API's 404, also for jobs of another kind."""
+    """Raises the API's 404, and 409 for a job of another kind."""
     job = jobs.show(page.parts, page.caller, search_id)
     if job.kind != SEARCH:
-        raise ApiProblem(404, "search_not_found", f"{job.id} is a {job.kind} job, and no search: see /jobs/{job.id}")
+        raise ApiProblem(409, "not_for_this_kind", f"{job.id} is a {job.kind} job, and no search: see /jobs/{job.id}")
     return job
 
 
