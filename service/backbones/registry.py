@@ -214,14 +214,15 @@ def stored(parts: Parts, version: Served, path: str, listed: Mapping[str, str]) 
 
 def backbone(versions: Sequence[Served], aliases: Mapping[str, int]) -> BackboneView:
     """All versions of one name as the API shows them."""
-    newest = versions[-1]
+    newest, main = versions[-1], main_of(versions, aliases)
     return BackboneView(
         name=newest.name,
         latest_version=newest.number,
-        main_version=main_of(versions, aliases).number,
+        main_version=main.number,
         versions=[version.number for version in versions],
         aliases=dict(aliases),
-        metrics=main_of(versions, aliases).metrics,
+        metrics=main.metrics,
+        formats=main.formats,
         updated_at=newest.version.created_at,
     )
 

@@ -79,6 +79,8 @@ class BackboneView(View):
     """What each alias stands for."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Results of evaluation of `main_version`."""
+    formats: list[str] = Field(default_factory=list)
+    """Of `main_version`, that can be pulled."""
     updated_at: datetime
     """When the latest version was registered."""
 

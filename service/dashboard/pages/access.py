@@ -2,8 +2,67 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from datetime import UTC, datetime
+from typing import Annotated, Final, Literal
 
-from service.dashboard.site import PageRoute
+from fastapi import APIRouter, Query, Response
+
+from service.access import service
+from service.access.repository import AuditFilters
+from service.access.schemas import LONGEST_DAYS, TokenView
+from service.access.trail import ACTIONS
+from service.auth import Role
+from service.dashboard.site import Page, PageDep, PageRoute
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+PAGE: Final = 50
+GRACES: Final = {0: "at once", 600: "after 10 minutes", 3600: "after an hour", 86_400: "after a day"}
+"""Seconds for which a replaced token may stay valid."""
+Time = datetime | Literal[""] | None
+
+
+@router.get("/tokens")
+def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -> Response:
+    """One's own tokens, and for admins everybody's."""
+    found = service.tokens(page.parts, page.caller, owner or None, PAGE, cursor)
+    return page.render(
+        "access/tokens.html",
+        found=found,
+        owner=owner or "",
+        roles=[role.name.lower() for role in Role if role <= page.caller.role],
+        ends={each.id for each in found.items if _may_end(page, each)},
+        graces=GRACES,
+        longest=LONGEST_DAYS,
+    )
+
+
+def _may_end(page: Page, token: TokenView) -> bool:
+    """Whether the caller may replace and revoke a token, as the service decides."""
+    own = token.owner == page.caller.owner or page.administers
+    return page.submits and own and token.state == "active" and Role[token.role.upper()] <= page.caller.role
+
+
+@router.get("/audit")
+def audit(
+    page: PageDep,
+    actor: str | None = None,
+    action: str | None = None,
+    target: str | None = None,
+    after: Annotated[Time, Query()] = None,
+    before: Annotated[Time, Query()] = None,
+    cursor: str | None = None,
+) -> Response:
+    """What was asked to be changed, by whom, and whether it was done. Times without a zone are UTC."""
+    given = (actor or None, action or None, target or None)
+    filters = AuditFilters(*given, _utc(after), _utc(before))
+    found = service.audit(page.parts, page.caller, filters, PAGE, cursor)
+    filtered = any((*given, after, before))
+    actions = sorted(set(ACTIONS.values()))
+    return page.render("access/audit.html", found=found, actions=actions, filtered=filtered)
+
+
+def _utc(moment: Time) -> datetime | None:
+    if not moment:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -214,7 +214,8 @@ document.addEventListener("submit", async (event) => {
   event.preventDefault();
   const [method, url] = form.dataset.action.split(" ");
   const sender = event.submitter;
-  if (form.dataset.confirm && !(await confirmed(form.dataset.confirm, form.dataset.yes))) return;
+  const asked = form.dataset.confirm ?? JSON.parse(form.dataset.confirms ?? "{}")[form.elements[form.dataset.confirmOf]?.value.trim()];
+  if (asked && !(await confirmed(asked, form.dataset.yes))) return;
   const headers = {};
   if (form.dataset.idempotent !== undefined) headers["Idempotency-Key"] = form.dataset.key ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
   if (sender) sender.disabled = true;
@@ -223,6 +224,7 @@ document.addEventListener("submit", async (event) => {
     clearErrors(form);
     delete form.dataset.key;
     form.closest("dialog")?.close();
+    if (form.dataset.shows) { showOnce(form.dataset.shows, found); form.reset(); }
     await after(form.dataset.then ?? "refresh", answer, found);
     form.dispatchEvent(new CustomEvent("rcmae:done", { detail: found, bubbles: true }));
   } catch (error) {
@@ -233,6 +235,15 @@ document.addEventListener("submit", async (event) => {
     if (sender) sender.disabled = false;
   }
 });
+
+// Show parts of an answer that nobody gets again, in a dialog that forgets them when it is closed.
+function showOnce(id, found) {
+  const dialog = document.getElementById(id);
+  const places = dialog.querySelectorAll("[data-shown]");
+  for (const place of places) place.textContent = found[place.dataset.shown];
+  dialog.addEventListener("close", () => { for (const place of places) place.textContent = ""; }, { once: true });
+  dialog.showModal();
+}
 
 function bodyOf(form) {
   const found = valuesOf(form);
