@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+import yaml
 from optuna.trial import TrialState
 from search_files import BETAS, CHOICES, MOMENTUM, RATE, search_with
 from service_fakes import add_job
@@ -25,7 +26,7 @@ PROGRESS = {
 
 @pytest.fixture
 def search(searches) -> str:
-    """One that runs, of alice's: two complete trials, a pruned one, a failed one, a repeat of the best, and two that run."""
+    """One of alice's that runs: two complete trials, a pruned, a failed one, a repeat of the best, and two that run."""
     job_id = searches.add("running", SPEC, attempts=1, progress=PROGRESS)
     epochs = {names.TRIAL_EPOCH: 9}
     searches.trial(job_id, values=[0.7], curve=[0.4, 0.6, 0.7], point={MOMENTUM: 0.95, RATE: 3e-4, BETAS: [0.9, 0.95]})
@@ -102,14 +103,14 @@ def test_ids_lead_to_the_page_of_their_kind(browsers, database, search):
     job = add_job(database, "running")
     assert browsers.alice.get(f"/searches/{search}").headers["Location"] == f"/searches/{search}/overview"
     assert browsers.alice.get(f"/searches/{job}").headers["Location"] == f"/jobs/{job}/overview"
-    assert "no search" in page(browsers.alice, f"/searches/{job}/overview", 404)
+    assert "no search" in page(browsers.alice, f"/searches/{job}/overview", 409)
     page(browsers.bob, f"/searches/{search}/overview", 404)
 
 
 def test_the_overview_has_the_best_trial_the_repeats_and_the_figures(browsers, search):
     text = page(browsers.alice, f"/searches/{search}/overview")
     assert 'title="0.8123456789">0.812346' in text
-    assert 'title="0.00040">0.0004' in text or ">0.0004<" in text
+    assert ">0.0004<" in text
     assert '<tr id="repeat-1">' in text
     assert f"POST /v1/searches/{search}/trials/1/promote" in offers(text)
     for name in ("history", "curves", "importance", "timeline"):
@@ -145,13 +146,9 @@ def test_confirmations_name_how_many_trials_they_touch(browsers, searches, searc
     assert "It starts no other trial: 2 running trials finish first." in text
 
 
-@pytest.mark.parametrize("who", ["viewer", "bob"])
-def test_who_does_not_control_a_search_is_offered_nothing(browsers, search, who, settings):
-    browser = getattr(browsers, who)
-    if browser.get(f"/searches/{search}/overview").status_code == 404:
-        pytest.skip("this role does not see others' searches at all")
+def test_a_viewer_is_offered_nothing(browsers, search):
     for path in ("overview", "trials", "trials/3", "trials/5"):
-        assert {each for each in offers(page(browser, f"/searches/{search}/{path}"))} == set()
+        assert offers(page(browsers.viewer, f"/searches/{search}/{path}")) == set()
 
 
 def test_the_budget_says_why_fewer_run_at_a_time(browsers, searches, search):
@@ -179,7 +176,8 @@ def test_the_rest_stands_while_trials_cannot_be_read(browsers, search, app, monk
 
 
 def test_a_deletion_is_shown_before_it_is_done(browsers, searches):
-    job_id = searches.add("succeeded", SPEC)
+    run_id, folder = searches.mlflow.make_run("run", "run", {})
+    job_id = searches.add("succeeded", SPEC, run_id=run_id, artifact_uri=folder)
     searches.trial(job_id, values=[0.5], curve=[0.5])
     text = page(browsers.alice, f"/searches/{job_id}/delete")
     assert "those of its 1 trial" in text
@@ -192,8 +190,6 @@ def test_the_config_has_the_space_and_a_spec_that_can_be_submitted_again(browser
     assert "logarithmic" in text
     assert f'href="/searches/new?like={search}"' in text
     code = re.search(r'<code class="yaml">(.*?)</code>', text, re.DOTALL)
-    import yaml
-
     assert api.post("/v1/jobs", json=yaml.safe_load(html.unescape(code[1]))).status_code == 201
 
 
