@@ -231,6 +231,22 @@ class Event(Base):
     actor: Mapped[str] = mapped_column(String(100))
 
 
+class Addition(Base):
+    """A request that adds trials to a search, by the idempotency key that it came with."""
+
+    __tablename__ = "addition"
+
+    search_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    """Who asked."""
+    idempotency_key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    begun_at: Mapped[datetime] = mapped_column(default=now)
+    """When somebody last began to add them."""
+    numbers: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """The trials; None until all are added."""
+
+
 class DeletedVersion(Base):
     """A registered version that somebody deleted: gone for people, while the controller removes what it left."""
 

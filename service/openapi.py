@@ -30,8 +30,8 @@ Pretrain vision backbones with RC-MAE on your own machines, and pull what was pr
   spec list each field with its JSON pointer in `problems`. Each operation lists the codes it answers with. Beside them
   there are `method_not_allowed` (405) and `internal_error` (500).
 - **Lists** are `{items, next_cursor}`: give `next_cursor` as `cursor` for the items that follow.
-- **Repeating.** Reads may be repeated, and so may submitting, with the same `Idempotency-Key`. After 503 try again
-  shortly: nothing was changed.
+- **Repeating.** Reads may be repeated, and so may submitting and adding trials, with the same `Idempotency-Key`. After
+  503 try again shortly: nothing was changed.
 - **Times** are UTC. Fields may be added to answers; unknown ones in requests are refused.
 - Every answer has `X-Request-ID`: the one that was sent, or a new one. It is also in the service's log.
 """
@@ -78,7 +78,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "json_invalid": (422, "the body is not JSON"),
     "body_invalid": (422, "there is no body, or it is no JSON object"),
     "spec_invalid": (422, "a field of the body is wrong; `problems` says which, and the remedy"),
-    "idempotency_key_reused": (422, "the key was used for another spec"),
+    "idempotency_key_reused": (422, "the key was used for another spec, or for other trials"),
     "unavailable": (503, "the database or another part cannot be reached now: try again shortly"),
 }
 """Status of each error, and when it comes."""
@@ -199,7 +199,12 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "PATCH /v1/searches/{search_id}": Operation("change_search", ("forbidden", *SEARCH)),
     "GET /v1/searches/{search_id}/trials": Operation("list_trials", SEARCH),
     "POST /v1/searches/{search_id}/trials": Operation(
-        "add_trials", ("forbidden", *SEARCH, "not_allowed_in_state", "budget_spent")
+        "add_trials",
+        ("forbidden", *SEARCH, "not_allowed_in_state", "budget_spent", "idempotency_key_reused"),
+        {
+            200: {"description": "The trials that this key has added before."},
+            201: {"description": "Trials that wait."},
+        },
     ),
     "GET /v1/searches/{search_id}/trials.csv": Operation(
         "download_trials", SEARCH, {200: {"description": "A header, and one line a trial.", "content": CSV}}
@@ -209,7 +214,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "stop_trial", ("forbidden", *TRIAL, "not_allowed_in_state")
     ),
     "POST /v1/searches/{search_id}/trials/{number}/retry": Operation(
-        "retry_trial", ("forbidden", *TRIAL, "not_allowed_in_state", "budget_spent")
+        "retry_trial", ("forbidden", *TRIAL, "not_allowed_in_state")
     ),
     "POST /v1/searches/{search_id}/trials/{number}/promote": Operation(
         "promote_trial",

@@ -33,7 +33,7 @@ from trainer.ray_evidence import how_it_died, reason_of
 from trainer.ray_train import fit, work
 from trainer.spec import names
 from trainer.spec.base import SpecError
-from trainer.spec.job import AttemptRequest, Command, Outcome, Reason, SearchOrders
+from trainer.spec.job import AttemptRequest, Command, JobSpec, Outcome, Reason, SearchOrders
 from trainer.spec.plan import ClusterShape, resolve, resources_of
 from trainer.spec.search import Point, SearchSpec
 from trainer.storage import Store
@@ -100,7 +100,7 @@ def _tune(spec: SearchSpec, search: StudySearch, folder: str) -> None:
         tune_config=TuneConfig(
             search_alg=search, scheduler=make_scheduler(spec, search), num_samples=-1,
             # One that waits for workers elsewhere cannot be told to stop: it ends with its process, and they with it.
-            reuse_actors=int(resources_of(spec).workers) == 1,
+            reuse_actors=_trains_itself(spec),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=RunConfig(name="search", storage_path=folder, verbose=0),
@@ -112,11 +112,16 @@ def _tune(spec: SearchSpec, search: StudySearch, folder: str) -> None:
         raise RuntimeError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
 
 
+def _trains_itself(spec: JobSpec) -> bool:
+    """Whether a trial's own process is its one worker; more of them have processes beside it."""
+    return int(resources_of(spec).workers) == 1
+
+
 def _resources(spec: SearchSpec) -> PlacementGroupFactory:
-    """Of a trial's own process; more workers than one have theirs beside it."""
-    resources = resources_of(spec)
-    if int(resources.workers) > 1:
+    """Of a trial's own process."""
+    if not _trains_itself(spec):
         return PlacementGroupFactory([{"memory": 1}])  # a byte: Ray takes no empty one, and a CPU may not be left
+    resources = resources_of(spec)
     return PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)}])
 
 
@@ -126,19 +131,19 @@ def _resources(spec: SearchSpec) -> PlacementGroupFactory:
 def run_trial(config: Mapping[str, str]) -> None:
     """One trial, in a process that others may have used before; leaves its outcome as a job's attempt does.
 
-    One worker trains right here; more have processes of their own.
+    A single worker trains right here; several have processes of their own.
     """
     os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = END_SECONDS  # read in this process, after this function
     request = AttemptRequest.model_validate_json(config[REQUEST])
     trial = TrialOf.model_validate_json(config[TRIAL])
     store, failed = Store(request.artifact_uri), None
     try:
-        if int(resources_of(request.spec).workers) > 1:
+        if _trains_itself(request.spec):
+            work(request, 0, 1, trial, lambda metrics: tune.report(dict(metrics)))
+        else:
             session: Any = get_session()
             queue = session._get_or_create_inter_actor_queue()  # noqa: SLF001 - as Ray's own callback for this
             failed = fit(request, store, trial, queue)
-        else:
-            work(request, 0, 1, trial, lambda metrics: tune.report(dict(metrics)))
     except Exception as error:  # noqa: BLE001 - whatever it is, the outcome says so
         reason, message = reason_of(error, f"trial {trial.number}", store.uri)
         failed = Outcome(state="failed", reason=reason, message=message)
@@ -285,11 +290,10 @@ class StudySearch(OptunaSearch):
         trials = self.trials()
         if _failed(trials) > orders.max_failed:
             return False
-        # Somebody's own points come first, and are told apart from repeats of the best, which are beyond the budget.
-        own = [trial for trial in trials if names.TRIAL_REPEAT_OF not in trial.user_attrs]
-        begun = [trial for trial in own if trial.state is not TrialState.WAITING]
-        repeats_wait = any(t.state is TrialState.WAITING for t in trials if names.TRIAL_REPEAT_OF in t.user_attrs)
-        return len(begun) < orders.trials or repeats_wait
+        # A point that somebody chose waits within the budget; a repeat or another try beyond it.
+        begun = [t for t in trials if t.state is not TrialState.WAITING and not names.BEYOND_BUDGET & set(t.user_attrs)]
+        waits = any(t.state is TrialState.WAITING and names.BEYOND_BUDGET & set(t.user_attrs) for t in trials)
+        return len(begun) < orders.trials or waits
 
     def _out_of_time(self, orders: SearchOrders) -> bool:
         return orders.max_hours is not None and self.seconds() >= 3600 * orders.max_hours

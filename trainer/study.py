@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import optuna
@@ -72,6 +72,33 @@ def asked(what: str, ask: Callable[[], T]) -> T:
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
+class _Grid(GridSampler):
+    """Takes each combination once, also where somebody has chosen one or has a failed one tried again.
+
+    Optuna's own gives a trial the combination of its number: of one that somebody chose it would be missed.
+    """
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        chosen = trial.system_attrs.get("fixed_params", {})
+        left = set(self._get_unvisited_grid_ids(study))
+        fitting = (each for each in range(len(self._all_grids)) if self._fits(each, chosen))
+        taken = min(fitting, key=lambda each: (each not in left, each))
+        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)  # noqa: SLF001
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", taken)  # noqa: SLF001 - as Optuna's own does
+
+    def _fits(self, grid_id: int, chosen: Mapping[str, Any]) -> bool:
+        found = dict(zip(self._param_names, self._all_grids[grid_id], strict=True))
+        return all(_equal(found[path], value) for path, value in chosen.items())
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Nothing: Optuna's own would end `Study.optimize`, which we are not."""
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are the same, as far as steps can be added up."""
+    return math.isclose(one, other, rel_tol=1e-9) if isinstance(one, float) else bool(one == other)
+
+
 class _WiderStudy(Study):
     """A study whose sampler sees the trials of earlier ones too; nobody else does."""
 
@@ -127,7 +154,7 @@ def make_sampler(spec: SearchSpec, made: int, earlier: Sequence[FrozenTrial]) ->
         case "grid":
             values = {path: parameter.values() or () for path, parameter in spec.space.items()}
             grid = {path: [spec.stored({path: value})[path] for value in found] for path, found in values.items()}
-            return GridSampler(grid, seed=spec.algorithm.seed)
+            return _Grid(grid, seed=spec.algorithm.seed)
         case "qmc":  # it counts its points in the study itself
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since version 3
             return QMCSampler(seed=spec.algorithm.seed, scramble=True, warn_independent_sampling=False)
@@ -161,15 +188,8 @@ def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
 def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
     """Record a trial's end; one that has ended stays as it is. Raises `StorageError`."""
 
-    def ask() -> None:
-        try:
-            study.tell(number, list(values) if values is not None else None, state=state, skip_if_finished=True)
-        except RuntimeError as error:
-            # A grid that is complete says so to `Study.optimize`, which we are not. The trial has been told.
-            if "Study.stop" not in str(error):
-                raise
-
-    asked(f"the end of trial {number}", ask)
+    told = list(values) if values is not None else None
+    asked(f"the end of trial {number}", lambda: study.tell(number, told, state=state, skip_if_finished=True))
 
 
 def ranked(trials: Sequence[FrozenTrial], objective: ObjectiveSpec) -> list[FrozenTrial]:

@@ -54,10 +54,10 @@ AWAY_LIMIT_S: Final = 900.0
 class Client(BackboneCalls, SearchCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
-    Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and submitting, which
-    carries an idempotency key) are tried again for up to ``patience_s`` seconds while the service does not answer, as
-    when it restarts, or asks for time. Those that may not (verbs, `delete`, adding trials, making and rotating tokens)
-    are sent once. Raises `ApiError` for an answer that is an error, `ConnectionFailed` for none.
+    Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and `submit` and
+    `add_trials`, which carry an idempotency key) are tried again for up to ``patience_s`` seconds while the service
+    does not answer, as when it restarts, or asks for time. Those that may not (verbs, `delete`, making and rotating
+    tokens) are sent once. Raises `ApiError` for an answer that is an error, `ConnectionFailed` for none.
     """
 
     # -- Jobs

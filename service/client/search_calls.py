@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,15 +57,22 @@ class SearchCalls(Transport):
         return self._get(TrialDetail, _trial(search_id, number))
 
     def add_trials(
-        self, search_id: str, points: Sequence[Mapping[str, Any]], *, beyond_budget: bool = False
+        self,
+        search_id: str,
+        points: Sequence[Mapping[str, Any]],
+        *,
+        beyond_budget: bool = False,
+        idempotency_key: str | None = None,
     ) -> list[TrialView]:
         """Have chosen ``points`` tried next: values by path; what one leaves out the algorithm chooses.
 
-        They count against the budget, or with ``beyond_budget`` raise it by as many. Sent once: a second time would add
-        them again.
+        They count against the budget, or with ``beyond_budget`` raise it by as many. With the key of an earlier request
+        for the same: the trials that it has added, and no others.
         """
+        path = f"/v1/searches/{search_id}/trials"
         body = {"points": [dict(point) for point in points], "beyond_budget": beyond_budget}
-        return self._ask(TrialPage, "POST", f"/v1/searches/{search_id}/trials", json=body).items
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._ask(TrialPage, "POST", path, json=body, headers=headers, retried=True).items
 
     def stop_trial(self, search_id: str, number: int) -> TrialView:
         """End one running trial as it is; its last value is kept. Sent once, as `stop`."""
@@ -73,7 +81,7 @@ class SearchCalls(Transport):
     def retry_trial(self, search_id: str, number: int) -> TrialView:
         """Have the values of a failed trial tried once more, beyond the budget; gives the new trial.
 
-        Sent once, as `add_trials`.
+        Sent once; asked again while that one waits or runs, it is the same.
         """
         return self._ask(TrialView, "POST", f"{_trial(search_id, number)}/retry")
 

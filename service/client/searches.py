@@ -178,6 +178,9 @@ def add(
     beyond_budget: Annotated[
         bool, typer.Option("--beyond-budget", help="Raise the budget's number of trials by as many.")
     ] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The same key with the same trials adds them once.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Have chosen points of the space tried next."""
@@ -185,7 +188,7 @@ def add(
     if not wanted:
         raise typer.BadParameter("say what to try: --set method.mask_ratio=0.8, or --points FILE")
     with connected() as client:
-        made = client.add_trials(search, wanted, beyond_budget=beyond_budget)
+        made = client.add_trials(search, wanted, beyond_budget=beyond_budget, idempotency_key=idempotency_key)
     numbers = ", ".join(str(trial.number) for trial in made)
     told = f"tried next: trial{'' if len(made) == 1 else 's'} {numbers}"
     print_json(made) if as_json else out.print(told, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.deps import CallerDep, PartsDep
@@ -79,9 +79,19 @@ def trials(
 
 
 @router.post("/{search_id}/trials", status_code=201)
-def add_trials(search_id: str, body: PointsBody, parts: PartsDep, caller: CallerDep) -> TrialPage:
-    """Let chosen points be tried, before the algorithm chooses others; answers the trials that wait for it."""
-    return service.add_points(parts, caller, search_id, body)
+def add_trials(
+    search_id: str,
+    body: PointsBody,
+    parts: PartsDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
+) -> TrialPage:
+    """Let chosen points be tried, before the algorithm chooses others; answers the trials that wait for it. The same
+    `Idempotency-Key` with the same body adds nothing: it answers 200 and the same trials as they are now."""
+    page, new = service.add_points(parts, caller, search_id, body, idempotency_key)
+    response.status_code = 201 if new else 200
+    return page
 
 
 @router.get("/{search_id}/trials.csv", response_class=StreamingResponse)

@@ -35,7 +35,7 @@ PlotName = Literal["history", "curves", "parallel", "importance", "slice", "cont
 
 class BudgetView(View):
     trials: int
-    """In all, without repeats; of a grid no more than its combinations."""
+    """In all, without repeats and failed ones tried again; of a grid no more than its combinations."""
     concurrency: int
     """Trials at a time that fit on the cluster: what is asked for, or less."""
     concurrency_wanted: int

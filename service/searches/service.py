@@ -4,7 +4,10 @@ of its own, and Ray are asked before it, never in it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 
 from optuna.trial import FrozenTrial
@@ -12,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth import Caller, Role
-from service.db import Job
+from service.auth import Caller, Role, sha256
+from service.db import Addition, Job, now
 from service.deps import Parts
 from service.errors import ApiProblem, unavailable
 from service.jobs import lineage
@@ -21,6 +24,7 @@ from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
 from service.jobs.schemas import JobView, State
 from service.jobs.service import changed
+from service.jobs.submission import kept_key
 from service.searches import reading, repository
 from service.searches import trials as made
 from service.searches.promotion import promote_trial
@@ -43,6 +47,8 @@ OVER: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)
 """States in which a search takes no trials: it has to be retried first."""
 KEPT: Final = (names.TRIAL_SEED, names.TRIAL_REPEAT_OF)
 """Attributes that a trial has in common with the one that it tries again."""
+LONGEST_ADDING: Final = timedelta(seconds=60)
+"""Whoever adds trials for longer is taken to have died on the way."""
 
 
 # --- the budget -------------------------------------------------------------------------------------------------------
@@ -56,7 +62,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> Searc
     wanted = body.model_dump(include=body.model_fields_set)
     shape = _shape(parts) if "concurrency" in wanted else None
     found = Search.load(parts, caller, job_id)
-    ended = sum(made.state_of(trial).ended and not made.is_repeat(trial) for trial in found.trials)
+    ended = made.counted(trial for trial in found.trials if made.state_of(trial).ended)
 
     def change(session: Session, job: Job) -> None:
         before = SearchSpec.parse(repository.must_be_search(job).spec)
@@ -116,19 +122,103 @@ def _go_on_or_note(session: Session, job: Job, again: bool, message: str, actor:
 # --- trials that somebody wants ---------------------------------------------------------------------------------------
 
 
-def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody) -> TrialPage:
-    """Let chosen points be tried before the algorithm's own; raises 409 where the budget has no room for them."""
+@dataclass(frozen=True)
+class Once:
+    """A request that adds trials and may come again, as it has an idempotency key."""
+
+    search_id: str
+    owner: str
+    key: str
+    """As it is kept."""
+    body_sha256: str
+
+    def row(self, session: Session) -> Addition | None:
+        """What is known of it; nobody else changes that in this transaction."""
+        return session.get(Addition, (self.search_id, self.owner, self.key), with_for_update=True)
+
+    @property
+    def mark(self) -> str:
+        """What its trials carry in the study."""
+        return sha256(json.dumps([self.owner, self.key, self.body_sha256]))
+
+
+def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key: str | None) -> tuple[TrialPage, bool]:
+    """Let chosen points be tried before the algorithm's own; False where a request with this key has added them.
+
+    Raises 409 where the budget has no room for them, and 503 while the same request is being answered elsewhere.
+    """
     found = Search.load(parts, caller, job_id)
     caller.must_control(found.job.owner)
     points = [found.spec.stored(point) for point in _parsed(found.spec, body)]
+    digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True))
+    once = Once(job_id, caller.owner, kept_key(key), digest) if key else None
+    numbers = _begun(parts, once) if once else None
+    new = numbers is None
+    if numbers is None:
+        try:
+            numbers = _add(parts, caller, job_id, points, body.beyond_budget, once)
+        except Exception:
+            if once:  # the key is free again: what was refused may be asked for anew
+                _forget(parts, once)
+            raise
+    return TrialPage(items=_views(parts, caller, job_id, numbers)), new
+
+
+def _begun(parts: Parts, once: Once) -> list[int] | None:
+    """The trials that a request has added; None where it is to add them now."""
+
+    def begin() -> list[int] | None:
+        with parts.database.session() as session:
+            earlier = once.row(session)
+            if earlier is None:
+                session.add(
+                    Addition(
+                        search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
+                        body_sha256=once.body_sha256,
+                    )
+                )  # fmt: skip
+            elif earlier.body_sha256 != once.body_sha256:
+                text = f"this Idempotency-Key added other trials to {once.search_id}: use a new key"
+                raise ApiProblem(422, "idempotency_key_reused", text)
+            elif earlier.numbers is not None:
+                return earlier.numbers
+            elif now() - earlier.begun_at < LONGEST_ADDING:
+                raise ApiProblem(503, "unavailable", "the same request is being answered now. Try again shortly")
+            else:
+                earlier.begun_at = now()
+        return None
+
+    try:
+        return begin()
+    except IntegrityError:  # the same came twice at once, and the other one was first
+        return begin()
+
+
+def _forget(parts: Parts, once: Once) -> None:
+    with parts.database.session() as session:
+        row = once.row(session)
+        if row is not None and row.numbers is None:
+            session.delete(row)
+
+
+def _add(
+    parts: Parts, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
+) -> list[int]:
+    """Numbers of new trials with these values, among them those that an earlier try of the same request has left."""
+    found = Search.load(parts, caller, job_id)
+    attributes = {names.TRIAL_ADDED_BY: once.mark} if once else {}
+    there = [t.number for t in found.trials if once and t.user_attrs.get(names.TRIAL_ADDED_BY) == once.mark]
+    left = points[len(there) :]
     _must_take_trials(found.job)
-    if not body.beyond_budget and (found.job.draining or found.job.state == State.SUCCEEDED):
+    if not beyond_budget and (found.job.draining or found.job.state == State.SUCCEEDED):
         text = f"{job_id} makes no other trial: raise its number of trials first, or say beyond_budget"
         raise ApiProblem(409, "not_allowed_in_state", text)
-    beyond = len(points) if body.beyond_budget else 0
-    _must_have_room(found, len(points), beyond)
-    numbers = _enqueue(parts, caller, found, points, {}, beyond, f"Added {plural(len(points), 'trial')}")
-    return TrialPage(items=_views(parts, caller, job_id, numbers))
+    beyond = len(points) if beyond_budget else 0
+    _must_have_room(found, len(left), beyond)
+    numbers = there + _enqueue(parts, found, left, attributes)
+    told = f"Added {plural(len(points), 'trial')}"
+    _tell(parts, caller, job_id, numbers, told, beyond=beyond, undrained=beyond_budget, once=once)
+    return numbers
 
 
 def _parsed(spec: SearchSpec, body: PointsBody) -> list[Point]:
@@ -164,35 +254,44 @@ def _must_take_trials(job: Job) -> None:
         raise ApiProblem(409, "not_allowed_in_state", f"{job.id} is {job.state} and takes no trials: retry it first")
 
 
-def _enqueue(
+def _enqueue(parts: Parts, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
+    """Add trials to the study; gives their numbers.
+
+    Before it is told: of trials that wait without an event nothing is lost, of an event without its trials all is.
+    """
+    parts.studies.make(found.job.id, found.spec)
+    return parts.studies.enqueue(found.job.id, points, attributes)
+
+
+def _tell(
     parts: Parts,
     caller: Caller,
-    found: Search,
-    points: list[dict[str, Any]],
-    attributes: Mapping[str, Any],
-    beyond: int,
+    job_id: str,
+    numbers: list[int],
     message: str,
-) -> list[int]:
-    """Add trials to the study, then say so in the search's events; gives their numbers.
+    *,
+    beyond: int = 0,
+    undrained: bool,
+    once: Once | None = None,
+) -> None:
+    """Say in the search's events which trials were added; a search that has succeeded goes on with them.
 
-    In this order: of trials that wait without an event nothing is lost, of an event without its trials all is.
-    ``beyond`` is by how many the budget rises; a search that has succeeded goes on with them.
+    ``beyond`` is by how many the budget rises; where it is ``undrained``, a search that was stopped makes trials again.
     """
-    job_id = found.job.id
-    parts.studies.make(job_id, found.spec)
-    numbers = parts.studies.enqueue(job_id, points, attributes)
 
     def change(session: Session, job: Job) -> None:
         _must_take_trials(job)
+        row = once.row(session) if once else None
+        if row is not None:
+            row.numbers = numbers
         before = SearchSpec.parse(job.spec)
         values = {"trials": before.budget.trials + beyond} if beyond else {}
         told = _write_budget(job, before, values, None)
-        job.draining = job.draining and not beyond
+        job.draining = job.draining and not undrained
         said = f"{message}: {', '.join(map(str, numbers))}."
         _go_on_or_note(session, job, job.state == State.SUCCEEDED, f"{said} {told}." if told else said, caller.owner)
 
     changed(parts, caller, job_id, change, trials=numbers)
-    return numbers
 
 
 def _views(parts: Parts, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
@@ -233,12 +332,9 @@ def retry_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> Trial
         if other.user_attrs.get(names.TRIAL_RETRY_OF) == number and not made.state_of(other).ended:
             return _views(parts, caller, job_id, [other.number])[0]
     _must_take_trials(found.job)
-    beyond = 0 if made.is_repeat(trial) else 1  # no budget counts repeats
-    _must_have_room(found, beyond, beyond)
     kept = {name: trial.user_attrs[name] for name in KEPT if name in trial.user_attrs}
-    attributes = kept | {names.TRIAL_RETRY_OF: number}
-    message = f"Trial {number} is tried again"
-    (new,) = _enqueue(parts, caller, found, [dict(trial.params)], attributes, beyond, message)
+    (new,) = _enqueue(parts, found, [dict(trial.params)], kept | {names.TRIAL_RETRY_OF: number})
+    _tell(parts, caller, job_id, [new], f"Trial {number} is tried again", undrained=True)
     return _views(parts, caller, job_id, [new])[0]
 
 

@@ -118,6 +118,11 @@ def duration(trial: FrozenTrial, moment: datetime) -> float | None:
     return max(0.0, ((ended(trial) or moment) - begin).total_seconds()) if begin else None
 
 
+def beyond_budget(trial: FrozenTrial) -> bool:
+    """Whether no budget counts it: a repeat, or a failed trial's values once more."""
+    return not names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
+
+
 def infeasible(trial: FrozenTrial) -> bool:
     """Whether its values are no spec."""
     return trial.user_attrs.get(names.TRIAL_REASON) == Reason.INFEASIBLE
@@ -130,8 +135,8 @@ def counts(trials: Iterable[FrozenTrial]) -> TrialCounts:
 
 
 def counted(trials: Iterable[FrozenTrial]) -> int:
-    """How many of the budget's trials have been made, waiting ones among them: all but repeats."""
-    return sum(not is_repeat(trial) for trial in trials)
+    """How many of the budget's trials have been made, waiting ones among them."""
+    return sum(not beyond_budget(trial) for trial in trials)
 
 
 def costs(trial: FrozenTrial, spec: SearchSpec) -> list[float] | None:
@@ -183,7 +188,7 @@ def eta(trials: Sequence[FrozenTrial], spec: SearchSpec, seconds: float, drainin
     if not done or seconds <= 0:
         return None
     running = sum(trial.state is StudyState.RUNNING for trial in trials)
-    counted_done = sum(trial.state.is_finished() and not is_repeat(trial) for trial in trials)
+    counted_done = counted(trial for trial in trials if trial.state.is_finished())
     left = running if draining else max(running, spec.trials - counted_done)
     return left * seconds / done
 

@@ -615,4 +615,8 @@ def _misfit(parameter: Parameter, value: Any) -> str | None:
         return f"must be a number of type {parameter.type}"
     if not parameter.low <= value <= parameter.high:
         return f"must lie from {parameter.low} to {parameter.high}"
+    if parameter.step is not None:
+        steps = (value - parameter.low) / parameter.step
+        if abs(steps - round(steps)) > 1e-6:
+            return f"must be {parameter.low} and so many steps of {parameter.step}"
     return None

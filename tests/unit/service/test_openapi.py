@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 from fastapi.openapi.models import OpenAPI
+from search_files import SEARCH
 from service_fakes import SPEC, add_job, post, spec_with
 
 import service
@@ -141,8 +142,12 @@ def test_what_is_refused_is_refused_as_described(clients, database, document):
     job_id, ended = add_job(database), add_job(database, "failed")
     key = {"Idempotency-Key": "once"}
     clients.alice.post("/v1/jobs", json=SPEC, headers=key)
+    added = f"/v1/searches/{clients.alice.post('/v1/jobs', json=SEARCH).json()['id']}/trials"
+    clients.alice.post(added, json={"points": [{}]}, headers=key)
+    others = clients.alice.post(added, json={"points": [{}, {}]}, headers=key)
     refused = [
         ("submit_job", "idempotency_key_reused", clients.alice.post("/v1/jobs", json=spec_with(seed=1), headers=key)),
+        ("add_trials", "idempotency_key_reused", others),
         ("submit_job", "spec_invalid", clients.alice.post("/v1/jobs", json={})),
         ("submit_job", "body_invalid", clients.alice.post("/v1/jobs")),
         ("submit_job", "json_invalid", post(clients.alice, "{")),

@@ -218,7 +218,8 @@ def test_chosen_points_are_added(server, tmp_path, capsys):
     assert "trials 12, 13" in capsys.readouterr().out
     points = [{"optimization.base_lr": 1e-5}, {"optimization.base_lr": 2e-4, "method.teacher.momentum": 0.99}]
     assert [asked.body for asked in server.asked] == [{"points": points, "beyond_budget": True}]
-    assert run("searches", "add", "job-1", *chosen, "--json") == 0
+    assert run("searches", "add", "job-1", *chosen, "--json", "--idempotency-key", "k") == 0
+    assert server.asked[-1].headers["idempotency-key"] == "k"
     assert [each["number"] for each in json.loads(capsys.readouterr().out)] == [12, 13]
 
 

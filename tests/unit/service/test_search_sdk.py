@@ -60,10 +60,19 @@ def test_a_promotion_is_asked_for_again_while_the_service_is_away(server, client
     assert [asked.body for asked in server.asked] == [told, told, {"overrides": {}}]
 
 
+def test_trials_are_added_with_one_key_however_often_it_is_asked(server, client):
+    added = Answer(201, {"items": [trial(9, "waiting", values=None)], "next_cursor": None})
+    server.on("POST", f"{SEARCH}/trials", problem(503, "unavailable", "soon"), added, added, added)
+    for key in (None, None, "my-key"):
+        client.add_trials("job-1", [{"method.mask_ratio": 0.8}], idempotency_key=key)
+    first, again, other, own = (asked.headers["idempotency-key"] for asked in server.asked)
+    assert (first, own) == (again, "my-key")
+    assert other != first
+
+
 @pytest.mark.parametrize(
     ("path", "call"),
     [
-        (f"{SEARCH}/trials", lambda client: client.add_trials("job-1", [{"method.mask_ratio": 0.8}])),
         (f"{SEARCH}/trials/3/stop", lambda client: client.stop_trial("job-1", 3)),
         (f"{SEARCH}/trials/3/retry", lambda client: client.retry_trial("job-1", 3)),
         ("/v1/jobs/job-1/stop", lambda client: client.stop("job-1")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import timedelta
 
 import pytest
 from optuna.trial import TrialState
@@ -15,7 +16,7 @@ from verb_table import STATES
 
 from service.adapters.mlflow_store import MetricPoint
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.db import Audit, now
+from service.db import Addition, Audit, now
 from trainer.spec import names
 from trainer.spec.job import LogLine
 
@@ -302,6 +303,95 @@ def test_a_search_that_was_stopped_takes_points_beyond_its_budget_alone(api, sea
     assert not job_of(database, job_id).draining
 
 
+# --- adding once ------------------------------------------------------------------------------------------------------
+
+TWO = {"points": [{MOMENTUM: 0.95}, {MOMENTUM: 0.96}], "beyond_budget": True}
+KEY = {"Idempotency-Key": "once"}
+
+
+def test_the_same_key_adds_the_same_trials_once(clients, searches, database):
+    job_id = searches.add()
+    path = f"/v1/searches/{job_id}/trials"
+    first = clients.alice.post(path, json=TWO, headers=KEY)
+    searches.change(job_id, state="cancelled")
+    again = clients.alice.post(path, json=TWO, headers=KEY)
+    assert (first.status_code, again.status_code) == (201, 200), again.text
+    assert again.json() == first.json()
+    assert (
+        "other trials"
+        in problem(
+            clients.alice.post(path, json=TWO | {"beyond_budget": False}, headers=KEY), 422, "idempotency_key_reused"
+        )["detail"]
+    )
+    searches.change(job_id, state="running")
+    assert searches.states(job_id) == ["WAITING"] * 2
+    assert job_of(database, job_id).spec["budget"]["trials"] == 10
+    assert len(events_of(database, job_id)) == 1
+    others = clients.operator.post(path, json=TWO, headers=KEY)
+    assert [trial["number"] for trial in others.json()["items"]] == [2, 3], "a key is its owner's"
+    other = searches.add()
+    assert clients.alice.post(f"/v1/searches/{other}/trials", json=TWO, headers=KEY).status_code == 201
+    assert clients.alice.post(path, json=TWO).json()["items"][0]["number"] == 4, "without a key it is another request"
+
+
+def test_a_key_whose_request_was_refused_is_free(api, searches):
+    job_id = searches.add()
+    for _ in range(8):
+        searches.trial(job_id, values=[0.5])
+    path = f"/v1/searches/{job_id}/trials"
+    problem(api.post(path, json=TWO | {"beyond_budget": False}, headers=KEY), 409, "budget_spent")
+    assert api.post(path, json=TWO, headers=KEY).status_code == 201
+
+
+def test_what_a_request_that_broke_off_has_added_is_not_added_again(api, searches, database, monkeypatch):
+    job_id = searches.add()
+    path, enqueue = f"/v1/searches/{job_id}/trials", Studies.enqueue
+
+    def breaks(self, job, points, attributes):
+        enqueue(self, job, points[:1], attributes)
+        raise StudiesUnreachable("connection lost")
+
+    monkeypatch.setattr(Studies, "enqueue", breaks)
+    problem(api.post(path, json=TWO, headers=KEY), 503, "unavailable")
+    monkeypatch.undo()
+    answer = api.post(path, json=TWO, headers=KEY)
+    assert answer.status_code == 201, answer.text
+    assert [(trial["number"], trial["params"][MOMENTUM]) for trial in answer.json()["items"]] == [(0, 0.95), (1, 0.96)]
+    assert searches.states(job_id) == ["WAITING"] * 2
+    assert job_of(database, job_id).spec["budget"]["trials"] == 10
+
+
+def test_while_a_request_is_answered_the_same_one_has_to_wait(api, searches, monkeypatch):
+    job_id = searches.add()
+    path, enqueue, seen = f"/v1/searches/{job_id}/trials", Studies.enqueue, []
+
+    def meanwhile(self, job, points, attributes):
+        if not seen:
+            seen.append(None)
+            seen[0] = api.post(path, json=TWO, headers=KEY)
+        return enqueue(self, job, points, attributes)
+
+    monkeypatch.setattr(Studies, "enqueue", meanwhile)
+    assert api.post(path, json=TWO, headers=KEY).status_code == 201
+    assert "answered now" in problem(seen[0], 503, "unavailable")["detail"]
+    assert searches.states(job_id) == ["WAITING"] * 2
+
+
+def test_a_request_whose_process_died_may_be_taken_up_after_a_minute(api, searches, database):
+    job_id = searches.add()
+    path = f"/v1/searches/{job_id}/trials"
+    api.post(path, json=TWO, headers=KEY)
+    with database.session() as session:  # as it was just before the process could say so
+        (row,) = session.scalars(select(Addition))
+        row.numbers, row.begun_at = None, now()
+    problem(api.post(path, json=TWO, headers=KEY), 503, "unavailable")
+    with database.session() as session:
+        session.scalars(select(Addition)).one().begun_at = now() - timedelta(seconds=61)
+    again = api.post(path, json=TWO, headers=KEY)
+    assert [trial["number"] for trial in again.json()["items"]] == [0, 1]
+    assert searches.states(job_id) == ["WAITING"] * 2
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 
@@ -339,10 +429,32 @@ def test_a_failed_trial_is_tried_again_beyond_the_budget(api, searches, database
         assert new["params"] == {MOMENTUM: 0.95, RATE: 2e-4}
         assert searches.studies.trials(job_id)[1].user_attrs == {names.TRIAL_SEED: 7, names.TRIAL_RETRY_OF: failed}
         search = api.get(f"/v1/searches/{job_id}").json()
-        assert (search["budget"]["trials"], search["state"]) == (9, "queued" if state == "succeeded" else state)
+        assert (search["budget"]["trials"], search["state"]) == (8, "queued" if state == "succeeded" else state)
         again = api.post(f"/v1/searches/{job_id}/trials/{failed}/retry")
         assert (again.status_code, again.json()["number"]) == (200, 1), "it waits already"
         assert len(events_of(database, job_id)) == 1
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+def test_a_failed_point_of_a_grid_whose_budget_is_spent_is_tried_again(api, searches, state):
+    path = "method.mask_ratio"
+    space = {path: {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}}
+    job_id = searches.add(state, search_with(space=space, algorithm={"name": "grid"}))
+    failed = searches.trial(job_id, TrialState.FAIL, {path: 0.6})
+    for ratio in (0.5, 0.7):
+        searches.trial(job_id, point={path: ratio}, values=[ratio])
+    answer = api.post(f"/v1/searches/{job_id}/trials/{failed}/retry")
+    assert answer.status_code == 200, answer.text
+    assert (answer.json()["params"], answer.json()["retry_of"]) == ({path: 0.6}, failed)
+    search = api.get(f"/v1/searches/{job_id}").json()
+    assert (search["budget"]["trials"], search["state"]) == (3, "queued" if state == "succeeded" else state)
+
+
+def test_a_failed_trial_of_a_search_that_was_stopped_is_tried_again(api, searches, database):
+    job_id = searches.add("succeeded", draining=True)
+    failed = searches.trial(job_id, TrialState.FAIL)
+    assert api.post(f"/v1/searches/{job_id}/trials/{failed}/retry").status_code == 200
+    assert (job_of(database, job_id).state, job_of(database, job_id).draining) == ("queued", False)
 
 
 def test_other_trials_are_not_tried_again(api, searches):

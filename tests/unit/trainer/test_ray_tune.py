@@ -180,6 +180,77 @@ def test_values_that_are_no_spec_end_their_trial_with_the_reason_and_another_beg
     assert search.outcome().state == "succeeded"
 
 
+GRID = {
+    "space": {
+        "method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1},
+        "optimization.warmup_epochs": {"type": "int", "low": 1, "high": 2},
+    },
+    "algorithm": {"name": "grid"},
+    "budget": {"trials": 9, "concurrency": 1, "max_failed": 1},
+}
+
+
+def combinations(bench):
+    """Those of complete trials."""
+    return [
+        tuple(round(trial.params[path], 6) for path in GRID["space"])
+        for trial in bench.trials()
+        if trial.state is TrialState.COMPLETE
+    ]
+
+
+def test_a_failed_point_of_a_grid_is_tried_again_and_every_other_one_once(bench):
+    search = bench.search(**GRID)
+    config = search.suggest("a")
+    bench.leave(config, "failed", Reason.DATA_ERROR, "no images in /data")
+    search.on_trial_complete("a", error=True)
+    complete(bench, search, "a", search.suggest("a"), 0.1)
+    failed = bench.trials()[0]
+    bench.study().enqueue_trial(failed.params, user_attrs={names.TRIAL_RETRY_OF: 0})
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.2)
+    assert bench.states() == ["FAIL"] + ["COMPLETE"] * 6
+    assert bench.trials()[2].params == failed.params
+    assert sorted(combinations(bench)) == [(ratio, warmup) for ratio in (0.5, 0.6, 0.7) for warmup in (1, 2)]
+    assert search.outcome().state == "succeeded"
+
+
+def test_a_grid_that_is_done_takes_a_failed_point_again_in_a_new_attempt(bench):
+    search = bench.search(**GRID)
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+    search.on_trial_complete("a", error=True)
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.2)
+    bench.study().enqueue_trial(bench.trials()[0].params, user_attrs={names.TRIAL_RETRY_OF: 0})
+    search = bench.search(**GRID)
+    complete(bench, search, "a", search.suggest("a"), 0.3)
+    assert search.suggest("a") == Searcher.FINISHED
+    assert len(set(combinations(bench))) == len(combinations(bench)) == 6
+
+
+@pytest.mark.parametrize(
+    "point", [{"method.mask_ratio": 0.7}, {"method.mask_ratio": 0.5, "optimization.warmup_epochs": 1}]
+)
+def test_chosen_points_of_a_grid_are_combinations_of_it(bench, point):
+    search = bench.search(**GRID)
+    complete(bench, search, "a", search.suggest("a"), 0.1)
+    bench.study().enqueue_trial(point)
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.2)
+    assert bench.trials()[1].params.items() >= point.items()
+    assert sorted(combinations(bench)) == [(ratio, warmup) for ratio in (0.5, 0.6, 0.7) for warmup in (1, 2)]
+
+
+def test_a_trial_that_is_tried_again_takes_no_other_trials_place(bench):
+    search = bench.search()
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+    search.on_trial_complete("a", error=True)
+    bench.study().enqueue_trial(bench.trials()[0].params, user_attrs={names.TRIAL_RETRY_OF: 0})
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.2)
+    assert bench.states() == ["FAIL"] + ["COMPLETE"] * 6, "six trials of the budget, and one beyond it"
+
+
 def test_a_drained_search_finishes_what_runs_and_starts_nothing(bench):
     search = bench.search()
     config = search.suggest("a")

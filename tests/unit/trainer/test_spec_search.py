@@ -201,6 +201,16 @@ def test_choices_that_are_lists_come_back_as_they_were():
     assert spec.at(spec.point(stored)).optimization.betas == (0.9, 0.999)
 
 
+@pytest.mark.parametrize(("value", "fits"), [(0.5, True), (0.7, True), (0.1 + 0.5, True), (0.55, False)])
+def test_a_chosen_value_of_a_parameter_with_steps_is_one_of_them(value, fits):
+    spec = search(space={"method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}})
+    if fits:
+        assert parse_point(spec, {"method.mask_ratio": value})
+        return
+    with pytest.raises(SpecError, match=r"must be 0\.5 and so many steps of 0\.1"):
+        parse_point(spec, {"method.mask_ratio": value})
+
+
 def test_a_chosen_point_is_checked_against_the_space():
     spec = search(space=CONDITIONAL | {RATE: SPACE[RATE]})
     assert parse_point(spec, {RATE: 1e-4}) == {RATE: 1e-4}
