@@ -60,12 +60,12 @@ def _look(database: Database, seen: _Seen) -> dict[str, str]:
     fresh = select(Event.id, Event.job_id).where(Event.id > seen.event).order_by(Event.id).limit(EVENTS)
     going_on = select(Job.id, Job.progress).where(Job.state.in_(ACTIVE), Job.deleted_at.is_(None))
     with database.read() as session:
-        events = session.execute(fresh).tuples().all()
-        progress = {job_id: json.dumps(told) for job_id, told in session.execute(going_on).tuples()}
+        events = session.execute(fresh).all()
+        progress = {job_id: json.dumps(told) for job_id, told in session.execute(going_on)}
         changed = {job_id for _, job_id in events}
         changed |= {job_id for job_id, told in progress.items() if seen.progress.get(job_id) != told}
-        found = session.execute(select(Job.id, Job.owner).where(Job.id.in_(changed))).tuples() if changed else ()
-        owners = dict(iter(found))
+        found = session.execute(select(Job.id, Job.owner).where(Job.id.in_(changed))) if changed else ()
+        owners = {job_id: owner for job_id, owner in found}  # noqa: C416 - a row is no pair for dict()
     seen.event = max([seen.event, *(number for number, _ in events)])
     seen.progress = progress
     return owners
@@ -79,6 +79,8 @@ class Changes:
         self._kept: deque[dict[str, str]] = deque(maxlen=KEPT)
         self._told = 0
         self._changed = asyncio.Event()
+        self._ready = asyncio.Event()
+        """Set when there is something to compare with: what changes from then on is found."""
         self._task: asyncio.Task[None] | None = None
         self.listeners = 0
 
@@ -86,6 +88,9 @@ class Changes:
         """What changes from now on of what somebody may see, until the service ends or the token does."""
         self._join()
         try:
+            while not (self._ready.is_set() or self._streams.closing):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ready.wait(), LOOK_S)
             place, checked = self._told, time.monotonic()
             yield self._event(())  # whoever hears this has missed nothing from now on
             while not (once or self._streams.closing):
@@ -125,6 +130,7 @@ class Changes:
         if self.listeners == 0 and self._task:
             self._task.cancel()
             self._task = None
+            self._ready = asyncio.Event()
 
     async def _run(self) -> None:
         seen: _Seen | None = None
@@ -141,7 +147,9 @@ class Changes:
                 changed, pause = {}, min(2 * pause, LONGEST_PAUSE_S)
             except Exception:  # those who listen would wait for ever
                 log.exception("changes_failed")
-                changed, seen, pause = {}, None, LONGEST_PAUSE_S
+                changed, pause = {}, LONGEST_PAUSE_S
+            if seen:
+                self._ready.set()
             if changed:
                 self._kept.append(changed)
                 self._told += 1

@@ -1,0 +1,320 @@
+"""Sessions of the dashboard: who gets one, what it may do, and when it ends."""
+
+from __future__ import annotations
+
+import gzip
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from conftest import token_of
+from fastapi.testclient import TestClient
+from itsdangerous import URLSafeTimedSerializer
+from service_fakes import SPEC, add_job, job_of, problem
+from sqlalchemy import select, update
+
+from service.access.sessions import COOKIE, CSRF_HEADER, LIFE, Sessions
+from service.app import create_app
+from service.auth import sha256
+from service.dashboard.assets import ASSETS, DIGEST, url_of
+from service.db import Audit, Database, Token, now
+
+
+def csrf_of(browser: TestClient) -> str:
+    found: str = browser.get("/tokens").text.partition('name="csrf" content="')[2].partition('"')[0]
+    assert found
+    return found
+
+
+def change_token(database: Database, owner: str, **values: Any) -> None:
+    with database.session() as session:
+        session.execute(update(Token).where(Token.sha256 == sha256(token_of(owner))).values(**values))
+
+
+def ended(answer: httpx.Response) -> bool:
+    """Whether a page leads to the login instead."""
+    return answer.status_code == 303 and answer.headers["Location"].startswith("/login")
+
+
+# --- logging in and out -----------------------------------------------------------------------------------------------
+
+
+def test_a_valid_token_begins_a_session(browsers):
+    answer = browsers.anonymous.post("/login", data={"token": f"  {token_of('bob')}\n", "next": "/jobs?state=failed"})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/jobs?state=failed")
+    page = browsers.anonymous.get("/tokens")
+    assert page.status_code == 200
+    assert "bob" in page.text
+    assert token_of("bob") not in page.text
+    again = browsers.anonymous.get("/login", params={"next": "/cluster"})
+    assert (again.status_code, again.headers["Location"]) == (303, "/cluster")
+
+
+@pytest.mark.parametrize(
+    ("token", "told"),
+    [
+        ("a-token-that-nobody-has", "not known"),
+        ("", "enter your token"),
+        (token_of("alice"), "was revoked"),
+        (token_of("operator"), "ended at"),
+    ],
+)
+def test_a_token_that_is_none_begins_no_session(browsers, database, token, told):
+    change_token(database, "alice", revoked_at=now())
+    change_token(database, "operator", expires_at=now() - timedelta(minutes=1))
+    answer = browsers.anonymous.post("/login", data={"token": token, "next": "/jobs"})
+    assert answer.status_code == 401
+    assert told in answer.text
+    assert 'name="next" value="/jobs"' in answer.text
+    assert "set-cookie" not in answer.headers
+    if token:
+        assert token not in answer.text
+
+
+def test_a_login_that_another_site_sends_begins_no_session(browsers):
+    answer = browsers.anonymous.post(
+        "/login", data={"token": token_of("bob")}, headers={"Sec-Fetch-Site": "cross-site"}
+    )
+    assert answer.status_code == 401
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        "https://elsewhere.example/",
+        "//elsewhere.example",
+        "///elsewhere.example",
+        "/\\elsewhere.example",
+        "\\\\elsewhere.example",
+        "/\t/elsewhere.example",
+        "/\n/elsewhere.example",
+        " //elsewhere.example",
+        "javascript:alert(1)",
+        "elsewhere.example",
+        "",
+    ],
+)
+def test_the_login_leads_to_no_other_site(browsers, there):
+    answer = browsers.anonymous.post("/login", data={"token": token_of("bob"), "next": there})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert browsers.alice.get(f"/login?next={quote(there, safe='')}").headers["Location"] == "/"
+
+
+def test_logging_out_ends_it_and_needs_the_page(browsers):
+    csrf = csrf_of(browsers.alice)
+    for wrong in ("", "x", csrf_of(browsers.bob)):
+        browsers.alice.post("/logout", data={"csrf": wrong})
+        assert browsers.alice.get("/tokens").status_code == 200
+    assert browsers.alice.post("/logout", data={"csrf": csrf}).headers["Location"] == "/login"
+    assert ended(browsers.alice.get("/tokens"))
+    assert ended(browsers.anonymous.post("/logout"))
+
+
+# --- the cookie -------------------------------------------------------------------------------------------------------
+
+
+def flags(answer: httpx.Response) -> set[str]:
+    return {part.strip().lower() for part in answer.headers["set-cookie"].split(";")[1:]}
+
+
+def test_no_script_reads_the_cookie_and_no_other_site_sends_it(app, browsers):
+    found = flags(browsers.anonymous.post("/login", data={"token": token_of("bob")}))
+    assert {"httponly", "samesite=lax", "path=/"} <= found
+    assert "secure" not in found
+    safe = TestClient(app, base_url="https://testserver", follow_redirects=False)
+    assert "secure" in flags(safe.post("/login", data={"token": token_of("bob")}))
+    assert "secure" in flags(safe.get("/tokens"))
+
+
+def with_cookie(browsers: Any, cookie: str) -> httpx.Response:
+    found: httpx.Response = browsers.anonymous.get("/tokens", headers={"Cookie": f"{COOKIE}={cookie}"})
+    return found
+
+
+def test_a_cookie_that_was_made_up_or_is_old_is_none(browsers, app, tmp_path, monkeypatch):
+    cookie = browsers.alice.cookies[COOKIE]
+    assert with_cookie(browsers, cookie).status_code == 200
+    other = tmp_path / "other"
+    other.write_text("what-another-service-knows")
+    forged = Sessions(other)._serializer().dumps(app.state.sessions._serializer().loads(cookie))
+    for wrong in (cookie[:-1] + ("A" if cookie[-1] != "A" else "B"), forged, token_of("alice"), "x.y.z", "é"):
+        assert ended(with_cookie(browsers, quote(wrong)))
+        problem(browsers.anonymous.get("/v1/jobs", headers={"Cookie": f"{COOKIE}={quote(wrong)}"}), 401, "unauthorized")
+    later = LIFE + timedelta(seconds=5)
+    signer = URLSafeTimedSerializer.default_signer
+    real = signer.get_timestamp
+    monkeypatch.setattr(signer, "get_timestamp", lambda self: real(self) + int(later.total_seconds()))
+    assert ended(with_cookie(browsers, cookie))
+
+
+def test_a_page_makes_the_session_last_longer(browsers, monkeypatch):
+    first = browsers.alice.cookies[COOKIE]
+    signer = URLSafeTimedSerializer.default_signer
+    real = signer.get_timestamp
+    for share in (0.9, 1.8):
+        passed = int(share * LIFE.total_seconds())
+        monkeypatch.setattr(signer, "get_timestamp", lambda self, passed=passed: real(self) + passed)
+        assert browsers.alice.get("/tokens").status_code == 200
+    assert ended(with_cookie(browsers, first))
+
+
+def test_another_process_with_the_same_secret_knows_it(browsers, settings, app, tmp_path):
+    cookie = browsers.alice.cookies[COOKIE]
+    for secret, known in (("what-all-processes-of-the-service-know", True), ("another-one-0123456789", False)):
+        file = tmp_path / "its-own"
+        file.write_text(f"{secret}\n")
+        other = create_app(settings.model_copy(update={"admin_token_file": file}))
+        client = TestClient(other, follow_redirects=False, cookies={COOKIE: cookie})
+        assert ended(client.get("/tokens")) is not known
+        csrf = {CSRF_HEADER: app.state.sessions.csrf(app.state.sessions._serializer().loads(cookie))}
+        assert client.post("/v1/jobs", json=SPEC, headers=csrf).status_code == (201 if known else 401)
+
+
+def test_a_token_that_ends_takes_its_session_with_it_at_once(browsers, database):
+    csrf = csrf_of(browsers.bob)
+    change_token(database, "alice", revoked_at=now())
+    change_token(database, "bob", expires_at=now())
+    for browser in (browsers.alice, browsers.bob):
+        assert ended(browser.get("/tokens"))
+        problem(browser.get("/v1/jobs"), 401, "unauthorized")
+    problem(browsers.bob.post("/v1/jobs", json=SPEC, headers={CSRF_HEADER: csrf}), 401, "unauthorized")
+    assert browsers.operator.get("/tokens").status_code == 200
+
+
+def test_a_refresh_without_a_session_is_told_so(browsers):
+    """The page that asks shows a dialog then: a redirect would put the login into it."""
+    answer = browsers.anonymous.get("/tokens", headers={"HX-Request": "true"})
+    assert answer.status_code == 401
+
+
+# --- changes by a session ---------------------------------------------------------------------------------------------
+
+
+def test_a_change_needs_what_only_our_pages_know(browsers, database):
+    job_id = add_job(database, "queued")
+    csrf = csrf_of(browsers.alice)
+    wrong: list[dict[str, str]] = [
+        {},
+        {CSRF_HEADER: ""},
+        {CSRF_HEADER: "x"},
+        {CSRF_HEADER: csrf_of(browsers.bob)},
+        {CSRF_HEADER: csrf, "Sec-Fetch-Site": "cross-site"},
+        {CSRF_HEADER: csrf, "Sec-Fetch-Site": "same-site"},
+    ]
+    for headers in wrong:
+        problem(browsers.alice.post(f"/v1/jobs/{job_id}/cancel", headers=headers), 401, "unauthorized")
+        problem(browsers.alice.patch(f"/v1/jobs/{job_id}", json={"priority": 3}, headers=headers), 401, "unauthorized")
+        problem(browsers.alice.delete(f"/v1/jobs/{job_id}", headers=headers), 401, "unauthorized")
+    assert (job_of(database, job_id).state, job_of(database, job_id).priority) == ("queued", 0)
+    for site in ("same-origin", "none"):
+        headers = {CSRF_HEADER: csrf, "Sec-Fetch-Site": site}
+        assert browsers.alice.patch(f"/v1/jobs/{job_id}", json={"priority": 3}, headers=headers).status_code == 200
+    assert browsers.alice.post(f"/v1/jobs/{job_id}/cancel", headers={CSRF_HEADER: csrf}).json()["state"] == "cancelled"
+
+
+def test_reading_needs_the_session_alone(browsers, database):
+    job_id = add_job(database, "queued")
+    assert browsers.alice.get(f"/v1/jobs/{job_id}").status_code == 200
+    assert browsers.alice.get("/v1/stream", params={"once": True}).status_code == 200
+    problem(browsers.bob.get(f"/v1/jobs/{job_id}"), 404, "job_not_found")
+
+
+def test_a_token_in_the_header_needs_no_page_and_goes_before_the_cookie(browsers, database):
+    job_id = add_job(database, "queued", owner="bob")
+    headers = {"Authorization": f"Bearer {token_of('bob')}"}
+    assert browsers.alice.post(f"/v1/jobs/{job_id}/cancel", headers=headers).status_code == 200
+    wrong = {"Authorization": "Bearer nobody-has-this-one"}
+    problem(browsers.alice.get("/v1/jobs", headers=wrong), 401, "unauthorized")
+
+
+def test_a_session_has_the_role_of_its_token(browsers, database):
+    job_id = add_job(database, "queued")
+    headers = {CSRF_HEADER: csrf_of(browsers.viewer)}
+    problem(browsers.viewer.post(f"/v1/jobs/{job_id}/cancel", headers=headers), 403, "forbidden")
+    change_token(database, "viewer", role="operator")
+    assert browsers.viewer.post(f"/v1/jobs/{job_id}/cancel", headers=headers).status_code == 200
+
+
+def test_the_audit_log_names_who_changed_by_a_session(browsers, database):
+    headers = {CSRF_HEADER: csrf_of(browsers.alice)}
+    job_id = browsers.alice.post("/v1/jobs", json=SPEC, headers=headers).json()["id"]
+    browsers.alice.post("/v1/jobs", content=b'{"kind": ', headers=headers | {"Content-Type": "application/json"})
+    browsers.alice.post(f"/v1/jobs/{job_id}/cancel")
+    browsers.anonymous.post("/v1/jobs", content=b"{", headers={"Content-Type": "application/json"})
+    with database.read() as session:
+        token_id = session.scalar(select(Token.id).where(Token.sha256 == sha256(token_of("alice"))))
+        found = list(session.scalars(select(Audit).where(Audit.action.startswith("job")).order_by(Audit.id)))
+    assert [(line.actor, line.action, line.status, line.token_id) for line in found] == [
+        ("alice", "job.submit", 201, token_id),
+        ("alice", "job.submit", 422, token_id),
+        ("alice", "job.cancel", 401, token_id),
+        ("-", "job.submit", 422, None),
+    ]
+
+
+# --- what every answer carries ----------------------------------------------------------------------------------------
+
+PAGES = (
+    "/",
+    "/login",
+    "/jobs",
+    "/searches",
+    "/backbones",
+    "/cluster",
+    "/tokens",
+    "/audit",
+    "/jobs/job-none",
+    "/nowhere",
+)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_lets_nothing_in_from_elsewhere(browsers, path):
+    browser = browsers.anonymous if path == "/login" else browsers.admin
+    answer = browser.get(path, headers={"Accept": "text/html"})
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    policy = dict(each.strip().partition(" ")[::2] for each in answer.headers["Content-Security-Policy"].split(";"))
+    assert (policy["default-src"], policy["script-src"]) == ("'none'", "'self'")
+    assert (policy["frame-ancestors"], policy["base-uri"], policy["form-action"]) == ("'none'", "'none'", "'self'")
+    assert (policy["connect-src"], policy["style-src"]) == ("'self'", "'self'")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Referrer-Policy"] == "same-origin"
+    assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert "://" not in answer.text.replace("http://testserver", "").replace("http://127.0.0.1:1", ""), "from elsewhere"
+    assert " style=" not in answer.text
+    assert "<script>" not in answer.text
+
+
+def test_assets_are_packed_and_kept_for_ever(browsers):
+    plain = browsers.anonymous.get(url_of("app.css"), headers={"Accept-Encoding": "identity"})
+    assert plain.status_code == 200
+    assert plain.headers["Content-Type"].startswith("text/css")
+    assert "immutable" in plain.headers["Cache-Control"]
+    assert "Content-Encoding" not in plain.headers
+    packed = browsers.anonymous.get(url_of("app.css"), headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert packed.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
+    assert packed.content == plain.content
+    assert int(packed.headers["Content-Length"]) == len(ASSETS["app.css"].packed) < len(plain.content)
+    assert gzip.decompress(ASSETS["app.css"].packed) == plain.content
+
+
+def test_an_asset_of_another_release_is_not_kept(browsers):
+    found = browsers.anonymous.get("/assets/0123456789ab/app.js")
+    assert found.status_code == 200
+    assert found.headers["Cache-Control"] == "no-cache"
+    for wrong in ("nothing.js", "%2e%2e/site.py", "%2Fetc/passwd"):
+        assert browsers.anonymous.get(f"/assets/{DIGEST}/{wrong}").status_code == 404
+
+
+def test_every_script_that_a_page_or_a_script_names_is_there(browsers):
+    page = browsers.alice.get("/").text
+    for name in ("app.css", "app.js", "htmx.min.js", "theme.js"):
+        assert url_of(name) in page
+    for name in ASSETS:
+        answer = browsers.anonymous.get(url_of(name))
+        assert (answer.status_code, bool(answer.content)) == (200, True), name
