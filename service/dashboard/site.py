@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
+import yaml
 from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -22,6 +23,7 @@ from service.dashboard.shown import FILTERS, seconds_between
 from service.deps import Parts, PartsDep
 from service.errors import TOLD, ApiProblem, validation_problem
 
+Found = TypeVar("Found")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -120,6 +122,29 @@ def page_of(request: Request, parts: PartsDep) -> Page:
 PageDep = Annotated[Page, Depends(page_of)]
 
 
+def tried(read: Callable[[], Found]) -> tuple[Found | None, str | None]:
+    """What is read, or why that cannot be now: the rest of the page stands without it."""
+    try:
+        return read(), None
+    except tuple(TOLD) as error:
+        problem = told(error)
+        if problem.status != 503 and problem.code != "artifacts_not_here":
+            raise
+        return None, problem.detail
+
+
+def told(error: Exception) -> ApiProblem:
+    """What an exception of ours says to people."""
+    found: ApiProblem = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)(error)
+    return found
+
+
+def written(document: object) -> str:
+    """A spec as YAML."""
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
 class PageRoute(APIRoute):
     """A route whose errors are pages, and whose 401 leads to the login."""
 
@@ -132,7 +157,6 @@ class PageRoute(APIRoute):
             except RequestValidationError as error:
                 return problem_page(request, validation_problem(request, error))
             except tuple(TOLD) as error:
-                told = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
                 return problem_page(request, told(error))
 
         return handled

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
-import yaml
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 from pydantic import Field
 
 from service.dashboard.shown import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment
-from service.errors import TOLD, ApiProblem
+from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
+from service.errors import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
@@ -33,7 +32,6 @@ from trainer.spec.search import CategoricalParameter
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 environment.globals["colour"] = made.colour
 
-Found = TypeVar("Found")
 Chosen = Annotated[int, Field(ge=0, le=LAST_TRIAL)]
 TABS: Final = ("overview", "trials", "analysis", "logs", "config")
 PAGE: Final = 50
@@ -50,18 +48,6 @@ CURVES: Final[list[dict[str, Any]]] = [
     {"title": "Gradient norm", "keys": [names.GRAD_NORM], "log": True},
 ]
 """Of each trial; the objectives' own come before them."""
-
-
-def _tried(read: Callable[[], Found]) -> tuple[Found | None, str | None]:
-    """What is read, or why that cannot be now: the rest of the page stands without it."""
-    try:
-        return read(), None
-    except tuple(TOLD) as error:
-        told = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)
-        problem: ApiProblem = told(error)
-        if problem.status != 503 and problem.code != "artifacts_not_here":
-            raise
-        return None, problem.detail
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------
@@ -97,7 +83,7 @@ def _offered(page: Page, job: JobView) -> set[str]:
 def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     """A page of a search, with its head; ``search`` is None where its trials cannot be read, ``trouble`` says why."""
     if "search" not in context:
-        context["search"], context["trouble"] = _tried(lambda: reading.show(page.parts, page.caller, job.id))
+        context["search"], context["trouble"] = tried(lambda: reading.show(page.parts, page.caller, job.id))
     search: SearchView | None = context["search"]
     counts = (
         search.trials if search else job.progress.trials if isinstance(job.progress, SearchProgress) else TrialCounts()
@@ -126,14 +112,14 @@ def one(page: PageDep, search_id: str) -> Response:
 def overview(page: PageDep, search_id: str) -> Response:
     """What is best, how far it is, and what shows how it got there."""
     job = _job(page, search_id)
-    search, trouble = _tried(lambda: reading.show(page.parts, page.caller, search_id))
+    search, trouble = tried(lambda: reading.show(page.parts, page.caller, search_id))
     best = search.best[0] if search and search.best else None
     detail, picture = None, None
     if best:
         detail = reading.detail(page.parts, page.caller, search_id, best.number)
-        picture, _ = _tried(lambda: _newest_picture(page, search_id, best.number))
+        picture, _ = tried(lambda: _newest_picture(page, search_id, best.number))
     context = {"search": search, "trouble": trouble, "best": detail, "picture": picture}
-    context["best_written"] = _yaml(detail.spec) if detail else ""
+    context["best_written"] = written(detail.spec) if detail else ""
     return _search(page, "searches/overview.html", job, "overview", charts=True, **context)
 
 
@@ -157,7 +143,7 @@ def trials(
         search = reading.show(page.parts, page.caller, search_id)
         return search, reading.listing(page.parts, page.caller, search_id, state or (), sort, PAGE, cursor)
 
-    found, trouble = _tried(read)
+    found, trouble = tried(read)
     search, listed = found or (None, None)
     pinned = search.best[0] if search and search.best and (not state or search.best[0].state in state) else None
     context: dict[str, Any] = {"search": search, "trouble": trouble, "listed": listed, "pinned": pinned, "sort": sort}
@@ -189,12 +175,7 @@ def logs(page: PageDep, search_id: str) -> Response:
 def config(page: PageDep, search_id: str) -> Response:
     """What was submitted."""
     job = _job(page, search_id)
-    return _search(page, "searches/config.html", job, "config", written=_yaml(job.spec))
-
-
-def _yaml(document: Any) -> str:
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return text
+    return _search(page, "searches/config.html", job, "config", written=written(job.spec))
 
 
 @router.get("/searches/{search_id}/delete")
@@ -214,7 +195,7 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
     least, most = COMPARED
     chosen = least <= len(numbers) <= most
-    found, trouble = _tried(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
+    found, trouble = tried(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
     context: dict[str, Any] = {"numbers": numbers, "compared": None}
     if found:
         views = found.views(page.parts, page.caller, [found.trial(number) for number in numbers])
@@ -225,7 +206,7 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
             "differ": differ,
             "same": {path: views[0].params.get(path) for path in paths if path not in differ},
             "best": _best_of(found, numbers),
-            "pictures": {number: _tried(partial(_pictures, page, search_id, number)) for number in numbers},
+            "pictures": {number: tried(partial(_pictures, page, search_id, number)) for number in numbers},
         }
         context |= _curves(found, search_id, numbers)
     return _search(page, "searches/compare.html", job, "compare", charts=True, compare_trouble=trouble, **context)
@@ -270,15 +251,15 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
         detail = reading.detail(page.parts, page.caller, search_id, number)
         return found, detail, reading.show(page.parts, page.caller, search_id)
 
-    read_, trouble = _tried(read)
+    read_, trouble = tried(read)
     context: dict[str, Any] = {"number": number, "search": None, "trouble": trouble, "detail": None}
     if read_:
         found, detail, search = read_
-        pictures, no_pictures = _tried(lambda: _pictures(page, search_id, number))
+        pictures, no_pictures = tried(lambda: _pictures(page, search_id, number))
         context |= {
             "search": search,
             "detail": detail,
-            "written": _yaml(detail.spec) if detail.spec else "",
+            "written": written(detail.spec) if detail.spec else "",
             "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
             "figure": _among_others(found, detail),
             "repeats": [each.number for each in found.trials if made.repeat_of(each) == number],
