@@ -14,6 +14,7 @@ const needed = [
 
 async function mount() {
   tick();
+  for (const each of document.querySelectorAll(".scroll")) if (each.scrollWidth > each.clientWidth) each.tabIndex = 0; // by keyboard too
   for (const [selector, load] of needed) {
     const found = [...document.querySelectorAll(selector)];
     if (found.length) (await load()).mount(found);

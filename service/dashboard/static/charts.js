@@ -59,7 +59,7 @@ async function draw(figure, data, layout, note) {
 }
 
 function tabulate(place, data, layout) {
-  const head = ["", layout.xaxis?.title?.text ?? "x", layout.yaxis?.title?.text ?? "y"];
+  const head = ["Series", layout.xaxis?.title?.text || "x", layout.yaxis?.title?.text || "value"];
   const rows = [];
   for (const trace of data) {
     const xs = trace.x ?? trace.dimensions?.map((each) => each.label) ?? [];
@@ -73,6 +73,7 @@ function tabulate(place, data, layout) {
   top.append(line(head, "th"));
   table.createTBody().append(...rows.map((row) => line(row, "td")));
   place.replaceChildren(table);
+  place.tabIndex = 0; // what scrolls can be scrolled by keyboard
 }
 
 async function get(url) {
@@ -212,7 +213,7 @@ function build(root) {
   for (const chart of JSON.parse(root.dataset.charts)) {
     const figure = document.createElement("figure");
     figure.className = "chart";
-    figure.innerHTML = '<figcaption></figcaption><div class="canvas skeleton" role="img"></div><p class="note quiet" hidden></p><details class="as-table"><summary>As a table</summary><div class="scroll"></div></details>';
+    figure.innerHTML = '<figcaption></figcaption><div class="canvas skeleton" role="group"></div><p class="note quiet" hidden></p><details class="as-table"><summary>As a table</summary><div class="scroll"></div></details>';
     figure.querySelector("figcaption").textContent = chart.title;
     figure.querySelector(".canvas").setAttribute("aria-label", chart.title);
     grid.append(figure);
