@@ -14,7 +14,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from service.access.sessions import Sessions
 from service.auth import Caller, Role, caller_by_id
@@ -100,14 +99,6 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     response = HTMLResponse(environment.get_template(template).render(**context), status, HEADERS)
     response.headers["Content-Security-Policy"] = POLICY.format(styles=" 'unsafe-inline'" if charts else "")
     return response
-
-
-def json_in_page(value: str) -> Markup:
-    """JSON text that may stand in a `<script type="application/json">`."""
-    return Markup(value.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))  # noqa: S704
-
-
-environment.filters["json_in_page"] = json_in_page
 
 
 def page_of(request: Request, parts: PartsDep) -> Page:

@@ -4,7 +4,7 @@ const state = new WeakMap();
 export function mount(found) {
   for (const root of found) {
     const range = root.querySelector("input[type=range]");
-    const runs = [...root.querySelectorAll("[data-run]")].map((figure) => ({ figure, all: JSON.parse(figure.querySelector("script").textContent) }));
+    const runs = [...root.querySelectorAll("[data-run]")].map((figure) => ({ figure, all: JSON.parse(figure.dataset.run) }));
     const steps = [...new Set(runs.flatMap(({ all }) => all.map(([step]) => step)))].sort((a, b) => a - b);
     let mine = state.get(root);
     if (!mine) {
