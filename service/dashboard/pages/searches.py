@@ -168,7 +168,9 @@ def analysis(page: PageDep, search_id: str, first: str | None = None, second: st
 @router.get("/searches/{search_id}/logs")
 def logs(page: PageDep, search_id: str) -> Response:
     """The driver's own log; each trial has one of its own."""
-    return _search(page, "searches/logs.html", _job(page, search_id), "logs")
+    job = _job(page, search_id)
+    attempts = jobs.attempts(page.parts, page.caller, search_id).items
+    return _search(page, "searches/logs.html", job, "logs", attempts=attempts)
 
 
 @router.get("/searches/{search_id}/config")
@@ -266,8 +268,15 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
             "retries": [each.number for each in found.trials if each.user_attrs.get(names.TRIAL_RETRY_OF) == number],
             "pictures": pictures,
             "no_pictures": no_pictures,
+            "workers": _workers(detail),
         } | _curves(found, search_id, [number])
     return _search(page, "searches/trial.html", job, "trial", charts=True, **context)
+
+
+def _workers(detail: TrialDetail) -> int:
+    """Those whose lines are in its log; 0 where that is not settled."""
+    found = detail.spec.get("resources", {}).get("workers")
+    return found if isinstance(found, int) else 0
 
 
 def _difference(found: Search, path: str, each: Difference) -> str:

@@ -94,7 +94,7 @@ export async function refresh() {
   }
 }
 
-main.setAttribute("hx-ext", "morph");
+document.body.setAttribute("hx-ext", "morph"); // not on main: a refresh gives that the attributes of the new one
 document.body.addEventListener("htmx:afterSwap", (event) => {
   state.updated = Date.now();
   if (state.source?.readyState === EventSource.OPEN) state.lost = null;
