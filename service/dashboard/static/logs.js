@@ -1,5 +1,6 @@
 // Log lines: followed as they come, searched, of one level, source or attempt, from the end or in pages from the beginning.
-// `data-log` is where the API has them. With `data-stream-of` new lines come by the page's stream, else they are asked for.
+// `data-log` is where the API has them. With `data-stream-of` they come by the page's stream,
+// which begins here, so that no line comes before there is somebody to show it; else they are asked for.
 import { ask } from "./actions.js";
 import { follow, onEvent } from "./live.js";
 
@@ -24,7 +25,7 @@ class Log {
     this.build();
     if (this.stream) onEvent("log", (event) => this.filters.from.value === "end" && this.add(JSON.parse(event.data).lines));
     else setInterval(() => this.poll(), POLL_MS);
-    this.load(!this.stream);
+    this.load();
   }
 
   build() {
@@ -44,7 +45,7 @@ class Log {
     this.filters.source.closest(".field").hidden = sources.length < 2;
     this.filters.attempt.closest(".field").hidden = attempts.length < 2;
     let later = null;
-    row.addEventListener("input", (event) => { clearTimeout(later); later = setTimeout(() => this.load(true), event.target.type === "search" ? 350 : 0); });
+    row.addEventListener("input", (event) => { clearTimeout(later); later = setTimeout(() => this.load(), event.target.type === "search" ? 350 : 0); });
     this.box = Object.assign(document.createElement("div"), { className: "log", tabIndex: 0 });
     this.box.setAttribute("role", "log");
     this.box.setAttribute("aria-label", "Log lines");
@@ -67,7 +68,7 @@ class Log {
   }
 
   // Begin anew with what is chosen now.
-  async load(anew) {
+  async load() {
     this.asked += 1;
     this.cursor = null;
     this.box.replaceChildren();
@@ -76,7 +77,7 @@ class Log {
     if (this.filters.from.value === "start") return this.page();
     if (this.stream) {
       this.say();
-      if (anew) follow(`${this.stream}?${this.query({ tail: TAIL })}`);
+      follow(`${this.stream}?${this.query({ tail: TAIL })}`);
       return undefined;
     }
     return this.get({ tail: TAIL });
