@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.backbones import service
+from service.backbones import registry, service
 from service.backbones.download import answer, unchanged
 from service.backbones.schemas import (
     LARGEST,
@@ -108,11 +108,13 @@ def file(
 ) -> Response:
     """One file, streamed; `Range` is understood and `ETag` is its sha256.
 
-    Where the service is set so, GET is sent on to a signed link into S3.
+    Where the service is set so, GET is sent on to a signed link into S3; but for the card and its pictures, which pages
+    show that take nothing from elsewhere.
     """
     found, digest = service.file(parts, name, version, path)
     etag = f'"{digest}"'
-    link = service.link(parts, found) if request.method == "GET" and not unchanged(request, etag) else None
+    wanted = request.method == "GET" and not unchanged(request, etag) and not registry.of_the_card(path)
+    link = service.link(parts, found) if wanted else None
     if link:
         return Response(status_code=302, headers={"Location": link, "ETag": etag, "Cache-Control": "no-store"})
     return answer(request, found, etag)

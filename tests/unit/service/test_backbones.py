@@ -515,6 +515,8 @@ def test_a_link_into_s3_is_sent_in_place_of_the_bytes_where_that_is_wanted(app, 
     assert asked == [(len(WEIGHTS), 120)]
     assert api.get(url, headers={"If-None-Match": etag}).status_code == 304
     assert (api.head(url).status_code, api.head(url).headers["content-length"]) == (200, str(len(WEIGHTS)))
+    picture = api.get(f"{BASE}/digits/versions/1/files/card/curves.png")
+    assert (picture.status_code, picture.content) == (200, FILES["card/curves.png"]), "a page shows it"
     problem(TestClient(app, follow_redirects=False).get(url), 401, "unauthorized")
     hub = api.head("/hf/rcmae/digits/resolve/main/model.safetensors")
     assert (hub.status_code, hub.headers["location"]) == (302, "https://s3/x?y=z")
