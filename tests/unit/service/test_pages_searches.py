@@ -11,6 +11,7 @@ from search_files import BETAS, CHOICES, MOMENTUM, RATE, search_with
 from service_fakes import add_job
 
 from service.adapters.studies import StudiesUnreachable
+from service.db import Attempt, now
 from trainer.spec import names
 
 SPEC = search_with(space=search_with()["space"] | CHOICES)
@@ -298,3 +299,12 @@ def test_a_trial_says_what_it_comes_from_and_what_became_of_it(browsers, api, se
 def test_a_trial_has_its_pictures(browsers, search):
     text = page(browsers.alice, f"/searches/{search}/trials/5")
     assert f"/v1/searches/{search}/trials/5/images/reconstruction_000100.png" in text
+
+
+def test_logs_are_read_of_the_search_and_of_each_trial(browsers, database, search):
+    assert "no attempt has begun" in page(browsers.alice, f"/searches/{search}/logs")
+    with database.session() as session:
+        session.add(Attempt(job_id=search, number=1, submission_id=f"{search}-1", state="running", started_at=now()))
+    assert f'data-log="/v1/jobs/{search}/logs"' in page(browsers.alice, f"/searches/{search}/logs")
+    assert f'data-log="/v1/searches/{search}/trials/5/logs"' in page(browsers.alice, f"/searches/{search}/trials/5")
+    assert "data-log" not in page(browsers.alice, f"/searches/{search}/trials/3")
