@@ -12,7 +12,7 @@ from service.dashboard.pages import access, backbones, cluster, home, jobs, logi
 from service.dashboard.site import problem_page
 from service.errors import ApiProblem
 
-NOT_PAGES: Final = ("/v1", "/hf", "/assets", "/docs", "/openapi.json", "/metrics", "/healthz", "/readyz")
+NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json", "/metrics", "/healthz", "/readyz")
 
 
 def install(app: FastAPI) -> None:
@@ -20,6 +20,8 @@ def install(app: FastAPI) -> None:
     app.include_router(assets.router)
     for pages in (login, home, starting, jobs, searches, backbones, cluster, access):
         app.include_router(pages.router)
+
+    app.include_router(starting.forms)
 
     plain = app.exception_handlers[HTTPException]
 

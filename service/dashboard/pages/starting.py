@@ -1,9 +1,204 @@
-"""Starting work: a job or a search as a form and as YAML, which are two views of one spec."""
+"""Starting work: a job or a search as a form and as YAML, which are two views of one spec.
+
+The routes below `/forms` only turn one view into the other. Plans and submissions go to the REST API.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
 
-from service.dashboard.site import PageRoute
+from fastapi import APIRouter, Body, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from service import examples
+from service.dashboard.site import Page, PageDep, PageRoute, environment, written
+from service.dashboard.specform import groups, lines_of, pruned, searchable
+from service.errors import ApiProblem, spec_problem
+from service.jobs import repository
+from service.searches import reading as searches
+from trainer.spec.base import Problem, SpecError, read_document
+from trainer.spec.presets import PRESETS
+from trainer.spec.ready_searches import READY, ready_search
+from trainer.spec.search import METRICS
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
+forms = APIRouter(include_in_schema=False)
+"""Their errors are the API's: scripts ask."""
+
+
+def choices(found: Sequence[Any]) -> str:
+    """Choices as one types them: with commas between, or as JSON where they are no plain values."""
+    plain = all(isinstance(each, int | float) or (isinstance(each, str) and each and "," not in each) for each in found)
+    numbers = [json.dumps(each) if isinstance(each, int | float) else each for each in found]
+    return ", ".join(numbers) if plain else json.dumps(list(found))
+
+
+environment.filters["choices"] = choices
+Kind = Literal["pretrain", "search"]
+TITLES: Final[dict[str, str]] = {"pretrain": "Pretrain a backbone", "search": "Search for hyperparameters"}
+LONGEST: Final = 500_000
+"""Characters of a spec."""
+
+
+def _first_job() -> dict[str, Any]:
+    """What runs in a minute on two cores, with images that come along."""
+    return {**copy.deepcopy(examples.DIGITS), "name": "digits", "register_as": "digits", "labels": {}}
+
+
+def _first_search() -> dict[str, Any]:
+    base = _first_job() | {"evaluation": {"every_epochs": 5}, "resources": {"workers": 1, "cpus_per_worker": 1}}
+    base.pop("register_as")
+    base.pop("labels")
+    return {
+        **copy.deepcopy(examples.SEARCH),
+        "name": "tune-digits",
+        "base": base,
+        "space": {
+            "method.teacher.momentum": {"type": "float", "low": 0.9, "high": 0.9999},
+            "optimization.base_lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+        },
+        "budget": {"trials": 8, "concurrency": 2},
+    }
+
+
+def _of(page: Page, job_id: str, kind: Kind) -> dict[str, Any]:
+    """What somebody meant by a job of theirs; raises the API's errors."""
+    with page.parts.database.read() as session:
+        job = repository.seen(session, job_id, page.caller)
+    if job.kind != kind:
+        raise ApiProblem(409, "not_for_this_kind", f"{job_id} is a {job.kind} job: choose one of kind {kind}")
+    return pruned(kind, job.spec)
+
+
+def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], source: str) -> Response:
+    """The page with a spec to begin with."""
+    shown = _form(kind, document) if page.submits else ""
+    context: dict[str, Any] = {
+        "kind": kind,
+        "title": TITLES[kind],
+        "form": shown,
+        "text": written(document),
+        "source": source,
+    }
+    return page.render(template, ready=READY, presets=list(PRESETS), **context)
+
+
+def _form(kind: Kind, document: Mapping[str, Any]) -> str:
+    """The fields of a spec as HTML."""
+    base = document.get("base") if kind == "search" else None
+    base = base if isinstance(base, Mapping) else {}
+    objective = document.get("objective") or {}
+    space = document.get("space")
+    return environment.get_template("starting/form.html").render(
+        kind=kind,
+        groups=groups(kind, document),
+        base=groups("pretrain", base, "base.") if kind == "search" else [],
+        space=space if isinstance(space, Mapping) else {},
+        objectives=objective if isinstance(objective, list) else [objective],
+        metrics=METRICS,
+        paths=searchable() if kind == "search" else [],
+        presets=list(PRESETS),
+    )
+
+
+@router.get("/jobs/new")
+def new_job(page: PageDep, like: str | None = None, preset: str | None = None) -> Response:
+    """A job, from what runs anywhere, from another one, or from a preset."""
+    if preset is not None and preset not in PRESETS:
+        raise ApiProblem(422, "parameter_invalid", f"preset: {preset!r} is none: there are {', '.join(PRESETS)}")
+    if like:
+        document, source = _of(page, like, "pretrain"), f"As job {like}, which stays as it is."
+    elif preset:
+        document = {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": {"preset": preset}}
+        source = f"The paper's recipe for {preset}: name your own images."
+    else:
+        document, source = _first_job(), "An example that runs in a minute on two cores: change what you like."
+    return _fill(page, "pretrain", "starting/new.html", document, source)
+
+
+@router.get("/searches/new")
+def new_search(
+    page: PageDep,
+    like: str | None = None,
+    job: str | None = None,
+    search: str | None = None,
+    trial: Annotated[int | None, Query(ge=0)] = None,
+    ready: str | None = None,
+) -> Response:
+    """A search, from what runs anywhere, from another one, or over the spec of a job or of a trial."""
+    document, source = _first_search(), "An example that runs in minutes on two cores: change what you like."
+    if like:
+        document, source = _of(page, like, "search"), f"As search {like}, which stays as it is."
+    if job:
+        document, source = document | {"base": _of(page, job, "pretrain")}, f"Over the spec of job {job}."
+    if search and trial is not None:
+        spec = searches.detail(page.parts, page.caller, search, trial).spec
+        if not spec:
+            raise ApiProblem(409, "trial_not_settled", f"the values of trial {trial} are no spec: choose another one")
+        over = _of(page, search, "search")
+        document = over | {"base": pruned("pretrain", spec)}
+        source = f"Around trial {trial} of search {search}."
+    if ready:
+        document = ready_search(ready, document["base"])
+        source = READY[ready].about
+    return _fill(page, "search", "starting/new.html", document, source)
+
+
+# --- one view into the other ------------------------------------------------------------------------------------------
+
+
+class DocumentBody(BaseModel):
+    """A spec as a form has it."""
+
+    model_config = ConfigDict(extra="forbid")
+    document: dict[str, Any]
+
+
+class TextBody(BaseModel):
+    """A spec as somebody writes it."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Kind
+    text: str = Field(max_length=LONGEST)
+
+
+def _read(text: str) -> dict[str, Any]:
+    """Raises the API's 422, with the line where it is no YAML."""
+    try:
+        return read_document(text)
+    except SpecError as error:
+        raise spec_problem(error.problems) from error
+
+
+def _checked(page: Page) -> None:
+    """Only pages of ours ask."""
+    page.sessions.check_csrf(page.request, page.caller.token_id or "")
+
+
+@forms.post("/forms/yaml")
+def as_yaml(page: PageDep, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
+    """A form's document as YAML."""
+    _checked(page)
+    return JSONResponse({"text": written(body.document)})
+
+
+@forms.post("/forms/document")
+def as_document(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
+    """YAML as a document, with the line of each field."""
+    _checked(page)
+    return JSONResponse({"document": _read(body.text), "lines": lines_of(body.text)})
+
+
+@forms.post("/forms/form")
+def as_form(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
+    """YAML as a filled form. What the form has no field for is told: it would be lost."""
+    _checked(page)
+    document = _read(body.text)
+    if document.get("kind", body.kind) != body.kind:
+        found = Problem("kind", "/kind", document["kind"], f"must be {body.kind} here")
+        raise spec_problem([found])
+    return JSONResponse({"html": _form(body.kind, document)})

@@ -173,11 +173,15 @@ const placeOf = (field) => (field.dataset.within ? `${field.dataset.within}.${fi
 
 export function clearErrors(form) {
   for (const each of form.querySelectorAll(".field-error[data-told], .form-error[data-told]")) each.remove();
-  for (const each of form.querySelectorAll("[aria-invalid]")) { each.removeAttribute("aria-invalid"); each.removeAttribute("aria-describedby"); }
+  for (const each of form.querySelectorAll("[aria-invalid]")) {
+    each.removeAttribute("aria-invalid");
+    if (each.dataset.described) each.setAttribute("aria-describedby", each.dataset.described);
+    else each.removeAttribute("aria-describedby");
+  }
 }
 
 // Say each problem at its field, and what has no field above the buttons. The first field is given the focus.
-export function tell(form, told) {
+export function tell(form, told, { focus = true } = {}) {
   clearErrors(form);
   const rest = [];
   let first = null;
@@ -191,7 +195,8 @@ export function tell(form, told) {
     line.id = `error-${field.id || field.name.replaceAll(".", "-")}`;
     line.textContent = each.message;
     field.setAttribute("aria-invalid", "true");
-    field.setAttribute("aria-describedby", line.id);
+    field.dataset.described ??= field.getAttribute("aria-describedby") ?? "";
+    field.setAttribute("aria-describedby", `${line.id} ${field.dataset.described}`.trim());
     (field.closest(".field") ?? field.parentElement).append(line);
     first ??= field;
   }
@@ -204,6 +209,7 @@ export function tell(form, told) {
     if (told.request_id) box.title = `request ${told.request_id}`;
     form.querySelector(".actions:last-of-type")?.before(box) ?? form.append(box);
   }
+  if (!focus) return;
   first?.closest("details:not([open])")?.setAttribute("open", "");
   first?.focus();
 }
