@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from markupsafe import Markup, escape
+
 from service.client.tables import number as significant
 from service.client.tables import size
 from service.db import now
@@ -80,6 +82,15 @@ def flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
+def coded(text: str) -> Markup:
+    """Text with what stands between backticks as code; all else is escaped."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if index % 2 and index < len(parts) - 1 else escape(part)
+        for index, part in enumerate(parts)
+    )
+
+
 FILTERS: Final[dict[str, Callable[..., object]]] = {
     "number": number,
     "full": full,
@@ -89,4 +100,5 @@ FILTERS: Final[dict[str, Callable[..., object]]] = {
     "utc": utc,
     "percent": percent,
     "size": size,
+    "coded": coded,
 }

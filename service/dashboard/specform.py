@@ -28,6 +28,10 @@ SIMPLE: Final = frozenset(
 """What people set most: first in its group."""
 OWN_WIDGETS: Final = frozenset({"kind", "space", "objective", "base"})
 """Parts of a search that are no plain fields, and what is settled."""
+SPOKEN: Final = {
+    **{"uri": "URI", "lr": "learning rate", "gpus": "GPUs", "cpus": "CPUs", "img": "image", "chans": "channels"},
+    **{"dim": "width", "hflip": "horizontal flip", "std": "standard deviation", "min": "least", "max": "most"},
+}
 NOT_SEARCHED: Final = ("kind", "name", "dataset", "register_as", "labels", "priority", "export", "retry", "checkpoint")
 
 
@@ -139,8 +143,10 @@ def _model(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, A
 
 
 def _words(name: str) -> str:
-    words = name.replace(".", ": ").replace("_", " ")
-    return words[:1].upper() + words[1:]
+    """A field's name as a label; its path is in the tooltip."""
+    words = [SPOKEN.get(word, word) for word in name.replace(".", ": ").replace("_", " ").split()]
+    text = " ".join(words)
+    return text[:1].upper() + text[1:]
 
 
 def text_of(value: Any, kind: str) -> str:

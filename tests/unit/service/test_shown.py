@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.dashboard.shown import ago, duration, flat, full, number
+from service.dashboard.shown import ago, coded, duration, flat, full, number
 from service.db import now
 
 
@@ -53,3 +53,8 @@ def test_a_spec_is_flat_by_dotted_paths():
         "labels": {},
         "betas": [0.9, 0.95],
     }
+
+
+def test_code_in_hints_is_marked_and_all_else_escaped():
+    assert coded("set `<b>` to 1 & go") == "set <code>&lt;b&gt;</code> to 1 &amp; go"
+    assert coded("one ` alone") == "one  alone"
