@@ -29,9 +29,19 @@ SIMPLE: Final = frozenset(
 OWN_WIDGETS: Final = frozenset({"kind", "space", "objective", "base"})
 """Parts of a search that are no plain fields, and what is settled."""
 SPOKEN: Final = {
-    **{"uri": "URI", "lr": "learning rate", "gpus": "GPUs", "cpus": "CPUs", "img": "image", "chans": "channels"},
-    **{"dim": "width", "hflip": "horizontal flip", "std": "standard deviation", "min": "least", "max": "most"},
+    "uri": "URI",
+    "lr": "learning rate",
+    "gpus": "GPUs",
+    "cpus": "CPUs",
+    "img": "image",
+    "chans": "channels",
+    "dim": "width",
+    "hflip": "horizontal flip",
+    "std": "standard deviation",
+    "min": "least",
+    "max": "most",
 }
+"""What short names are in words."""
 NOT_SEARCHED: Final = ("kind", "name", "dataset", "register_as", "labels", "priority", "export", "retry", "checkpoint")
 
 
@@ -67,7 +77,8 @@ class Group:
 def groups(kind: str, document: Mapping[str, Any], before: str = "") -> list[Group]:
     """The form of a spec, filled with what a document says; ``before`` is where it lies in a larger one."""
     schema = MODELS[kind].model_json_schema()
-    found = [Group("", "General", "", tuple(_leaves(schema, schema["properties"], document, "", before)), True)]
+    general = tuple(_leaves(schema, schema["properties"], document, "", before))
+    found = [Group("", "General", "", general, not before)]
     for name, part in schema["properties"].items():
         model = _model(schema, part)
         if model is None or name in OWN_WIDGETS:
@@ -77,7 +88,8 @@ def groups(kind: str, document: Mapping[str, Any], before: str = "") -> list[Gro
         ordered = sorted(fields, key=lambda each: each.path.removeprefix(before) not in SIMPLE)
         filled = any(each.value for each in fields)
         hint = str(part.get("description") or model.get("description") or "").split("\n")[0]
-        found.append(Group(name, _words(name), hint, ordered, name in OPEN or filled))
+        unfolded = name == "dataset" if before else name in OPEN or filled  # within another spec few are of interest
+        found.append(Group(name, _words(name), hint, ordered, unfolded))
     return found
 
 

@@ -198,6 +198,7 @@ export function tell(form, told, { focus = true } = {}) {
     field.dataset.described ??= field.getAttribute("aria-describedby") ?? "";
     field.setAttribute("aria-describedby", `${line.id} ${field.dataset.described}`.trim());
     (field.closest(".field") ?? field.parentElement).append(line);
+    field.closest("details:not([open])")?.setAttribute("open", "");
     first ??= field;
   }
   if (rest.length || !first) {
@@ -209,9 +210,7 @@ export function tell(form, told, { focus = true } = {}) {
     if (told.request_id) box.title = `request ${told.request_id}`;
     form.querySelector(".actions:last-of-type")?.before(box) ?? form.append(box);
   }
-  if (!focus) return;
-  first?.closest("details:not([open])")?.setAttribute("open", "");
-  first?.focus();
+  if (focus) first?.focus();
 }
 
 document.addEventListener("submit", async (event) => {
