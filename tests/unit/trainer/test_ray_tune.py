@@ -70,8 +70,8 @@ class Named:
 class Bench:
     """Searchers over one study, and trials that do what a test says."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.tracker = root, FakeTracker(root)
+    def __init__(self, root: Path, url: str) -> None:
+        self.root, self.url, self.tracker = root, url, FakeTracker(root)
         self.line = SimpleNamespace(orders=None, look=self.told)
         self.wanted = None
         self.attempts = 0
@@ -100,7 +100,7 @@ class Bench:
 
     def study(self):
         """As others see it."""
-        return optuna.load_study(study_name="job-s", storage=f"sqlite:///{self.root}/studies.db")
+        return optuna.load_study(study_name="job-s", storage=self.url)
 
     def trials(self):
         return self.study().trials
@@ -122,9 +122,12 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path, monkeypatch) -> Bench:
-    monkeypatch.setenv(names.STUDY_VARIABLE, f"sqlite:///{tmp_path}/studies.db")
-    return Bench(tmp_path)
+def bench(request, tmp_path, monkeypatch) -> Bench:
+    """Its study lies in SQLite, or where a test asks for it in Postgres."""
+    elsewhere = getattr(request, "param", "sqlite") == "postgres"
+    url = request.getfixturevalue("postgres").url("studies") if elsewhere else f"sqlite:///{tmp_path}/studies.db"
+    monkeypatch.setenv(names.STUDY_VARIABLE, url)
+    return Bench(tmp_path, url)
 
 
 def evaluation(epoch, value):
@@ -135,6 +138,9 @@ def complete(bench, search, name, config, value):
     search.on_trial_result(name, evaluation(9, value))
     bench.leave(config)
     search.on_trial_complete(name, evaluation(9, value))
+
+
+on_both = pytest.mark.parametrize("bench", ["sqlite", "postgres"], indirect=True)
 
 
 # --- handing out ------------------------------------------------------------------------------------------------------
@@ -150,6 +156,7 @@ def test_trials_are_handed_out_as_many_at_a_time_as_the_orders_say(bench):
     assert search.suggest("d") is None
 
 
+@on_both
 def test_a_search_ends_when_its_budget_is_done(bench):
     search = bench.search()
     for index in range(6):
@@ -161,6 +168,7 @@ def test_a_search_ends_when_its_budget_is_done(bench):
     assert set(bench.tracker.ended.values()) == {"FINISHED"}
 
 
+@on_both
 def test_what_somebody_chose_comes_first(bench):
     search = bench.search()
     bench.study().enqueue_trial({RATE: 2e-4})
@@ -199,6 +207,7 @@ def combinations(bench):
     ]
 
 
+@on_both
 def test_a_failed_point_of_a_grid_is_tried_again_and_every_other_one_once(bench):
     search = bench.search(**GRID)
     config = search.suggest("a")
@@ -390,6 +399,7 @@ def test_a_pause_of_which_trials_hear_first_begins_no_other_trial(bench):
     assert (bench.states(), search.outcome().state) == (["RUNNING"], "paused")
 
 
+@on_both
 def test_after_a_killed_driver_the_same_trials_go_on_and_each_ends_once(bench):
     for attempt in range(3):
         search = bench.search()  # nobody said goodbye
@@ -403,10 +413,11 @@ def test_after_a_killed_driver_the_same_trials_go_on_and_each_ends_once(bench):
     assert bench.states() == ["COMPLETE"] * 6
 
 
+@on_both
 def test_nothing_of_the_database_is_in_what_ray_tune_stores(bench):
     search = bench.search()
     assert copy.deepcopy(search) is search
-    assert b"sqlite" not in pickle.dumps(search)
+    assert bench.url.encode() not in pickle.dumps(search)
 
 
 def test_a_sampler_that_begins_again_does_not_draw_the_same(bench):
@@ -433,6 +444,7 @@ def test_only_the_best_trials_keep_their_checkpoints(bench):
     assert kept == [1, 3]
 
 
+@on_both
 def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(bench):
     search = bench.search(budget={"trials": 2, "concurrency": 1}, repeats={"best": 1, "seeds": 2})
     for value in (0.1, 0.5):
