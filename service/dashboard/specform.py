@@ -38,8 +38,6 @@ SPOKEN: Final = {
     "dim": "width",
     "hflip": "horizontal flip",
     "std": "standard deviation",
-    "min": "least",
-    "max": "most",
 }
 """What short names are in words."""
 NOT_SEARCHED: Final = ("kind", "name", "dataset", "register_as", "labels", "priority", "export", "retry", "checkpoint")

@@ -118,7 +118,7 @@ def _start_the_search(page: Page) -> None:
     page.locator('[name="name"]').fill("from-the-form")
     page.locator('[name="budget.trials"]').fill("4")
     page.locator('[name="budget.concurrency"]').fill("2")
-    expect(page.get_by_text(re.compile(r"fits|starts", re.I)).first).to_be_visible()
+    expect(page.get_by_role("complementary", name="Plan")).to_contain_text("4 trials, 2 at a time")
     start(page).click()
 
 
