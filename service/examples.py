@@ -283,6 +283,7 @@ ANSWERS: Final[dict[str, Any]] = {
         "versions": [1, 2],
         "aliases": {"champion": 1},
         "metrics": {"eval/linear_top1": 0.671, "eval/reconstruction_ratio": 0.31},
+        "formats": ["timm", "hf", "hf-mae"],
         "updated_at": TIME,
     },
     "Problem": {

@@ -60,17 +60,17 @@ def search_of(folder: Path, url: str, study_url: str, trials: int) -> str:
     return search_id
 
 
-def job_of(url: str) -> str:
-    """The newest job that has run."""
+def jobs_of(url: str) -> list[str]:
+    """The newest two jobs that have run."""
     database = Database(url)
     with database.read() as session:
         ran = select(Job.id).where(Job.kind == "pretrain", Job.state == "succeeded").order_by(Job.created_at.desc())
-        found = session.scalars(ran.limit(1)).one()
+        found = list(session.scalars(ran.limit(2)))
     database.close()
     return found
 
 
-def pages(job: str, search: str) -> list[str]:
+def pages(job: str, other: str, search: str) -> list[str]:
     """The address of every page."""
     tabs = {
         "jobs": ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
@@ -83,7 +83,7 @@ def pages(job: str, search: str) -> list[str]:
         "/jobs?name_contains=ablation",
         "/jobs/new",
         *(f"/jobs/{job}/{tab}" for tab in tabs["jobs"]),
-        f"/jobs/compare?job={job}&job={job}",
+        f"/jobs/compare?job={job}&job={other}",
         "/searches",
         "/searches/new",
         *(f"/searches/{search}/{tab}" for tab in tabs["searches"]),
@@ -138,7 +138,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder, url, study_url = Path(name), f"sqlite:///{name}/rcmae.db", f"sqlite:///{name}/studies.db"
         fill(url, given.jobs)
-        search, job = search_of(folder / "search", url, study_url, given.trials), job_of(url)
+        search, (job, other) = search_of(folder / "search", url, study_url, given.trials), jobs_of(url)
         os.environ |= {
             "RCMAE_STUDY_URL": study_url,
             # Nothing listens there.
@@ -156,8 +156,15 @@ def main() -> None:
         ):
             answer = browser.post("/login", data={"token": TOKEN})
             assert answer.status_code == 303, answer.text
-            for path in pages(job, search):
-                say(row(browser, path, path.replace(job, "{id}").replace(search, "{id}"), given.repeat))
+            for path in pages(job, other, search):
+                say(
+                    row(
+                        browser,
+                        path,
+                        path.replace(job, "{id}").replace(other, "{id}").replace(search, "{id}"),
+                        given.repeat,
+                    )
+                )
 
 
 def say(line: str) -> None:
