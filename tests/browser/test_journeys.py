@@ -78,7 +78,7 @@ def test_a_search_from_the_form_to_a_promoted_backbone(visit: Visit, stack: Stac
     press(page, "Pause", sure="Pause")
     wait_state(stack, search_id, State.PAUSED)
     expect(page.locator(".head .badge")).to_have_text(re.compile("paused"))
-    press(page, "Resume")
+    press(page, "Resume", sure="Resume")
     job = wait_state(stack, search_id, State.SUCCEEDED, timeout_s=420)
     expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"))
 
