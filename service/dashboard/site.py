@@ -21,6 +21,9 @@ from service.dashboard.assets import url_of
 from service.dashboard.shown import FILTERS, seconds_between
 from service.deps import Parts, PartsDep
 from service.errors import TOLD, ApiProblem, validation_problem
+from service.jobs.lifecycle import EFFECTS, Effect, Verb
+from service.jobs.schemas import JobView
+from service.searches.checks import SEARCH
 
 Found = TypeVar("Found")
 POLICY: Final = (
@@ -75,6 +78,13 @@ class Page:
     def controls(self, owner: str) -> bool:
         """Whether this caller may change what somebody owns, as `Caller.must_control` decides."""
         return self.caller.role >= (Role.SUBMITTER if owner == self.caller.owner else Role.OPERATOR)
+
+    def offered(self, job: JobView) -> set[str]:
+        """What this caller may do with a job, as its state allows."""
+        if not self.controls(job.owner):
+            return set()
+        found = {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
+        return found if job.kind == SEARCH else found - {Verb.STOP.value}
 
     def url(self, **changes: Any) -> str:
         """This page's address with parts of its query changed; None takes one away, a list gives it several times."""

@@ -15,7 +15,6 @@ from service.dashboard.site import Page, PageDep, PageRoute, environment, tried,
 from service.errors import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
-from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, State
 from service.searches.checks import SEARCH
@@ -137,17 +136,9 @@ def _job(page: Page, job_id: str, tab: str) -> JobView:
     return job
 
 
-def _offered(page: Page, job: JobView) -> set[str]:
-    """What this caller may do with a job, as its state allows."""
-    if not page.controls(job.owner):
-        return set()
-    found = {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
-    return found - {Verb.STOP.value}
-
-
 def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     context |= {"curves": [_run(job, COLOURS[0])], "ended": job.state.terminal}
-    context |= {"tabs_": TABS[job.kind], "offered": _offered(page, job), "pretrains": job.kind == PRETRAIN}
+    context |= {"tabs_": TABS[job.kind], "offered": page.offered(job), "pretrains": job.kind == PRETRAIN}
     return page.render(template, charts=charts, job=job, tab=tab, **context)
 
 

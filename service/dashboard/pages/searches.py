@@ -17,7 +17,6 @@ from service.dashboard.site import Page, PageDep, PageRoute, environment, tried,
 from service.errors import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
-from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
 from service.searches import reading
@@ -73,13 +72,6 @@ def listing(
 # --- one search -------------------------------------------------------------------------------------------------------
 
 
-def _offered(page: Page, job: JobView) -> set[str]:
-    """What this caller may do with a search, as its state allows."""
-    if not page.controls(job.owner):
-        return set()
-    return {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
-
-
 def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     """A page of a search, with its head; ``search`` is None where its trials cannot be read, ``trouble`` says why."""
     if "search" not in context:
@@ -89,7 +81,7 @@ def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool =
         search.trials if search else job.progress.trials if isinstance(job.progress, SearchProgress) else TrialCounts()
     )
     context |= {"running": counts.running, "ended": counts.ended}
-    offered = _offered(page, job) - ({"stop"} if search and search.draining else set())
+    offered = page.offered(job) - ({"stop"} if search and search.draining else set())
     return page.render(template, charts=charts, job=job, tab=tab, tabs_=TABS, offered=offered, **context)
 
 
