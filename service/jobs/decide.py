@@ -152,6 +152,11 @@ class Next:
     """Before the next attempt, in `recovering`."""
 
 
+def _sentence(text: str) -> str:
+    """With a full stop: what an attempt said last may be an exception's own text."""
+    return f"{text}." if text and text[-1] not in ".!?…" else text
+
+
 def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     """What an attempt's end means for its job."""
     search = job.kind == "search"
@@ -166,7 +171,7 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
         return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
-    text = f"{ended.message} {policy.advice}".strip()
+    text = f"{_sentence(ended.message)} {policy.advice}".strip()
     failures = job.failures + policy.charged
     if not policy.retried:
         return Next(State.FAILED, reason, text, charged=policy.charged)

@@ -106,5 +106,7 @@ class Filled:
     """What there is to look at."""
 
     job: JobView
+    other: JobView
+    """Like it, with another seed and fewer epochs."""
     search: JobView
     backbone: str

@@ -55,10 +55,12 @@ def visit(visits: Visits) -> Visit:
 
 @pytest.fixture(scope="session")
 def filled(stack: Stack) -> Filled:
-    """One job and one search that have ended, and the job's backbone."""
+    """Two jobs and a search that have ended, and the first job's backbone."""
     spec = make_spec(name="looked-at", register_as="looked-at", optimization={"epochs": 6}, labels={"team": "vision"},
                      evaluation={"every_epochs": 2})  # fmt: skip
     job, search = stack.client.submit(spec), stack.client.submit(search_spec(name="looked-through"))
+    other = stack.client.submit(make_spec(name="beside-it", seed=1, optimization={"epochs": 4}))
     job = wait_state(stack, job.id, State.SUCCEEDED)
     search = wait_state(stack, search.id, State.SUCCEEDED, timeout_s=400)
-    return Filled(job, search, "looked-at")
+    other = wait_state(stack, other.id, State.SUCCEEDED)
+    return Filled(job, other, search, "looked-at")

@@ -19,7 +19,7 @@ PAGES = {
     "job-checkpoints": "/jobs/{job}/checkpoints",
     "job-events": "/jobs/{job}/events",
     "job-spec": "/jobs/{job}/spec",
-    "compare-jobs": "/jobs/compare?job={job}&job={job}",
+    "compare-jobs": "/jobs/compare?job={job}&job={other}",
     "searches": "/searches",
     "new-search": "/searches/new",
     "search-overview": "/searches/{search}/overview",
@@ -43,7 +43,9 @@ def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> N
     visit = visits(width=width, theme=theme)
     found: dict[str, list[str]] = {}
     for name, path in PAGES.items():
-        page = visit.open(path.format(job=filled.job.id, search=filled.search.id, backbone=filled.backbone))
+        page = visit.open(
+            path.format(job=filled.job.id, other=filled.other.id, search=filled.search.id, backbone=filled.backbone)
+        )
         expect(page.locator("h1")).to_have_count(1)
         tall = page.evaluate("document.documentElement.scrollHeight")
         page.set_viewport_size({"width": width, "height": min(6000, max(900, tall))})  # figures are drawn when seen
