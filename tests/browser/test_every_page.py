@@ -6,7 +6,7 @@ import pytest
 from browser_world import Filled, Visits
 from playwright.sync_api import expect
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 PAGES = {
     "home": "/",

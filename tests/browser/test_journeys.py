@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from service.jobs.schemas import State
 from service.searches.schemas import TrialState
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the longest trains four times, on shared cores
 
 SESSION_ENDS = [r"401 \(Unauthorized\)"]
 
