@@ -89,6 +89,10 @@ def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)
     context: dict[str, Any] = {"ids": ids, "found": []}
     if least <= len(ids) <= most:
         found = [reading.show(page.parts, page.caller, each) for each in ids]
+        for each in found:
+            if each.kind != PRETRAIN:
+                text = f"job: {each.id} is a {each.kind} job: choose pretraining jobs to compare"
+                raise ApiProblem(422, "parameter_invalid", text)
         specs = [flat(each.spec) for each in found]
         paths = list(dict.fromkeys(path for spec in specs for path in spec))
         differ = [path for path in paths if any(spec.get(path) != specs[0].get(path) for spec in specs)]
@@ -97,7 +101,8 @@ def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)
             "found": found,
             "specs": specs,
             "differ": [path for path in differ if path != "name"],
-            "same": {path: specs[0][path] for path in paths if path not in differ},
+            # A part that is null in one has paths of its own in another, which differ: it is no row beside them.
+            "same": {path: specs[0][path] for path in paths if path not in differ and all(path in s for s in specs)},
             "results": results,
             "colours": COLOURS,
             "pictures": [tried(partial(_pictures, page, each.id)) for each in found],

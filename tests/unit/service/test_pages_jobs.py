@@ -4,6 +4,7 @@ import pytest
 from service_fakes import SPEC, add_job
 
 from service.db import now
+from service.jobs import repository
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import State
 from trainer.spec.pretrain import PretrainSpec
@@ -94,3 +95,24 @@ def test_comparing_shows_what_differs(browsers, database):
     assert "1 parameter differs" in text
     assert '<th scope="row">seed</th>' in text
     assert "Choose two to six jobs." in page(browsers.alice, f"/jobs/compare?job={ids[0]}")
+
+
+def test_comparing_with_a_job_that_has_no_teacher(browsers, database):
+    mae = PretrainSpec.parse(SPEC | {"method": {"name": "mae"}}).model_dump(mode="json")
+    ids = [job(database, "succeeded", name="with"), job(database, "succeeded", name="without", spec=mae)]
+    for one, other in (ids, ids[::-1]):
+        text = page(browsers.alice, f"/jobs/compare?job={one}&job={other}")
+        assert '<th scope="row">method.teacher.momentum</th>' in text
+        assert '<th scope="row">method.teacher</th>' not in text
+
+
+def test_only_pretraining_jobs_are_compared(browsers, database):
+    trained = job(database, "succeeded")
+    published = {"kind": "publish", "job": trained, "checkpoint": "checkpoints/a1/00000100", "register_as": "one"}
+    with database.session() as session:
+        other = repository.get(session, job(database, "succeeded", name="other"))
+        other.kind, other.spec = "publish", published
+        other_id = other.id
+    answer = browsers.alice.get(f"/jobs/compare?job={trained}&job={other_id}")
+    assert answer.status_code == 422
+    assert f"{other_id} is a publish job" in answer.text
