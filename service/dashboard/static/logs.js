@@ -23,10 +23,18 @@ class Log {
     this.stuck = true; // to the end
     this.asked = 0; // which question an answer belongs to
     this.build();
-    if (this.stream) onEvent("log", (event) => this.filters.from.value === "end" && this.add(JSON.parse(event.data).lines));
-    else setInterval(() => this.poll(), POLL_MS);
+    if (this.stream) {
+      onEvent("open", ({ target }) => { // a new stream begins with the last lines again; one that came back goes on
+        if (target === this.source) return;
+        this.source = target;
+        if (this.follows) { this.box.replaceChildren(); this.say(); }
+      });
+      onEvent("log", (event) => this.follows && this.add(JSON.parse(event.data).lines));
+    } else setInterval(() => this.poll(), POLL_MS);
     this.load();
   }
+
+  get follows() { return this.filters.from.value === "end"; }
 
   build() {
     const attempts = JSON.parse(this.root.dataset.attempts ?? "[]");
@@ -72,7 +80,7 @@ class Log {
     this.asked += 1;
     this.cursor = null;
     this.box.replaceChildren();
-    this.stuck = this.filters.from.value === "end";
+    this.stuck = this.follows;
     this.more.hidden = true;
     if (this.filters.from.value === "start") return this.page();
     if (this.stream) {
@@ -100,14 +108,20 @@ class Log {
 
   async page() {
     this.more.disabled = true;
-    const found = await this.get({ limit: PAGE, ...(this.cursor ? { cursor: this.cursor } : {}) });
+    const asked = this.asked;
+    let found;
+    do { // a part of a large log may have no line like that
+      this.note.textContent = "Reading …";
+      found = await this.get({ limit: PAGE, ...(this.cursor ? { cursor: this.cursor } : {}) });
+    } while (found?.more && !found.items.length && asked === this.asked);
+    if (asked !== this.asked) return; // another question has begun
     this.more.disabled = false;
     this.more.hidden = !found?.more;
     this.more.textContent = "More lines";
   }
 
   async poll() {
-    if (document.hidden || this.busy || this.root.dataset.ended !== undefined || this.filters.from.value !== "end" || !this.root.isConnected) return;
+    if (document.hidden || this.busy || this.root.dataset.ended !== undefined || !this.follows || !this.root.isConnected) return;
     this.busy = true;
     try {
       if (this.cursor) await this.get({ limit: PAGE, cursor: this.cursor });
@@ -129,7 +143,10 @@ class Log {
   say() {
     const count = this.box.childElementCount;
     const filtered = ["search", "level", "source", "attempt"].some((name) => this.filters[name].value);
-    this.note.textContent = count ? `${count} line${count === 1 ? "" : "s"}${count >= MOST ? ", the newest" : ""}` : filtered ? "No line is like that." : this.root.dataset.ended !== undefined ? "Nothing was logged." : "Nothing is logged yet.";
+    // Of a large log the service looks through the last part alone.
+    const near = filtered && this.follows && count < TAIL ? " near the end; from the beginning all of it is searched" : "";
+    if (count) this.note.textContent = `${count} line${count === 1 ? "" : "s"}${count >= MOST ? ", the newest" : near}`;
+    else this.note.textContent = filtered ? `No line is like that${near}.` : this.root.dataset.ended !== undefined ? "Nothing was logged." : "Nothing is logged yet.";
   }
 }
 
