@@ -60,7 +60,11 @@ class Caller:
 
     def must_control(self, owner: str) -> None:
         """Raises the API's 403 where a job is somebody else's and the caller no operator."""
-        self.must_be(Role.SUBMITTER if owner == self.owner else Role.OPERATOR)
+        self.must_be(self.controls_from(owner))
+
+    def controls_from(self, owner: str) -> Role:
+        """The least role that lets the caller control somebody's jobs."""
+        return Role.SUBMITTER if owner == self.owner else Role.OPERATOR
 
     @property
     def role_name(self) -> str:

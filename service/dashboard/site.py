@@ -46,9 +46,7 @@ environment = Environment(
     lstrip_blocks=True,
 )
 environment.filters.update(FILTERS)
-environment.globals.update(
-    asset=url_of, version=version("rcmae"), seconds_between=seconds_between, query=urlencode, Role=Role
-)
+environment.globals.update(asset=url_of, version=version("rcmae"), seconds_between=seconds_between, query=urlencode)
 
 
 class Page:
@@ -76,8 +74,8 @@ class Page:
         return self.caller.role >= Role.ADMIN
 
     def controls(self, owner: str) -> bool:
-        """Whether this caller may change what somebody owns, as `Caller.must_control` decides."""
-        return self.caller.role >= (Role.SUBMITTER if owner == self.caller.owner else Role.OPERATOR)
+        """Whether this caller may change what somebody owns."""
+        return self.caller.role >= self.caller.controls_from(owner)
 
     def offered(self, job: JobView) -> set[str]:
         """What this caller may do with a job, as its state allows."""

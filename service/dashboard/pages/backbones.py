@@ -10,8 +10,8 @@ from service.adapters.storage import OutsideRoot
 from service.backbones import registry, service
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card, loading
-from service.dashboard.site import Page, PageDep, PageRoute
-from service.errors import ApiProblem, not_found
+from service.dashboard.site import Page, PageDep, PageRoute, tried
+from service.errors import not_found
 from trainer.spec import names
 from trainer.spec.export import BackboneFormat
 
@@ -44,12 +44,7 @@ def listing(
     """All backbones, by name, by time or by a result."""
     given = (name_contains, job, dataset, method, None, format, alias)
     filters = service.Filters(*(value or None for value in given))
-    try:
-        found, trouble = service.listing(page.parts, filters, sort or None, PAGE, cursor), None
-    except ApiProblem as problem:
-        if problem.status != 503:
-            raise
-        found, trouble = None, problem.detail
+    found, trouble = tried(lambda: service.listing(page.parts, filters, sort or None, PAGE, cursor))
     return page.render(
         "backbones/list.html",
         found=found,

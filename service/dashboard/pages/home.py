@@ -10,10 +10,8 @@ from fastapi import APIRouter, Response
 
 from service.backbones import service as backbones
 from service.cluster import service as cluster
-from service.cluster.schemas import ClusterView
-from service.dashboard.site import Page, PageDep, PageRoute
+from service.dashboard.site import Page, PageDep, PageRoute, tried
 from service.db import now
-from service.errors import ApiProblem
 from service.jobs import reading
 from service.jobs.repository import ACTIVE, Filters
 from service.jobs.schemas import JobView, State
@@ -44,19 +42,11 @@ def _looked(page: Page) -> datetime:
 @router.get("/")
 def home(page: PageDep) -> Response:
     """How things are."""
-    shape: ClusterView | None = None
-    trouble: str | None = None
-    try:
-        shape = cluster.show(page.parts, page.caller)
-    except ApiProblem as problem:  # the rest of the page is there without Ray
-        trouble = problem.detail
+    shape, trouble = tried(lambda: cluster.show(page.parts, page.caller))
     looked = _looked(page)
     failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > looked]
-    try:
-        best = backbones.listing(page.parts, backbones.Filters(), f"-{backbones.BY_TIME}", BEST, None).items
-        registry = None
-    except ApiProblem as problem:
-        best, registry = [], problem.detail
+    newest = f"-{backbones.BY_TIME}"
+    best, registry = tried(lambda: backbones.listing(page.parts, backbones.Filters(), newest, BEST, None).items)
     return page.render(
         "home.html",
         running=_jobs(page, *ACTIVE),

@@ -148,8 +148,9 @@ def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = F
 
 
 @router.get("/jobs/{job_id}")
+@router.get("/searches/{job_id}")
 def one(page: PageDep, job_id: str) -> Response:
-    """Leads to its first tab; a search has pages of its own."""
+    """Leads to its first tab; searches have pages of their own."""
     kind = reading.show(page.parts, page.caller, job_id).kind
     return RedirectResponse(f"/{'searches' if kind == SEARCH else 'jobs'}/{job_id}/overview", 303)
 

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Response
-from fastapi.responses import RedirectResponse
 from pydantic import Field
 
 from service.dashboard.shown import number as rounded
@@ -91,13 +90,6 @@ def _job(page: Page, search_id: str) -> JobView:
     if job.kind != SEARCH:
         raise ApiProblem(409, "not_for_this_kind", f"{job.id} is a {job.kind} job, and no search: see /jobs/{job.id}")
     return job
-
-
-@router.get("/searches/{search_id}")
-def one(page: PageDep, search_id: str) -> Response:
-    """Leads to its first tab; a job of another kind has a page of its own."""
-    kind = jobs.show(page.parts, page.caller, search_id).kind
-    return RedirectResponse(f"/{'searches' if kind == SEARCH else 'jobs'}/{search_id}/overview", 303)
 
 
 @router.get("/searches/{search_id}/overview")

@@ -128,6 +128,12 @@ async function copy(source) {
   setTimeout(() => { source.innerHTML = before; }, 2000);
 }
 
+// Labels as one types them: name:value, one a line or with commas between.
+export const labelsOf = (text) => Object.fromEntries(text.split(/[\n,]/).map((each) => each.trim()).filter(Boolean).map((each) => { const at = each.indexOf(":"); return at < 0 ? [each, ""] : [each.slice(0, at).trim(), each.slice(at + 1).trim()]; }));
+
+// An Idempotency-Key. Browsers have no randomUUID on plain HTTP from another host.
+export const newKey = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+
 // The JSON that a form means: `name` is a dotted path, `data-type` says how its text is read, and empty fields are left out
 // unless they are `data-empty="null"` or `data-empty=""`. Of a form with `data-changed` only what was changed is sent.
 // `data-within` is a path that the field's own is below; a number in it is a place in a list.
@@ -141,7 +147,7 @@ export function valuesOf(form) {
     if (value === "") value = field.dataset.empty === "null" ? null : field.dataset.type === "labels" ? {} : "";
     else if (field.dataset.type === "number") value = Number.isNaN(Number(value)) ? value : Number(value);
     else if (field.dataset.type === "json") { try { value = JSON.parse(value); } catch { /* the server says what is wrong with it */ } }
-    else if (field.dataset.type === "labels") value = Object.fromEntries(value.split(/[\n,]/).map((each) => each.trim()).filter(Boolean).map((each) => { const at = each.indexOf(":"); return at < 0 ? [each, ""] : [each.slice(0, at).trim(), each.slice(at + 1).trim()]; }));
+    else if (field.dataset.type === "labels") value = labelsOf(value);
     else if (field.dataset.type === "assignments") value = assignments(value);
     const path = field.dataset.flat === undefined ? field.name.split(".") : [field.name];
     const within = field.dataset.within ? field.dataset.within.split(".") : [];
@@ -222,7 +228,7 @@ document.addEventListener("submit", async (event) => {
   const asked = form.dataset.confirm ?? JSON.parse(form.dataset.confirms ?? "{}")[form.elements[form.dataset.confirmOf]?.value.trim()];
   if (asked && !(await confirmed(asked, form.dataset.yes))) return;
   const headers = {};
-  if (form.dataset.idempotent !== undefined) headers["Idempotency-Key"] = form.dataset.key ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+  if (form.dataset.idempotent !== undefined) headers["Idempotency-Key"] = form.dataset.key ??= newKey();
   if (sender) sender.disabled = true;
   try {
     const { answer, found } = await ask(method, url.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(form.elements[`url:${name}`].value)), method === "DELETE" ? undefined : bodyOf(form), headers);

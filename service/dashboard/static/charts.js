@@ -5,7 +5,7 @@ import { number } from "./times.js";
 
 const SOONEST_MS = 4000;
 const ROWS = 500; // of the table beside a figure
-export const COLOURS = ["#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa8", "#b8860b", "#d1495b"];
+const COLOURS = ["#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa8", "#b8860b", "#d1495b"];
 const state = new WeakMap(); // figure -> {drawn at, timer, running, redraw}
 let loading = null;
 
@@ -112,7 +112,7 @@ const X = { step: "optimiser step", epoch: "epoch", samples: "samples", time: "h
 
 function chosen(root) {
   const query = new URLSearchParams(location.search);
-  return { x: X[query.get("x")] ? query.get("x") : (root.dataset.x ?? "step"), smooth: Math.min(0.99, Math.max(0, Number(query.get("smooth")) || 0)) };
+  return { x: X[query.get("x")] ? query.get("x") : "step", smooth: Math.min(0.99, Math.max(0, Number(query.get("smooth")) || 0)) };
 }
 
 function choose(root, name, value, plain) {
@@ -128,7 +128,7 @@ function controls(root) {
   const now = chosen(root);
   const axis = document.createElement("select");
   for (const [name, text] of Object.entries(X)) axis.append(new Option(text.replace("hours since the first point", "time"), name, false, name === now.x));
-  axis.addEventListener("change", () => choose(root, "x", axis.value, root.dataset.x ?? "step"));
+  axis.addEventListener("change", () => choose(root, "x", axis.value, "step"));
   const range = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.99, step: 0.01 });
   range.value = now.smooth;
   range.addEventListener("input", () => choose(root, "smooth", range.value, "0"));
@@ -188,11 +188,8 @@ async function redraw(root) {
     const { found, missing, x } = traces(root, chart);
     const ended = root.dataset.ended !== undefined;
     const note = found.length ? null : missing ? `not known by ${X[x]}` : ended ? "It ended without any." : "None yet.";
-    const bands = root.dataset.marks ? JSON.parse(root.dataset.marks).filter((mark) => mark.x === x) : [];
     await draw(figure, found, {
       xaxis: { title: { text: X[x] } }, yaxis: { title: { text: chart.unit ?? "" }, type: chart.log ? "log" : "linear" }, hovermode: "x unified", showlegend: found.filter((each) => each.showlegend !== false).length > 1,
-      shapes: bands.map((mark) => ({ type: "line", x0: mark.at, x1: mark.at, yref: "paper", y0: 0, y1: 1, line: { color: css("orange"), dash: "dot" } })),
-      annotations: bands.map((mark) => ({ x: mark.at, yref: "paper", y: 1, text: mark.text, showarrow: false, font: { color: css("orange") }, xanchor: "left" })),
     }, note);
   }
 }

@@ -2,7 +2,7 @@
 //
 // The server turns one view into the other (`/forms`); plans and submissions go to the REST API. What somebody has
 // written stays over a reload, in this tab.
-import { ask, clearErrors, tell, toast } from "./actions.js";
+import { ask, clearErrors, labelsOf, newKey, tell, toast } from "./actions.js";
 import { number } from "./times.js";
 
 const PAUSE_MS = 700;
@@ -214,7 +214,7 @@ class SpecForm {
     try {
       const meant = await this.document();
       lines = meant.lines;
-      this.key ??= crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`;
+      this.key ??= newKey();
       const { found } = await ask("POST", "/v1/jobs", meant.document, { "Idempotency-Key": this.key });
       sessionStorage.removeItem(this.draft);
       location.assign(`/${this.kind === "search" ? "searches" : "jobs"}/${found.id}/overview`);
@@ -281,7 +281,7 @@ function shapes(place) {
 function read(text, type) {
   if (text === "") return undefined;
   if (type === "text") return text;
-  if (type === "labels") return Object.fromEntries(text.split(/[\n,]/).map((each) => each.trim()).filter(Boolean).map((each) => { const at = each.indexOf(":"); return at < 0 ? [each, ""] : [each.slice(0, at).trim(), each.slice(at + 1).trim()]; }));
+  if (type === "labels") return labelsOf(text);
   try { return JSON.parse(text); } catch { return Number.isFinite(Number(text)) ? Number(text) : text; }
 }
 
