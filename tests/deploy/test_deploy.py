@@ -18,12 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from deployment import (
     CHECKOUT,
     LONG_RUNNING,
     PROJECT,
+    SCALE,
     Deployment,
     Transcript,
     open_ports,
@@ -287,6 +289,48 @@ def test_a_search_keeps_its_trials_in_postgres(client, deployment, transcript):
     assert kept["trials"] == [[trial.number, trial.values, trial.params] for trial in trials]
     assert kept["url"].startswith("postgresql+psycopg://rcmae_studies@postgres:5432/")
     transcript.say("its study is in Postgres, with the same values")
+
+
+PAGES = ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec")
+"""Of a job."""
+
+
+def test_the_dashboard_is_there_whichever_replica_answers(client, deployment, transcript):
+    token = (deployment.secrets / "admin_token").read_text().strip()
+    job, search = (next(iter(client.jobs(kind=kind))).id for kind in ("pretrain", "search"))
+    with httpx.Client(base_url=deployment.url, follow_redirects=True, timeout=60) as browser:
+        assert browser.get("/").url.path == "/login"
+        assert browser.post("/login", data={"token": "wrong"}).status_code == 401
+        page = browser.post("/login", data={"token": token}, headers={"Sec-Fetch-Site": "same-origin"})
+        assert (page.status_code, page.url.path) == (200, "/")
+
+        pages = ["/", "/jobs", "/jobs/new", "/searches", "/searches/new", "/backbones", "/backbones/shapes", "/cluster"]
+        pages += ["/tokens", "/audit", f"/searches/{search}/trials", f"/searches/{search}/trials/0"]
+        pages += [f"/jobs/{job}/{tab}" for tab in PAGES]
+        pages += [f"/searches/{search}/{tab}" for tab in ("overview", "analysis", "logs", "config")]
+        assets: set[str] = set()
+        for path in pages * 2:  # with two replicas, each answers about once
+            found = browser.get(path)
+            assert (found.status_code, found.url.path) == (200, path)
+            assert token not in found.text
+            assets |= set(re.findall(r'(?:src|href)="(/assets/[^"]+)"', found.text))
+        (styles,) = (each for each in assets if each.endswith("/app.css"))
+        assets.add(styles.replace("app.css", "plotly.min.js"))  # which charts.js asks for
+        for each in assets:
+            assert browser.get(each).status_code == 200, each
+
+        (csrf,) = re.findall('<meta name="csrf" content="([^"]+)">', page.text)
+        assert browser.post("/v1/jobs/plan", json=SPEC).status_code == 401
+        for _ in range(4):
+            assert browser.post("/v1/jobs/plan", json=SPEC, headers={"X-CSRF-Token": csrf}).status_code == 200
+        begin = time.monotonic()
+        with browser.stream("GET", "/v1/stream") as stream:
+            assert "event: jobs" in next(line for line in stream.iter_lines() if line)
+        heard = time.monotonic() - begin
+    transcript.say(
+        f"dashboard: {len(pages)} pages, twice each, and {len(assets)} assets over {SCALE['api']} replicas; "
+        f"its stream told something after {heard:.1f} s"
+    )
 
 
 STUDY = """
