@@ -69,3 +69,5 @@ bench: $(STAMP) postgres
 	$(BIN)/python tests/benchmarks/searches.py
 	$(BIN)/python tests/benchmarks/stream.py
 	$(BIN)/python tests/benchmarks/pull.py
+	$(BIN)/python tests/benchmarks/dashboard.py
+	$(BIN)/python tests/benchmarks/open_pages.py

@@ -17,7 +17,7 @@ from service.client.sdk import Client
 from service.client.shell import JobId, Json, connected, err, following, out, print_json
 from service.jobs.schemas import Deletion, JobView, State
 from trainer.spec.base import apply_overrides, read_document
-from trainer.spec.job import KINDS
+from trainer.spec.job import Kind
 
 jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and steer jobs.")
 
@@ -53,7 +53,7 @@ def submit(
             out.print(_named(job).append(f" is {job.state.value}"), soft_wrap=True)
             out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
             out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
-            if job.kind == "search":
+            if job.kind == Kind.SEARCH:
                 out.print(f"its trials:     rcmae searches trials {job.id}", highlight=False, soft_wrap=True)
         if follow_it:
             raise typer.Exit(exit_status(job))
@@ -77,7 +77,7 @@ def exit_status(job: JobView) -> int:
 @jobs.command("list")
 def list_jobs(
     state: Annotated[list[State] | None, typer.Option(help="Only these; repeatable.")] = None,
-    kind: Annotated[str | None, typer.Option(help=f"Only this kind: {', '.join(KINDS)}.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only this kind.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label.")] = None,
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,

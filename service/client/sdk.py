@@ -41,7 +41,7 @@ from service.jobs.schemas import (
     State,
 )
 from trainer.spec.base import Document
-from trainer.spec.job import JobSpec, parse_spec
+from trainer.spec.job import JobSpec, Kind, parse_spec
 
 Spec = JobSpec | Mapping[str, Any]
 Resources = Mapping[str, int | Literal["auto"]]
@@ -95,7 +95,7 @@ class Client(BackboneCalls, SearchCalls):
         self,
         *,
         states: Sequence[State] = (),
-        kind: str | None = None,
+        kind: Kind | None = None,
         owner: str | None = None,
         labels: Mapping[str, str] | None = None,
         name_contains: str | None = None,

@@ -23,7 +23,7 @@ from service.deps import Parts, PartsDep
 from service.errors import TOLD, ApiProblem, validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
-from service.searches.checks import SEARCH
+from trainer.spec.job import Kind
 
 Found = TypeVar("Found")
 POLICY: Final = (
@@ -82,7 +82,7 @@ class Page:
         if not self.controls(job.owner):
             return set()
         found = {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
-        return found if job.kind == SEARCH else found - {Verb.STOP.value}
+        return found if job.kind == Kind.SEARCH else found - {Verb.STOP.value}
 
     def url(self, **changes: Any) -> str:
         """This page's address with parts of its query changed; None takes one away, a list gives it several times."""

@@ -11,7 +11,7 @@ from service.adapters.ray_cluster import RayState
 from service.db import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import State
-from trainer.spec.job import Outcome, Reason
+from trainer.spec.job import Kind, Outcome, Reason
 
 STOP_AGAIN = timedelta(seconds=60)
 MAX_DELAY_S = 60
@@ -159,7 +159,7 @@ def _sentence(text: str) -> str:
 
 def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     """What an attempt's end means for its job."""
-    search = job.kind == "search"
+    search = job.kind == Kind.SEARCH
     how = "with further trials" if search else "from the last checkpoint"
     if ended.state == "succeeded":
         return Next(State.SUCCEEDED, None, f"{'The search' if search else 'Training'} is complete.")

@@ -12,7 +12,7 @@ from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from trainer.spec.base import Problem
 from trainer.spec.export import misfit
-from trainer.spec.job import JobSpec, Source, parse_pretrain
+from trainer.spec.job import JobSpec, Kind, Source, parse_pretrain
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 
@@ -31,10 +31,10 @@ def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: P
             job = repository.seen(session, spec.job, caller)
         except ApiProblem as error:
             raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
-    if job.kind == "search":
+    if job.kind == Kind.SEARCH:
         text = "is a search, whose trials' checkpoints are not published: promote a trial, and name the job it becomes"
         raise _refused("job", text, spec.job)
-    if job.kind != "pretrain":
+    if job.kind != Kind.PRETRAIN:
         raise _refused("job", f"is a {job.kind} job: name the one that trained", spec.job)
     trained = parse_pretrain(job.run_spec)
     found = misfit(spec.export.over(trained.export), trained.method.name, (trained.model.height, trained.model.width))

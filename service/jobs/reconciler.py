@@ -27,7 +27,7 @@ from service.jobs.sweeps import Sweeper
 from service.lease import LeaseLost
 from service.observability.metrics import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from trainer.spec import names
-from trainer.spec.job import Command, Outcome, Reason, parse_spec
+from trainer.spec.job import Command, Kind, Outcome, Reason, parse_spec
 
 log = structlog.get_logger()
 
@@ -349,7 +349,7 @@ def _command(job: Job, attempt: Attempt) -> Command:
 
 
 def _working(job: Job, attempt: Attempt) -> str:
-    if job.kind == "search":
+    if job.kind == Kind.SEARCH:
         return searching.working(job, attempt)
     return f"Attempt {attempt.number} is {'publishing' if job.kind == 'publish' else 'training'}."
 
@@ -364,7 +364,7 @@ def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen, standin
     newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
     if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
         attempt.checkpoint = newest
-    if job.kind != "search":  # whose own run has no steps
+    if job.kind != Kind.SEARCH:  # whose own run has no steps
         progress.record(job, repository.attempts(session, job.id), seen.run, seen.now)
 
 

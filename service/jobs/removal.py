@@ -11,6 +11,7 @@ from service.db import DeletedVersion, Job
 from service.jobs import lineage, repository
 from service.jobs.control import Control
 from service.jobs.schemas import BackboneRef, Deletion
+from trainer.spec.job import Kind
 from trainer.spec.names import STUDY_VARIABLE, submission_id
 
 log = structlog.get_logger()
@@ -19,7 +20,7 @@ log = structlog.get_logger()
 def preview(job: Job, mlflow: MlflowStore, artifacts: Artifacts) -> Deletion:
     """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
     found = versions(job, mlflow)
-    trials = mlflow.trial_runs(job.id) if job.kind == "search" else ()
+    trials = mlflow.trial_runs(job.id) if job.kind == Kind.SEARCH else ()
     folders = [
         job.artifact_uri,
         *(mlflow.folder(version) for version in found),
@@ -60,7 +61,7 @@ def remove(control: Control, job: Job) -> None:
             if folder:
                 _delete(control, job.id, folder)
             control.mlflow.delete_version(version)
-    if job.kind == "search":
+    if job.kind == Kind.SEARCH:
         _remove_trials(control, job.id)
     if job.artifact_uri:
         _delete(control, job.id, job.artifact_uri)

@@ -17,6 +17,7 @@ from service.auth import Caller
 from service.db import Attempt, Event, Job, Label, now
 from service.errors import ApiProblem, not_found
 from service.jobs.schemas import JobView, State
+from trainer.spec.job import Kind
 
 ACTIVE = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -50,7 +51,7 @@ class Filters:
     """What a list of jobs is narrowed to; all in SQL."""
 
     state: Sequence[State] = ()
-    kind: str | None = None
+    kind: Kind | None = None
     owner: str | None = None
     label: Sequence[str] = ()
     """`name:value` each."""
@@ -226,7 +227,7 @@ def unsettled_searches(session: Session) -> list[Job]:
     ended = [state.value for state in State if state.terminal]
     no_result = and_(Job.state == State.SUCCEEDED, Job.result.is_(None))
     open_trials = Job.progress[("trials", "running")].as_integer() > 0
-    query = select(Job).where(Job.state.in_(ended), Job.kind == "search", Job.deleted_at.is_(None))
+    query = select(Job).where(Job.state.in_(ended), Job.kind == Kind.SEARCH, Job.deleted_at.is_(None))
     return list(session.scalars(query.where(or_(no_result, open_trials)).order_by(Job.id)))
 
 

@@ -39,7 +39,7 @@ from service.jobs.schemas import (
     State,
 )
 from service.jobs.stream import ReaderDep
-from trainer.spec.job import JobSpec, parse_spec
+from trainer.spec.job import JobSpec, Kind, parse_spec
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 metrics_router = APIRouter(prefix="/v1/metrics", tags=["jobs"])
@@ -77,7 +77,7 @@ def listing(
     parts: PartsDep,
     caller: CallerDep,
     state: Annotated[list[State] | None, Query()] = None,
-    kind: str | None = None,
+    kind: Kind | None = None,
     owner: str | None = None,
     label: Annotated[list[str] | None, Query(description="name:value; all of them", max_length=32)] = None,
     name_contains: str | None = None,

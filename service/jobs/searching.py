@@ -26,7 +26,7 @@ from service.searches.schemas import RepeatView
 from service.settings import Settings
 from trainer.spec import names
 from trainer.spec.base import SpecError
-from trainer.spec.job import JobSpec, Reason, SearchOrders, parse_spec
+from trainer.spec.job import JobSpec, Kind, Reason, SearchOrders, parse_spec
 from trainer.spec.plan import plural
 from trainer.spec.search import SearchSpec
 
@@ -108,7 +108,7 @@ class Standing:
 
 def search_spec(job: Job) -> SearchSpec | None:
     """What a search runs; None for a job of another kind."""
-    spec = parse_spec(job.run_spec) if job.kind == "search" else None
+    spec = parse_spec(job.run_spec) if job.kind == Kind.SEARCH else None
     return spec if isinstance(spec, SearchSpec) else None
 
 
@@ -116,7 +116,7 @@ def to_resolve(job: Job) -> JobSpec:
     """What the next attempt's spec is resolved from: a search is to have as many trials at a time as were asked for,
     where they fit by now.
     """
-    again = {"budget": job.spec["budget"]} if job.kind == "search" else {}
+    again = {"budget": job.spec["budget"]} if job.kind == Kind.SEARCH else {}
     return parse_spec(job.run_spec | again)
 
 

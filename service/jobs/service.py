@@ -37,10 +37,10 @@ from service.jobs.schemas import (
 )
 from service.jobs.starting import limits, queue_of, running
 from service.jobs.submission import check_places, insert, kept_key, schedule
-from service.searches.checks import SEARCH, check_base, check_search, how_many, trial_schedule
+from service.searches.checks import check_base, check_search, how_many, trial_schedule
 from service.settings import Settings
 from trainer.spec.base import Problem
-from trainer.spec.job import JobSpec, Reason, parse_spec
+from trainer.spec.job import JobSpec, Kind, Reason, parse_spec
 from trainer.spec.plan import ClusterShape, Schedule, gang, memory_per_worker, parameters, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
@@ -168,7 +168,7 @@ def apply_verb(parts: Parts, caller: Caller, job_id: str, verb: Verb, body: Resu
     """Do what a person asked for; raises 409 where the job's state does not allow it, and changes nothing then."""
 
     def change(session: Session, job: Job) -> JobView:
-        if verb is Verb.STOP and job.kind != SEARCH:
+        if verb is Verb.STOP and job.kind != Kind.SEARCH:
             raise _not_for_kind(job, verb)
         effect = _effect(job, verb)
         if effect is Effect.DRAIN and not job.draining:
@@ -317,14 +317,14 @@ def _check_again(settings: Settings, spec: JobSpec) -> None:
 
 def _may_begin_again(job: Job) -> None:
     """Raises the API's 422 for a search, whose trials stay."""
-    if job.kind == SEARCH:
+    if job.kind == Kind.SEARCH:
         text = "a search goes on from the trials it has: retry it without this, or submit its spec as a new one"
         raise spec_problem([Problem("from_scratch", "/from_scratch", True, text)])
 
 
 def _change_resources(job: Job, changes: Mapping[str, object]) -> None:
     """Run on other resources from the next attempt on; raises the spec's error where they do not fit it."""
-    if job.kind == SEARCH:  # they are each trial's
+    if job.kind == Kind.SEARCH:  # they are each trial's
         base = job.spec["base"]
         document = job.spec | {"base": base | {"resources": {**(base.get("resources") or {}), **changes}}}
     else:

@@ -20,6 +20,7 @@ from service.jobs.removal import remove, remove_version
 from service.jobs.schemas import State
 from service.lease import LeaseLost
 from trainer.spec import names
+from trainer.spec.job import Kind
 
 log = structlog.get_logger()
 
@@ -98,7 +99,7 @@ class Sweeper:
         """The folders in which an attempt stored checkpoints. A search's trials count starts of their own: of one that
         goes on the last may be under way in a later attempt.
         """
-        if job.kind != "search":
+        if job.kind != Kind.SEARCH:
             return [f"{job.artifact_uri}/{names.checkpoint_folder(attempt.number)}"]
         with self._control.needs.studies.asked():
             trials = self._control.studies.trials(job.id)

@@ -16,7 +16,7 @@ from service.jobs import repository
 from service.jobs.schemas import State
 from service.lease import view
 from service.readiness import Probe
-from trainer.spec.job import KINDS
+from trainer.spec.job import Kind
 
 LIMIT_S: Final = 3.0
 """For the database: Prometheus itself waits for ten seconds."""
@@ -93,7 +93,7 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
     moment = now()
     jobs = GaugeMetricFamily("rcmae_jobs", "Jobs by their state and kind.", labels=["state", "kind"])
     for state in State:
-        for kind in KINDS:
+        for kind in Kind:
             crowd = snapshot.census.get((state.value, kind))
             jobs.add_metric([state.value, kind], crowd.count if crowd else 0)
     yield jobs

@@ -13,11 +13,11 @@ from service.jobs import repository
 from service.jobs.submission import below, check_places, schedule
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.job import Kind
 from trainer.spec.names import STUDY_VARIABLE
 from trainer.spec.plan import Schedule, plural
 from trainer.spec.search import SearchSpec
 
-SEARCH: Final = "search"
 """The kind of job that a search is."""
 BATCH: Final = "optimization.global_batch_size"
 
@@ -26,7 +26,7 @@ def check_search(settings: Settings, database: Database, caller: Caller, spec: S
     """Raises `SpecError` where a search cannot be made here."""
     if settings.study_url is None:
         text = f"searches are not set up on this service: set {STUDY_VARIABLE}, or submit trials as jobs of their own"
-        raise SpecError([Problem("kind", "/kind", SEARCH, text)])
+        raise SpecError([Problem("kind", "/kind", Kind.SEARCH, text)])
     check_base(settings, spec)
     with database.read() as session:
         for index, earlier in enumerate(spec.warm_start):
@@ -49,7 +49,7 @@ def _cannot_learn_from(session: Session, caller: Caller, spec: SearchSpec, earli
         job: Job = repository.seen(session, earlier, caller)
     except ApiProblem as error:
         return f"{error.detail}: name an earlier search of yours"
-    if job.kind != SEARCH:
+    if job.kind != Kind.SEARCH:
         return f"is a {job.kind} job: name a search"
     other = SearchSpec.parse(job.spec)
     if set(other.space) != set(spec.space):

@@ -11,7 +11,7 @@ from service.auth import Caller
 from service.db import Job
 from service.errors import ApiProblem
 from service.jobs import repository
-from service.searches.checks import SEARCH
+from trainer.spec.job import Kind
 
 
 def search(session: Session, job_id: str, caller: Caller) -> Job:
@@ -21,7 +21,7 @@ def search(session: Session, job_id: str, caller: Caller) -> Job:
 
 def must_be_search(job: Job) -> Job:
     """Raises the API's 409 for another kind of job."""
-    if job.kind != SEARCH:
+    if job.kind != Kind.SEARCH:
         text = f"{job.id} is a {job.kind} job, and no search: see it at /v1/jobs/{job.id}"
         raise ApiProblem(409, "not_for_this_kind", text)
     return job

@@ -14,12 +14,24 @@ from trainer.spec.search import SearchSpec
 
 JobSpec = PretrainSpec | PublishSpec | SearchSpec
 """A spec of any kind."""
-SPECS: Final[dict[str, type[JobSpec]]] = {"pretrain": PretrainSpec, "publish": PublishSpec, "search": SearchSpec}
-"""By kind."""
-KINDS: Final = tuple(SPECS)
 
 ATTEMPT_VARIABLE: Final = "RCMAE_ATTEMPT"
 """Environment variable that holds an `AttemptRequest` as JSON."""
+
+
+class Kind(StrEnum):
+    """Of a job, as its spec names it."""
+
+    PRETRAIN = "pretrain"
+    PUBLISH = "publish"
+    SEARCH = "search"
+
+
+SPECS: Final[dict[str, type[JobSpec]]] = {
+    Kind.PRETRAIN: PretrainSpec,
+    Kind.PUBLISH: PublishSpec,
+    Kind.SEARCH: SearchSpec,
+}
 
 
 class Reason(StrEnum):
@@ -155,9 +167,9 @@ class LogLine(Message):
 def parse_spec(data: object) -> JobSpec:
     """The spec in a mapping; raises `SpecError`, also for a kind that does not exist."""
     kind = data.get("kind") if isinstance(data, dict) else None
-    if isinstance(data, dict) and "kind" in data and kind not in KINDS:
-        raise SpecError([Problem("kind", "/kind", kind, f"must be one of: {', '.join(KINDS)}")])
-    return SPECS[str(kind) if kind else "pretrain"].parse(data)
+    if isinstance(data, dict) and "kind" in data and kind not in list(Kind):
+        raise SpecError([Problem("kind", "/kind", kind, f"must be one of: {', '.join(Kind)}")])
+    return SPECS[str(kind) if kind else Kind.PRETRAIN].parse(data)
 
 
 def parse_pretrain(data: object) -> PretrainSpec:

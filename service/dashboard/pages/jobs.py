@@ -17,15 +17,13 @@ from service.jobs import reading
 from service.jobs import service as changing
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, State
-from service.searches.checks import SEARCH
 from trainer.spec import names
-from trainer.spec.job import KINDS
+from trainer.spec.job import Kind
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
-PRETRAIN: Final = "pretrain"
 TABS: Final = {
-    PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
+    Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
     "publish": ("overview", "logs", "events", "spec"),
 }
 """Of each kind; what a kind has no use for is absent."""
@@ -63,7 +61,7 @@ COLOURS: Final = ("#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa
 def listing(
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
-    kind: str | None = None,
+    kind: Kind | None = None,
     owner: str | None = None,
     label: Annotated[str | None, Query(max_length=400)] = None,
     name_contains: str | None = None,
@@ -71,10 +69,10 @@ def listing(
 ) -> Response:
     """All jobs that one sees, the newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), kind or None, owner or None, labels, name_contains or None, seen_by=page.caller)
+    filters = Filters(state or (), kind, owner or None, labels, name_contains or None, seen_by=page.caller)
     found = reading.listing(page.parts, filters, PAGE, cursor)
     filtered = bool(state or kind or owner or label or name_contains)
-    context: dict[str, Any] = {"states": list(State), "chosen": state or [], "kinds": KINDS, "kind": kind or ""}
+    context: dict[str, Any] = {"states": list(State), "chosen": state or [], "kinds": list(Kind), "kind": kind}
     return page.render("jobs/list.html", found=found, filtered=filtered, **context)
 
 
@@ -90,7 +88,7 @@ def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)
     if least <= len(ids) <= most:
         found = [reading.show(page.parts, page.caller, each) for each in ids]
         for each in found:
-            if each.kind != PRETRAIN:
+            if each.kind != Kind.PRETRAIN:
                 text = f"job: {each.id} is a {each.kind} job: choose pretraining jobs to compare"
                 raise ApiProblem(422, "parameter_invalid", text)
         specs = [flat(each.spec) for each in found]
@@ -136,14 +134,14 @@ def _pictures(page: Page, job_id: str) -> list[ImageView]:
 def _job(page: Page, job_id: str, tab: str) -> JobView:
     """Raises the API's 404, also for a tab that its kind does not have."""
     job = reading.show(page.parts, page.caller, job_id)
-    if job.kind == SEARCH or tab not in TABS[job.kind]:
+    if job.kind == Kind.SEARCH or tab not in TABS[job.kind]:
         raise ApiProblem(404, "not_found", f"there is no page {page.path}")
     return job
 
 
 def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     context |= {"curves": [_run(job, COLOURS[0])], "ended": job.state.terminal}
-    context |= {"tabs_": TABS[job.kind], "offered": page.offered(job), "pretrains": job.kind == PRETRAIN}
+    context |= {"tabs_": TABS[job.kind], "offered": page.offered(job), "pretrains": job.kind == Kind.PRETRAIN}
     return page.render(template, charts=charts, job=job, tab=tab, **context)
 
 
@@ -152,14 +150,14 @@ def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = F
 def one(page: PageDep, job_id: str) -> Response:
     """Leads to its first tab; searches have pages of their own."""
     kind = reading.show(page.parts, page.caller, job_id).kind
-    return RedirectResponse(f"/{'searches' if kind == SEARCH else 'jobs'}/{job_id}/overview", 303)
+    return RedirectResponse(f"/{'searches' if kind == Kind.SEARCH else 'jobs'}/{job_id}/overview", 303)
 
 
 @router.get("/jobs/{job_id}/overview")
 def overview(page: PageDep, job_id: str) -> Response:
     """How far it is, how well it learns, and how its attempts went."""
     job = _job(page, job_id, "overview")
-    pictures, no_pictures = tried(partial(_pictures, page, job_id)) if job.kind == PRETRAIN else (None, None)
+    pictures, no_pictures = tried(partial(_pictures, page, job_id)) if job.kind == Kind.PRETRAIN else (None, None)
     attempts = reading.attempts(page.parts, page.caller, job_id).items
     context = {"picture": pictures[-1] if pictures else None, "no_pictures": no_pictures, "attempts": attempts}
     figures = [LOSSES, RATIO, PROBE]

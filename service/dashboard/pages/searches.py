@@ -20,11 +20,11 @@ from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
 from service.searches import reading
 from service.searches import trials as made
-from service.searches.checks import SEARCH
 from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
 from trainer.spec import names
+from trainer.spec.job import Kind
 from trainer.spec.search import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -62,7 +62,7 @@ def listing(
 ) -> Response:
     """All searches that one sees, the newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), SEARCH, owner or None, labels, name_contains or None, seen_by=page.caller)
+    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, seen_by=page.caller)
     found = jobs.listing(page.parts, filters, PAGE, cursor)
     filtered = bool(state or owner or label or name_contains)
     return page.render("searches/list.html", found=found, states=list(State), chosen=state or [], filtered=filtered)
@@ -87,7 +87,7 @@ def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool =
 def _job(page: Page, search_id: str) -> JobView:
     """Raises the API's 404, and 409 for a job of another kind."""
     job = jobs.show(page.parts, page.caller, search_id)
-    if job.kind != SEARCH:
+    if job.kind != Kind.SEARCH:
         raise ApiProblem(409, "not_for_this_kind", f"{job.id} is a {job.kind} job, and no search: see /jobs/{job.id}")
     return job
 

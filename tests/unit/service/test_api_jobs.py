@@ -74,6 +74,7 @@ def test_lists_are_narrowed(clients):
 
 WRONG: list[dict[str, Any]] = [
     {"state": "sleeping"},
+    {"kind": "sleeping"},
     {"label": "team"},
     {"created_after": "yesterday"},
     {"created_after": "0001-01-01T00:00:00+23:00"},

@@ -40,6 +40,10 @@ def test_the_list_is_filtered_and_paged_by_its_address(browsers, database):
     assert "number-07" in failed
     assert "number-08" not in failed
     assert "No job is like that." in page(browsers.alice, "/jobs?name_contains=nowhere")
+    assert "number-08" not in page(browsers.alice, "/jobs?kind=search")
+    refused = browsers.alice.get("/jobs?kind=nonsense")
+    assert refused.status_code == 422
+    assert "pretrain" in refused.text
 
 
 @pytest.mark.parametrize("state", ["queued", "running", "failed"])
