@@ -94,15 +94,9 @@ def test_a_search_from_the_form_to_a_promoted_backbone(visit: Visit, stack: Stac
 
     # promote the best, follow its job
     best = stack.client.search(search_id).best[0]
-    page.goto(f"{visit.url}/searches/{search_id}/trials/{best.number}")
-    press(page, "Promote")
-    dialog = page.get_by_role("dialog")
-    dialog.get_by_label("Epochs").fill("3")
-    dialog.get_by_label(re.compile("Register")).fill("journey")
-    dialog.get_by_role("button", name="Promote").click()
-    expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
-    promoted = page.url.split("/")[-2]
+    promoted = _promote(page, f"{visit.url}/searches/{search_id}/trials/{best.number}")
     assert stack.client.job(promoted).promoted_from.search == job.id
+    assert _promote(page, f"{visit.url}/searches/{search_id}/trials/{best.number}") == promoted  # a second time
     expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"), timeout=180_000)
 
     # an alias, and the snippet that loads it
@@ -127,6 +121,18 @@ def _change_concurrency(page: Page, count: int) -> None:
     page.get_by_role("button", name="Save").first.click()
 
 
+def _promote(page: Page, trial: str) -> str:
+    """Gives the id of the job, to whose page it leads."""
+    page.goto(trial)
+    press(page, "Promote")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Epochs").fill("3")
+    dialog.get_by_label(re.compile("Register")).fill("journey")
+    dialog.get_by_role("button", name="Promote").click()
+    expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
+    return page.url.split("/")[-2]
+
+
 def _set_alias(page: Page, alias: str, version: int) -> None:
     press(page, "Set alias")
     dialog = page.get_by_role("dialog")
@@ -146,6 +152,22 @@ def _the_copied_snippet_loads(page: Page, stack: Stack, folder: Path) -> None:
         env={"HF_TOKEN": stack.token, "PATH": "/usr/bin:/bin", "HOME": str(folder)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_search_that_was_cancelled_goes_on(visit: Visit, stack: Stack) -> None:
+    base = make_spec(optimization={"epochs": 30}, resources={"workers": 1}, evaluation={"every_epochs": 15})
+    space = {"optimization.base_lr": {"type": "categorical", "choices": [1e-4, 1e-3]}}
+    budget = {"trials": 2, "concurrency": 1}
+    job = stack.client.submit({"kind": "search", "name": "again", "base": base, "space": space, "budget": budget})
+    page = visit.open(f"/searches/{job.id}/overview")
+    wait_state(stack, job.id, State.RUNNING)
+    press(page, "Cancel", sure="End it")
+    wait_state(stack, job.id, State.CANCELLED)
+    press(page, "Retry", sure="Retry")
+    expect(page.locator(".head .badge")).not_to_have_text(re.compile("cancelled"))
+    wait_state(stack, job.id, State.SUCCEEDED, timeout_s=240)
+    expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"))
+    assert sorted(trial.number for trial in stack.client.trials(job.id)) == [0, 1]
 
 
 def test_reconstructions_by_keyboard(visit: Visit, filled: Filled) -> None:
@@ -168,6 +190,15 @@ def test_a_log_is_followed_searched_and_downloaded(visit: Visit, stack: Stack) -
     expect(lines.first).to_be_visible()
     before = lines.count()
     expect(lines).not_to_have_count(before)  # more have come
+    once = page.locator(".log-line", has_text="Training on")
+    expect(once).to_have_count(1)
+    live = page.locator("[data-live-switch]")
+    live.click()
+    expect(live).to_have_attribute("aria-pressed", "false")
+    before = lines.count()
+    live.click()
+    expect(lines).not_to_have_count(before)
+    expect(once).to_have_count(1)  # the stream that began anew repeats no line
     page.get_by_label("Search").fill("checkpoint")
     expect(page.locator(".log-line mark").first).to_be_visible()
     page.get_by_text("Download whole logs").click()

@@ -98,6 +98,7 @@ document.body.setAttribute("hx-ext", "morph"); // not on main: a refresh gives t
 document.body.addEventListener("htmx:afterSwap", (event) => {
   state.updated = Date.now();
   if (state.source?.readyState === EventSource.OPEN) state.lost = null;
+  if (state.ended && main.dataset.over === undefined) { state.ended = false; open(); } // a job that had ended goes on
   for (const done of refreshed) done(event);
   show();
 });
