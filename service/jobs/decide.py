@@ -152,6 +152,14 @@ class Next:
     """Before the next attempt, in `recovering`."""
 
 
+DONE: dict[str, str] = {
+    Kind.PRETRAIN: "Training is complete.",
+    Kind.PUBLISH: "The backbone is registered.",
+    Kind.SEARCH: "The search is complete.",
+}
+"""What a job that succeeded says, by kind."""
+
+
 def _sentence(text: str) -> str:
     """With a full stop: what an attempt said last may be an exception's own text."""
     return f"{text}." if text and text[-1] not in ".!?…" else text
@@ -162,7 +170,7 @@ def settle(job: Job, ended: Ended, max_failures: int) -> Next:
     search = job.kind == Kind.SEARCH
     how = "with further trials" if search else "from the last checkpoint"
     if ended.state == "succeeded":
-        return Next(State.SUCCEEDED, None, f"{'The search' if search else 'Training'} is complete.")
+        return Next(State.SUCCEEDED, None, DONE[job.kind])
     if job.state == State.CANCELLING:
         return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry it to go on {how}.")
     if ended.state == "cancelled" and job.state != State.PAUSING:  # nobody asked for it: it obeyed our stop after all

@@ -198,6 +198,7 @@ def _history(subject: Subject) -> Drawn:
     values, best_so_far = traces[:2]
     values.update(_hover(subject, values["x"]), name=TrialState.COMPLETE.value)
     best_so_far["name"] = "best so far"
+    layout["xaxis"] |= _of_numbers(subject)
     return [values, best_so_far], layout
 
 
@@ -248,7 +249,7 @@ def _parallel(subject: Subject) -> Drawn:
 
 def _importance(subject: Subject) -> Drawn:
     if len(subject.trials) < FEW:
-        raise NothingToShow(f"it needs {FEW} complete trials, and there are {len(subject.trials)}")
+        raise NothingToShow(f"it needs {FEW} complete trials and has {len(subject.trials)}")
     study = _study(subject, subject.spec.objectives[:1])
     figure = visualization.plot_param_importances(
         study, evaluator=PedAnovaImportanceEvaluator(), params=subject.present, target_name=subject.metric
@@ -293,8 +294,8 @@ def _timeline(subject: Subject) -> Drawn:
         seconds = [[round(milliseconds / 1000)] for milliseconds in trace["x"]]
         trace.update(_hover(subject, trace["y"], ("seconds",), seconds))
         trace.update(name=state.value, marker={"color": COLOURS[state]})
-    titles = {"xaxis": {"type": "date", "title": {"text": "Time (UTC)"}}, "yaxis": {"title": {"text": "Trial"}}}
-    return traces, layout | titles
+    numbers = {"title": {"text": "Trial"}} | _of_numbers(subject)
+    return traces, layout | {"xaxis": {"type": "date", "title": {"text": "Time (UTC)"}}, "yaxis": numbers}
 
 
 def _pareto(subject: Subject) -> Drawn:
@@ -376,6 +377,11 @@ def _study(
 def _parts(figure: Any) -> Drawn:
     """Of a plotly figure, numbers still as Optuna has them: plotly's own JSON packs arrays in base64."""
     return [trace.to_plotly_json() for trace in figure.data], figure.layout.to_plotly_json()
+
+
+def _of_numbers(subject: Subject) -> dict[str, Any]:
+    """Of an axis of trials' numbers: plotly puts halves between a few."""
+    return {"dtick": 1} if len(subject.trials) <= 10 else {}
 
 
 def _themeless(layout: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ REMOVED_RUN = RunView({}, {}, gone=True)
 
 
 def job(state: str = "running", failures: int = 0, restarts: int = 0) -> Job:
-    return Job(state=state, failures=failures, restarts=restarts)
+    return Job(kind="pretrain", state=state, failures=failures, restarts=restarts)
 
 
 def attempt(**fields: object) -> Attempt:

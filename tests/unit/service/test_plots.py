@@ -222,6 +222,7 @@ def test_the_history_is_of_complete_trials_and_the_best_so_far(search: Search):
     for place, name in enumerate(["trial", names.LINEAR_TOP1, *SPEC.space]):
         assert f"{name}: %{{customdata[{place}]}}" in values["hovertemplate"]
     assert search.figure("history").layout["yaxis"]["title"]["text"] == names.LINEAR_TOP1
+    assert search.figure("history").layout["xaxis"]["dtick"] == 1  # no half trials
 
 
 def test_the_history_of_what_should_be_small_falls(url: str):
@@ -271,7 +272,7 @@ def test_each_line_of_the_parallel_coordinates_is_its_own_trials(search: Search)
 def test_importance_needs_a_few_trials_and_finds_what_decides(search: Search):
     assert search.figure("importance").note == "Nothing to show: no trial has completed yet."
     search.add(0.5)
-    assert search.figure("importance").note == "Nothing to show: it needs 4 complete trials, and there are 1."
+    assert search.figure("importance").note == "Nothing to show: it needs 4 complete trials and has 1."
     for index in range(30):
         search.add(1 - index / 30, point={RATE: 1e-5 + index * 3e-5, PATCH: [16, 8, 32][index % 3], NAME: "mae"})
     view = search.figure("importance")

@@ -156,6 +156,7 @@ def test_a_published_version_is_served_and_both_jobs_name_it(served, world, root
     world.end_attempt(job_id, Outcome(state="succeeded"))
     world.rounds()
     assert world.state(job_id) == "succeeded"
+    assert job_of(world.database, job_id).message == "The backbone is registered."
     for each in (job_id, source):
         assert served.get(f"/v1/jobs/{each}").json()["result"]["backbones"] == [{"name": "late", "version": 1}]
     shown = served.get("/v1/backbones/late/versions/1").json()
