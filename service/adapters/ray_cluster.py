@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -174,7 +175,9 @@ class RayCluster:
             text = str(self._call("GET", f"/api/jobs/{submission_id}/logs").json().get("logs") or "")
         except ClusterUnreachable as error:
             return f"(its log could not be read: {error})"
-        return text.strip()[-LOG_TAIL:]
+        lines = "\n".join(map(_for_people, text.strip().splitlines()))
+        whole = lines[-LOG_TAIL:].partition("\n")[2] if len(lines) > LOG_TAIL else lines
+        return whole or lines[-LOG_TAIL:]
 
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
         answer = self._send(method, path, json)
@@ -198,6 +201,15 @@ class RayCluster:
 def _is_absent(answer: httpx.Response, submission_id: str) -> bool:
     """In Ray's own words: a proxy's 404 says nothing of the job."""
     return answer.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in answer.text
+
+
+def _for_people(line: str) -> str:
+    """What a line of an attempt's own log says, without what is there for programs; other lines as they are."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return line
+    return str(found["message"]) if isinstance(found, dict) and "message" in found else line
 
 
 def _refused(answer: httpx.Response) -> ClusterUnreachable:

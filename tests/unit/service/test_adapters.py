@@ -278,6 +278,14 @@ def test_the_end_of_a_log_is_short_and_never_in_the_way():
     tail = always(200, json={"logs": "x" * 9000 + "the end\n"}).log_tail("job-a-a1")
     assert tail.endswith("the end")
     assert len(tail) == LOG_TAIL
+    line = json.dumps({"time": 1.5, "level": "info", "source": "driver", "message": "Trial 1 ends.", "job_id": "job-a"})
+    mixed = "".join(f"{line}\nno JSON {number}\n" for number in range(1000))
+    assert (
+        always(200, json={"logs": mixed})
+        .log_tail("a")
+        .endswith("\nTrial 1 ends.\nno JSON 998\nTrial 1 ends.\nno JSON 999")
+    )
+    assert always(200, json={"logs": mixed}).log_tail("a").startswith(("Trial 1 ends.", "no JSON "))
     assert always(200, json={"logs": None}).log_tail("job-a-a1") == ""
     assert "could not be read" in refusing(httpx.ReadTimeout).log_tail("job-a-a1")
     assert "could not be read" in always(500).log_tail("job-a-a1")
