@@ -266,6 +266,18 @@ def test_nothing_yet_is_said_as_that(visits: Visits, stack: Stack) -> None:
         page.close()
 
 
+def test_live_is_switched_where_nothing_changes(visit: Visit) -> None:
+    page = visit.open("/tokens")
+    live = page.locator("[data-live-switch]")
+    live.click()
+    expect(live).to_have_attribute("aria-pressed", "false")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.resource_type))
+    with page.expect_response(re.compile("/tokens$")):  # it is brought up to date
+        live.click()
+    assert "eventsource" not in asked
+
+
 def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stack: Stack) -> None:
     job = stack.client.submit(make_spec(name="goes-on-and-on", optimization={"epochs": 2000}))
     wait_state(stack, job.id, State.RUNNING)

@@ -45,7 +45,7 @@ function close() {
 
 function open() {
   close();
-  if (!state.on || state.ended) return;
+  if (!state.on || state.ended || !state.url) return; // some pages have nothing that changes
   const source = new EventSource(state.url);
   state.source = source;
   source.onopen = () => {
@@ -160,5 +160,5 @@ chosen.addEventListener("change", () => {
 });
 
 state.url = main.dataset.stream;
-if (state.url) open();
+open();
 show();
