@@ -195,6 +195,8 @@ def test_a_log_is_followed_searched_and_downloaded(visit: Visit, stack: Stack) -
     live = page.locator("[data-live-switch]")
     live.click()
     expect(live).to_have_attribute("aria-pressed", "false")
+    page.reload()
+    expect(once).to_have_count(1)  # what there is so far
     before = lines.count()
     live.click()
     expect(lines).not_to_have_count(before)
@@ -219,6 +221,20 @@ def test_what_is_wrong_is_told_at_its_field(visit: Visit) -> None:
         re.compile("greater than 0|at least")
     )
     expect(field).to_have_value("-3")
+
+
+def test_two_parameters_of_one_path_are_told(visit: Visit) -> None:
+    visit.expected.append("422")  # of the plan, before the path is written
+    page = visit.open("/searches/new")
+    rows = page.locator("[data-parameter]")
+    path = rows.first.locator("[data-part=path]").input_value()
+    page.get_by_role("button", name="Another parameter").click()
+    rows.last.locator("[data-part=path]").fill(path)
+    start(page).click()
+    expect(page.get_by_text(f"{path} is there twice").first).to_be_visible()
+    expect(page).to_have_url(re.compile("/searches/new$"))
+    rows.last.get_by_role("button", name="Remove").click()
+    expect(page.get_by_role("complementary", name="Plan")).to_contain_text("trials")
 
 
 def test_a_conflict_keeps_what_was_written(visit: Visit, stack: Stack) -> None:

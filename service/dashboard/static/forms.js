@@ -108,9 +108,21 @@ class SpecForm {
     return found;
   }
 
+  // Of two parameters with one path the document could have one alone.
+  mustDiffer() {
+    const paths = [...this.place.querySelectorAll("[data-parameter] [data-part=path]")].map((part) => part.value.trim());
+    const twice = paths.find((path, index) => paths.indexOf(path) < index);
+    if (twice === undefined) return;
+    const message = `${twice || "an empty path"} is there twice: change or remove one of them`;
+    throw Object.assign(new Error(message), { problem: { detail: message, status: 422, problems: [{ field: `space.${twice}`, message }] } });
+  }
+
   // What is meant now, in whichever view; null where the text is no document, which is told.
   async document() {
-    if (this.view === "form") return { document: this.fromForm(), lines: {} };
+    if (this.view === "form") {
+      this.mustDiffer();
+      return { document: this.fromForm(), lines: {} };
+    }
     const { found } = await ask("POST", "/forms/document", { kind: this.kind, text: this.text.value });
     return found;
   }
@@ -118,7 +130,7 @@ class SpecForm {
   async show(view) {
     const before = this.view;
     try {
-      if (view === "yaml") this.text.value = (await ask("POST", "/forms/yaml", { document: this.fromForm() })).found.text;
+      if (view === "yaml") this.text.value = (await ask("POST", "/forms/yaml", { document: (await this.document()).document })).found.text;
       else this.fill((await ask("POST", "/forms/form", { kind: this.kind, text: this.text.value })).found.html);
     } catch (error) {
       if (!error.problem) throw error;

@@ -22,6 +22,9 @@ export function onEvent(kind, done) {
   state.source?.addEventListener(kind, done);
 }
 
+// Whether changes are followed as they happen.
+export const live = () => state.on;
+
 // Follow another address, for example with a filter on its log lines.
 export function follow(url) {
   state.url = url;

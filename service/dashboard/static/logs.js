@@ -2,7 +2,7 @@
 // `data-log` is where the API has them. With `data-stream-of` they come by the page's stream,
 // which begins here, so that no line comes before there is somebody to show it; else they are asked for.
 import { ask } from "./actions.js";
-import { follow, onEvent } from "./live.js";
+import { follow, live, onEvent } from "./live.js";
 
 const TAIL = 500;
 const PAGE = 1000;
@@ -86,7 +86,7 @@ class Log {
     if (this.stream) {
       this.say();
       follow(`${this.stream}?${this.query({ tail: TAIL })}`);
-      return undefined;
+      if (live()) return undefined;
     }
     return this.get({ tail: TAIL });
   }
@@ -121,7 +121,7 @@ class Log {
   }
 
   async poll() {
-    if (document.hidden || this.busy || this.root.dataset.ended !== undefined || !this.follows || !this.root.isConnected) return;
+    if (!live() || document.hidden || this.busy || this.root.dataset.ended !== undefined || !this.follows || !this.root.isConnected) return;
     this.busy = true;
     try {
       if (this.cursor) await this.get({ limit: PAGE, cursor: this.cursor });
