@@ -241,14 +241,16 @@ const seen = new IntersectionObserver((entries) => { for (const { target, isInte
 
 export function mount(found) {
   for (const root of found) {
+    const goesOn = root.dataset.ended === undefined;
+    const source = `${root.dataset.plot ?? root.dataset.curves} ${goesOn}`; // what came last is drawn when it ends, too
     if (!state.has(root)) {
       state.set(root, { at: 0, stale: true, visible: false, runs: [] });
       if (root.dataset.curves) build(root);
       seen.observe(root);
-    } else if (state.get(root).source !== (root.dataset.plot ?? root.dataset.curves) || root.dataset.ended === undefined) {
+    } else if (state.get(root).source !== source || goesOn) {
       if (state.get(root).visible) refreshed(root); else state.get(root).stale = true;
     }
-    state.get(root).source = root.dataset.plot ?? root.dataset.curves;
+    state.get(root).source = source;
   }
 }
 

@@ -121,7 +121,10 @@ class Log {
   }
 
   async poll() {
-    if (!live() || document.hidden || this.busy || this.root.dataset.ended !== undefined || !this.follows || !this.root.isConnected) return;
+    if (!live() || document.hidden || this.busy || !this.follows || !this.root.isConnected) return;
+    const over = this.root.dataset.ended !== undefined;
+    if (over && this.over) return;
+    this.over = over; // after the end once more, for the last lines
     this.busy = true;
     try {
       if (this.cursor) await this.get({ limit: PAGE, cursor: this.cursor });
