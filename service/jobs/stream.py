@@ -296,14 +296,16 @@ def opened(
     search: Annotated[str | None, Query(max_length=200, description="lines with this text, in whatever case")] = None,
     tail: Annotated[
         Annotated[int, Query(ge=0, le=5000)] | Literal["all"],
-        Query(description="begin with so many of the last lines; with a Last-Event-ID it begins after that event"),
+        Query(description="begin with so many of the last lines; after an event it begins with what follows that"),
     ] = 100,
+    after: Annotated[str | None, Query(description="a Last-Event-ID, where none can be sent as a header")] = None,
     last_event_id: Annotated[str | None, Header(description="`id` of the last event that was received")] = None,
 ) -> Reader:
     """One who may follow a job, from a place of its own."""
     with parts.database.read() as session:
         repository.seen(session, job_id, caller)
-    place, wanted = Place.of(last_event_id) if last_event_id else Place(), Wanted(source, level, search, attempt)
+    last = last_event_id or after  # a browser that has lost its connection sends both: the address as it was, and more
+    place, wanted = Place.of(last) if last else Place(), Wanted(source, level, search, attempt)
     look = Look(parts.database, parts.artifacts, job_id, logs, None if tail == "all" else tail, wanted)
     allowed = partial(still_valid, parts.database, caller)
     return Reader(request.app.state.streams, look, place, wanted, allowed, once)

@@ -294,6 +294,30 @@ def test_live_is_switched_where_nothing_changes(visit: Visit) -> None:
     assert "eventsource" not in asked
 
 
+HIDE = """hidden => {
+    Object.defineProperty(document, "hidden", { get: () => hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_more_tabs_than_connections(visit: Visit, stack: Stack) -> None:
+    """A browser has six connections to a host: tabs that nobody looks at give theirs back."""
+    tabs: list[Page] = []
+    for number in range(9):
+        tabs.append(visit.open("/jobs"))  # before the next one hides it
+        expect(tabs[-1].locator("[data-live-text]")).to_have_text(re.compile("live|updated"))
+        if number != 4:
+            tabs[-1].evaluate(HIDE, True)
+        else:
+            with tabs[-1].expect_event("requestfailed", lambda request: request.url.endswith("/v1/stream")):
+                tabs[-1].evaluate(HIDE, True)
+    job = stack.client.submit(make_spec(name="seen-later", priority=-100, resources={"workers": 32}))
+    expect(tabs[0].get_by_text("seen-later")).to_be_hidden()
+    tabs[0].evaluate(HIDE, False)
+    expect(tabs[0].get_by_text("seen-later").first).to_be_visible()
+    stack.client.cancel(job.id)
+
+
 def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stack: Stack) -> None:
     job = stack.client.submit(make_spec(name="goes-on-and-on", optimization={"epochs": 2000}))
     wait_state(stack, job.id, State.RUNNING)

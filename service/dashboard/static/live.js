@@ -5,11 +5,13 @@ const SOONEST_MS = 2000; // between two refreshes
 const REST = 10; // or so many times as long as the last one took: a busy service is asked less often
 const LATEST_MS = 60000; // without any news: what no event tells of, as a deleted job
 const PATIENCE_MS = 3000; // before a lost connection is told
+const HIDDEN_MS = 5000; // a browser has six connections to a host: a page that nobody looks at gives its own back
+const KINDS = ["jobs", "job", "event", "metrics", "log", "end"];
 const main = document.getElementById("main");
 const switched = document.querySelector("[data-live-switch]");
 const text = document.querySelector("[data-live-text]");
 const banner = document.querySelector("[data-disconnected]");
-const state = { on: localStorage.getItem("rcmae-live") !== "off", source: null, updated: Date.now(), lost: null, url: null, ended: false, waiting: null, busy: false, missed: false, took: 0 };
+const state = { on: localStorage.getItem("rcmae-live") !== "off", source: null, updated: Date.now(), lost: null, url: null, last: "", ended: false, waiting: null, busy: false, missed: false, took: 0, leaving: null };
 const refreshed = [];
 const listeners = new Map(); // by event, what other modules do with it
 
@@ -28,6 +30,7 @@ export const live = () => state.on;
 // Follow another address, for example with a filter on its log lines.
 export function follow(url) {
   state.url = url;
+  state.last = "";
   state.ended = false;
   open();
 }
@@ -48,9 +51,11 @@ function close() {
 
 function open() {
   close();
-  if (!state.on || state.ended || !state.url) return; // some pages have nothing that changes
-  const source = new EventSource(state.url);
+  if (!state.on || state.ended || !state.url || document.hidden) return; // some pages have nothing that changes
+  const after = state.last && `${state.url.includes("?") ? "&" : "?"}after=${encodeURIComponent(state.last)}`; // goes on there
+  const source = new EventSource(state.url + after);
   state.source = source;
+  for (const kind of KINDS) source.addEventListener(kind, ({ lastEventId }) => { state.last = lastEventId || state.last; });
   source.onopen = () => {
     if (state.lost) refreshSoon(); // what was missed meanwhile
     state.lost = null;
@@ -149,7 +154,15 @@ switched.addEventListener("click", () => {
   show();
 });
 banner.querySelector("[data-reconnect]").addEventListener("click", () => { open(); refresh(); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden && state.missed) { state.missed = false; refresh(); } });
+document.addEventListener("visibilitychange", () => {
+  clearTimeout(state.leaving);
+  if (document.hidden) {
+    if (state.source) state.leaving = setTimeout(() => { close(); state.missed = true; }, HIDDEN_MS);
+    return;
+  }
+  if (!state.source) open();
+  if (state.missed) { state.missed = false; refresh(); }
+});
 setInterval(show, 1000);
 setInterval(() => { if (state.on && Date.now() - state.updated > LATEST_MS) refreshSoon(); }, 5000);
 addEventListener("beforeunload", close);

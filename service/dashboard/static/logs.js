@@ -24,11 +24,7 @@ class Log {
     this.asked = 0; // which question an answer belongs to
     this.build();
     if (this.stream) {
-      onEvent("open", ({ target }) => { // a new stream begins with the last lines again; one that came back goes on
-        if (target === this.source) return;
-        this.source = target;
-        if (this.follows) { this.box.replaceChildren(); this.say(); }
-      });
+      onEvent("open", () => { if (this.fetched) { this.fetched = false; this.box.replaceChildren(); } }); // it has them too
       onEvent("log", (event) => this.follows && this.add(JSON.parse(event.data).lines));
     } else setInterval(() => this.poll(), POLL_MS);
     this.load();
@@ -87,6 +83,7 @@ class Log {
       this.say();
       follow(`${this.stream}?${this.query({ tail: TAIL })}`);
       if (live()) return undefined;
+      this.fetched = true;
     }
     return this.get({ tail: TAIL });
   }

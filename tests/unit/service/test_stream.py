@@ -228,6 +228,7 @@ def test_what_cannot_be_followed_is_refused(clients, job):
     for wrong in ("nonsense", repository.write_cursor([1]), repository.write_cursor(["", -1, "", None])):
         answer = clients.alice.get(path, headers={"Last-Event-ID": wrong})
         assert "Last-Event-ID" in problem(answer, 422, "parameter_invalid")["detail"]
+        problem(clients.alice.get(path, params={"after": wrong}), 422, "parameter_invalid")
     problem(clients.alice.get("/v1/jobs/job-none/stream"), 404, "job_not_found")
     problem(clients.bob.get(path), 404, "job_not_found")
     problem(clients.anonymous.get(path), 401, "unauthorized")
@@ -287,12 +288,15 @@ def test_a_reader_who_comes_back_loses_and_repeats_nothing(url, replica, job):
     worker = threading.Thread(target=work)
     worker.start()
     seen: list[Event] = []
-    last, cuts = None, 0
+    first, last, cuts = None, None, 0
     while "end" not in kinds(seen):
-        with following((url, replica)[cuts % 2], job.id, last, tail="all") as stream_:
+        header, address = (
+            (None, {"after": last} if last else {}) if cuts % 3 else (last, {"after": first} if first else {})
+        )
+        with following((url, replica)[cuts % 2], job.id, header, tail="all", **address) as stream_:
             for count, event in enumerate(stream_):
                 seen.append(event)
-                last = event.id
+                first, last = first or event.id, event.id
                 if count == cuts % 4 and not ended.is_set():
                     break
         cuts += 1
