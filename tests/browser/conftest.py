@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from browser_world import Filled, Visit, Visits, cookie_of, search_spec
@@ -12,6 +13,7 @@ from local_stack import Stack
 from playwright.sync_api import Browser, expect
 
 from service.access.sessions import COOKIE
+from service.client.errors import ApiError
 from service.jobs.schemas import State
 
 expect.set_options(timeout=20_000)  # two cores, and a job that trains on them
@@ -22,6 +24,15 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, object]) -> dic
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium, "the browser tests need Chromium: sudo apt-get install chromium"
     return {**browser_type_launch_args, "executable_path": chromium, "args": ["--no-sandbox"]}  # the tests may be root
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on(stack: Stack) -> Iterator[None]:
+    """A test that fails leaves no job behind that takes what the next one needs."""
+    yield
+    for job in stack.client.jobs(states=[state for state in State if not state.terminal]):
+        with suppress(ApiError):  # it has ended meanwhile
+            stack.client.cancel(job.id)
 
 
 @pytest.fixture
