@@ -141,8 +141,8 @@ def pretrain(spec: PretrainSpec, run: Run) -> Ending:
             if evaluator and recorder and (fresh or start == 0) and _due(spec.evaluation.every_epochs, step, schedule):
                 with meter.paused():
                     evaluation = evaluator.evaluate(student, backbone, step)
-                    recorder.log(step, evaluation)
                     logger.info("Evaluation at step %d: %s", step, _shown(evaluation))
+                    recorder.log(step, evaluation)  # where a search may stop its trial for good
             due = saver is not None and fresh and saver.due(_due(spec.checkpoint.every_epochs, step, schedule))
             action, due = agree(run.wanted(), due)
             ended = step == schedule.steps or action is not None

@@ -112,6 +112,8 @@ def test_every_end_of_an_attempt_moves_its_job_along_a_transition(state):
     """No attempt can end so that its job is stuck."""
     ends = ["succeeded", "failed", "cancelled", "paused", "lost"]
     for end, reason, failures in itertools.product(ends, [None, *POLICIES], [0, 9]):
-        step = settle(Job(state=state, failures=failures, restarts=0), Ended(end, reason, "said"), max_failures=3)
+        step = settle(
+            Job(kind="pretrain", state=state, failures=failures, restarts=0), Ended(end, reason, "said"), max_failures=3
+        )
         assert step.state in TRANSITIONS[State(state)], (end, reason, failures)
         assert step.message
