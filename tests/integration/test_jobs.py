@@ -181,7 +181,8 @@ def test_cancel_while_starting(stack):
     outcomes = [
         json.loads(file.read_text()) for file in Path(stack.folder.artifact_root).glob(f"{run}/attempts/1/outcome.json")
     ]
-    assert {outcome["state"] for outcome in outcomes} <= {"cancelled"}
+    # Or Ray's SIGTERM came before it read that.
+    assert all(each["state"] == "cancelled" or each["reason"] == "preempted" for each in outcomes), outcomes
     assert not list(Path(stack.folder.artifact_root).glob(f"{run}/checkpoints/a1/*[1-9]*/manifest.json"))
     assert [attempt.state for attempt in stack.client.attempts(job.id)] == ["cancelled"]
     with pytest.raises(ApiError) as error:
