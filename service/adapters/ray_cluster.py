@@ -175,9 +175,12 @@ class RayCluster:
             text = str(self._call("GET", f"/api/jobs/{submission_id}/logs").json().get("logs") or "")
         except ClusterUnreachable as error:
             return f"(its log could not be read: {error})"
-        lines = "\n".join(map(_for_people, text.strip().splitlines()))
-        whole = lines[-LOG_TAIL:].partition("\n")[2] if len(lines) > LOG_TAIL else lines
-        return whole or lines[-LOG_TAIL:]
+        lines = text.strip().splitlines()[-LOG_TAIL:]  # more than that many never fit
+        told = "\n".join(map(_for_people, lines))
+        if len(told) <= LOG_TAIL:
+            return told
+        cut = told[-LOG_TAIL:]
+        return cut.partition("\n")[2] or cut  # from the beginning of a line, where there is one
 
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
         answer = self._send(method, path, json)

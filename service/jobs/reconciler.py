@@ -351,7 +351,7 @@ def _command(job: Job, attempt: Attempt) -> Command:
 def _working(job: Job, attempt: Attempt) -> str:
     if job.kind == Kind.SEARCH:
         return searching.working(job, attempt)
-    return f"Attempt {attempt.number} is {'publishing' if job.kind == 'publish' else 'training'}."
+    return f"Attempt {attempt.number} is {'publishing' if job.kind == Kind.PUBLISH else 'training'}."
 
 
 def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen, standing: Standing | None) -> None:
