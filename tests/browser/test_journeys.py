@@ -255,6 +255,8 @@ def test_a_session_that_ends_loses_nothing(visits: Visits, stack: Stack) -> None
     visit = visits(made.token)
     visit.expected += SESSION_ENDS
     page = visit.open("/jobs/new")
+    # Not before the first plan is there: refused, it opens the dialog while the name is being written, with the focus.
+    expect(page.get_by_role("complementary", name="Plan")).to_contain_text("memory a worker")
     stack.client.revoke_token(made.id)
     page.locator('[name="name"]').fill("still-here")  # whose plan is refused
     ended = page.locator("#ended")

@@ -25,7 +25,6 @@ class SpecForm {
     this.key = null;
     this.asked = 0;
     this.draft = `rcmae-draft:${location.pathname}${location.search}`;
-    this.first = { html: this.place.innerHTML, text: this.text.value };
   }
 
   async begin() {
