@@ -84,8 +84,8 @@ class Job(Base):
     __tablename__ = "job"
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key"),
-        # Lists: newest first, of all jobs, one state's or one owner's.
-        Index(None, "created_at", "id"),
+        # Lists: newest first, of all jobs, one state's or one owner's. By name an index alone is searched.
+        Index(None, "created_at", "id", "deleted_at", "name"),
         Index(None, "state", "created_at", "id"),
         Index(None, "owner", "created_at", "id"),
         Index(None, "state", "kind", "deleted_at", "waiting_since"),
