@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import delete, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.adapters.trial_rows import RowStorage
 from service.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, parse_database_url, shown
 from trainer.spec.names import STUDY_SECONDS, STUDY_VARIABLE, TRIAL_MESSAGE, TRIAL_REASON
 from trainer.spec.search import SearchSpec
@@ -170,7 +171,7 @@ class Studies:
         except DatabaseUrlError as error:
             raise StudiesUnreachable(str(error).replace("RCMAE_DATABASE_URL", STUDY_VARIABLE)) from error
         if url.get_backend_name() == "sqlite":
-            storage = RDBStorage(
+            storage = RowStorage(
                 url.render_as_string(hide_password=False),
                 engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}, "hide_parameters": True},
             )
@@ -178,7 +179,7 @@ class Studies:
             return storage
         settings = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SETTINGS.items())
         arguments = {name: value for name, value in POSTGRES.items() if name not in url.query} | {"options": settings}
-        return RDBStorage(
+        return RowStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs={"connect_args": arguments, "pool_pre_ping": True, "hide_parameters": True},
         )
