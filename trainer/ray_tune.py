@@ -137,6 +137,7 @@ def run_trial(config: Mapping[str, str]) -> None:
     request = AttemptRequest.model_validate_json(config[REQUEST])
     trial = TrialOf.model_validate_json(config[TRIAL])
     store, failed = Store(request.artifact_uri), None
+    gc.freeze()  # what is there before a trial is not its own: the collection at its end need not look through torch
     try:
         if _trains_itself(request.spec):
             work(request, 0, 1, trial, lambda metrics: tune.report(dict(metrics)))

@@ -43,7 +43,7 @@ from trainer.spec.names import (
 )
 from trainer.storage import Store
 
-FLUSH_SECONDS = 1.0
+FLUSH_SECONDS = 2.0
 BATCH = 1000
 """Metrics of one call at most, by MLflow's own limit."""
 TAG_LENGTH = 8000
