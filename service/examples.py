@@ -265,6 +265,7 @@ ANSWERS: Final[dict[str, Any]] = {
     },
     "Image": {
         "step": 480,
+        "epoch": 40.0,
         "name": "reconstruction_00000480.png",
         "url": f"/v1/jobs/{JOB_ID}/images/reconstruction_00000480.png",
     },

@@ -9,12 +9,10 @@ from pydantic import ValidationError
 
 from service.adapters.storage import Artifacts, StorageUnreachable
 from service.db import Job
+from service.jobs.progress import steps_per_epoch
 from service.jobs.schemas import CheckpointView
 from trainer.spec import names
-from trainer.spec.base import SpecError
 from trainer.spec.checkpoint import Manifest, best
-from trainer.spec.job import parse_pretrain
-from trainer.spec.plan import Schedule
 
 
 class _Committed(NamedTuple):
@@ -27,12 +25,12 @@ class _Committed(NamedTuple):
 def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
     """Those that a next attempt could go on from, newest first; raises `StorageUnreachable` and `OutsideRoot`."""
     found = _committed(artifacts, job.artifact_uri, job.since_attempt) if job.artifact_uri else []
-    kept, steps_per_epoch = best(each.manifest for each in found), _steps_per_epoch(job)
+    kept, per_epoch = best(each.manifest for each in found), steps_per_epoch(job.run_spec, job.dataset_images)
     return [
         CheckpointView(
             attempt=manifest.attempt,
             step=manifest.step,
-            epoch=manifest.step / steps_per_epoch if steps_per_epoch else None,
+            epoch=manifest.step / per_epoch if per_epoch else None,
             path=path,
             bytes=sum(record.size for record in manifest.files.values()) + size,
             created_at=at,
@@ -69,12 +67,3 @@ def _manifest(place: str, data: bytes) -> Manifest:
 def _numbers(folders: list[str], prefix: str = "") -> list[int]:
     ends = [name.removeprefix(prefix) for name in folders if name.startswith(prefix)]
     return sorted(int(end) for end in ends if end.isdecimal())
-
-
-def _steps_per_epoch(job: Job) -> int | None:
-    if job.dataset_images is None:
-        return None
-    try:
-        return Schedule.of(parse_pretrain(job.run_spec), job.dataset_images).steps_per_epoch
-    except SpecError:  # the dataset has changed, and this job with it
-        return None

@@ -9,7 +9,9 @@ from service.adapters.mlflow_store import RunView
 from service.db import Attempt, Job
 from service.jobs.schemas import Progress
 from trainer.spec import names
+from trainer.spec.base import SpecError
 from trainer.spec.job import Newest, parse_pretrain
+from trainer.spec.plan import Schedule
 
 
 def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime) -> None:
@@ -49,6 +51,16 @@ def progress_of(
         loss=values.get(names.LOSS),
         eta_s=0.0 if left == 0 else left / rate if left and rate else None,
     )
+
+
+def steps_per_epoch(spec: Mapping[str, object], images: int | None) -> int | None:
+    """None until a dataset's readable images have been counted, and where they are too few for a batch by now."""
+    if images is None:
+        return None
+    try:
+        return Schedule.of(parse_pretrain(spec), images).steps_per_epoch
+    except SpecError:
+        return None
 
 
 def gpu_hours(attempts: Sequence[Attempt], moment: datetime) -> float:

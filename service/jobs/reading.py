@@ -14,6 +14,7 @@ from service.errors import not_found
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.logs import Logs, Wanted, WholeLog, page, whole
+from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
 from service.jobs.schemas import (
     AttemptView,
@@ -105,7 +106,8 @@ def checkpoints(parts: Parts, caller: Caller, job_id: str) -> Page[CheckpointVie
 def images(parts: Parts, caller: Caller, job_id: str) -> Page[ImageView]:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
-    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}")
+    per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
+    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
 def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
@@ -114,18 +116,23 @@ def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
     return picture(parts.artifacts, job.artifact_uri, name)
 
 
-def pictures(artifacts: Artifacts, folder: str | None, place: str) -> Page[ImageView]:
-    """A run's pictures by step; ``place`` is where the API has them. None where it has no artifact folder yet."""
+def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: int | None) -> Page[ImageView]:
+    """A run's pictures by step; ``place`` is where the API has them. None where it has no artifact folder yet.
+
+    ``per_epoch`` are its steps in an epoch, where that is known.
+    """
     found = artifacts.sizes(folder, names.IMAGES) if folder else {}
     pngs = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
+    steps = [int(name.removeprefix("reconstruction_").removesuffix(".png")) for name in pngs]
     return Page[ImageView](
         items=[
             ImageView(
-                step=int(name.removeprefix("reconstruction_").removesuffix(".png")),
+                step=step,
+                epoch=step / per_epoch if per_epoch else None,
                 name=name,
                 url=f"{place}/images/{quote(name)}",
             )
-            for name in pngs
+            for step, name in zip(steps, pngs, strict=True)
         ]
     )
 

@@ -328,6 +328,8 @@ class JobsChanged(View):
 
 class ImageView(View):
     step: int
+    epoch: float | None = None
+    """None until the dataset has been counted."""
     name: str
     url: str
     """Where the PNG is, below the server's address."""

@@ -341,8 +341,14 @@ def logs(
 
 
 def images(parts: Parts, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
-    _, folder, _ = _run(parts, caller, job_id, number)
-    return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}")
+    found = Search.load(parts, caller, job_id)
+    trial = found.trial(number)
+    spec, metrics = made.spec_of(trial, found.spec), made.metrics_of(trial)
+    epoch, samples, per_epoch = metrics.get(names.EPOCH), metrics.get(names.SAMPLES), None
+    if spec and epoch and samples:
+        per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
+    folder = trial.user_attrs.get(names.TRIAL_FOLDER)
+    return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
 def image(parts: Parts, caller: Caller, job_id: str, number: int, name: str) -> bytes:

@@ -175,9 +175,12 @@ def test_reconstructions_by_keyboard(visit: Visit, filled: Filled) -> None:
     slider = page.get_by_role("slider")
     picture = page.locator("[data-pictures] img").first
     last = picture.get_attribute("src")
+    expect(page.locator("[data-caption]")).to_have_text(re.compile(r"^epoch 6, step \d+$"))
     slider.focus()
     page.keyboard.press("ArrowLeft")
     expect(picture).not_to_have_attribute("src", last)
+    expect(page.locator("[data-caption]")).to_have_text(re.compile(r"^epoch 4, step \d+$"))
+    expect(picture).to_have_attribute("alt", re.compile(r"at epoch 4, step \d+$"))
     page.keyboard.press("ArrowRight")
     expect(picture).to_have_attribute("src", last)
 

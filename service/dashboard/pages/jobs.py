@@ -116,12 +116,17 @@ def _run(job: JobView, colour: str) -> dict[str, str]:
     return {"id": job.id, "label": job.name, "url": f"/v1/jobs/{job.id}/metrics", "colour": colour}
 
 
+def taken_at(picture: ImageView) -> str:
+    """When a picture was made, as people count."""
+    return f"step {picture.step}" if picture.epoch is None else f"epoch {picture.epoch:.6g}, step {picture.step}"
+
+
 def pictures_json(found: Sequence[ImageView]) -> str:
-    """For pictures.js: the step and the address of each."""
-    return json.dumps([[each.step, each.url] for each in found])
+    """For pictures.js: the step and the address of each, and how it is called."""
+    return json.dumps([[each.step, each.url, taken_at(each)] for each in found])
 
 
-environment.filters["pictures_json"] = pictures_json
+environment.filters |= {"pictures_json": pictures_json, "taken_at": taken_at}
 
 
 def _pictures(page: Page, job_id: str) -> list[ImageView]:

@@ -24,14 +24,14 @@ export function mount(found) {
 // Of each run the picture of the step, or the last one before it.
 function show(root, runs, steps, place) {
   const step = steps[place];
-  root.querySelector("output").textContent = step === undefined ? "" : `step ${step}, evaluation ${place + 1} of ${steps.length}`;
+  root.querySelector("output").textContent = step === undefined ? "" : `${place + 1} of ${steps.length}`;
   for (const { figure, all } of runs) {
     const found = all.filter(([at]) => at <= step).at(-1) ?? all[0];
     const img = figure.querySelector("img");
     if (!found || !img) continue;
     if (img.getAttribute("src") !== found[1]) img.src = found[1];
-    img.alt = img.alt.replace(/step \d+$/, `step ${found[0]}`);
+    img.alt = img.alt.replace(/(epoch [^ ]+, )?step \d+$/, found[2]);
     figure.querySelector("a").href = found[1];
-    figure.querySelector("[data-caption]").textContent = `step ${found[0]}`;
+    figure.querySelector("[data-caption]").textContent = found[2];
   }
 }

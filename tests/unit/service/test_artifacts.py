@@ -11,6 +11,7 @@ import pytest
 from service_fakes import add_job, spec_with
 
 from service.adapters.storage import Artifacts, OutsideRoot, StoredFile
+from service.jobs import repository
 
 WEIGHTS = bytes(range(256)) * 40
 
@@ -128,7 +129,10 @@ def test_a_jobs_pictures_are_listed_and_served(api, database, root):
     (images.parent / "spec.png").write_text("secret")
     job_id = add_job(database, "running", artifact_uri=str(images.parent))
     items = api.get(f"/v1/jobs/{job_id}/images").json()["items"]
-    assert [item["step"] for item in items] == [3, 20]
+    assert [(item["step"], item["epoch"]) for item in items] == [(3, None), (20, None)]
+    with database.session() as session:  # counted by the attempt: 640 train in ten steps an epoch
+        repository.get(session, job_id).dataset_images = 711
+    assert [item["epoch"] for item in api.get(f"/v1/jobs/{job_id}/images").json()["items"]] == [0.3, 2.0]
     answer = api.get(items[0]["url"])
     assert answer.headers["content-type"] == "image/png"
     assert answer.content == b"\x89PNGreconstruction_00000003.png"

@@ -170,13 +170,14 @@ def test_a_trial_has_the_logs_pictures_and_curves_of_its_own_run(api, searches, 
     job_id = searches.add(attempts=2)
     line = LogLine(time=1.0, level="info", source="rank-0", message="Trains.").model_dump_json().encode() + b"\n"
     files = {f"{names.log_folder(2)}/rank-0.0001.jsonl": line, names.picture_file(480): b"\x89PNG"}
-    number = searches.with_run(job_id, files, **{names.TRIAL_ATTEMPTS: [1, 2]})
+    measured = {names.EPOCH: 3.0, names.SAMPLES: 3 * 160 * 64.0}
+    number = searches.with_run(job_id, files, **{names.TRIAL_ATTEMPTS: [1, 2], names.TRIAL_METRICS: measured})
     place = f"/v1/searches/{job_id}/trials/{number}"
     logs = api.get(f"{place}/logs").json()
     assert [(each["attempt"], each["message"]) for each in logs["items"]] == [(2, "Trains.")]
     assert api.get(f"{place}/logs", params={"attempt": 1}).json()["items"] == []
     (picture,) = api.get(f"{place}/images").json()["items"]
-    assert picture["step"] == 480
+    assert (picture["step"], picture["epoch"]) == (480, 3)
     assert api.get(picture["url"]).content == b"\x89PNG"
     problem(api.get(f"{place}/images/reconstruction_00000481.png"), 404, "image_not_found")
     mlflow.points["train/loss"] = [MetricPoint(3, 0.5, now())]
