@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -32,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from service.engines import parse_database_url, postgres, shown, sqlite
+from service.engines import BUSY_SECONDS, parse_database_url, postgres, shown, sqlite
 
 
 class DatabaseUnreachable(Exception):
@@ -333,7 +334,7 @@ class Database:
         reading: dict[str, Any] = {"read_only": True}
         if not self.is_sqlite:  # there too a reader sees one state of the database, and cannot change it
             reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._sessions, self._turns = sessionmaker(self.engine, expire_on_commit=False), threading.Lock()
         self._readers = sessionmaker(self.engine.execution_options(**reading), expire_on_commit=False)
 
     @contextmanager
@@ -349,8 +350,21 @@ class Database:
         There is one at a time, in every database: what it has read stays true until it ends, and rows are numbered in
         the order in which others see them. So nothing slow belongs in it.
         """
-        with self._reached(), self._sessions.begin() as session:
+        with self._turn(), self._reached(), self._sessions.begin() as session:
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """SQLite lets write who asks in the right moment, while others sleep: threads of a process take turns."""
+        if not self.is_sqlite:
+            yield
+            return
+        if not self._turns.acquire(timeout=BUSY_SECONDS):
+            raise DatabaseUnreachable(f"{self.shown}: other changes took more than {BUSY_SECONDS} s")
+        try:
+            yield
+        finally:
+            self._turns.release()
 
     def migrate(self) -> None:
         """Bring the schema up to date; of several processes one does it and the others wait."""

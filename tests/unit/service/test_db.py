@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sqlalchemy import MetaData, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
 
+from service import db
 from service.app import create_app
 from service.auth import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
 from service.db import Attempt, Database, DatabaseUnreachable, Event, Job, migration_config
@@ -235,6 +237,30 @@ def test_writers_wait_for_each_other(database):
         list(pool.map(count, range(2)))
     assert job_of(database, job_id).failures == 80
     assert [event.message for event in events_of(database, job_id)] == [str(n) for n in range(1, 81)]
+
+
+def test_threads_take_turns_to_write(tmp_path, monkeypatch):
+    """One that has just written stands behind those that wait; and nobody waits for ever."""
+    database = Database(f"sqlite:///{tmp_path / 'rcmae.db'}")
+    database.migrate()
+    wrote: list[str] = []
+    done = threading.Event()
+
+    def write(who: str, times: int) -> None:
+        for _ in range(times):
+            with database.session() as session:
+                count_jobs(session)
+                wrote.append(who)
+                done.wait(0.02)  # the others wait by then
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab", (10, 10)))
+    assert max(len(list(turn)) for _, turn in itertools.groupby(wrote)) < 10, wrote
+    monkeypatch.setattr(db, "BUSY_SECONDS", 0.05)
+    with database.session(), pytest.raises(DatabaseUnreachable, match="other changes took more than"):
+        add_job(database)
+    add_job(database)
+    database.close()
 
 
 def test_a_reader_does_not_wait_for_a_writer(database):
