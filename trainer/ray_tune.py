@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -137,7 +138,9 @@ def run_trial(config: Mapping[str, str]) -> None:
     request = AttemptRequest.model_validate_json(config[REQUEST])
     trial = TrialOf.model_validate_json(config[TRIAL])
     store, failed = Store(request.artifact_uri), None
-    gc.freeze()  # what is there before a trial is not its own: the collection at its end need not look through torch
+    gc.collect()  # what a trial before left in this process goes, and memory of a GPU with the tensors in it
+    if "torch" in sys.modules and not gc.get_freeze_count():
+        gc.freeze()  # one that is not the first: torch and all else that is here stays, and is looked past from here on
     try:
         if _trains_itself(request.spec):
             work(request, 0, 1, trial, lambda metrics: tune.report(dict(metrics)))
@@ -148,8 +151,6 @@ def run_trial(config: Mapping[str, str]) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it is, the outcome says so
         reason, message = reason_of(error, f"trial {trial.number}", store.uri)
         failed = Outcome(state="failed", reason=reason, message=message)
-    finally:
-        gc.collect()  # the process is used again: memory of a GPU goes with the tensors in it
     if failed:
         settle_outcome(store, request.attempt, failed)
         raise TrialFailed(failed.message)

@@ -151,7 +151,8 @@ def test_a_compiled_run_killed_and_resumed_ends_bit_identical(tmp_path, workers)
     )  # fmt: skip
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = launch(spec, straight)
-    launch(spec, broken, attempt=1, die_at=7)
+    launch(spec, broken, attempt=1, die_at=7, after="checkpoints/a1/00000005/manifest.json")
     rest = launch(spec, broken, attempt=2)
+    assert min(map(int, rest["loss"])) == 6
     expected, got = weights(straight, whole["checkpoint"]), weights(broken, rest["checkpoint"])
     assert all(torch.equal(value, got[key]) for key, value in expected.items())

@@ -132,7 +132,8 @@ def test_killed_mid_epoch_and_resumed_it_ends_bit_identical(tmp_path, sets, in_s
     uri = sets[kind] if where == "disk" else in_s3[kind]
     spec = spec_of(uri, cache, resources={"workers": 2})
     losses, expected = straight
-    launch(spec, tmp_path / "run", attempt=1, die_at=5)  # in the middle of the second epoch of three steps
+    # In the middle of the second epoch of three steps, once the first one's checkpoint is stored.
+    launch(spec, tmp_path / "run", attempt=1, die_at=5, after="checkpoints/a1/00000003/manifest.json")
     rest = launch(spec, tmp_path / "run", attempt=2)
     assert min(map(int, rest["loss"])) == 4
     assert rest["loss"] == {step: loss for step, loss in losses.items() if int(step) > 3}
