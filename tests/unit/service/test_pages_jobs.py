@@ -111,10 +111,10 @@ def test_comparing_with_a_job_that_has_no_teacher(browsers, database):
 
 
 def test_only_pretraining_jobs_are_compared(browsers, database):
-    trained = job(database, "succeeded")
+    trained, another = job(database, "succeeded"), job(database, "succeeded", name="other")
     published = {"kind": "publish", "job": trained, "checkpoint": "checkpoints/a1/00000100", "register_as": "one"}
     with database.session() as session:
-        other = repository.get(session, job(database, "succeeded", name="other"))
+        other = repository.get(session, another)
         other.kind, other.spec = "publish", published
         other_id = other.id
     answer = browsers.alice.get(f"/jobs/compare?job={trained}&job={other_id}")
