@@ -80,17 +80,17 @@ class _Found:
             distributions={name: kind for name, (kind, _) in spread.items()},
             user_attrs={key: json.loads(text) for key, text in self._user.get(trial_id, ())},
             system_attrs={key: json.loads(text) for key, text in self._system.get(trial_id, ())},
-            intermediate_values={step: _on_the_way(*stored) for step, *stored in self._on_the_way.get(trial_id, ())},
+            intermediate_values={step: _value_of_step(*stored) for step, *stored in self._on_the_way.get(trial_id, ())},
             trial_id=trial_id,
         )
 
 
-_value: Callable[..., float] = models.TrialValueModel.stored_repr_to_value
-_on_the_way: Callable[..., float] = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
+_value_of_objective: Callable[..., float] = models.TrialValueModel.stored_repr_to_value
+_value_of_step: Callable[..., float] = models.TrialIntermediateValueModel.stored_repr_to_intermediate_value
 
 
 def _of_objectives(rows: Iterable[Any]) -> list[float] | None:
-    return [_value(*stored) for _, *stored in sorted(rows, key=lambda row: row[0])] or None
+    return [_value_of_objective(*stored) for _, *stored in sorted(rows, key=lambda row: row[0])] or None
 
 
 @functools.lru_cache(maxsize=1024)

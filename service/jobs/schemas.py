@@ -329,7 +329,7 @@ class JobsChanged(View):
 class ImageView(View):
     step: int
     epoch: float | None = None
-    """None until the dataset has been counted."""
+    """None while the steps of an epoch are not known."""
     name: str
     url: str
     """Where the PNG is, below the server's address."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
-from service.dashboard.shown import flat
+from service.dashboard.shown import flat, number
 from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
 from service.errors import ApiProblem
 from service.jobs import reading
@@ -118,7 +118,7 @@ def _run(job: JobView, colour: str) -> dict[str, str]:
 
 def taken_at(picture: ImageView) -> str:
     """When a picture was made, as people count."""
-    return f"step {picture.step}" if picture.epoch is None else f"epoch {picture.epoch:.6g}, step {picture.step}"
+    return f"step {picture.step}" if picture.epoch is None else f"epoch {number(picture.epoch)}, step {picture.step}"
 
 
 def pictures_json(found: Sequence[ImageView]) -> str:
