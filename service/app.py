@@ -18,31 +18,31 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
-from service import errors, openapi
 from service.access.audit import AuditLog
 from service.access.routes import router as access
-from service.access.sessions import Sessions
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth import ensure_admin
+from service.auth.caller import ensure_admin
+from service.auth.sessions import Sessions
 from service.backbones.hub import router as hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
+from service.context.app_state import Parts
+from service.controller.context import Control
+from service.controller.lease import Lease
+from service.controller.loop import Reconciler
 from service.dashboard import mount
-from service.db import Database
-from service.deps import Parts
+from service.db.database import Database
+from service.http import openapi, problems
+from service.http.schemas import View
 from service.jobs.changes import Changes
-from service.jobs.control import Control
-from service.jobs.reconciler import Reconciler
 from service.jobs.routes import metrics_router, stream_router
 from service.jobs.routes import router as jobs
-from service.jobs.schemas import View
 from service.jobs.stream import Streams
-from service.lease import Lease
 from service.observability import requests
-from service.readiness import Readiness
+from service.observability.readiness import Readiness
 from service.searches.plots import Plots
 from service.searches.routes import router as searches
 from service.settings import Settings
@@ -116,7 +116,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.parts, app.state.streams, app.state.plots = parts, streams, Plots(parts.studies)
     app.state.sessions, app.state.changes = Sessions(parts.settings.admin_token_file), Changes(parts.database, streams)
     app.add_middleware(AuditLog)  # the one that is added last is around the others
-    errors.install(app, parts.settings.body_limit_bytes)
+    problems.install(app, parts.settings.body_limit_bytes)
     requests.install(app, parts)
     openapi.install(app)
     app.include_router(jobs)

@@ -83,7 +83,7 @@ def up(
 ) -> None:
     """Start Ray, MLflow and the API on this machine, all on 127.0.0.1."""
     _need_server("up")
-    from service import stack
+    from service.embedded import stack
 
     folder = _folder(state_dir)
     signal.signal(signal.SIGTERM, _interrupt)
@@ -103,7 +103,7 @@ def _bring_up(
     folder: Folder, port: int | None, artifact_root: str | None, database_url: str | None, quiet: bool
 ) -> tuple[bool, StackState]:
     """Whether it was up already, and what runs now."""
-    from service import stack
+    from service.embedded import stack
     from service.embedded.parts import database_shown
 
     begin = time.monotonic()
@@ -145,7 +145,7 @@ def _stay(folder: Folder, state: StackState) -> None:
 
 
 def _stop(folder: Folder) -> None:
-    from service import stack
+    from service.embedded import stack
 
     err.print("stopping …")
     stack.down(folder)
@@ -159,7 +159,7 @@ def _interrupt(*_: object) -> NoReturn:
 def down(state_dir: StateDir = None, as_json: Json = False) -> None:
     """Stop everything. Data stays; jobs that run are taken up from their last checkpoint at the next `up`."""
     _need_server("down", ("psutil",))
-    from service import stack
+    from service.embedded import stack
 
     folder = _folder(state_dir)
     ran = stack.down(folder)
@@ -173,7 +173,7 @@ def down(state_dir: StateDir = None, as_json: Json = False) -> None:
 def status(state_dir: StateDir = None, as_json: Json = False) -> None:
     """What runs on this machine; the exit status is 0 only if everything works."""
     _need_server("status", ("psutil",))
-    from service import stack
+    from service.embedded import stack
 
     found = stack.status(_folder(state_dir))
     if as_json:
@@ -265,9 +265,9 @@ def controller(
     _need_server("controller", CONTROLLER_PACKAGES)
     from pydantic import ValidationError
 
-    from service.controller import run
-    from service.db import DatabaseUnreachable
-    from service.engines import DatabaseUrlError
+    from service.controller_app import run
+    from service.db.database import DatabaseUnreachable
+    from service.db.engines import DatabaseUrlError
     from service.settings import Settings
 
     try:

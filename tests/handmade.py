@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from trainer.spec import names
+from trainer.protocol import names
 
 MIB = 2**20
 PIECE = os.urandom(MIB)

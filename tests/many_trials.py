@@ -18,7 +18,8 @@ from optuna.storages._rdb import models
 from sqlalchemy import create_engine, func, insert, select
 
 from service.adapters.studies import Studies
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.search import CategoricalParameter, FloatParameter, Parameter, SearchSpec
 
 BEGIN = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -101,7 +102,7 @@ def write_trials(url: str, job_id: str, count: int, spec: SearchSpec = SPEC) -> 
                 names.TRIAL_RUN: f"{number:032x}",
                 names.TRIAL_FOLDER: f"s3://artifacts/{number:032x}/artifacts",
                 names.TRIAL_EPOCH: epochs,
-                names.TRIAL_METRICS: {names.LINEAR_TOP1: curve[-1], names.LOSS: 1 - curve[-1]},
+                names.TRIAL_METRICS: {metric_keys.LINEAR_TOP1: curve[-1], metric_keys.LOSS: 1 - curve[-1]},
                 names.TRIAL_ATTEMPTS: [1],
             }
             rows[models.TrialUserAttributeModel] += [

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from trainer.control import ACTIONS, Action
+from trainer.protocol.command import ACTIONS, Action
 
 PATIENCE = timedelta(hours=24)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 
 class TrainingError(Exception):

@@ -7,10 +7,12 @@ import signal
 import sys
 from types import FrameType
 
+from trainer.attempt.logs import start_logging, stop_logging
+from trainer.attempt.outcome import settle_outcome
 from trainer.errors import StorageError, TrainingError
-from trainer.logs import logger, start_logging, stop_logging
-from trainer.outcome import settle_outcome
-from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
+from trainer.logger import logger
+from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.storage import Store
 
 STOPPED = "Stopped from outside (SIGTERM), and not by a command: nothing to do, it goes on from the last checkpoint"
@@ -38,7 +40,7 @@ def main() -> int:
 def _train(request: AttemptRequest, store: Store) -> Outcome | None:
     """How the attempt failed; None where all work is done."""
     try:
-        from trainer.ray_train import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
+        from trainer.attempt.workers import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
 
         return run_attempt(request, store)
     except (SystemExit, KeyboardInterrupt):  # what `_leave` raises; inside of Ray's calls it becomes the other

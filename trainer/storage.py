@@ -6,6 +6,7 @@ AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE nam
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import random
@@ -325,3 +326,8 @@ def _absence_is_fine() -> Iterator[None]:
     except FileNotFoundError as error:
         if error_code(error) == "NoSuchBucket":
             raise
+
+
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import shutil
 import tempfile
@@ -13,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from trainer.logger import logger
+
 PREFIX: Final = "rcmae-tmp-"
 """Of no other folder: whatever else is named `rcmae-…` among temporary files belongs to others."""
 SWEEP_AGE_SECONDS: Final = 3600.0
 
-logger = logging.getLogger("rcmae")
 """That of `logs.py`, which stands on the storage, which stands on this."""
 
 

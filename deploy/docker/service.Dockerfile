@@ -10,9 +10,10 @@ FROM python:3.11-slim-bookworm
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin rcmae
 COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/rcmae PYTHONUNBUFFERED=1 HOME=/tmp
-# Of the trainer the service knows the spec alone.
+# Of the trainer the service knows the spec and the protocol alone.
 COPY trainer/__init__.py /opt/rcmae/trainer/
 COPY trainer/spec /opt/rcmae/trainer/spec
+COPY trainer/protocol /opt/rcmae/trainer/protocol
 COPY service /opt/rcmae/service
 # The user may not write there later, and without byte code every start is three times as long.
 RUN python -m compileall -q /opt/rcmae

@@ -7,11 +7,11 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access.sessions import Sessions
-from service.access.trail import Trail, note_use
-from service.auth import identify, identify_by_id, text_of
-from service.db import Database, DatabaseUnreachable
-from service.errors import answer, unavailable
+from service.auth.caller import identify, identify_by_id, text_of
+from service.auth.sessions import Sessions
+from service.auth.trail import Trail, note_use
+from service.db.database import Database, DatabaseUnreachable
+from service.http.problems import answer, unavailable
 
 log = structlog.get_logger()
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, func, or_, select
 from sqlalchemy.orm import Session
 
-from service.db import Audit, Token
-from service.jobs.repository import read_moment, read_number, utc, write_cursor
+from service.db.tables import Audit, Token
+from service.http.paging import read_moment, read_number, utc, write_cursor
 
 
 @dataclass(frozen=True)

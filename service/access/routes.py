@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import AuditView, NewTokenView, RotateBody, TokenBody, TokenView
-from service.deps import CallerDep, PartsDep
-from service.jobs.schemas import Moment, Page
+from service.context.app_state import CallerDep, PartsDep
+from service.http.schemas import Moment, Page
 
 router = APIRouter(prefix="/v1", tags=["access"])
 

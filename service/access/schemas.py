@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AwareDatetime, BeforeValidator, Field, StrictInt, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.jobs.schemas import Body, View, written_out
+from service.http.schemas import Body, View, written_out
 
 RoleName = Literal["viewer", "submitter", "operator", "admin"]
 Owner = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,99}$")]

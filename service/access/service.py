@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 from service.access import repository
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, AuditView, NewTokenView, RotateBody, TokenBody, TokenView
-from service.auth import Caller, Role, sha256, state_of
-from service.db import Token, now
-from service.deps import Parts
-from service.errors import ApiProblem, not_found, spec_problem
-from service.jobs.schemas import Page
+from service.auth.caller import Caller, Role, sha256, state_of
+from service.context.app_state import Parts
+from service.db.tables import Token, now
+from service.http.problems import ApiProblem, not_found, spec_problem
+from service.http.schemas import Page
 from trainer.spec.base import Problem
 
 PREFIX: Final = "rcmae_"

@@ -28,8 +28,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request_safe
 
-from trainer.spec.job import Command, Newest, SearchOrders
-from trainer.spec.names import (
+from trainer.protocol.command import Command, SearchOrders
+from trainer.protocol.names import (
     TAG_ATTEMPT,
     TAG_COMMAND,
     TAG_JOB,
@@ -40,6 +40,7 @@ from trainer.spec.names import (
     TAG_TRIAL_OF,
     heartbeat,
 )
+from trainer.protocol.progress import Newest
 
 T = TypeVar("T")
 

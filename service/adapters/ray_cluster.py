@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest
+from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.plan import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0

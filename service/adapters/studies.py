@@ -22,8 +22,8 @@ from sqlalchemy import delete, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.adapters.trial_rows import RowStorage
-from service.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, parse_database_url, shown
-from trainer.spec.names import STUDY_SECONDS, STUDY_VARIABLE, TRIAL_MESSAGE, TRIAL_REASON
+from service.db.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, parse_database_url, shown
+from trainer.protocol.names import STUDY_SECONDS, STUDY_VARIABLE, TRIAL_MESSAGE, TRIAL_REASON
 from trainer.spec.search import SearchSpec
 
 BUSY_SECONDS: Final = 20

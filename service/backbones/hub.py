@@ -2,8 +2,8 @@
 
 One repository a format: `rcmae/<name>` is the folder `hf`, `rcmae/<name>-mae` is `hf-mae` and `rcmae/<name>-timm` is
 `timm`, each with the version's card. A revision is `main` (the champion, else the newest), `v<number>`, an alias, or a
-commit: 40 digits made of the version's checksums, which name the same files for ever. `service.errors` gives refusals
-the headers by which the hub's clients tell them apart.
+commit: 40 digits made of the version's checksums, which name the same files for ever. `service.http.problems` gives
+refusals the headers by which the hub's clients tell them apart.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from service.backbones import registry, service
-from service.backbones.download import answer, unchanged
 from service.backbones.registry import COMMIT, Content, Served
 from service.backbones.schemas import MAIN
-from service.deps import CallerDep, Parts, PartsDep
-from service.errors import ApiProblem, not_found
-from service.jobs.schemas import View
-from trainer.spec import names
+from service.context.app_state import CallerDep, Parts, PartsDep
+from service.http.problems import ApiProblem, not_found
+from service.http.ranges import answer, unchanged
+from service.http.schemas import View
+from trainer.spec import formats
 
 router = APIRouter(prefix="/hf", tags=["hub"])
 
-LIBRARIES: Final = {names.BACKBONE_TIMM: "timm"}
+LIBRARIES: Final = {formats.BACKBONE_TIMM: "timm"}
 COMMIT_HEADER: Final = "X-Repo-Commit"
 COMMITS: Final[dict[str, str]] = {}
 """Of versions that were looked at, by their folders: where to look first for a commit."""
@@ -218,11 +218,11 @@ def _tree(found: Repository, below: str, recursive: bool) -> list[HubEntryView]:
 
 def _repository(parts: Parts, org: str, repo: str, revision: str) -> Repository:
     """Raises the API's 404 where there is no such repository, or no such revision of it."""
-    name, folder = repo, names.BACKBONE_HF
-    for ending, place in names.HUB_ENDINGS.items():
+    name, folder = repo, formats.BACKBONE_HF
+    for ending, place in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
             name, folder = repo.removesuffix(ending), place
-    versions = registry.served(parts, name) if org == names.HUB_ORGANISATION else []
+    versions = registry.served(parts, name) if org == formats.HUB_ORGANISATION else []
     if not versions:
         raise not_found("repo", f"{org}/{repo}")
     found = _at(parts, versions, revision)
@@ -270,7 +270,7 @@ def _model(found: Repository) -> HubModelView:
     return HubModelView(
         id=found.id,
         modelId=found.id,
-        author=names.HUB_ORGANISATION,
+        author=formats.HUB_ORGANISATION,
         sha=found.content.commit,
         lastModified=f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z",
         private=True,

@@ -18,19 +18,13 @@ from typing import Final
 from service.adapters.mlflow_store import MlflowUnreachable, Version
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones import repository
-from service.backbones.schemas import (
-    CHAMPION,
-    LARGEST,
-    LATEST,
-    MAIN,
-    BackboneView,
-    VersionSummaryView,
-)
-from service.db import Job
-from service.deps import Parts
-from service.errors import not_found, unavailable
+from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
+from service.context.app_state import Parts
+from service.db.tables import Job
+from service.http.problems import not_found, unavailable
 from service.jobs import repository as job_repository
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import formats
 
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 ALIAS: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -235,7 +229,7 @@ def of_the_card(path: str) -> bool:
 def formats_in(listed: Mapping[str, str]) -> list[str]:
     """The formats among a version's files, in the order in which people are told of them."""
     folders = {path.partition("/")[0] for path in listed if "/" in path}
-    return [form for form in names.BACKBONE_FORMATS if form in folders]
+    return [form for form in formats.BACKBONE_FORMATS if form in folders]
 
 
 def _number(text: str | None) -> float | None:

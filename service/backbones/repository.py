@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.db import DeletedVersion
+from service.db.tables import DeletedVersion
 
 
 def deleted(session: Session) -> Sequence[DeletedVersion]:

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.backbones import registry, service
-from service.backbones.download import answer, unchanged
 from service.backbones.schemas import (
     LARGEST,
     AliasBody,
@@ -18,8 +17,9 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.service import Filters
-from service.deps import CallerDep, PartsDep
-from service.jobs.schemas import Page
+from service.context.app_state import CallerDep, PartsDep
+from service.http.ranges import answer, unchanged
+from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
 router = APIRouter(prefix="/v1/backbones", tags=["backbones"])

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Field, StrictInt
 
-from service.jobs.schemas import Body, View
+from service.http.schemas import Body, View
 
 CHAMPION: Final = "champion"
 """The alias that `main` stands for, where a backbone has it."""

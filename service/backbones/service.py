@@ -10,7 +10,7 @@ from urllib.parse import quote
 import structlog
 
 from service.adapters.storage import StoredFile
-from service.auth import Caller
+from service.auth.caller import Caller
 from service.backbones import registry, repository
 from service.backbones.archive import Archive
 from service.backbones.registry import Served
@@ -22,11 +22,11 @@ from service.backbones.schemas import (
     VersionDeletionView,
     VersionView,
 )
-from service.deps import Parts
-from service.errors import ApiProblem, not_found
-from service.jobs.repository import bad_cursor, read_cursor, write_cursor
-from service.jobs.schemas import Page
-from trainer.spec import names
+from service.context.app_state import Parts
+from service.http.paging import bad_cursor, read_cursor, write_cursor
+from service.http.problems import ApiProblem, not_found
+from service.http.schemas import Page
+from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
 log = structlog.get_logger()

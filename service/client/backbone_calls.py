@@ -5,16 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from service.backbones.schemas import (
-    MAIN,
-    BackboneDetailView,
-    BackboneView,
-    VersionDeletionView,
-    VersionView,
-)
+from service.backbones.schemas import MAIN, BackboneDetailView, BackboneView, VersionDeletionView, VersionView
 from service.client.download import Fetcher, Form, Progress
 from service.client.transport import Transport
-from service.jobs.schemas import Page
+from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
 

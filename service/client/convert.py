@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, get_args
 
 from service.client.errors import ClientError
-from trainer.spec.tensors import MAE_ENCODER, encoder_names, hf_names, mmpretrain_name
+from trainer.protocol.tensor_names import MAE_ENCODER, encoder_names, hf_names, mmpretrain_name
 
 Reader = Literal["detectron2", "mmpretrain"]
 READERS: Final[tuple[Reader, ...]] = get_args(Reader)

@@ -22,8 +22,8 @@ import httpx
 
 from service.backbones.schemas import FileView, VersionView
 from service.client.errors import ApiError, ClientError, Patience
+from trainer.protocol.names import BACKBONE_SUMS as SUMS
 from trainer.spec.export import BackboneFormat
-from trainer.spec.names import BACKBONE_SUMS as SUMS
 
 if sys.platform == "win32":
     import msvcrt

@@ -27,7 +27,7 @@ from service.jobs.schemas import (
     State,
 )
 from trainer.spec.base import Problem
-from trainer.spec.names import RECONSTRUCTION_RATIO
+from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
 
 STYLES = {
     State.SUCCEEDED: "green",

@@ -25,6 +25,7 @@ from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
 from service.client.transport import given
 from service.cluster.schemas import ClusterView
+from service.http.schemas import Page
 from service.jobs.schemas import (
     AttemptView,
     CheckpointView,
@@ -36,7 +37,6 @@ from service.jobs.schemas import (
     Level,
     LogPage,
     MetricsView,
-    Page,
     PlanView,
     State,
 )

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from service.client.transport import Transport, given
-from service.jobs.schemas import ImageView, JobView, Level, LogPage, MetricsView, Page
+from service.http.schemas import Page
+from service.jobs.schemas import ImageView, JobView, Level, LogPage, MetricsView
 from service.searches.schemas import PlotName, PlotView, SearchView, TrialDetail, TrialPage, TrialState, TrialView
 
 

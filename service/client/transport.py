@@ -9,7 +9,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from service.client.errors import ApiError, ClientError, patiently
-from service.jobs.schemas import Page
+from service.http.schemas import Page
 
 Model = TypeVar("Model", bound=BaseModel)
 Params = Mapping[str, Any]

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.cluster import service
 from service.cluster.schemas import ClusterView
-from service.deps import CallerDep, PartsDep
+from service.context.app_state import CallerDep, PartsDep
 
 router = APIRouter(prefix="/v1/cluster", tags=["cluster"])
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from service.jobs.schemas import State, View
+from service.http.schemas import View
+from service.jobs.schemas import State
 
 
 class Amounts(View):

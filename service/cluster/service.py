@@ -6,15 +6,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, living
-from service.auth import Caller
+from service.auth.caller import Caller
 from service.cluster.schemas import ClusterView, NodeView, QueuedView, RunningView, Totals
-from service.db import Attempt, Job, now
-from service.deps import Parts
-from service.errors import unavailable
+from service.context.app_state import Parts
+from service.controller.starting import limits, queue_of, running
+from service.db.tables import Attempt, Job, now
+from service.http.problems import unavailable
 from service.jobs import repository
-from service.jobs.scheduler import Admission, Running, Waiting, admit, in_turn, left
 from service.jobs.schemas import State
-from service.jobs.starting import limits, queue_of, running
+from service.queue.scheduler import Admission, Running, Waiting, admit, in_turn, left
 from trainer.spec.plan import Gang, NodeShape, gang
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from service.errors import not_found
+from service.http.problems import not_found
 
 OWN: Final = Path(__file__).parent / "static"
 FOREVER: Final = "public, max-age=31536000, immutable"

@@ -9,7 +9,7 @@ from typing import Final
 from urllib.parse import quote
 
 from service.backbones.schemas import VersionView
-from trainer.spec.names import HUB_ORGANISATION
+from trainer.spec.formats import HUB_ORGANISATION
 
 HUB: Final = ("transformers", "timm")
 """The card's headings of what takes files from a hub, and, below, of what takes them from MLflow."""

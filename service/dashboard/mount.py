@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from service.dashboard import assets
 from service.dashboard.pages import access, backbones, cluster, home, jobs, login, searches, starting
 from service.dashboard.site import problem_page
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 
 NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json", "/metrics", "/healthz", "/readyz")
 

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from service.client.tables import number as significant
 from service.client.tables import size
-from service.db import now
+from service.db.tables import now
 
 NOTHING: Final = "–"
 

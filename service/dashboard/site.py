@@ -15,12 +15,12 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from service.access.sessions import Sessions
-from service.auth import Caller, Role, caller_by_id
+from service.auth.caller import Caller, Role, caller_by_id
+from service.auth.sessions import Sessions
+from service.context.app_state import Parts, PartsDep
 from service.dashboard.assets import url_of
 from service.dashboard.shown import FILTERS, seconds_between
-from service.deps import Parts, PartsDep
-from service.errors import TOLD, ApiProblem, validation_problem
+from service.http.problems import TOLD, ApiProblem, validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
 from trainer.spec.job import Kind

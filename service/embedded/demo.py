@@ -17,15 +17,16 @@ from pydantic import BaseModel
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from service import stack
 from service.adapters.storage import Artifacts
 from service.client import tables
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
+from service.embedded import stack
 from service.embedded.parts import S3_PROFILE_VARIABLE, Folder
 from service.jobs.schemas import JobView, MetricsView, State
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 
 RATIO_LIMIT: Final = 0.75
 """Largest reconstruction ratio at the end that counts as having learnt."""
@@ -104,14 +105,14 @@ def run(folder: Folder, console: Console) -> Result:
             console.print(f"pulled {version.name}:{version.version}; comparing it with the trainer's own features")
             checkpoint = _checkpoint(client, folder, job)
         verified = _verify(checkpoint, place / "hf")
-    ratio = _series(metrics, names.RECONSTRUCTION_RATIO)
+    ratio = _series(metrics, metric_keys.RECONSTRUCTION_RATIO)
     result = Result(
         job=job,
         reconstruction_ratio_before=ratio[0],
         reconstruction_ratio_after=ratio[-1],
-        linear_top1=_series(metrics, names.LINEAR_TOP1)[-1],
-        linear_top1_random_init=_series(metrics, names.LINEAR_TOP1_RANDOM_INIT)[-1],
-        images_per_s=median(_series(metrics, names.IMAGES_PER_S)),
+        linear_top1=_series(metrics, metric_keys.LINEAR_TOP1)[-1],
+        linear_top1_random_init=_series(metrics, metric_keys.LINEAR_TOP1_RANDOM_INIT)[-1],
+        images_per_s=median(_series(metrics, metric_keys.IMAGES_PER_S)),
         start_s=start_s,
         job_s=job_s,
         wall_s=time.monotonic() - begin,

@@ -16,9 +16,8 @@ from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from service import stack
 from service.client import tables
-from service.embedded import processes
+from service.embedded import processes, stack
 from service.embedded.parts import DEFAULT_PORT, Folder, StackError, database_shown
 
 Level = Literal["fine", "warning", "broken"]

@@ -23,7 +23,7 @@ from service.client.errors import ClientError
 from service.client.server import HOST, STATE_FILE, TOKEN_FILE
 from service.embedded import processes
 from service.embedded.processes import Identity
-from trainer.spec.names import STUDY_VARIABLE
+from trainer.protocol.names import STUDY_VARIABLE
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -215,7 +215,7 @@ def choose_database_url(folder: Folder, wanted: str | None) -> str | None:
     if wanted is None:
         return recorded
     # Imported here: `rcmae down` and `rcmae status` of a stack on SQLite work without SQLAlchemy.
-    from service.engines import DatabaseUrlError, parse_database_url  # noqa: PLC0415
+    from service.db.engines import DatabaseUrlError, parse_database_url  # noqa: PLC0415
 
     try:
         url = parse_database_url(wanted)
@@ -242,7 +242,7 @@ def database_shown(folder: Folder) -> str:
     recorded = folder.load().database_url
     if recorded is None:
         return folder.database_url
-    from service.engines import parse_database_url, shown  # noqa: PLC0415
+    from service.db.engines import parse_database_url, shown  # noqa: PLC0415
 
     return shown(parse_database_url(recorded))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from service.embedded import parts, processes
 from service.embedded.parts import PARTS, Folder, PartName, StackError, StackState
 from service.embedded.processes import Identity
-from service.stack import stop_parts
+from service.embedded.stack import stop_parts
 
 LOOK_S = 0.2
 LONGEST_PAUSE_S = 30.0

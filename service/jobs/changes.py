@@ -18,9 +18,10 @@ from fastapi import Depends, Query, Request
 from fastapi.sse import ServerSentEvent
 from sqlalchemy import func, select
 
-from service.auth import Caller, still_valid
-from service.db import Database, DatabaseUnreachable, Event, Job
-from service.deps import CallerDep
+from service.auth.caller import Caller, still_valid
+from service.context.app_state import CallerDep
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Event, Job
 from service.jobs.repository import ACTIVE
 from service.jobs.schemas import JobsChanged
 from service.jobs.stream import Streams

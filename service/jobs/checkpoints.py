@@ -8,11 +8,11 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from service.adapters.storage import Artifacts, StorageUnreachable
-from service.db import Job
+from service.db.tables import Job
 from service.jobs.progress import steps_per_epoch
 from service.jobs.schemas import CheckpointView
-from trainer.spec import names
-from trainer.spec.checkpoint import Manifest, best
+from trainer.protocol import names
+from trainer.protocol.checkpoint import Manifest, best
 
 
 class _Committed(NamedTuple):

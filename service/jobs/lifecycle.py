@@ -11,10 +11,10 @@ import structlog
 from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
-from service.db import Event, Job, now, write_labels
+from service import counters
+from service.db.tables import Event, Job, now, write_labels
 from service.jobs.schemas import State
-from service.observability import metrics
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 log = structlog.get_logger()
 
@@ -187,7 +187,7 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
     told = {"job_id": job.id, "attempt": job.attempts, "before": begin, "state": to, "reason": reason, "actor": actor}
 
     def committed(_: Session) -> None:
-        metrics.TRANSITIONS.labels(begin.value, to.value, reason or metrics.NONE).inc()
+        counters.TRANSITIONS.labels(begin.value, to.value, reason or counters.NONE).inc()
         log.info("job_moved", **told)
 
     event.listen(session, "after_commit", committed, once=True)

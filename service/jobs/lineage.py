@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from sqlalchemy.orm import Session
 
-from service.db import Job
+from service.db.tables import Job
 from service.jobs.schemas import BackboneRef, Result
 from trainer.spec.job import parse_spec
 from trainer.spec.search import SearchSpec

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from service.adapters.storage import Artifacts, StorageUnreachable
-from service.errors import ApiProblem
-from service.jobs.repository import bad_cursor, read_cursor, write_cursor
+from service.http.paging import bad_cursor, read_cursor, write_cursor
+from service.http.problems import ApiProblem
 from service.jobs.schemas import Level, LogPage, LogView
-from trainer.spec.names import log_folder
+from trainer.protocol.names import log_folder
 
 PIECE: Final = 2**20
 """Bytes of a chunk that are in memory at a time; a line that is longer is too."""

@@ -12,8 +12,10 @@ from typing import Final
 from pydantic import BaseModel
 
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
-from service.db import Database, Job
-from service.errors import ApiProblem
+from service.db.database import Database
+from service.db.tables import Job
+from service.http import paging
+from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.logs import Found, Logs, Mark, Wanted
 from service.jobs.reading import view
@@ -52,7 +54,7 @@ class Place:
     def of(cls, event_id: str) -> Place:
         """The place after an event; raises the API's 422 for an id that is none of ours."""
         with contextlib.suppress(ApiProblem):
-            match repository.read_cursor(event_id):
+            match paging.read_cursor(event_id):
                 case [str(job), int(event), str(metrics), None] if 0 <= event < 2**63:
                     return cls(job, event, metrics)
                 case [str(job), int(event), str(metrics), list(parts)] if 0 <= event < 2**63 and Mark.of(parts):
@@ -62,7 +64,7 @@ class Place:
         )
 
     def id(self) -> str:
-        return repository.write_cursor([self.job, self.event, self.metrics, self.logs.parts() if self.logs else None])
+        return paging.write_cursor([self.job, self.event, self.metrics, self.logs.parts() if self.logs else None])
 
     def pass_over(self, news: News) -> None:
         """Be where ``news`` end."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from service.adapters.mlflow_store import RunView
-from service.db import Attempt, Job
+from service.db.tables import Attempt, Job
 from service.jobs.schemas import Progress
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.protocol.progress import Newest
+from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
-from trainer.spec.job import Newest, parse_pretrain
+from trainer.spec.job import parse_pretrain
 from trainer.spec.plan import Schedule
 
 
@@ -33,7 +35,7 @@ def progress_of(
     spec: Mapping[str, object], newest: Newest, steps: str | None, running: Sequence[int]
 ) -> Progress | None:
     """How far a run is; None before its first metrics. The end is foretold for ``running`` attempts alone."""
-    values, samples = newest.values, newest.values.get(names.SAMPLES)
+    values, samples = newest.values, newest.values.get(metric_keys.SAMPLES)
     if samples is None:
         return None
     optimization = parse_pretrain(spec).optimization
@@ -41,14 +43,14 @@ def progress_of(
     left = max(0, total - step) * optimization.global_batch_size if total is not None else None
     rate = newest.images_per_s if newest.attempt in running else None
     return Progress(
-        epoch=values.get(names.EPOCH, 0.0),
+        epoch=values.get(metric_keys.EPOCH, 0.0),
         epochs=optimization.epochs,
         step=step,
         steps=total,
         samples=int(samples),
-        images_per_s=values.get(names.IMAGES_PER_S),
-        data_wait_fraction=values.get(names.DATA_WAIT_FRACTION),
-        loss=values.get(names.LOSS),
+        images_per_s=values.get(metric_keys.IMAGES_PER_S),
+        data_wait_fraction=values.get(metric_keys.DATA_WAIT_FRACTION),
+        loss=values.get(metric_keys.LOSS),
         eta_s=0.0 if left == 0 else left / rate if left and rate else None,
     )
 

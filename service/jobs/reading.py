@@ -7,26 +7,19 @@ from typing import Any
 from urllib.parse import quote
 
 from service.adapters.storage import Artifacts
-from service.auth import Caller
-from service.db import Attempt, Job
-from service.deps import Parts
-from service.errors import not_found
+from service.auth.caller import Caller
+from service.context.app_state import Parts
+from service.db.tables import Attempt, Job
+from service.http import paging
+from service.http.problems import not_found
+from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.logs import Logs, Wanted, WholeLog, page, whole
 from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
-from service.jobs.schemas import (
-    AttemptView,
-    CheckpointView,
-    EventView,
-    ImageView,
-    JobView,
-    LogPage,
-    Page,
-    PromotedFrom,
-)
-from trainer.spec import names
+from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
+from trainer.protocol import names
 
 
 def view(job: Job) -> JobView:
@@ -54,12 +47,12 @@ def listing(parts: Parts, filters: Filters, limit: int, cursor: str | None) -> P
 
 
 def events(parts: Parts, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
-    after = repository.read_number(cursor) if cursor else 0
+    after = paging.read_number(cursor) if cursor else 0
     with parts.database.read() as session:
         repository.seen(session, job_id, caller)
         found = repository.events(session, job_id, after, limit + 1)
         items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
-        following = repository.write_cursor([items[-1].id]) if len(found) > limit else None
+        following = paging.write_cursor([items[-1].id]) if len(found) > limit else None
         return Page[EventView](items=items, next_cursor=following)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from service.auth import Caller
-from service.db import Attempt, Event, Job, Label, now
-from service.errors import ApiProblem, not_found
+from service.auth.caller import Caller
+from service.db.tables import Attempt, Event, Job, Label, now
+from service.http.paging import read_moment, utc, write_cursor
+from service.http.problems import ApiProblem, not_found
 from service.jobs.schemas import JobView, State
 from trainer.spec.job import Kind
 
@@ -83,14 +82,6 @@ class Filters:
         return [(name, value) for name, _, value in (label.partition(":") for label in self.label)]
 
 
-def utc(moment: datetime) -> datetime:
-    """Without a zone it is UTC; raises the API's 422 where UTC has no such year."""
-    try:
-        return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    except OverflowError as error:
-        raise ApiProblem(422, "parameter_invalid", f"{moment.isoformat()} is out of range") from error
-
-
 WORKED_OUT = {"spec", "promoted_from"}
 """Of a job as it is shown: what is no column."""
 SHOWN = [getattr(Job, name) for name in JobView.model_fields if name not in WORKED_OUT] + [Job.search_id, Job.trial]
@@ -114,42 +105,6 @@ def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> 
     more = len(jobs) > limit
     last = jobs[limit - 1] if more else None
     return jobs[:limit], write_cursor([last["created_at"].isoformat(), last["id"]]) if last else None
-
-
-def write_cursor(parts: list[Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
-
-
-def read_cursor(cursor: str) -> list[Any]:
-    """The parts a cursor was made of; raises the API's 422 for anything else."""
-    try:
-        parts = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, RecursionError) as error:
-        raise bad_cursor(cursor) from error
-    if not isinstance(parts, list):
-        raise bad_cursor(cursor)
-    return parts
-
-
-def read_moment(cursor: str) -> tuple[datetime, str]:
-    """The moment and the id that a cursor holds; raises the API's 422 for anything else."""
-    parts = read_cursor(cursor)
-    try:
-        return utc(datetime.fromisoformat(parts[0])), str(parts[1])
-    except (ValueError, TypeError, IndexError) as error:
-        raise bad_cursor(cursor) from error
-
-
-def read_number(cursor: str) -> int:
-    """The row's number that a cursor holds; raises the API's 422 for anything else."""
-    match read_cursor(cursor):
-        case [int(number)] if 0 <= number < 2**63:
-            return number
-    raise bad_cursor(cursor)
-
-
-def bad_cursor(cursor: str) -> ApiProblem:
-    return ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not one this service gave")
 
 
 def by_idempotency_key(session: Session, owner: str, key: str) -> Job | None:

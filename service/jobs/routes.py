@@ -10,9 +10,10 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from service.backbones.download import answer
-from service.deps import CallerDep, PartsDep
-from service.jobs import metrics as curves
+from service.context.app_state import CallerDep, PartsDep
+from service.http.ranges import answer
+from service.http.schemas import Moment, Page
+from service.jobs import metric_curves as curves
 from service.jobs import reading, service
 from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
@@ -30,8 +31,6 @@ from service.jobs.schemas import (
     Level,
     LogPage,
     MetricsView,
-    Moment,
-    Page,
     PatchBody,
     PlanView,
     ResumeBody,

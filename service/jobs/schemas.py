@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     Strict,
     StrictBool,
@@ -19,10 +16,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from trainer.spec.job import LogLine
+from service.http.schemas import Body, Page, View
+from trainer.protocol.logs import LogLine
 from trainer.spec.pretrain import Labels, Priority
 
-Item = TypeVar("Item")
 Level = Literal["debug", "info", "warning", "error"]
 """Of a log line, by weight."""
 LAST_ATTEMPT = 1_000_000
@@ -46,29 +43,6 @@ class State(StrEnum):
     @property
     def terminal(self) -> bool:
         return self in {State.SUCCEEDED, State.FAILED, State.CANCELLED}
-
-
-def written_out(moment: object) -> object:
-    """Refuses a number, which pydantic would take for seconds since 1970."""
-    try:
-        float(str(moment))
-    except ValueError:
-        return moment
-    raise PydanticCustomError("moment", "must be written as 2026-03-01T09:30:00Z; without a zone it is UTC")
-
-
-Moment = Annotated[datetime, BeforeValidator(written_out)]
-"""A point in time in a request."""
-
-
-class View(BaseModel):
-    """What the API answers: field docs go into OpenAPI; a newer server may add fields."""
-
-    model_config = ConfigDict(
-        use_attribute_docstrings=True,
-        extra="ignore",
-        json_schema_serialization_defaults_required=True,  # they are always there
-    )
 
 
 class Progress(View):
@@ -141,11 +115,11 @@ class BackboneRef(View):
 class Result(View):
     """What a job left behind."""
 
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field({})
     """The last value of each evaluation metric and of the losses."""
     backbone: BackboneRef | None = None
     """The newest version that it registered itself, if the spec asked for one."""
-    backbones: list[BackboneRef] = []
+    backbones: list[BackboneRef] = Field([])
     """Every version that its training has become: those it registered, and checkpoints of it that were published."""
 
 
@@ -177,12 +151,6 @@ class JobView(View):
     spec: dict[str, Any]
     """As submitted, with defaults; once the job was admitted, with every `auto` that the cluster decides filled in."""
     result: Result | None
-
-
-class Page(View, Generic[Item]):
-    items: list[Item]
-    next_cursor: str | None = None
-    """Give it as `cursor` for the items that follow; null at the end."""
 
 
 class Parameters(View):
@@ -350,14 +318,8 @@ class Deletion(View):
     """Registered versions that it made."""
 
 
-class Body(BaseModel):
-    """What a verb is told: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-
 class ResumeBody(Body):
-    resources: dict[str, StrictInt | Literal["auto"]] = {}
+    resources: dict[str, StrictInt | Literal["auto"]] = Field({})
     """Other `resources` than before, such as `{"workers": 4}`; `auto` is what the cluster has now."""
 
 

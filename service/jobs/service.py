@@ -13,16 +13,15 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth import Caller, Role
-from service.db import Job, now
-from service.deps import Parts
-from service.errors import ApiProblem, spec_problem, unavailable
+from service.auth.caller import Caller, Role
+from service.context.app_state import Parts
+from service.controller.removal import preview
+from service.controller.starting import limits, queue_of, running
+from service.db.tables import Job, now
+from service.http.problems import ApiProblem, spec_problem, unavailable
 from service.jobs import lineage, repository
 from service.jobs.lifecycle import EFFECTS, Effect, StaleState, Verb, delete, edit, transition
-from service.jobs.publishing import trained_by
 from service.jobs.reading import view
-from service.jobs.removal import preview
-from service.jobs.scheduler import fits
 from service.jobs.schemas import (
     Deletion,
     Gang,
@@ -35,12 +34,14 @@ from service.jobs.schemas import (
     State,
     Steps,
 )
-from service.jobs.starting import limits, queue_of, running
 from service.jobs.submission import check_places, insert, kept_key, schedule
-from service.searches.checks import check_base, check_search, how_many, trial_schedule
+from service.kinds.publish import trained_by
+from service.kinds.search_checks import check_base, check_search, how_many, trial_schedule
+from service.queue.scheduler import fits
 from service.settings import Settings
+from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem
-from trainer.spec.job import JobSpec, Kind, Reason, parse_spec
+from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import ClusterShape, Schedule, gang, memory_per_worker, parameters, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec

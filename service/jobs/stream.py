@@ -23,10 +23,10 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Header, Query, Request
 from fastapi.sse import ServerSentEvent
 
-from service.auth import still_valid
-from service.db import DatabaseUnreachable
-from service.deps import CallerDep, PartsDep
-from service.errors import ApiProblem
+from service.auth.caller import still_valid
+from service.context.app_state import CallerDep, PartsDep
+from service.db.database import DatabaseUnreachable
+from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.logs import Found, Mark, Wanted, in_time
 from service.jobs.news import Look, News, Place

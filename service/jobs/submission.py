@@ -5,8 +5,8 @@ from __future__ import annotations
 import structlog
 from sqlalchemy.orm import Session
 
-from service.auth import sha256
-from service.db import Event, Job
+from service.auth.caller import sha256
+from service.db.tables import Event, Job
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom, State
 from service.settings import Settings

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from service.db import now
-from service.deps import Parts
+from service.context.app_state import Parts
+from service.controller.lease import view
+from service.db.tables import now
 from service.jobs import repository
 from service.jobs.schemas import State
-from service.lease import view
-from service.readiness import Probe
+from service.observability.readiness import Probe
 from trainer.spec.job import Kind
 
 LIMIT_S: Final = 3.0

@@ -11,9 +11,9 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.deps import Parts
+from service.context.app_state import Parts
+from service.counters import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
 from service.observability.collector import ServiceCollector
-from service.observability.metrics import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
 from trainer.spec.masking import masked
 
 log = structlog.get_logger()

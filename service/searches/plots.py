@@ -12,7 +12,7 @@ from typing import Final
 from optuna.trial import FrozenTrial, TrialState
 
 from service.adapters.studies import Studies
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 from service.searches.schemas import PlotName, PlotView
 from trainer.spec.base import Problem
 from trainer.spec.search import SearchSpec

@@ -10,9 +10,9 @@ import json
 from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
-from service.auth import sha256
-from service.db import Event, Job
-from service.errors import ApiProblem
+from service.auth.caller import sha256
+from service.db.tables import Event, Job
+from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom
 from service.jobs.submission import check_places, insert, kept_key, schedule

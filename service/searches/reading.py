@@ -15,14 +15,15 @@ from typing import Any, Final
 
 from optuna.trial import FrozenTrial
 
-from service.auth import Caller
-from service.db import Job, now
-from service.deps import Parts
-from service.errors import ApiProblem, not_found
-from service.jobs import metrics, reading
+from service.auth.caller import Caller
+from service.context.app_state import Parts
+from service.db.tables import Job, now
+from service.http.paging import bad_cursor, read_cursor, write_cursor
+from service.http.problems import ApiProblem, not_found
+from service.http.schemas import Page
+from service.jobs import metric_curves, reading
 from service.jobs.logs import Logs, Wanted, page
-from service.jobs.repository import bad_cursor, read_cursor, write_cursor
-from service.jobs.schemas import ImageView, LogPage, MetricsView, Page, SearchProgress, State
+from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
 from service.searches import repository
 from service.searches import trials as made
 from service.searches.schemas import (
@@ -35,7 +36,8 @@ from service.searches.schemas import (
     TrialState,
     TrialView,
 )
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.search import CategoricalParameter, SearchSpec
 
 NEWEST_FIRST: Final = "-number"
@@ -343,8 +345,8 @@ def logs(
 def images(parts: Parts, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
-    spec, metrics = made.spec_of(trial, found.spec), made.metrics_of(trial)
-    epoch, samples, per_epoch = metrics.get(names.EPOCH), metrics.get(names.SAMPLES), None
+    spec, metric_curves = made.spec_of(trial, found.spec), made.metrics_of(trial)
+    epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
@@ -359,5 +361,5 @@ def image(parts: Parts, caller: Caller, job_id: str, number: int, name: str) -> 
 def curves(parts: Parts, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
     """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
     run_id, _, _ = _run(parts, caller, job_id, number)
-    found = metrics.curves(parts, {run_id: None}, keys, points) if run_id else {}
+    found = metric_curves.curves(parts, {run_id: None}, keys, points) if run_id else {}
     return MetricsView(series=found.get(run_id or "", {key: [] for key in keys}))

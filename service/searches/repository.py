@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from service.auth import Caller
-from service.db import Job
-from service.errors import ApiProblem
+from service.auth.caller import Caller
+from service.db.tables import Job
+from service.http.problems import ApiProblem
 from service.jobs import repository
 from trainer.spec.job import Kind
 

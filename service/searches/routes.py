@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.deps import CallerDep, PartsDep
+from service.context.app_state import CallerDep, PartsDep
+from service.http.schemas import Page
 from service.jobs.logs import Wanted
-from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView, Page
+from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
 from service.searches import reading, service
 from service.searches.plots import Plots
 from service.searches.schemas import (

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, JsonValue, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.jobs.schemas import Body, Page, State, TrialCounts, View
+from service.http.schemas import Body, Page, View
+from service.jobs.schemas import State, TrialCounts
 from trainer.spec.export import BackboneName
 
 

@@ -15,10 +15,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth import Caller, Role, sha256
-from service.db import Addition, Job, now
-from service.deps import Parts
-from service.errors import ApiProblem, unavailable
+from service.auth.caller import Caller, Role, sha256
+from service.context.app_state import Parts
+from service.db.tables import Addition, Job, now
+from service.http.problems import ApiProblem, unavailable
 from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
@@ -29,16 +29,8 @@ from service.searches import reading, repository
 from service.searches import trials as made
 from service.searches.promotion import promote_trial
 from service.searches.reading import Search
-from service.searches.schemas import (
-    PointsBody,
-    PromoteBody,
-    SearchPatch,
-    SearchView,
-    TrialPage,
-    TrialState,
-    TrialView,
-)
-from trainer.spec import names
+from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
+from trainer.protocol import names
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.plan import ClusterShape, plural, resolve
 from trainer.spec.search import Point, PromoteSpec, SearchSpec, parse_point

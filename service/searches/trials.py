@@ -17,9 +17,9 @@ from optuna.trial import TrialState as StudyState
 
 from service.jobs.schemas import TrialCounts
 from service.searches.schemas import RepeatView, TrialState
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
-from trainer.spec.job import Reason
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import Point, SearchSpec
 

@@ -36,9 +36,10 @@ from sqlalchemy import insert, text
 sys.path.append(str(Path(__file__).parents[1]))
 from postgres_server import postgres_server
 
-from service.db import Attempt, Base, Database, Event, Job, Label, now
+from service.db.database import Database
+from service.db.tables import Attempt, Base, Event, Job, Label, now
 from service.embedded import processes
-from service.jobs.repository import write_cursor
+from service.http.paging import write_cursor
 from trainer.spec.plan import ClusterShape, resolve
 from trainer.spec.pretrain import PretrainSpec
 

@@ -16,7 +16,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 
 
@@ -27,17 +27,17 @@ class Record:
         self._file = file
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if names.SAMPLES in metrics:
+        if metric_keys.SAMPLES in metrics:
             with self._file.open("a") as file:
-                file.write(f"{os.getpid()} {step} {metrics[names.SAMPLES]} {time.time()}\n")
+                file.write(f"{os.getpid()} {step} {metrics[metric_keys.SAMPLES]} {time.time()}\n")
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Nobody reads them."""
 
 
 def train(config: dict[str, Any]) -> None:
-    from trainer.pretrain import Run, pretrain  # noqa: PLC0415 - as in every worker, torch is imported here
     from trainer.storage import Store  # noqa: PLC0415
+    from trainer.training.loop import Run, pretrain  # noqa: PLC0415 - as in every worker, torch is imported here
 
     folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
     (folder / f"rank-{rank}").write_text(str(os.getpid()))

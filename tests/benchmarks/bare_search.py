@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 from ray.tune import RunConfig, TuneConfig, Tuner
 
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 
 Report = Callable[[dict[str, float]], None]
@@ -29,7 +29,7 @@ class Recorder:
         self._report = report
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if step and names.RECONSTRUCTION_RATIO in metrics:
+        if step and metric_keys.RECONSTRUCTION_RATIO in metrics:
             self._report(dict(metrics))
 
     def tag(self, tags: Mapping[str, str]) -> None:
@@ -37,8 +37,8 @@ class Recorder:
 
 
 def train(spec: PretrainSpec, folder: Path, store: str, report: Report) -> None:
-    from trainer.pretrain import Run, pretrain  # noqa: PLC0415 - the driver needs no torch
     from trainer.storage import Store  # noqa: PLC0415
+    from trainer.training.loop import Run, pretrain  # noqa: PLC0415 - the driver needs no torch
 
     begin = time.time()
     pretrain(spec, Run(store=Store(store), attempt=1, since_attempt=1, recorder=Recorder(report)))

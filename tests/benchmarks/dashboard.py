@@ -33,7 +33,8 @@ from service_fakes import add_job
 from sqlalchemy import select
 
 from service.dashboard.assets import ASSETS
-from service.db import Attempt, Audit, Database, Job, now
+from service.db.database import Database
+from service.db.tables import Attempt, Audit, Job, now
 
 AIM_S, AIM_BYTES = 1.0, 2e6
 LINES = 10_000

@@ -20,7 +20,7 @@ from live import poll
 from local_stack import Stack, running_stack
 from playwright.sync_api import BrowserContext, sync_playwright
 
-from service.access.sessions import COOKIE
+from service.auth.sessions import COOKIE
 
 LOADS = 5
 """Of each page, the first of which is not counted."""

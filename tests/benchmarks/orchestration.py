@@ -31,7 +31,7 @@ from local_stack import Stack, running_stack
 from service.embedded import parts, processes
 from service.embedded.parts import HOST
 from service.jobs.schemas import JobView, State
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.job import parse_spec
 from trainer.spec.plan import ClusterShape, resolve
 
@@ -83,7 +83,7 @@ def begun(stack: Stack, job: JobView, attempt: int = 1) -> float:
         tried = stack.client.attempts(job.id)
         if len(tried) < attempt:
             return None
-        points = stack.client.metrics(job.id, [names.LOSS]).series.get(names.LOSS, [])
+        points = stack.client.metrics(job.id, [metric_keys.LOSS]).series.get(metric_keys.LOSS, [])
         times = [point.time.timestamp() for point in points if point.time > tried[attempt - 1].started_at]
         return min(times, default=None)
 
@@ -177,7 +177,7 @@ def rate(stack: Stack, rounds: int, minutes: float) -> None:
 
 def samples_of(stack: Stack, job: JobView) -> list[tuple[float, float]]:
     """Samples done and when, as far as MLflow has been told."""
-    points = stack.client.metrics(job.id, [names.SAMPLES]).series[names.SAMPLES]
+    points = stack.client.metrics(job.id, [metric_keys.SAMPLES]).series[metric_keys.SAMPLES]
     return [(point.value, point.time.timestamp()) for point in points]
 
 

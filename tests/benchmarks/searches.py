@@ -45,7 +45,7 @@ from service_fakes import add_job
 
 from service.adapters.studies import Studies
 from service.app import create_app
-from service.db import Database
+from service.db.database import Database
 from service.embedded import parts
 from service.embedded.parts import HOST
 from service.jobs.schemas import State

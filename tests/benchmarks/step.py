@@ -27,10 +27,10 @@ from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD
 from trainer.models.pixels import normalised, patchify, targets
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.models.vit import position_embedding
-from trainer.optim import make_optimizer
 from trainer.spec.plan import step_flops
 from trainer.spec.pretrain import MethodSpec, ModelSpec, OptimizationSpec
-from trainer.step import Learner, Objective
+from trainer.training.optim import make_optimizer
+from trainer.training.step import Learner, Objective
 
 RC_MAE, MAE = MethodSpec(), MethodSpec.model_validate({"name": "mae"})
 LR, MOMENTUM = 1e-4, 0.996

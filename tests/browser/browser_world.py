@@ -14,7 +14,7 @@ from axe_playwright_python.sync_playwright import Axe
 from live import make_spec
 from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request
 
-from service.access.sessions import COOKIE
+from service.auth.sessions import COOKIE
 from service.jobs.schemas import JobView
 
 SHOTS = Path(os.environ.get("RCMAE_SCREENSHOTS", Path(__file__).parent / "screenshots"))

@@ -12,7 +12,7 @@ from live import make_spec, wait_state
 from local_stack import Stack
 from playwright.sync_api import Browser, expect
 
-from service.access.sessions import COOKIE
+from service.auth.sessions import COOKIE
 from service.client.errors import ApiError
 from service.jobs.schemas import State
 

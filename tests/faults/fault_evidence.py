@@ -9,7 +9,7 @@ from fault_world import World
 
 from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import AttemptView, EventView, JobView, State
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 CHARGED = {True: "more failures are allowed", False: "not counted as a failure"}
 

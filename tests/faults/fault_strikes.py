@@ -15,9 +15,9 @@ from fault_nodes import kill_second_node, second_node
 from fault_world import CPUS, World
 from live import poll
 
-from service import stack as embedded
 from service.embedded import processes
-from trainer.spec.job import Reason
+from service.embedded import stack as embedded
+from trainer.protocol.outcome import Reason
 
 OUTAGE_SECONDS = 60.0
 UP_SECONDS = 120.0

@@ -27,7 +27,7 @@ from s3fs import S3FileSystem
 from service.embedded.parts import HOST
 from service.embedded.processes import Identity
 from service.jobs.schemas import AttemptView, EventView, JobView, State
-from trainer.spec.names import heartbeat
+from trainer.protocol.names import heartbeat
 
 CPUS = 12
 """Of a node: logical ones, so that all jobs of a fault, and those that nothing happens to, run at once anywhere."""

@@ -10,7 +10,7 @@ from fault_world import CPUS, END_SECONDS, small_spec
 from live import wait, wait_state
 
 from service.jobs.schemas import State
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

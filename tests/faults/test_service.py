@@ -16,7 +16,7 @@ from live import make_spec, poll, wait_state
 
 from service.embedded import processes
 from service.jobs.schemas import JobView, State
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -16,10 +16,11 @@ import httpx
 import pytest
 from live import poll
 
-from service.db import Database, Job
+from service.controller.lease import LeaseView, view
+from service.db.database import Database
+from service.db.tables import Job
 from service.embedded import processes
 from service.jobs import repository
-from service.lease import LeaseView, view
 
 LIMIT_S = 180.0
 LEASE_S = "4"

@@ -7,7 +7,7 @@ from live import make_spec, wait, wait_state
 from local_stack import rcmae, running_stack
 
 from service.jobs.schemas import State
-from trainer.spec import names
+from trainer.spec import metric_keys
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,9 @@ def test_a_paused_job_goes_on_at_the_same_sample_after_down_and_up_with_another_
         log = "\n".join(line.message for line in stack.client.logs(job.id, attempt=2, source="rank-0").items)
         assert f"Resuming at step {step} of {STEPS} from {first.checkpoint}" in log
 
-        both = [stack.client.metrics(found.id, [names.SAMPLES, names.LOSS]).series for found in (straight, job)]
-        samples, losses = ([series[key] for series in both] for key in (names.SAMPLES, names.LOSS))
+        both = [
+            stack.client.metrics(found.id, [metric_keys.SAMPLES, metric_keys.LOSS]).series for found in (straight, job)
+        ]
+        samples, losses = ([series[key] for series in both] for key in (metric_keys.SAMPLES, metric_keys.LOSS))
         assert [(p.step, p.value) for p in samples[1]] == [(p.step, p.step * BATCH) for p in samples[0]]
         assert [p.value for p in losses[1]] == pytest.approx([p.value for p in losses[0]], abs=1e-4)

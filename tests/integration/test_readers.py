@@ -21,13 +21,13 @@ from readers import run
 from safetensors.torch import load_file, save_file
 
 from service.jobs.schemas import State
-from trainer.checkpoint import TEACHER
 from trainer.export import verify
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.timm import export_timm
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import MethodSpec, ModelSpec
+from trainer.training.checkpoint import TEACHER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first to ask for an environment makes it
 

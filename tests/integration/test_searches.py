@@ -15,7 +15,8 @@ from mlflow.tracking import MlflowClient
 
 from service.jobs.schemas import State
 from service.searches.schemas import TrialState
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 
 RATE, MOMENTUM = "optimization.base_lr", "method.teacher.momentum"
 BASE = make_spec(
@@ -59,7 +60,7 @@ def agree(stack, job_id: str, trials: int) -> int:
         assert run.data.tags[names.TAG_TRIAL] == str(trial.number)
         assert run.info.status == ("FAILED" if trial.state is TrialState.FAILED else "FINISHED")
         detail = stack.client.trial(job_id, trial.number)
-        values = {point.step: point.value for point in client.get_metric_history(trial.run_id, names.LINEAR_TOP1)}
+        values = {point.step: point.value for point in client.get_metric_history(trial.run_id, metric_keys.LINEAR_TOP1)}
         steps_per_epoch = 10
         measured = {step // steps_per_epoch: value for step, value in values.items() if step}
         assert {round(point.epoch): point.value for point in detail.intermediate} == measured
@@ -75,7 +76,7 @@ def test_a_search_finds_its_best_trial_and_promotes_it(stack):
     (best,) = view.best
     values = [trial.values[0] for trial in trials_of(stack, job.id) if trial.values]
     assert best.values[0] == max(values)
-    assert done.result.metrics[names.LINEAR_TOP1] == best.values[0]
+    assert done.result.metrics[metric_keys.LINEAR_TOP1] == best.values[0]
     assert f"trial {best.number}" in done.message
     promoted = stack.client.promote(
         job.id, best.number, overrides={"optimization.epochs": 2, "evaluation.every_epochs": 2}

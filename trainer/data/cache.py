@@ -25,14 +25,13 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from trainer.checkpoint import sha256_of
 from trainer.data.decode import JPEG_START, Raw, decode, decodes_whole
 from trainer.data.index import CHUNK, SAY_EVERY_S, Index
 from trainer.data.readers import Reader
 from trainer.data.sources import Files
 from trainer.errors import DataError, StorageError
-from trainer.logs import logger
-from trainer.storage import open_filesystem, told
+from trainer.logger import logger
+from trainer.storage import open_filesystem, sha256_of, told
 
 FOLDER_VARIABLE: Final = "RCMAE_CACHE_DIR"
 LIMIT_VARIABLE: Final = "RCMAE_CACHE_BYTES"

@@ -15,9 +15,9 @@ from trainer.data.readers import DigitsReader, Reader, open_reader
 from trainer.data.scan import Table, scan
 from trainer.data.sources import Files, find_files
 from trainer.errors import DataError
-from trainer.logs import logger
+from trainer.logger import logger
+from trainer.protocol.names import TAG_DATASET, TAG_IMAGES
 from trainer.spec.dataset import DIGITS, DatasetSpec
-from trainer.spec.names import TAG_DATASET, TAG_IMAGES
 from trainer.spec.pretrain import PretrainSpec
 
 

@@ -21,7 +21,7 @@ from trainer.data.readers import Reader
 from trainer.data.sampler import SPLIT, hash64
 from trainer.data.scan import Table
 from trainer.errors import DataError
-from trainer.logs import logger
+from trainer.logger import logger
 from trainer.spec.plan import HELD_OUT_MAX, HELD_OUT_SHARE
 
 VERSION: Final = 2

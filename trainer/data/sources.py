@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from trainer.errors import DataError
-from trainer.logs import logger
+from trainer.logger import logger
 from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
 from trainer.storage import open_filesystem, told
 

@@ -17,9 +17,10 @@ from trainer.evaluation.features import extract
 from trainer.evaluation.linear import linear_probe
 from trainer.evaluation.pictures import reconstruction_grid
 from trainer.evaluation.reconstruction import reconstruction_ratio
-from trainer.logs import logger
+from trainer.logger import logger
 from trainer.models.rc_mae import MaskedAutoencoder
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store, patience
 
@@ -71,15 +72,15 @@ class Evaluator:
                 self._store.write(names.picture_file(step), picture)
         except StorageError as error:
             logger.warning("The picture of step %d is lost, it could not be stored: %s", step, error)
-        metrics = {names.RECONSTRUCTION_RATIO: ratio}
+        metrics = {metric_keys.RECONSTRUCTION_RATIO: ratio}
         if self._probes:
             if self._random_init is None:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self._spec.seed)
                     fresh = MaskedAutoencoder(self._spec.model).to(self._device)
                 self._random_init = self._linear(fresh)
-            metrics[names.LINEAR_TOP1] = self._linear(backbone)
-            metrics[names.LINEAR_TOP1_RANDOM_INIT] = self._random_init
+            metrics[metric_keys.LINEAR_TOP1] = self._linear(backbone)
+            metrics[metric_keys.LINEAR_TOP1_RANDOM_INIT] = self._random_init
         return metrics
 
     def _linear(self, backbone: MaskedAutoencoder) -> float:

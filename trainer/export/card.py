@@ -11,19 +11,10 @@ import yaml
 
 from trainer.export.curves import draw_curves
 from trainer.export.snippets import Subject, snippets
-from trainer.spec import names
+from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PICTURES, BACKBONE_SPEC
+from trainer.spec import metric_keys
 from trainer.spec.export import ExportSpec
-from trainer.spec.names import (
-    BACKBONE_CARD,
-    BACKBONE_HF,
-    BACKBONE_HF_MAE,
-    BACKBONE_METRICS,
-    BACKBONE_ONNX,
-    BACKBONE_PICTURES,
-    BACKBONE_SPEC,
-    BACKBONE_TIMM,
-    BACKBONE_TORCH_EXPORT,
-)
+from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
 from trainer.spec.plan import parameters, plural
 from trainer.spec.pretrain import PretrainSpec
 
@@ -37,11 +28,11 @@ LIBRARIES: Final = {
 }
 """By format; the first of these that a backbone has is its card's."""
 EVALUATIONS: Final = {
-    names.RECONSTRUCTION_RATIO: (
+    metric_keys.RECONSTRUCTION_RATIO: (
         "error of the masked patches of held-out images over that of predicting zeros; below 1 is learning"
     ),
-    names.LINEAR_TOP1: "top-1 accuracy on held-out images of a linear classifier on the frozen mean patch token",
-    names.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights",
+    metric_keys.LINEAR_TOP1: "top-1 accuracy on held-out images of a linear classifier on the frozen mean patch token",
+    metric_keys.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights",
 }
 
 
@@ -159,8 +150,8 @@ def _evaluation(facts: Facts) -> str:
     probed = "teacher" if facts.spec.method.teacher else "student"
     lines = ["| metric | value | of | what it is |", "|---|---|---|---|"]
     for key, value in facts.evaluation.items():
-        of = "student" if key == names.RECONSTRUCTION_RATIO else probed
-        if key == names.LINEAR_TOP1_RANDOM_INIT:
+        of = "student" if key == metric_keys.RECONSTRUCTION_RATIO else probed
+        if key == metric_keys.LINEAR_TOP1_RANDOM_INIT:
             of = "none"
         lines.append(f"| `{key}` | {value:.4f} | {of} | {EVALUATIONS.get(key, '')} |")
     at = "" if facts.evaluation_step is None else f" of step {facts.evaluation_step:,}"

@@ -10,14 +10,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from trainer.spec import names
+from trainer.spec import metric_keys
 
 Points = Sequence[tuple[float, float]]
 """Epoch and value."""
 
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("reconstruction loss", (names.LOSS_RECONSTRUCTION,)),
-    ("consistency loss", (names.LOSS_CONSISTENCY,)),
+    ("reconstruction loss", (metric_keys.LOSS_RECONSTRUCTION,)),
+    ("consistency loss", (metric_keys.LOSS_CONSISTENCY,)),
 )
 EVALUATIONS = "eval/"
 WIDTH, HEIGHT, DPI = 4.4, 3.2, 120

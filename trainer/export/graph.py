@@ -16,8 +16,8 @@ from torch.export import Dim, ExportedProgram
 from trainer.errors import SpecRefused
 from trainer.export.huggingface import preprocessor
 from trainer.models.vit import NORM_EPS, Block
+from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
-from trainer.spec.tensors import is_decoder
 
 INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE = "model.onnx", "model.pt2", "signature.json"

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.models.vit import MLP_RATIO, NORM_EPS
+from trainer.protocol.tensor_names import hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec, ModelSpec
-from trainer.spec.tensors import hf_mae_names, hf_names, is_decoder
 
 BICUBIC = 3
 

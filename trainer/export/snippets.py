@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from trainer.models.vit import NORM_EPS
-from trainer.spec.names import (
+from trainer.spec.formats import (
     BACKBONE_HF,
     BACKBONE_HF_MAE,
     BACKBONE_ONNX,

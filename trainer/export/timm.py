@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.models.vit import MLP_RATIO
+from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
-from trainer.spec.tensors import is_decoder
 
 ADAPTED_CHANNELS = (1, 3)
 """timm can sum or repeat the first layer's channels for another number of them; of other inputs some of its versions

@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from trainer.checkpoint import SPEC, STUDENT, TEACHER
 from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE
 from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -22,6 +21,7 @@ from trainer.spec.export import Network
 from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
+from trainer.training.checkpoint import SPEC, STUDENT, TEACHER
 
 TOLERANCE = 1e-5
 IMAGES = 8

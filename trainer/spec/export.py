@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from trainer.spec.base import SpecModel
-from trainer.spec.names import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS
+from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS
 
 Network = Literal["teacher", "student"]
 BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]
-"""`trainer.spec.names.BACKBONE_FORMATS`, as a type."""
+"""`trainer.spec.formats.BACKBONE_FORMATS`, as a type."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LICENSE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")

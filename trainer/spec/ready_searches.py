@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.names import LINEAR_TOP1
+from trainer.spec.metric_keys import LINEAR_TOP1
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import AlgorithmSpec, BudgetSpec, ObjectiveSpec, RepeatsSpec, SchedulerSpec
 

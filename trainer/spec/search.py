@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.base import (
     AsWritten,
     Document,
@@ -57,19 +57,19 @@ FIXED: Final = {
 """Parts of a spec that no search varies, and why."""
 
 METRICS: Final[dict[str, Literal["min", "max"]]] = {
-    names.LINEAR_TOP1: "max",
-    names.RECONSTRUCTION_RATIO: "min",
-    names.LOSS: "min",
-    names.LOSS_RECONSTRUCTION: "min",
-    names.IMAGES_PER_S: "max",
+    metric_keys.LINEAR_TOP1: "max",
+    metric_keys.RECONSTRUCTION_RATIO: "min",
+    metric_keys.LOSS: "min",
+    metric_keys.LOSS_RECONSTRUCTION: "min",
+    metric_keys.IMAGES_PER_S: "max",
 }
 """What may be sought, and which way by default."""
 
 _TASK: Final = ("method.mask_ratio", "method.norm_pix_loss", "model.patch_size", "model.img_size", "model.preset")
 INCOMPARABLE: Final[dict[str, tuple[str, ...]]] = {
-    names.LOSS: (*_TASK, "method.name", "method.consistency_weight"),
-    names.LOSS_RECONSTRUCTION: _TASK,
-    names.RECONSTRUCTION_RATIO: _TASK,
+    metric_keys.LOSS: (*_TASK, "method.name", "method.consistency_weight"),
+    metric_keys.LOSS_RECONSTRUCTION: _TASK,
+    metric_keys.RECONSTRUCTION_RATIO: _TASK,
 }
 """What must not vary for a metric to mean the same in every trial."""
 
@@ -217,7 +217,7 @@ def _check_range(parameter: FloatParameter | IntParameter) -> None:
 class ObjectiveSpec(SpecModel):
     """What is sought."""
 
-    metric: str = Field(names.LINEAR_TOP1, examples=list(METRICS))
+    metric: str = Field(metric_keys.LINEAR_TOP1, examples=list(METRICS))
     """A metric of the trials; its value at their last evaluation counts."""
     mode: Literal["min", "max"]
     """Whether less or more of it is better; by default what is usual for the metric."""
@@ -234,7 +234,7 @@ class ObjectiveSpec(SpecModel):
     def _usual_mode(cls, data: Any) -> Any:
         if not isinstance(data, dict) or "mode" in data:
             return data
-        metric = data.get("metric", names.LINEAR_TOP1)
+        metric = data.get("metric", metric_keys.LINEAR_TOP1)
         return data | {"mode": METRICS.get(metric, "max") if isinstance(metric, str) else "max"}
 
 
@@ -499,9 +499,9 @@ class SearchSpec(Document):
             here = f"{place[:-2]}.{index}.metric" if place.endswith(".0") else f"{place}.metric"
             searched = [path for path in INCOMPARABLE.get(each.metric, ()) if path in self.space]
             if searched:
-                text = f"means another thing for each {searched[0]}, which is searched: seek {names.LINEAR_TOP1}"
+                text = f"means another thing for each {searched[0]}, which is searched: seek {metric_keys.LINEAR_TOP1}"
                 raise refuse(here, text, each.metric)
-            if each.metric == names.LINEAR_TOP1 and base.evaluation.probes == ():
+            if each.metric == metric_keys.LINEAR_TOP1 and base.evaluation.probes == ():
                 raise refuse(here, "is not measured: base.evaluation.probes is empty", each.metric)
         return self
 

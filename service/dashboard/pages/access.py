@@ -10,8 +10,8 @@ from fastapi import APIRouter, Query, Response
 from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, TokenView
-from service.access.trail import ACTIONS
-from service.auth import Role
+from service.auth.caller import Role
+from service.auth.trail import ACTIONS
 from service.dashboard.site import Page, PageDep, PageRoute
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

@@ -11,8 +11,8 @@ from service.backbones import registry, service
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card, loading
 from service.dashboard.site import Page, PageDep, PageRoute, tried
-from service.errors import not_found
-from trainer.spec import names
+from service.http.problems import not_found
+from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)

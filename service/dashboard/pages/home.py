@@ -11,7 +11,7 @@ from fastapi import APIRouter, Response
 from service.backbones import service as backbones
 from service.cluster import service as cluster
 from service.dashboard.site import Page, PageDep, PageRoute, tried
-from service.db import now
+from service.db.tables import now
 from service.jobs import reading
 from service.jobs.repository import ACTIVE, Filters
 from service.jobs.schemas import JobView, State

@@ -12,12 +12,12 @@ from fastapi.responses import RedirectResponse
 
 from service.dashboard.shown import flat, number
 from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, State
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.job import Kind
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -33,22 +33,22 @@ COMPARED: Final = (2, 6)
 """Jobs that can be told apart side by side."""
 LOSSES: Final[dict[str, Any]] = {
     "title": "Loss",
-    "keys": [names.LOSS, names.LOSS_RECONSTRUCTION, names.LOSS_CONSISTENCY],
+    "keys": [metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY],
 }
-RATIO: Final[dict[str, Any]] = {"title": "Reconstruction ratio", "keys": [names.RECONSTRUCTION_RATIO]}
+RATIO: Final[dict[str, Any]] = {"title": "Reconstruction ratio", "keys": [metric_keys.RECONSTRUCTION_RATIO]}
 PROBE: Final[dict[str, Any]] = {
     "title": "Linear probe, top 1",
-    "keys": [names.LINEAR_TOP1, names.LINEAR_TOP1_RANDOM_INIT],
+    "keys": [metric_keys.LINEAR_TOP1, metric_keys.LINEAR_TOP1_RANDOM_INIT],
 }
 CURVES: Final[list[dict[str, Any]]] = [
     LOSSES,
     RATIO,
     PROBE,
-    {"title": "Learning rate", "keys": [names.LEARNING_RATE]},
-    {"title": "Teacher momentum", "keys": [names.TEACHER_MOMENTUM]},
-    {"title": "Gradient norm", "keys": [names.GRAD_NORM], "log": True},
-    {"title": "Throughput", "keys": [names.IMAGES_PER_S], "unit": "images/s"},
-    {"title": "Share of time that waits for data", "keys": [names.DATA_WAIT_FRACTION]},
+    {"title": "Learning rate", "keys": [metric_keys.LEARNING_RATE]},
+    {"title": "Teacher momentum", "keys": [metric_keys.TEACHER_MOMENTUM]},
+    {"title": "Gradient norm", "keys": [metric_keys.GRAD_NORM], "log": True},
+    {"title": "Throughput", "keys": [metric_keys.IMAGES_PER_S], "unit": "images/s"},
+    {"title": "Share of time that waits for data", "keys": [metric_keys.DATA_WAIT_FRACTION]},
 ]
 COLOURS: Final = ("#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa8")
 """Of jobs that are compared, in their order."""

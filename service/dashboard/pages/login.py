@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.access.sessions import OWN_SITE, Sessions
-from service.auth import caller_of
+from service.auth.caller import caller_of
+from service.auth.sessions import OWN_SITE, Sessions
+from service.context.app_state import PartsDep
 from service.dashboard.site import PageDep, PageRoute, login_page
-from service.deps import PartsDep
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 

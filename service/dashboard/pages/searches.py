@@ -13,7 +13,7 @@ from pydantic import Field
 
 from service.dashboard.shown import number as rounded
 from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
 from service.jobs.repository import Filters
@@ -23,7 +23,8 @@ from service.searches import trials as made
 from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.job import Kind
 from trainer.spec.search import CategoricalParameter
 
@@ -38,12 +39,12 @@ COMPARED: Final = (2, 6)
 PRUNED: Final = "#c26a08"
 """The colour of what was pruned, in both appearances."""
 CURVES: Final[list[dict[str, Any]]] = [
-    {"title": "Loss", "keys": [names.LOSS]},
-    {"title": "Linear probe, top 1", "keys": [names.LINEAR_TOP1]},
-    {"title": "Reconstruction ratio", "keys": [names.RECONSTRUCTION_RATIO]},
-    {"title": "Learning rate", "keys": [names.LEARNING_RATE]},
-    {"title": "Teacher momentum", "keys": [names.TEACHER_MOMENTUM]},
-    {"title": "Gradient norm", "keys": [names.GRAD_NORM], "log": True},
+    {"title": "Loss", "keys": [metric_keys.LOSS]},
+    {"title": "Linear probe, top 1", "keys": [metric_keys.LINEAR_TOP1]},
+    {"title": "Reconstruction ratio", "keys": [metric_keys.RECONSTRUCTION_RATIO]},
+    {"title": "Learning rate", "keys": [metric_keys.LEARNING_RATE]},
+    {"title": "Teacher momentum", "keys": [metric_keys.TEACHER_MOMENTUM]},
+    {"title": "Gradient norm", "keys": [metric_keys.GRAD_NORM], "log": True},
 ]
 """Of each trial; the objectives' own come before them."""
 

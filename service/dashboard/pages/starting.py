@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service import examples
 from service.dashboard.site import Page, PageDep, PageRoute, environment, written
 from service.dashboard.specform import groups, lines_of, pruned, searchable
-from service.errors import ApiProblem, spec_problem
+from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.searches import reading as searches
 from trainer.spec.base import Problem, SpecError, read_document

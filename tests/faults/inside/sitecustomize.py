@@ -24,12 +24,12 @@ import time
 from pathlib import Path
 
 PLACES = {
-    "trainer.ray_train": [("run_attempt", "driver"), ("train_worker", "worker")],
-    "trainer.step": [("Learner.step", "step")],
-    "trainer.checkpoint": [("commit", "commit")],
+    "trainer.attempt.workers": [("run_attempt", "driver"), ("train_worker", "worker")],
+    "trainer.training.step": [("Learner.step", "step")],
+    "trainer.training.checkpoint": [("commit", "commit")],
     "trainer.evaluation.evaluator": [("Evaluator.evaluate", "evaluate")],
-    "trainer.publish": [("publish", "publish")],
-    "trainer.outcome": [("write_outcome", "outcome")],
+    "trainer.kinds.publish": [("publish", "publish")],
+    "trainer.attempt.outcome": [("write_outcome", "outcome")],
     "mlflow.tracking.client": [("MlflowClient.create_model_version", "version")],
 }
 """Functions by module, and what the arrival at each is called; ``<place>-done`` is when it has done its work."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from service_fakes import FakeMlflow, add_job, spec_with
 
 from service.adapters.mlflow_store import Version
-from service.db import Database
-from trainer.spec import names
+from service.db.database import Database
+from trainer.protocol import names
 
 WEIGHTS = bytes(range(256)) * 40
 CONFIG = b'{"model_type": "vit"}'

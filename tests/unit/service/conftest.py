@@ -21,13 +21,14 @@ from service_world import World
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from service.access.sessions import Sessions
 from service.adapters.studies import Studies
 from service.app import configure_logs, create_app
-from service.auth import Role, sha256
+from service.auth.caller import Role, sha256
+from service.auth.sessions import Sessions
 from service.client import errors as client_errors
-from service.db import Base, Database, Token
-from service.jobs import sweeps
+from service.controller import sweeps
+from service.db.database import Database
+from service.db.tables import Base, Token
 from service.settings import Settings
 
 ROLES = {

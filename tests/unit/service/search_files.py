@@ -12,8 +12,9 @@ from optuna.trial import TrialState, create_trial
 from service_fakes import SPEC, FakeMlflow, add_job, job_of
 
 from service.adapters.studies import Studies
-from service.db import Database, Job
-from trainer.spec import names
+from service.db.database import Database
+from service.db.tables import Job
+from trainer.protocol import names
 from trainer.spec.search import CategoricalParameter, FloatParameter, Parameter, SearchSpec
 
 MOMENTUM, RATE, BETAS = "method.teacher.momentum", "optimization.base_lr", "optimization.betas"

@@ -21,11 +21,14 @@ from service.adapters.mlflow_store import (
     Version,
 )
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
-from service.db import Attempt, Database, Event, Job
+from service.db.database import Database
+from service.db.tables import Attempt, Event, Job
 from service.jobs import repository
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.protocol.command import Command, SearchOrders
+from trainer.protocol.request import AttemptRequest
 from trainer.spec.dataset import DIGITS
-from trainer.spec.job import AttemptRequest, Command, JobSpec, SearchOrders, parse_spec
+from trainer.spec.job import JobSpec, parse_spec
 from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec

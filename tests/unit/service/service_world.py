@@ -12,19 +12,20 @@ from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
 from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth import Caller, Role
-from service.db import Attempt, Database
-from service.deps import Parts
+from service.auth.caller import Caller, Role
+from service.context.app_state import Parts
+from service.controller.context import Control
+from service.controller.lease import Lease
+from service.controller.loop import Reconciler
+from service.db.database import Database
+from service.db.tables import Attempt
 from service.jobs import repository
-from service.jobs.control import Control
 from service.jobs.lifecycle import Verb
-from service.jobs.reconciler import Reconciler
 from service.jobs.schemas import ResumeBody
 from service.jobs.service import apply_verb
-from service.lease import Lease
 from service.settings import Settings
-from trainer.spec import names
-from trainer.spec.job import Outcome
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome
 
 
 class World:

@@ -23,8 +23,9 @@ from service_fakes import SPEC
 
 from service.adapters.mlflow_store import EXPERIMENT, HISTORIES, SAMPLE, MlflowStore, MlflowUnreachable
 from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, Machine, RayCluster, RayState, Submission
-from trainer.spec import names
-from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Command
+from trainer.protocol import names
+from trainer.protocol.command import Command
+from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 

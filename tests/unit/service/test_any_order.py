@@ -27,16 +27,18 @@ from sqlalchemy import select
 
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import StorageUnreachable
-from service.auth import Caller, Role
-from service.db import Attempt, Base, Database, Event, Job
-from service.errors import ApiProblem
+from service.auth.caller import Caller, Role
+from service.db.database import Database
+from service.db.tables import Attempt, Base, Event, Job
+from service.http.problems import ApiProblem
 from service.jobs import reading, service
 from service.jobs.lifecycle import POLICIES, TRANSITIONS, Verb
 from service.jobs.repository import Filters
 from service.jobs.schemas import PatchBody, ResumeBody, RetryBody, State
 from service.settings import Settings
-from trainer.spec import names
-from trainer.spec.job import Command, Outcome, Reason
+from trainer.protocol import names
+from trainer.protocol.command import Command
+from trainer.protocol.outcome import Outcome, Reason
 from trainer.spec.pretrain import PretrainSpec
 
 MAX_FAILURES = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, events_of, job_of, problem
 
-from service.jobs import repository
+from service.http import paging
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
@@ -79,17 +80,17 @@ WRONG: list[dict[str, Any]] = [
     {"created_after": "yesterday"},
     {"created_after": "0001-01-01T00:00:00+23:00"},
     {"created_after": "9999-12-31T23:59:59-23:00"},
-    {"cursor": repository.write_cursor(["0001-01-01T00:00:00+23:00", "job-a"])},
+    {"cursor": paging.write_cursor(["0001-01-01T00:00:00+23:00", "job-a"])},
     {"limit": 0},
     {"limit": 501},
     {"limit": "many"},
     {"cursor": "nonsense"},
     {"cursor": "é"},
-    {"cursor": repository.write_cursor([])},
-    {"cursor": repository.write_cursor(["2025"])},
-    {"cursor": repository.write_cursor([1, 2])},
-    {"cursor": repository.write_cursor(["yesterday", "job-a"])},
-    {"cursor": repository.write_cursor([{"a": 1}])},
+    {"cursor": paging.write_cursor([])},
+    {"cursor": paging.write_cursor(["2025"])},
+    {"cursor": paging.write_cursor([1, 2])},
+    {"cursor": paging.write_cursor(["yesterday", "job-a"])},
+    {"cursor": paging.write_cursor([{"a": 1}])},
 ]
 
 
@@ -138,12 +139,12 @@ def test_events_come_in_pages(api, database):
 def test_a_wrong_cursor_of_events_is_refused(api, database):
     job_id = add_job(database)
     for parts in ([], ["x"], [None], [{}], [1e308], [10**30], [-1], [float("inf")], [1, 2]):
-        query = {"cursor": repository.write_cursor(parts)}
+        query = {"cursor": paging.write_cursor(parts)}
         problem(api.get(f"/v1/jobs/{job_id}/events", params=query), 422, "parameter_invalid")
 
 
 def test_a_cursor_nested_deep_is_refused(api):
-    cursor = repository.base64.urlsafe_b64encode(b"[" * 20_000).decode().rstrip("=")
+    cursor = base64.urlsafe_b64encode(b"[" * 20_000).decode().rstrip("=")
     problem(api.get("/v1/jobs", params={"cursor": cursor}), 422, "parameter_invalid")
 
 

@@ -18,7 +18,7 @@ from service_fakes import add_job, problem, spec_with
 from service.adapters import storage
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
 from service.app import create_app
-from trainer.spec.names import log_folder
+from trainer.protocol.names import log_folder
 
 WEIGHTS = bytes(range(256)) * 4000
 

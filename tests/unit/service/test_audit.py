@@ -12,9 +12,10 @@ from service_fakes import SPEC, add_job, job_of, post, problem
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from service.access.trail import Trail
 from service.app import create_app
-from service.db import Audit, Database, DatabaseUnreachable, Job, now
+from service.auth.trail import Trail
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Audit, Job, now
 
 
 def lines(database: Database) -> list[Audit]:

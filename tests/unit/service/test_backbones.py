@@ -19,12 +19,12 @@ from service_world import World
 
 from service.adapters.storage import Artifacts
 from service.app import create_app
-from service.auth import Caller, Role
+from service.auth.caller import Caller, Role
 from service.backbones import service
 from service.backbones.archive import Archive
-from service.db import DeletedVersion, Job
-from trainer.spec import names
-from trainer.spec.job import Outcome
+from service.db.tables import DeletedVersion, Job
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome
 
 BASE = "/v1/backbones"
 

@@ -12,7 +12,7 @@ from service_world import World
 
 from service.app import create_app
 from service.jobs.lifecycle import Verb
-from trainer.spec.job import Outcome, Reason
+from trainer.protocol.outcome import Outcome, Reason
 
 STOPPED = {"resume": "paused", "retry": "failed"}
 

@@ -8,7 +8,7 @@ from typing import Any
 from service_fakes import SPEC, add_job, problem, spec_with
 
 from service.adapters.ray_cluster import Machine
-from service.db import Attempt, Job
+from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
 from trainer.spec.plan import NodeShape
 

@@ -13,7 +13,8 @@ from service_world import World
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from service.jobs.schemas import RetryBody, State
-from trainer.spec.job import Command, Outcome, Reason
+from trainer.protocol.command import Command
+from trainer.protocol.outcome import Outcome, Reason
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from service.client import convert as module
 from service.client.convert import READERS, ConvertError, convert
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.timm import export_timm
+from trainer.protocol.tensor_names import encoder_names
 from trainer.spec.pretrain import MethodSpec, ModelSpec
-from trainer.spec.tensors import encoder_names
 
 FORMATS = ["timm", "hf", "hf-mae"]
 

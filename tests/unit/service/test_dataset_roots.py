@@ -21,10 +21,10 @@ from service.settings import Settings
 from trainer.data.cache import Cache
 from trainer.data.sources import find_files
 from trainer.errors import DataError
-from trainer.pretrain import Run, pretrain
 from trainer.spec.base import SpecError
 from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
 from trainer.storage import Store
+from trainer.training.loop import Run, pretrain
 
 ROOTS = ("/data", "s3://datasets/public", "builtin://")
 

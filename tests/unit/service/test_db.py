@@ -25,10 +25,11 @@ from sqlalchemy.orm import Session
 
 from service import db
 from service.app import create_app
-from service.auth import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
-from service.db import Attempt, Database, DatabaseUnreachable, Event, Job, migration_config
-from service.engines import DatabaseUrlError
-from service.errors import ApiProblem
+from service.auth.caller import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
+from service.db.database import Database, DatabaseUnreachable, migration_config
+from service.db.engines import DatabaseUrlError
+from service.db.tables import Attempt, Event, Job
+from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
 from service.jobs.service import submit

@@ -9,12 +9,12 @@ import pytest
 
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import RayState
-from service.db import Attempt, Job
-from service.jobs.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Patience, Seen, decide, settle
+from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Patience, Seen, decide, settle
+from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import State
-from trainer.spec.job import Outcome, Reason
-from trainer.spec.names import heartbeat
+from trainer.protocol.names import heartbeat
+from trainer.protocol.outcome import Outcome, Reason
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))

@@ -17,11 +17,11 @@ from service.adapters.mlflow_store import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
 from service.app import create_app
-from service.auth import Caller, Role
-from service.db import Attempt, Event, Job
+from service.auth.caller import Caller, Role
+from service.db.tables import Attempt, Event, Job
 from service.jobs.service import delete_job
-from trainer.spec import names
-from trainer.spec.job import Outcome, Reason
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome, Reason
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import structlog
 from structlog.testing import capture_logs
 
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable, RayCluster
-from service.jobs import dependencies
-from service.jobs.dependencies import Away, Dependency
+from service.controller import dependencies
+from service.controller.dependencies import Away, Dependency
 
 
 class Broken(Exception):

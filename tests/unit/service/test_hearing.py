@@ -16,8 +16,9 @@ from service_fakes import SPEC, add_job, problem
 from sqlalchemy import update
 from test_stream import CLIENT, Stream, eventually, serving
 
-from service.auth import sha256
-from service.db import Database, DatabaseUnreachable, Token, now
+from service.auth.caller import sha256
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Token, now
 from service.jobs import changes, repository
 from service.jobs.lifecycle import transition
 from service.jobs.schemas import State

@@ -16,9 +16,10 @@ from live import poll
 from postgres_server import PostgresServer
 from service_fakes import add_job, job_of
 
-from service.db import Database, now
+from service.controller.lease import Lease, LeaseLost, LeaseView, named, view
+from service.db.database import Database
+from service.db.tables import now
 from service.jobs import repository
-from service.lease import Lease, LeaseLost, LeaseView, named, view
 
 LENGTH = 10.0
 

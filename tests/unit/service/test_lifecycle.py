@@ -8,12 +8,13 @@ import pytest
 from service_fakes import add_job, events_of, job_of
 from verb_table import STATES
 
-from service.db import Database, Job
+from service.controller.decide import Ended, settle
+from service.db.database import Database
+from service.db.tables import Job
 from service.jobs import repository
-from service.jobs.decide import Ended, settle
 from service.jobs.lifecycle import POLICIES, TRANSITIONS, StaleState, note, transition
 from service.jobs.schemas import State
-from trainer.spec.job import Reason
+from trainer.protocol.outcome import Reason
 
 # What may follow a state.
 FOLLOWING = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from service_fakes import add_job, problem
 
-from service.jobs import repository
+from service.http import paging
 
 
 class Writer:
@@ -310,7 +310,7 @@ def test_an_unknown_cursor_is_refused(api, logs, read):
     keys = ("driver", "0/driver", "x/driver", "1/")
     wrong = [*({"1/driver": position} for position in positions), *({key: [1, 1]} for key in keys)]
     for parts in ([], ["x"], [{}, {}], [0, {}], [1], [1, []], *([1, read] for read in wrong)):
-        answer = api.get(f"/v1/jobs/{read.job_id}/logs", params={"cursor": repository.write_cursor(parts)})
+        answer = api.get(f"/v1/jobs/{read.job_id}/logs", params={"cursor": paging.write_cursor(parts)})
         assert (answer.status_code, answer.json()["code"]) == (422, "parameter_invalid"), parts
     assert api.get(f"/v1/jobs/{read.job_id}/logs", params={"cursor": "nonsense"}).status_code == 422
 

@@ -12,7 +12,8 @@ from service_fakes import SPEC, add_job, post, problem, spec_with
 from sqlalchemy.exc import IntegrityError
 
 from service.app import create_app
-from service.db import Database, DatabaseUnreachable, Job
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Job
 from service.settings import Settings
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.masking import credentials_in, masked

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from service_fakes import add_job, problem
 
 from service.adapters.mlflow_store import MetricPoint
-from service.db import Attempt
-from service.jobs.metrics import downsampled
+from service.db.tables import Attempt
+from service.jobs.metric_curves import downsampled
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 

@@ -16,13 +16,13 @@ from service_world import World
 from sqlalchemy import select
 
 from service.adapters.mlflow_store import EXPERIMENT, MlflowRefused, MlflowStore
-from service.auth import Caller, Role
+from service.auth.caller import Caller, Role
 from service.backbones import service as backbones
-from service.db import Job
-from service.errors import ApiProblem
+from service.db.tables import Job
+from service.http.problems import ApiProblem
 from service.jobs.service import delete_job, deletion
-from trainer.spec import names
-from trainer.spec.job import SearchOrders
+from trainer.protocol import names
+from trainer.protocol.command import SearchOrders
 
 ALICE = Caller("alice", Role.SUBMITTER)
 

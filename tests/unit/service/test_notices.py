@@ -8,10 +8,10 @@ import pytest
 from service_fakes import attempts_of, events_of, job_of
 from service_world import World
 
-from service.db import Attempt
+from service.db.tables import Attempt
 from service.jobs.lifecycle import Verb
-from trainer.spec import names
-from trainer.spec.job import Outcome, Reason
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome, Reason
 
 FULL = "The checkpoint of step 9 was not stored: no space left on device"
 

@@ -23,17 +23,21 @@ from service_world import World
 from structlog.testing import capture_logs
 
 from service.app import create_app
-from service.controller import ControllerRefused, _metrics
-from service.db import Attempt, Database, Job, now
+from service.controller import context, loop, starting
+from service.controller_app import ControllerRefused, _metrics
+from service.counters import exposition, registry_of
+from service.db.database import Database
+from service.db.tables import Attempt, Job, now
 from service.embedded.processes import free_ports
-from service.jobs import control, lifecycle, reconciler, starting
+from service.jobs import lifecycle
 from service.jobs.lifecycle import Verb
 from service.jobs.schemas import State
 from service.observability import requests
 from service.observability.collector import ServiceCollector
-from service.observability.metrics import exposition, registry_of
-from trainer.spec import names
-from trainer.spec.job import Newest, Outcome
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome
+from trainer.protocol.progress import Newest
+from trainer.spec import metric_keys
 
 ROOT = Path(__file__).parents[3]
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -44,7 +48,7 @@ GROUPED = re.compile(r"\bby \(([^)]*)\)")
 NEWEST = Newest(
     attempt=1,
     step=10,
-    values={names.SAMPLES: 640.0, names.EPOCH: 0.5, names.LOSS: 0.7, names.IMAGES_PER_S: 64.0},
+    values={metric_keys.SAMPLES: 640.0, metric_keys.EPOCH: 0.5, metric_keys.LOSS: 0.7, metric_keys.IMAGES_PER_S: 64.0},
 )
 
 Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -72,7 +76,7 @@ def look(world: World) -> Look:
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
     """What is logged, with the ids that are bound."""
-    for module in (control, lifecycle, reconciler, requests, starting):
+    for module in (context, lifecycle, loop, requests, starting):
         monkeypatch.setattr(module, "log", structlog.get_logger())  # a cached logger cannot be captured
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         yield lines

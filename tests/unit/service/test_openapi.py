@@ -17,7 +17,7 @@ from service_fakes import SPEC, add_job, post, spec_with
 
 import service
 from service import examples
-from service.openapi import CODES, EVERYWHERE, OPERATIONS, PROBLEM_TYPE
+from service.http.openapi import CODES, EVERYWHERE, OPERATIONS, PROBLEM_TYPE
 
 SOURCE = Path(service.__file__).parent
 

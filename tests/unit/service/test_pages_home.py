@@ -7,7 +7,7 @@ from service_world import add_job
 
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.dashboard.pages.home import LOOKED
-from service.db import now
+from service.db.tables import now
 
 
 def home(browser, **cookies) -> str:

@@ -3,7 +3,7 @@
 import pytest
 from service_fakes import SPEC, add_job
 
-from service.db import now
+from service.db.tables import now
 from service.jobs import repository
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import State

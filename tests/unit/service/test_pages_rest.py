@@ -14,10 +14,11 @@ from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, spec_with
 from sqlalchemy import select, update
 
-from service.access.sessions import CSRF_HEADER
 from service.adapters.ray_cluster import Machine
-from service.auth import sha256
-from service.db import Attempt, Database, Token, now
+from service.auth.caller import sha256
+from service.auth.sessions import CSRF_HEADER
+from service.db.database import Database
+from service.db.tables import Attempt, Token, now
 from trainer.spec.plan import NodeShape
 
 CARD = """---

@@ -11,8 +11,9 @@ from search_files import BETAS, CHOICES, MOMENTUM, RATE, search_with
 from service_fakes import add_job
 
 from service.adapters.studies import StudiesUnreachable
-from service.db import Attempt, now
-from trainer.spec import names
+from service.db.tables import Attempt, now
+from trainer.protocol import names
+from trainer.spec import metric_keys
 
 SPEC = search_with(space=search_with()["space"] | CHOICES)
 PROGRESS = {
@@ -244,7 +245,10 @@ def test_the_contour_is_of_the_pair_in_the_address(browsers, search):
 
 
 def test_several_objectives_have_a_front(browsers, searches):
-    objective = [{"metric": names.LINEAR_TOP1, "mode": "max"}, {"metric": names.IMAGES_PER_S, "mode": "max"}]
+    objective = [
+        {"metric": metric_keys.LINEAR_TOP1, "mode": "max"},
+        {"metric": metric_keys.IMAGES_PER_S, "mode": "max"},
+    ]
     job_id = searches.add("running", search_with(objective=objective, scheduler={"name": "none"}))
     for value in (0.5, 0.6):
         searches.trial(job_id, values=[value, 100 * (1 - value)])

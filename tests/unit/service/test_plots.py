@@ -19,11 +19,11 @@ from many_trials import distribution, write_trials
 from optuna.trial import TrialState
 
 from service.adapters.studies import Studies
-from service.errors import ApiProblem
+from service.http.problems import ApiProblem
 from service.searches import figures, plots
 from service.searches.plots import Plots
 from service.searches.schemas import PlotName, PlotView
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 
 JOB = "job-0123456789abcd"
@@ -34,7 +34,7 @@ RATE, WEIGHT, PATCH, NAME = (
     "model.patch_size",
     "method.name",
 )
-TWO = [{"metric": names.LINEAR_TOP1}, {"metric": names.IMAGES_PER_S}]
+TWO = [{"metric": metric_keys.LINEAR_TOP1}, {"metric": metric_keys.IMAGES_PER_S}]
 
 
 def make_spec(**fields: Any) -> SearchSpec:
@@ -219,14 +219,14 @@ def test_the_history_is_of_complete_trials_and_the_best_so_far(search: Search):
     assert (best["x"], best["y"]) == ([0, 2, 4], [0.5, 0.5, 0.7])
     assert values["customdata"][-1] == [4, 0.7, 0.000123457, 8, "rc_mae", 2]
     assert values["customdata"][0] == [0, 0.5, 0.0001, 16, "mae", "–"]
-    for place, name in enumerate(["trial", names.LINEAR_TOP1, *SPEC.space]):
+    for place, name in enumerate(["trial", metric_keys.LINEAR_TOP1, *SPEC.space]):
         assert f"{name}: %{{customdata[{place}]}}" in values["hovertemplate"]
-    assert search.figure("history").layout["yaxis"]["title"]["text"] == names.LINEAR_TOP1
+    assert search.figure("history").layout["yaxis"]["title"]["text"] == metric_keys.LINEAR_TOP1
     assert search.figure("history").layout["xaxis"]["dtick"] == 1  # no half trials
 
 
 def test_the_history_of_what_should_be_small_falls(url: str):
-    search = Search(url, make_spec(objective={"metric": names.RECONSTRUCTION_RATIO}, scheduler={"name": "none"},
+    search = Search(url, make_spec(objective={"metric": metric_keys.RECONSTRUCTION_RATIO}, scheduler={"name": "none"},
                                    space={RATE: {"type": "float", "low": 1e-5, "high": 1e-3}}))  # fmt: skip
     for value in (0.5, 0.8, 0.2):
         search.add(value, point={RATE: 1e-4})
@@ -266,7 +266,7 @@ def test_each_line_of_the_parallel_coordinates_is_its_own_trials(search: Search)
         assert line["y"][0] == pytest.approx((values[number] - 0.1) / 0.8)
         assert f"trial: {number}<br>" in line["text"]
         assert f"{PATCH}: {[32, 8, 16][number % 3]}" in line["text"]
-    assert view.layout["xaxis"]["ticktext"] == [names.LINEAR_TOP1, "name", "patch_size", "base_lr", "trial"]
+    assert view.layout["xaxis"]["ticktext"] == [metric_keys.LINEAR_TOP1, "name", "patch_size", "base_lr", "trial"]
 
 
 def test_importance_needs_a_few_trials_and_finds_what_decides(search: Search):
@@ -331,10 +331,13 @@ def test_several_objectives(several: Search):
     beaten, best = (front := several.figure("pareto")).data
     assert (numbers(beaten), numbers(best)) == ([2], [0, 1, 3])
     titles = [front.layout[axis]["title"]["text"] for axis in ("xaxis", "yaxis")]
-    assert titles == [names.LINEAR_TOP1, names.IMAGES_PER_S]
+    assert titles == [metric_keys.LINEAR_TOP1, metric_keys.IMAGES_PER_S]
     values, best_so_far = several.figure("history").data
     assert (values["y"], best_so_far["y"]) == ([0.5, 0.6, 0.4, 0.7], [0.5, 0.6, 0.6, 0.7])
-    assert several.figure("parallel").layout["xaxis"]["ticktext"][:2] == [names.LINEAR_TOP1, names.IMAGES_PER_S]
+    assert several.figure("parallel").layout["xaxis"]["ticktext"][:2] == [
+        metric_keys.LINEAR_TOP1,
+        metric_keys.IMAGES_PER_S,
+    ]
     for name in ("importance", "slice"):
         assert several.figure(name).data
 

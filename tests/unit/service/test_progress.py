@@ -10,13 +10,15 @@ import pytest
 from service_fakes import add_job, attempts_of, job_of, problem, spec_with
 
 from service.adapters.mlflow_store import RunView
-from service.db import Attempt
+from service.db.tables import Attempt
 from service.jobs.lifecycle import Verb
 from service.jobs.progress import gpu_hours, progress_of
 from service.jobs.schemas import RetryBody
-from trainer.spec import names
-from trainer.spec.checkpoint import FileRecord, Manifest
-from trainer.spec.job import Newest, Outcome
+from trainer.protocol import names
+from trainer.protocol.checkpoint import FileRecord, Manifest
+from trainer.protocol.outcome import Outcome
+from trainer.protocol.progress import Newest
+from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
@@ -24,7 +26,7 @@ SPEC = PretrainSpec.parse(spec_with()).model_dump(mode="json")
 
 
 def newest(samples: float, rate: float | None = None, attempt: int = 1, **values: float) -> Newest:
-    found = {names.SAMPLES: samples, names.EPOCH: samples / 640, **values}
+    found = {metric_keys.SAMPLES: samples, metric_keys.EPOCH: samples / 640, **values}
     return Newest(attempt=attempt, step=round(samples / 64), values=found, images_per_s=rate)
 
 
@@ -35,7 +37,7 @@ def tell(world: Any, job_id: str, told: Newest) -> None:
 
 
 def test_the_end_is_foretold_from_what_was_measured():
-    measured = newest(640, 32.0, **{names.IMAGES_PER_S: 100.0, names.DATA_WAIT_FRACTION: 0.25})
+    measured = newest(640, 32.0, **{metric_keys.IMAGES_PER_S: 100.0, metric_keys.DATA_WAIT_FRACTION: 0.25})
     progress = progress_of(SPEC, measured, "20", [1])
     assert (progress.step, progress.steps, progress.images_per_s, progress.data_wait_fraction) == (10, 20, 100.0, 0.25)
     assert progress.eta_s == 20.0, "by the clock, and not at the rate of training alone"
@@ -64,9 +66,9 @@ def test_gpu_hours_are_those_of_every_attempt():
 def test_the_newest_metrics_of_a_running_job_are_kept(world):
     job_id = world.running()
     assert job_of(world.database, job_id).progress is None
-    tell(world, job_id, newest(640, 32.0, **{names.LOSS: 0.5}))
+    tell(world, job_id, newest(640, 32.0, **{metric_keys.LOSS: 0.5}))
     job = job_of(world.database, job_id)
-    assert job.metrics[names.LOSS] == 0.5
+    assert job.metrics[metric_keys.LOSS] == 0.5
     assert (job.progress["step"], job.progress["eta_s"], job.progress["gpu_hours"]) == (10, 20.0, 0.0)
     assert attempts_of(world.database, job_id)[0].gpus == 0
 
@@ -75,7 +77,7 @@ def test_an_attempt_that_went_back_is_told_as_it_is(world):
     """MLflow's own last values are those of the highest step, which another attempt had reached."""
     job_id = world.running()
     tell(world, job_id, newest(1216, 32.0))
-    world.mlflow.runs[f"run-{job_id}"].metrics[names.SAMPLES] = 1216.0
+    world.mlflow.runs[f"run-{job_id}"].metrics[metric_keys.SAMPLES] = 1216.0
     world.end_attempt(job_id, None, ray="FAILED")
     world.rounds()
     assert world.state(job_id) == "recovering"
@@ -121,7 +123,7 @@ class Run:
         folder.mkdir(parents=True)
         (folder / "student.safetensors").write_bytes(b"x" * 100)
         files = {"student.safetensors": FileRecord(size=100, sha256="")}
-        metrics = {} if ratio is None else {names.RECONSTRUCTION_RATIO: ratio}
+        metrics = {} if ratio is None else {metric_keys.RECONSTRUCTION_RATIO: ratio}
         if committed:
             manifest = Manifest(attempt=attempt, step=step, metrics=metrics, files=files)
             (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -147,7 +149,7 @@ def test_checkpoints_that_count_are_listed_newest_first(api, database, run):
         (10, 79, False), (2, 78, False), (2, 52, True), (2, 26, False),
     ]  # fmt: skip
     assert items[2]["path"] == "checkpoints/a2/00000052"
-    assert items[2]["metrics"] == {names.RECONSTRUCTION_RATIO: 0.4}
+    assert items[2]["metrics"] == {metric_keys.RECONSTRUCTION_RATIO: 0.4}
     assert items[2]["epoch"] == pytest.approx(52 / 25, rel=0.2)
     assert items[2]["bytes"] > 100
     made = datetime.fromisoformat(items[2]["created_at"])

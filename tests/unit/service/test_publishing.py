@@ -14,9 +14,9 @@ from service_world import World
 
 from service.adapters.ray_cluster import RayState
 from service.app import create_app
-from trainer.spec import names
-from trainer.spec.checkpoint import FileRecord, Manifest
-from trainer.spec.job import Outcome
+from trainer.protocol import names
+from trainer.protocol.checkpoint import FileRecord, Manifest
+from trainer.protocol.outcome import Outcome
 
 CHECKPOINTS = ("checkpoints/a1/00000100", "checkpoints/a1/00000200")
 

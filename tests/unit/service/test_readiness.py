@@ -14,12 +14,13 @@ from service_fakes import FakeMlflow, FakeRay
 
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.db import Database, now
-from service.deps import Parts
-from service.jobs.control import Control
-from service.jobs.reconciler import Reconciler
-from service.lease import Lease
-from service.readiness import Readiness
+from service.context.app_state import Parts
+from service.controller.context import Control
+from service.controller.lease import Lease
+from service.controller.loop import Reconciler
+from service.db.database import Database
+from service.db.tables import now
+from service.observability.readiness import Readiness
 from service.settings import Settings
 
 
@@ -124,7 +125,7 @@ def test_an_api_by_itself_looks_at_the_lease(settings, database, ray, mlflow, ro
         lease.tick()
     if left.endswith("round"):
         moment = now() - timedelta(seconds=120 if left == "an old round" else 0)
-        monkeypatch.setattr("service.lease.now", lambda: moment)
+        monkeypatch.setattr("service.controller.lease.now", lambda: moment)
         lease.finished_round()
         lease.tick()
     if left == "given back":

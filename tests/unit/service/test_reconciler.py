@@ -12,8 +12,10 @@ from service_world import World
 
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
-from trainer.spec import names
-from trainer.spec.job import Newest, Outcome, Reason
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.progress import Newest
+from trainer.spec import metric_keys
 
 
 def test_a_job_goes_from_queued_to_succeeded(world, root):
@@ -37,7 +39,7 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
     assert job.resolved_spec
 
     run = world.mlflow.runs[job.run_id]
-    values = {names.SAMPLES: 640.0, names.EPOCH: 0.5, names.LOSS: 0.7, names.IMAGES_PER_S: 80.0}
+    values = {metric_keys.SAMPLES: 640.0, metric_keys.EPOCH: 0.5, metric_keys.LOSS: 0.7, metric_keys.IMAGES_PER_S: 80.0}
     newest = Newest(attempt=1, step=10, values=values, images_per_s=64.0)
     run.tags |= {names.TAG_STEPS: "50", names.TAG_IMAGES: "1797", names.TAG_NEWEST: newest.model_dump_json()}
     world.rounds()
@@ -47,7 +49,7 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
         "step": 10, "steps": 50, "samples": 640, "epoch": 0.5, "epochs": 2, "loss": 0.7, "eta_s": 40.0
     }  # fmt: skip
 
-    run.metrics |= {names.SAMPLES: 3200.0, names.LOSS: 0.5, names.LINEAR_TOP1: 0.9, "train/lr": 0.1}
+    run.metrics |= {metric_keys.SAMPLES: 3200.0, metric_keys.LOSS: 0.5, metric_keys.LINEAR_TOP1: 0.9, "train/lr": 0.1}
     world.mlflow.register("digits", 1, "job-other", root)
     world.mlflow.register("digits", 2, job_id, root)
     world.end_attempt(job_id, Outcome(state="succeeded", checkpoint="checkpoints/a1/50"))
@@ -56,8 +58,8 @@ def test_a_job_goes_from_queued_to_succeeded(world, root):
     assert job.state == "succeeded"
     assert job.ended_at is not None
     assert job.result["backbone"] == {"name": "digits", "version": 2}
-    assert job.result["metrics"][names.LINEAR_TOP1] == 0.9
-    assert job.result["metrics"][names.LOSS] == 0.5
+    assert job.result["metrics"][metric_keys.LINEAR_TOP1] == 0.9
+    assert job.result["metrics"][metric_keys.LOSS] == 0.5
     assert "train/lr" not in job.result["metrics"]
     assert run.status == "FINISHED"
     (attempt,) = attempts_of(world.database, job_id)
@@ -295,7 +297,7 @@ def test_a_job_whose_run_was_removed_from_mlflow_stops_no_other(world):
 @pytest.mark.parametrize("end", ["succeeded", "failed"])
 def test_a_job_whose_run_was_removed_from_mlflow_ends_without_it(world, end):
     job_id = world.running()
-    newest = Newest(attempt=1, step=10, values={names.SAMPLES: 640.0, names.LOSS: 0.7})
+    newest = Newest(attempt=1, step=10, values={metric_keys.SAMPLES: 640.0, metric_keys.LOSS: 0.7})
     world.mlflow.runs[f"run-{job_id}"].tags[names.TAG_NEWEST] = newest.model_dump_json()
     world.rounds()
     del world.mlflow.runs[f"run-{job_id}"]
@@ -310,7 +312,7 @@ def test_a_job_whose_run_was_removed_from_mlflow_ends_without_it(world, end):
     assert job.state == end
     assert "MLflow run was removed" in job.message
     if end == "succeeded":
-        assert job.result["metrics"][names.LOSS] == 0.7, "as it was seen last"
+        assert job.result["metrics"][metric_keys.LOSS] == 0.7, "as it was seen last"
 
 
 def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):

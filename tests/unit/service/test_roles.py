@@ -17,10 +17,10 @@ from optuna.trial import TrialState
 from search_files import SearchFiles
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 
-from service.access.trail import ACTIONS
-from service.auth import Caller, Role, sha256
-from service.db import Token
-from trainer.spec import names
+from service.auth.caller import Caller, Role, sha256
+from service.auth.trail import ACTIONS
+from service.db.tables import Token
+from trainer.protocol import names
 
 MATRIX = """
                                                                 none | viewer    | submitter | operator  | admin

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_fakes import add_job, spec_with
 
-from service.db import Attempt
+from service.db.tables import Attempt
 from service.jobs import repository
-from service.jobs.scheduler import Admission, Limits, Running, Waiting, admit, fits
-from trainer.spec.job import Reason
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
+from trainer.protocol.outcome import Reason
 from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang
 from trainer.spec.pretrain import PretrainSpec
 

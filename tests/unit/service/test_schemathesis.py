@@ -25,10 +25,11 @@ from search_files import MOMENTUM, RATE, SearchFiles
 from service_fakes import SPEC, add_job, spec_with
 
 from service import examples
-from service.auth import sha256
-from service.db import Attempt, Database, Event, Token
-from trainer.spec import names
-from trainer.spec.job import LogLine
+from service.auth.caller import sha256
+from service.db.database import Database
+from service.db.tables import Attempt, Event, Token
+from trainer.protocol import names
+from trainer.protocol.logs import LogLine
 
 CONFIG = Path(__file__).with_name("schemathesis.toml")
 SEED = 20260301

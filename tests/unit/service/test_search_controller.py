@@ -18,14 +18,16 @@ from service_world import World
 from sqlalchemy import create_engine, select, text
 
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.auth import Caller, Role
-from service.db import Attempt, Job
+from service.auth.caller import Caller, Role
+from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import Verb, transition
 from service.jobs.schemas import State
 from service.jobs.service import delete_job, deletion
-from trainer.spec import names
-from trainer.spec.job import Outcome, Reason, SearchOrders
+from trainer.protocol import names
+from trainer.protocol.command import SearchOrders
+from trainer.protocol.outcome import Outcome, Reason
+from trainer.spec import metric_keys
 
 RATE = "optimization.base_lr"
 SEARCH: dict[str, Any] = {
@@ -122,7 +124,7 @@ def test_a_search_goes_from_queued_to_succeeded(world):
     job = job_of(world.database, job_id)
     assert job.state == "succeeded"
     assert job.message == "The search is complete: 5 trials, the best is trial 1 with eval/linear_top1 0.7."
-    assert job.result == {"metrics": {names.LINEAR_TOP1: 0.7}, "backbone": None, "backbones": []}
+    assert job.result == {"metrics": {metric_keys.LINEAR_TOP1: 0.7}, "backbone": None, "backbones": []}
     assert (job.progress["trials"]["complete"], job.progress["eta_s"]) == (5, None)
     assert world.mlflow.runs[job.run_id].status == "FINISHED"
     events = len(events_of(world.database, job_id))
@@ -276,7 +278,7 @@ def test_a_paused_search_that_is_stopped_has_a_result(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert job.message == "The search has ended: 2 trials, the best is trial 0 with eval/linear_top1 0.5."
-    assert job.result["metrics"] == {names.LINEAR_TOP1: 0.5}
+    assert job.result["metrics"] == {metric_keys.LINEAR_TOP1: 0.5}
     assert states(world, job_id) == ["COMPLETE", "FAIL"]
     events = len(events_of(world.database, job_id))
     world.rounds(2)
@@ -338,7 +340,7 @@ def test_an_end_cut_off_before_its_trials_are_closed_is_finished_later(world, mo
 
 
 def test_several_objectives_end_with_all_that_no_other_beats(world):
-    objectives = [{"metric": names.LINEAR_TOP1}, {"metric": names.IMAGES_PER_S}]
+    objectives = [{"metric": metric_keys.LINEAR_TOP1}, {"metric": metric_keys.IMAGES_PER_S}]
     job_id = world.running(spec=SEARCH | {"objective": objectives, "budget": {"trials": 3, "concurrency": 1}})
     for values in ([0.5, 100.0], [0.9, 50.0], [0.4, 60.0]):
         number = begin(world, job_id)
@@ -347,7 +349,7 @@ def test_several_objectives_end_with_all_that_no_other_beats(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert job.message == "The search is complete: 3 trials, 2 of which no other beats: 1, 0."
-    assert job.result["metrics"] == {names.LINEAR_TOP1: 0.9, names.IMAGES_PER_S: 100.0}
+    assert job.result["metrics"] == {metric_keys.LINEAR_TOP1: 0.9, metric_keys.IMAGES_PER_S: 100.0}
     assert (job.progress["best_trial"], job.progress["best_value"]) == (1, 0.9)
 
 
@@ -365,7 +367,7 @@ def test_repeats_decide_what_is_called_best(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert "the best is trial 1 with eval/linear_top1 0.81 on average over 2 seeds." in job.message
-    assert job.result["metrics"][names.LINEAR_TOP1] == pytest.approx(0.81)
+    assert job.result["metrics"][metric_keys.LINEAR_TOP1] == pytest.approx(0.81)
     assert job.progress["best_trial"] == 1
 
 
@@ -388,7 +390,7 @@ def test_a_search_that_has_succeeded_goes_on_with_more_trials(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert job.message == "The search is complete: 2 trials, the best is trial 1 with eval/linear_top1 0.6."
-    assert job.result["metrics"] == {names.LINEAR_TOP1: 0.6}
+    assert job.result["metrics"] == {metric_keys.LINEAR_TOP1: 0.6}
 
 
 # --- promotion --------------------------------------------------------------------------------------------------------

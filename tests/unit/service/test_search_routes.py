@@ -15,7 +15,7 @@ from verb_table import ROWS, STATES
 from service.app import create_app
 from service.jobs.schemas import JobView
 from service.searches import trials as made
-from trainer.spec import names
+from trainer.protocol import names
 from trainer.spec.search import SearchSpec
 
 ALICE = {"Authorization": f"Bearer {token_of('alice')}"}

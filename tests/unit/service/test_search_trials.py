@@ -16,9 +16,10 @@ from verb_table import STATES
 
 from service.adapters.mlflow_store import MetricPoint
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.db import Addition, Audit, now
-from trainer.spec import names
-from trainer.spec.job import LogLine
+from service.db.tables import Addition, Audit, now
+from trainer.protocol import names
+from trainer.protocol.logs import LogLine
+from trainer.spec import metric_keys
 
 OVER = {"cancelling", "failed", "cancelled"}
 """States in which a search takes no trials."""
@@ -170,7 +171,7 @@ def test_a_trial_has_the_logs_pictures_and_curves_of_its_own_run(api, searches, 
     job_id = searches.add(attempts=2)
     line = LogLine(time=1.0, level="info", source="rank-0", message="Trains.").model_dump_json().encode() + b"\n"
     files = {f"{names.log_folder(2)}/rank-0.0001.jsonl": line, names.picture_file(480): b"\x89PNG"}
-    measured = {names.EPOCH: 3.0, names.SAMPLES: 3 * 160 * 64.0}
+    measured = {metric_keys.EPOCH: 3.0, metric_keys.SAMPLES: 3 * 160 * 64.0}
     number = searches.with_run(job_id, files, **{names.TRIAL_ATTEMPTS: [1, 2], names.TRIAL_METRICS: measured})
     place = f"/v1/searches/{job_id}/trials/{number}"
     logs = api.get(f"{place}/logs").json()

@@ -15,11 +15,12 @@ from itsdangerous import URLSafeTimedSerializer
 from service_fakes import SPEC, add_job, job_of, problem
 from sqlalchemy import select, update
 
-from service.access.sessions import COOKIE, CSRF_HEADER, LIFE, Sessions
 from service.app import create_app
-from service.auth import sha256
+from service.auth.caller import sha256
+from service.auth.sessions import COOKIE, CSRF_HEADER, LIFE, Sessions
 from service.dashboard.assets import ASSETS, DIGEST, url_of
-from service.db import Audit, Database, Token, now
+from service.db.database import Database
+from service.db.tables import Audit, Token, now
 
 
 def csrf_of(browser: TestClient) -> str:

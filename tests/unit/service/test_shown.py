@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from service.dashboard.shown import ago, coded, duration, flat, full, number
-from service.db import now
+from service.db.tables import now
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ from fastapi import FastAPI
 from service_fakes import add_job, job_of, problem
 
 from service.app import create_app
-from service.auth import sha256
-from service.db import Database, DatabaseUnreachable, Token, now
+from service.auth.caller import sha256
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Token, now
+from service.http import paging
 from service.jobs import repository, stream
 from service.jobs.lifecycle import transition
 from service.jobs.news import Look
@@ -225,7 +227,7 @@ def test_lines_are_chosen(api, job):
 
 def test_what_cannot_be_followed_is_refused(clients, job):
     path = f"/v1/jobs/{job.id}/stream"
-    for wrong in ("nonsense", repository.write_cursor([1]), repository.write_cursor(["", -1, "", None])):
+    for wrong in ("nonsense", paging.write_cursor([1]), paging.write_cursor(["", -1, "", None])):
         answer = clients.alice.get(path, headers={"Last-Event-ID": wrong})
         assert "Last-Event-ID" in problem(answer, 422, "parameter_invalid")["detail"]
         problem(clients.alice.get(path, params={"after": wrong}), 422, "parameter_invalid")

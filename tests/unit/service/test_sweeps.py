@@ -15,10 +15,10 @@ from service_world import World
 
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import Artifacts
-from service.db import Attempt
+from service.db.tables import Attempt
 from service.jobs import repository
-from trainer.spec import names
-from trainer.spec.job import Outcome, Reason
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome, Reason
 from trainer.storage import Store
 
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)

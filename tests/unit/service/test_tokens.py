@@ -12,10 +12,11 @@ from fastapi.testclient import TestClient
 from service_fakes import SPEC, problem
 from sqlalchemy import select, text, update
 
-from service.access import trail
 from service.app import create_app
-from service.auth import Caller, Role, ensure_admin, ensure_token, sha256, still_valid
-from service.db import Database, DatabaseUnreachable, Token, now
+from service.auth import trail
+from service.auth.caller import Caller, Role, ensure_admin, ensure_token, sha256, still_valid
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Token, now
 
 DAY = timedelta(days=1)
 

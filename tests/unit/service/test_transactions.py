@@ -19,11 +19,12 @@ from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.app import create_app
-from service.db import Attempt, Database
+from service.db.database import Database
+from service.db.tables import Attempt
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
-from trainer.spec import names
-from trainer.spec.job import Outcome
+from trainer.protocol import names
+from trainer.protocol.outcome import Outcome
 from trainer.spec.search import SearchSpec
 
 PARTS: dict[type, set[str]] = {

@@ -16,7 +16,8 @@ from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, events_of, post, problem
 from verb_table import ROWS, STATES
 
-from service.db import Database, Job
+from service.db.database import Database
+from service.db.tables import Job
 from service.jobs.lifecycle import EFFECTS, TRANSITIONS, Effect, Verb
 from service.jobs.repository import new_id
 from service.jobs.schemas import State

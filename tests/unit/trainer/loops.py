@@ -16,19 +16,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-import trainer.pretrain as loop
-from trainer import checkpoint as checkpoints
-from trainer.control import Action
 from trainer.data.cache import Cache
-from trainer.pretrain import Ending, Run, pretrain
+from trainer.protocol.command import Action
 from trainer.spec.job import parse_spec
 from trainer.spec.plan import ClusterShape, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
+from trainer.training import checkpoint as checkpoints
+from trainer.training import loop
+from trainer.training.loop import Ending, Run, pretrain
 
 # Forked from a server that has imported torch and run nothing: a start takes no seconds and no threads are lost.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["trainer.pretrain", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["trainer.training.loop", "sklearn.datasets"])
 KILLED = 9
 
 TINY = {

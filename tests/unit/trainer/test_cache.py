@@ -22,7 +22,7 @@ from trainer.data.images import Images
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
-from trainer.spec import names
+from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
 
 SIZE = (32, 32)
@@ -67,7 +67,7 @@ def batches(spec, folder: Path) -> list[torch.Tensor]:
 
 def curve(spec, folder: Path) -> dict[int, float]:
     _, memory = run_loop(spec, folder / "run")
-    return memory.curve(names.LOSS)
+    return memory.curve(metric_keys.LOSS)
 
 
 @pytest.mark.parametrize("cache", ["none", "disk", "ram", "auto"])

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import checkpoint as checkpoints
-from trainer.checkpoint import Manifest, State, commit, committed, load, prune, sha256_of, take, write
 from trainer.errors import StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
-from trainer.optim import make_optimizer
 from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import PretrainSpec
-from trainer.storage import Store
+from trainer.storage import Store, sha256_of
+from trainer.training import checkpoint as checkpoints
+from trainer.training.checkpoint import Manifest, State, commit, committed, load, prune, take, write
+from trainer.training.optim import make_optimizer
 
 SPEC = PretrainSpec.parse(
     {

@@ -8,17 +8,20 @@ import warnings
 import pytest
 from mlflow.tracking import MlflowClient
 
-from trainer import logs
 from trainer.agreement import Agreement
-from trainer.control import Control
+from trainer.attempt import logs
+from trainer.attempt.control import Control
+from trainer.attempt.logs import LogWriter, start_logging, stop_logging
 from trainer.errors import StorageError
-from trainer.logs import LogWriter, logger, start_logging, stop_logging
-from trainer.spec import names
+from trainer.logger import logger
+from trainer.protocol import names
+from trainer.protocol.command import Command
+from trainer.protocol.logs import LogLine
+from trainer.protocol.request import AttemptRequest
 from trainer.spec.dataset import DIGITS
-from trainer.spec.job import AttemptRequest, Command, LogLine
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
-from trainer.tracking import Tracker
+from trainer.tracking.tracker import Tracker
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
@@ -61,8 +64,8 @@ class FakeLine:
 
 @pytest.fixture
 def line(monkeypatch):
-    monkeypatch.setattr("trainer.control.POLL_SECONDS", 0.005)
-    monkeypatch.setattr("trainer.control.HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr("trainer.attempt.control.POLL_SECONDS", 0.005)
+    monkeypatch.setattr("trainer.attempt.control.HEARTBEAT_SECONDS", 0.0)
     return FakeLine()
 
 
@@ -114,7 +117,7 @@ def test_life_is_shown_at_the_start_and_again_and_again(line):
 
 
 def test_heartbeats_come_less_often_than_polls(line, monkeypatch):
-    monkeypatch.setattr("trainer.control.HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr("trainer.attempt.control.HEARTBEAT_SECONDS", 3600.0)
     control = Control(line, attempt=3)
     control.start()
     line.read_twice_more()

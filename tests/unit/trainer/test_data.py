@@ -176,9 +176,8 @@ def test_digits_are_those_of_scikit_learn():
 
 def test_a_worker_starts_without_what_only_a_probe_needs():
     """Scikit-learn takes longer to import than torch does."""
-    found = (
-        "import sys, trainer.pretrain, trainer.data.readers as r; r.DigitsReader(1); sys.exit('sklearn' in sys.modules)"
-    )
+    found = "import sys, trainer.training.loop, trainer.data.readers as r; r.DigitsReader(1)"
+    found += "; sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", found], check=False).returncode == 0
 
 

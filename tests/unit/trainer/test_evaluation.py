@@ -22,7 +22,8 @@ from trainer.evaluation.pictures import GAP, HEADING, reconstruction_grid
 from trainer.evaluation.reconstruction import reconstruction_ratio
 from trainer.models.pixels import normalised, take_patches, targets
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
@@ -223,9 +224,13 @@ def test_an_evaluation_measures_and_draws_and_changes_nothing(tmp_path):
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     state = torch.random.get_rng_state()
     first = evaluator.evaluate(student, teacher, step=25)
-    assert set(first) == {names.RECONSTRUCTION_RATIO, names.LINEAR_TOP1, names.LINEAR_TOP1_RANDOM_INIT}
-    assert 0.5 < first[names.RECONSTRUCTION_RATIO] < 5
-    assert 0.2 < first[names.LINEAR_TOP1] < 1
+    assert set(first) == {
+        metric_keys.RECONSTRUCTION_RATIO,
+        metric_keys.LINEAR_TOP1,
+        metric_keys.LINEAR_TOP1_RANDOM_INIT,
+    }
+    assert 0.5 < first[metric_keys.RECONSTRUCTION_RATIO] < 5
+    assert 0.2 < first[metric_keys.LINEAR_TOP1] < 1
     assert torch.equal(torch.random.get_rng_state(), state)
     assert student.training
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
@@ -243,14 +248,17 @@ def test_the_probe_is_of_the_backbone_and_the_ratio_of_the_student(tmp_path):
     blind = MaskedAutoencoder(spec.model)
     nn.init.zeros_(blind.norm.weight)
     found = evaluator.evaluate(seeded, blind, step=0)
-    assert found[names.LINEAR_TOP1] < 0.2
+    assert found[metric_keys.LINEAR_TOP1] < 0.2
     # The random weights are those the seed gives: how a job starts.
-    assert found[names.LINEAR_TOP1_RANDOM_INIT] == evaluator.evaluate(seeded, seeded, step=1)[names.LINEAR_TOP1]
+    assert (
+        found[metric_keys.LINEAR_TOP1_RANDOM_INIT]
+        == evaluator.evaluate(seeded, seeded, step=1)[metric_keys.LINEAR_TOP1]
+    )
     nn.init.zeros_(seeded.decoder_pred.weight)
-    assert evaluator.evaluate(seeded, blind, step=2)[names.RECONSTRUCTION_RATIO] == 1
+    assert evaluator.evaluate(seeded, blind, step=2)[metric_keys.RECONSTRUCTION_RATIO] == 1
 
 
 def test_without_probes_only_the_reconstruction_is_measured(tmp_path):
     evaluator, spec, _ = evaluator_for(tmp_path, evaluation={"probes": []})
     model = MaskedAutoencoder(spec.model)
-    assert set(evaluator.evaluate(model, model, step=0)) == {names.RECONSTRUCTION_RATIO}
+    assert set(evaluator.evaluate(model, model, step=0)) == {metric_keys.RECONSTRUCTION_RATIO}

@@ -11,15 +11,15 @@ from backbones import MEAN, STD, shaken, spec_of, statistics
 from safetensors.torch import load_file, save_file
 from transformers import ViTImageProcessor, ViTModel
 
-from trainer import checkpoint as checkpoints
 from trainer.evaluation.features import normalised
 from trainer.export import verify
 from trainer.export.huggingface import export_vit
 from trainer.export.timm import export_timm
+from trainer.kinds.publish import write_sums
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
-from trainer.optim import make_optimizer
-from trainer.publish import write_sums
 from trainer.spec.pretrain import PretrainSpec
+from trainer.training import checkpoint as checkpoints
+from trainer.training.optim import make_optimizer
 
 
 def exported(model: MaskedAutoencoder, spec: PretrainSpec, folder):

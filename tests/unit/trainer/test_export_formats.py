@@ -11,16 +11,16 @@ from backbones import model_of, shaken, spec_of, statistics
 from safetensors.torch import load_file
 from transformers import ViTMAEForPreTraining
 
-from trainer import checkpoint as checkpoints
 from trainer.errors import SpecRefused
 from trainer.export import graph, verify
 from trainer.export.graph import encoder_of, export_onnx, export_program
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.timm import export_timm
 from trainer.models.rc_mae import make_teacher
-from trainer.optim import make_optimizer
+from trainer.protocol.tensor_names import encoder_names, hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec
-from trainer.spec.tensors import encoder_names, hf_mae_names, hf_names, is_decoder
+from trainer.training import checkpoint as checkpoints
+from trainer.training.optim import make_optimizer
 
 SHAPES = [{}, {"in_chans": 1}, {"in_chans": 5}, {"img_size": [16, 48], "patch_size": 4}]
 SQUARE = [{}, {"in_chans": 1}, {"in_chans": 5}]

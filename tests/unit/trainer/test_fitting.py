@@ -7,12 +7,12 @@ import torch
 from loops import launch, make_spec, run_loop, weights
 from torch._dynamo.utils import counters
 
-from trainer import fitting
 from trainer.errors import SpecRefused
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
-from trainer.optim import make_optimizer
 from trainer.spec.plan import Schedule
-from trainer.step import Learner, Objective
+from trainer.training import execution
+from trainer.training.optim import make_optimizer
+from trainer.training.step import Learner, Objective
 
 CPU = torch.device("cpu")
 SMALLEST = {
@@ -43,7 +43,7 @@ def decided(caplog, spec, steps: int) -> tuple[bool, str]:
     """Whether the objective of a run of so many steps is compiled, and what was told."""
     objective = learner_of(spec, compiled=False, micro_batch=1).network
     with caplog.at_level(logging.INFO, logger="rcmae"):
-        fitting.compile_if_it_pays(objective, spec, Schedule(1000, 0, steps, steps), CPU)
+        execution.compile_if_it_pays(objective, spec, Schedule(1000, 0, steps, steps), CPU)
     return objective._compiled_call_impl is not None, caplog.text
 
 
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_halved_until_it_does_and_leaves_no_trace(recorded,
     learner = learner_of(spec, compiled=False, micro_batch=1)
     objective = Full(spec.method, learner.student, learner.teacher, (0.5,), (0.25,), bf16=False)
     before = {name: value.clone() for name, value in objective.state_dict().items()}
-    found = fitting.settle_micro_batch(objective, learner.optimizer, unsettled, CPU, recorded)
+    found = execution.settle_micro_batch(objective, learner.optimizer, unsettled, CPU, recorded)
     assert found == settled
     assert all(p.grad is None for p in objective.parameters())
     assert not learner.optimizer.state
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_halved_until_it_does_and_leaves_no_trace(recorded,
 def test_a_number_that_the_spec_names_is_not_changed():
     spec = make_spec(model=SMALLEST, optimization={"global_batch_size": 300, "micro_batch_size": 30})
     learner = learner_of(spec, compiled=False, micro_batch=1)
-    assert fitting.settle_micro_batch(learner.network, learner.optimizer, spec, CPU, recorded=100) == 30
+    assert execution.settle_micro_batch(learner.network, learner.optimizer, spec, CPU, recorded=100) == 30
 
 
 def test_a_resumed_run_takes_as_many_images_at_once_as_before(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_resumed_run_takes_as_many_images_at_once_as_before(tmp_path, monkeypa
         asked.append(given[-1])
         return given[-1] or 100
 
-    monkeypatch.setattr("trainer.pretrain.settle_micro_batch", settle)
+    monkeypatch.setattr("trainer.training.loop.settle_micro_batch", settle)
     run_loop(make_spec(), tmp_path, 2)
     assert asked == [60]
 

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from trainer.models.pixels import patch_statistics, patchify, take_patches, targets, unpatchify
-from trainer.models.rc_mae import (
-    MaskedAutoencoder,
-    consistency_loss,
-    make_teacher,
-    reconstruction_loss,
-    update_teacher,
-)
+from trainer.models.rc_mae import MaskedAutoencoder, consistency_loss, make_teacher, reconstruction_loss, update_teacher
 from trainer.models.vit import position_embedding
 from trainer.spec.plan import parameters
 from trainer.spec.pretrain import ModelSpec

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from trainer.models.rc_mae import MaskedAutoencoder
-from trainer.optim import learning_rate, make_optimizer, parameter_groups, teacher_momentum
 from trainer.spec.pretrain import ModelSpec, OptimizationSpec, TeacherSpec
+from trainer.training.optim import learning_rate, make_optimizer, parameter_groups, teacher_momentum
 
 TINY = {
     "img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2,

@@ -6,13 +6,14 @@ import pytest
 import torch
 from loops import launch, make_spec, run_loop, weights
 
-from trainer import checkpoint as checkpoints
-from trainer import step as one_step
 from trainer.errors import DataError, LossNotFinite
 from trainer.models.rc_mae import MaskedAutoencoder
-from trainer.optim import learning_rate
-from trainer.spec import names
-from trainer.storage import Store
+from trainer.protocol import names
+from trainer.spec import metric_keys
+from trainer.storage import Store, sha256_of
+from trainer.training import checkpoint as checkpoints
+from trainer.training import step as one_step
+from trainer.training.optim import learning_rate
 
 
 def test_two_workers_train_as_one_and_not_without_synchronisation(tmp_path):
@@ -83,7 +84,7 @@ def test_command_checkpoints_at_the_step_and_the_rest_follows(tmp_path):
     ending, rest = run_loop(spec, tmp_path, 2)
     assert ending.action is None
     straight, whole = run_loop(spec, tmp_path / "straight")
-    assert {**memory.curve(names.LOSS), **rest.curve(names.LOSS)} == whole.curve(names.LOSS)
+    assert {**memory.curve(metric_keys.LOSS), **rest.curve(metric_keys.LOSS)} == whole.curve(metric_keys.LOSS)
     first, second = (
         weights(tmp_path, ending.checkpoint.folder),
         weights(tmp_path / "straight", straight.checkpoint.folder),
@@ -96,7 +97,7 @@ def test_command_before_the_first_step_keeps_the_start(tmp_path):
     assert (ending.action, ending.checkpoint.manifest.step) == ("cancel", 0)
     ending, memory = run_loop(make_spec(), tmp_path, 2)
     assert ending.checkpoint.manifest.step == 10
-    assert min(memory.curve(names.LOSS)) == 1
+    assert min(memory.curve(metric_keys.LOSS)) == 1
 
 
 def test_a_finished_run_resumed_trains_no_further(tmp_path):
@@ -116,7 +117,7 @@ def test_teacher_is_the_average_of_students_by_the_global_step(tmp_path, schedul
     for attempt in (1, 2):  # one step an epoch; the second attempt has nothing left to do
         run_loop(spec, tmp_path, attempt)
     _, memory = run_loop(spec, tmp_path / "again")
-    momenta = memory.curve(names.TEACHER_MOMENTUM)
+    momenta = memory.curve(metric_keys.TEACHER_MOMENTUM)
     start = {k: v.clone() for k, v in initial(spec).named_parameters()}
     mine = start
     for step, momentum in momenta.items():
@@ -139,9 +140,9 @@ def initial(spec):
 def test_accumulation_changes_neither_gradient_nor_teacher(tmp_path):
     whole, curve = run_loop(make_spec(optimization={"micro_batch_size": 300}), tmp_path / "whole")
     parts, other = run_loop(make_spec(optimization={"micro_batch_size": 60}), tmp_path / "parts")
-    assert curve.curve(names.LOSS) == pytest.approx(other.curve(names.LOSS), abs=1e-5)
+    assert curve.curve(metric_keys.LOSS) == pytest.approx(other.curve(metric_keys.LOSS), abs=1e-5)
     # one update of the teacher for an optimiser step, whatever the parts
-    assert curve.curve(names.TEACHER_MOMENTUM) == other.curve(names.TEACHER_MOMENTUM)
+    assert curve.curve(metric_keys.TEACHER_MOMENTUM) == other.curve(metric_keys.TEACHER_MOMENTUM)
     first, second = (weights(tmp_path / n, e.checkpoint.folder) for n, e in (("whole", whole), ("parts", parts)))
     for key in first:
         if key.startswith("teacher."):
@@ -151,8 +152,8 @@ def test_accumulation_changes_neither_gradient_nor_teacher(tmp_path):
 def test_mae_is_the_same_without_the_teacher(tmp_path):
     rc, with_teacher = run_loop(make_spec(method={"consistency_weight": 0.0}), tmp_path / "rc")
     mae, without = run_loop(make_spec(method={"name": "mae"}), tmp_path / "mae")
-    assert without.curve(names.LOSS) == with_teacher.curve(names.LOSS_RECONSTRUCTION)
-    assert not without.curve(names.LOSS_CONSISTENCY)
+    assert without.curve(metric_keys.LOSS) == with_teacher.curve(metric_keys.LOSS_RECONSTRUCTION)
+    assert not without.curve(metric_keys.LOSS_CONSISTENCY)
     assert not (tmp_path / "mae" / mae.checkpoint.folder / "teacher.safetensors").exists()
     students = [weights(tmp_path / n, e.checkpoint.folder) for n, e in (("rc", rc), ("mae", mae))]
     assert all(torch.equal(students[0][key], value) for key, value in students[1].items() if key.startswith("student."))
@@ -162,7 +163,7 @@ def test_learning_rate_is_the_schedules_at_every_step(tmp_path):
     spec = make_spec(optimization={"warmup_epochs": 1, "min_lr": 1e-6})
     _, memory = run_loop(spec, tmp_path)
     expected = {step + 1: learning_rate(spec.optimization, step, 5) for step in range(10)}
-    assert memory.curve(names.LEARNING_RATE) == expected
+    assert memory.curve(metric_keys.LEARNING_RATE) == expected
     assert expected[1] == 0
     assert expected[6] == pytest.approx(spec.optimization.peak_lr)
 
@@ -193,7 +194,7 @@ def test_changed_data_is_not_trained_on_silently(tmp_path):
     state.write_text(json.dumps(text))
     manifest = state.with_name("manifest.json")
     record = json.loads(manifest.read_text())
-    record["files"]["state.json"] = {"size": state.stat().st_size, "sha256": checkpoints.sha256_of(state)}
+    record["files"]["state.json"] = {"size": state.stat().st_size, "sha256": sha256_of(state)}
     manifest.write_text(json.dumps(record))
     with pytest.raises(DataError, match="changed since the checkpoint"):
         run_loop(make_spec(), tmp_path, 2)
@@ -205,11 +206,11 @@ def test_training_learns_and_is_measured(tmp_path):
         evaluation={"every_epochs": 3, "probes": "auto"}, augmentation={"hflip": False},
     )  # fmt: skip
     _, memory = run_loop(spec, tmp_path)
-    ratio = memory.curve(names.RECONSTRUCTION_RATIO)
+    ratio = memory.curve(metric_keys.RECONSTRUCTION_RATIO)
     assert list(ratio) == [0, 78, 156]
     assert ratio[156] < ratio[78] < ratio[0]
     assert ratio[156] < 1
-    assert memory.curve(names.LINEAR_TOP1)[156] > 0.5
-    assert len(set(memory.curve(names.LINEAR_TOP1_RANDOM_INIT).values())) == 1
+    assert memory.curve(metric_keys.LINEAR_TOP1)[156] > 0.5
+    assert len(set(memory.curve(metric_keys.LINEAR_TOP1_RANDOM_INIT).values())) == 1
     assert (tmp_path / "images/reconstruction_00000156.png").read_bytes().startswith(b"\x89PNG")
     assert memory.tags[names.TAG_STEPS] == "156"

@@ -15,19 +15,22 @@ from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer import checkpoint as checkpoints
-from trainer import ray_train
+from trainer.attempt import workers
 from trainer.errors import SpecRefused
 from trainer.export import verify
 from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.curves import draw_curves
 from trainer.export.snippets import Subject, snippets
+from trainer.kinds.publish import code_version, publish, publish_kept
 from trainer.models.rc_mae import MaskedAutoencoder
-from trainer.publish import code_version, publish, publish_kept
-from trainer.spec import names
-from trainer.spec.job import AttemptRequest, Outcome, Source, parse_spec
-from trainer.spec.names import outcome_file
+from trainer.protocol import names
+from trainer.protocol.names import outcome_file
+from trainer.protocol.outcome import Outcome
+from trainer.protocol.request import AttemptRequest, Source
+from trainer.spec import metric_keys
+from trainer.spec.job import parse_spec
 from trainer.storage import Store
+from trainer.training import checkpoint as checkpoints
 
 FORMATS = ["timm", "hf", "hf-mae", "torch_export"]
 EPOCHS, STEPS = 3, 15
@@ -271,13 +274,13 @@ def test_a_worker_does_what_the_kind_says(trained, tmp_path, monkeypatch):
     source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder))
     own = tmp_path / "own"
     request = request_for(spec, trained, job_id="job-p", run_id="run-p", artifact_uri=str(own), source=source)
-    monkeypatch.setattr("trainer.tracking.Tracker", lambda *_: tracker)
-    monkeypatch.setattr(ray_train, "record_worker", lambda *_: None)
+    monkeypatch.setattr("trainer.tracking.tracker.Tracker", lambda *_: tracker)
+    monkeypatch.setattr(workers, "record_worker", lambda *_: None)
     monkeypatch.setattr(
-        ray_train.ray.train, "get_context",
+        workers.ray.train, "get_context",
         lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1),
     )  # fmt: skip
-    ray_train.train_worker({"request": request.model_dump_json()})
+    workers.train_worker({"request": request.model_dump_json()})
     outcome = Outcome.model_validate_json((own / outcome_file(1)).read_text())
     assert (outcome.state, outcome.checkpoint) == ("succeeded", None)
     assert tracker.closed
@@ -359,9 +362,11 @@ def test_a_bar_in_the_data_s_place_separates_no_cells(tmp_path):
 
 def test_curves_are_drawn_whatever_there_is():
     assert draw_curves({}) is None
-    assert draw_curves({names.LEARNING_RATE: [(0, 1.0)]}) is None
-    one = Image.open(io.BytesIO(draw_curves({names.LOSS_RECONSTRUCTION: [(0.5, 1.0)]})))
-    two = Image.open(io.BytesIO(draw_curves({names.LOSS_RECONSTRUCTION: [(0.5, 1.0)], "eval/x": [(0, 1), (1, 2)]})))
+    assert draw_curves({metric_keys.LEARNING_RATE: [(0, 1.0)]}) is None
+    one = Image.open(io.BytesIO(draw_curves({metric_keys.LOSS_RECONSTRUCTION: [(0.5, 1.0)]})))
+    two = Image.open(
+        io.BytesIO(draw_curves({metric_keys.LOSS_RECONSTRUCTION: [(0.5, 1.0)], "eval/x": [(0, 1), (1, 2)]}))
+    )
     assert two.size[0] == 2 * one.size[0]
     assert one.convert("L").getextrema() == (0, 255)
 

@@ -16,10 +16,12 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, Worker
 from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.preemption import PreemptionInfo
 
-from trainer import main, outcome, ray_evidence
+from trainer import main
+from trainer.attempt import evidence, outcome
+from trainer.attempt.evidence import WorkerRecord, death_of, explain, how_it_died, oom_kills
 from trainer.errors import DataError, StorageError
-from trainer.ray_evidence import WorkerRecord, death_of, explain, how_it_died, oom_kills
-from trainer.spec.job import ATTEMPT_VARIABLE, AttemptRequest, Outcome, Reason
+from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import NoAnswer, Store
 
@@ -120,9 +122,9 @@ def test_only_a_worker_that_nobody_ended_has_died():
 def cluster(monkeypatch):
     """What Ray and the nodes answer: workers, lost node, and how many the kernel has killed by now."""
     state = SimpleNamespace(workers=[], lost=None, killed=0)
-    monkeypatch.setattr(ray_evidence, "_workers", lambda: state.workers)
-    monkeypatch.setattr(ray_evidence, "_lost_node", lambda _: state.lost)
-    monkeypatch.setattr(ray_evidence, "_oom_kills_on", lambda _: state.killed)
+    monkeypatch.setattr(evidence, "_workers", lambda: state.workers)
+    monkeypatch.setattr(evidence, "_lost_node", lambda _: state.lost)
+    monkeypatch.setattr(evidence, "_oom_kills_on", lambda _: state.killed)
     return state
 
 
@@ -137,13 +139,13 @@ def test_a_vanished_worker_where_the_kernel_has_killed_since_ran_out_of_memory(c
     for rank, node, pid, before in ((0, "n2", 8, 0), (1, "n1", 7, 3)):
         record(store, rank, node, pid, before)
     cluster.killed = 4
-    reason, message = ray_evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
+    reason, message = evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
     assert reason is Reason.OUT_OF_MEMORY
     assert (
         "OOM killer ended the worker process 7 on the node at 10.0.0.7: lower optimization.micro_batch_size" in message
     )
     cluster.killed = 3  # all of them before that worker began
-    reason, message = ray_evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
+    reason, message = evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
     assert reason is Reason.WORKER_FAILED
     assert "died without a word" in message
     assert "the others saw: worker 0: RuntimeError: gloo" in message
@@ -151,7 +153,7 @@ def test_a_vanished_worker_where_the_kernel_has_killed_since_ran_out_of_memory(c
 
 def test_without_a_count_from_its_start_nobody_says_out_of_memory(cluster, tmp_path):
     cluster.workers, cluster.killed = [actor(VANISHED)], 9
-    assert ray_evidence.look_further("gloo", Store(str(tmp_path)), 2)[0] is Reason.WORKER_FAILED
+    assert evidence.look_further("gloo", Store(str(tmp_path)), 2)[0] is Reason.WORKER_FAILED
 
 
 @pytest.mark.parametrize(
@@ -165,14 +167,14 @@ def test_without_a_count_from_its_start_nobody_says_out_of_memory(cluster, tmp_p
 )
 def test_a_node_that_was_taken_away_is_no_accident(cluster, tmp_path, why, reason):
     cluster.workers, cluster.lost = [actor(VANISHED)], {"NodeManagerAddress": "10.0.0.7", "DeathReason": why}
-    found, message = ray_evidence.look_further("gloo", Store(str(tmp_path)), 2)
+    found, message = evidence.look_further("gloo", Store(str(tmp_path)), 2)
     assert found is reason
     assert "10.0.0.7" in message
 
 
 def test_workers_that_all_ended_of_themselves_tell_no_more(cluster, tmp_path):
     cluster.workers = [actor(None)]
-    assert ray_evidence.look_further("worker 0: ValueError: x", Store(str(tmp_path)), 2) is None
+    assert evidence.look_further("worker 0: ValueError: x", Store(str(tmp_path)), 2) is None
 
 
 def test_the_kernel_s_count_is_that_of_the_control_group_or_else_the_machine_s(tmp_path):
@@ -206,7 +208,7 @@ def test_a_failure_is_stored_unless_the_work_was_done(tmp_path):
 def test_an_outcome_that_cannot_be_stored_is_the_last_that_is_said(tmp_path, monkeypatch, capfd):
     """The service looks at the end of Ray's log, and log lines that cannot be stored are told there as well."""
     (tmp_path / "attempts").write_bytes(b"in the way")
-    monkeypatch.setattr("trainer.ray_train.run_attempt", lambda *_: FAILED)
+    monkeypatch.setattr("trainer.attempt.workers.run_attempt", lambda *_: FAILED)
     spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
     request = AttemptRequest(
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec

@@ -16,16 +16,19 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
-from trainer import study
-from trainer.outcome import write_outcome
-from trainer.ray_tune import REQUEST, TRIAL, StudySearch, make_scheduler
-from trainer.spec import names
-from trainer.spec.job import AttemptRequest, Command, Outcome, Reason, SearchOrders
+from trainer.attempt.outcome import write_outcome
+from trainer.protocol import names
+from trainer.protocol.command import Command, SearchOrders
+from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.request import AttemptRequest
+from trainer.search import study
+from trainer.search.reporting import TrialOf
+from trainer.search.run import REQUEST, TRIAL, StudySearch, make_scheduler
+from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
-from trainer.trial import TrialOf
 
-METRIC, RATE = names.LINEAR_TOP1, "optimization.base_lr"
+METRIC, RATE = metric_keys.LINEAR_TOP1, "optimization.base_lr"
 SPEC = {
     "kind": "search",
     "base": {
@@ -131,7 +134,7 @@ def bench(request, tmp_path, monkeypatch) -> Bench:
 
 
 def evaluation(epoch, value):
-    return {METRIC: value, names.EPOCH: epoch, names.LOSS: 1.0}
+    return {METRIC: value, metric_keys.EPOCH: epoch, metric_keys.LOSS: 1.0}
 
 
 def complete(bench, search, name, config, value):

@@ -15,7 +15,8 @@ from trainer.data.dataset import Place, open_images
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
 
 STEPS = 9
@@ -109,7 +110,7 @@ def test_what_is_staged_is_read_again_without_s3(tmp_path, in_s3, reference, s3,
 def test_the_whole_loop_on_s3_has_the_curve_of_the_disk(tmp_path, in_s3, sets, kind):
     _, local = run_loop(spec_of(sets["folder"]), tmp_path / "local")
     _, remote = run_loop(spec_of(in_s3[kind], "auto"), tmp_path / "remote")
-    assert remote.curve(names.LOSS) == local.curve(names.LOSS)
+    assert remote.curve(metric_keys.LOSS) == local.curve(metric_keys.LOSS)
     assert remote.tags[names.TAG_DATASET] == local.tags[names.TAG_DATASET]
 
 

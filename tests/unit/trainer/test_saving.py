@@ -10,14 +10,15 @@ import pytest
 import torch
 from loops import Memory, launch, make_spec, run_loop, weights
 
-from trainer import checkpoint as checkpoints
-from trainer import saving
 from trainer.errors import LossNotFinite, StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
-from trainer.optim import make_optimizer
-from trainer.saving import Saver
-from trainer.spec import names
+from trainer.protocol import names
+from trainer.spec import metric_keys
 from trainer.storage import Store, patience
+from trainer.training import checkpoint as checkpoints
+from trainer.training import saving
+from trainer.training.optim import make_optimizer
+from trainer.training.saving import Saver
 
 
 class Clock:
@@ -158,7 +159,7 @@ def test_an_upload_under_way_is_finished_however_training_ends(training, gate):
 def test_the_newest_and_the_best_are_kept(tmp_path):
     training = Training(Store(str(tmp_path)), keep=2)
     for step, ratio in ((10, 0.9), (20, 0.3), (30, 0.5), (40, 0.6), (50, 0.7)):
-        training.save(step, **{names.RECONSTRUCTION_RATIO: ratio})
+        training.save(step, **{metric_keys.RECONSTRUCTION_RATIO: ratio})
     training.saver.finish()
     assert training.stored() == [20, 40, 50]
     training.saver.close()
@@ -341,7 +342,7 @@ def test_training_goes_on_while_the_storage_refuses(tmp_path, monkeypatch):
     monkeypatch.setattr("loops.Memory", Noticing)
     ending, memory = run_loop(make_spec(), tmp_path, 1, wanted)
     assert ending.checkpoint.manifest.step == 10
-    assert sorted(memory.curve(names.LOSS)) == list(range(1, 11))
+    assert sorted(memory.curve(metric_keys.LOSS)) == list(range(1, 11))
     assert any("step 5 was not stored" in notice for notice in notices if notice)
     assert memory.tags[names.TAG_NOTICE] == ""
     assert memory.tags[names.TAG_CHECKPOINT] == "checkpoints/a1/00000010"
@@ -359,8 +360,8 @@ def test_a_timed_checkpoint_never_holds_weights_of_a_loss_that_is_not_finite(tmp
         def due(self, _by_epoch):
             return True  # as a clock that strikes at every step
 
-    monkeypatch.setattr("trainer.pretrain.Saver", Broken)
-    monkeypatch.setattr("trainer.pretrain.Meter.due", lambda *_: False)  # nothing is logged on the way
+    monkeypatch.setattr("trainer.training.loop.Saver", Broken)
+    monkeypatch.setattr("trainer.training.loop.Meter.due", lambda *_: False)  # nothing is logged on the way
     spec, calls = make_spec(checkpoint={"every_epochs": 1000}), iter(range(100))
     real = checkpoints.take
 

@@ -3,10 +3,11 @@
 import pytest
 from pydantic import ValidationError
 
+from trainer.protocol.request import AttemptRequest, Source
 from trainer.spec.base import SpecError
 from trainer.spec.export import ExportSpec, misfit
-from trainer.spec.job import AttemptRequest, Source, parse_pretrain, parse_spec
-from trainer.spec.names import BACKBONE_FORMATS
+from trainer.spec.formats import BACKBONE_FORMATS
+from trainer.spec.job import parse_pretrain, parse_spec
 from trainer.spec.plan import ClusterShape, gang, impossible, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishExport, PublishSpec

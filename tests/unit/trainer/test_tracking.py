@@ -13,11 +13,11 @@ from mlflow.tracking import MlflowClient
 from s3_server import FaultProxy
 
 from service.embedded import processes
-from trainer import tracking
 from trainer.errors import StorageError
-from trainer.spec.job import Newest
-from trainer.spec.names import SAMPLES
-from trainer.tracking import Tracker
+from trainer.protocol.progress import Newest
+from trainer.spec.metric_keys import SAMPLES
+from trainer.tracking import tracker as tracking
+from trainer.tracking.tracker import Tracker
 
 START_SECONDS = 120.0
 

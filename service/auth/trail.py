@@ -1,0 +1,113 @@
+"""What a request leaves in the database beside what it does: its line in the audit log, and its token's last use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+import structlog
+from sqlalchemy import event, or_, update
+from sqlalchemy.orm import Session
+from starlette.types import Scope
+
+from service.db.database import Database, DatabaseUnreachable
+from service.db.tables import Audit, Token, now
+from trainer.spec.masking import masked
+
+log = structlog.get_logger()
+
+NOBODY: Final = "-"
+"""The actor of a request without a known token. No owner has that name."""
+
+ACTIONS: Final = {
+    "POST /v1/jobs": "job.submit",
+    "PATCH /v1/jobs/{job_id}": "job.change",
+    "DELETE /v1/jobs/{job_id}": "job.delete",
+    "POST /v1/jobs/{job_id}/cancel": "job.cancel",
+    "POST /v1/jobs/{job_id}/pause": "job.pause",
+    "POST /v1/jobs/{job_id}/resume": "job.resume",
+    "POST /v1/jobs/{job_id}/retry": "job.retry",
+    "POST /v1/jobs/{job_id}/stop": "job.stop",
+    "PATCH /v1/searches/{search_id}": "search.change",
+    "POST /v1/searches/{search_id}/trials": "trial.add",
+    "POST /v1/searches/{search_id}/trials/{number}/stop": "trial.stop",
+    "POST /v1/searches/{search_id}/trials/{number}/retry": "trial.retry",
+    "POST /v1/searches/{search_id}/trials/{number}/promote": "trial.promote",
+    "PUT /v1/backbones/{name}/aliases/{alias}": "backbone.alias",
+    "DELETE /v1/backbones/{name}/aliases/{alias}": "backbone.unalias",
+    "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",
+    "POST /v1/tokens": "token.create",
+    "POST /v1/tokens/{token_id}/rotate": "token.rotate",
+    "DELETE /v1/tokens/{token_id}": "token.revoke",
+    "POST /login": "session.begin",
+    "POST /logout": "session.end",
+}
+"""Every route that changes something, and what the audit log calls it."""
+
+
+class Trail:
+    """One request on its way. Filled by whoever learns something of it."""
+
+    def __init__(self, scope: Scope) -> None:
+        """``scope`` is the request's own, in which the router notes where it goes."""
+        self._scope = scope
+        self.actor = NOBODY
+        self.token_id: str | None = None
+        self.used_at: datetime | None = None
+        """The minute of the token's use, where the database has an earlier one."""
+        self.settled = False
+        """Whether its line is written, or it needs none."""
+
+    @property
+    def action(self) -> str | None:
+        """What it wants to change; None for nothing."""
+        route = self._scope.get("route")
+        return ACTIONS.get(f"{self._scope['method']} {route.path}") if route else None
+
+    def record(self, session: Session, target: str, detail: Mapping[str, Any]) -> None:
+        """Write its line as done, in the transaction that does it: there is neither without the other."""
+        status = self._scope["route"].status_code or 200
+        event.listen(session, "after_commit", lambda _: setattr(self, "settled", True))
+        session.add(self._line(status, target, detail))
+
+    def write(self, database: Database, status: int) -> None:
+        """Write its line as answered; raises `DatabaseUnreachable`."""
+        target = next(iter(self._scope.get("path_params", {}).values()), "")
+        code = self._scope["state"].get("code")
+        with database.session() as session:
+            session.add(self._line(status, target, {"code": code} if code else {}))
+
+    def _line(self, status: int, target: str, detail: Mapping[str, Any]) -> Audit:
+        client = self._scope.get("client")
+        return Audit(
+            actor=self.actor,
+            token_id=self.token_id,
+            action=self.action,
+            target=_plain(masked(str(target)))[:200],
+            status=status,
+            request_id=self._scope["state"].get("id"),
+            address=_plain(client[0])[:64] if client else None,
+            detail=dict(detail) or None,
+        )
+
+
+def _plain(text: str) -> str:
+    """Text that every database can hold and every terminal show."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def note_use(database: Database, token_id: str, minute: datetime) -> None:
+    """Write when a token was last used. That it cannot be written is told in the log alone."""
+    earlier = or_(Token.last_used_at.is_(None), Token.last_used_at < minute)
+    try:
+        with database.session() as session:
+            session.execute(update(Token).where(Token.id == token_id, earlier).values(last_used_at=minute))
+    except DatabaseUnreachable as error:
+        log.warning("token_use_not_noted", token_id=token_id, detail=str(error))
+
+
+def minute_of_use(last: datetime | None) -> datetime | None:
+    """The present minute, where it is to be written because the last one is earlier."""
+    minute = now().replace(second=0, microsecond=0)
+    return minute if last is None or last < minute else None

@@ -1,0 +1,21 @@
+"""Alembic's entry: migrations run on the connection that `service.db` hands over."""
+
+from typing import Literal
+
+from alembic import context
+
+from service.db.tables import Base, UtcTime
+
+
+def plain_types(kind: str, item: object, _context: object) -> str | Literal[False]:
+    """Migrations name SQLAlchemy's own types, so that they do not change with our classes."""
+    return "sa.DateTime()" if kind == "type" and isinstance(item, UtcTime) else False
+
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+    render_item=plain_types,
+)
+context.run_migrations()

@@ -1,0 +1,306 @@
+"""The tables of the control plane's database."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    Connection,
+    DateTime,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    delete,
+    event,
+    false,
+    insert,
+    text,
+)
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """Points in time in UTC; SQLite forgets the zone, so it is put back."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.astimezone(UTC).replace(tzinfo=None) if value else None
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return value.replace(tzinfo=UTC) if value else None
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UtcTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+        dict[str, str]: JSON(none_as_null=True),
+    }
+
+
+COUNTED = text("dataset_images IS NOT NULL")
+
+
+class Job(Base):
+    """A job, whatever its kind."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        UniqueConstraint("owner", "idempotency_key"),
+        # Lists: newest first, of all jobs, one state's or one owner's. By name an index alone is searched.
+        Index(None, "created_at", "id", "deleted_at", "name"),
+        Index(None, "state", "created_at", "id"),
+        Index(None, "owner", "created_at", "id"),
+        Index(None, "state", "kind", "deleted_at", "waiting_since"),
+        # What is known of a dataset's size: asked for at every submission.
+        Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
+        Index(None, "search_id", "trial"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    name: Mapped[str] = mapped_column(String(200))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text, default="")
+    owner: Mapped[str] = mapped_column(String(100))
+    priority: Mapped[int]
+    labels: Mapped[dict[str, str]]
+    spec: Mapped[dict[str, Any]]
+    """As submitted, with defaults."""
+    resolved_spec: Mapped[dict[str, Any] | None]
+    """With every `auto` that the cluster decides filled in; None until an attempt was admitted."""
+    notes: Mapped[str] = mapped_column(Text, default="")
+    dataset_uri: Mapped[str] = mapped_column(Text)
+    dataset_images: Mapped[int | None]
+    """Readable images, once an attempt has counted them."""
+    progress: Mapped[dict[str, Any] | None]
+    result: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    """The newest value of each metric: what was seen of the run last."""
+    run_id: Mapped[str | None] = mapped_column(String(64))
+    artifact_uri: Mapped[str | None] = mapped_column(Text)
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    """Of the request that submitted it: finds it in the logs of the API, the controller, the driver and every rank."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    since_attempt: Mapped[int] = mapped_column(default=1)
+    """Checkpoints of this attempt and later ones count."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Failures charged to the spec's `retry.max_failures`."""
+    restarts: Mapped[int] = mapped_column(default=0)
+    """Restarts in a row, charged or not; sets the back-off."""
+    not_before: Mapped[datetime | None]
+    """The next attempt waits until then."""
+    waiting_since: Mapped[datetime] = mapped_column(default=now)
+    """When it last began to wait for an attempt."""
+    deleted_at: Mapped[datetime | None]
+    """When somebody deleted it: gone for people, while the controller removes what it left."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(200))
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+    draining: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Of a search: whether it was told to start no other trial."""
+    stopped_trials: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """Of a search: numbers of trials that somebody stopped."""
+    search_id: Mapped[str | None] = mapped_column(String(32))
+    """The search of which this job is a promoted trial."""
+    trial: Mapped[int | None]
+    """That trial's number."""
+
+    @property
+    def run_spec(self) -> dict[str, Any]:
+        """The spec that an attempt runs: the resolved one where there is one."""
+        return self.resolved_spec or self.spec
+
+
+class Label(Base):
+    """One label of a job, beside `Job.labels`: to find jobs by it, newest first, without looking at all others."""
+
+    __tablename__ = "label"
+    __table_args__ = (Index(None, "name", "value", "created_at", "job_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(63), primary_key=True)
+    value: Mapped[str] = mapped_column(String(63))
+    created_at: Mapped[datetime]
+    """The job's."""
+
+
+def write_labels(connection: Connection, job: Job) -> None:
+    """Let a job be found by the labels that it has, and by no others."""
+    connection.execute(delete(Label).where(Label.job_id == job.id))
+    rows = [
+        {"job_id": job.id, "name": name, "value": value, "created_at": job.created_at}
+        for name, value in job.labels.items()
+    ]
+    if rows:
+        connection.execute(insert(Label), rows)
+
+
+@event.listens_for(Job, "after_insert")
+def _labelled(_: object, connection: Connection, job: Job) -> None:
+    write_labels(connection, job)
+
+
+class Attempt(Base):
+    """One try at a job: one Ray job."""
+
+    __tablename__ = "attempt"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    submission_id: Mapped[str] = mapped_column(String(64))
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text, default="")
+    accepted: Mapped[bool] = mapped_column(default=False)
+    """Whether Ray is known to have taken the submission."""
+    generation: Mapped[int] = mapped_column(default=0)
+    """Commands sent to it."""
+    command: Mapped[str | None] = mapped_column(String(16))
+    """The last one's action; None where MLflow, by which it is told, did not take it."""
+    commanded_at: Mapped[datetime | None]
+    """When it was told, or was first to be told."""
+    stop_asked_at: Mapped[datetime | None]
+    """When Ray was asked to stop it."""
+    heartbeat: Mapped[float | None]
+    """The last one seen, in seconds since 1970 by the worker's clock."""
+    heartbeat_at: Mapped[datetime | None]
+    """When it was first seen, by ours."""
+    workers: Mapped[int | None]
+    gpus: Mapped[int | None]
+    """Of all workers together."""
+    checkpoint: Mapped[str | None] = mapped_column(Text)
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    ended_at: Mapped[datetime | None]
+    swept_at: Mapped[datetime | None]
+    """When what it left unfinished was removed."""
+
+
+class Event(Base):
+    """One thing that happened to a job; never changed or deleted while the job exists."""
+
+    __tablename__ = "event"
+    __table_args__ = (Index(None, "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    time: Mapped[datetime] = mapped_column(default=now)
+    state: Mapped[str] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text, default="")
+    actor: Mapped[str] = mapped_column(String(100))
+
+
+class Addition(Base):
+    """A request that adds trials to a search, by the idempotency key that it came with."""
+
+    __tablename__ = "addition"
+
+    search_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    """Who asked."""
+    idempotency_key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    begun_at: Mapped[datetime] = mapped_column(default=now)
+    """When somebody last began to add them."""
+    numbers: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    """The trials; None until all are added."""
+
+
+class DeletedVersion(Base):
+    """A registered version that somebody deleted: gone for people, while the controller removes what it left."""
+
+    __tablename__ = "deleted_version"
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    job_id: Mapped[str] = mapped_column(String(32))
+    """The job that registered it."""
+    source: Mapped[str] = mapped_column(Text)
+    """Of the version in MLflow."""
+    folder: Mapped[str] = mapped_column(Text)
+    """Where its files lie."""
+    deleted_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Token(Base):
+    """A bearer token, known by its sha256 alone."""
+
+    __tablename__ = "token"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True, default=lambda: f"tok-{secrets.token_hex(7)}")
+    """What people call it; says nothing of the token."""
+    name: Mapped[str] = mapped_column(String(100), default="")
+    """What it is for."""
+    owner: Mapped[str] = mapped_column(String(100))
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """To the minute."""
+    revoked_at: Mapped[datetime | None]
+
+
+class Audit(Base):
+    """What somebody did, or was refused. The database refuses to change or delete a line."""
+
+    __tablename__ = "audit"
+    __table_args__ = (Index(None, "actor", "id"), Index(None, "target", "id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    time: Mapped[datetime] = mapped_column(default=now)
+    actor: Mapped[str] = mapped_column(String(100))
+    """The token's owner."""
+    token_id: Mapped[str | None] = mapped_column(String(32))
+    action: Mapped[str] = mapped_column(String(64))
+    """Such as `job.submit` or `token.revoke`."""
+    target: Mapped[str] = mapped_column(String(200))
+    """The id or name of what it was done to."""
+    status: Mapped[int]
+    """The answer's."""
+    request_id: Mapped[str | None] = mapped_column(String(64))
+    address: Mapped[str | None] = mapped_column(String(64))
+    """Where the request came from."""
+    detail: Mapped[dict[str, Any] | None]
+
+
+class Lease(Base):
+    """The right to act as the one controller, held by beating."""
+
+    __tablename__ = "lease"
+
+    name: Mapped[str] = mapped_column(String(32), primary_key=True)
+    holder: Mapped[str | None] = mapped_column(String(200))
+    """Host, process and a random part; None where it was given back."""
+    beat: Mapped[int] = mapped_column(default=0)
+    """Rises with every sign of life: others compare it with what they saw before, and no clocks."""
+    beat_at: Mapped[datetime] = mapped_column(default=now)
+    """For people and for readiness."""
+    round_at: Mapped[datetime | None]
+    """When the holder last finished a round."""

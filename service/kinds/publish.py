@@ -1,0 +1,66 @@
+"""Jobs that publish: each takes a checkpoint that another job has kept, and registers it."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from service.adapters.storage import Artifacts
+from service.auth.caller import Caller
+from service.db.database import Database
+from service.db.tables import Job
+from service.http.problems import ApiProblem, spec_problem
+from service.jobs import repository
+from service.jobs.checkpoints import checkpoints_of
+from trainer.protocol.request import Source
+from trainer.spec.base import Problem
+from trainer.spec.export import misfit
+from trainer.spec.job import JobSpec, Kind, parse_pretrain
+from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.publish import PublishSpec
+
+
+class SourceGone(Exception):
+    """The job whose checkpoint was to be published is no more."""
+
+
+def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: PublishSpec) -> tuple[Job, PretrainSpec]:
+    """The job whose checkpoint it is, with its spec; raises the spec's error where that cannot be published.
+
+    Asks the storage: no transaction may be open.
+    """
+    with database.read() as session:
+        try:
+            job = repository.seen(session, spec.job, caller)
+        except ApiProblem as error:
+            raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
+    if job.kind == Kind.SEARCH:
+        text = "is a search, whose trials' checkpoints are not published: promote a trial, and name the job it becomes"
+        raise _refused("job", text, spec.job)
+    if job.kind != Kind.PRETRAIN:
+        raise _refused("job", f"is a {job.kind} job: name the one that trained", spec.job)
+    trained = parse_pretrain(job.run_spec)
+    found = misfit(spec.export.over(trained.export), trained.method.name, (trained.model.height, trained.model.width))
+    if found:
+        field, message, value = found
+        raise _refused(field, message, value)
+    kept = [checkpoint.path for checkpoint in checkpoints_of(job, artifacts)]
+    if not kept:
+        raise _refused("job", "has no checkpoint yet: wait for its first one", spec.job)
+    if spec.checkpoint is not None and spec.checkpoint not in kept:
+        text = f"is none that {spec.job} has kept: there are {', '.join(kept)}"
+        raise _refused("checkpoint", text, spec.checkpoint)
+    return job, trained
+
+
+def source(session: Session, spec: JobSpec) -> Source | None:
+    """What an attempt is told of the job whose checkpoint it publishes; None for other kinds. Raises `SourceGone`."""
+    if not isinstance(spec, PublishSpec):
+        return None
+    job = session.get(Job, spec.job)
+    if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:
+        raise SourceGone(f"{spec.job}, whose checkpoint it was to publish, is no more: nothing is left to publish.")
+    return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
+
+
+def _refused(field: str, message: str, value: object) -> ApiProblem:
+    return spec_problem([Problem(field, f"/{field.replace('.', '/')}", value, message)])

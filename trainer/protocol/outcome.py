@@ -1,0 +1,48 @@
+"""How an attempt ended: its own last word."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from trainer.protocol.message import Message
+
+
+class Reason(StrEnum):
+    """Why an attempt or a job ended, or waits."""
+
+    WORKER_FAILED = "worker_failed"
+    """A worker process died or raised an error of no other kind."""
+    OUT_OF_MEMORY = "out_of_memory"
+    NODE_LOST = "node_lost"
+    CLUSTER_LOST = "cluster_lost"
+    """Ray no longer knows the attempt and it left no outcome."""
+    LOSS_NOT_FINITE = "loss_not_finite"
+    DATA_ERROR = "data_error"
+    STORAGE_ERROR = "storage_error"
+    SPEC_ERROR = "spec_error"
+    START_FAILED = "start_failed"
+    """The attempt's process ended before it could run."""
+    PREEMPTED = "preempted"
+    """Its node was drained or taken away, or somebody else stopped it."""
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    """It showed no life for too long and was stopped."""
+    INSUFFICIENT_RESOURCES = "insufficient_resources"
+    TRIALS_FAILED = "trials_failed"
+    """More trials of a search failed than its budget allows."""
+    INFEASIBLE = "infeasible"
+    """Of a trial: its combination of values is no spec."""
+    USER_LIMIT = "user_limit"
+    """Its owner runs as many jobs as are allowed at a time."""
+    CANCELLED_BY_USER = "cancelled_by_user"
+    PAUSED_BY_USER = "paused_by_user"
+
+
+class Outcome(Message):
+    """An attempt's own last word; the file `attempts/<n>/outcome.json`."""
+
+    state: Literal["succeeded", "failed", "cancelled", "paused"]
+    reason: Reason | None = None
+    message: str = ""
+    checkpoint: str | None = None
+    """The newest committed checkpoint, relative to the run's artifact folder."""

@@ -1,0 +1,212 @@
+"""A search's study in its database: where the next values come from, and the record of what became of each trial."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import optuna
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from trainer.errors import StorageError
+from trainer.logger import logger
+from trainer.protocol import names
+from trainer.spec.search import CategoricalParameter, FloatParameter, ObjectiveSpec, Point, SearchSpec
+
+BUSY_SECONDS: Final = 20
+PATIENCE_SECONDS: Final = 300.0
+LONGEST_PAUSE_SECONDS: Final = 10.0
+
+T = TypeVar("T")
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def connect() -> RDBStorage:
+    """The studies' database, by this node's environment; raises `StorageError`."""
+    url = os.environ.get(names.STUDY_VARIABLE)
+    if not url:
+        raise StorageError(f"{names.STUDY_VARIABLE} is not set on this node: searches keep their trials there")
+    local = url.startswith("sqlite")
+    arguments: dict[str, Any] = {"timeout": BUSY_SECONDS} if local else {"connect_timeout": 5}
+    settings: dict[str, Any] = {"connect_args": arguments, "hide_parameters": True} | (
+        {} if local else {"pool_pre_ping": True}
+    )
+    storage = asked("the studies' database", lambda: RDBStorage(url, engine_kwargs=settings))
+    if local:
+        event.listen(storage.engine, "connect", _write_ahead)
+    return storage
+
+
+def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - a listener's form
+    """Readers and the one writer do not wait for each other."""
+    connection.execute("PRAGMA journal_mode=WAL")
+
+
+def asked(what: str, ask: Callable[[], T]) -> T:
+    """The database's answer, asked for again while it is away, for five minutes; raises `StorageError` then.
+
+    For what may be asked twice.
+    """
+    deadline, pause, told = time.monotonic() + PATIENCE_SECONDS, 0.5, False
+    while True:
+        try:
+            return ask()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]  # never the URL
+            if time.monotonic() + pause > deadline:
+                raise StorageError(f"the studies' database did not take {what}: {said}") from error
+            if not told:
+                logger.warning("The studies' database does not take %s yet; trying again: %s", what, said)
+            told = True
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class _Grid(GridSampler):
+    """Takes each combination once, also where somebody has chosen one or has a failed one tried again.
+
+    Optuna's own gives a trial the combination of its number: of one that somebody chose it would be missed.
+    """
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        chosen = trial.system_attrs.get("fixed_params", {})
+        left = set(self._get_unvisited_grid_ids(study))
+        fitting = (each for each in range(len(self._all_grids)) if self._fits(each, chosen))
+        taken = min(fitting, key=lambda each: (each not in left, each))
+        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)  # noqa: SLF001
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", taken)  # noqa: SLF001 - as Optuna's own does
+
+    def _fits(self, grid_id: int, chosen: Mapping[str, Any]) -> bool:
+        found = dict(zip(self._param_names, self._all_grids[grid_id], strict=True))
+        return all(_equal(found[path], value) for path, value in chosen.items())
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        """Nothing: Optuna's own would end `Study.optimize`, which we are not."""
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of a parameter are the same, as far as steps can be added up."""
+    return math.isclose(one, other, rel_tol=1e-9) if isinstance(one, float) else bool(one == other)
+
+
+class _WiderStudy(Study):
+    """A study whose sampler sees the trials of earlier ones too; nobody else does."""
+
+    earlier: Sequence[FrozenTrial] = ()
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        own = super()._get_trials(deepcopy, states, use_cache)
+        return own + [trial for trial in self.earlier if states is None or trial.state in states]
+
+
+def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
+    """The search's study, with its algorithm; made where there is none. Raises `StorageError`."""
+    directions = [
+        StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE for objective in spec.objectives
+    ]
+
+    def ask() -> tuple[Study, list[FrozenTrial]]:
+        study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+        return study, _earlier(spec, storage)
+
+    study, earlier = asked("the study", ask)
+    made = len(asked("the study", lambda: study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(spec, made, earlier)
+    wider = _WiderStudy.__new__(_WiderStudy)
+    wider.__dict__.update(study.__dict__)
+    wider.earlier = earlier
+    return wider
+
+
+def _earlier(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
+    """Trials that the algorithm is to learn from; of a search that is no more there are none."""
+    found: list[FrozenTrial] = []
+    for name in spec.warm_start:
+        try:
+            study = optuna.load_study(study_name=name, storage=storage)
+        except KeyError:
+            logger.warning("warm_start: the search %s is no more: nothing is learned from it", name)
+            continue
+        found += [trial for trial in study.get_trials(deepcopy=False) if set(trial.params) <= set(spec.space)]
+    return found
+
+
+def make_sampler(spec: SearchSpec, made: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:
+    """The algorithm. ``made`` is the number of trials that there are: one that begins again must not draw what it drew
+    before.
+    """
+    seed = (spec.algorithm.seed + made) % 2**32
+    match spec.algorithm.name:
+        case "tpe":
+            return TPESampler(seed=seed, constant_liar=True)
+        case "random":
+            return RandomSampler(seed=seed)
+        case "grid":
+            values = {path: parameter.values() or () for path, parameter in spec.space.items()}
+            grid = {path: [spec.stored({path: value})[path] for value in found] for path, found in values.items()}
+            return _Grid(grid, seed=spec.algorithm.seed)
+        case "qmc":  # it counts its points in the study itself
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since version 3
+            return QMCSampler(seed=spec.algorithm.seed, scramble=True, warn_independent_sampling=False)
+        case "cmaes":
+            done = [trial for trial in earlier if trial.state is TrialState.COMPLETE]
+            return CmaEsSampler(seed=seed, source_trials=done or None, warn_independent_sampling=False)
+        case "gp":
+            return GPSampler(seed=seed)
+
+
+def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
+    """A new trial, or one that somebody has enqueued, and its values."""
+    trial = study.ask()
+    point: Point = {}
+    for path, parameter in spec.ordered():
+        if not spec.applies(path, point):
+            continue
+        value: Any
+        if isinstance(parameter, CategoricalParameter):
+            value = parameter.read(
+                trial.suggest_categorical(path, [parameter.stored(each) for each in parameter.choices])
+            )
+        elif isinstance(parameter, FloatParameter):
+            value = trial.suggest_float(path, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+        else:
+            value = trial.suggest_int(path, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
+        point[path] = value
+    return trial, point
+
+
+def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
+    """Record a trial's end; one that has ended stays as it is. Raises `StorageError`."""
+
+    told = list(values) if values is not None else None
+    asked(f"the end of trial {number}", lambda: study.tell(number, told, state=state, skip_if_finished=True))
+
+
+def ranked(trials: Sequence[FrozenTrial], objective: ObjectiveSpec) -> list[FrozenTrial]:
+    """Ended trials that have a value, the best first; repeats of others are not among them."""
+    sign = -1 if objective.mode == "max" else 1
+    found = [(sign * value, trial.number, trial) for trial in trials if (value := first_value(trial)) is not None]
+    return [trial for _, _, trial in sorted(found, key=lambda each: each[:2])]
+
+
+def first_value(trial: FrozenTrial) -> float | None:
+    """What counts of an ended trial by the first objective; None for repeats, failed ones, and before it had any."""
+    if names.TRIAL_REPEAT_OF in trial.user_attrs:
+        return None
+    if trial.state is TrialState.COMPLETE:
+        value: float = trial.values[0]
+    elif trial.state is TrialState.PRUNED and trial.intermediate_values:
+        value = trial.intermediate_values[max(trial.intermediate_values)]
+    else:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,21 @@
+"""The formats of a registered backbone, and the names that they give to repositories of the hub's protocol."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Files of a registered backbone.
+BACKBONE_TIMM: Final = "timm"
+"""Folder for `timm.create_model("local-dir:…", pretrained=True)`."""
+BACKBONE_HF: Final = "hf"
+"""Folder that `transformers.ViTModel.from_pretrained` loads."""
+BACKBONE_HF_MAE: Final = "hf-mae"
+"""Folder that `transformers.ViTMAEForPreTraining.from_pretrained` loads, with the decoder."""
+BACKBONE_ONNX: Final = "onnx"
+BACKBONE_TORCH_EXPORT: Final = "torch_export"
+BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TORCH_EXPORT)
+
+# Repositories of the Hugging Face Hub's protocol.
+HUB_ORGANISATION: Final = "rcmae"
+HUB_ENDINGS: Final = {"-mae": BACKBONE_HF_MAE, "-timm": BACKBONE_TIMM}
+"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No backbone's name ends so."""

@@ -1,0 +1,172 @@
+"""How the step runs on this worker: its precision, compiled or not, how many images at once, alone or under DDP."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainer.errors import SpecRefused
+from trainer.logger import logger
+from trainer.spec.plan import Schedule, divisor, memory_per_worker, step_flops
+from trainer.spec.pretrain import PretrainSpec
+from trainer.training.step import Objective
+
+CPU_RATE = 100e9
+"""FLOPs a second of a core, roughly: only to tell a short run from a long one."""
+CPU_WORTH_COMPILING = 3600.0
+"""Seconds of training on a CPU from which on compiling, a minute or two at each start, is earned back."""
+GPU_SHARE, GPU_RESERVED = 0.9, 2**30
+"""Of a GPU's memory, what the estimate may fill after a first part for CUDA itself; the rest is for fragments."""
+
+
+def uses_bf16(spec: PretrainSpec, device: torch.device) -> bool:
+    """Whether forward passes run under bf16 autocast; raises `SpecRefused` where the device cannot."""
+    precision = spec.optimization.precision
+    able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and not able:
+        raise SpecRefused("optimization.precision: bf16 is not supported by this GPU: use fp32")
+    return precision == "bf16" or (precision == "auto" and device.type != "cpu" and able)
+
+
+def compile_if_it_pays(objective: Objective, spec: PretrainSpec, schedule: Schedule, device: torch.device) -> None:
+    """Compile the objective in place as `optimization.compile` says; every rank calls it and all do the same.
+
+    Raises `SpecRefused` where the spec demands it and the node lacks what it takes.
+    """
+    wanted, lacking = spec.optimization.compile, _lacking(device)
+    if wanted is True and lacking:
+        raise SpecRefused(f"optimization.compile: is true, and this node has no {lacking}: install it, or use auto")
+    if wanted is False:
+        why: str | None = "optimization.compile is false"
+    elif wanted == "auto" and device.type == "cpu" and _seconds(spec, schedule) < CPU_WORTH_COMPILING:
+        why = "on the CPU and for so short a run compiling does not pay"
+    elif not everywhere(lacking is None, device):
+        why = f"this node has no {lacking}" if lacking else "another worker's node lacks what compiling takes"
+    else:
+        why = None
+    if why:
+        logger.info("The step runs as it is written: %s", why)
+        return
+    # Gradients are averaged after the whole backward pass: splitting the graph at DDP's buckets would overlap the two,
+    # and costs a graph for each bucket and the fusion across them.
+    torch._dynamo.config.optimize_ddp = False  # noqa: SLF001 - its public setting lives there
+    objective.compile(fullgraph=True, dynamic=False)
+    logger.info("The step is compiled: the first one takes a minute or more")
+
+
+def _lacking(device: torch.device) -> str | None:
+    """What torch.compile needs and this node does not have."""
+    if not shutil.which(os.environ.get("CXX", "g++")):  # where torch.compile looks for it
+        return "C++ compiler (g++)"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "header files of Python (python3-dev)"
+    if device.type == "cuda" and not torch.utils._triton.has_triton():  # noqa: SLF001 - torch's own test for it
+        return "Triton"
+    return None
+
+
+def _seconds(spec: PretrainSpec, schedule: Schedule) -> float:
+    """What a run takes on the CPU, very roughly; by the spec and the data alone, so the same for every attempt."""
+    images = schedule.steps * spec.optimization.global_batch_size
+    cores = int(spec.resources.workers) * int(spec.resources.cpus_per_worker)
+    return images * step_flops(spec.model, spec.method) / (cores * CPU_RATE)
+
+
+def everywhere(here: bool, device: torch.device) -> bool:
+    """Whether it is so on every rank. Every rank calls this."""
+    if not dist.is_initialized():
+        return here
+    flag = torch.tensor(int(here), device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def settle_micro_batch(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    spec: PretrainSpec,
+    device: torch.device,
+    recorded: int | None,
+) -> int:
+    """Images that go through the network at once: the spec's number, or as many as fit into the GPU's memory.
+
+    ``recorded`` is what an earlier attempt of as many workers came to: taken again, so that sums keep their order.
+    Else it is estimated and tried with a forward and backward pass, and halved until it fits on every rank.
+    """
+    written = spec.optimization.micro_batch_size
+    if written != "auto":
+        return written
+    share = spec.optimization.global_batch_size // int(spec.resources.workers)
+    micro_batch = recorded or _by_memory(spec, device, share)
+    while not everywhere(_fits(objective, optimizer, spec, micro_batch, device), device):
+        if micro_batch == 1:
+            raise torch.OutOfMemoryError("not one image goes through the network: use a smaller model, or larger GPUs")
+        micro_batch = divisor(share, micro_batch // 2)
+        logger.info("Out of memory: trying %d images at once", micro_batch)
+    logger.info("%d images at once, %d parts of a step", micro_batch, share // micro_batch)
+    return micro_batch
+
+
+def _by_memory(spec: PretrainSpec, device: torch.device, share: int) -> int:
+    """The largest divisor of a worker's share whose estimate fits on the smallest of the ranks' GPUs."""
+    if device.type != "cuda":
+        raise SpecRefused("optimization.micro_batch_size: is 'auto'; on the CPU the loop takes a resolved spec")
+    room = torch.tensor(torch.cuda.get_device_properties(device).total_memory, device=device)
+    if dist.is_initialized():
+        dist.all_reduce(room, op=dist.ReduceOp.MIN)
+    room_left, bf16 = GPU_SHARE * (int(room.item()) - GPU_RESERVED), uses_bf16(spec, device)
+    fitting = [
+        n
+        for n in range(1, share + 1)
+        if share % n == 0 and memory_per_worker(spec.model, spec.method, n, bf16) <= room_left
+    ]
+    return max(fitting, default=1)
+
+
+def _fits(
+    objective: Objective, optimizer: torch.optim.Optimizer, spec: PretrainSpec, micro_batch: int, device: torch.device
+) -> bool:
+    """Whether a micro batch's forward and backward pass go through beside the optimiser's moments. Leaves no trace."""
+    count = 0 if optimizer.state else 2 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    fits = True
+    try:
+        moments = torch.empty(count, device=device)
+        objective(*_blank(spec, micro_batch, device))[0].backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        del moments
+    except torch.OutOfMemoryError:
+        fits = False
+    objective.zero_grad(set_to_none=True)
+    if not fits and device.type == "cuda":
+        torch.cuda.empty_cache()
+    return fits
+
+
+def distribute(objective: Objective, spec: PretrainSpec, micro_batch: int, device: torch.device) -> nn.Module:
+    """The objective under DDP where several workers train, warmed.
+
+    DDP orders its buckets anew after the first backward pass, and with three ranks or more another order adds up to
+    other bits. Two discarded passes make every start, fresh or resumed, alike.
+    """
+    if not dist.is_initialized():
+        return objective
+    network = DistributedDataParallel(objective, gradient_as_bucket_view=True, forward_sync_buffers=False)
+    for _ in range(2):
+        network(*_blank(spec, micro_batch, device))[0].backward()
+    objective.zero_grad(set_to_none=True)
+    return network
+
+
+def _blank(spec: PretrainSpec, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Black images and the order of their patches, in the shapes of a micro batch."""
+    model = spec.model
+    images = torch.zeros(count, model.in_chans, model.height, model.width, dtype=torch.uint8, device=device)
+    return images, torch.arange(model.patches, device=device).repeat(count, 1)
