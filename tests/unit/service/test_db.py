@@ -155,7 +155,7 @@ def test_an_idempotency_key_is_hashed_once_however_often_the_schema_moves(new):
 
 
 def test_several_processes_migrate_at_once(new, new_url):
-    program = "import sys; from service.db import Database; Database(sys.argv[1]).migrate()"
+    program = "import sys; from service.db.database import Database; Database(sys.argv[1]).migrate()"
     command_line = [sys.executable, "-c", program, new_url]
     processes = [subprocess.Popen(command_line, stderr=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
