@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.client.sdk import Client
+from rcmae import Client
 from service.embedded import processes
 from service.embedded.parts import Folder, StackState
 

@@ -36,8 +36,8 @@ from deployment import (
 )
 from PIL import Image
 
+from rcmae import Client
 from service.client.errors import ApiError
-from service.client.sdk import Client
 from service.jobs.schemas import JobView, State
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(3600)]

@@ -15,8 +15,8 @@ from live import make_spec, poll, wait_state
 from local_stack import Stack
 from mlflow.tracking import MlflowClient
 
+from rcmae import Client
 from service.client.errors import ApiError
-from service.client.sdk import Client
 from service.jobs.schemas import JobView, State
 
 MEBIBYTES = 96

@@ -14,7 +14,7 @@ import pytest
 from live import make_spec, wait_state
 from local_stack import S3_SECRET, Stack
 
-from service.client.sdk import Client
+from rcmae import Client
 from service.jobs.schemas import JobView, State
 
 

@@ -361,7 +361,7 @@ def test_the_base_install_is_enough_for_client_and_command_line():
     program = (
         "import sys\n"
         f"for name in {extras.split()!r}: sys.modules[name] = None\n"
-        "import trainer.spec.job, trainer.spec.plan, service.client.sdk, service.cli\n"
+        "import rcmae, trainer.spec.plan, service.cli\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path.home(), check=False)
     assert done.returncode == 0, done.stderr
