@@ -14,7 +14,8 @@ from trainer.spec.base import read_document
 from trainer.spec.job import parse_spec
 
 README = Path(__file__).parents[2] / "README.md"
-SERVICE = README.parent / "service" / "README.md"
+SERVICE = README.parent / "service"
+PAGES = [*sorted(path.relative_to(README.parent) for path in README.parent.glob("[!.]*/*.md")), Path("README.md")]
 
 
 def blocks(language: str) -> list[str]:
@@ -42,21 +43,30 @@ def test_a_job_with_curl_alone(stack, tmp_path):
         assert weights.get_tensor("embeddings.cls_token").shape == (1, 1, 64)
 
 
-@pytest.mark.parametrize("folder", ["", "service", "trainer", "deploy", "tests"])
-def test_every_file_they_point_to_exists(folder):
-    readme = README.parent / folder / "README.md"
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", readme.read_text()):
-        assert (readme.parent / target).exists(), target
+def anchors(page: Path) -> set[str]:
+    """What `#…` may name in a page, as code hosts make it of headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def rows(first: str) -> dict[str, list[str]]:
-    """The cells of the service's README's tables, by a first cell of this form; one may name several, with commas."""
-    lines = [line.strip("| ").split(" | ") for line in SERVICE.read_text().splitlines() if line.startswith("| `")]
+@pytest.mark.parametrize("name", PAGES, ids=str)
+def test_what_a_page_points_to_exists(name):
+    page = README.parent / name
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
+        there = page.parent / target if target else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), f"{target}#{anchor}"
+
+
+def rows(page: str, first: str) -> dict[str, list[str]]:
+    """The cells of a page's tables, by a first cell of this form; one may name several, with commas."""
+    text = (SERVICE / page).read_text()
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
     return {name: cells[1:] for cells in lines for name in re.findall(rf"`({first})`", cells[0])}
 
 
 def test_every_setting_is_told_with_its_default():
-    told = rows("RCMAE_[A-Z0-9_]+")
+    told = rows("operations.md", "RCMAE_[A-Z0-9_]+")
     assert set(told) == {f"RCMAE_{name.upper()}" for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         shown, default = told[f"RCMAE_{name.upper()}"][0].split(" (")[0], field.default
@@ -70,6 +80,6 @@ def test_every_setting_is_told_with_its_default():
 
 
 def test_every_reason_is_told_with_what_follows():
-    told = {reason: cells[1:] for reason, cells in rows("[a-z_]+").items() if len(cells) == 3}
+    told = {reason: cells[1:] for reason, cells in rows("jobs.md", "[a-z_]+").items() if len(cells) == 3}
     yes = {True: "yes", False: "no"}
     assert told == {str(reason): [yes[p.retried], yes[p.charged]] for reason, p in POLICIES.items()}

@@ -1,4 +1,4 @@
-"""The walk with curl in the service's README works as it stands there."""
+"""The walks with curl in the service's pages work as they stand there."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from live import poll
 
 from service.adapters.mlflow_store import MlflowStore
 
-README = Path(__file__).parents[2] / "service" / "README.md"
+PAGES = Path(__file__).parents[2] / "service"
 ADDRESS = "URL=http://127.0.0.1:8000\n"
 
 
-def walk(url: str, heading: str = "A walk with curl") -> str:
+def walk(url: str, page: str, heading: str) -> str:
     """A chapter's blocks as one script against a server."""
-    chapter = README.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    chapter = (PAGES / page).read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
     script = "".join(re.findall(r"^```bash\n(.*?)^```$", chapter, flags=re.MULTILINE | re.DOTALL))
     assert script.startswith(ADDRESS)
     return script.replace(ADDRESS, f"URL={url}\n")
@@ -26,7 +26,7 @@ def walk(url: str, heading: str = "A walk with curl") -> str:
 
 @pytest.mark.timeout(900)  # five attempts, each with processes that start; and the stack, where it is not up yet
 def test_a_walk_through_every_verb(stack, tmp_path):
-    printed = stack.bash(walk(stack.url), tmp_path, timeout=800)
+    printed = stack.bash(walk(stack.url, "api.md", "A walk with curl"), tmp_path, timeout=800)
     lines = printed.splitlines()
     answers: list[dict[str, Any]] = [json.loads(line) for line in lines if line.startswith("{")]
 
@@ -82,7 +82,7 @@ def _nothing_is_left(stack, deletions: list[dict[str, Any]]) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_walk_through_a_search(stack, tmp_path):
-    printed = stack.bash(walk(stack.url, "A search, with curl"), tmp_path, timeout=800)
+    printed = stack.bash(walk(stack.url, "searches.md", "A search, with curl"), tmp_path, timeout=800)
     search = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"id":'))
     assert (search["trials"]["failed"], search["budget"]["trials"], search["state"]) == (0, 5, "succeeded")
     assert sum(search["trials"].values()) >= 5

@@ -353,7 +353,7 @@ def labels_of(family: Metric) -> set[str]:
 
 
 def test_the_readme_tells_of_every_metric(families):
-    section = (ROOT / "service/README.md").read_text().partition("## Watching the service")[2].partition("\n## ")[0]
+    section = (ROOT / "service/operations.md").read_text().partition("## Monitoring")[2].partition("\n## ")[0]
     told = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in ROW.findall(section)}
     there = {
         f"{family.name}_total" if family.type == "counter" else family.name: labels_of(family)
