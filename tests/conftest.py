@@ -37,6 +37,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTwoPr
     return InTwoProcesses(config, log)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser or fault test that fails is run once more: both runs are printed at the end, under "flaky"."""
+    for item in items:
+        if item.nodeid.startswith(("tests/browser", "tests/faults")):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    first_runs = terminalreporter.stats.get("rerun", [])
+    if not first_runs:
+        return
+    terminalreporter.section("flaky")
+    ends = {
+        report.nodeid: outcome
+        for outcome in ("passed", "failed", "error")
+        for report in terminalreporter.stats.get(outcome, [])
+        if report.when == "call" or outcome == "error"
+    }
+    for report in first_runs:
+        terminalreporter.write_line(f"{report.nodeid}: failed, then {ends.get(report.nodeid, 'did not end')}")
+        terminalreporter.write_line(f"    {report.longreprtext.strip().splitlines()[-1]}")
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Started once for the whole run. A test that ends a part leaves when all parts work again."""
