@@ -33,15 +33,18 @@ def tokens(
 def create_token(body: TokenBody, parts: PartsDep, caller: CallerDep) -> NewTokenView:
     """Make a token. Its text is in this answer and nowhere else.
 
-    Admins make tokens for everybody, submitters and operators for themselves, of at most their own role and no longer
-    life than the token that they use.
+    Admins make tokens for everybody, submitters and operators for themselves. A new token may neither do nor see more
+    than the one that makes it, and unless that is an admin's it ends no later: submitters make only submitters' tokens.
     """
     return service.create_token(parts, caller, body)
 
 
 @router.post("/tokens/{token_id}/rotate", status_code=201)
 def rotate_token(token_id: str, parts: PartsDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
-    """Replace a token by a new one of the same owner, role, name and end. The old one ends at once or after a grace."""
+    """Replace a token by a new one of the same owner, role, name and end. The old one ends at once or after a grace.
+
+    Only tokens of a role that the caller could make: a submitter cannot replace a viewer's token.
+    """
     return service.rotate_token(parts, caller, token_id, body or RotateBody())
 
 

@@ -48,7 +48,8 @@ class TokenBody(Body):
     owner: Owner | None = None
     """Whose it is; by default the caller's own. Only admins make tokens for others."""
     role: RoleName
-    """viewer: read; submitter: submit jobs, see and control one's own; operator: everybody's; admin: tokens too."""
+    """viewer: read everybody's jobs; submitter: submit jobs, see and control one's own; operator: see and control
+    everybody's; admin: tokens too. A token makes none that may do or see more than itself."""
     name: str = Field("", max_length=100)
     """What it is for."""
     expires_in_days: StrictInt | None = Field(None, ge=1, le=LONGEST_DAYS)

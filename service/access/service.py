@@ -34,24 +34,25 @@ def tokens(parts: Parts, caller: Caller, owner: str | None, limit: int, cursor: 
 
 
 def create_token(parts: Parts, caller: Caller, body: TokenBody) -> NewTokenView:
-    """Raises 403 where it would be another's, or of a higher role, and 422 where its end is none."""
+    """Raises 403 where it would be another's, or do or see more than the caller's, and 422 where its end is none."""
     caller.must_be(Role.SUBMITTER)
     owner, role, moment = body.owner or caller.owner, Role[body.role.upper()], now()
     if owner != caller.owner and caller.role is not Role.ADMIN:
         raise ApiProblem(
             403, "forbidden", f"only admins make tokens for others: leave owner out, or say {caller.owner}"
         )
-    _must_reach(caller, role)
+    _must_grant(caller, role)
     with parts.database.session() as session:
         ends = _end(session, caller, body, moment)
         return _make(session, caller, Token(owner=owner, role=body.role, name=body.name, expires_at=ends), moment)
 
 
 def rotate_token(parts: Parts, caller: Caller, token_id: str, body: RotateBody) -> NewTokenView:
-    """Raises 403 and 404 as for revoking, and 409 where the token is no longer valid."""
+    """Raises 403 and 404 as for revoking, 403 also as for making one, and 409 where the token is no longer valid."""
     moment = now()
     with parts.database.session() as session:
         old = _token(session, caller, token_id)
+        _must_grant(caller, Role[old.role.upper()])
         state = state_of(old, moment)
         if state != "active":
             raise ApiProblem(409, "token_ended", f"{token_id} is {state}: make a new one")
@@ -114,15 +115,23 @@ def _token(session: Session, caller: Caller, token_id: str) -> Token:
     token = repository.token(session, token_id)
     if token is None or (caller.role is not Role.ADMIN and token.owner != caller.owner):
         raise not_found("token", token_id)
-    _must_reach(caller, Role[token.role.upper()])
+    if Role[token.role.upper()] > caller.role:
+        text = f"a token of the role {caller.role_name} cannot replace or end one of the role {token.role}"
+        raise ApiProblem(403, "forbidden", text)
     return token
 
 
-def _must_reach(caller: Caller, role: Role) -> None:
-    """A token gives no more than it has: raises the API's 403."""
-    if role > caller.role:
-        text = f"a token of the role {caller.role_name} cannot make or end one of the role {role.name.lower()}"
-        raise ApiProblem(403, "forbidden", text)
+def _must_grant(caller: Caller, role: Role) -> None:
+    """A new token neither does nor sees more than the one that makes it: raises the API's 403."""
+    can_grant = caller.role.can_grant
+    if role in can_grant:
+        return
+    more = "may do more" if role > caller.role else "sees everybody's jobs"
+    text = (
+        f"a token of the role {caller.role_name} cannot make one of the role {role.name.lower()}, which {more}: "
+        f"it can make {', '.join(each.name.lower() for each in can_grant)}; for others ask an administrator"
+    )
+    raise ApiProblem(403, "forbidden", text)
 
 
 def _end(session: Session, caller: Caller, body: TokenBody, moment: datetime) -> datetime | None:

@@ -21,7 +21,10 @@ MIN_TOKEN_LENGTH = 16
 
 
 class Role(IntEnum):
-    """What a token's owner may do; each role may change what those before it may."""
+    """What a token's owner may do and see.
+
+    In what it may *do*, each role includes those before it. What it *sees* does not follow that order: `sees_all`.
+    """
 
     VIEWER = 1
     """Read everything, change nothing."""
@@ -31,6 +34,18 @@ class Role(IntEnum):
     """See and control everybody's."""
     ADMIN = 4
     """Tokens and the audit log too."""
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it sees everybody's jobs, rather than its owner's alone."""
+        return self is not Role.SUBMITTER
+
+    @property
+    def can_grant(self) -> list[Role]:
+        """The roles that it can give to a new token: those that neither do nor see more than itself."""
+        if self < Role.SUBMITTER:  # making a token is a change
+            return []
+        return [role for role in Role if role <= self and role.sees_all <= self.sees_all]
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,7 @@ class Caller:
     @property
     def sees_only(self) -> str | None:
         """The owner whose jobs are all that there is for this caller; None where it sees everybody's."""
-        return self.owner if self.role is Role.SUBMITTER else None
+        return None if self.role.sees_all else self.owner
 
     def sees(self, owner: str) -> bool:
         """Whether the jobs of an owner are there for this caller."""

@@ -30,7 +30,7 @@ def list_tokens(
 
 @tokens.command()
 def create(
-    role: Annotated[RoleName, typer.Option(help="What it may do; each may what those before it may.")],
+    role: Annotated[RoleName, typer.Option(help="What it may do and see: no more than the token that makes it.")],
     owner: Annotated[str | None, typer.Option(help="Whose it is; yours by default.")] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     days: Annotated[

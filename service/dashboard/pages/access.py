@@ -19,6 +19,13 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 PAGE: Final = 50
 GRACES: Final = {0: "at once", 600: "after 10 minutes", 3600: "after an hour", 86_400: "after a day"}
 """Seconds for which a replaced token may stay valid."""
+MEANINGS: Final = {
+    Role.VIEWER: "read everything",
+    Role.SUBMITTER: "submit, and see and control one's own",
+    Role.OPERATOR: "see and control everybody's",
+    Role.ADMIN: "tokens and the audit log too",
+}
+"""What the form for a new token says of each role."""
 Time = datetime | Literal[""] | None
 
 
@@ -30,15 +37,21 @@ def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -
         "access/tokens.html",
         found=found,
         owner=owner or "",
-        roles=[role.name.lower() for role in Role if role <= page.caller.role],
-        ends={each.id for each in found.items if _may_end(page, each)},
+        roles={role.name.lower(): MEANINGS[role] for role in page.caller.role.can_grant},
+        replaceable={each.id for each in found.items if _may_replace(page, each)},
+        revocable={each.id for each in found.items if _may_revoke(page, each)},
         graces=GRACES,
         longest=LONGEST_DAYS,
     )
 
 
-def _may_end(page: Page, token: TokenView) -> bool:
-    """Whether the caller may replace and revoke a token, as the service decides."""
+def _may_replace(page: Page, token: TokenView) -> bool:
+    """Whether the caller may rotate a token, as the service decides."""
+    return _may_revoke(page, token) and Role[token.role.upper()] in page.caller.role.can_grant
+
+
+def _may_revoke(page: Page, token: TokenView) -> bool:
+    """Whether the caller may end a token, as the service decides."""
     own = token.owner == page.caller.owner or page.administers
     return page.submits and own and token.state == "active" and Role[token.role.upper()] <= page.caller.role
 

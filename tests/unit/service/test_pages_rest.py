@@ -15,7 +15,7 @@ from service_fakes import SPEC, add_job, spec_with
 from sqlalchemy import select, update
 
 from service.adapters.ray_cluster import Machine
-from service.auth.caller import sha256
+from service.auth.caller import Role, ensure_token, sha256
 from service.auth.sessions import CSRF_HEADER
 from service.db.database import Database
 from service.db.tables import Attempt, Token, now
@@ -301,9 +301,9 @@ def test_one_sees_ones_own_tokens_and_an_admin_everybodys(browsers, database):
     assert "nobody-there has no token" in page(browsers.admin, "/tokens", owner="nobody-there")
 
 
-def test_roles_that_one_can_give_are_ones_own_at_most(browsers):
+def test_the_roles_on_offer_do_and_see_no_more_than_ones_own(browsers):
     for owner, roles in (
-        ("alice", ["viewer", "submitter"]),
+        ("alice", ["submitter"]),
         ("operator", ["viewer", "submitter", "operator"]),
         ("admin", ["viewer", "submitter", "operator", "admin"]),
     ):
@@ -314,6 +314,17 @@ def test_roles_that_one_can_give_are_ones_own_at_most(browsers):
     text = page(browsers.viewer, "/tokens")
     assert controls(text) == set()
     assert 'id="new-token"' not in text
+
+
+def test_a_submitter_may_end_its_owners_viewer_token_and_not_replace_it(browsers, database):
+    ensure_token(database, "a-watching-token-of-alice", "alice", Role.VIEWER)
+    with database.read() as session:
+        watching = session.scalar(select(Token.id).where(Token.sha256 == sha256("a-watching-token-of-alice")))
+    own = id_of(database, "alice")
+    offered = controls(page(browsers.alice, "/tokens"))
+    assert {f"DELETE /v1/tokens/{own}", f"POST /v1/tokens/{own}/rotate", f"DELETE /v1/tokens/{watching}"} <= offered
+    assert f"POST /v1/tokens/{watching}/rotate" not in offered
+    assert f"POST /v1/tokens/{watching}/rotate" in controls(page(browsers.admin, "/tokens"))
 
 
 def test_only_tokens_that_are_valid_can_be_replaced_and_revoked(browsers, database):
@@ -341,7 +352,7 @@ def test_a_new_tokens_text_is_in_no_page(browsers):
 
 
 def test_what_a_token_is_for_is_text_and_no_markup(browsers):
-    body = {"role": "viewer", "name": "<b>x</b>\"'"}
+    body = {"role": "submitter", "name": "<b>x</b>\"'"}
     browsers.alice.post("/v1/tokens", json=body, headers=csrf(browsers.alice))
     answer = browsers.alice.get("/tokens").text
     assert "<b>x" not in answer

@@ -150,7 +150,7 @@ class Asker:
         return job_id, running
 
     def _token(self, owner: str) -> str:
-        token = Token(sha256=sha256(f"a-token-of-{owner}"), owner=owner, role="viewer")
+        token = Token(sha256=sha256(f"a-token-of-{owner}"), owner=owner, role="submitter")
         with self._database.session() as session:
             session.merge(token)
         with self._database.read() as session:
@@ -179,7 +179,7 @@ class Asker:
         elif "{token_id}" in path:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":
-            body = {"owner": owner, "role": "viewer"}
+            body = {"owner": owner, "role": "submitter"}
         elif "backbones/{name}" in path or path.startswith("/hf/"):
             name = self._backbone(owner)
             path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")

@@ -9,7 +9,7 @@ from typing import Any
 
 from conftest import Clients, token_of
 from fastapi.testclient import TestClient
-from service_fakes import SPEC, problem
+from service_fakes import SPEC, add_job, problem
 from sqlalchemy import select, text, update
 
 from service.app import create_app
@@ -83,18 +83,59 @@ def test_its_owner_and_role_count(clients):
 
 def test_people_make_tokens_for_themselves_up_to_their_role(clients):
     assert make(clients.alice, role="submitter")["owner"] == "alice"
-    assert make(clients.alice, role="viewer", owner="alice")["role"] == "viewer"
+    assert make(clients.operator, role="viewer", owner="operator")["role"] == "viewer"
     assert make(clients.operator, role="operator")["owner"] == "operator"
     for client, body in (
         (clients.alice, {"role": "operator"}),
         (clients.alice, {"role": "admin"}),
-        (clients.alice, {"role": "viewer", "owner": "bob"}),
+        (clients.alice, {"role": "submitter", "owner": "bob"}),
         (clients.operator, {"role": "admin"}),
         (clients.operator, {"role": "viewer", "owner": "alice"}),
         (clients.viewer, {"role": "viewer"}),
     ):
         problem(client.post("/v1/tokens", json=body), 403, "forbidden")
     assert make(clients.admin, role="admin", owner="ops@example.org")["role"] == "admin"
+
+
+def test_no_token_does_or_sees_more_than_the_one_that_made_it(clients, database):
+    """Held to what the new token is answered, for every role that makes one of any other."""
+    jobs = {add_job(database, owner=owner) for owner in ("viewer", "alice", "bob", "operator", "admin")}
+    reach = {}
+    for maker in ("viewer", "alice", "operator", "admin"):
+        client = getattr(clients, maker)
+        for role in ("viewer", "submitter", "operator", "admin"):
+            answer = client.post("/v1/tokens", json={"role": role})
+            if answer.status_code == 403:
+                continue
+            made = {"Authorization": f"Bearer {answer.json()['token']}"}
+            assert visible(clients.anonymous, jobs, headers=made) <= visible(client, jobs)
+            assert changeable(clients.anonymous, jobs, headers=made) <= changeable(client, jobs)
+            reach.setdefault(maker, []).append(role)
+    assert reach == {
+        "alice": ["submitter"],
+        "operator": ["viewer", "submitter", "operator"],
+        "admin": ["viewer", "submitter", "operator", "admin"],
+    }
+
+
+def visible(client: TestClient, jobs: set[str], **options: Any) -> set[str]:
+    return {job for job in jobs if client.get(f"/v1/jobs/{job}", **options).status_code == 200}
+
+
+def changeable(client: TestClient, jobs: set[str], **options: Any) -> set[str]:
+    change = {"notes": "seen"}
+    return {job for job in jobs if client.patch(f"/v1/jobs/{job}", json=change, **options).status_code == 200}
+
+
+def test_a_submitter_gets_no_viewers_token_and_is_told_what_it_can_have(clients):
+    """A viewer sees everybody's jobs, and a submitter does not: neither by a new token nor by replacing an old one."""
+    watching = make(clients.admin, owner="alice", role="viewer")
+    for path, body in (("/v1/tokens", {"role": "viewer"}), (f"/v1/tokens/{watching['id']}/rotate", None)):
+        refused = problem(clients.alice.post(path, json=body), 403, "forbidden")["detail"]
+        assert "viewer, which sees everybody's jobs: it can make submitter" in refused
+    assert status(clients.anonymous, watching["token"]) == 200, "a refusal ends nothing"
+    refused = problem(clients.operator.post("/v1/tokens", json={"role": "admin"}), 403, "forbidden")["detail"]
+    assert "it can make viewer, submitter, operator;" in refused
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -207,9 +248,11 @@ def test_of_two_admins_who_revoke_each_other_one_is_left(clients, database):
 
 
 def test_people_end_their_own_tokens_of_no_higher_role(clients, database):
-    mine, admins = make(clients.alice, role="viewer"), make(clients.admin, owner="alice", role="admin")
+    mine = [make(clients.alice, role="submitter"), make(clients.admin, owner="alice", role="viewer")]
+    admins = make(clients.admin, owner="alice", role="admin")
     others = id_of(database, "bob")
-    assert clients.alice.delete(f"/v1/tokens/{mine['id']}").status_code == 200
+    for each in mine:
+        assert clients.alice.delete(f"/v1/tokens/{each['id']}").status_code == 200
     for path in (f"/v1/tokens/{admins['id']}", f"/v1/tokens/{admins['id']}/rotate"):
         answer = clients.alice.request("POST" if path.endswith("rotate") else "DELETE", path)
         problem(answer, 403, "forbidden")
@@ -260,9 +303,9 @@ def test_a_token_that_ends_makes_none_that_lives_longer(clients):
     short = make(clients.admin, owner="dora", role="submitter", expires_in_days=1)
     long = make(clients.admin, owner="dora", role="submitter")
     as_short = {"Authorization": f"Bearer {short['token']}"}
-    made = clients.anonymous.post("/v1/tokens", json={"role": "viewer"}, headers=as_short).json()
+    made = clients.anonymous.post("/v1/tokens", json={"role": "submitter"}, headers=as_short).json()
     assert made["expires_at"] == short["expires_at"]
-    later = {"role": "viewer", "expires_in_days": 2}
+    later = {"role": "submitter", "expires_in_days": 2}
     problem(clients.anonymous.post("/v1/tokens", json=later, headers=as_short), 403, "forbidden")
     problem(clients.anonymous.post(f"/v1/tokens/{long['id']}/rotate", headers=as_short), 403, "forbidden")
     assert status(clients.anonymous, long["token"]) == 200
@@ -274,7 +317,7 @@ def test_a_token_that_ends_makes_none_that_lives_longer(clients):
 
 
 def test_people_see_their_own_tokens_and_admins_all(clients):
-    make(clients.alice, role="viewer")
+    make(clients.alice, role="submitter")
 
     def owners(client: TestClient, **query: Any) -> list[str]:
         return [token["owner"] for token in client.get("/v1/tokens", params=query).json()["items"]]
