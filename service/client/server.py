@@ -18,6 +18,27 @@ TOKEN_FILE: Final = "token"  # noqa: S105 - a name, not a token
 HOST: Final = "127.0.0.1"
 
 
+class Home(NamedTuple):
+    """The folder that a state file was written in. A copy of the folder has another inode; a folder that was moved or
+    is reached through a link has the same one.
+    """
+
+    inode: int
+    device: int
+    path: str
+
+    @classmethod
+    def of(cls, folder: Path) -> Home:
+        """Raises `FileNotFoundError` for a folder that does not exist."""
+        found = folder.stat()
+        return cls(found.st_ino, found.st_dev, str(folder.resolve()))
+
+    def is_at(self, folder: Path) -> bool:
+        """Whether this is the folder, and not a copy of it. A device may have another number after a restart."""
+        here = Home.of(folder)
+        return self.inode == here.inode and (self.device == here.device or self.path == here.path)
+
+
 class Server(NamedTuple):
     """An address and a token for it."""
 
@@ -39,7 +60,14 @@ def find_server() -> Server:
         return Server(url, token)
     folder = state_dir()
     try:
-        port = json.loads((folder / STATE_FILE).read_text())["ports"]["api"]
+        state = json.loads((folder / STATE_FILE).read_text())
+        home = state.get("home")  # files of earlier releases name none
+        if home and not Home(*home).is_at(folder):
+            raise ClientError(
+                f"{folder} is a copy of the state folder {Home(*home).path}, and no stack runs in it: start one with "
+                "`rcmae up`"
+            )
+        port = state["ports"]["api"]
         return Server(f"http://{HOST}:{port}", token or (folder / TOKEN_FILE).read_text().strip())
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClientError(

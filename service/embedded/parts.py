@@ -20,7 +20,7 @@ import httpx
 from pydantic import BaseModel, Field
 
 from service.client.errors import ClientError
-from service.client.server import HOST, STATE_FILE, TOKEN_FILE
+from service.client.server import HOST, STATE_FILE, TOKEN_FILE, Home
 from service.embedded import processes
 from service.embedded.processes import Identity
 from trainer.protocol.names import STUDY_VARIABLE
@@ -67,6 +67,8 @@ class StackState(BaseModel):
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
     """Carried by every process of the stack in its environment."""
+    home: Home | None = None
+    """The folder that this was written in; None before it is written, and in files of earlier releases."""
     ports: Ports | None = None
     temp_dir: Path | None = None
     """Private folder for Ray, short because Unix sockets lie in it; removed when the stack goes down."""
@@ -153,17 +155,24 @@ class Folder:
         return self.logs / f"{name}.log"
 
     def load(self) -> StackState:
-        """The recorded state; an empty one where there is none."""
+        """The recorded state; an empty one where there is none.
+
+        In a copy of another stack's folder, only the settings are the copy's too: the processes, the temporary folder
+        and the id that finds them are the original's, and nothing done here may touch them.
+        """
         try:
-            return StackState.model_validate_json((self.path / STATE_FILE).read_text())
+            state = StackState.model_validate_json((self.path / STATE_FILE).read_text())
         except FileNotFoundError:
             return StackState()
+        if state.home is None or state.home.is_at(self.path):
+            return state
+        return StackState(artifact_root=state.artifact_root, database_url=state.database_url)
 
     def save(self, state: StackState) -> None:
         """Replace the recorded state; a reader sees the old one or the new one."""
         fresh = self.path / f"{STATE_FILE}.new"
         fresh.touch(0o600)
-        fresh.write_text(state.model_dump_json(indent=2))
+        fresh.write_text(state.model_copy(update={"home": Home.of(self.path)}).model_dump_json(indent=2))
         fresh.replace(self.path / STATE_FILE)
 
     @contextmanager

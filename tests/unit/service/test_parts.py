@@ -12,7 +12,9 @@ import sys
 import pytest
 from live import poll
 
-from service.embedded import parts, processes
+from service.client.errors import ClientError
+from service.client.server import Home, find_server
+from service.embedded import parts, processes, stack
 from service.embedded.parts import Folder, StackError, StackState
 from service.embedded.processes import Identity
 
@@ -56,8 +58,57 @@ def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
 def test_the_state_is_read_back_as_written(folder, prepare):
     state = prepare(StackState()).model_copy(update={"parts": {"ray": Identity.of(os.getpid())}})
     folder.save(state)
-    assert folder.load() == state
+    assert folder.load() == state.model_copy(update={"home": Home.of(folder.path)})
     assert folder.load().parts["ray"].alive
+
+
+@pytest.fixture
+def running(folder, prepare):
+    """A stack of one part, a process that carries its id and does nothing."""
+    state = prepare(StackState())
+    program = [sys.executable, "-c", "import time; time.sleep(600)"]
+    process = subprocess.Popen(program, env=parts.environment("ray", folder, state), start_new_session=True)
+    with folder.lock():
+        folder.save(state.model_copy(update={"parts": {"ray": Identity.of(process.pid)}}))
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_what_is_done_in_a_copy_of_the_folder_leaves_the_original_alone(folder, running, tmp_path, monkeypatch):
+    copy = Folder.at(shutil.copytree(folder.path, tmp_path / "copy"))
+    assert not stack.status(copy).parts
+    assert not stack.down(copy)
+    copied = parts.prepare(copy.load(), None)
+    shutil.rmtree(copied.temp_dir)
+    original = folder.load()
+    assert copied.id != original.id
+    assert copied.temp_dir != original.temp_dir
+    assert not copied.parts
+    assert running.poll() is None
+    assert original.parts["ray"].alive
+    assert original.temp_dir.is_dir()
+
+    shutil.copyfile(folder.path / "stack.json", copy.path / "stack.json")
+    monkeypatch.setenv("RCMAE_STATE_DIR", str(copy.path))
+    with pytest.raises(ClientError, match=f"{copy.path} is a copy of the state folder {folder.path}"):
+        find_server()
+
+
+def test_a_folder_that_was_moved_or_is_reached_by_a_link_is_the_same_stack(folder, running, tmp_path):
+    before, link = folder.load(), tmp_path / "link"
+    link.symlink_to(folder.path)
+    assert Folder.at(link).load() == before
+    moved = Folder.at(folder.path.rename(tmp_path / "moved"))
+    assert moved.load() == before
+    assert stack.down(moved)
+    assert not before.parts["ray"].alive
+
+
+def test_a_file_of_an_earlier_release_belongs_to_the_folder_it_lies_in(folder):
+    old = StackState(artifact_root="/artifacts")
+    (folder.path / "stack.json").write_text(old.model_dump_json(exclude={"home"}))
+    assert folder.load() == old
 
 
 def test_only_one_holds_the_lock(folder):
