@@ -1,7 +1,7 @@
 """Files below one folder, on a disk or in S3, through fsspec.
 
-S3's endpoint and credentials are those botocore finds by itself: the environment's AWS_ENDPOINT_URL,
-AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile that AWS_PROFILE names. A URI never holds any.
+botocore finds S3's endpoint and credentials by itself: in the environment's AWS_ENDPOINT_URL,
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or in the profile that AWS_PROFILE names. A URI never holds credentials.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from trainer.temporary import temporary_folder
 
 
 class NoAnswer(ConnectionError):
-    """S3 has not done what was asked for as long as we wait."""
+    """S3 did not complete a request within the time we keep trying."""
 
 
 CONNECT_SECONDS, READ_SECONDS = 5, 15
 PATIENCE_SECONDS = 60.0
-"""A request that fails in passing is sent again for this long after its first failure. A server that is gone for half
-a minute is not noticed; one that is gone for ever is an error after this and at most two timeouts."""
+"""A request with a transient failure is retried for this long after its first failure. An outage of half a minute goes
+unnoticed; a permanent one raises an error after this time and at most two time-outs."""
 LONGEST_PAUSE_SECONDS: Final = 5.0
 _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 REMOTE_ERRORS: Final = (NoAnswer, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
-"""What nothing but a storage elsewhere raises; beside them s3fs raises Python's own errors of files."""
+"""What only remote storage raises; s3fs also raises Python's own file errors."""
 
 _PASSING_STATUS: Final = frozenset({429, 500, 502, 503, 504})
 _PASSING_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
@@ -53,11 +53,11 @@ _REFUSED: Final = frozenset(
 
 
 class S3(S3FileSystem):  # type: ignore[misc]  # s3fs carries no types
-    """S3 whose every request is sent again until our patience ends, and which never makes a bucket.
+    """S3 that retries every request until `patience` ends, and that never creates a bucket.
 
     botocore's own retries are off: they stop after a number of tries and share a budget, so that with many readers an
-    outage of seconds ends some of them. Bodies cut in the middle are asked for again by s3fs, up to `retries` times;
-    it takes `NoAnswer` for final, so the two never multiply. Instances may be shared by threads, and a pickled one
+    outage of seconds fails some of them. s3fs requests interrupted bodies again, up to `retries` times; it treats
+    `NoAnswer` as final, so the two never multiply. Instances may be shared by threads, and a pickled one
     opens its own connections, with its process's credentials.
     """
 
@@ -94,7 +94,7 @@ def _pause_before_retry(
 
 
 def _passing(response: tuple[Any, dict[str, Any]] | None, caught: Exception | None) -> bool:
-    """Whether a failure may be gone at the next try."""
+    """Whether a failure is transient."""
     if response is None:
         broken = isinstance(caught, (boto.ConnectionError, boto.HTTPClientError))
         return broken and not isinstance(caught, boto.SSLError)
@@ -110,7 +110,7 @@ def _error_of(response: tuple[Any, dict[str, Any]] | None) -> str:
 
 @contextmanager
 def patience(seconds: float) -> Iterator[None]:
-    """Requests made within are sent again for so many seconds only."""
+    """Retry requests made inside for at most this many seconds."""
     before = _patience.set(seconds)
     try:
         yield
@@ -151,7 +151,7 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
 
 @contextmanager
 def told(place: str) -> Iterator[None]:
-    """Turn whatever a storage raises into a `StorageError` with the place, what happened and what to do."""
+    """Turn whatever the storage raises into a `StorageError` that says where, what happened and what to do."""
     try:
         yield
     except (OSError, *REMOTE_ERRORS) as error:
@@ -159,7 +159,7 @@ def told(place: str) -> Iterator[None]:
 
 
 def storage_error(place: str, error: BaseException) -> StorageError:
-    """What a storage raised, in words."""
+    """The `StorageError` for an error that the storage raised."""
     return StorageError(f"{_clean(place)}: {_clean(_sentence(error))}")
 
 
@@ -192,7 +192,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def error_code(error: BaseException) -> str | None:
-    """S3's own code behind an error; a status such as ``404`` where the answer had no body."""
+    """S3's own code behind an error; a status such as ``404`` if the answer had no body."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, boto.ClientError):
@@ -219,11 +219,11 @@ class Store:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Where a file is, in the file system's own terms."""
+        """A file's path in the file system's own terms."""
         return posixpath.join(self.root, name) if name else self.root
 
     def write(self, name: str, data: bytes) -> None:
-        """Put a file in place whole: a reader sees the old one or the new one, never a part."""
+        """Write a file atomically: a reader sees the old content or the new, never a part."""
         with self._told(name):
             if not self.is_local:
                 self.fs.pipe_file(self.path(name), data)
@@ -253,7 +253,7 @@ class Store:
         return False
 
     def names(self, folder: str) -> list[str]:
-        """Names directly below a folder, sorted; none where it does not exist."""
+        """Sorted names directly below a folder; none if it does not exist."""
         with self._told(folder), _absence_is_fine():
             place = self.path(folder)
             found = {str(path).rstrip("/") for path in self.fs.ls(place, detail=False)}
@@ -263,7 +263,7 @@ class Store:
         return []
 
     def delete(self, name: str) -> None:
-        """Remove a file or a folder with everything below it; nothing happens where there is none."""
+        """Remove a file, or a folder with everything below it, if it exists."""
         with self._told(name), _absence_is_fine():
             if self.is_local:
                 self.fs.rm(self.path(name), recursive=True)
@@ -320,7 +320,7 @@ class Store:
 
 @contextmanager
 def _absence_is_fine() -> Iterator[None]:
-    """Nothing there is an answer; no bucket is not."""
+    """Accept that a file or folder is missing, but not that the bucket is."""
     try:
         yield
     except FileNotFoundError as error:

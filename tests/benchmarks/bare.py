@@ -37,13 +37,14 @@ class Record:
 
 def train(config: dict[str, Any]) -> None:
     from trainer.storage import Store  # noqa: PLC0415
-    from trainer.training.loop import Run, pretrain  # noqa: PLC0415 - as in every worker, torch is imported here
+    from trainer.training.context import WorkerContext  # noqa: PLC0415
+    from trainer.training.loop import pretrain  # noqa: PLC0415 - as in every worker, torch is imported here
 
     folder, rank = Path(config["folder"]), ray.train.get_context().get_world_rank()
     (folder / f"rank-{rank}").write_text(str(os.getpid()))
     recorder = Record(folder / "record") if rank == 0 else None
     spec = PretrainSpec.model_validate_json((folder / "spec.json").read_text())
-    pretrain(spec, Run(store=Store(str(folder)), attempt=1, since_attempt=1, recorder=recorder))
+    pretrain(spec, WorkerContext(store=Store(str(folder)), attempt=1, since_attempt=1, recorder=recorder))
 
 
 def main() -> None:

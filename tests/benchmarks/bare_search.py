@@ -38,10 +38,11 @@ class Recorder:
 
 def train(spec: PretrainSpec, folder: Path, store: str, report: Report) -> None:
     from trainer.storage import Store  # noqa: PLC0415
-    from trainer.training.loop import Run, pretrain  # noqa: PLC0415 - the driver needs no torch
+    from trainer.training.context import WorkerContext  # noqa: PLC0415
+    from trainer.training.loop import pretrain  # noqa: PLC0415 - the driver needs no torch
 
     begin = time.time()
-    pretrain(spec, Run(store=Store(store), attempt=1, since_attempt=1, recorder=Recorder(report)))
+    pretrain(spec, WorkerContext(store=Store(store), attempt=1, since_attempt=1, recorder=Recorder(report)))
     with (folder / "moments").open("a") as file:
         file.write(f"{begin} {time.time()}\n")
 

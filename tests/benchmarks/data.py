@@ -28,7 +28,7 @@ from PIL import Image
 from trainer.agreement import Agreement
 from trainer.data.augment import crop_boxes, flips
 from trainer.data.cache import Cache
-from trainer.data.dataset import Place, open_images
+from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.decode import decode, decode_crop, decodes_whole
 from trainer.data.images import Images
 from trainer.data.loader import Loader
@@ -201,7 +201,7 @@ def loading(files: list[bytes]) -> None:
         local, remote = shards(folder / "shards", files), s3.bucket("benchmark")
         s3.filesystem().put(f"{local}/", f"{remote}/shards/", recursive=True)
         remote, bytes_ = f"{remote}/shards", sum(map(len, files))
-        place = Place(Cache(folder / "cache"), 2, Agreement(1), 0)
+        place = DatasetContext(Cache(folder / "cache"), 2, Agreement(1), 0)
         opened(local, "none", place)  # its index is made here
         began = time.perf_counter()
         staged = opened(remote, "disk", place)
@@ -233,7 +233,7 @@ def shards(folder: Path, files: list[bytes], each: int = 100) -> str:
     return str(folder)
 
 
-def opened(uri: str, cache: str, place: Place) -> Images:
+def opened(uri: str, cache: str, place: DatasetContext) -> Images:
     dataset = DatasetSpec.model_validate({"uri": uri, "cache": cache})
     return open_images(dataset, "dataset", 3, SIZE, place)
 

@@ -27,7 +27,7 @@ from trainer.export.timm import export_timm
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import MethodSpec, ModelSpec
-from trainer.training.checkpoint import TEACHER
+from trainer.training.state import TEACHER
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first to ask for an environment makes it
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from trainer.attempt.control import Control
     from trainer.protocol.command import Action
     from trainer.tracking.tracker import Tracker
-    from trainer.training.loop import Recorder
+    from trainer.training.context import Recorder
 
 _SETTING, _TRIAL, _REPORTS = "request", "trial", "reports"
 
@@ -219,7 +219,8 @@ def _pretrain(
     device: Device,
 ) -> tuple[Action | None, str | None]:
     """Train, and at the end register what came of it; gives the command obeyed instead, and the last checkpoint."""
-    from trainer.training.loop import Run, pretrain  # noqa: PLC0415
+    from trainer.training.context import WorkerContext  # noqa: PLC0415
+    from trainer.training.loop import pretrain  # noqa: PLC0415
 
     spec = request.spec
     if not isinstance(spec, PretrainSpec):
@@ -228,7 +229,7 @@ def _pretrain(
         from trainer.export.graph import check_onnx  # noqa: PLC0415
 
         check_onnx()  # now, and not after weeks
-    run = Run(
+    context = WorkerContext(
         store=store,
         attempt=request.attempt,
         since_attempt=request.since_attempt,
@@ -237,12 +238,12 @@ def _pretrain(
         device=device,
         dataset_roots=request.dataset_roots,
     )
-    ending = pretrain(spec, run)
-    if tracker and spec.register_as and not ending.action:
+    result = pretrain(spec, context)
+    if tracker and spec.register_as and not result.action:
         from trainer.kinds.publish import publish  # noqa: PLC0415 - draws pictures: only this rank needs what that takes
 
-        publish(request, spec.register_as, spec.export, ending.checkpoint, store, tracker)
-    return ending.action, ending.checkpoint.folder
+        publish(request, spec.register_as, spec.export, result.checkpoint, store, tracker)
+    return result.action, result.checkpoint.folder
 
 
 def _publish(

@@ -44,26 +44,26 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one rank opens its data."""
+class DatasetContext:
+    """What one rank opens datasets with."""
 
     cache: Cache
     threads: int
     agree: Agreement
     rank: int
     roots: tuple[str, ...] | None = None
-    """Where datasets may lie; None is anywhere."""
+    """Folders that datasets must lie in; None allows any location."""
 
 
-def open_training_data(spec: PretrainSpec, place: Place) -> TrainingData:
+def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingData:
     """Open the spec's dataset; every rank calls it. The first looks at every image once and tells the others.
 
     Raises `DataError` where there is nothing to read, or too much that cannot be.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
-    images = open_images(spec.dataset, "dataset", channels, size, place)
+    images = open_images(spec.dataset, "dataset", channels, size, context)
     if spec.evaluation.dataset:
-        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, place)
+        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
         train, held_out = np.arange(len(images)), np.arange(len(held_out_images))
     else:
         train, held_out = split(len(images))
@@ -75,7 +75,7 @@ def open_training_data(spec: PretrainSpec, place: Place) -> TrainingData:
                 "its shards .cls members or its Parquet files a label column, or set evaluation.probes to []"
             )
     # Shared also where it is given: nobody goes on before all have their data, however long that takes.
-    mean, std = place.agree.share(_statistics(spec, images, train) if place.rank == 0 else None)
+    mean, std = context.agree.share(_statistics(spec, images, train) if context.rank == 0 else None)
     return TrainingData(images, train, held_out_images, held_out, mean, std)
 
 
@@ -88,26 +88,28 @@ def _statistics(
     return channel_statistics(images, train)
 
 
-def open_images(dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], place: Place) -> Images:
+def open_images(
+    dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], context: DatasetContext
+) -> Images:
     """The readable images of a dataset; ``field`` is where the spec names it."""
     if dataset.uri == DIGITS:
         digits = DigitsReader(channels)
-        return Images(DIGITS, _index_of_digits(digits, place.threads), digits, channels)
-    files = place.agree.share(find_files(dataset, place.roots) if place.rank == 0 else None)
-    files = _staged(files, dataset, field, place)
-    index: Index = place.agree.share(_index(files, place) if place.rank == 0 else None)
-    if place.rank == 0:
+        return Images(DIGITS, _index_of_digits(digits, context.threads), digits, channels)
+    files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
+    files = _staged(files, dataset, field, context)
+    index: Index = context.agree.share(_index(files, context) if context.rank == 0 else None)
+    if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
     reader = open_reader(files, index.table)
     if dataset.cache in {"auto", "ram"}:
-        reader = _decoded(index, reader, dataset, field, channels, size, place)
+        reader = _decoded(index, reader, dataset, field, channels, size, context)
     return Images(dataset.uri, index, reader, channels)
 
 
-def _staged(files: Files, dataset: DatasetSpec, field: str, place: Place) -> Files:
+def _staged(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
     if not (dataset.cache == "disk" or (dataset.cache == "auto" and files.remote)):
         return files
-    staged = stage(files, place.cache)
+    staged = stage(files, context.cache)
     if isinstance(staged, Files):
         return staged
     if dataset.cache == "disk":
@@ -116,22 +118,28 @@ def _staged(files: Files, dataset: DatasetSpec, field: str, place: Place) -> Fil
     return files
 
 
-def _index(files: Files, place: Place) -> Index:
+def _index(files: Files, context: DatasetContext) -> Index:
     """The kept index of just these files, or a new one."""
-    kept = place.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
+    kept = context.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
     if kept.is_file():
         return Index.load(kept)
     table = scan(files)
-    index = build_index(table, open_reader(files, table), files.uri, place.threads)
+    index = build_index(table, open_reader(files, table), files.uri, context.threads)
     index.save(kept)
     return index
 
 
 def _decoded(
-    index: Index, reader: Reader, dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], place: Place
+    index: Index,
+    reader: Reader,
+    dataset: DatasetSpec,
+    field: str,
+    channels: int,
+    size: tuple[int, int],
+    context: DatasetContext,
 ) -> Reader:
     must = dataset.cache == "ram"
-    decoded = keep_decoded(index, reader, channels, size, place.cache, place.threads, must=must)
+    decoded = keep_decoded(index, reader, channels, size, context.cache, context.threads, must=must)
     if not isinstance(decoded, str):
         return decoded
     if must:

@@ -1,4 +1,4 @@
-"""What is measured while training: reconstruction on held-out images, probes of the frozen backbone, a picture."""
+"""Evaluation during training: reconstruction of held-out images, probes of the frozen backbone, a picture."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from trainer.storage import Store, patience
 RATIO_IMAGES, PICTURE_IMAGES, PROBE_IMAGES = 512, 6, 10_000
 BATCH = 64
 PICTURE_SECONDS = 10.0
-"""Training waits for a picture's storage so long: it is worth no more."""
+"""How long training waits for the storage of a picture."""
 FIXED_SEED = 2**31 - 1
-"""Held-out masks and probe images do not follow the spec's seed: runs of other seeds are measured alike."""
+"""Held-out masks and probe images do not depend on the spec's seed, so that runs with different seeds compare."""
 
 
 class Evaluator:
-    """Measures on one process; the images, their masks and the probe's random weights never change during a run."""
+    """Evaluates on one process. The images, their masks and the probe's random weights never change during a run."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Evaluator:
             logger.info("No linear probe: the dataset has no labels")
 
     def evaluate(self, student: MaskedAutoencoder, backbone: MaskedAutoencoder, step: int) -> dict[str, float]:
-        """Metrics at optimiser step ``step``; stores a picture of held-out reconstructions beside, where it can."""
+        """Metrics at optimiser step ``step``. Also stores a picture of reconstructions, if it can be stored."""
         settings = (self._data.mean, self._data.std, self._spec.method.norm_pix_loss)
         with self._autocast():
             ratio = reconstruction_ratio(
@@ -71,7 +71,7 @@ class Evaluator:
             with patience(PICTURE_SECONDS):
                 self._store.write(names.picture_file(step), picture)
         except StorageError as error:
-            logger.warning("The picture of step %d is lost, it could not be stored: %s", step, error)
+            logger.warning("The picture of step %d could not be stored and is lost: %s", step, error)
         metrics = {metric_keys.RECONSTRUCTION_RATIO: ratio}
         if self._probes:
             if self._random_init is None:

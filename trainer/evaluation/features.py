@@ -16,7 +16,7 @@ from trainer.models.rc_mae import MaskedAutoencoder
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and back as it was."""
+    """Put the model into evaluation mode, and afterwards back into its previous mode."""
     training = model.training
     model.eval()
     try:

@@ -15,7 +15,7 @@ def linear_probe(
 ) -> float:
     """Top-1 accuracy in 0..1 on ``test``: standardised features (n, D), multinomial logistic regression.
 
-    A solver that has not converged after 300 iterations is as far as the probe goes; it is the same every time.
+    The solver stops after 300 iterations, converged or not, so the result is deterministic.
     """
     # Imported here: more than a second, as long as torch takes, that every worker of every attempt would spend.
     from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415

@@ -21,7 +21,7 @@ from trainer.spec.export import Network
 from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
-from trainer.training.checkpoint import SPEC, STUDENT, TEACHER
+from trainer.training.state import SPEC, STUDENT, TEACHER
 
 TOLERANCE = 1e-5
 IMAGES = 8

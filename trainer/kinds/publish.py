@@ -28,7 +28,8 @@ from trainer.spec.publish import PublishSpec
 from trainer.storage import Store, sha256_of
 from trainer.temporary import temporary_folder
 from trainer.training import checkpoint as checkpoints
-from trainer.training.checkpoint import Committed, Network
+from trainer.training.checkpoint import Committed
+from trainer.training.state import StoredState, read_parts, spec_of
 
 if TYPE_CHECKING:
     from trainer.tracking.tracker import History, Tracker
@@ -82,7 +83,7 @@ def publish_kept(
             "the job keeps"
         )
     origin = Origin(source.job_id, source.run_id, store, checkpoint)
-    trained = checkpoints.spec_of(store, checkpoint)
+    trained = spec_of(store, checkpoint)
     export = spec.export.over(trained.export)
     found = misfit(export, trained.method.name, (trained.model.height, trained.model.width))
     if found:
@@ -100,11 +101,11 @@ def _register(
     tracker: Tracker,
     wanted: Callable[[], Action | None] = lambda: None,
 ) -> Action | None:
-    network = checkpoints.load_network(origin.store, origin.checkpoint, export.network)
-    history = tracker.history(origin.run_id, (*CURVES, *network.state.metrics), network.state.step)
+    network = read_parts(origin.store, origin.checkpoint, (export.network,))
+    history = tracker.history(origin.run_id, (*CURVES, *network.metadata.metrics), network.metadata.step)
     with temporary_folder() as directory:
         facts = _facts(request, origin, name, export, network, history)
-        tags = write_version(directory, facts, network.weights)
+        tags = write_version(directory, facts, network.tensors[export.network])
         action = wanted()
         if action:
             return action
@@ -114,10 +115,10 @@ def _register(
 
 
 def _facts(
-    request: AttemptRequest, origin: Origin, name: str, export: ExportSpec, network: Network, history: History
+    request: AttemptRequest, origin: Origin, name: str, export: ExportSpec, network: StoredState, history: History
 ) -> Facts:
     """What is known of a checkpoint, from itself and from its run."""
-    spec, state, checkpoint = network.spec, network.state, origin.checkpoint
+    spec, state, checkpoint = network.spec, network.metadata, origin.checkpoint
     steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
     # Without the run's total, which is logged before its first checkpoint, the end is all that could be meant.
     per_epoch = int(steps) / spec.optimization.epochs if steps else state.step / spec.optimization.epochs

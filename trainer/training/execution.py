@@ -19,11 +19,11 @@ from trainer.spec.pretrain import PretrainSpec
 from trainer.training.step import Objective
 
 CPU_RATE = 100e9
-"""FLOPs a second of a core, roughly: only to tell a short run from a long one."""
+"""Rough FLOPs per second of a core, only used to tell a short run from a long one."""
 CPU_WORTH_COMPILING = 3600.0
-"""Seconds of training on a CPU from which on compiling, a minute or two at each start, is earned back."""
+"""Seconds of training on a CPU above which compiling, a minute or two at each start, pays for itself."""
 GPU_SHARE, GPU_RESERVED = 0.9, 2**30
-"""Of a GPU's memory, what the estimate may fill after a first part for CUDA itself; the rest is for fragments."""
+"""The share of a GPU's memory that the estimate may fill, after what CUDA takes; the rest is for fragmentation."""
 
 
 def uses_bf16(spec: PretrainSpec, device: torch.device) -> bool:
@@ -44,15 +44,15 @@ def compile_if_it_pays(objective: Objective, spec: PretrainSpec, schedule: Sched
     if wanted is True and lacking:
         raise SpecRefused(f"optimization.compile: is true, and this node has no {lacking}: install it, or use auto")
     if wanted is False:
-        why: str | None = "optimization.compile is false"
+        reason: str | None = "optimization.compile is false"
     elif wanted == "auto" and device.type == "cpu" and _seconds(spec, schedule) < CPU_WORTH_COMPILING:
-        why = "on the CPU and for so short a run compiling does not pay"
+        reason = "on the CPU and for so short a run compiling does not pay"
     elif not everywhere(lacking is None, device):
-        why = f"this node has no {lacking}" if lacking else "another worker's node lacks what compiling takes"
+        reason = f"this node has no {lacking}" if lacking else "another worker's node lacks what compiling takes"
     else:
-        why = None
-    if why:
-        logger.info("The step runs as it is written: %s", why)
+        reason = None
+    if reason:
+        logger.info("The step runs as it is written: %s", reason)
         return
     # Gradients are averaged after the whole backward pass: splitting the graph at DDP's buckets would overlap the two,
     # and costs a graph for each bucket and the fusion across them.
@@ -73,14 +73,14 @@ def _lacking(device: torch.device) -> str | None:
 
 
 def _seconds(spec: PretrainSpec, schedule: Schedule) -> float:
-    """What a run takes on the CPU, very roughly; by the spec and the data alone, so the same for every attempt."""
+    """A very rough estimate of a run's time on the CPU, from spec and data alone: the same for every attempt."""
     images = schedule.steps * spec.optimization.global_batch_size
     cores = int(spec.resources.workers) * int(spec.resources.cpus_per_worker)
     return images * step_flops(spec.model, spec.method) / (cores * CPU_RATE)
 
 
 def everywhere(here: bool, device: torch.device) -> bool:
-    """Whether it is so on every rank. Every rank calls this."""
+    """Whether ``here`` is true on every rank. Every rank calls this."""
     if not dist.is_initialized():
         return here
     flag = torch.tensor(int(here), device=device)
@@ -97,8 +97,8 @@ def settle_micro_batch(
 ) -> int:
     """Images that go through the network at once: the spec's number, or as many as fit into the GPU's memory.
 
-    ``recorded`` is what an earlier attempt of as many workers came to: taken again, so that sums keep their order.
-    Else it is estimated and tried with a forward and backward pass, and halved until it fits on every rank.
+    ``recorded`` is what an earlier attempt with as many workers used; using it again keeps the order of sums. Without
+    it, the number is estimated, tried with a forward and backward pass, and halved until it fits on every rank.
     """
     written = spec.optimization.micro_batch_size
     if written != "auto":
@@ -122,18 +122,21 @@ def _by_memory(spec: PretrainSpec, device: torch.device, share: int) -> int:
     if dist.is_initialized():
         dist.all_reduce(room, op=dist.ReduceOp.MIN)
     room_left, bf16 = GPU_SHARE * (int(room.item()) - GPU_RESERVED), uses_bf16(spec, device)
-    fitting = [
+    candidates = [
         n
         for n in range(1, share + 1)
         if share % n == 0 and memory_per_worker(spec.model, spec.method, n, bf16) <= room_left
     ]
-    return max(fitting, default=1)
+    return max(candidates, default=1)
 
 
 def _fits(
     objective: Objective, optimizer: torch.optim.Optimizer, spec: PretrainSpec, micro_batch: int, device: torch.device
 ) -> bool:
-    """Whether a micro batch's forward and backward pass go through beside the optimiser's moments. Leaves no trace."""
+    """Whether a micro batch's forward and backward pass fit into memory beside the optimiser's moments.
+
+    Leaves no gradients and no moments behind.
+    """
     count = 0 if optimizer.state else 2 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
     fits = True
     try:
@@ -151,10 +154,10 @@ def _fits(
 
 
 def distribute(objective: Objective, spec: PretrainSpec, micro_batch: int, device: torch.device) -> nn.Module:
-    """The objective under DDP where several workers train, warmed.
+    """The objective, wrapped in DDP and warmed up if several workers train.
 
-    DDP orders its buckets anew after the first backward pass, and with three ranks or more another order adds up to
-    other bits. Two discarded passes make every start, fresh or resumed, alike.
+    DDP reorders its buckets after the first backward pass, and with three ranks or more another order gives other
+    rounding. Two discarded passes make every start, fresh or resumed, the same.
     """
     if not dist.is_initialized():
         return objective

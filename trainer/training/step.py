@@ -1,4 +1,4 @@
-"""One optimiser step: the losses of a batch, their gradients, the new student and the teacher that follows it."""
+"""One optimiser step: the losses of a batch, their gradients, the student's update and the teacher's."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from trainer.spec.pretrain import MethodSpec
 class Objective(nn.Module):
     """Student and teacher with the losses of the method: the one module that is distributed and compiled.
 
-    Autocast and the teacher's missing gradient are inside, so that one graph holds the whole forward pass: nothing
-    outside of it can ask for another.
+    Autocast and `no_grad` around the teacher are inside it, so that one compiled graph holds the whole forward pass and
+    nothing outside causes a recompilation.
     """
 
     mean: Tensor
@@ -41,16 +41,16 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, orders: Tensor) -> Tensor:
         """Losses (3,) of images (b, C, H, W) uint8 under orders (b, L): total, reconstruction, consistency (0 for MAE).
 
-        A gradient flows from the total alone.
+        Only the total carries a gradient.
         """
         method, visible = self.method, int(orders.shape[1] * (1 - self.method.mask_ratio))
         patches = take_patches(normalised(images, self.mean, self.std), orders, self.student.patch_size)
-        seen, target = patches[:, :visible], targets(patches[:, visible:], method.norm_pix_loss)
+        visible_patches, target = patches[:, :visible], targets(patches[:, visible:], method.norm_pix_loss)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-            prediction = self.student(seen, orders)
+            prediction = self.student(visible_patches, orders)
             if self.teacher is not None:
                 with torch.no_grad():
-                    expected = self.teacher(seen, orders)
+                    expected = self.teacher(visible_patches, orders)
         reconstruction = reconstruction_loss(prediction, target)
         if self.teacher is None:
             return torch.stack([reconstruction, reconstruction.detach(), torch.zeros_like(reconstruction)])
@@ -61,22 +61,22 @@ class Objective(nn.Module):
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step changes, and how much of a batch goes through the network at once."""
+    """The networks and the optimiser that a step changes, and how much of a batch it processes at once."""
 
     student: MaskedAutoencoder
     teacher: MaskedAutoencoder | None
     optimizer: torch.optim.Optimizer
     network: nn.Module
-    """The objective of student and teacher, compiled or not, alone or under DDP."""
+    """The `Objective` of student and teacher, compiled or not, wrapped in DDP or not."""
     micro_batch: int
     clip_grad_norm: float | None
 
     def step(
         self, images: Tensor, orders: Tensor, lr: float, momentum: float | None, measured: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Learn from one rank's share of a batch, images (B, C, H, W) uint8 and orders (B, L).
+        """Take one optimiser step on this rank's share of a batch, images (B, C, H, W) uint8 and orders (B, L).
 
-        Gives its losses (3,) as `Objective` does and, where gradients are clipped or ``measured``, their norm.
+        Returns its losses (3,) as `Objective` does and, if gradients are clipped or ``measured``, their norm.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -86,11 +86,11 @@ class Learner:
         parts = len(images) // self.micro_batch
         losses = []
         for part in range(parts):
-            chosen = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
+            rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
             with _synchronised(self.network, last=part == parts - 1):
-                found = self.network(*(t[chosen].to(self._device, non_blocking=True) for t in (images, orders)))
-                (found[0] / parts).backward()
-            losses.append(found.detach())
+                part_losses = self.network(*(t[rows].to(self._device, non_blocking=True) for t in (images, orders)))
+                (part_losses[0] / parts).backward()
+            losses.append(part_losses.detach())
 
         # --- optimiser and teacher ----------------------------------------------------------------------------------
         norm = None
@@ -109,7 +109,7 @@ class Learner:
 
 
 def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
-    """Gradients are averaged over the ranks in the last part's backward pass only."""
+    """Averages gradients over the ranks in the backward pass of the last part only."""
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()
     return contextlib.nullcontext()

@@ -24,7 +24,8 @@ from trainer.errors import DataError
 from trainer.spec.base import SpecError
 from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
 from trainer.storage import Store
-from trainer.training.loop import Run, pretrain
+from trainer.training.context import WorkerContext
+from trainer.training.loop import pretrain
 
 ROOTS = ("/data", "s3://datasets/public", "builtin://")
 
@@ -238,7 +239,9 @@ def test_a_dataset_outside_the_roots_ends_the_job_though_nobody_asked_before(dat
 def test_the_loop_looks_at_the_roots_that_its_attempt_was_told(data, tmp_path):
     (data / "photos/evil.png").symlink_to(tmp_path / "private/a.png")
     spec = make_spec(dataset={"uri": str(data / "photos")}, model={"in_chans": 3})
-    run = Run(Store(str(tmp_path / "run")), attempt=1, since_attempt=1, recorder=None, cache=Cache(tmp_path / "cache"))
+    run = WorkerContext(
+        Store(str(tmp_path / "run")), attempt=1, since_attempt=1, recorder=None, cache=Cache(tmp_path / "cache")
+    )
     with pytest.raises(DataError, match=r"evil.png leads to .*private"):
         pretrain(spec, replace(run, dataset_roots=(str(data),)))
     with pytest.raises(SpecError, match="global_batch_size"):  # it goes on, to find too few of them

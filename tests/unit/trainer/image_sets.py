@@ -15,7 +15,7 @@ from PIL import Image
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import Place, open_images
+from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.images import Images
 from trainer.spec.dataset import DatasetSpec
 
@@ -119,8 +119,8 @@ def dataset(uri: Any, **fields: Any) -> DatasetSpec:
     return DatasetSpec.model_validate({"uri": str(uri), "cache": "none", **fields})
 
 
-def place(tmp_path: Path, threads: int = 1) -> Place:
-    return Place(Cache(tmp_path / "cache"), threads, Agreement(1), 0)
+def place(tmp_path: Path, threads: int = 1) -> DatasetContext:
+    return DatasetContext(Cache(tmp_path / "cache"), threads, Agreement(1), 0)
 
 
 def opened(uri: Any, tmp_path: Path, channels: int = 3, **fields: Any) -> Images:

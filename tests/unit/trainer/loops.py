@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.constants import default_pg_timeout
 
 from trainer.data.cache import Cache
 from trainer.protocol.command import Action
@@ -24,7 +26,8 @@ from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
 from trainer.training import checkpoint as checkpoints
 from trainer.training import loop
-from trainer.training.loop import Ending, Run, pretrain
+from trainer.training.context import WorkerContext
+from trainer.training.loop import TrainingResult, pretrain
 
 # Forked from a server that has imported torch and run nothing: a start takes no seconds and no threads are lost.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -65,6 +68,8 @@ class Task:
     die_at: int | None
     after: str
     hold: int | None
+    hold_seconds: float | None
+    time_out: timedelta
     sync: bool
     environment: dict[str, str]
     """This process's own: the server they are forked from may have been started with another."""
@@ -89,16 +94,16 @@ class Memory:
 
 def run_loop(
     spec: PretrainSpec, folder: Path, attempt: int = 1, wanted: Callable[[], Action | None] = lambda: None
-) -> tuple[Ending, Memory]:
+) -> tuple[TrainingResult, Memory]:
     """One attempt in this process."""
     store, memory = Store(str(folder)), Memory()
     rank = dist.get_rank() if dist.is_initialized() else 0
 
-    run = Run(
+    context = WorkerContext(
         store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, wanted=wanted,
         cache=Cache(folder / "cache"),
     )  # fmt: skip
-    return pretrain(spec, run), memory
+    return pretrain(spec, context), memory
 
 
 def weights(folder: Path, ending_folder: str) -> dict[str, torch.Tensor]:
@@ -113,15 +118,20 @@ def weights(folder: Path, ending_folder: str) -> dict[str, torch.Tensor]:
 
 def launch(
     spec: PretrainSpec, folder: Path, attempt: int = 1, *, die_at: int | None = None, after: str = "",
-    hold: int | None = None, sync: bool = True,
+    hold: int | None = None, hold_seconds: float | None = None, time_out: timedelta = default_pg_timeout,
+    sync: bool = True,
 ) -> dict[str, Any] | None:  # fmt: skip
     """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``.
 
-    They die once the file ``after`` is there. The checkpoint of step ``hold`` is never committed.
+    They die once the file ``after`` is there. The checkpoint of step ``hold`` is committed only after
+    ``hold_seconds``, by default never. ``time_out`` is that of the training group's collectives.
     """
     folder.mkdir(exist_ok=True)
     ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
-    tasks = [Task(spec, folder, rank, attempt, die_at, after, hold, sync, environment) for rank in ranks]
+    tasks = [
+        Task(spec, folder, rank, attempt, die_at, after, hold, hold_seconds, time_out, sync, environment)
+        for rank in ranks
+    ]
     processes = [PROCESSES.Process(target=_work, args=(task,)) for task in tasks]
     for process in processes:
         process.start()
@@ -136,14 +146,14 @@ def _work(task: Task) -> None:
     workers = int(task.spec.resources.workers)
     if workers > 1:
         meeting = dist.FileStore(str(task.folder / f"meeting-{task.attempt}"), workers)
-        dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers)
+        dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers, timeout=task.time_out)
     if not task.sync:
         loop.distribute = lambda objective, *_: objective  # every rank steps on its own gradient
     commit, asked = checkpoints.commit, 0
 
     def commit_or_hang(store: Store, manifest: checkpoints.Manifest) -> checkpoints.Committed:
         if manifest.step == task.hold:
-            threading.Event().wait()
+            threading.Event().wait(task.hold_seconds)
         return commit(store, manifest)
 
     checkpoints.commit = commit_or_hang
@@ -156,9 +166,9 @@ def _work(task: Task) -> None:
             os._exit(KILLED)  # as a kill would: no cleanup, at the same step on every rank
         asked += 1
 
-    ending, memory = run_loop(task.spec, task.folder, task.attempt, wanted)
+    result, memory = run_loop(task.spec, task.folder, task.attempt, wanted)
     if task.rank == 0:
-        result = {"checkpoint": ending.checkpoint.folder, "loss": memory.curve("train/loss")}
-        (task.folder / f"result-{task.attempt}.json").write_text(json.dumps(result))
+        found = {"checkpoint": result.checkpoint.folder, "loss": memory.curve("train/loss")}
+        (task.folder / f"result-{task.attempt}.json").write_text(json.dumps(found))
     if dist.is_initialized():
         dist.destroy_process_group()

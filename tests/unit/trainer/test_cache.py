@@ -17,7 +17,7 @@ from loops import make_spec, run_loop
 from trainer.agreement import Agreement
 from trainer.data import cache as caches
 from trainer.data.cache import Cache, DecodedReader, stage
-from trainer.data.dataset import Place, open_images
+from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.images import Images
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
@@ -31,7 +31,7 @@ FORK = multiprocessing.get_context("fork")
 
 def opened(uri: str, cache: Cache, kind: str, channels: int = 3) -> Images:
     dataset = DatasetSpec(uri=uri, cache=kind)
-    return open_images(dataset, "dataset", channels, SIZE, Place(cache, 1, Agreement(1), 0))
+    return open_images(dataset, "dataset", channels, SIZE, DatasetContext(cache, 1, Agreement(1), 0))
 
 
 def files_of(uri: str):
@@ -59,7 +59,7 @@ def reference(tmp_path_factory):
 
 
 def batches(spec, folder: Path) -> list[torch.Tensor]:
-    place = Place(Cache(folder / "cache"), 1, Agreement(1), 0)
+    place = DatasetContext(Cache(folder / "cache"), 1, Agreement(1), 0)
     images = open_images(spec.dataset, "dataset", 3, SIZE, place)
     loader = Loader(images, np.arange(36), spec, 0, 1, 2, pin=False)
     return [tensor for batch in loader.batches(0, 9) for tensor in (batch.images, batch.orders)]

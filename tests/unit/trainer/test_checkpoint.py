@@ -14,8 +14,19 @@ from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store, sha256_of
 from trainer.training import checkpoint as checkpoints
-from trainer.training.checkpoint import Manifest, State, commit, committed, load, prune, take, write
+from trainer.training.checkpoint import Manifest, commit, committed, prune
 from trainer.training.optim import make_optimizer
+from trainer.training.state import (
+    OPTIMIZER,
+    STATE,
+    STUDENT,
+    TEACHER,
+    Metadata,
+    RunConstants,
+    TrainState,
+    read_parts,
+    write,
+)  # fmt: skip
 
 SPEC = PretrainSpec.parse(
     {
@@ -27,9 +38,11 @@ SPEC = PretrainSpec.parse(
         },
     }
 )  # fmt: skip
-STATE = State(
-    step=7, samples=28, dataset_fingerprint="abc", mean=(0.1,), std=(1 / 3,), workers=2, metrics={"eval/x": 0.1 + 0.2}
-)
+CONSTANTS = RunConstants(SPEC, "abc", mean=(0.1,), std=(1 / 3,), workers=2, micro_batch_size=8)
+METADATA = Metadata(
+    step=7, samples=7 * SPEC.optimization.global_batch_size, dataset_fingerprint="abc", mean=(0.1,), std=(1 / 3,),
+    workers=2, micro_batch_size=8, metrics={"eval/x": 0.1 + 0.2},
+)  # fmt: skip
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -62,9 +75,9 @@ def step(student, teacher, optimizer) -> None:
 
 
 def saved(store: Store, parts, attempt: int = 1, step_: int = 7, metrics=None):
-    snapshot = take(SPEC, STATE.model_copy(update={"step": step_}), metrics or {}, *parts, into={})
-    with store.new_folder(checkpoints.place(attempt, step_)) as directory:
-        manifest = write(directory, snapshot, attempt)
+    state = TrainState(*parts, step=step_, metrics=metrics or METADATA.metrics, evaluated_at=step_ if metrics else None)
+    with store.new_folder(checkpoints.step_folder(attempt, step_)) as directory:
+        manifest = write(directory, state.snapshot(CONSTANTS, into={}), attempt)
     return commit(store, manifest)
 
 
@@ -80,7 +93,9 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(store):
     others = trained(1, steps=0)
     (found,) = committed(store)
     assert found == made
-    assert load(store, found, *others) == STATE
+    state = TrainState(*others)
+    assert state.load(store, found) == METADATA
+    assert (state.step, state.saved_at, state.metrics) == (7, 7, METADATA.metrics)
     for module, other in zip(parts[:2], others[:2], strict=True):
         assert_same(module, other)
     for (name, parameter), twin in zip(parts[0].named_parameters(), others[0].parameters(), strict=True):
@@ -98,14 +113,14 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(store):
 def test_loading_takes_the_place_of_an_optimiser_s_own_state(store):
     made = saved(store, trained(0))
     others = trained(1, steps=5)
-    load(store, made, *others)
+    TrainState(*others).load(store, made)
     assert {state["step"].item() for state in others[2].state.values()} == {3}
 
 
 def test_a_checkpoint_before_the_first_step_has_no_moments(store):
     made = saved(store, trained(0, steps=0))
     others = trained(1, steps=0)
-    load(store, made, *others)
+    TrainState(*others).load(store, made)
     assert not others[2].state
     assert_same(trained(0, steps=0)[0], others[0])
 
@@ -113,10 +128,25 @@ def test_a_checkpoint_before_the_first_step_has_no_moments(store):
 def test_mae_has_no_teacher(store):
     student, _, optimizer = trained(0)
     made = saved(store, (student, None, optimizer))
-    assert checkpoints.TEACHER not in made.manifest.files
+    assert TEACHER not in made.manifest.files
     other, _, fresh = trained(1, steps=0)
-    load(store, made, other, None, fresh)
+    TrainState(other, None, fresh).load(store, made)
     assert_same(student, other)
+    with pytest.raises(KeyError, match="teacher"):
+        read_parts(store, made, ("teacher",))
+
+
+@pytest.mark.parametrize("parts", [("student", "teacher"), ("student",)])
+def test_weights_alone_leave_a_fresh_optimiser_before_the_first_step(store, parts):
+    stored = trained(0)
+    made = saved(store, stored)
+    student, teacher, optimizer = trained(1, steps=0)
+    state = TrainState(student, teacher, optimizer)
+    assert state.load(store, made, parts) == METADATA
+    assert_same(student, stored[0])
+    assert_same(teacher, stored[1] if "teacher" in parts else trained(1, steps=0)[1])
+    assert (state.step, state.saved_at, state.metrics) == (0, None, {})
+    assert not optimizer.state
 
 
 def test_the_manifest_tells_every_file_and_the_spec_can_be_read(tmp_path):
@@ -155,7 +185,7 @@ def test_checkpoints_come_oldest_first_over_attempts(store):
     assert committed(store, since_attempt=11) == []
 
 
-@pytest.mark.parametrize("name", [checkpoints.STUDENT, checkpoints.TEACHER, checkpoints.OPTIMIZER, checkpoints.STATE])
+@pytest.mark.parametrize("name", [STUDENT, TEACHER, OPTIMIZER, STATE])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
 def test_a_damaged_file_is_named_and_nothing_is_loaded(store, name, damage):
     made = saved(store, trained(0, steps=1))
@@ -168,7 +198,7 @@ def test_a_damaged_file_is_named_and_nothing_is_loaded(store, name, damage):
         store.write(place, bytes(data) if damage == "flipped" else bytes(data[:-1]))
     others = trained(1, steps=0)
     with pytest.raises(StorageError, match=f"{place}: missing or not what"):
-        load(store, made, *others)
+        TrainState(*others).load(store, made)
     assert_same(others[0], trained(1, steps=0)[0])
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import Place, open_images, open_training_data
+from trainer.data.dataset import DatasetContext, open_images, open_training_data
 from trainer.data.images import fixed_images
 from trainer.data.sampler import mask_orders
 from trainer.evaluation.evaluator import Evaluator
@@ -196,8 +196,8 @@ def test_the_picture_masks_what_is_hidden_and_keeps_what_is_visible():
                 assert abs(rebuilt.mean() - original.mean()) < 40
 
 
-def place_in(folder) -> Place:
-    return Place(Cache(folder / "cache"), 1, Agreement(1), 0)
+def place_in(folder) -> DatasetContext:
+    return DatasetContext(Cache(folder / "cache"), 1, Agreement(1), 0)
 
 
 def evaluator_for(tmp_path, **parts) -> tuple[Evaluator, PretrainSpec, Store]:

@@ -18,8 +18,8 @@ from trainer.export.timm import export_timm
 from trainer.kinds.publish import write_sums
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
 from trainer.spec.pretrain import PretrainSpec
-from trainer.training import checkpoint as checkpoints
 from trainer.training.optim import make_optimizer
+from trainer.training.state import TEACHER, RunConstants, TrainState, write
 
 
 def exported(model: MaskedAutoencoder, spec: PretrainSpec, folder):
@@ -108,11 +108,9 @@ def pulled(tmp_path):
     spec = spec_of()
     student, teacher = shaken(spec, 0), make_teacher(shaken(spec, 1))
     (tmp_path / "checkpoint").mkdir()
-    state = checkpoints.State(
-        step=1, samples=1, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, metrics={}
-    )  # fmt: skip
-    snapshot = checkpoints.take(spec, state, {}, student, teacher, make_optimizer(student, spec.optimization), {})
-    checkpoints.write(tmp_path / "checkpoint", snapshot, attempt=1)
+    constants = RunConstants(spec, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, micro_batch_size=1)
+    state = TrainState(student, teacher, make_optimizer(student, spec.optimization), step=1)
+    write(tmp_path / "checkpoint", state.snapshot(constants, into={}), attempt=1)
     exported(teacher, spec, tmp_path / "hf")
     exported(student, spec, tmp_path / "student-hf")
     return tmp_path
@@ -138,7 +136,7 @@ def test_the_student_s_export_does_not_pass_for_the_teacher_s(pulled, monkeypatc
 
 
 def test_a_network_that_a_checkpoint_has_not_is_told(pulled, monkeypatch, capsys):
-    (pulled / "checkpoint" / checkpoints.TEACHER).unlink()  # as `mae` leaves it
+    (pulled / "checkpoint" / TEACHER).unlink()  # as `mae` leaves it
     with pytest.raises(SystemExit):
         exit_status(monkeypatch, pulled, "hf")
     assert "has no teacher" in capsys.readouterr().err

@@ -19,8 +19,8 @@ from trainer.export.timm import export_timm
 from trainer.models.rc_mae import make_teacher
 from trainer.protocol.tensor_names import encoder_names, hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec
-from trainer.training import checkpoint as checkpoints
 from trainer.training.optim import make_optimizer
+from trainer.training.state import RunConstants, TrainState, write
 
 SHAPES = [{}, {"in_chans": 1}, {"in_chans": 5}, {"img_size": [16, 48], "patch_size": 4}]
 SQUARE = [{}, {"in_chans": 1}, {"in_chans": 5}]
@@ -220,11 +220,9 @@ def pulled(tmp_path_factory):
     student, teacher = shaken(spec, 0), make_teacher(shaken(spec, 1))
     (folder / "checkpoint").mkdir()
     pixels = statistics(3)
-    state = checkpoints.State(
-        step=1, samples=1, dataset_fingerprint="", mean=pixels[0], std=pixels[1], workers=1, metrics={}
-    )
-    snapshot = checkpoints.take(spec, state, {}, student, teacher, make_optimizer(student, spec.optimization), {})
-    checkpoints.write(folder / "checkpoint", snapshot, attempt=1)
+    constants = RunConstants(spec, dataset_fingerprint="", mean=pixels[0], std=pixels[1], workers=1, micro_batch_size=1)
+    state = TrainState(student, teacher, make_optimizer(student, spec.optimization), step=1)
+    write(folder / "checkpoint", state.snapshot(constants, into={}), attempt=1)
     for name, network in (("teacher", teacher), ("student", student)):
         weights = network.state_dict()
         export_vit(weights, spec.model, *pixels, folder / name / "hf")

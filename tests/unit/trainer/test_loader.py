@@ -11,7 +11,7 @@ from PIL import Image
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import Place, open_images
+from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images
 from trainer.data.loader import Loader
 from trainer.errors import DataError, StorageError
@@ -22,7 +22,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 def images_at(uri: str, cache: Path = Path("/nonexistent"), channels: int = 3) -> Images:
     dataset = DatasetSpec.model_validate({"uri": uri} | ({} if uri == DIGITS_URI else {"cache": "none"}))
-    return open_images(dataset, "dataset", channels, (16, 16), Place(Cache(cache), 1, Agreement(1), 0))
+    return open_images(dataset, "dataset", channels, (16, 16), DatasetContext(Cache(cache), 1, Agreement(1), 0))
 
 
 DIGITS = images_at(DIGITS_URI, channels=1)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.attempt import workers
-from trainer.errors import SpecRefused
+from trainer.errors import SpecRefused, StorageError
 from trainer.export import verify
 from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.curves import draw_curves
@@ -30,7 +30,7 @@ from trainer.protocol.request import AttemptRequest, Source
 from trainer.spec import metric_keys
 from trainer.spec.job import parse_spec
 from trainer.storage import Store
-from trainer.training import checkpoint as checkpoints
+from trainer.training.state import TEACHER
 
 FORMATS = ["timm", "hf", "hf-mae", "torch_export"]
 EPOCHS, STEPS = 3, 15
@@ -122,7 +122,7 @@ def test_its_features_are_the_checkpoint_s_teacher_s(trained, version, form):
 
 
 def test_timm_s_weights_are_the_checkpoint_s_teacher_s(trained, version):
-    teacher = load_file(trained.folder / trained.ending.checkpoint.folder / checkpoints.TEACHER)
+    teacher = load_file(trained.folder / trained.ending.checkpoint.folder / TEACHER)
     found = load_file(version.folder / "timm/model.safetensors")
     assert all(torch.equal(value, teacher[name]) for name, value in found.items())
 
@@ -245,7 +245,7 @@ def test_weights_that_are_not_what_was_written_are_not_published(trained, tmp_pa
     damaged = tmp_path / f"checkpoints/a1/{STEPS:08d}/teacher.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     registry = Registry(trained.memory, tmp_path)
-    with pytest.raises(checkpoints.StorageError, match=r"teacher\.safetensors: missing or not what the manifest says"):
+    with pytest.raises(StorageError, match=r"teacher\.safetensors: missing or not what the manifest says"):
         kept(SimpleNamespace(folder=tmp_path), registry)
     assert not registry.made
 
@@ -409,7 +409,7 @@ def test_a_snippet_gives_the_trainer_s_own_features(trained, version, title, nam
     assert name in code
     space = run(code, {name: str(version.folder / form)})
     ours = MaskedAutoencoder(trained.spec.model).eval()
-    ours.load_state_dict(load_file(trained.folder / trained.ending.checkpoint.folder / checkpoints.TEACHER))
+    ours.load_state_dict(load_file(trained.folder / trained.ending.checkpoint.folder / TEACHER))
     with torch.no_grad():
         expected = ours.encode(space["pixels"])
     assert space["features"].shape == expected.shape == (2, 17, 32)

@@ -11,7 +11,7 @@ from loops import launch, make_spec, run_loop, weights
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import Place, open_images
+from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
@@ -68,7 +68,7 @@ def through_proxy(s3, s3_proxy, use_s3):
 
 
 def batches(spec, cache: Path) -> list[torch.Tensor]:
-    images = open_images(spec.dataset, "dataset", 3, (32, 32), Place(Cache(cache), 1, Agreement(1), 0))
+    images = open_images(spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(cache), 1, Agreement(1), 0))
     loader = Loader(images, np.arange(36), spec, 0, 1, 2, pin=False)
     return [tensor for batch in loader.batches(0, STEPS) for tensor in (batch.images, batch.orders)]
 
@@ -163,7 +163,7 @@ def test_a_storage_that_is_gone_for_20_seconds_is_waited_for(
 ):
     monkeypatch.setattr("trainer.data.readers.ROW_GROUP_BYTES", 0)  # every batch asks the server
     spec = spec_of(in_s3[kind])
-    images = open_images(spec.dataset, "dataset", 3, (32, 32), Place(Cache(tmp_path), 1, Agreement(1), 0))
+    images = open_images(spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path), 1, Agreement(1), 0))
     found = []
     made = Loader(images, np.arange(36), spec, 0, 1, 1, pin=False).batches(0, STEPS)
     found += [next(made) for _ in range(2)]
@@ -199,11 +199,15 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     local = write_folder(tmp_path / "data", samples(40))
     fs.put(f"{local}/", f"{bucket}/{key}/", recursive=True)
     spec = spec_of(f"{bucket}/{key}")
-    images = open_images(spec.dataset, "dataset", 3, (32, 32), Place(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
+    images = open_images(
+        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
+    )
     assert len(images) == 40
     lost = images.index.table.names[7]
     fs.rm(f"{bucket}/{key}/{lost}")
     with pytest.raises(DataError, match="could be read when the index was made and cannot now"):
         images.pixels(7)
-    again = open_images(spec.dataset, "dataset", 3, (32, 32), Place(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
+    again = open_images(
+        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
+    )
     assert len(again) == 39

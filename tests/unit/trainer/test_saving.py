@@ -4,6 +4,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from trainer.spec import metric_keys
 from trainer.storage import Store, patience
 from trainer.training import checkpoint as checkpoints
 from trainer.training import saving
+from trainer.training.context import WorkerContext
 from trainer.training.optim import make_optimizer
 from trainer.training.saving import Saver
+from trainer.training.state import RunConstants, TrainState
 
 
 class Clock:
@@ -64,16 +67,17 @@ class Training:
     def __init__(self, store: Store, **checkpoint) -> None:
         self.spec, self.memory = make_spec(checkpoint=checkpoint), Memory()
         self.student = MaskedAutoencoder(self.spec.model)
-        self.teacher = make_teacher(self.student)
-        self.optimizer = make_optimizer(self.student, self.spec.optimization)
+        optimizer = make_optimizer(self.student, self.spec.optimization)
+        self.state = TrainState(self.student, make_teacher(self.student), optimizer)
         self.store = store
-        self.saver = Saver(self.spec, store, 1, 1, self.memory.tag, None)
+        constants = RunConstants(self.spec, "x", (0.0,), (1.0,), workers=1, micro_batch_size=1)
+        context = WorkerContext(store, attempt=1, since_attempt=1, recorder=self.memory)
+        self.saver = Saver(constants, context, self.memory.tag, None)
 
     def save(self, step: int, **metrics: float) -> None:
-        state = checkpoints.State(
-            step=step, samples=step, dataset_fingerprint="x", mean=(0.0,), std=(1.0,), workers=1, metrics={}
-        )
-        self.saver.save(state, metrics, self.student, self.teacher, self.optimizer)
+        self.state.step = self.state.evaluated_at = step
+        self.state.metrics = metrics
+        self.saver.save(self.state)
 
     def settle(self) -> None:
         """Wait for the upload under way, as the loop finds it ended at some later step."""
@@ -101,32 +105,32 @@ def training(tmp_path, clock) -> Iterator[Training]:  # noqa: ARG001 - its clock
 
 def test_one_is_due_by_epoch_or_when_the_minutes_since_the_last_one_have_passed(training, clock):
     saver = training.saver
-    assert saver.due(by_epoch=True)
-    assert not saver.due(by_epoch=False)
+    assert saver.due(epoch_due=True)
+    assert not saver.due(epoch_due=False)
     clock.now += 30 * 60 - 1
-    assert not saver.due(by_epoch=False)
+    assert not saver.due(epoch_due=False)
     clock.now += 1
-    assert saver.due(by_epoch=False)
+    assert saver.due(epoch_due=False)
     training.save(1)
     training.settle()
-    assert not saver.due(by_epoch=False)
+    assert not saver.due(epoch_due=False)
     clock.now += 30 * 60
-    assert saver.due(by_epoch=False)
+    assert saver.due(epoch_due=False)
 
 
 def test_null_minutes_leave_the_epochs_alone(tmp_path, clock):
     training = Training(Store(str(tmp_path)), every_minutes=None)
     clock.now += 1e9
-    assert not training.saver.due(by_epoch=False)
-    assert training.saver.due(by_epoch=True)
+    assert not training.saver.due(epoch_due=False)
+    assert training.saver.due(epoch_due=True)
     training.saver.close()
 
 
 def test_one_due_by_time_never_waits_for_an_upload_and_one_due_by_epoch_does(training, clock, gate):
     training.save(1)
     clock.now += 3600
-    assert not training.saver.due(by_epoch=False)
-    assert training.saver.due(by_epoch=True)
+    assert not training.saver.due(epoch_due=False)
+    assert training.saver.due(epoch_due=True)
     assert training.stored() == []
     later = threading.Thread(target=training.save, args=(2,))
     later.start()
@@ -204,9 +208,9 @@ def test_a_full_disk_harms_no_earlier_checkpoint_and_is_told_until_it_has_room_a
     found = weights(tiny_disk / "run", "checkpoints/a1/00000010")
     assert all(torch.equal(found[key], first[key]) for key in first)
     # the next try does not wait for the next epoch
-    assert not training.saver.due(by_epoch=True)
+    assert not training.saver.due(epoch_due=True)
     clock.now += saving.RETRY_SECONDS
-    assert training.saver.due(by_epoch=False)
+    assert training.saver.due(epoch_due=False)
     filler.unlink()
     training.save(21)
     assert training.saver.finish().manifest.step == 21
@@ -234,7 +238,7 @@ def test_tries_come_less_often_the_longer_it_fails_and_at_least_once_a_minute(tr
         training.save(step)
         training.settle()
         start = clock.now
-        while not training.saver.due(by_epoch=False):
+        while not training.saver.due(epoch_due=False):
             clock.now += 1
         pauses.append(clock.now - start)
     assert pauses == [5, 10, 20, 40, 60, 60, 60]
@@ -255,7 +259,7 @@ def test_an_error_that_is_not_the_storage_s_reaches_training(training, monkeypat
     training.save(1)
     training.settle()
     with pytest.raises(ZeroDivisionError):
-        training.saver.due(by_epoch=False)
+        training.saver.due(epoch_due=False)
 
 
 def test_checkpoints_that_cannot_be_removed_are_told_and_the_new_one_counts(training, monkeypatch):
@@ -290,9 +294,9 @@ def test_s3_that_refuses_is_told_and_the_one_before_it_stays(s3, s3_proxy, use_s
     assert "the last good one is checkpoints/a1/00000001" in training.notice
     s3_proxy.faults.fail_every = 0
     assert training.stored() == [1]
-    assert not training.saver.due(by_epoch=False)
+    assert not training.saver.due(epoch_due=False)
     clock.now += 60
-    assert training.saver.due(by_epoch=False)
+    assert training.saver.due(epoch_due=False)
     training.save(3)
     training.saver.finish()
     assert (training.notice, training.stored()) == ("", [3])
@@ -357,28 +361,36 @@ def test_a_final_checkpoint_that_cannot_be_stored_ends_the_attempt(tmp_path, mon
 
 def test_a_timed_checkpoint_never_holds_weights_of_a_loss_that_is_not_finite(tmp_path, monkeypatch):
     class Broken(saving.Saver):
-        def due(self, _by_epoch):
+        def due(self, _epoch_due):
             return True  # as a clock that strikes at every step
 
     monkeypatch.setattr("trainer.training.loop.Saver", Broken)
-    monkeypatch.setattr("trainer.training.loop.Meter.due", lambda *_: False)  # nothing is logged on the way
+    monkeypatch.setattr("trainer.training.loop.Log.due", lambda *_: False)  # nothing is logged on the way
     spec, calls = make_spec(checkpoint={"every_epochs": 1000}), iter(range(100))
-    real = checkpoints.take
+    initial = TrainState.initial
 
     def wanted() -> None:
         if next(calls) == 6:
             with torch.no_grad():
-                student.pos_embed.fill_(float("nan"))
+                states[0].student.pos_embed.fill_(float("nan"))
 
-    student = None
+    states = []
 
-    def seen(_spec, state, metrics, module, *rest):
-        nonlocal student
-        student = module
-        return real(_spec, state, metrics, module, *rest)
+    def kept(*args):
+        states.append(initial(*args))
+        return states[0]
 
-    monkeypatch.setattr(checkpoints, "take", seen)
+    monkeypatch.setattr(TrainState, "initial", kept)
     with pytest.raises(LossNotFinite, match="the last good checkpoint is of step 6"):
         run_loop(spec, tmp_path, 1, wanted)
     for found in checkpoints.committed(Store(str(tmp_path))):
         assert found.manifest.step <= 6
+
+
+def test_an_upload_slower_than_the_training_group_s_time_out_does_not_end_the_run(tmp_path):
+    """The next epoch's checkpoint waits for the upload on rank 0, and the other rank for rank 0's word on it."""
+    spec = make_spec(optimization={"epochs": 3}, resources={"workers": 2}, checkpoint={"every_minutes": None})
+    result = launch(spec, tmp_path / "run", hold=5, hold_seconds=15, time_out=timedelta(seconds=8))
+    assert result["checkpoint"] == "checkpoints/a1/00000015"
+    stored = [found.manifest.step for found in checkpoints.committed(Store(str(tmp_path / "run")))]
+    assert stored == [5, 10, 15]

@@ -1,0 +1,229 @@
+"""The state of training: everything that a resumed run needs, its one save and its one load.
+
+A checkpoint holds ``student.safetensors``, ``teacher.safetensors`` (RC-MAE only), ``optimizer.safetensors`` (AdamW's
+moments by parameter name), ``state.json`` and ``spec.json``. `trainer.training.checkpoint` says where it lies and when
+it counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trainer.errors import StorageError
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
+from trainer.protocol.checkpoint import Manifest
+from trainer.spec.base import read_document
+from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import Store
+from trainer.training.checkpoint import Committed, describe, verified_copy
+from trainer.training.optim import make_optimizer
+
+Part = Literal["student", "teacher", "optimizer"]
+Tensors = dict[Part, dict[str, Tensor]]
+"""Tensors by part and name."""
+
+STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
+STATE, SPEC = "state.json", "spec.json"
+FILES: Final[dict[Part, str]] = {"student": STUDENT, "teacher": TEACHER, "optimizer": OPTIMIZER}
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Metadata(BaseModel):
+    """``state.json``: what a resumed run needs besides tensors. Schedules and data order follow from the step."""
+
+    step: int
+    """Optimiser steps done."""
+    samples: int
+    """Images trained on."""
+    dataset_fingerprint: str
+    mean: tuple[float, ...]
+    """Of each channel, 0..1."""
+    std: tuple[float, ...]
+    workers: int
+    """`micro_batch_size` is used again only with the same number of workers; any number may resume."""
+    micro_batch_size: int | None = None
+    """Images that each worker processed at once. The same workers use it again, so that sums keep their order."""
+    metrics: dict[str, float]
+    """The last evaluation's."""
+
+
+@dataclass(frozen=True)
+class RunConstants:
+    """What a checkpoint records and training does not change."""
+
+    spec: PretrainSpec
+    dataset_fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the state at one step: training changes nothing in it."""
+
+    spec: PretrainSpec
+    metadata: Metadata
+    metrics: dict[str, float]
+    """Of an evaluation at this very step."""
+    tensors: Tensors
+    """On the CPU."""
+
+
+@dataclass
+class TrainState:
+    """Student, teacher, optimiser and the step they have reached."""
+
+    student: MaskedAutoencoder
+    teacher: MaskedAutoencoder | None
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last evaluation's."""
+    evaluated_at: int | None = None
+    """The step at which this attempt last evaluated."""
+    saved_at: int | None = None
+    """The step of the newest checkpoint, whose upload may still be under way."""
+
+    @classmethod
+    def initial(cls, spec: PretrainSpec, device: torch.device) -> TrainState:
+        """Random weights drawn from the spec's seed, before the first step."""
+        torch.manual_seed(spec.seed)
+        student = MaskedAutoencoder(spec.model).to(device)
+        teacher = make_teacher(student) if spec.method.teacher else None
+        return cls(student, teacher, make_optimizer(student, spec.optimization))
+
+    @property
+    def backbone(self) -> MaskedAutoencoder:
+        """The teacher, or for `mae` the student."""
+        return self.teacher or self.student
+
+    def snapshot(self, constants: RunConstants, into: Tensors) -> Snapshot:
+        """Copy the state. On a GPU the copies run concurrently and are waited for once.
+
+        ``into`` is the memory of a snapshot that is no longer needed, which saves most of the time; an empty one makes
+        the snapshot allocate its own.
+        """
+        tensors: Tensors = {"student": self.student.state_dict(), "optimizer": _moments(self.student, self.optimizer)}
+        if self.teacher is not None:
+            tensors["teacher"] = self.teacher.state_dict()
+        copies: Tensors = {
+            part: {name: _copy(tensor, into.get(part, {}).get(name)) for name, tensor in named.items()}
+            for part, named in tensors.items()
+        }
+        if any(tensor.is_cuda for named in tensors.values() for tensor in named.values()):
+            torch.cuda.synchronize()
+        metadata = Metadata(
+            step=self.step,
+            samples=self.step * constants.spec.optimization.global_batch_size,
+            dataset_fingerprint=constants.dataset_fingerprint,
+            mean=constants.mean,
+            std=constants.std,
+            workers=constants.workers,
+            micro_batch_size=constants.micro_batch_size,
+            metrics=self.metrics,
+        )
+        metrics = self.metrics if self.evaluated_at == self.step else {}
+        return Snapshot(constants.spec, metadata, metrics, copies)
+
+    def load(self, store: Store, checkpoint: Committed, parts: Collection[Part] | None = None) -> Metadata:
+        """Fill the state in place from a checkpoint; None as ``parts`` means all that this state has.
+
+        Without the optimizer among ``parts`` only weights are taken: the optimiser and the step stay as they are.
+        Raises as `read_parts`, before anything is filled.
+        """
+        wanted = self._parts() if parts is None else parts
+        stored = read_parts(store, checkpoint, wanted)
+        if "student" in wanted:
+            self.student.load_state_dict(stored.tensors["student"])
+        if "teacher" in wanted and self.teacher is not None:
+            self.teacher.load_state_dict(stored.tensors["teacher"])
+        if "optimizer" in wanted:
+            _restore_moments(self.student, self.optimizer, stored.tensors["optimizer"])
+            self.step = self.saved_at = stored.metadata.step
+            self.metrics = stored.metadata.metrics
+        return stored.metadata
+
+    def _parts(self) -> tuple[Part, ...]:
+        return ("student", "optimizer") if self.teacher is None else ("student", "teacher", "optimizer")
+
+
+def write(directory: Path, snapshot: Snapshot, attempt: int) -> Manifest:
+    """Write a checkpoint's files, except the manifest, into an empty local directory; returns the manifest.
+
+    If the disk refuses, raises `StorageError` for tensors and `OSError` for the other files.
+    """
+    for part, tensors in snapshot.tensors.items():
+        file = directory / FILES[part]
+        try:
+            save_file(tensors, file)
+        except SafetensorError as error:  # it hides the system's own error, for example that of a full disk
+            raise StorageError(f"{file}: {error}") from error
+    (directory / STATE).write_text(snapshot.metadata.model_dump_json(indent=1))
+    (directory / SPEC).write_text(snapshot.spec.model_dump_json(indent=1))
+    return describe(directory, attempt, snapshot.metadata.step, snapshot.metrics)
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """What was read from a checkpoint."""
+
+    spec: PretrainSpec
+    metadata: Metadata
+    tensors: Tensors
+
+
+def read_parts(store: Store, checkpoint: Committed, parts: Collection[Part]) -> StoredState:
+    """The metadata and the named parts of a checkpoint.
+
+    Raises `StorageError` for a file that differs from what was written, and `KeyError` for a part that the checkpoint
+    does not have.
+    """
+    for part in parts:
+        if FILES[part] not in checkpoint.manifest.files:
+            raise KeyError(part)
+    with verified_copy(store, checkpoint, (SPEC, STATE, *(FILES[part] for part in parts))) as directory:
+        return StoredState(
+            spec=PretrainSpec.parse(read_document((directory / SPEC).read_text())),
+            metadata=Metadata.model_validate_json((directory / STATE).read_text()),
+            tensors={part: load_file(directory / FILES[part]) for part in parts},
+        )
+
+
+def spec_of(store: Store, checkpoint: Committed) -> PretrainSpec:
+    """The spec that a checkpoint was trained with."""
+    return PretrainSpec.parse(read_document(store.read(f"{checkpoint.folder}/{SPEC}").decode()))
+
+
+def _copy(tensor: Tensor, into: Tensor | None) -> Tensor:
+    if into is None:
+        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+    return into.copy_(tensor.detach(), non_blocking=True)
+
+
+def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state under the parameters' names; empty before the first step."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state: dict[str, Any] = optimizer.state.get(parameter, {})
+        for key in (*MOMENTS, "step"):
+            if key in state:
+                tensors[f"{key}.{name}"] = state[key]
+    return tensors
+
+
+def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    if not tensors:
+        return
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in (*MOMENTS, "step")}
