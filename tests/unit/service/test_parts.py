@@ -95,7 +95,8 @@ def test_what_is_done_in_a_copy_of_the_folder_leaves_the_original_alone(folder, 
         find_server()
 
 
-def test_a_folder_that_was_moved_or_is_reached_by_a_link_is_the_same_stack(folder, running, tmp_path):
+@pytest.mark.usefixtures("running")
+def test_a_folder_that_was_moved_or_is_reached_by_a_link_is_the_same_stack(folder, tmp_path):
     before, link = folder.load(), tmp_path / "link"
     link.symlink_to(folder.path)
     assert Folder.at(link).load() == before
