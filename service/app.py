@@ -25,6 +25,7 @@ from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
 from service.adapters.studies import Studies, StudiesUnreachable
+from service.api_description import API
 from service.auth.caller import ensure_admin
 from service.auth.sessions import Sessions
 from service.backbones import hub
@@ -139,7 +140,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(AuditLog)  # the one that is added last is around the others
     handlers.install(app, PROBLEMS, parts.settings.body_limit_bytes)
     requests.install(app, parts)
-    openapi.install(app)
+    openapi.install(app, API)
     app.include_router(jobs)
     app.include_router(metrics_router)
     app.include_router(stream_router)
