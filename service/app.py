@@ -10,23 +10,25 @@ from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
 from fastapi import FastAPI, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import DataError
 
 from service.access.audit import AuditLog
 from service.access.routes import router as access
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
-from service.adapters.storage import Artifacts
-from service.adapters.studies import Studies
+from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
+from service.adapters.studies import Studies, StudiesUnreachable
+from service.api_description import API
 from service.auth.caller import ensure_admin
 from service.auth.sessions import Sessions
-from service.backbones.hub import router as hub
+from service.backbones import hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
 from service.context.app_state import Parts
@@ -34,8 +36,10 @@ from service.controller.context import Control
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
 from service.dashboard import mount
-from service.db.database import Database
-from service.http import openapi, problems
+from service.db.database import Database, DatabaseUnreachable
+from service.http import handlers, openapi
+from service.http.limits import BodyTooLarge, too_large
+from service.http.problems import ApiProblem, Problems, unavailable
 from service.http.schemas import View
 from service.jobs.changes import Changes
 from service.jobs.routes import metrics_router, stream_router
@@ -50,6 +54,24 @@ from service.settings import Settings
 log = structlog.get_logger()
 
 DOCS_ASSETS = "/docs/assets"
+PROBLEMS: Final = Problems(
+    {
+        BodyTooLarge: too_large,
+        StorageUnreachable: lambda error: unavailable("the artifact storage", error),
+        DatabaseUnreachable: lambda error: unavailable("the database", error),
+        StudiesUnreachable: lambda error: unavailable("the record of trials", error),
+        OutsideRoot: lambda error: ApiProblem(
+            404,
+            "artifacts_not_here",
+            f"{error}: it was another when this was made, and files elsewhere are never served",
+        ),
+        DataError: lambda error: ApiProblem(
+            422, "parameter_invalid", f"a value in the request is none that the database can hold: {error.orig}"
+        ),
+    },
+    headers_below={f"{hub.PREFIX}/": hub.problem_headers},
+)
+"""What the exceptions of each layer are answered with."""
 
 
 def configure_logs() -> None:
@@ -116,15 +138,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.parts, app.state.streams, app.state.plots = parts, streams, Plots(parts.studies)
     app.state.sessions, app.state.changes = Sessions(parts.settings.admin_token_file), Changes(parts.database, streams)
     app.add_middleware(AuditLog)  # the one that is added last is around the others
-    problems.install(app, parts.settings.body_limit_bytes)
+    handlers.install(app, PROBLEMS, parts.settings.body_limit_bytes)
     requests.install(app, parts)
-    openapi.install(app)
+    openapi.install(app, API)
     app.include_router(jobs)
     app.include_router(metrics_router)
     app.include_router(stream_router)
     app.include_router(searches)
     app.include_router(backbones)
-    app.include_router(hub)
+    app.include_router(hub.router)
     app.include_router(cluster)
     app.include_router(access)
     mount.install(app)

@@ -309,7 +309,7 @@ def main(arguments: list[str] | None = None) -> None:
             _refuse(error.detail if error.code != "spec_invalid" else "the request cannot be accepted", error)
         where = f" (request {error.request_id})" if error.request_id else ""
         _fail(f"{error.code}: {error.detail}{where}")
-    except (ClientError, FileExistsError) as error:
+    except (ClientError, deployment.NotDeployable, FileExistsError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from service.client.errors import ClientError
-
 COMPOSE_FILE: Final = "docker-compose.yml"
 ENV_FILE: Final = ".env"
 SECRETS_FOLDER: Final = ".secrets"
@@ -63,6 +61,10 @@ SECRETS: Final[dict[str, Callable[[], str]]] = {
 """Random, each its own."""
 
 
+class NotDeployable(Exception):
+    """Why a deployment cannot be prepared, and what to do."""
+
+
 class Prepared(NamedTuple):
     """What `prepare` found and did."""
 
@@ -79,12 +81,12 @@ class Prepared(NamedTuple):
 def prepare(folder: Path) -> Prepared:
     """Complete a checkout's `.env`, and render the files of secrets; what is there stays, and twice is as once.
 
-    Raises `ClientError` that says what to do, before anything is written: for a folder that is no checkout, an `.env`
+    Raises `NotDeployable` that says what to do, before anything is written: for a folder that is no checkout, an `.env`
     that others may read, and a value that cannot stand where it is needed.
     """
     folder = folder.expanduser().absolute()
     if not (folder / COMPOSE_FILE).is_file():
-        raise ClientError(f"there is no {COMPOSE_FILE} in {folder}: name the folder that has it with --dir")
+        raise NotDeployable(f"there is no {COMPOSE_FILE} in {folder}: name the folder that has it with --dir")
     env = folder / ENV_FILE
     before = _read(env)
     added = {name: make() for name, make in (SETTINGS | SECRETS).items() if name not in before}
@@ -148,14 +150,14 @@ def _read(env: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     if status.st_mode & 0o077:
-        raise ClientError(f"{env} holds secrets and others may read it: chmod 600 {env}")
+        raise NotDeployable(f"{env} holds secrets and others may read it: chmod 600 {env}")
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)
         if match is None:
-            raise ClientError(f"{env}, line {number} is not NAME=value: correct it")  # not shown: it may be a secret
+            raise NotDeployable(f"{env}, line {number} is not NAME=value: correct it")  # not shown: it may be a secret
         found[match[1]] = match[2]
     return found
 
@@ -163,12 +165,12 @@ def _read(env: Path) -> dict[str, str]:
 def _check(env: Path, values: Mapping[str, str]) -> None:
     for name in SETTINGS | SECRETS:
         if not _VALUE.match(values[name]):
-            raise ClientError(
+            raise NotDeployable(
                 f"{env}: {name} must not be empty and holds letters, digits and _.:/~+=@- alone: correct it, or take "
                 "its line out and run `rcmae init-deploy` again"
             )
         if name in SECRETS and len(values[name]) < _SHORTEST_SECRET:
-            raise ClientError(
+            raise NotDeployable(
                 f"{env}: {name} has fewer than {_SHORTEST_SECRET} characters: take its line out, and a random one is "
                 "written"
             )

@@ -2,8 +2,8 @@
 
 One repository a format: `rcmae/<name>` is the folder `hf`, `rcmae/<name>-mae` is `hf-mae` and `rcmae/<name>-timm` is
 `timm`, each with the version's card. A revision is `main` (the champion, else the newest), `v<number>`, an alias, or a
-commit: 40 digits made of the version's checksums, which name the same files for ever. `service.http.problems` gives
-refusals the headers by which the hub's clients tell them apart.
+commit: 40 digits made of the version's checksums, which name the same files for ever. `problem_headers` are the headers
+by which the hub's clients tell refusals apart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,22 @@ from service.http.ranges import answer, unchanged
 from service.http.schemas import View
 from trainer.spec import formats
 
-router = APIRouter(prefix="/hf", tags=["hub"])
+PREFIX: Final = "/hf"
+router = APIRouter(prefix=PREFIX, tags=["hub"])
+
+LONGEST_MESSAGE: Final = 1000
+"""Characters of an error's message in a header."""
+ERROR_CODES: Final = {
+    "unauthorized": "GatedRepo",
+    "forbidden": "GatedRepo",
+    "repo_not_found": "RepoNotFound",
+    "not_found": "RepoNotFound",
+    "revision_not_found": "RevisionNotFound",
+    "entry_not_found": "EntryNotFound",
+    "file_not_found": "EntryNotFound",
+}
+"""The hub's codes of our errors. A missing token is reported as a gated repository: of a repository that is not found
+the hub's clients say that its name is wrong."""
 
 LIBRARIES: Final = {formats.BACKBONE_TIMM: "timm"}
 COMMIT_HEADER: Final = "X-Repo-Commit"
@@ -91,6 +106,15 @@ class HubEntryView(View):
     size: int
     oid: str
     lfs: LargeFile | None = None
+
+
+def problem_headers(code: str, detail: str) -> dict[str, str]:
+    """What the hub's clients read of an error, and show."""
+    hint = ". Set HF_TOKEN to a token of this service, or pass token=" if code == "unauthorized" else ""
+    message = "".join(char if " " <= char <= "~" else "?" for char in f"{detail}{hint}")  # all that a header may hold
+    return {"X-Error-Message": message[:LONGEST_MESSAGE]} | (
+        {"X-Error-Code": ERROR_CODES[code]} if code in ERROR_CODES else {}
+    )
 
 
 @dataclass(frozen=True)

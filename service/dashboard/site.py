@@ -20,7 +20,8 @@ from service.auth.sessions import Sessions
 from service.context.app_state import Parts, PartsDep
 from service.dashboard.assets import url_of
 from service.dashboard.shown import FILTERS, seconds_between
-from service.http.problems import TOLD, ApiProblem, validation_problem
+from service.http.problems import ApiProblem, problems_of
+from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
 from trainer.spec.job import Kind
@@ -102,6 +103,17 @@ class Page:
         self.sessions.begin(self.request, response, self.caller.token_id or "")
         return response
 
+    def attempt(self, read: Callable[[], Found]) -> tuple[Found | None, str | None]:
+        """What ``read`` returns, or why it cannot be read now: the rest of the page is shown without it."""
+        problems = problems_of(self.request)
+        try:
+            return read(), None
+        except problems.exceptions as error:
+            problem = problems.of(error)
+            if problem.status != 503 and problem.code != "artifacts_not_here":
+                raise
+            return None, problem.detail
+
 
 def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLResponse:
     response = HTMLResponse(environment.get_template(template).render(**context), status, HEADERS)
@@ -121,23 +133,6 @@ def page_of(request: Request, parts: PartsDep) -> Page:
 PageDep = Annotated[Page, Depends(page_of)]
 
 
-def tried(read: Callable[[], Found]) -> tuple[Found | None, str | None]:
-    """What is read, or why that cannot be now: the rest of the page stands without it."""
-    try:
-        return read(), None
-    except tuple(TOLD) as error:
-        problem = told(error)
-        if problem.status != 503 and problem.code != "artifacts_not_here":
-            raise
-        return None, problem.detail
-
-
-def told(error: Exception) -> ApiProblem:
-    """What an exception of ours says to people."""
-    found: ApiProblem = next(TOLD[kind] for kind in type(error).__mro__ if kind in TOLD)(error)
-    return found
-
-
 def written(document: object) -> str:
     """A spec as YAML."""
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
@@ -155,8 +150,8 @@ class PageRoute(APIRoute):
                 return await handle(request)
             except RequestValidationError as error:
                 return problem_page(request, validation_problem(request, error))
-            except tuple(TOLD) as error:
-                return problem_page(request, told(error))
+            except problems_of(request).exceptions as error:
+                return problem_page(request, problems_of(request).of(error))
 
         return handled
 

@@ -10,7 +10,7 @@ from service.adapters.storage import OutsideRoot
 from service.backbones import registry, service
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card, loading
-from service.dashboard.site import Page, PageDep, PageRoute, tried
+from service.dashboard.site import Page, PageDep, PageRoute
 from service.http.problems import not_found
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
@@ -44,7 +44,7 @@ def listing(
     """All backbones, by name, by time or by a result."""
     given = (name_contains, job, dataset, method, None, format, alias)
     filters = service.Filters(*(value or None for value in given))
-    found, trouble = tried(lambda: service.listing(page.parts, filters, sort or None, PAGE, cursor))
+    found, trouble = page.attempt(lambda: service.listing(page.parts, filters, sort or None, PAGE, cursor))
     return page.render(
         "backbones/list.html",
         found=found,

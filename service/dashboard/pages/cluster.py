@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from service.cluster import service
 from service.cluster.schemas import ClusterView, RunningView
-from service.dashboard.site import PageDep, PageRoute, tried
+from service.dashboard.site import PageDep, PageRoute
 from service.jobs import reading
 from service.jobs.repository import Filters
 from service.jobs.schemas import State
@@ -22,7 +22,7 @@ PAGE: Final = 50
 @router.get("/cluster")
 def show(page: PageDep) -> Response:
     """Nodes with what is used of them, running jobs, and the queue; what waits is told without Ray too."""
-    found, trouble = tried(lambda: service.show(page.parts, page.caller))
+    found, trouble = page.attempt(lambda: service.show(page.parts, page.caller))
     waiting = Filters(state=(State.QUEUED, State.RECOVERING), seen_by=page.caller)
     return page.render(
         "cluster/show.html",

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 
 from service.backbones import service as backbones
 from service.cluster import service as cluster
-from service.dashboard.site import Page, PageDep, PageRoute, tried
+from service.dashboard.site import Page, PageDep, PageRoute
 from service.db.tables import now
 from service.jobs import reading
 from service.jobs.repository import ACTIVE, Filters
@@ -42,11 +42,11 @@ def _looked(page: Page) -> datetime:
 @router.get("/")
 def home(page: PageDep) -> Response:
     """How things are."""
-    shape, trouble = tried(lambda: cluster.show(page.parts, page.caller))
+    shape, trouble = page.attempt(lambda: cluster.show(page.parts, page.caller))
     looked = _looked(page)
     failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > looked]
     newest = f"-{backbones.BY_TIME}"
-    best, registry = tried(lambda: backbones.listing(page.parts, backbones.Filters(), newest, BEST, None).items)
+    best, registry = page.attempt(lambda: backbones.listing(page.parts, backbones.Filters(), newest, BEST, None).items)
     return page.render(
         "home.html",
         running=_jobs(page, *ACTIVE),

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
 from service.dashboard.shown import flat, number
-from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
+from service.dashboard.site import Page, PageDep, PageRoute, environment, written
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
@@ -103,7 +103,7 @@ def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)
             "same": {path: specs[0][path] for path in paths if path not in differ and all(path in s for s in specs)},
             "results": results,
             "colours": COLOURS,
-            "pictures": [tried(partial(_pictures, page, each.id)) for each in found],
+            "pictures": [page.attempt(partial(_pictures, page, each.id)) for each in found],
             "curves": [_run(each, COLOURS[place]) for place, each in enumerate(found)],
             "figures": CURVES,
             "ended": all(each.state.terminal for each in found),
@@ -162,7 +162,9 @@ def one(page: PageDep, job_id: str) -> Response:
 def overview(page: PageDep, job_id: str) -> Response:
     """How far it is, how well it learns, and how its attempts went."""
     job = _job(page, job_id, "overview")
-    pictures, no_pictures = tried(partial(_pictures, page, job_id)) if job.kind == Kind.PRETRAIN else (None, None)
+    pictures, no_pictures = (
+        page.attempt(partial(_pictures, page, job_id)) if job.kind == Kind.PRETRAIN else (None, None)
+    )
     attempts = reading.attempts(page.parts, page.caller, job_id).items
     context = {"picture": pictures[-1] if pictures else None, "no_pictures": no_pictures, "attempts": attempts}
     figures = [LOSSES, RATIO, PROBE]
@@ -187,7 +189,7 @@ def _drawn() -> set[str]:
 def images(page: PageDep, job_id: str) -> Response:
     """Reconstructions by step."""
     job = _job(page, job_id, "images")
-    pictures, trouble = tried(partial(_pictures, page, job_id))
+    pictures, trouble = page.attempt(partial(_pictures, page, job_id))
     return _show(page, "jobs/images.html", job, "images", pictures=pictures, trouble=trouble)
 
 
@@ -203,7 +205,7 @@ def logs(page: PageDep, job_id: str) -> Response:
 def checkpoints(page: PageDep, job_id: str) -> Response:
     """What a later attempt can go on from, and what can be published."""
     job = _job(page, job_id, "checkpoints")
-    found, trouble = tried(lambda: reading.checkpoints(page.parts, page.caller, job_id).items)
+    found, trouble = page.attempt(lambda: reading.checkpoints(page.parts, page.caller, job_id).items)
     return _show(page, "jobs/checkpoints.html", job, "checkpoints", found=found, trouble=trouble)
 
 

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from service.dashboard.shown import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment, tried, written
+from service.dashboard.site import Page, PageDep, PageRoute, environment, written
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
@@ -75,7 +75,7 @@ def listing(
 def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     """A page of a search, with its head; ``search`` is None where its trials cannot be read, ``trouble`` says why."""
     if "search" not in context:
-        context["search"], context["trouble"] = tried(lambda: reading.show(page.parts, page.caller, job.id))
+        context["search"], context["trouble"] = page.attempt(lambda: reading.show(page.parts, page.caller, job.id))
     search: SearchView | None = context["search"]
     counts = (
         search.trials if search else job.progress.trials if isinstance(job.progress, SearchProgress) else TrialCounts()
@@ -97,12 +97,12 @@ def _job(page: Page, search_id: str) -> JobView:
 def overview(page: PageDep, search_id: str) -> Response:
     """What is best, how far it is, and what shows how it got there."""
     job = _job(page, search_id)
-    search, trouble = tried(lambda: reading.show(page.parts, page.caller, search_id))
+    search, trouble = page.attempt(lambda: reading.show(page.parts, page.caller, search_id))
     best = search.best[0] if search and search.best else None
     detail, picture = None, None
     if best:
         detail = reading.detail(page.parts, page.caller, search_id, best.number)
-        picture, _ = tried(lambda: _newest_picture(page, search_id, best.number))
+        picture, _ = page.attempt(lambda: _newest_picture(page, search_id, best.number))
     context = {"search": search, "trouble": trouble, "best": detail, "picture": picture}
     context["best_written"] = written(detail.spec) if detail else ""
     return _search(page, "searches/overview.html", job, "overview", charts=True, **context)
@@ -128,7 +128,7 @@ def trials(
         search = reading.show(page.parts, page.caller, search_id)
         return search, reading.listing(page.parts, page.caller, search_id, state or (), sort, PAGE, cursor)
 
-    found, trouble = tried(read)
+    found, trouble = page.attempt(read)
     search, listed = found or (None, None)
     pinned = search.best[0] if search and search.best and (not state or search.best[0].state in state) else None
     context: dict[str, Any] = {"search": search, "trouble": trouble, "listed": listed, "pinned": pinned, "sort": sort}
@@ -182,7 +182,7 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
     least, most = COMPARED
     chosen = least <= len(numbers) <= most
-    found, trouble = tried(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
+    found, trouble = page.attempt(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
     context: dict[str, Any] = {"numbers": numbers, "compared": None}
     if found:
         views = found.views(page.parts, page.caller, [found.trial(number) for number in numbers])
@@ -193,7 +193,7 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
             "differ": differ,
             "same": {path: views[0].params.get(path) for path in paths if path not in differ},
             "best": _best_of(found, numbers),
-            "pictures": {number: tried(partial(_pictures, page, search_id, number)) for number in numbers},
+            "pictures": {number: page.attempt(partial(_pictures, page, search_id, number)) for number in numbers},
         }
         context |= _curves(found, search_id, numbers)
     return _search(page, "searches/compare.html", job, "compare", charts=True, compare_trouble=trouble, **context)
@@ -238,11 +238,11 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
         detail = reading.detail(page.parts, page.caller, search_id, number)
         return found, detail, reading.show(page.parts, page.caller, search_id)
 
-    read_, trouble = tried(read)
+    read_, trouble = page.attempt(read)
     context: dict[str, Any] = {"number": number, "search": None, "trouble": trouble, "detail": None}
     if read_:
         found, detail, search = read_
-        pictures, no_pictures = tried(lambda: _pictures(page, search_id, number))
+        pictures, no_pictures = page.attempt(lambda: _pictures(page, search_id, number))
         context |= {
             "search": search,
             "detail": detail,

@@ -16,7 +16,6 @@ from sqlalchemy import make_url
 
 from service import cli, deployment
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.client.errors import ClientError
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -108,7 +107,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder, line, said
     env = folder / ".env"
     env.write_text(f"{line}\n")
     env.chmod(0o600)
-    with pytest.raises(ClientError, match=re.escape(said)):
+    with pytest.raises(deployment.NotDeployable, match=re.escape(said)):
         deployment.prepare(folder)
     assert env.read_text() == f"{line}\n"
     assert not (folder / ".secrets").exists()
@@ -117,12 +116,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(folder, line, said
 def test_an_env_that_others_may_read_is_refused(folder):
     deployment.prepare(folder)
     (folder / ".env").chmod(0o644)
-    with pytest.raises(ClientError, match="chmod 600"):
+    with pytest.raises(deployment.NotDeployable, match="chmod 600"):
         deployment.prepare(folder)
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
-    with pytest.raises(ClientError, match=r"no docker-compose\.yml"):
+    with pytest.raises(deployment.NotDeployable, match=r"no docker-compose\.yml"):
         deployment.prepare(tmp_path)
     assert not list(tmp_path.iterdir())
 

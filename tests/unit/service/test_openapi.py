@@ -17,7 +17,8 @@ from service_fakes import SPEC, add_job, post, spec_with
 
 import service
 from service import examples
-from service.http.openapi import CODES, EVERYWHERE, OPERATIONS, PROBLEM_TYPE
+from service.api_description import API
+from service.http.openapi import EVERYWHERE, PROBLEM_TYPE
 
 SOURCE = Path(service.__file__).parent
 
@@ -43,7 +44,7 @@ def codes_of(answer: dict[str, Any]) -> list[str]:
 
 
 def test_every_route_has_its_row_and_every_row_its_route(document):
-    assert {name for name, _ in operations(document)} == set(OPERATIONS)
+    assert {name for name, _ in operations(document)} == set(API.operations)
     ids = [operation["operationId"] for _, operation in operations(document)]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-z]+(_[a-z]+)+", name) for name in ids), ids
@@ -81,7 +82,7 @@ def test_every_refusal_is_a_problem_whose_codes_are_listed(document):
                 assert PROBLEM_TYPE not in content, (name, status)
                 continue
             for code in codes_of(answer):
-                assert CODES[code][0] == int(status), (name, code)
+                assert API.codes[code][0] == int(status), (name, code)
                 assert f"`{code}`" in answer["description"], (name, code)
 
 
@@ -100,11 +101,11 @@ def codes_in_the_source() -> set[tuple[int, str]]:
 
 
 def test_every_code_in_the_source_is_described_and_every_one_described_is_used(document):
-    known = {(status, code) for code, (status, _) in CODES.items()}
+    known = {(status, code) for code, (status, _) in API.codes.items()}
     assert {found for found in codes_in_the_source() if found[1] not in EVERYWHERE} - known == set()
     assert known - codes_in_the_source() <= {(400, "bad_request"), (404, "not_found")}, "which the framework raises"
     used = {code for _, operation in operations(document) for code in re.findall(r"- `(\w+)`", str(operation))}
-    assert used == set(CODES)
+    assert used == set(API.codes)
 
 
 def test_every_example_fits_its_schema(document):

@@ -326,3 +326,10 @@ def test_every_script_that_a_page_or_a_script_names_is_there(browsers):
     for name in ASSETS:
         answer = browsers.anonymous.get(url_of(name))
         assert (answer.status_code, bool(answer.content)) == (200, True), name
+
+
+def test_a_token_longer_than_any_is_refused_as_a_page_that_does_not_show_it(clients):
+    answer = clients.anonymous.post("/login", data={"token": "x" * 100_000})
+    assert answer.status_code == 422
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert "x" * 50 not in answer.text

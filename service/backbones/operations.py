@@ -1,0 +1,73 @@
+"""The routes of backbones, the hub's among them, as `/openapi.json` describes them, and the errors of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from service.http.openapi import ETAG, RANGE_HEADERS, Operation, file_answers
+
+TAR: Final = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
+FILE: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+VERSION: Final = ("version_not_found",)
+REPO: Final = ("repo_not_found", "revision_not_found")
+ENTRY: Final = (*REPO, "entry_not_found")
+
+
+def _file_or_link(content: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """A file that may be had elsewhere."""
+    link = {"Location": {"description": "A signed link into S3.", "schema": {"type": "string"}}}
+    sent_on = {"description": "With `RCMAE_PRESIGNED_DOWNLOADS`: where the file is.", "headers": ETAG | link}
+    return file_answers(content) | {302: sent_on}
+
+
+CODES: Final[dict[str, tuple[int, str]]] = {
+    "backbone_not_found": (404, "no such backbone is registered"),
+    "version_not_found": (404, "the backbone has no such version"),
+    "file_not_found": (404, "the version has no such file"),
+    "format_not_found": (404, "the version has no such format"),
+    "alias_not_found": (404, "the backbone has no such alias"),
+    "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
+    "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
+    "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
+    "version_has_alias": (409, "an alias stands for the version: let it stand for another one, or remove it, first"),
+}
+"""Status of each error, and when it comes."""
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "GET /v1/backbones": Operation("list_backbones"),
+    "GET /v1/backbones/{name}": Operation("get_backbone", ("backbone_not_found",)),
+    "GET /v1/backbones/{name}/versions/{version}": Operation("get_backbone_version", VERSION),
+    "GET /v1/backbones/{name}/versions/{version}/files/{path}": Operation(
+        "download_backbone_file", (*VERSION, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS
+    ),
+    "HEAD /v1/backbones/{name}/versions/{version}/files/{path}": Operation(
+        "check_backbone_file", (*VERSION, "file_not_found"), file_answers({}), RANGE_HEADERS
+    ),
+    "DELETE /v1/backbones/{name}/versions/{version}": Operation(
+        "delete_backbone_version", ("forbidden", *VERSION, "version_has_alias")
+    ),
+    "GET /v1/backbones/{name}/versions/{version}/archive": Operation(
+        "download_backbone_archive", (*VERSION, "file_not_found", "format_not_found"), file_answers(TAR), RANGE_HEADERS
+    ),
+    "HEAD /v1/backbones/{name}/versions/{version}/archive": Operation(
+        "check_backbone_archive", (*VERSION, "file_not_found", "format_not_found"), file_answers({}), RANGE_HEADERS
+    ),
+    "PUT /v1/backbones/{name}/aliases/{alias}": Operation(
+        "set_backbone_alias", ("forbidden", "backbone_not_found", *VERSION)
+    ),
+    "DELETE /v1/backbones/{name}/aliases/{alias}": Operation(
+        "delete_backbone_alias", ("forbidden", "backbone_not_found", "alias_not_found")
+    ),
+    "GET /hf/{org}/{repo}/resolve/{revision}/{path}": Operation(
+        "hub_download", (*ENTRY, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS
+    ),
+    "HEAD /hf/{org}/{repo}/resolve/{revision}/{path}": Operation(
+        "hub_check", (*ENTRY, "file_not_found"), _file_or_link({}), RANGE_HEADERS
+    ),
+    "GET /hf/api/models/{org}/{repo}": Operation("hub_model", REPO),
+    "GET /hf/api/models/{org}/{repo}/revision/{revision}": Operation("hub_model_at", REPO),
+    "GET /hf/api/models/{org}/{repo}/tree/{revision}": Operation("hub_tree", REPO),
+    "GET /hf/api/models/{org}/{repo}/tree/{revision}/{path}": Operation("hub_tree_below", ENTRY),
+}
+"""One row a route."""

@@ -1,0 +1,81 @@
+"""The routes of jobs as `/openapi.json` describes them, and the errors of their own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from service.http.openapi import RANGE_HEADERS, Operation, file_answers
+
+PNG: Final = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+EVENT: Final = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "description": "`job`, `event`, `metrics`, `log` or `end`; of all jobs `jobs`."},
+        "id": {"type": "string", "description": "Sent as `Last-Event-ID`, it goes on from there."},
+        "data": {"type": "string", "description": "JSON."},
+    },
+}
+EVENTS: Final = {"text/event-stream": {"schema": EVENT}}
+LINES: Final = {"application/x-ndjson": {"schema": {"type": "string"}}}
+LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
+
+
+CONTROL: Final = ("forbidden", "job_not_found", "not_allowed_in_state")
+LOG: Final = ("job_not_found", "log_not_found", "artifacts_not_here")
+
+CODES: Final[dict[str, tuple[int, str]]] = {
+    "job_not_found": (404, "there is no such job"),
+    "log_not_found": (404, "this attempt has no log of this source"),
+    "image_not_found": (404, "the job, or the trial, has no such picture"),
+    "artifacts_not_here": (404, "its files lie outside the artifact root, which is another now"),
+    "not_allowed_in_state": (409, "the state of the job, or of the trial, does not allow it"),
+    "not_for_this_kind": (409, "the job is of another kind"),
+    "backbones_would_go": (409, "registered versions would be deleted: say `with_backbones=true`"),
+    "idempotency_key_reused": (422, "the key was used for another spec, or for other trials"),
+}
+"""Status of each error, and when it comes."""
+
+OPERATIONS: Final[dict[str, Operation]] = {
+    "POST /v1/jobs": Operation(
+        "submit_job",
+        ("forbidden", "idempotency_key_reused"),
+        {
+            200: {"description": "The job that this key has made before.", "headers": LOCATION},
+            201: {"description": "A new job.", "headers": LOCATION},
+        },
+    ),
+    "POST /v1/jobs/plan": Operation("plan_job"),
+    "GET /v1/jobs": Operation("list_jobs"),
+    "GET /v1/jobs/{job_id}": Operation("get_job", ("job_not_found",)),
+    "PATCH /v1/jobs/{job_id}": Operation("change_job", CONTROL),
+    "DELETE /v1/jobs/{job_id}": Operation(
+        "delete_job", (*CONTROL, "artifacts_not_here", "backbones_would_go", "version_has_alias")
+    ),
+    "GET /v1/jobs/{job_id}/spec": Operation("get_job_spec", ("job_not_found",)),
+    "POST /v1/jobs/{job_id}/cancel": Operation("cancel_job", CONTROL),
+    "POST /v1/jobs/{job_id}/pause": Operation("pause_job", CONTROL),
+    "POST /v1/jobs/{job_id}/resume": Operation("resume_job", CONTROL),
+    "POST /v1/jobs/{job_id}/retry": Operation("retry_job", CONTROL),
+    "POST /v1/jobs/{job_id}/stop": Operation("stop_job", (*CONTROL, "not_for_this_kind")),
+    "GET /v1/jobs/{job_id}/events": Operation("list_job_events", ("job_not_found",)),
+    "GET /v1/jobs/{job_id}/attempts": Operation("list_job_attempts", ("job_not_found",)),
+    "GET /v1/jobs/{job_id}/logs": Operation("list_job_logs", ("job_not_found", "artifacts_not_here")),
+    "GET /v1/jobs/{job_id}/logs/{attempt}/{source}": Operation(
+        "download_job_log", LOG, file_answers(LINES), RANGE_HEADERS
+    ),
+    "HEAD /v1/jobs/{job_id}/logs/{attempt}/{source}": Operation("check_job_log", LOG, file_answers({}), RANGE_HEADERS),
+    "GET /v1/jobs/{job_id}/stream": Operation(
+        "follow_job", ("job_not_found",), {200: {"description": "Server-sent events.", "content": EVENTS}}
+    ),
+    "GET /v1/stream": Operation("hear_jobs", (), {200: {"description": "Server-sent events.", "content": EVENTS}}),
+    "GET /v1/jobs/{job_id}/metrics": Operation("get_job_metrics", ("job_not_found",)),
+    "GET /v1/metrics": Operation("compare_metrics", ("job_not_found",)),
+    "GET /v1/jobs/{job_id}/checkpoints": Operation("list_job_checkpoints", ("job_not_found", "artifacts_not_here")),
+    "GET /v1/jobs/{job_id}/images": Operation("list_job_images", ("job_not_found", "artifacts_not_here")),
+    "GET /v1/jobs/{job_id}/images/{name}": Operation(
+        "get_job_image",
+        ("job_not_found", "image_not_found", "artifacts_not_here"),
+        {200: {"description": "The picture.", "content": PNG}},
+    ),
+}
+"""One row a route."""
