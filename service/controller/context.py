@@ -18,12 +18,15 @@ from service.controller.dependencies import Away, Dependencies
 from service.controller.lease import Lease, LeaseLost
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Job
-from service.jobs.lifecycle import StaleState
 from service.settings import Settings
 
 log = structlog.get_logger()
 
 ACTOR: Final = "controller"
+
+
+class StaleState(Exception):
+    """The job is no longer in the state that the controller acted on; the next round looks again."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
-from service.controller.context import ACTOR, Control, guarded
+from service.controller.context import ACTOR, Control, StaleState, guarded
 from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.controller.dependencies import Away
 from service.controller.lease import LeaseLost
@@ -22,7 +22,7 @@ from service.controller.sweeps import Sweeper
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, progress, repository
-from service.jobs.lifecycle import RUN_STATUS, StaleState, note, transition
+from service.jobs.lifecycle import RUN_STATUS, note, transition
 from service.jobs.schemas import BackboneRef, Result, State
 from service.kinds import search
 from service.kinds.publish import source as source_of

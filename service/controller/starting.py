@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 
-from service.controller.context import ACTOR, Control, guarded
+from service.controller.context import ACTOR, Control, StaleState, guarded
 from service.controller.dependencies import Away
 from service.db.tables import Attempt, Job, now
 from service.jobs import repository
-from service.jobs.lifecycle import StaleState, note, transition
+from service.jobs.lifecycle import note, transition
 from service.jobs.schemas import State
 from service.kinds.publish import SourceGone
 from service.kinds.publish import source as source_of

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import structlog
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import MlflowUnreachable
@@ -20,7 +19,7 @@ from service.controller.starting import limits, queue_of, running
 from service.db.tables import Job, now
 from service.http.problems import ApiProblem, spec_problem, unavailable
 from service.jobs import lineage, repository
-from service.jobs.lifecycle import EFFECTS, Effect, StaleState, Verb, delete, edit, transition
+from service.jobs.lifecycle import EFFECTS, Effect, Verb, delete, edit, transition
 from service.jobs.reading import view
 from service.jobs.schemas import (
     Deletion,
@@ -69,16 +68,6 @@ def submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tupl
     """A new job, or the one this key made before; True where it is new."""
     caller.must_be(Role.SUBMITTER)
     key = kept_key(key) if key else None
-    try:
-        made, new = _submit(parts, caller, spec, key)
-    except IntegrityError:  # the same key came twice at once, and the other one was first
-        made, new = _submit(parts, caller, spec, key)
-    if new:
-        parts.reconciler.wake()
-    return made, new
-
-
-def _submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
     digest = spec.sha256()
     dataset_uri = _checked(parts, caller, spec, key)
     with parts.database.session() as session:
@@ -91,7 +80,9 @@ def _submit(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> tup
         _steps(session, spec)
         job = insert(session, caller.owner, spec, dataset_uri, key)
         caller.record(session, job.id, kind=job.kind, name=job.name)
-        return view(job), True
+        submitted = view(job)
+    parts.reconciler.wake()
+    return submitted, True
 
 
 def _checked(parts: Parts, caller: Caller, spec: JobSpec, key: str | None) -> str:
@@ -275,22 +266,17 @@ def _must_have_no_alias(parts: Parts, going: Deletion) -> None:
 def changed(
     parts: Parts, caller: Caller, job_id: str, change: Callable[[Session, Job], Answer], **detail: object
 ) -> Answer:
-    """One transaction on one job that the caller controls, made again where somebody else was faster.
+    """One transaction on one job that the caller controls.
 
     ``detail`` goes into the audit log beside the job's id.
     """
-    while True:
-        with parts.database.session() as session:
-            job = repository.seen(session, job_id, caller)
-            caller.must_control(job.owner)
-            try:
-                answer = change(session, job)
-            except StaleState:
-                session.rollback()
-                continue
-            caller.record(session, job_id, **detail)
-        parts.reconciler.wake()
-        return answer
+    with parts.database.session() as session:
+        job = repository.seen(session, job_id, caller)
+        caller.must_control(job.owner)
+        answer = change(session, job)
+        caller.record(session, job_id, **detail)
+    parts.reconciler.wake()
+    return answer
 
 
 def _effect(job: Job, verb: Verb) -> State | Effect:

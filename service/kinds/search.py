@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import RunView
-from service.controller.context import ACTOR, Control, guarded
+from service.controller.context import ACTOR, Control, StaleState, guarded
 from service.controller.dependencies import Away
 from service.db.tables import Attempt, Job, now
 from service.http.problems import ApiProblem
 from service.jobs import repository
-from service.jobs.lifecycle import StaleState, note
+from service.jobs.lifecycle import note
 from service.jobs.progress import gpu_hours
 from service.jobs.schemas import Result, SearchProgress, State
 from service.searches import trials as made

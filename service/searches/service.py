@@ -11,7 +11,6 @@ from datetime import timedelta
 from typing import Any, Final
 
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
@@ -125,8 +124,8 @@ class Once:
     body_sha256: str
 
     def row(self, session: Session) -> Addition | None:
-        """What is known of it; nobody else changes that in this transaction."""
-        return session.get(Addition, (self.search_id, self.owner, self.key), with_for_update=True)
+        """What is known of it."""
+        return session.get(Addition, (self.search_id, self.owner, self.key))
 
     @property
     def mark(self) -> str:
@@ -158,32 +157,25 @@ def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key:
 
 def _begun(parts: Parts, once: Once) -> list[int] | None:
     """The trials that a request has added; None where it is to add them now."""
-
-    def begin() -> list[int] | None:
-        with parts.database.session() as session:
-            earlier = once.row(session)
-            if earlier is None:
-                session.add(
-                    Addition(
-                        search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
-                        body_sha256=once.body_sha256,
-                    )
-                )  # fmt: skip
-            elif earlier.body_sha256 != once.body_sha256:
-                text = f"this Idempotency-Key added other trials to {once.search_id}: use a new key"
-                raise ApiProblem(422, "idempotency_key_reused", text)
-            elif earlier.numbers is not None:
-                return earlier.numbers
-            elif now() - earlier.begun_at < LONGEST_ADDING:
-                raise ApiProblem(503, "unavailable", "the same request is being answered now. Try again shortly")
-            else:
-                earlier.begun_at = now()
-        return None
-
-    try:
-        return begin()
-    except IntegrityError:  # the same came twice at once, and the other one was first
-        return begin()
+    with parts.database.session() as session:
+        earlier = once.row(session)
+        if earlier is None:
+            session.add(
+                Addition(
+                    search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
+                    body_sha256=once.body_sha256,
+                )
+            )  # fmt: skip
+        elif earlier.body_sha256 != once.body_sha256:
+            text = f"this Idempotency-Key added other trials to {once.search_id}: use a new key"
+            raise ApiProblem(422, "idempotency_key_reused", text)
+        elif earlier.numbers is not None:
+            return earlier.numbers
+        elif now() - earlier.begun_at < LONGEST_ADDING:
+            raise ApiProblem(503, "unavailable", "the same request is being answered now. Try again shortly")
+        else:
+            earlier.begun_at = now()
+    return None
 
 
 def _forget(parts: Parts, once: Once) -> None:
@@ -348,19 +340,12 @@ def promote(parts: Parts, caller: Caller, job_id: str, number: int, body: Promot
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
     wanted = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
-
-    def promoted() -> tuple[JobView, bool]:
-        with parts.database.session() as session:
-            search = repository.search(session, job_id, caller)
-            job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
-            if new:
-                caller.record(session, job_id, trial=number, job=job.id)
-            return view(job), new
-
-    try:
-        job, new = promoted()
-    except IntegrityError:  # the same came twice at once, and the other one was first
-        job, new = promoted()
+    with parts.database.session() as session:
+        search = repository.search(session, job_id, caller)
+        job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
+        if new:
+            caller.record(session, job_id, trial=number, job=job.id)
+        promoted = view(job)
     if new:
         parts.reconciler.wake()
-    return job, new
+    return promoted, new

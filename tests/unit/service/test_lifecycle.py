@@ -12,7 +12,7 @@ from service.controller.decide import Ended, settle
 from service.db.database import Database
 from service.db.tables import Job
 from service.jobs import repository
-from service.jobs.lifecycle import POLICIES, TRANSITIONS, StaleState, note, transition
+from service.jobs.lifecycle import POLICIES, TRANSITIONS, note, transition
 from service.jobs.schemas import State
 from trainer.protocol.outcome import Reason
 
@@ -53,17 +53,6 @@ def test_a_transition_writes_one_event_or_raises_and_writes_nothing(database, be
             transition(session, repository.get(session, job_id), State(end), None, "", "eve")
         assert job_of(database, job_id).state == begin
         assert events_of(database, job_id) == []
-
-
-def test_a_job_that_another_moved_is_stale(database):
-    job_id = add_job(database, "running")
-    seen = job_of(database, job_id)
-    with database.session() as session:
-        transition(session, repository.get(session, job_id), State.CANCELLING, None, "", "alice")
-    with pytest.raises(StaleState, match=job_id), database.session() as session:
-        transition(session, seen, State.SUCCEEDED, None, "", "controller")
-    assert job_of(database, job_id).state == "cancelling"
-    assert [event.state for event in events_of(database, job_id)] == ["cancelling"]
 
 
 def test_a_rolled_back_transition_leaves_no_event(database):
