@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, Role, sha256
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Addition, Job, now
 from service.http.problems import ApiProblem, unavailable
 from service.jobs import lineage
@@ -45,7 +45,7 @@ LONGEST_ADDING: Final = timedelta(seconds=60)
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
+def patch(parts: AppState, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
     """Change the budget; raises 503 where the concurrency changes and Ray does not say what fits.
 
     A search that has succeeded goes on where that leaves it something to do.
@@ -56,7 +56,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> Searc
     ended = made.counted(trial for trial in found.trials if made.state_of(trial).ended)
 
     def change(session: Session, job: Job) -> None:
-        before = SearchSpec.parse(repository.must_be_search(job).spec)
+        before = SearchSpec.parse(repository.must_be_search(parts.kinds, job).spec)
         values = {name: value for name, value in wanted.items() if getattr(before.budget, name) != value}
         after = SearchSpec.parse(_with_budget(job.spec, values))
         more = after.trials > before.trials
@@ -72,7 +72,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> Searc
     return reading.show(parts, caller, job_id)
 
 
-def _shape(parts: Parts) -> ClusterShape:
+def _shape(parts: AppState) -> ClusterShape:
     try:
         return parts.ray.shape()
     except ClusterUnreachable as error:
@@ -133,7 +133,9 @@ class Once:
         return sha256(json.dumps([self.owner, self.key, self.body_sha256]))
 
 
-def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key: str | None) -> tuple[TrialPage, bool]:
+def add_points(
+    parts: AppState, caller: Caller, job_id: str, body: PointsBody, key: str | None
+) -> tuple[TrialPage, bool]:
     """Let chosen points be tried before the algorithm's own; False where a request with this key has added them.
 
     Raises 409 where the budget has no room for them, and 503 while the same request is being answered elsewhere.
@@ -155,7 +157,7 @@ def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key:
     return TrialPage(items=_views(parts, caller, job_id, numbers)), new
 
 
-def _begun(parts: Parts, once: Once) -> list[int] | None:
+def _begun(parts: AppState, once: Once) -> list[int] | None:
     """The trials that a request has added; None where it is to add them now."""
     with parts.database.session() as session:
         earlier = once.row(session)
@@ -178,7 +180,7 @@ def _begun(parts: Parts, once: Once) -> list[int] | None:
     return None
 
 
-def _forget(parts: Parts, once: Once) -> None:
+def _forget(parts: AppState, once: Once) -> None:
     with parts.database.session() as session:
         row = once.row(session)
         if row is not None and row.numbers is None:
@@ -186,7 +188,7 @@ def _forget(parts: Parts, once: Once) -> None:
 
 
 def _add(
-    parts: Parts, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
+    parts: AppState, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
 ) -> list[int]:
     """Numbers of new trials with these values, among them those that an earlier try of the same request has left."""
     found = Search.load(parts, caller, job_id)
@@ -238,7 +240,7 @@ def _must_take_trials(job: Job) -> None:
         raise ApiProblem(409, "not_allowed_in_state", f"{job.id} is {job.state} and takes no trials: retry it first")
 
 
-def _enqueue(parts: Parts, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
+def _enqueue(parts: AppState, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
     """Add trials to the study; gives their numbers.
 
     Before it is told: of trials that wait without an event nothing is lost, of an event without its trials all is.
@@ -248,7 +250,7 @@ def _enqueue(parts: Parts, found: Search, points: list[dict[str, Any]], attribut
 
 
 def _tell(
-    parts: Parts,
+    parts: AppState,
     caller: Caller,
     job_id: str,
     numbers: list[int],
@@ -278,7 +280,7 @@ def _tell(
     changed(parts, caller, job_id, change, trials=numbers)
 
 
-def _views(parts: Parts, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
+def _views(parts: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
     found = Search.load(parts, caller, job_id)
     return found.views(parts, caller, [found.trial(number) for number in numbers])
 
@@ -286,7 +288,7 @@ def _views(parts: Parts, caller: Caller, job_id: str, numbers: list[int]) -> lis
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
-def stop_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialView:
+def stop_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """Let a running trial end at its next step with what it has reached; asked again, nothing changes."""
     found, trial = _controlled(parts, caller, job_id, number)
 
@@ -305,7 +307,7 @@ def stop_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialV
     return _views(parts, caller, job_id, [number])[0]
 
 
-def retry_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialView:
+def retry_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """A new trial with the values and the seed of a failed one, beyond the budget, or the one that is under way."""
     found, trial = _controlled(parts, caller, job_id, number)
     if made.state_of(trial) is not TrialState.FAILED:
@@ -322,7 +324,7 @@ def retry_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> Trial
     return _views(parts, caller, job_id, [new])[0]
 
 
-def _controlled(parts: Parts, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
+def _controlled(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
     """A trial of a search that the caller may change; raises the API's 403 and 404."""
     found = Search.load(parts, caller, job_id)
     caller.must_control(found.job.owner)
@@ -334,18 +336,18 @@ def _refused_trial(found: Search, number: int, why: str) -> ApiProblem:
     return ApiProblem(409, "not_allowed_in_state", f"trial {number} of {found.job.id} is {state} and cannot be {why}")
 
 
-def promote(parts: Parts, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
+def promote(parts: AppState, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
     """The job that a trial becomes; False where the same promotion has made it before."""
     caller.must_be(Role.SUBMITTER)
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
     wanted = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
     with parts.database.session() as session:
-        search = repository.search(session, job_id, caller)
+        search = repository.search(session, parts.kinds, job_id, caller)
         job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)
         promoted = view(job)
     if new:
-        parts.reconciler.wake()
+        parts.wake.set()
     return promoted, new
