@@ -31,8 +31,8 @@ from service.auth.sessions import Sessions
 from service.backbones import hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
-from service.context.app_state import Parts
-from service.controller.context import Control
+from service.context.app_state import AppState
+from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
 from service.dashboard import mount
@@ -45,6 +45,7 @@ from service.jobs.changes import Changes
 from service.jobs.routes import metrics_router, stream_router
 from service.jobs.routes import router as jobs
 from service.jobs.stream import Streams
+from service.kinds.registry import KINDS
 from service.observability import requests
 from service.observability.readiness import Readiness
 from service.searches.plots import Plots
@@ -87,19 +88,19 @@ def configure_logs() -> None:
     )
 
 
-def assemble(settings: Settings, refused: Callable[[str], None]) -> Parts:
-    """All parts of a service, nothing of it started; ``refused`` is told why its reconciler may not act."""
+def assemble(settings: Settings, refused: Callable[[str], None]) -> tuple[AppState, Reconciler]:
+    """A service and its reconciler, nothing of them started; ``refused`` is called with why that may not act."""
     database = Database(settings.database_url)
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
     mlflow = MlflowStore(settings.mlflow_url)
     artifacts = Artifacts(settings.artifact_root, settings.s3_profile, settings.presigned_endpoint)
     studies = Studies(settings.study_url)
     lease = Lease(database, settings.lease_s, standby=not database.is_sqlite, refused=refused)
-    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, studies, lease))
-    return Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)
+    parts = AppState(settings, database, ray, mlflow, artifacts, studies, KINDS)
+    return parts, Reconciler(ControllerContext(parts, KINDS, lease))
 
 
-def close(parts: Parts) -> None:
+def close(parts: AppState) -> None:
     """Let go of the connections of parts that have ended."""
     parts.ray.close()
     parts.studies.close()
@@ -114,23 +115,24 @@ def _end_process(_: str) -> None:
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The service with all its parts; they start with the application and end with it."""
     configure_logs()
-    parts, streams = assemble(settings or Settings(), refused=_end_process), Streams()
+    parts, reconciler = assemble(settings or Settings(), refused=_end_process)
+    streams, acting = Streams(), reconciler if parts.settings.reconcile else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form
         parts.database.migrate()
         if parts.settings.admin_token_file:
             ensure_admin(parts.database, parts.settings.admin_token_file)
-        if parts.settings.reconcile:
-            parts.reconciler.start()
+        if acting:
+            acting.start()
         # What is there by now stays: looking through it took the collector 180 ms, for which every request waited.
         gc.freeze()
         log.info("service_started", version=version("rcmae"))
         with streams.closed_by_signals():
             yield
         gc.unfreeze()
-        if parts.settings.reconcile:
-            parts.reconciler.stop()
+        if acting:
+            acting.stop()
         close(parts)
         log.info("service_ended")
 
@@ -139,7 +141,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.sessions, app.state.changes = Sessions(parts.settings.admin_token_file), Changes(parts.database, streams)
     app.add_middleware(AuditLog)  # the one that is added last is around the others
     handlers.install(app, PROBLEMS, parts.settings.body_limit_bytes)
-    requests.install(app, parts)
+    requests.install(app, parts, acting)
     openapi.install(app, API)
     app.include_router(jobs)
     app.include_router(metrics_router)
@@ -150,7 +152,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(cluster)
     app.include_router(access)
     mount.install(app)
-    _health(app, Readiness(parts))
+    _health(app, Readiness(parts, acting))
     _docs(app)
     return app
 

@@ -13,7 +13,8 @@ from prometheus_client import start_http_server
 
 from service.app import assemble, close, configure_logs
 from service.client.errors import ClientError
-from service.context.app_state import Parts
+from service.context.app_state import AppState
+from service.controller.loop import Reconciler
 from service.counters import registry_of
 from service.observability.collector import ServiceCollector
 from service.settings import Settings
@@ -32,32 +33,32 @@ def run(settings: Settings) -> None:
     """
     configure_logs()
     ended: SimpleQueue[str | ControllerRefused] = SimpleQueue()  # a signal's handler may put into it at any moment
-    parts = assemble(settings, refused=lambda why: ended.put(ControllerRefused(why)))
+    parts, reconciler = assemble(settings, refused=lambda why: ended.put(ControllerRefused(why)))
     parts.database.migrate()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: ended.put(signal.Signals(number).name))
-    with _metrics(parts):
-        parts.reconciler.start()
+    with _metrics(parts, reconciler):
+        reconciler.start()
         log.info("controller_started", version=version("rcmae"), database=parts.database.shown)
         why = ended.get()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
         log.info("controller_stops", reason=str(why))
-        parts.reconciler.stop()
+        reconciler.stop()
     close(parts)
     if isinstance(why, ControllerRefused):
         raise why
 
 
 @contextmanager
-def _metrics(parts: Parts) -> Iterator[None]:
+def _metrics(parts: AppState, reconciler: Reconciler) -> Iterator[None]:
     """Answer `/metrics` where the settings say so; raises `ControllerRefused` where that cannot be had."""
     host, port = parts.settings.metrics_host, parts.settings.metrics_port
     if port is None:
         yield
         return
     try:
-        server, thread = start_http_server(port, host, registry_of(ServiceCollector(parts, acts=True)))
+        server, thread = start_http_server(port, host, registry_of(ServiceCollector(parts, reconciler)))
     except OSError as error:
         text = f"metrics cannot be answered at {host}:{port}: {error}. Change RCMAE_METRICS_PORT or RCMAE_METRICS_HOST"
         raise ControllerRefused(text) from error

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import AuditView, NewTokenView, RotateBody, TokenBody, TokenView
-from service.context.app_state import CallerDep, PartsDep
+from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Moment, Page
 
 router = APIRouter(prefix="/v1", tags=["access"])
@@ -19,7 +19,7 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 
 @router.get("/tokens")
 def tokens(
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     owner: str | None = None,
     limit: Limit = 50,
@@ -30,7 +30,7 @@ def tokens(
 
 
 @router.post("/tokens", status_code=201)
-def create_token(body: TokenBody, parts: PartsDep, caller: CallerDep) -> NewTokenView:
+def create_token(body: TokenBody, parts: StateDep, caller: CallerDep) -> NewTokenView:
     """Make a token. Its text is in this answer and nowhere else.
 
     Admins make tokens for everybody, submitters and operators for themselves. A new token may neither do nor see more
@@ -40,7 +40,7 @@ def create_token(body: TokenBody, parts: PartsDep, caller: CallerDep) -> NewToke
 
 
 @router.post("/tokens/{token_id}/rotate", status_code=201)
-def rotate_token(token_id: str, parts: PartsDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
+def rotate_token(token_id: str, parts: StateDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
     """Replace a token by a new one of the same owner, role, name and end. The old one ends at once or after a grace.
 
     Only tokens of a role that the caller could make: a submitter cannot replace a viewer's token.
@@ -49,14 +49,14 @@ def rotate_token(token_id: str, parts: PartsDep, caller: CallerDep, body: Rotate
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(token_id: str, parts: PartsDep, caller: CallerDep) -> TokenView:
+def revoke_token(token_id: str, parts: StateDep, caller: CallerDep) -> TokenView:
     """End a token at once, on every replica. The last admin's token that is left cannot be revoked."""
     return service.revoke_token(parts, caller, token_id)
 
 
 @router.get("/audit")
 def audit(
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     actor: str | None = None,
     action: str | None = None,

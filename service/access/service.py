@@ -12,7 +12,7 @@ from service.access import repository
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, AuditView, NewTokenView, RotateBody, TokenBody, TokenView
 from service.auth.caller import Caller, Role, sha256, state_of
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Token, now
 from service.http.problems import ApiProblem, not_found, spec_problem
 from service.http.schemas import Page
@@ -22,7 +22,7 @@ PREFIX: Final = "rcmae_"
 """What every token's text begins with, so that scanners for leaked secrets can tell it."""
 
 
-def tokens(parts: Parts, caller: Caller, owner: str | None, limit: int, cursor: str | None) -> Page[TokenView]:
+def tokens(parts: AppState, caller: Caller, owner: str | None, limit: int, cursor: str | None) -> Page[TokenView]:
     """One's own, and for admins everybody's or one owner's."""
     owners = {owner} if owner else set()
     if caller.role is not Role.ADMIN:
@@ -33,7 +33,7 @@ def tokens(parts: Parts, caller: Caller, owner: str | None, limit: int, cursor: 
     return Page[TokenView](items=[view(token, moment) for token in found], next_cursor=following)
 
 
-def create_token(parts: Parts, caller: Caller, body: TokenBody) -> NewTokenView:
+def create_token(parts: AppState, caller: Caller, body: TokenBody) -> NewTokenView:
     """Raises 403 where it would be another's, or do or see more than the caller's, and 422 where its end is none."""
     caller.must_be(Role.SUBMITTER)
     owner, role, moment = body.owner or caller.owner, Role[body.role.upper()], now()
@@ -47,7 +47,7 @@ def create_token(parts: Parts, caller: Caller, body: TokenBody) -> NewTokenView:
         return _make(session, caller, Token(owner=owner, role=body.role, name=body.name, expires_at=ends), moment)
 
 
-def rotate_token(parts: Parts, caller: Caller, token_id: str, body: RotateBody) -> NewTokenView:
+def rotate_token(parts: AppState, caller: Caller, token_id: str, body: RotateBody) -> NewTokenView:
     """Raises 403 and 404 as for revoking, 403 also as for making one, and 409 where the token is no longer valid."""
     moment = now()
     with parts.database.session() as session:
@@ -67,7 +67,7 @@ def rotate_token(parts: Parts, caller: Caller, token_id: str, body: RotateBody) 
         return made
 
 
-def revoke_token(parts: Parts, caller: Caller, token_id: str) -> TokenView:
+def revoke_token(parts: AppState, caller: Caller, token_id: str) -> TokenView:
     """Raises 404 for a token that is not there for the caller, 403 for one of a higher role, 409 for the last admin's.
 
     One that has been revoked stays as it is.
@@ -83,7 +83,7 @@ def revoke_token(parts: Parts, caller: Caller, token_id: str) -> TokenView:
         return view(token, moment)
 
 
-def audit(parts: Parts, caller: Caller, filters: AuditFilters, limit: int, cursor: str | None) -> Page[AuditView]:
+def audit(parts: AppState, caller: Caller, filters: AuditFilters, limit: int, cursor: str | None) -> Page[AuditView]:
     caller.must_be(Role.ADMIN)
     with parts.database.read() as session:
         found, following = repository.audit(session, filters, limit, cursor)

@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from service.backbones import registry, service
 from service.backbones.registry import COMMIT, Content, Served
 from service.backbones.schemas import MAIN
-from service.context.app_state import CallerDep, Parts, PartsDep
+from service.context.app_state import AppState, CallerDep, StateDep
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import answer, unchanged
 from service.http.schemas import View
@@ -143,7 +143,7 @@ def resolve(
     repo: str,
     revision: str,
     path: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
@@ -169,7 +169,7 @@ def resolve(
 
 
 @router.get("/api/models/{org}/{repo}")
-def model(org: str, repo: str, parts: PartsDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
+def model(org: str, repo: str, parts: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
     """A repository as `main` has it."""
     return _model(_repository(parts, org, repo, MAIN))
 
@@ -179,7 +179,7 @@ def model_at(
     org: str,
     repo: str,
     revision: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
 ) -> HubModelView:
     """A repository at a revision."""
@@ -191,7 +191,7 @@ def tree(
     org: str,
     repo: str,
     revision: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
@@ -205,7 +205,7 @@ def tree_below(
     repo: str,
     revision: str,
     path: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
@@ -240,7 +240,7 @@ def _tree(found: Repository, below: str, recursive: bool) -> list[HubEntryView]:
     return list(entries.values())
 
 
-def _repository(parts: Parts, org: str, repo: str, revision: str) -> Repository:
+def _repository(parts: AppState, org: str, repo: str, revision: str) -> Repository:
     """Raises the API's 404 where there is no such repository, or no such revision of it."""
     name, folder = repo, formats.BACKBONE_HF
     for ending, place in formats.HUB_ENDINGS.items():
@@ -262,7 +262,7 @@ def _repository(parts: Parts, org: str, repo: str, revision: str) -> Repository:
     raise ApiProblem(404, "revision_not_found", f"{text} and commits")
 
 
-def _at(parts: Parts, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
+def _at(parts: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
     """The version that a revision means, with what it consists of."""
     if COMMIT.fullmatch(revision):
         return _at_commit(parts, versions, revision)
@@ -276,7 +276,7 @@ def _at(parts: Parts, versions: list[Served], revision: str) -> tuple[Served, Co
     return (version, registry.content(parts, version)) if version else None
 
 
-def _at_commit(parts: Parts, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
+def _at_commit(parts: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
     """The newest version of exactly these files; each version's checksums are read once in a process for it."""
     known = [version for version in versions if COMMITS.get(version.folder) == commit]
     for version in known + [version for version in reversed(versions) if version.folder not in COMMITS]:

@@ -19,7 +19,7 @@ from service.adapters.mlflow_store import MlflowUnreachable, Version
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones import repository
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Job
 from service.http.problems import not_found, unavailable
 from service.jobs import repository as job_repository
@@ -101,7 +101,7 @@ def asking_mlflow() -> Iterator[None]:
         raise unavailable("MLflow", error) from error
 
 
-def served(parts: Parts, name: str | None = None) -> list[Served]:
+def served(parts: AppState, name: str | None = None) -> list[Served]:
     """Every version that is served, or those of one backbone, by name and number."""
     with asking_mlflow():
         registered = parts.mlflow.all_versions() if name is None else parts.mlflow.versions(name)
@@ -126,14 +126,14 @@ def _trained_by(job: Job) -> str:
     return str(job.spec.get("job") or job.id)
 
 
-def aliases_of(parts: Parts, versions: Sequence[Served]) -> dict[str, int]:
+def aliases_of(parts: AppState, versions: Sequence[Served]) -> dict[str, int]:
     """The aliases of one backbone that stand for versions which are served."""
     with asking_mlflow():
         found = parts.mlflow.aliases(versions[0].name) if versions else {}
     return _among(found, versions)
 
 
-def all_aliases(parts: Parts, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
+def all_aliases(parts: AppState, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
     """The same of several backbones at once."""
     with asking_mlflow():
         found = parts.mlflow.all_aliases() if by_name else {}
@@ -151,7 +151,7 @@ def main_of(versions: Sequence[Served], aliases: Mapping[str, int]) -> Served:
     return by_number.get(aliases.get(CHAMPION, 0)) or by_number[max(by_number)]
 
 
-def find(parts: Parts, name: str, reference: str) -> Served:
+def find(parts: AppState, name: str, reference: str) -> Served:
     """The version that a number, `latest`, `main` or an alias stands for; raises the API's 404."""
     versions = served(parts, name)
     number: int | None = None
@@ -188,7 +188,7 @@ class Content:
         return self.sums | ({names.BACKBONE_SUMS: hashlib.sha256(self.data).hexdigest()} if self.data else {})
 
 
-def content(parts: Parts, version: Served) -> Content:
+def content(parts: AppState, version: Served) -> Content:
     """Empty where the version has no checksums."""
     try:
         data = parts.artifacts.read(version.folder, names.BACKBONE_SUMS) or b""
@@ -198,7 +198,7 @@ def content(parts: Parts, version: Served) -> Content:
     return Content({line[2]: line[1] for line in lines if line}, data)
 
 
-def stored(parts: Parts, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:
+def stored(parts: AppState, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:
     """A file of a version; only those that its checksums name are served. Raises the API's 404."""
     found = parts.artifacts.file(version.folder, path) if path in listed else None
     if found is None:

@@ -17,7 +17,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.service import Filters
-from service.context.app_state import CallerDep, PartsDep
+from service.context.app_state import CallerDep, StateDep
 from service.http.ranges import answer, unchanged
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
@@ -32,7 +32,7 @@ SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 
 @router.get("")
 def listing(
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="that registered it, or that trained it")] = None,
@@ -58,25 +58,25 @@ def listing(
 
 
 @router.get("/{name}")
-def show(name: str, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+def show(name: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
     """One backbone with its aliases and versions, and what is known of each."""
     return service.show(parts, name)
 
 
 @router.put("/{name}/aliases/{alias}")
-def set_alias(name: str, alias: str, body: AliasBody, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:
+def set_alias(name: str, alias: str, body: AliasBody, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
     """Let an alias stand for a version, whatever it stood for before. `champion` is what `main` means from then on."""
     return service.set_alias(parts, caller, name, alias, body.version)
 
 
 @router.delete("/{name}/aliases/{alias}")
-def delete_alias(name: str, alias: str, parts: PartsDep, caller: CallerDep) -> BackboneDetailView:
+def delete_alias(name: str, alias: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
     """Remove an alias; the version that it stood for stays."""
     return service.delete_alias(parts, caller, name, alias)
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, parts: PartsDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, parts: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
     """One version with its files."""
     return service.show_version(parts, name, version)
 
@@ -85,7 +85,7 @@ def show_version(name: str, version: Reference, parts: PartsDep, caller: CallerD
 def delete_version(
     name: str,
     version: Number,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
 ) -> VersionDeletionView:
@@ -102,7 +102,7 @@ def file(
     name: str,
     version: Reference,
     path: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
@@ -125,7 +125,7 @@ def file(
 def archive(
     name: str,
     version: Reference,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
     format: Annotated[BackboneFormat | None, Query(description="only this one; else all")] = None,  # noqa: A002

@@ -22,7 +22,7 @@ from service.backbones.schemas import (
     VersionDeletionView,
     VersionView,
 )
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
@@ -62,7 +62,7 @@ class Filters:
         return all(value is None or value in found for value, found in wanted)
 
 
-def listing(parts: Parts, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
+def listing(parts: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
     """Backbones with the versions that fit, by name, by time or by a result of evaluation; those without it last."""
     by_name: dict[str, list[Served]] = {}
     for version in registry.served(parts):
@@ -106,7 +106,7 @@ def _of(aliases: dict[str, int], versions: list[Served]) -> dict[str, int]:
     return {alias: number for alias, number in aliases.items() if number in numbers}
 
 
-def show(parts: Parts, name: str) -> BackboneDetailView:
+def show(parts: AppState, name: str) -> BackboneDetailView:
     """One backbone with all of its versions, the newest first."""
     versions = registry.served(parts, name)
     if not versions:
@@ -116,7 +116,7 @@ def show(parts: Parts, name: str) -> BackboneDetailView:
     return BackboneDetailView(**vars(registry.backbone(versions, aliases)), details=details)
 
 
-def show_version(parts: Parts, name: str, reference: str) -> VersionView:
+def show_version(parts: AppState, name: str, reference: str) -> VersionView:
     version = registry.find(parts, name, reference)
     content, sizes = registry.content(parts, version), dict(parts.artifacts.files(version.folder))
     summary = version.summary(registry.aliases_of(parts, [version]))
@@ -136,20 +136,20 @@ def show_version(parts: Parts, name: str, reference: str) -> VersionView:
     )
 
 
-def file(parts: Parts, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
+def file(parts: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256; only its checksums and files that they name are served."""
     version = registry.find(parts, name, reference)
     listed = registry.content(parts, version).listed
     return registry.stored(parts, version, path, listed), listed[path]
 
 
-def link(parts: Parts, found: StoredFile) -> str | None:
+def link(parts: AppState, found: StoredFile) -> str | None:
     """Where the file can be had without this service, if that is wanted and can be."""
     settings = parts.settings
     return parts.artifacts.link(found, settings.presigned_s) if settings.presigned_downloads else None
 
 
-def archive(parts: Parts, name: str, reference: str, form: BackboneFormat | None) -> tuple[Archive, str, str]:
+def archive(parts: AppState, name: str, reference: str, form: BackboneFormat | None) -> tuple[Archive, str, str]:
     """All of a version, or one format with the card and the checksums, as a tar; its name, and what it is known by."""
     version = registry.find(parts, name, reference)
     content = registry.content(parts, version)
@@ -172,7 +172,7 @@ def _comes_with(form: BackboneFormat, path: str) -> bool:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def set_alias(parts: Parts, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
+def set_alias(parts: AppState, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
     """Let an alias stand for a version; raises 403 where either that or what it stood for is somebody else's."""
     _check_alias(alias)
     versions = _versions(parts, name)
@@ -193,7 +193,7 @@ def set_alias(parts: Parts, caller: Caller, name: str, alias: str, number: int) 
     return show(parts, name)
 
 
-def delete_alias(parts: Parts, caller: Caller, name: str, alias: str) -> BackboneDetailView:
+def delete_alias(parts: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
     """The versions stay as they are."""
     versions = _versions(parts, name)
     number = registry.aliases_of(parts, list(versions.values())).get(alias)
@@ -207,12 +207,12 @@ def delete_alias(parts: Parts, caller: Caller, name: str, alias: str) -> Backbon
     return show(parts, name)
 
 
-def deletion(parts: Parts, caller: Caller, name: str, number: int) -> VersionDeletionView:
+def deletion(parts: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """What would go with a version."""
     return _deletion(parts, caller, registry.find(parts, name, str(number)))
 
 
-def delete_version(parts: Parts, caller: Caller, name: str, number: int) -> VersionDeletionView:
+def delete_version(parts: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """Hide a version at once, for the controller to remove; raises 409 while an alias stands for it.
 
     One that gets an alias in that very moment is kept by the controller, and is there again.
@@ -224,11 +224,11 @@ def delete_version(parts: Parts, caller: Caller, name: str, number: int) -> Vers
         repository.hide(session, name, number, version.job_id, version.version.source, version.folder)
         caller.record(session, name, version=number, job=version.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=version.job_id, actor=caller.owner)
-    parts.reconciler.wake()
+    parts.wake.set()
     return going
 
 
-def _deletion(parts: Parts, caller: Caller, version: Served) -> VersionDeletionView:
+def _deletion(parts: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     caller.must_control(version.owner)
     files = parts.artifacts.files(version.folder)
     return VersionDeletionView(
@@ -252,12 +252,12 @@ def _must_have_no_alias(version: Served, aliases: list[str]) -> None:
         raise ApiProblem(409, "version_has_alias", text)
 
 
-def _aliases(parts: Parts, name: str) -> dict[str, int]:
+def _aliases(parts: AppState, name: str) -> dict[str, int]:
     with registry.asking_mlflow():
         return parts.mlflow.aliases(name)
 
 
-def _versions(parts: Parts, name: str) -> dict[int, Served]:
+def _versions(parts: AppState, name: str) -> dict[int, Served]:
     """By number; raises the API's 404 where there is none."""
     found = registry.served(parts, name)
     if not found:

@@ -8,17 +8,17 @@ from typing import Any
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, living
 from service.auth.caller import Caller
 from service.cluster.schemas import ClusterView, NodeView, QueuedView, RunningView, Totals
-from service.context.app_state import Parts
-from service.controller.starting import limits, queue_of, running
+from service.context.app_state import AppState
 from service.db.tables import Attempt, Job, now
 from service.http.problems import unavailable
 from service.jobs import repository
+from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.schemas import State
-from service.queue.scheduler import Admission, Running, Waiting, admit, in_turn, left
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, in_turn, left
 from trainer.spec.plan import Gang, NodeShape, gang
 
 
-def show(parts: Parts, caller: Caller) -> ClusterView:
+def show(parts: AppState, caller: Caller) -> ClusterView:
     """The cluster as it is now; raises 503 where Ray does not say."""
     try:
         machines, placements = parts.ray.machines(), parts.ray.placements()
@@ -27,10 +27,10 @@ def show(parts: Parts, caller: Caller) -> ClusterView:
     with parts.database.read() as session:
         jobs, active = repository.waiting(session), repository.active(session)
     shape = living(machines)
-    queue, taken = queue_of(jobs, shape), running(active, placements)
+    queue, taken = waiting_entries(jobs, shape, parts.kinds), running_entries(active, placements)
     free = left(taken, shape)
     decisions = {
-        found.job_id: found for found in admit(list(queue.values()), taken, shape, now(), limits(parts.settings))
+        found.job_id: found for found in admit(list(queue.values()), taken, shape, now(), Limits.of(parts.settings))
     }
     by_id = {job.id: job for job in jobs}
     return ClusterView(

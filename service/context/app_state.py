@@ -1,8 +1,9 @@
-"""What routes are given: the service's parts, and who calls."""
+"""What routes are given: the application's state, and who calls."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
@@ -14,14 +15,14 @@ from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.auth.caller import Caller, caller_by_id, caller_of
 from service.auth.sessions import Sessions
-from service.controller.loop import Reconciler
+from service.context.kind import Kinds
 from service.db.database import Database
 from service.settings import Settings
 
 
 @dataclass(frozen=True)
-class Parts:
-    """Everything a running service consists of."""
+class AppState:
+    """What requests are answered with, and jobs are run with."""
 
     settings: Settings
     database: Database
@@ -29,11 +30,13 @@ class Parts:
     mlflow: MlflowStore
     artifacts: Artifacts
     studies: Studies
-    reconciler: Reconciler
+    kinds: Kinds
+    wake: threading.Event = field(default_factory=threading.Event)
+    """Set where a request leaves something to do: a controller in this process then looks at once."""
 
 
-def parts(request: Request) -> Parts:
-    found: Parts = request.app.state.parts
+def parts(request: Request) -> AppState:
+    found: AppState = request.app.state.parts
     return found
 
 
@@ -52,10 +55,10 @@ def caller(
     return caller_of(database, header, request.state.trail)
 
 
-async def _given(request: Request) -> Parts:
+async def _given(request: Request) -> AppState:
     """Not a plain function: that would be called on a thread."""
     return parts(request)
 
 
-PartsDep = Annotated[Parts, Depends(_given)]
+StateDep = Annotated[AppState, Depends(_given)]
 CallerDep = Annotated[Caller, Depends(caller)]

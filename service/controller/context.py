@@ -1,4 +1,4 @@
-"""What the parts of the controller share: everything it talks to, its right to write, one job's trouble kept apart."""
+"""What the controller's modules share: all it acts with, its right to write, one job's trouble kept apart."""
 
 from __future__ import annotations
 
@@ -10,41 +10,69 @@ from typing import Final
 import structlog
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowStore
-from service.adapters.ray_cluster import RayCluster
-from service.adapters.storage import Artifacts
-from service.adapters.studies import Studies
+from service.adapters.storage import OutsideRoot
+from service.context.app_state import AppState
 from service.controller.dependencies import Away, Dependencies
+from service.controller.kind import ControllerKinds
 from service.controller.lease import Lease, LeaseLost
-from service.db.database import Database, DatabaseUnreachable
+from service.db.database import DatabaseUnreachable
 from service.db.tables import Job
-from service.jobs.lifecycle import StaleState
-from service.settings import Settings
+from service.jobs import repository
+from service.jobs.lifecycle import note
+from service.jobs.schemas import State
+from trainer.protocol.outcome import Reason
 
 log = structlog.get_logger()
 
 ACTOR: Final = "controller"
 
 
-@dataclass(frozen=True)
-class Control:
-    """A controller's means. No database session may be open while one of the others is asked."""
+class StaleState(Exception):
+    """The job is no longer in the state that the controller acted on; the next round looks again."""
 
-    settings: Settings
-    database: Database
-    ray: RayCluster
-    mlflow: MlflowStore
-    artifacts: Artifacts
-    studies: Studies
+
+@dataclass(frozen=True)
+class ControllerContext:
+    """What the controller acts with. No database session may be open while anything else is asked."""
+
+    app: AppState
+    kinds: ControllerKinds
     lease: Lease
     needs: Dependencies = field(default_factory=Dependencies)
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """One transaction of the controller's; raises `LeaseLost` where another process is the controller now."""
-        with self.database.session() as session:
+        with self.app.database.session() as session:
             self.lease.guard(session)
             yield session
+
+    def say(self, loaded: Job, message: str, reason: Reason | None = None) -> None:
+        """Say why a job gets on no further, as long as it is in the state it was loaded in.
+
+        The reason is that of a queued job; what other jobs wait after keeps its own.
+        """
+        with self.write() as session:
+            job = repository.get(session, loaded.id)
+            if job.state == loaded.state:
+                note(session, job, reason if job.state == State.QUEUED else job.reason, message, ACTOR)
+
+    @contextmanager
+    def explained(self, job: Job, what: str) -> Iterator[None]:
+        """Say so in a job's message where a dependency is out of reach meanwhile; raises `Away` all the same."""
+        try:
+            yield
+        except Away as error:
+            self.say(job, f"{what} {error}.")
+            raise
+
+    def delete_files(self, job_id: str, folder: str) -> None:
+        """Delete an artifact folder; one outside the artifact root is not ours, and is left."""
+        try:
+            with self.needs.storage.asked():
+                self.app.artifacts.delete(folder)
+        except OutsideRoot as error:
+            log.warning("files_left", job_id=job_id, detail=str(error))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import State
 from trainer.protocol.outcome import Outcome, Reason
-from trainer.spec.job import Kind
 
 STOP_AGAIN = timedelta(seconds=60)
 MAX_DELAY_S = 60
@@ -153,27 +152,20 @@ class Next:
     """Before the next attempt, in `recovering`."""
 
 
-DONE: dict[str, str] = {
-    Kind.PRETRAIN: "Training is complete.",
-    Kind.PUBLISH: "The backbone is registered.",
-    Kind.SEARCH: "The search is complete.",
-}
-"""What a job that succeeded says, by kind."""
-
-
 def _sentence(text: str) -> str:
     """With a full stop: what an attempt said last may be an exception's own text."""
     return f"{text}." if text and text[-1] not in ".!?…" else text
 
 
-def settle(job: Job, ended: Ended, max_failures: int) -> Next:
-    """What an attempt's end means for its job."""
-    search = job.kind == Kind.SEARCH
-    how = "with further trials" if search else "from the last checkpoint"
+def settle(job: Job, ended: Ended, max_failures: int, goes_on: str) -> Next:
+    """What an attempt's end means for its job; ``goes_on`` says how a cancelled one continues.
+
+    A job that has succeeded gets its message from its kind.
+    """
     if ended.state == "succeeded":
-        return Next(State.SUCCEEDED, None, DONE[job.kind])
+        return Next(State.SUCCEEDED, None, "Done.")
     if job.state == State.CANCELLING:
-        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry it to go on {how}.")
+        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry it to go on {goes_on}.")
     if ended.state == "cancelled" and job.state != State.PAUSING:  # nobody asked for it: it obeyed our stop after all
         ended = replace(ended, reason=Reason.DEADLINE_EXCEEDED, message=HUNG)
     reason = ended.reason or Reason.WORKER_FAILED

@@ -13,28 +13,25 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
-from service.controller.context import ACTOR, Control, guarded
+from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
 from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.controller.dependencies import Away
+from service.controller.kind import Standing
 from service.controller.lease import LeaseLost
 from service.controller.starting import attempt_request, start_waiting
 from service.controller.sweeps import Sweeper
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
-from service.jobs import lineage, progress, repository
-from service.jobs.lifecycle import RUN_STATUS, StaleState, note, transition
-from service.jobs.schemas import BackboneRef, Result, State
-from service.kinds import search
-from service.kinds.publish import source as source_of
-from service.kinds.search import Searches, Standing
+from service.jobs import lineage, repository
+from service.jobs.lifecycle import RUN_STATUS, note, transition
+from service.jobs.schemas import State
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Outcome, Reason
-from trainer.spec.job import Kind, parse_spec
+from trainer.spec.job import parse_spec
 
 log = structlog.get_logger()
 
-RESULT_METRICS = ("eval/", "train/loss", "progress/")
 SLOW_START = timedelta(seconds=90)
 STOP_S = 8.0
 LONGEST_PAUSE_S = 10.0
@@ -44,29 +41,28 @@ RUN_GONE = "Its MLflow run was removed, with all that was recorded in it."
 class Reconciler:
     """One loop over all jobs, on a thread of its own."""
 
-    def __init__(self, control: Control) -> None:
-        self._control, self._needs, settings = control, control.needs, control.settings
+    def __init__(self, context: ControllerContext) -> None:
+        self._context, self._needs, settings = context, context.needs, context.app.settings
         self._patience = Patience(
             command=timedelta(seconds=settings.command_deadline_s),
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
         )
-        self._searches = Searches(control)
-        self._sweeper = Sweeper(control)
-        self._wake, self._ended = threading.Event(), threading.Event()
+        self._sweeper = Sweeper(context)
+        self._wake, self._ended = context.app.wake, threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
         self._failures = 0
         self.round_at = time.monotonic()
         """When the last round ended."""
 
     @property
-    def control(self) -> Control:
+    def context(self) -> ControllerContext:
         """What it acts with."""
-        return self._control
+        return self._context
 
     def start(self) -> None:
         self._thread.start()
-        self._control.lease.start(lambda: self.stuck() is None)
+        self._context.lease.start(lambda: self.stuck() is None)
 
     def stop(self) -> None:
         """End after the present round, and let another process take over at once."""
@@ -75,11 +71,7 @@ class Reconciler:
         self._thread.join(timeout=STOP_S)
         if self._thread.is_alive():
             log.warning("round_left_unfinished", waited_s=STOP_S)  # without the lease it can write nothing more
-        self._control.lease.release()
-
-    def wake(self) -> None:
-        """Look now: something was asked for."""
-        self._wake.set()
+        self._context.lease.release()
 
     def lag(self) -> float:
         """Seconds since the last round."""
@@ -88,16 +80,16 @@ class Reconciler:
     def stuck(self) -> float | None:
         """Seconds since the last round, where that is too long."""
         age = self.lag()
-        return age if age > self._control.settings.stuck_after_s or not self._thread.is_alive() else None
+        return age if age > self._context.app.settings.stuck_after_s or not self._thread.is_alive() else None
 
     def _run(self) -> None:
         while not self._ended.is_set():
-            pause = self._control.settings.poll_interval_s
+            pause = self._context.app.settings.poll_interval_s
             try:
-                if self._control.lease.held():
+                if self._context.lease.held():
                     with ROUND_SECONDS.time():
                         self.round()
-                    self._control.lease.finished_round()
+                    self._context.lease.finished_round()
             except LeaseLost as error:
                 log.warning("round_given_up", detail=str(error))
             except Exception:  # the loop must outlive any one round; readiness shows that it does not get on
@@ -111,13 +103,14 @@ class Reconciler:
 
     def round(self) -> None:
         """Look at every job once."""
-        with self._control.database.read() as session:
+        with self._context.app.database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
             with guarded(job):
                 self._advance(job, attempt)
-        start_waiting(self._control)
-        self._searches.finish()
+        start_waiting(self._context)
+        for kind in self._context.kinds.values():
+            kind.finish(self._context)
         self._sweeper.sweep()
 
     # --- looking ----------------------------------------------------------------------------------------------------
@@ -135,21 +128,11 @@ class Reconciler:
             outcome = self._outcome(job.artifact_uri, attempt.number)
         return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
 
-    def _settled(self, job: Job, state: State, what: str) -> Standing | None:
-        """What a search that moves to a state has come to; None for a job of another kind. While its trials are not
-        known the job says so, with ``what`` before it; raises `Away`.
-        """
-        try:
-            return self._searches.settled(job, state)
-        except Away as error:
-            self._tell(job, f"{what}; its trials are not known yet: {error}.")
-            raise
-
     def _ray_state(self, attempt: Attempt) -> RayState:
         state = RayState.UNKNOWN
         try:
             with self._needs.ray.asked():
-                state = self._control.ray.state(attempt.submission_id)
+                state = self._context.app.ray.state(attempt.submission_id)
                 if state is RayState.UNKNOWN:
                     raise ClusterUnreachable("it does not say what has become of its jobs")
         except Away:
@@ -161,7 +144,7 @@ class Reconciler:
             return None
         try:
             with self._needs.mlflow.asked():
-                return self._control.mlflow.run(job.run_id)
+                return self._context.app.mlflow.run(job.run_id)
         except Away:
             return None  # so is this
 
@@ -169,7 +152,7 @@ class Reconciler:
         """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
         name = names.outcome_file(attempt)
         with self._needs.storage.asked():
-            data = self._control.artifacts.read(artifact_uri, name)
+            data = self._context.app.artifacts.read(artifact_uri, name)
         if data is None:
             return None
         try:
@@ -188,7 +171,7 @@ class Reconciler:
             seen = self._look(job, attempt)
         except Away as error:  # it is over, and its last word cannot be read yet
             if attempt.accepted:
-                self._tell(job, f"Attempt {attempt.number} has ended; how, is not known yet: {error}.")
+                self._context.say(job, f"Attempt {attempt.number} has ended; how, is not known yet: {error}.")
             raise
         decision = decide(job, attempt, seen, self._patience)
         if isinstance(decision, Ended):
@@ -197,15 +180,11 @@ class Reconciler:
             self._end(job, attempt, decision, seen)
             return
         told = self._act(job, attempt, decision)
-        self._searches.direct(job, seen.run)
-        standing = self._searches.standing(job)
-        with self._control.write() as session:
+        kind = self._context.kinds[job.kind]
+        kind.direct(self._context, job, seen.run)
+        standing = kind.observe(self._context, job, seen.run)
+        with self._context.write() as session:
             self._apply(session, job, attempt, decision, seen, told, standing)
-
-    def _tell(self, loaded: Job, text: str) -> None:
-        with self._control.write() as session:
-            job = repository.get(session, loaded.id)
-            note(session, job, job.reason, text, ACTOR)
 
     def _without_attempt(self, job: Job) -> None:
         """A job between two attempts that is to end has ended."""
@@ -219,30 +198,30 @@ class Reconciler:
         }
         end = ends.get(State(job.state))
         if end:
-            standing = self._settled(job, end[0], "No attempt runs")
+            with self._context.explained(job, "No attempt runs;"):
+                standing = self._context.kinds[job.kind].settle(self._context, job, None, end[0])
             self._end_run(job, end[0])
-            with self._control.write() as session:
+            with self._context.write() as session:
                 found = repository.get(session, job.id)
-                if standing:
-                    search.record(found, repository.attempts(session, job.id), standing, now())
+                standing.record(found, repository.attempts(session, job.id), now())
                 transition(session, found, *end, ACTOR)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> bool:
         """Do what was decided; gives whether the attempt was told of it."""
         told = False
         if decision == "submit":
-            with self._control.database.read() as session:
-                source = source_of(session, parse_spec(job.run_spec))
-            roots = self._control.settings.dataset_roots
-            request = attempt_request(job, attempt.number, self._control.mlflow.url, roots, source)
+            with self._context.app.database.read() as session:
+                source = self._context.kinds[job.kind].source(session, parse_spec(job.run_spec))
+            roots = self._context.app.settings.dataset_roots
+            request = attempt_request(job, attempt.number, self._context.app.mlflow.url, roots, source)
             with self._needs.ray.asked():
-                self._control.ray.submit(attempt.submission_id, request)
+                self._context.app.ray.submit(attempt.submission_id, request)
         elif decision in {"command", "stop"}:
             # Also before a stop: told to stop a job it is just starting, Ray says STOPPED and lets it run (2.60).
             told = self._command(job, attempt)
             if decision == "stop":
                 with self._needs.ray.asked():
-                    self._control.ray.stop(attempt.submission_id)
+                    self._context.app.ray.stop(attempt.submission_id)
         return told
 
     def _command(self, job: Job, attempt: Attempt) -> bool:
@@ -251,7 +230,7 @@ class Reconciler:
             return False
         try:
             with self._needs.mlflow.asked():
-                self._control.mlflow.command(job.run_id, _command(job, attempt))
+                self._context.app.mlflow.command(job.run_id, _command(job, attempt))
         except Away as error:
             log.debug("not_told", job_id=job.id, attempt=attempt.number, detail=str(error))
             return False
@@ -284,26 +263,46 @@ class Reconciler:
                 log.info("stop_asked", job_id=job.id, attempt=attempt.number)
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
-            transition(session, job, State.RUNNING, None, _working(job, attempt), ACTOR)
+            transition(session, job, State.RUNNING, None, self._working(job, attempt), ACTOR)
         _take_over(session, job, attempt, seen, standing)
-        _say(session, job, attempt, seen)
+        self._say(session, job, attempt, seen)
+
+    def _say(self, session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
+        """What troubles a job that goes on, and when it no longer does."""
+        over = seen.ray.ended or seen.ray is RayState.ABSENT
+        if attempt.accepted and over and seen.run is None:
+            text = f"Attempt {attempt.number} has ended; MLflow, which has its metrics, does not answer."
+            note(session, job, job.reason, text, ACTOR)
+        elif job.state == State.STARTING and attempt.accepted and seen.now - attempt.started_at > SLOW_START:
+            text = (
+                f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
+            )
+            note(session, job, None, text, ACTOR)
+        elif job.state == State.RUNNING and seen.run:
+            trouble = RUN_GONE if seen.run.gone else seen.run.tags.get(names.TAG_NOTICE)
+            note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or self._working(job, attempt), ACTOR)
+
+    def _working(self, job: Job, attempt: Attempt) -> str:
+        return self._context.kinds[job.kind].working(job, attempt)
 
     def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
         if seen.outcome is None and seen.ray.ended and ended.state in {"failed", "lost"}:
             # Ray's own log is the only word of an attempt that could not store its outcome.
             with self._needs.ray.asked():
-                tail = self._control.ray.log_tail(before.submission_id)
+                tail = self._context.app.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends: {tail}")
-        step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures)
-        standing = self._settled(loaded, step.state, f"Attempt {before.number} has ended")
+        kind = self._context.kinds[loaded.kind]
+        step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, kind.goes_on)
+        with self._context.explained(loaded, f"Attempt {before.number} has ended;"):
+            standing = kind.settle(self._context, loaded, seen.run, step.state)
         succeeded = step.state is State.SUCCEEDED
-        if standing and succeeded:
+        if succeeded:
             step = replace(step, message=standing.summary())
         if seen.run and seen.run.gone:
             step = replace(step, message=f"{step.message} {RUN_GONE}")
-        result = self._result(loaded, seen.run, standing) if succeeded else None
+        result = standing.result() if succeeded else None
         self._end_run(loaded, step.state)
-        with self._control.write() as session:
+        with self._context.write() as session:
             job = repository.get(session, loaded.id)
             attempt = repository.last_attempt(session, job)
             if job.state != loaded.state or attempt is None or attempt.number != before.number:
@@ -321,8 +320,8 @@ class Reconciler:
                 job.result = result.model_copy(update={"backbones": lineage.of(job)}).model_dump(mode="json")
                 lineage.add(session, job, result.backbones)
             transition(session, job, step.state, step.reason, step.message, ACTOR)
-            if standing and succeeded:
-                search.promote_best(session, self._control.settings, job, standing)
+            if succeeded:
+                standing.succeeded(session, self._context, job)
         ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
         GPU_SECONDS.inc((attempt.gpus or 0) * (seen.now - attempt.started_at).total_seconds())
         log.info("attempt_ended", job_id=loaded.id, attempt=before.number, state=step.state, reason=step.reason)
@@ -330,20 +329,7 @@ class Reconciler:
     def _end_run(self, job: Job, state: State) -> None:
         if job.run_id and state in RUN_STATUS:
             with self._needs.mlflow.asked():
-                self._control.mlflow.end_run(job.run_id, RUN_STATUS[state])
-
-    def _result(self, job: Job, run: RunView | None, standing: Standing | None) -> Result:
-        if standing:
-            return standing.result()
-        versions = []
-        name = lineage.register_as(job)
-        if name:
-            with self._needs.mlflow.asked():
-                versions = self._control.mlflow.versions_of_job(name, job.id)
-        newest = run.metrics if run and not run.gone else job.metrics or {}  # of a run that is gone: as last seen
-        metrics = {key: value for key, value in newest.items() if key.startswith(RESULT_METRICS)}
-        made = [BackboneRef(name=version.name, version=version.version) for version in versions]
-        return Result(metrics=metrics, backbone=made[-1] if made else None, backbones=made)
+                self._context.app.mlflow.end_run(job.run_id, RUN_STATUS[state])
 
 
 def _command(job: Job, attempt: Attempt) -> Command:
@@ -351,35 +337,13 @@ def _command(job: Job, attempt: Attempt) -> Command:
     return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 
-def _working(job: Job, attempt: Attempt) -> str:
-    if job.kind == Kind.SEARCH:
-        return search.working(job, attempt)
-    return f"Attempt {attempt.number} is {'publishing' if job.kind == Kind.PUBLISH else 'training'}."
-
-
 def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen, standing: Standing | None) -> None:
-    """What was seen of the run, and of a search's trials, into the database."""
+    """What was observed of an attempt and its job into the database."""
     if standing:
-        search.record(job, repository.attempts(session, job.id), standing, seen.now)
+        standing.record(job, repository.attempts(session, job.id), seen.now)
     if seen.run is None or seen.run.gone:
         return
     attempt.heartbeat, attempt.heartbeat_at = seen.beat, seen.beat_at
     newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
     if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
         attempt.checkpoint = newest
-    if job.kind != Kind.SEARCH:  # whose own run has no steps
-        progress.record(job, repository.attempts(session, job.id), seen.run, seen.now)
-
-
-def _say(session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
-    """What troubles a job that goes on, and when it no longer does."""
-    over = seen.ray.ended or seen.ray is RayState.ABSENT
-    if attempt.accepted and over and seen.run is None:
-        text = f"Attempt {attempt.number} has ended; MLflow, which has its metrics, does not answer."
-        note(session, job, job.reason, text, ACTOR)
-    elif job.state == State.STARTING and attempt.accepted and seen.now - attempt.started_at > SLOW_START:
-        text = f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
-        note(session, job, None, text, ACTOR)
-    elif job.state == State.RUNNING and seen.run:
-        trouble = RUN_GONE if seen.run.gone else seen.run.tags.get(names.TAG_NOTICE)
-        note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or _working(job, attempt), ACTOR)

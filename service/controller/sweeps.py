@@ -11,7 +11,7 @@ import structlog
 from service.adapters.mlflow_store import OpenRun
 from service.adapters.storage import OutsideRoot
 from service.backbones.repository import deleted as deleted_versions
-from service.controller.context import Control, guarded, kept_apart
+from service.controller.context import ControllerContext, guarded, kept_apart
 from service.controller.dependencies import Away
 from service.controller.lease import LeaseLost
 from service.controller.removal import remove, remove_version
@@ -21,7 +21,6 @@ from service.jobs import repository
 from service.jobs.lifecycle import RUN_STATUS
 from service.jobs.schemas import State
 from trainer.protocol import names
-from trainer.spec.job import Kind
 
 log = structlog.get_logger()
 
@@ -32,8 +31,8 @@ AT_ONCE = 100
 class Sweeper:
     """All sweeps; one that cannot be made now is made later."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, context: ControllerContext) -> None:
+        self._context = context
         self._next = 0.0
 
     def sweep(self) -> None:
@@ -41,7 +40,7 @@ class Sweeper:
         self._finish_deletions()
         if time.monotonic() < self._next:
             return
-        self._next = time.monotonic() + self._control.settings.sweep_interval_s
+        self._next = time.monotonic() + self._context.app.settings.sweep_interval_s
         sweeps: tuple[Callable[[], None], ...] = (self.ray_records, self.unfinished_checkpoints, self.open_runs)
         for sweep in sweeps:
             try:
@@ -54,66 +53,51 @@ class Sweeper:
                 log.exception("sweep_failed", sweep=sweep.__name__)
 
     def _finish_deletions(self) -> None:
-        with self._control.database.read() as session:
+        with self._context.app.database.read() as session:
             jobs, versions = repository.deleted(session), deleted_versions(session)
         for version in versions:
             with kept_apart(backbone=version.name, version=version.version, job_id=version.job_id):
-                remove_version(self._control, version)
+                remove_version(self._context, version)
         for job in jobs:
             with guarded(job):
-                remove(self._control, job)
+                remove(self._context, job)
 
     def ray_records(self) -> None:
         """Ray keeps the record of every job for ever, and lists them all each time it is asked."""
-        with self._control.needs.ray.asked():
-            records = self._control.ray.submissions()
-        limit = self._before(self._control.settings.ray_records_kept_s)
+        with self._context.needs.ray.asked():
+            records = self._context.app.ray.submissions()
+        limit = self._before(self._context.app.settings.ray_records_kept_s)
         old = {i: r for i, r in records.items() if r.state.ended and r.ended_at and r.ended_at < limit}
-        with self._control.database.read() as session:
+        with self._context.app.database.read() as session:
             ours = repository.ended_submissions(session, list(old))
         for identity in ours:
-            with self._control.needs.ray.asked():
-                self._control.ray.delete(identity)
+            with self._context.needs.ray.asked():
+                self._context.app.ray.delete(identity)
             log.info("swept_ray_record", submission_id=identity, ended_at=str(old[identity].ended_at))
 
     def unfinished_checkpoints(self) -> None:
         """A killed attempt leaves the checkpoint that it was storing: a folder without a manifest."""
-        limit = self._before(self._control.settings.unfinished_kept_s)
-        with self._control.database.read() as session:
+        limit = self._before(self._context.app.settings.unfinished_kept_s)
+        with self._context.app.database.read() as session:
             attempts = repository.unswept(session, limit, AT_ONCE)
         for job, attempt in attempts:
             with guarded(job):
                 self._remove_unfinished(job, attempt)
-                with self._control.write() as session:
+                with self._context.write() as session:
                     found = session.get(Attempt, (job.id, attempt.number))
                     if found:
                         found.swept_at = now()
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
-        for folder in self._checkpoints(job, attempt):
+        for folder in self._context.kinds[job.kind].checkpoint_folders(self._context, job, attempt):
             try:
                 self._remove_without_manifest(folder, job_id=job.id, attempt=attempt.number)
             except OutsideRoot as error:  # of an artifact root of before: not ours to remove
                 log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
 
-    def _checkpoints(self, job: Job, attempt: Attempt) -> list[str]:
-        """The folders in which an attempt stored checkpoints. A search's trials count starts of their own: of one that
-        goes on the last may be under way in a later attempt.
-        """
-        if job.kind != Kind.SEARCH:
-            return [f"{job.artifact_uri}/{names.checkpoint_folder(attempt.number)}"]
-        with self._control.needs.studies.asked():
-            trials = self._control.studies.trials(job.id)
-        found = []
-        for trial in trials:
-            folder, starts = (trial.user_attrs.get(key) for key in (names.TRIAL_FOLDER, names.TRIAL_ATTEMPTS))
-            over = (starts or ())[: None if trial.state.is_finished() else -1]
-            found += [f"{folder}/{names.checkpoint_folder(start)}" for start in over if folder]
-        return found
-
     def _remove_without_manifest(self, folder: str, **ids: object) -> None:
-        artifacts = self._control.artifacts
-        with self._control.needs.storage.asked():
+        artifacts = self._context.app.artifacts
+        with self._context.needs.storage.asked():
             for name in artifacts.folders(folder):
                 if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
                     artifacts.delete(f"{folder}/{name}")
@@ -121,10 +105,10 @@ class Sweeper:
 
     def open_runs(self) -> None:
         """Runs that MLflow shows as running while their job, or their trial's search, has ended or is no more."""
-        limit = self._before(self._control.settings.unfinished_kept_s)
-        with self._control.needs.mlflow.asked():
-            runs = self._control.mlflow.open_runs()
-        with self._control.database.read() as session:
+        limit = self._before(self._context.app.settings.unfinished_kept_s)
+        with self._context.needs.mlflow.asked():
+            runs = self._context.app.mlflow.open_runs()
+        with self._context.app.database.read() as session:
             jobs = repository.jobs_by_id(session, [run.job_id for run in runs])
         for run in runs:
             job = jobs.get(run.job_id)
@@ -132,8 +116,8 @@ class Sweeper:
                 continue
             # Whatever became of its search: a trial that had ended would have closed its run.
             status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
-            with self._control.needs.mlflow.asked():
-                self._control.mlflow.end_run(run.run_id, status)
+            with self._context.needs.mlflow.asked():
+                self._context.app.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)
 
     def _before(self, seconds: float) -> datetime:

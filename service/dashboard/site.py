@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from service.auth.caller import Caller, Role, caller_by_id
 from service.auth.sessions import Sessions
-from service.context.app_state import Parts, PartsDep
+from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
 from service.dashboard.shown import FILTERS, seconds_between
 from service.http.problems import ApiProblem, problems_of
@@ -53,7 +53,7 @@ environment.globals.update(asset=url_of, version=version("rcmae"), seconds_betwe
 class Page:
     """One request for a page, by somebody who is logged in."""
 
-    def __init__(self, request: Request, parts: Parts, caller: Caller) -> None:
+    def __init__(self, request: Request, parts: AppState, caller: Caller) -> None:
         self.request, self.parts, self.caller = request, parts, caller
         self.sessions: Sessions = request.app.state.sessions
 
@@ -121,7 +121,7 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     return response
 
 
-def page_of(request: Request, parts: PartsDep) -> Page:
+def page_of(request: Request, parts: StateDep) -> Page:
     """Raises the API's 401 without a session, which `PageRoute` answers with the way to log in."""
     sessions: Sessions = request.app.state.sessions
     token_id = sessions.token_id(request)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Final
 
 import structlog
-from sqlalchemy import event, update
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from service import counters
@@ -163,15 +163,11 @@ POLICIES: Final[dict[Reason, Policy]] = {
 """Whether a failure is tried again, and who pays for it; other reasons never end an attempt by themselves."""
 
 
-class StaleState(Exception):
-    """The job was no longer in the state the change began from; look again."""
-
-
 def transition(session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str) -> None:
     """Move a job to another state and append the event: the only place that writes either.
 
-    Raises `StaleState` when someone else moved it first and `ValueError` for a change that does not exist. ``job`` is
-    brought up to date.
+    ``job`` was read in this transaction, so nobody else can have moved it since. Raises `ValueError` for a change that
+    does not exist.
     """
     begin, moment = State(job.state), now()
     if to not in TRANSITIONS[begin]:
@@ -194,23 +190,19 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
 
 
 def edit(session: Session, job: Job, values: Mapping[str, object], message: str, actor: str) -> None:
-    """Change what people may change about a job without moving it, and append the event; raises `StaleState`."""
+    """Change what people may change about a job without moving it, and append the event."""
     _write(session, job, values)
     session.add(Event(job_id=job.id, state=job.state, reason=job.reason, message=message, actor=actor))
 
 
 def delete(session: Session, job: Job) -> None:
-    """Make a job gone for people; the controller removes what it left, then the row. Raises `StaleState`."""
+    """Make a job gone for people; the controller removes what it left, then the row."""
     _write(session, job, {"deleted_at": now(), "idempotency_key": None})
 
 
 def _write(session: Session, job: Job, values: Mapping[str, object]) -> None:
-    """Change a job, provided that it is still what it was when it was read."""
-    seen = (Job.id == job.id, Job.state == job.state, Job.deleted_at.is_(None))
-    done = session.execute(update(Job).where(*seen).values(values))
-    if done.rowcount != 1:  # type: ignore[attr-defined]  # an UPDATE's result has it
-        raise StaleState(f"job {job.id} is no longer {job.state}")
-    session.refresh(job)
+    for name, value in values.items():
+        setattr(job, name, value)
     if "labels" in values:
         write_labels(session.connection(), job)
 

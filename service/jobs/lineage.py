@@ -8,14 +8,6 @@ from sqlalchemy.orm import Session
 
 from service.db.tables import Job
 from service.jobs.schemas import BackboneRef, Result
-from trainer.spec.job import parse_spec
-from trainer.spec.search import SearchSpec
-
-
-def register_as(job: Job) -> str | None:
-    """The name under which a job registers what it makes; a search's trials register nothing."""
-    spec = parse_spec(job.spec)
-    return None if isinstance(spec, SearchSpec) else spec.register_as
 
 
 def of(job: Job) -> list[BackboneRef]:

@@ -8,28 +8,28 @@ from datetime import datetime
 
 from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable
 from service.auth.caller import Caller
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Attempt
 from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.schemas import JobsMetricsView, MetricsView, Point
 
 
-def metrics(parts: Parts, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
+def metrics(parts: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
     """A job's curves by key, all of them without ``keys``; raises the API's 503 where MLflow does not answer."""
     (found,) = _curves(parts, caller, [job_id], keys, points).values()
     return MetricsView(series=found)
 
 
 def metrics_of_jobs(
-    parts: Parts, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> JobsMetricsView:
     """The same of several jobs; raises the API's 404 where one of them is not there."""
     return JobsMetricsView(jobs=_curves(parts, caller, job_ids, keys, points))
 
 
 def _curves(
-    parts: Parts, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
     with parts.database.read() as session:
         jobs = [repository.seen(session, job_id, caller) for job_id in job_ids]
@@ -43,7 +43,7 @@ def _curves(
 
 
 def curves(
-    parts: Parts, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
+    parts: AppState, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
     """Curves by run and key, all keys without ``keys``, of what each run has logged since its moment.
 
@@ -61,7 +61,7 @@ def curves(
     return found
 
 
-def _keys(parts: Parts, run_ids: Sequence[str]) -> list[str]:
+def _keys(parts: AppState, run_ids: Sequence[str]) -> list[str]:
     """All that the runs have logged."""
     keys = {key for run_id in run_ids for key in parts.mlflow.run(run_id).metrics}
     return sorted(key for key in keys if not key.startswith("rcmae/"))

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Attempt, Job
 from service.http import paging
 from service.http.problems import not_found
@@ -35,18 +35,18 @@ def _view(fields: Mapping[str, Any]) -> JobView:
     return JobView.model_validate({**fields, "promoted_from": origin})
 
 
-def show(parts: Parts, caller: Caller, job_id: str) -> JobView:
+def show(parts: AppState, caller: Caller, job_id: str) -> JobView:
     with parts.database.read() as session:
         return view(repository.seen(session, job_id, caller))
 
 
-def listing(parts: Parts, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
+def listing(parts: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
     with parts.database.read() as session:
         jobs, following = repository.page(session, filters, limit, cursor)
     return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 
-def events(parts: Parts, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
+def events(parts: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
     after = paging.read_number(cursor) if cursor else 0
     with parts.database.read() as session:
         repository.seen(session, job_id, caller)
@@ -56,7 +56,7 @@ def events(parts: Parts, caller: Caller, job_id: str, cursor: str | None, limit:
         return Page[EventView](items=items, next_cursor=following)
 
 
-def attempts(parts: Parts, caller: Caller, job_id: str) -> Page[AttemptView]:
+def attempts(parts: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
     with parts.database.read() as session:
         repository.seen(session, job_id, caller)
         found: list[Attempt] = repository.attempts(session, job_id)
@@ -64,7 +64,7 @@ def attempts(parts: Parts, caller: Caller, job_id: str) -> Page[AttemptView]:
 
 
 def logs(
-    parts: Parts,
+    parts: AppState,
     caller: Caller,
     job_id: str,
     attempt: int | None,
@@ -81,7 +81,7 @@ def logs(
     return page(Logs(parts.artifacts, job.artifact_uri, numbers), wanted, cursor, limit, tail)
 
 
-def whole_log(parts: Parts, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
+def whole_log(parts: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
     found = whole(parts.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
@@ -90,20 +90,20 @@ def whole_log(parts: Parts, caller: Caller, job_id: str, attempt: int, source: s
     return found
 
 
-def checkpoints(parts: Parts, caller: Caller, job_id: str) -> Page[CheckpointView]:
+def checkpoints(parts: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
     return Page[CheckpointView](items=checkpoints_of(job, parts.artifacts))
 
 
-def images(parts: Parts, caller: Caller, job_id: str) -> Page[ImageView]:
+def images(parts: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
     return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
-def image(parts: Parts, caller: Caller, job_id: str, name: str) -> bytes:
+def image(parts: AppState, caller: Caller, job_id: str, name: str) -> bytes:
     with parts.database.read() as session:
         job = repository.seen(session, job_id, caller)
     return picture(parts.artifacts, job.artifact_uri, name)

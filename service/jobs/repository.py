@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, delete, func, or_, select
+from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.auth.caller import Caller
@@ -173,17 +173,6 @@ def images_of(session: Session, dataset_uri: str) -> int | None:
 def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
     """Those of these jobs that there are."""
     return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))}
-
-
-def unsettled_searches(session: Session) -> list[Job]:
-    """Searches that have ended and still show trials that run, or that have succeeded and have no result: people end
-    a search that is queued or paused without the controller.
-    """
-    ended = [state.value for state in State if state.terminal]
-    no_result = and_(Job.state == State.SUCCEEDED, Job.result.is_(None))
-    open_trials = Job.progress[("trials", "running")].as_integer() > 0
-    query = select(Job).where(Job.state.in_(ended), Job.kind == Kind.SEARCH, Job.deleted_at.is_(None))
-    return list(session.scalars(query.where(or_(no_result, open_trials)).order_by(Job.id)))
 
 
 def deleted(session: Session) -> list[Job]:

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from service.context.app_state import CallerDep, PartsDep
+from service.context.app_state import CallerDep, StateDep
 from service.http.ranges import answer
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
@@ -53,7 +53,7 @@ LogLimit = Annotated[int, Query(ge=1, le=5000)]
 @router.post("", status_code=201)
 def submit(
     spec: SpecBody,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
@@ -66,14 +66,14 @@ def submit(
 
 
 @router.post("/plan")
-def plan(spec: SpecBody, parts: PartsDep, caller: CallerDep) -> PlanView:
+def plan(spec: SpecBody, parts: StateDep, caller: CallerDep) -> PlanView:
     """What a spec would need, and whether it would start now, later or never, and why."""
     return service.plan(parts, caller, spec)
 
 
 @router.get("", response_model=Page[JobView])
 def listing(
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     state: Annotated[list[State] | None, Query()] = None,
     kind: Kind | None = None,
@@ -90,7 +90,7 @@ def listing(
 
 
 @router.get("/{job_id}", response_model=JobView)
-def show(job_id: str, parts: PartsDep, caller: CallerDep) -> Response:
+def show(job_id: str, parts: StateDep, caller: CallerDep) -> Response:
     """One job."""
     return _written(reading.show(parts, caller, job_id))
 
@@ -101,7 +101,7 @@ def _written(found: BaseModel) -> Response:
 
 
 @router.patch("/{job_id}")
-def patch(job_id: str, body: PatchBody, parts: PartsDep, caller: CallerDep) -> JobView:
+def patch(job_id: str, body: PatchBody, parts: StateDep, caller: CallerDep) -> JobView:
     """Change a job's priority, labels or notes; what is left out stays."""
     return service.patch(parts, caller, job_id, body)
 
@@ -109,7 +109,7 @@ def patch(job_id: str, body: PatchBody, parts: PartsDep, caller: CallerDep) -> J
 @router.delete("/{job_id}")
 def delete(
     job_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
     with_backbones: Annotated[bool, Query(description="delete the registered versions that it made too")] = False,
@@ -122,37 +122,37 @@ def delete(
 
 
 @router.get("/{job_id}/spec")
-def spec_of(job_id: str, parts: PartsDep, caller: CallerDep) -> JobSpec:
+def spec_of(job_id: str, parts: StateDep, caller: CallerDep) -> JobSpec:
     """The job's spec; submitting it again runs the same."""
     return parse_spec(reading.show(parts, caller, job_id).spec)
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
+def cancel(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
     """End a job at its next step, with a checkpoint."""
     return service.apply_verb(parts, caller, job_id, Verb.CANCEL)
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
+def pause(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
     """Stop a job at its next step, with a checkpoint, until it is resumed."""
     return service.apply_verb(parts, caller, job_id, Verb.PAUSE)
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, parts: PartsDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
+def resume(job_id: str, parts: StateDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
     """Queue a paused job again; it goes on from its last checkpoint, on other resources if told so."""
     return service.apply_verb(parts, caller, job_id, Verb.RESUME, body)
 
 
 @router.post("/{job_id}/retry")
-def retry(job_id: str, parts: PartsDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
+def retry(job_id: str, parts: StateDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
     """Queue a failed or cancelled job again; it goes on from its last checkpoint, or begins again."""
     return service.apply_verb(parts, caller, job_id, Verb.RETRY, body)
 
 
 @router.post("/{job_id}/stop")
-def stop(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
+def stop(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
     """Finish a search's running trials and start no others. A job of another kind has none: 409."""
     return service.apply_verb(parts, caller, job_id, Verb.STOP)
 
@@ -160,7 +160,7 @@ def stop(job_id: str, parts: PartsDep, caller: CallerDep) -> JobView:
 @router.get("/{job_id}/events")
 def events(
     job_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     limit: Limit = 200,
     cursor: str | None = None,
@@ -170,7 +170,7 @@ def events(
 
 
 @router.get("/{job_id}/attempts")
-def attempts(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[AttemptView]:
+def attempts(job_id: str, parts: StateDep, caller: CallerDep) -> Page[AttemptView]:
     """The job's attempts, oldest first."""
     return reading.attempts(parts, caller, job_id)
 
@@ -178,7 +178,7 @@ def attempts(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[AttemptVie
 @router.get("/{job_id}/logs")
 def logs(
     job_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT)] = None,
     source: Annotated[str | None, Query(description="driver or rank-<n>")] = None,
@@ -199,7 +199,7 @@ def whole_log(
     job_id: str,
     attempt: Annotated[int, Path(ge=1, le=LAST_ATTEMPT)],
     source: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
@@ -232,7 +232,7 @@ async def changes(told: ChangesDep) -> AsyncIterable[ServerSentEvent]:
 @router.get("/{job_id}/metrics")
 def metrics(
     job_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
     points: Points = 1000,
@@ -243,7 +243,7 @@ def metrics(
 
 @metrics_router.get("")
 def metrics_of_jobs(
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     job: Annotated[list[str], Query(min_length=1, max_length=50, description="id; repeatable")],
     key: Annotated[list[str], Query(min_length=1, max_length=20, description="repeatable")],
@@ -254,18 +254,18 @@ def metrics_of_jobs(
 
 
 @router.get("/{job_id}/checkpoints")
-def checkpoints(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[CheckpointView]:
+def checkpoints(job_id: str, parts: StateDep, caller: CallerDep) -> Page[CheckpointView]:
     """The checkpoints that a next attempt could go on from, newest first."""
     return reading.checkpoints(parts, caller, job_id)
 
 
 @router.get("/{job_id}/images")
-def images(job_id: str, parts: PartsDep, caller: CallerDep) -> Page[ImageView]:
+def images(job_id: str, parts: StateDep, caller: CallerDep) -> Page[ImageView]:
     """Pictures of reconstructions, by step."""
     return reading.images(parts, caller, job_id)
 
 
 @router.get("/{job_id}/images/{name}", response_class=Response)
-def image(job_id: str, name: str, parts: PartsDep, caller: CallerDep) -> Response:
+def image(job_id: str, name: str, parts: StateDep, caller: CallerDep) -> Response:
     """One picture, as PNG."""
     return Response(reading.image(parts, caller, job_id, name), media_type="image/png")

@@ -24,7 +24,7 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.sse import ServerSentEvent
 
 from service.auth.caller import still_valid
-from service.context.app_state import CallerDep, PartsDep
+from service.context.app_state import CallerDep, StateDep
 from service.db.database import DatabaseUnreachable
 from service.http.problems import ApiProblem
 from service.jobs import repository
@@ -285,7 +285,7 @@ class Reader:
 
 def opened(
     job_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     request: Request,
     once: Annotated[bool, Query(description="answer the present, then end")] = False,

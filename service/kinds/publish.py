@@ -2,25 +2,75 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from sqlalchemy.orm import Session
 
+from service.adapters.mlflow_store import RunView
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
+from service.context.app_state import AppState
+from service.context.kind import Subject
+from service.controller.context import ControllerContext
+from service.controller.kind import CannotStart, ControllerKind
 from service.db.database import Database
-from service.db.tables import Job
+from service.db.tables import Attempt, Job
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
+from service.jobs.schemas import State
+from service.kinds.run_standing import RunStanding, settled
+from service.settings import Settings
 from trainer.protocol.request import Source
 from trainer.spec.base import Problem
 from trainer.spec.export import misfit
-from trainer.spec.job import JobSpec, Kind, parse_pretrain
+from trainer.spec.job import Kind, parse_pretrain
+from trainer.spec.plan import ClusterShape, Schedule, parameters
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 
+WEIGHTS: Final = 12
+"""Bytes a parameter while a checkpoint is published: what is read, what is written, and a copy to compare."""
+DONE: Final = "The backbone is registered."
 
-class SourceGone(Exception):
-    """The job whose checkpoint was to be published is no more."""
+
+class Publish(ControllerKind[PublishSpec]):
+    """A job that registers a checkpoint."""
+
+    name = Kind.PUBLISH
+
+    def check(self, state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
+        job, trained = trained_by(state.database, state.artifacts, caller, spec)
+        return Subject(job.dataset_uri, trained)
+
+    def check_again(self, settings: Settings, spec: PublishSpec) -> None:
+        """Its checkpoint is looked for when it starts."""
+
+    def schedule(self, session: Session, spec: PublishSpec) -> Schedule | None:  # noqa: ARG002
+        return None
+
+    def memory_per_worker(self, resolved: PublishSpec, trained: PretrainSpec, cluster: ClusterShape) -> int:  # noqa: ARG002
+        return WEIGHTS * sum(parameters(trained.model))
+
+    def registers_as(self, spec: PublishSpec) -> str | None:
+        return spec.register_as
+
+    def source(self, session: Session, spec: PublishSpec) -> Source | None:
+        job = session.get(Job, spec.job)
+        if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:
+            raise CannotStart(
+                f"{spec.job}, whose checkpoint it was to publish, is no more: nothing is left to publish."
+            )
+        return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
+
+    def working(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
+        return f"Attempt {attempt.number} is publishing."
+
+    def observe(self, context: ControllerContext, job: Job, run: RunView | None) -> RunStanding | None:  # noqa: ARG002
+        return RunStanding(run, DONE) if run and not run.gone else None
+
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunStanding:
+        return settled(context, job, run, state, DONE)
 
 
 def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: PublishSpec) -> tuple[Job, PretrainSpec]:
@@ -50,16 +100,6 @@ def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: P
         text = f"is none that {spec.job} has kept: there are {', '.join(kept)}"
         raise _refused("checkpoint", text, spec.checkpoint)
     return job, trained
-
-
-def source(session: Session, spec: JobSpec) -> Source | None:
-    """What an attempt is told of the job whose checkpoint it publishes; None for other kinds. Raises `SourceGone`."""
-    if not isinstance(spec, PublishSpec):
-        return None
-    job = session.get(Job, spec.job)
-    if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:
-        raise SourceGone(f"{spec.job}, whose checkpoint it was to publish, is no more: nothing is left to publish.")
-    return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
 
 
 def _refused(field: str, message: str, value: object) -> ApiProblem:

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.controller.lease import view
+from service.controller.loop import Reconciler
 from service.db.tables import now
 from service.jobs import repository
 from service.jobs.schemas import State
@@ -43,16 +44,16 @@ class Snapshot:
 class ServiceCollector:
     """A service's own metrics, worked out when they are asked for."""
 
-    def __init__(self, parts: Parts, *, acts: bool) -> None:
-        """``acts``: whether the controller's loop runs in this process."""
-        self._parts, self._acts = parts, acts
+    def __init__(self, parts: AppState, reconciler: Reconciler | None) -> None:
+        """``reconciler``: None where the controller's loop runs in another process."""
+        self._parts, self._reconciler = parts, reconciler
         self._probe = Probe("database", self._read)
         self._snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
         """The metrics of now; those of the database are absent while it does not answer."""
-        if self._acts:
-            yield from self._loop()
+        if self._reconciler:
+            yield from _of_loop(self._reconciler)
         question = self._probe.start()
         up = not self._probe.answer(question, time.monotonic() + LIMIT_S)
         yield GaugeMetricFamily("rcmae_database_up", "1 where the database answers.", value=float(up))
@@ -70,23 +71,23 @@ class ServiceCollector:
             )
         return []
 
-    def _loop(self) -> Iterator[Metric]:
-        reconciler, control = self._parts.reconciler, self._parts.reconciler.control
-        yield GaugeMetricFamily(
-            "rcmae_reconcile_lag_seconds",
-            "Since the loop of this process ended a round, or stood by.",
-            value=reconciler.lag(),
-        )
-        yield GaugeMetricFamily(
-            "rcmae_lease_held", "1 where this process is the controller.", value=float(control.lease.held())
-        )
-        away = GaugeMetricFamily(
-            "rcmae_dependency_away", "1 where the controller was refused or not answered.", labels=["part"]
-        )
-        needs = control.needs
-        for part, need in (("ray", needs.ray), ("mlflow", needs.mlflow), ("storage", needs.storage)):
-            away.add_metric([part], float(need.error is not None))
-        yield away
+
+def _of_loop(reconciler: Reconciler) -> Iterator[Metric]:
+    yield GaugeMetricFamily(
+        "rcmae_reconcile_lag_seconds",
+        "Since the loop of this process ended a round, or stood by.",
+        value=reconciler.lag(),
+    )
+    yield GaugeMetricFamily(
+        "rcmae_lease_held", "1 where this process is the controller.", value=float(reconciler.context.lease.held())
+    )
+    away = GaugeMetricFamily(
+        "rcmae_dependency_away", "1 where the controller was refused or not answered.", labels=["part"]
+    )
+    needs = reconciler.context.needs
+    for part, need in (("ray", needs.ray), ("mlflow", needs.mlflow), ("storage", needs.storage)):
+        away.add_metric([part], float(need.error is not None))
+    yield away
 
 
 def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:

@@ -9,8 +9,9 @@ from typing import Final
 
 from sqlalchemy import select
 
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.controller.lease import named, view
+from service.controller.loop import Reconciler
 from service.db.database import DatabaseUnreachable
 from service.db.tables import now
 
@@ -61,8 +62,8 @@ class Probe:
 class Readiness:
     """All that a running service is asked for."""
 
-    def __init__(self, parts: Parts, limit_s: float = LIMIT_S) -> None:
-        self._parts, self._limit_s = parts, limit_s
+    def __init__(self, parts: AppState, reconciler: Reconciler | None, limit_s: float = LIMIT_S) -> None:
+        self._parts, self._reconciler, self._limit_s = parts, reconciler, limit_s
         self._probes = [
             Probe("database", self._database),
             Probe("MLflow", self._mlflow),
@@ -96,8 +97,8 @@ class Readiness:
     def _controller(self) -> list[str]:
         """Of the loop in this process, which may be one that stands by; without one, of whoever holds the lease."""
         settings = self._parts.settings
-        if settings.reconcile:
-            stuck = self._parts.reconciler.stuck()
+        if self._reconciler:
+            stuck = self._reconciler.stuck()
             return [] if stuck is None else [f"the reconciler has not finished a round for {stuck:.0f} s"]
         try:
             with self._parts.database.read() as session:

@@ -11,7 +11,8 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.context.app_state import Parts
+from service.context.app_state import AppState
+from service.controller.loop import Reconciler
 from service.counters import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
 from service.observability.collector import ServiceCollector
 from trainer.spec.masking import masked
@@ -76,10 +77,10 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", None) or UNMATCHED
 
 
-def install(app: FastAPI, parts: Parts) -> None:
+def install(app: FastAPI, parts: AppState, reconciler: Reconciler | None) -> None:
     """Watch every request, and answer `/metrics`, to everybody as `/healthz` is."""
     app.add_middleware(Requests)
-    registry = registry_of(ServiceCollector(parts, acts=parts.settings.reconcile))
+    registry = registry_of(ServiceCollector(parts, reconciler))
 
     @app.get("/metrics", tags=["health"], response_class=Response)
     async def metrics(request: Request) -> Response:

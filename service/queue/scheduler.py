@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.job import JobSpec
 from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, impossible, plural, resolve
@@ -64,6 +65,10 @@ class Limits:
     """Jobs of one user that may run at a time, recovering ones among them; None for any number."""
     passing_s: float
     """Seconds for which a waiting job may be passed by others that delay it."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        return cls(running_per_user=settings.running_per_user, passing_s=settings.passing_s)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from optuna.trial import FrozenTrial
 
 from service.auth.caller import Caller
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Job, now
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
@@ -58,14 +58,14 @@ class Search:
     moment: datetime
 
     @classmethod
-    def load(cls, parts: Parts, caller: Caller, job_id: str) -> Search:
+    def load(cls, parts: AppState, caller: Caller, job_id: str) -> Search:
         """Raises the API's 404 and 409, and `StudiesUnreachable`."""
         with parts.database.read() as session:
-            job = repository.search(session, job_id, caller)
+            job = repository.search(session, parts.kinds, job_id, caller)
         return cls.of(parts, job)
 
     @classmethod
-    def of(cls, parts: Parts, job: Job) -> Search:
+    def of(cls, parts: AppState, job: Job) -> Search:
         """Raises `StudiesUnreachable`. No transaction may be open."""
         return cls(job, SearchSpec.parse(job.spec), parts.studies.trials(job.id), now())
 
@@ -75,7 +75,7 @@ class Search:
             raise not_found("trial", f"{self.job.id}/{number}")
         return self.trials[number]
 
-    def views(self, parts: Parts, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
+    def views(self, parts: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
         """Some of its trials as the API shows them. Opens a transaction."""
         with parts.database.read() as session:
             jobs = repository.promoted(session, self.job.id, caller, [trial.number for trial in trials])
@@ -107,14 +107,14 @@ class Search:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def spec_of(parts: Parts, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
+def spec_of(parts: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
     """A search's id and spec; raises the API's 404 and 409."""
     with parts.database.read() as session:
-        job = repository.search(session, job_id, caller)
+        job = repository.search(session, parts.kinds, job_id, caller)
     return job.id, SearchSpec.parse(job.spec)
 
 
-def show(parts: Parts, caller: Caller, job_id: str) -> SearchView:
+def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
     """A search with what is best so far."""
     found = Search.load(parts, caller, job_id)
     job, spec, seconds = found.job, found.spec, parts.studies.seconds(job_id)
@@ -160,7 +160,7 @@ def show(parts: Parts, caller: Caller, job_id: str) -> SearchView:
 
 
 def listing(
-    parts: Parts,
+    parts: AppState,
     caller: Caller,
     job_id: str,
     states: Sequence[TrialState],
@@ -246,7 +246,7 @@ def _read_place(cursor: str, sort: str) -> Place:
     raise bad_cursor(cursor)
 
 
-def detail(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialDetail:
+def detail(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
     """One trial with all that is known of it."""
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
@@ -273,7 +273,7 @@ def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
     return {path: Difference(value=one, best=two) for path, (one, two) in pairs.items() if one != two}
 
 
-def table(parts: Parts, caller: Caller, job_id: str) -> Iterator[str]:
+def table(parts: AppState, caller: Caller, job_id: str) -> Iterator[str]:
     """All trials as CSV, by number, a bounded piece at a time; with a header."""
     found = Search.load(parts, caller, job_id)
     metrics_, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
@@ -315,7 +315,7 @@ def _written(header: Sequence[str], rows: Sequence[Iterable[Any]]) -> Iterator[s
 # --- what a trial's own run has ---------------------------------------------------------------------------------------
 
 
-def _run(parts: Parts, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
+def _run(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
     """A trial's run, its artifact folder and the attempts that it ran in; raises the API's 404."""
     attributes = Search.load(parts, caller, job_id).trial(number).user_attrs
     return (
@@ -326,7 +326,7 @@ def _run(parts: Parts, caller: Caller, job_id: str, number: int) -> tuple[str | 
 
 
 def logs(
-    parts: Parts,
+    parts: AppState,
     caller: Caller,
     job_id: str,
     number: int,
@@ -342,7 +342,7 @@ def logs(
     return page(Logs(parts.artifacts, folder, [attempt] if attempt else attempts), wanted, cursor, limit, tail)
 
 
-def images(parts: Parts, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
+def images(parts: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
     spec, metric_curves = made.spec_of(trial, found.spec), made.metrics_of(trial)
@@ -353,12 +353,12 @@ def images(parts: Parts, caller: Caller, job_id: str, number: int) -> Page[Image
     return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
-def image(parts: Parts, caller: Caller, job_id: str, number: int, name: str) -> bytes:
+def image(parts: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
     _, folder, _ = _run(parts, caller, job_id, number)
     return reading.picture(parts.artifacts, folder, name)
 
 
-def curves(parts: Parts, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
+def curves(parts: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
     """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
     run_id, _, _ = _run(parts, caller, job_id, number)
     found = metric_curves.curves(parts, {run_id: None}, keys, points) if run_id else {}

@@ -8,20 +8,20 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
+from service.context.kind import Kinds
 from service.db.tables import Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
-from trainer.spec.job import Kind
 
 
-def search(session: Session, job_id: str, caller: Caller) -> Job:
+def search(session: Session, kinds: Kinds, job_id: str, caller: Caller) -> Job:
     """A search, for who asks; raises the API's 404 where it is not there for them, and 409 for another kind of job."""
-    return must_be_search(repository.seen(session, job_id, caller))
+    return must_be_search(kinds, repository.seen(session, job_id, caller))
 
 
-def must_be_search(job: Job) -> Job:
+def must_be_search(kinds: Kinds, job: Job) -> Job:
     """Raises the API's 409 for another kind of job."""
-    if job.kind != Kind.SEARCH:
+    if not kinds[job.kind].has_trials:
         text = f"{job.id} is a {job.kind} job, and no search: see it at /v1/jobs/{job.id}"
         raise ApiProblem(409, "not_for_this_kind", text)
     return job

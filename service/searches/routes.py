@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.context.app_state import CallerDep, PartsDep
+from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
 from service.jobs.logs import Wanted
 from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
@@ -46,13 +46,13 @@ PlotsDep = Annotated[Plots, Depends(_plots)]
 
 
 @router.get("/{search_id}")
-def show(search_id: str, parts: PartsDep, caller: CallerDep) -> SearchView:
+def show(search_id: str, parts: StateDep, caller: CallerDep) -> SearchView:
     """One search: what it seeks, how far it is, and what is best so far."""
     return reading.show(parts, caller, search_id)
 
 
 @router.patch("/{search_id}")
-def patch(search_id: str, body: SearchPatch, parts: PartsDep, caller: CallerDep) -> SearchView:
+def patch(search_id: str, body: SearchPatch, parts: StateDep, caller: CallerDep) -> SearchView:
     """Change a search's budget, also while it runs; what is left out stays. More trials than before, or more hours
     where they had run out, let one that has succeeded go on."""
     return service.patch(parts, caller, search_id, body)
@@ -61,7 +61,7 @@ def patch(search_id: str, body: SearchPatch, parts: PartsDep, caller: CallerDep)
 @router.get("/{search_id}/trials")
 def trials(
     search_id: str,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     state: Annotated[list[TrialState] | None, Query(description="repeatable; any of them")] = None,
     sort: Annotated[
@@ -83,7 +83,7 @@ def trials(
 def add_trials(
     search_id: str,
     body: PointsBody,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
@@ -96,26 +96,26 @@ def add_trials(
 
 
 @router.get("/{search_id}/trials.csv", response_class=StreamingResponse)
-def table(search_id: str, parts: PartsDep, caller: CallerDep) -> StreamingResponse:
+def table(search_id: str, parts: StateDep, caller: CallerDep) -> StreamingResponse:
     """All trials by number, one a line."""
     attached = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
     return StreamingResponse(reading.table(parts, caller, search_id), media_type="text/csv", headers=attached)
 
 
 @router.get("/{search_id}/trials/{number}")
-def trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialDetail:
+def trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialDetail:
     """One trial with all that is known of it."""
     return reading.detail(parts, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/stop")
-def stop_trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialView:
+def stop_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
     """End a running trial at its next step: it is pruned then, with what it has reached."""
     return service.stop_trial(parts, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/retry")
-def retry_trial(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> TrialView:
+def retry_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
     """Try a failed trial's values once more, beyond the budget; answers the new trial."""
     return service.retry_trial(parts, caller, search_id, number)
 
@@ -124,7 +124,7 @@ def retry_trial(search_id: str, number: Number, parts: PartsDep, caller: CallerD
 def promote(
     search_id: str,
     number: Number,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     response: Response,
     body: PromoteBody | None = None,
@@ -141,7 +141,7 @@ def promote(
 def logs(
     search_id: str,
     number: Number,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="of the search")] = None,
     source: Annotated[str | None, Query(description="rank-<n>")] = None,
@@ -160,7 +160,7 @@ def logs(
 def metrics(
     search_id: str,
     number: Number,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
     points: Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")] = 1000,
@@ -170,13 +170,13 @@ def metrics(
 
 
 @router.get("/{search_id}/trials/{number}/images")
-def images(search_id: str, number: Number, parts: PartsDep, caller: CallerDep) -> Page[ImageView]:
+def images(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> Page[ImageView]:
     """A trial's pictures of reconstructions, by step."""
     return reading.images(parts, caller, search_id, number)
 
 
 @router.get("/{search_id}/trials/{number}/images/{name}", response_class=Response)
-def image(search_id: str, number: Number, name: str, parts: PartsDep, caller: CallerDep) -> Response:
+def image(search_id: str, number: Number, name: str, parts: StateDep, caller: CallerDep) -> Response:
     """One picture, as PNG."""
     return Response(reading.image(parts, caller, search_id, number, name), media_type="image/png")
 
@@ -185,7 +185,7 @@ def image(search_id: str, number: Number, name: str, parts: PartsDep, caller: Ca
 def plot(
     search_id: str,
     name: PlotName,
-    parts: PartsDep,
+    parts: StateDep,
     caller: CallerDep,
     plots: PlotsDep,
     param: Annotated[list[str] | None, Query(max_length=50, description="path in the space; repeatable")] = None,

@@ -11,12 +11,11 @@ from datetime import timedelta
 from typing import Any, Final
 
 from optuna.trial import FrozenTrial
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, Role, sha256
-from service.context.app_state import Parts
+from service.context.app_state import AppState
 from service.db.tables import Addition, Job, now
 from service.http.problems import ApiProblem, unavailable
 from service.jobs import lineage
@@ -46,7 +45,7 @@ LONGEST_ADDING: Final = timedelta(seconds=60)
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
+def patch(parts: AppState, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
     """Change the budget; raises 503 where the concurrency changes and Ray does not say what fits.
 
     A search that has succeeded goes on where that leaves it something to do.
@@ -57,7 +56,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> Searc
     ended = made.counted(trial for trial in found.trials if made.state_of(trial).ended)
 
     def change(session: Session, job: Job) -> None:
-        before = SearchSpec.parse(repository.must_be_search(job).spec)
+        before = SearchSpec.parse(repository.must_be_search(parts.kinds, job).spec)
         values = {name: value for name, value in wanted.items() if getattr(before.budget, name) != value}
         after = SearchSpec.parse(_with_budget(job.spec, values))
         more = after.trials > before.trials
@@ -73,7 +72,7 @@ def patch(parts: Parts, caller: Caller, job_id: str, body: SearchPatch) -> Searc
     return reading.show(parts, caller, job_id)
 
 
-def _shape(parts: Parts) -> ClusterShape:
+def _shape(parts: AppState) -> ClusterShape:
     try:
         return parts.ray.shape()
     except ClusterUnreachable as error:
@@ -125,8 +124,8 @@ class Once:
     body_sha256: str
 
     def row(self, session: Session) -> Addition | None:
-        """What is known of it; nobody else changes that in this transaction."""
-        return session.get(Addition, (self.search_id, self.owner, self.key), with_for_update=True)
+        """What is known of it."""
+        return session.get(Addition, (self.search_id, self.owner, self.key))
 
     @property
     def mark(self) -> str:
@@ -134,7 +133,9 @@ class Once:
         return sha256(json.dumps([self.owner, self.key, self.body_sha256]))
 
 
-def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key: str | None) -> tuple[TrialPage, bool]:
+def add_points(
+    parts: AppState, caller: Caller, job_id: str, body: PointsBody, key: str | None
+) -> tuple[TrialPage, bool]:
     """Let chosen points be tried before the algorithm's own; False where a request with this key has added them.
 
     Raises 409 where the budget has no room for them, and 503 while the same request is being answered elsewhere.
@@ -156,37 +157,30 @@ def add_points(parts: Parts, caller: Caller, job_id: str, body: PointsBody, key:
     return TrialPage(items=_views(parts, caller, job_id, numbers)), new
 
 
-def _begun(parts: Parts, once: Once) -> list[int] | None:
+def _begun(parts: AppState, once: Once) -> list[int] | None:
     """The trials that a request has added; None where it is to add them now."""
-
-    def begin() -> list[int] | None:
-        with parts.database.session() as session:
-            earlier = once.row(session)
-            if earlier is None:
-                session.add(
-                    Addition(
-                        search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
-                        body_sha256=once.body_sha256,
-                    )
-                )  # fmt: skip
-            elif earlier.body_sha256 != once.body_sha256:
-                text = f"this Idempotency-Key added other trials to {once.search_id}: use a new key"
-                raise ApiProblem(422, "idempotency_key_reused", text)
-            elif earlier.numbers is not None:
-                return earlier.numbers
-            elif now() - earlier.begun_at < LONGEST_ADDING:
-                raise ApiProblem(503, "unavailable", "the same request is being answered now. Try again shortly")
-            else:
-                earlier.begun_at = now()
-        return None
-
-    try:
-        return begin()
-    except IntegrityError:  # the same came twice at once, and the other one was first
-        return begin()
+    with parts.database.session() as session:
+        earlier = once.row(session)
+        if earlier is None:
+            session.add(
+                Addition(
+                    search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
+                    body_sha256=once.body_sha256,
+                )
+            )  # fmt: skip
+        elif earlier.body_sha256 != once.body_sha256:
+            text = f"this Idempotency-Key added other trials to {once.search_id}: use a new key"
+            raise ApiProblem(422, "idempotency_key_reused", text)
+        elif earlier.numbers is not None:
+            return earlier.numbers
+        elif now() - earlier.begun_at < LONGEST_ADDING:
+            raise ApiProblem(503, "unavailable", "the same request is being answered now. Try again shortly")
+        else:
+            earlier.begun_at = now()
+    return None
 
 
-def _forget(parts: Parts, once: Once) -> None:
+def _forget(parts: AppState, once: Once) -> None:
     with parts.database.session() as session:
         row = once.row(session)
         if row is not None and row.numbers is None:
@@ -194,7 +188,7 @@ def _forget(parts: Parts, once: Once) -> None:
 
 
 def _add(
-    parts: Parts, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
+    parts: AppState, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
 ) -> list[int]:
     """Numbers of new trials with these values, among them those that an earlier try of the same request has left."""
     found = Search.load(parts, caller, job_id)
@@ -246,7 +240,7 @@ def _must_take_trials(job: Job) -> None:
         raise ApiProblem(409, "not_allowed_in_state", f"{job.id} is {job.state} and takes no trials: retry it first")
 
 
-def _enqueue(parts: Parts, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
+def _enqueue(parts: AppState, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
     """Add trials to the study; gives their numbers.
 
     Before it is told: of trials that wait without an event nothing is lost, of an event without its trials all is.
@@ -256,7 +250,7 @@ def _enqueue(parts: Parts, found: Search, points: list[dict[str, Any]], attribut
 
 
 def _tell(
-    parts: Parts,
+    parts: AppState,
     caller: Caller,
     job_id: str,
     numbers: list[int],
@@ -286,7 +280,7 @@ def _tell(
     changed(parts, caller, job_id, change, trials=numbers)
 
 
-def _views(parts: Parts, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
+def _views(parts: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
     found = Search.load(parts, caller, job_id)
     return found.views(parts, caller, [found.trial(number) for number in numbers])
 
@@ -294,7 +288,7 @@ def _views(parts: Parts, caller: Caller, job_id: str, numbers: list[int]) -> lis
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
-def stop_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialView:
+def stop_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """Let a running trial end at its next step with what it has reached; asked again, nothing changes."""
     found, trial = _controlled(parts, caller, job_id, number)
 
@@ -313,7 +307,7 @@ def stop_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialV
     return _views(parts, caller, job_id, [number])[0]
 
 
-def retry_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> TrialView:
+def retry_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """A new trial with the values and the seed of a failed one, beyond the budget, or the one that is under way."""
     found, trial = _controlled(parts, caller, job_id, number)
     if made.state_of(trial) is not TrialState.FAILED:
@@ -330,7 +324,7 @@ def retry_trial(parts: Parts, caller: Caller, job_id: str, number: int) -> Trial
     return _views(parts, caller, job_id, [new])[0]
 
 
-def _controlled(parts: Parts, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
+def _controlled(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
     """A trial of a search that the caller may change; raises the API's 403 and 404."""
     found = Search.load(parts, caller, job_id)
     caller.must_control(found.job.owner)
@@ -342,25 +336,18 @@ def _refused_trial(found: Search, number: int, why: str) -> ApiProblem:
     return ApiProblem(409, "not_allowed_in_state", f"trial {number} of {found.job.id} is {state} and cannot be {why}")
 
 
-def promote(parts: Parts, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
+def promote(parts: AppState, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
     """The job that a trial becomes; False where the same promotion has made it before."""
     caller.must_be(Role.SUBMITTER)
     found = Search.load(parts, caller, job_id)
     trial = found.trial(number)
     wanted = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
-
-    def promoted() -> tuple[JobView, bool]:
-        with parts.database.session() as session:
-            search = repository.search(session, job_id, caller)
-            job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
-            if new:
-                caller.record(session, job_id, trial=number, job=job.id)
-            return view(job), new
-
-    try:
-        job, new = promoted()
-    except IntegrityError:  # the same came twice at once, and the other one was first
-        job, new = promoted()
+    with parts.database.session() as session:
+        search = repository.search(session, parts.kinds, job_id, caller)
+        job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
+        if new:
+            caller.record(session, job_id, trial=number, job=job.id)
+        promoted = view(job)
     if new:
-        parts.reconciler.wake()
-    return job, new
+        parts.wake.set()
+    return promoted, new

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from service.auth.caller import caller_of
 from service.auth.sessions import OWN_SITE, Sessions
-from service.context.app_state import PartsDep
+from service.context.app_state import StateDep
 from service.dashboard.site import PageDep, PageRoute, login_page
 from service.http.problems import ApiProblem
 
@@ -39,7 +39,7 @@ def login(request: Request, to: Annotated[str, Query(alias="next", max_length=LO
 @router.post("/login")
 def log_in(
     request: Request,
-    parts: PartsDep,
+    parts: StateDep,
     token: Annotated[str, Form(max_length=LONGEST)] = "",
     to: Annotated[str, Form(alias="next", max_length=LONGEST)] = HOME,
 ) -> Response:

@@ -13,8 +13,8 @@ from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.auth.caller import Caller, Role
-from service.context.app_state import Parts
-from service.controller.context import Control
+from service.context.app_state import AppState
+from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
 from service.db.database import Database
@@ -23,6 +23,7 @@ from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from service.jobs.schemas import ResumeBody
 from service.jobs.service import apply_verb
+from service.kinds.registry import KINDS
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome
@@ -39,9 +40,9 @@ class World:
         lease.tick()
         lease._seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
         lease.tick()
-        self.control = Control(settings, database, ray, mlflow, artifacts, self.studies, lease)
-        self.reconciler = Reconciler(self.control)
-        self.parts = Parts(settings, database, ray, mlflow, artifacts, self.studies, self.reconciler)
+        self.parts = AppState(settings, database, ray, mlflow, artifacts, self.studies, KINDS)
+        self.context = ControllerContext(self.parts, KINDS, lease)
+        self.reconciler = Reconciler(self.context)
 
     def add(self, **fields: Any) -> str:
         return add_job(self.database, **fields)
@@ -49,7 +50,7 @@ class World:
     def rounds(self, count: int = 1) -> None:
         """Rounds far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
-            for need in vars(self.control.needs).values():
+            for need in vars(self.context.needs).values():
                 need._next = 0.0
             self.reconciler.round()
 
@@ -67,7 +68,7 @@ class World:
         with self.database.session() as session:
             attempt = session.get(Attempt, (job_id, number))
             attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
-        self.control.needs.mlflow._since = time.monotonic() - mlflow_up
+        self.context.needs.mlflow._since = time.monotonic() - mlflow_up
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

@@ -189,12 +189,12 @@ class AnyOrder(RuleBasedStateMachine):
         """By another process; the one before gives its lease back, or dies, or only thinks that it lives."""
         before = self.world
         if gently:
-            before.control.lease.release()
+            before.context.lease.release()
         self.world = World(self.settings, self.database, self.ray, self.mlflow)
-        assert self.world.control.lease.held()
+        assert self.world.context.lease.held()
         if not gently and self.jobs:
             job_id = self.jobs[0]
-            with pytest.raises(Exception, match="another process"), before.control.write():
+            with pytest.raises(Exception, match="another process"), before.context.write():
                 raise AssertionError(f"two controllers write {job_id}")
 
     # --- the cluster --------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ class AnyOrder(RuleBasedStateMachine):
                 attempt.commanded_at = attempt.commanded_at and attempt.commanded_at - LATER
                 attempt.stop_asked_at = attempt.stop_asked_at and attempt.stop_asked_at - LATER
                 attempt.started_at -= LATER
-        self.world.control.needs.mlflow._since = time.monotonic() - 1e6
+        self.world.context.needs.mlflow._since = time.monotonic() - 1e6
 
     @rule()
     def ray_notes_ends(self) -> None:

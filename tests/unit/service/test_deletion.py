@@ -219,7 +219,7 @@ class Interruption:
         self.at, self.when = 0, "before"
         for part, error in (
             (world.mlflow, MlflowUnreachable),
-            (world.control.artifacts, StorageUnreachable),
+            (world.context.app.artifacts, StorageUnreachable),
             (world.ray, ClusterUnreachable),
         ):
             for name in set(CALLS):
@@ -261,7 +261,7 @@ def test_another_controller_finishes_a_removal(world, root, settings, ray, mlflo
     delete_job(world.parts, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
     Interruption(world).at = 5
     world.rounds()
-    world.control.lease.release()
+    world.context.lease.release()
     World(settings, world.database, ray, mlflow).rounds()
     assert left_of(world, root, job_id) == []
 

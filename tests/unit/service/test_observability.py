@@ -69,7 +69,7 @@ Look = Callable[[], Values]
 @pytest.fixture
 def look(world: World) -> Look:
     """The metrics of a process in which the controller's loop runs, as they are now."""
-    registry = registry_of(ServiceCollector(world.parts, acts=True))
+    registry = registry_of(ServiceCollector(world.parts, world.reconciler))
     return lambda: values_of(exposition(registry, "")[0].decode())
 
 
@@ -157,8 +157,8 @@ def test_a_change_that_is_rolled_back_is_not_counted(world, look):
 def test_the_loop_tells_how_it_gets_on(world, look):
     world.add()
     world.rounds()
-    world.control.lease.finished_round()
-    world.control.lease.tick()
+    world.context.lease.finished_round()
+    world.context.lease.tick()
     seen = look()
     assert value(seen, "rcmae_lease_held") == 1
     assert value(seen, "rcmae_reconcile_lag_seconds") >= 0
@@ -167,12 +167,12 @@ def test_the_loop_tells_how_it_gets_on(world, look):
     world.ray.reachable = False
     world.rounds()
     assert value(look(), "rcmae_dependency_away", part="ray") == 1
-    world.control.lease.release()
+    world.context.lease.release()
     assert value(look(), "rcmae_lease_held") == 0
 
 
 def test_a_process_without_the_loop_says_nothing_of_one(world):
-    body, _ = exposition(registry_of(ServiceCollector(world.parts, acts=False)), "")
+    body, _ = exposition(registry_of(ServiceCollector(world.parts, None)), "")
     shown = {name for name, _ in values_of(body.decode())}
     assert "rcmae_jobs" in shown
     assert not shown & {"rcmae_lease_held", "rcmae_reconcile_lag_seconds", "rcmae_dependency_away"}
@@ -248,7 +248,7 @@ def lost(world: World) -> Iterator[World]:
 
 
 def test_without_the_database_the_rest_is_shown(lost):
-    body, _ = exposition(registry_of(ServiceCollector(lost.parts, acts=True)), "")
+    body, _ = exposition(registry_of(ServiceCollector(lost.parts, lost.reconciler)), "")
     seen = values_of(body.decode())
     assert value(seen, "rcmae_database_up") == 0
     assert value(seen, "rcmae_lease_held") == 1
@@ -259,7 +259,7 @@ def test_the_controller_answers_at_a_port_of_its_own(world):
     (port,) = free_ports(1)
     settings = world.parts.settings.model_copy(update={"metrics_port": port})
     url = f"http://127.0.0.1:{port}/metrics"
-    with _metrics(replace(world.parts, settings=settings)):
+    with _metrics(replace(world.parts, settings=settings), world.reconciler):
         answer = httpx.get(url, headers={"Accept": OPENMETRICS}, trust_env=False)
         assert answer.headers["content-type"].startswith("application/openmetrics-text")
         assert "rcmae_lease_held 1.0" in answer.text
@@ -275,7 +275,7 @@ def test_a_controller_whose_port_is_taken_says_so(world):
         settings = world.parts.settings.model_copy(update={"metrics_port": port})
         with (
             pytest.raises(ControllerRefused, match=f"127.0.0.1:{port}: .*in use.* Change RCMAE_METRICS_PORT"),
-            _metrics(replace(world.parts, settings=settings)),
+            _metrics(replace(world.parts, settings=settings), world.reconciler),
         ):
             pass
 
@@ -341,10 +341,10 @@ def families(clients, world) -> dict[str, Metric]:
     world.rounds()
     world.end_attempt(world.running(), Outcome(state="succeeded"))
     world.rounds()
-    world.control.lease.finished_round()
-    world.control.lease.tick()
+    world.context.lease.finished_round()
+    world.context.lease.tick()
     clients.anonymous.get("/healthz")
-    registry = registry_of(ServiceCollector(world.parts, acts=True))
+    registry = registry_of(ServiceCollector(world.parts, world.reconciler))
     return {family.name: family for family in registry.collect() if family.name.startswith("rcmae_")}
 
 

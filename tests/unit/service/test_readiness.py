@@ -14,33 +14,33 @@ from service_fakes import FakeMlflow, FakeRay
 
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.context.app_state import Parts
-from service.controller.context import Control
+from service.context.app_state import AppState
+from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
 from service.db.database import Database
 from service.db.tables import now
+from service.kinds.registry import KINDS
 from service.observability.readiness import Readiness
 from service.settings import Settings
 
 
 @pytest.fixture
-def parts(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow, root) -> Iterator[Parts]:
-    """A service in which all is well, with its loop running."""
+def parts(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow, root) -> AppState:
+    """A service in which all is well."""
     settings = settings.model_copy(update={"reconcile": True, "poll_interval_s": 0.05})
     artifacts = Artifacts(str(root))
     studies = Studies(settings.study_url)
-    control = Control(settings, database, ray, mlflow, artifacts, studies, Lease(database, 10, standby=True))
-    reconciler = Reconciler(control)
-    reconciler.start()
-    yield Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)
-    reconciler.stop()
+    return AppState(settings, database, ray, mlflow, artifacts, studies, KINDS)
 
 
 @pytest.fixture
-def apart(parts: Parts) -> Parts:
-    """A service whose controller is another process."""
-    return replace(parts, settings=parts.settings.model_copy(update={"reconcile": False}))
+def reconciler(parts: AppState, database: Database) -> Iterator[Reconciler]:
+    """The loop of such a service."""
+    reconciler = Reconciler(ControllerContext(parts, KINDS, Lease(database, 10, standby=True)))
+    reconciler.start()
+    yield reconciler
+    reconciler.stop()
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def hang() -> Iterator[Callable[[], None]]:
     over.set()
 
 
-def test_a_service_with_all_it_needs_is_ready(parts):
-    assert Readiness(parts).reasons() == []
+def test_a_service_with_all_it_needs_is_ready(parts, reconciler):
+    assert Readiness(parts, reconciler).reasons() == []
 
 
-def test_whatever_is_away_is_told(parts, ray, mlflow, root):
-    readiness = Readiness(parts)
+def test_whatever_is_away_is_told(parts, reconciler, ray, mlflow, root):
+    readiness = Readiness(parts, reconciler)
     ray.reachable = mlflow.reachable = False
     root.rmdir()
     mlflow_away, ray_away, storage_away = readiness.reasons()
@@ -71,41 +71,41 @@ def test_whatever_is_away_is_told(parts, ray, mlflow, root):
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-def test_a_database_that_is_away_is_told(parts, apart, postgres: PostgresServer):
+def test_a_database_that_is_away_is_told(parts, reconciler, postgres: PostgresServer):
     postgres.kill()
     try:
-        for service in (parts, apart):
-            (reason,) = Readiness(service).reasons()
+        for loop in (reconciler, None):
+            (reason,) = Readiness(parts, loop).reasons()
             assert reason.startswith("database: ")
             assert "refused" in reason
             assert PASSWORD not in reason
     finally:
         postgres.start()
-    assert Readiness(parts).reasons() == []
+    assert Readiness(parts, reconciler).reasons() == []
 
 
-def test_what_hangs_holds_up_nothing_and_is_asked_once(parts, mlflow, hang, monkeypatch):
+def test_what_hangs_holds_up_nothing_and_is_asked_once(parts, reconciler, mlflow, hang, monkeypatch):
     asked = []
     monkeypatch.setattr(mlflow, "ping", lambda: (asked.append(1), hang()))
-    readiness = Readiness(parts, limit_s=0.2)
+    readiness = Readiness(parts, reconciler, limit_s=0.2)
     for _ in range(5):
         assert any(reason.startswith("MLflow: no answer for") for reason in readiness.reasons())
     assert len(asked) == 1
 
 
-def test_a_loop_that_hangs_is_told(parts, hang, monkeypatch):
+def test_a_loop_that_hangs_is_told(parts, reconciler, hang, monkeypatch):
     entered = threading.Event()
-    monkeypatch.setattr(parts.reconciler, "round", lambda: (entered.set(), hang()))
+    monkeypatch.setattr(reconciler, "round", lambda: (entered.set(), hang()))
     assert entered.wait(60)
-    monkeypatch.setattr(parts.reconciler, "round_at", time.monotonic() - 31)
-    (reason,) = Readiness(parts).reasons()
+    monkeypatch.setattr(reconciler, "round_at", time.monotonic() - 31)
+    (reason,) = Readiness(parts, reconciler).reasons()
     assert reason.startswith("controller: the reconciler has not finished a round for 3")
 
 
-def test_one_that_stands_by_is_ready(parts, database):
-    standby = Reconciler(replace(parts.reconciler.control, lease=Lease(database, 10, standby=True)))
+def test_one_that_stands_by_is_ready(parts, reconciler, database):
+    standby = Reconciler(replace(reconciler.context, lease=Lease(database, 10, standby=True)))
     standby.start()
-    assert Readiness(replace(parts, reconciler=standby)).reasons() == []
+    assert Readiness(parts, standby).reasons() == []
     standby.stop()
 
 
@@ -131,7 +131,6 @@ def test_an_api_by_itself_looks_at_the_lease(settings, database, ray, mlflow, ro
     if left == "given back":
         lease.release()
     artifacts, studies = Artifacts(str(root)), Studies(settings.study_url)
-    reconciler = Reconciler(Control(settings, database, ray, mlflow, artifacts, studies, lease))
-    reasons = Readiness(Parts(settings, database, ray, mlflow, artifacts, studies, reconciler)).reasons()
+    reasons = Readiness(AppState(settings, database, ray, mlflow, artifacts, studies, KINDS), None).reasons()
     assert len(reasons) == (said is not None)
     assert said is None or said in reasons[0]

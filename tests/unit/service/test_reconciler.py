@@ -387,7 +387,7 @@ def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
 def test_a_restarted_service_goes_on_where_the_last_one_was(world, settings, ray, mlflow):
     job_id = world.add()
     world.rounds()
-    world.control.lease.release()
+    world.context.lease.release()
     again = World(settings, world.database, ray, mlflow)
     again.run_attempt(job_id)
     again.end_attempt(job_id, Outcome(state="succeeded"))
@@ -402,7 +402,7 @@ def test_the_thread_makes_rounds_until_it_is_stopped(world):
     world.reconciler.start()
     try:
         assert world.reconciler.stuck() is None
-        world.reconciler.wake()
+        world.parts.wake.set()
         until = time.monotonic() + 20
         while world.state(job_id) != "starting" and time.monotonic() < until:
             time.sleep(0.01)

@@ -475,7 +475,7 @@ def test_a_search_goes_with_its_trials_and_nothing_of_another(world, root):
     world.studies.close()
     assert world.studies.trials(kept) == trials
     rows = {"studies": 1, "study_directions": 1, "trials": 2, "trial_params": 2, "trial_values": 2}
-    tables = create_engine(world.control.settings.study_url)
+    tables = create_engine(world.context.app.settings.study_url)
     with tables.connect() as connection:
         left = {name: connection.scalar(text(f"SELECT count(*) FROM {name}")) for name in rows}
     tables.dispose()
@@ -504,7 +504,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root):
         return call
 
     parts = [(world.mlflow, "trial_runs", "trial_runs"), (world.mlflow, "delete_run", "delete_run")]
-    parts += [(world.control.artifacts, "delete", "delete_artifacts"), (world.studies, "delete", "delete_study")]
+    parts += [(world.context.app.artifacts, "delete", "delete_artifacts"), (world.studies, "delete", "delete_study")]
     for part, method, name in [*parts, (world.ray, "delete", "delete_record")]:
         setattr(part, method, cutting(name, getattr(part, method)))
     for cut in range(len(CALLS) + 1):

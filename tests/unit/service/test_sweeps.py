@@ -186,7 +186,7 @@ def test_unfinished_checkpoints_in_s3_go_too(s3, use_s3, world, swept):
     job_id = ended(world, HOUR + SECOND)
     with world.database.session() as session:
         repository.get(session, job_id).artifact_uri = f"{root}/run"
-    world.reconciler._sweeper._control = replace(world.control, artifacts=Artifacts(root))
+    world.reconciler._sweeper._context = replace(world.context, app=replace(world.parts, artifacts=Artifacts(root)))
     fs, folder = s3.filesystem(), f"{root}/run/{names.checkpoint_folder(1)}"
     for name in ("00000010/student.safetensors", f"00000010/{names.MANIFEST}", "00000020/student.safetensors"):
         fs.pipe_file(f"{folder}/{name}", b"x")
@@ -249,7 +249,7 @@ def test_a_part_that_goes_away_in_the_middle_of_a_sweep_stops_no_job(world, swep
     all_left(world)
     method = {"ray": (world.ray, "submissions"), "mlflow": (world.mlflow, "open_runs")}
     if part == "storage":
-        method["storage"] = (world.control.artifacts, "folders")
+        method["storage"] = (world.context.app.artifacts, "folders")
     target, name = method[part]
     original = getattr(target, name)
 
@@ -288,7 +288,7 @@ def test_an_error_in_one_sweep_leaves_the_others_and_the_round(world, swept, bro
     def fail(*_: object) -> None:
         raise RuntimeError("not expected")
 
-    part = {"ray_records": world.ray, "unfinished_checkpoints": world.control.artifacts, "open_runs": world.mlflow}
+    part = {"ray_records": world.ray, "unfinished_checkpoints": world.context.app.artifacts, "open_runs": world.mlflow}
     name = {"ray_records": "submissions", "unfinished_checkpoints": "folders", "open_runs": "open_runs"}[broken]
     setattr(part[broken], name, fail)
     assert len({line["event"] for line in swept()}) == 2

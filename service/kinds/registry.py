@@ -1,0 +1,12 @@
+"""All kinds of jobs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from service.controller.kind import ControllerKinds
+from service.kinds.pretrain import Pretrain
+from service.kinds.publish import Publish
+from service.kinds.search import Search
+
+KINDS: Final[ControllerKinds] = {kind.name: kind for kind in (Pretrain(), Publish(), Search())}
