@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
@@ -100,13 +102,65 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 class _WiderStudy(Study):
-    """A study whose sampler sees the trials of earlier ones too; nobody else does."""
+    """The study as a warm-started sampler sees it: the trials of earlier searches, then its own, in one sequence of
+    numbers. Trial ids are unchanged, so what the sampler stores goes to the right trial.
+    """
 
-    earlier: Sequence[FrozenTrial] = ()
+    def __init__(self, study: Study, earlier: Sequence[FrozenTrial]) -> None:
+        self.__dict__.update(study.__dict__)  # the constructor would query the database
+        self._earlier = earlier
 
     def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
         own = super()._get_trials(deepcopy, states, use_cache)
-        return own + [trial for trial in self.earlier if states is None or trial.state in states]
+        earlier = [trial for trial in self._earlier if states is None or trial.state in states]
+        return earlier + [self.renumbered(trial) for trial in own]
+
+    def renumbered(self, trial: FrozenTrial) -> FrozenTrial:
+        """A copy of one of the study's own trials, numbered after the earlier ones."""
+        return _with_number(trial, trial.number + len(self._earlier))
+
+
+def _with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
+    renumbered = copy.copy(trial)
+    renumbered.number = number
+    return renumbered
+
+
+class _WarmStarted(BaseSampler):
+    """A sampler that also learns from the trials of earlier searches. Only the sampler sees them: the search itself
+    counts, ranks and sweeps its own trials.
+    """
+
+    def __init__(self, sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> None:
+        self._sampler = sampler
+        self._earlier = [_with_number(trial, number) for number, trial in enumerate(earlier)]
+
+    def reseed_rng(self) -> None:
+        self._sampler.reseed_rng()
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        wider = _WiderStudy(study, self._earlier)
+        return self._sampler.infer_relative_search_space(wider, wider.renumbered(trial))
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        wider = _WiderStudy(study, self._earlier)
+        return self._sampler.sample_relative(wider, wider.renumbered(trial), search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        wider = _WiderStudy(study, self._earlier)
+        return self._sampler.sample_independent(wider, wider.renumbered(trial), param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        wider = _WiderStudy(study, self._earlier)
+        self._sampler.before_trial(wider, wider.renumbered(trial))
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        wider = _WiderStudy(study, self._earlier)
+        self._sampler.after_trial(wider, wider.renumbered(trial), state, values)
 
 
 def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
@@ -122,14 +176,11 @@ def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
     study, earlier = asked("the study", ask)
     made = len(asked("the study", lambda: study.get_trials(deepcopy=False)))
     study.sampler = make_sampler(spec, made, earlier)
-    wider = _WiderStudy.__new__(_WiderStudy)
-    wider.__dict__.update(study.__dict__)
-    wider.earlier = earlier
-    return wider
+    return study
 
 
 def _earlier(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
-    """Trials that the algorithm is to learn from; of a search that is no more there are none."""
+    """Measured trials that the algorithm is to learn from; of a search that is no more there are none."""
     found: list[FrozenTrial] = []
     for name in spec.warm_start:
         try:
@@ -137,18 +188,19 @@ def _earlier(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
         except KeyError:
             logger.warning("warm_start: the search %s is no more: nothing is learned from it", name)
             continue
-        found += [trial for trial in study.get_trials(deepcopy=False) if set(trial.params) <= set(spec.space)]
+        measured = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        found += [trial for trial in measured if set(trial.params) <= set(spec.space)]
     return found
 
 
 def make_sampler(spec: SearchSpec, made: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:
-    """The algorithm. ``made`` is the number of trials that there are: one that begins again must not draw what it drew
-    before.
+    """The algorithm. ``made`` is the number of trials that the search has already: with those of earlier searches it
+    moves the seed on, so that the algorithm does not draw again what has been drawn before.
     """
-    seed = (spec.algorithm.seed + made) % 2**32
+    seed = (spec.algorithm.seed + made + len(earlier)) % 2**32
     match spec.algorithm.name:
         case "tpe":
-            return TPESampler(seed=seed, constant_liar=True)
+            return _learning(TPESampler(seed=seed, constant_liar=True), earlier)
         case "random":
             return RandomSampler(seed=seed)
         case "grid":
@@ -158,11 +210,16 @@ def make_sampler(spec: SearchSpec, made: int, earlier: Sequence[FrozenTrial]) ->
         case "qmc":  # it counts its points in the study itself
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since version 3
             return QMCSampler(seed=spec.algorithm.seed, scramble=True, warn_independent_sampling=False)
-        case "cmaes":
+        case "cmaes":  # it restores its state from the trials of its study, and must not find that of another search
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `source_trials`, since version 2
             done = [trial for trial in earlier if trial.state is TrialState.COMPLETE]
             return CmaEsSampler(seed=seed, source_trials=done or None, warn_independent_sampling=False)
         case "gp":
-            return GPSampler(seed=seed)
+            return _learning(GPSampler(seed=seed), earlier)
+
+
+def _learning(sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> BaseSampler:
+    return _WarmStarted(sampler, earlier) if earlier else sampler
 
 
 def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:

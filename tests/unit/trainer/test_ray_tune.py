@@ -73,8 +73,8 @@ class Named:
 class Bench:
     """Searchers over one study, and trials that do what a test says."""
 
-    def __init__(self, root: Path, url: str) -> None:
-        self.root, self.url, self.tracker = root, url, FakeTracker(root)
+    def __init__(self, root: Path, url: str, job_id: str = "job-s") -> None:
+        self.root, self.url, self.job_id, self.tracker = root, url, job_id, FakeTracker(root)
         self.line = SimpleNamespace(orders=None, look=self.told)
         self.wanted = None
         self.attempts = 0
@@ -92,7 +92,7 @@ class Bench:
         self.tracker.attempt = self.attempts
         spec = SearchSpec.parse(SPEC | parts)
         request = AttemptRequest(
-            job_id="job-s",
+            job_id=self.job_id,
             attempt=self.attempts,
             run_id="run-s",
             tracking_uri="x",
@@ -103,10 +103,18 @@ class Bench:
 
     def study(self):
         """As others see it."""
-        return optuna.load_study(study_name="job-s", storage=self.url)
+        return optuna.load_study(study_name=self.job_id, storage=self.url)
 
     def trials(self):
         return self.study().trials
+
+    def checkpoints(self, config) -> Path:
+        """Where a trial stores them."""
+        return Path(AttemptRequest.model_validate_json(config[REQUEST]).artifact_uri) / names.CHECKPOINTS
+
+    def kept(self):
+        """Numbers of trials that have theirs."""
+        return [t.number for t in self.trials() if (self.root / f"trial-{t.number}" / names.CHECKPOINTS).exists()]
 
     def states(self):
         return [trial.state.name for trial in self.trials()]
@@ -440,11 +448,9 @@ def test_only_the_best_trials_keep_their_checkpoints(bench):
     search = bench.search(keep=2)
     for value in (0.1, 0.5, 0.2, 0.4):
         config = search.suggest("a")
-        folder = Path(AttemptRequest.model_validate_json(config[REQUEST]).artifact_uri) / names.CHECKPOINTS
-        (folder / "a1" / "00000009").mkdir(parents=True)
+        (bench.checkpoints(config) / "a1" / "00000009").mkdir(parents=True)
         complete(bench, search, "a", config, value)
-    kept = [number for number in range(4) if (bench.root / f"trial-{number}" / names.CHECKPOINTS).exists()]
-    assert kept == [1, 3]
+    assert bench.kept() == [1, 3]
 
 
 @on_both
@@ -463,18 +469,65 @@ def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(ben
     assert study.ranked(bench.trials(), SearchSpec.parse(SPEC).objectives[0])[0].number == 1
 
 
-def test_earlier_searches_are_learned_from_and_are_no_trials_of_this_one(bench):
-    spec = SearchSpec.parse(SPEC | {"algorithm": {"name": "tpe"}})
-    storage = study.connect()
-    earlier = study.open_study(spec, "job-earlier", storage)
-    for index in range(30):
-        trial, point = study.ask(earlier, spec)
-        study.tell(earlier, trial.number, TrialState.COMPLETE, [-abs(point[RATE] - 5e-4) * 1e3])
-        assert trial.number == index
-    warm = study.open_study(spec.model_copy(update={"warm_start": ("job-earlier",)}), "job-s", storage)
-    rates = [study.ask(warm, spec)[1][RATE] for _ in range(5)]
-    assert [trial.number for trial in bench.trials()] == [0, 1, 2, 3, 4]
-    assert all(rate > 1e-4 for rate in rates), rates  # the better half, from its first trial on
+DECAY = "optimization.weight_decay"
+TWO = {"space": {RATE: SPEC["space"][RATE], DECAY: {"type": "float", "low": 0, "high": 0.2}}}
+
+
+def trained(bench, trials, **parts):
+    """A search of so many trials that is run to its end: the values of its trials, of which 0 would be the best."""
+    search, values = bench.search(**TWO, **parts, budget={"trials": trials, "concurrency": 1}), []
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        optimization = AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization
+        values.append(-abs(np.log10(optimization.base_lr / 3e-4)) - 5 * abs(optimization.weight_decay - 0.05))
+        (bench.checkpoints(config) / "a1" / "00000009").mkdir(parents=True)
+        complete(bench, search, "a", config, values[-1])
+    assert search.outcome() == Outcome(state="succeeded")
+    return values
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "gp", "cmaes"])
+def test_a_search_that_learns_from_an_earlier_one_runs_all_its_trials_and_leaves_the_earlier_one_alone(
+    bench, algorithm
+):
+    parts = {"algorithm": {"name": algorithm}, "keep": 2}
+    benches = [Bench(bench.root / name, bench.url, f"job-{name}") for name in ("earlier", "cold", "warm")]
+    for each in benches:
+        each.root.mkdir()
+    earlier, cold, warm = benches
+    trained(earlier, 14, **parts)
+    before = earlier.trials(), earlier.kept()
+    without = trained(cold, 6, **parts)
+    learned = trained(warm, 6, warm_start=["job-earlier"], **parts)
+    assert (earlier.trials(), earlier.kept()) == before
+    assert warm.states() == ["COMPLETE"] * 6
+    assert warm.kept() == sorted(np.argsort(learned)[-2:])
+    assert np.mean(learned) > np.mean(without)
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_sampler_sees_earlier_trials_and_its_own_in_one_sequence_of_numbers(monkeypatch):
+    """Samplers go by the number: to leave out the trial that they draw for, and to tell which trials are new."""
+    drawn = []
+
+    class Recorder(optuna.samplers.RandomSampler):
+        def __init__(self, seed, **_):
+            super().__init__(seed)
+
+        def sample_independent(self, study, trial, *parameter):
+            drawn.append((trial.number, [each.number for each in study.get_trials()]))
+            return super().sample_independent(study, trial, *parameter)
+
+    monkeypatch.setattr(study, "TPESampler", Recorder)
+    spec, storage = SearchSpec.parse(SPEC | {"algorithm": {"name": "tpe"}}), study.connect()
+    for name in ("job-one", "job-other"):
+        earlier = study.open_study(spec, name, storage)
+        for state, values in ((TrialState.COMPLETE, [0.5]), (TrialState.FAIL, None), (TrialState.PRUNED, None)):
+            study.tell(earlier, study.ask(earlier, spec)[0].number, state, values)
+        study.ask(earlier, spec)  # still running
+    drawn.clear()
+    warm = study.open_study(spec.model_copy(update={"warm_start": ("job-one", "job-other")}), "job-s", storage)
+    assert [study.ask(warm, spec)[0].number for _ in range(2)] == [0, 1]
+    assert drawn == [(4, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4, 5])], "four earlier trials have been measured"
 
 
 # --- schedulers -------------------------------------------------------------------------------------------------------
