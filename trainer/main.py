@@ -15,7 +15,7 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.storage import Store
 
-STOPPED = "Stopped from outside (SIGTERM), and not by a command: nothing to do, it goes on from the last checkpoint"
+STOPPED = "Stopped from outside (SIGTERM), not by a command. Nothing to do: the job resumes from its last checkpoint"
 
 
 def main() -> int:
@@ -23,45 +23,49 @@ def main() -> int:
     request = AttemptRequest.model_validate_json(os.environ[ATTEMPT_VARIABLE])
     store = Store(request.artifact_uri)
     log = start_logging(store, request, "driver")
-    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
-        failed = _train(request, store)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing comes between an attempt and its last word
-        outcome, unstored = _settle(request, store, failed)
-        logger.info("Attempt %d ends: %s %s", request.attempt, outcome.state, outcome.message)
+        outcome = _run(request, store)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing may interrupt the storing of the outcome
+        outcome, storage_error = _settle(request, store, outcome)
+        logger.info("Attempt %d ended: %s %s", request.attempt, outcome.state, outcome.message)
     finally:
         stop_logging(log)
-    if unstored:
-        # The service shows the end of Ray's own log for an attempt that left no outcome: nothing is printed after this.
-        print(f"The outcome could not be stored: {unstored}\n{outcome.reason}: {outcome.message}", file=sys.stderr)  # noqa: T201
+    if storage_error:
+        # For an attempt without an outcome the service shows the end of Ray's own log, so this must be the last output.
+        print(f"The outcome could not be stored: {storage_error}\n{outcome.reason}: {outcome.message}", file=sys.stderr)  # noqa: T201
     return int(outcome.state == "failed")
 
 
-def _train(request: AttemptRequest, store: Store) -> Outcome | None:
-    """How the attempt failed; None where all work is done."""
+def _run(request: AttemptRequest, store: Store) -> Outcome:
     try:
-        from trainer.attempt.workers import run_attempt  # noqa: PLC0415 - a failing import of Ray is an outcome too
+        # Imported here: if importing Ray fails, that is an outcome too.
+        from trainer.attempt.workers import join_cluster  # noqa: PLC0415
+        from trainer.kinds.registry import find_run  # noqa: PLC0415
 
-        return run_attempt(request, store)
-    except (SystemExit, KeyboardInterrupt):  # what `_leave` raises; inside of Ray's calls it becomes the other
+        join_cluster()
+        return find_run(request.spec.kind)(request, store)
+    except (SystemExit, KeyboardInterrupt):  # `_exit_on_signal` raises the first; Ray's calls turn it into the second
         return Outcome(state="failed", reason=Reason.PREEMPTED, message=STOPPED)
     except TrainingError as error:
         logger.exception("The driver failed")
         return Outcome(state="failed", reason=error.reason, message=str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the outcome must say so
+    except Exception as error:  # noqa: BLE001 - the outcome must report any error
         logger.exception("The driver failed")
         return Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
 
 
-def _settle(request: AttemptRequest, store: Store, failed: Outcome | None) -> tuple[Outcome, StorageError | None]:
-    """Store the last word; gives it, and why it could not be stored."""
+def _settle(request: AttemptRequest, store: Store, outcome: Outcome) -> tuple[Outcome, StorageError | None]:
+    """Store the outcome; returns the one that counts, and why it could not be stored."""
     try:
-        return settle_outcome(store, request.attempt, failed), None
+        return settle_outcome(store, request.attempt, outcome), None
     except StorageError as error:
-        return failed or Outcome(state="failed", reason=error.reason, message=str(error)), error
+        if outcome.state == "failed":
+            return outcome, error
+        return Outcome(state="failed", reason=error.reason, message=str(error)), error
 
 
-def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's form
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature
     logger.warning("Stopped from outside (signal %d)", number)
     raise SystemExit(128 + number)
 

@@ -1,16 +1,24 @@
-"""The attempt's last word. Apart from `control.py`, which needs torch: the driver writes it too."""
+"""The outcome file, an attempt's last word. Without torch: the driver writes it too."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
 
+from trainer.protocol.command import Action
 from trainer.protocol.names import outcome_file
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.storage import Store, patience
 
 PATIENCE_SECONDS = {Reason.STORAGE_ERROR: 20.0, Reason.PREEMPTED: 8.0}
-"""A storage that has just been the failure has been waited for already, and nobody hears from the attempt meanwhile;
-one that was stopped is killed before long."""
+"""How long to retry after failures that leave little time: after a storage error the storage has been waited for
+already, while the service hears nothing of the attempt; a process that was told to stop is killed before long."""
+
+
+def outcome_after(action: Action | None, checkpoint: str | None = None) -> Outcome:
+    """The outcome of an attempt that obeyed ``action``, or that completed its work if there was none."""
+    if action is None:
+        return Outcome(state="succeeded", checkpoint=checkpoint)
+    return Outcome(state="cancelled" if action == "cancel" else "paused", checkpoint=checkpoint)
 
 
 def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
@@ -18,14 +26,17 @@ def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
     store.write(outcome_file(attempt), outcome.model_dump_json(indent=1).encode())
 
 
-def settle_outcome(store: Store, attempt: int, failed: Outcome | None) -> Outcome:
-    """The outcome that counts: the one stored, which nothing that fails later takes away, else the failure, stored now.
+def read_outcome(store: Store, attempt: int) -> Outcome:
+    return Outcome.model_validate_json(store.read(outcome_file(attempt)))
 
-    Raises `StorageError`.
+
+def settle_outcome(store: Store, attempt: int, outcome: Outcome) -> Outcome:
+    """The outcome that counts: the one already stored, which no later failure replaces, or else ``outcome``, stored
+    now. Raises `StorageError`.
     """
-    seconds = PATIENCE_SECONDS.get(failed.reason) if failed and failed.reason else None
+    seconds = PATIENCE_SECONDS.get(outcome.reason) if outcome.reason else None
     with patience(seconds) if seconds else nullcontext():
-        if failed is None or store.exists(outcome_file(attempt)):
-            return Outcome.model_validate_json(store.read(outcome_file(attempt)))
-        write_outcome(store, attempt, failed)
-    return failed
+        if store.exists(outcome_file(attempt)):
+            return read_outcome(store, attempt)
+        write_outcome(store, attempt, outcome)
+    return outcome

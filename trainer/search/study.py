@@ -1,14 +1,13 @@
-"""A search's study in its database: where the next values come from, and the record of what became of each trial."""
+"""A search's study in its database: the algorithm that chooses values, and the record of every trial."""
 
 from __future__ import annotations
 
 import copy
 import math
 import os
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -21,16 +20,23 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from trainer.errors import StorageError
 from trainer.logger import logger
+from trainer.patience import Dependency
 from trainer.protocol import names
 from trainer.spec.search import CategoricalParameter, FloatParameter, ObjectiveSpec, Point, SearchSpec
 
 BUSY_SECONDS: Final = 20
-PATIENCE_SECONDS: Final = 300.0
-LONGEST_PAUSE_SECONDS: Final = 10.0
-
-T = TypeVar("T")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _describe(error: Exception) -> str:
+    """The database's own message, without SQL and without the database's URL."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+
+
+STUDIES: Final = Dependency(
+    "the studies' database", (SQLAlchemyError, optuna.exceptions.StorageInternalError), describe=_describe
+)
 
 
 def connect() -> RDBStorage:
@@ -43,41 +49,21 @@ def connect() -> RDBStorage:
     settings: dict[str, Any] = {"connect_args": arguments, "hide_parameters": True} | (
         {} if local else {"pool_pre_ping": True}
     )
-    storage = asked("the studies' database", lambda: RDBStorage(url, engine_kwargs=settings))
+    storage = STUDIES.call("open the connection", lambda: RDBStorage(url, engine_kwargs=settings))
     if local:
         event.listen(storage.engine, "connect", _write_ahead)
     return storage
 
 
 def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - a listener's form
-    """Readers and the one writer do not wait for each other."""
+    """Let readers and the one writer work without waiting for each other."""
     connection.execute("PRAGMA journal_mode=WAL")
 
 
-def asked(what: str, ask: Callable[[], T]) -> T:
-    """The database's answer, asked for again while it is away, for five minutes; raises `StorageError` then.
-
-    For what may be asked twice.
-    """
-    deadline, pause, told = time.monotonic() + PATIENCE_SECONDS, 0.5, False
-    while True:
-        try:
-            return ask()
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-            said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]  # never the URL
-            if time.monotonic() + pause > deadline:
-                raise StorageError(f"the studies' database did not take {what}: {said}") from error
-            if not told:
-                logger.warning("The studies' database does not take %s yet; trying again: %s", what, said)
-            told = True
-        time.sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-
-
 class _Grid(GridSampler):
-    """Takes each combination once, also where somebody has chosen one or has a failed one tried again.
+    """Tries each combination once, even if users add points or retry failed ones.
 
-    Optuna's own gives a trial the combination of its number: of one that somebody chose it would be missed.
+    Optuna's own sampler chooses by the trial's number, and would skip a combination for each added point.
     """
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -93,11 +79,11 @@ class _Grid(GridSampler):
         return all(_equal(found[path], value) for path, value in chosen.items())
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Nothing: Optuna's own would end `Study.optimize`, which we are not."""
+        """Nothing: Optuna's own would stop `Study.optimize`, which is not used here."""
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether two values of a parameter are the same, as far as steps can be added up."""
+    """Whether two values of a parameter are equal, up to the rounding of added steps."""
     return math.isclose(one, other, rel_tol=1e-9) if isinstance(one, float) else bool(one == other)
 
 
@@ -164,40 +150,40 @@ class _WarmStarted(BaseSampler):
 
 
 def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
-    """The search's study, with its algorithm; made where there is none. Raises `StorageError`."""
+    """The search's study, with its algorithm; created if there is none. Raises `StorageError`."""
     directions = [
         StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE for objective in spec.objectives
     ]
 
-    def ask() -> tuple[Study, list[FrozenTrial]]:
+    def open_or_create() -> tuple[Study, list[FrozenTrial]]:
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
         return study, _earlier(spec, storage)
 
-    study, earlier = asked("the study", ask)
-    made = len(asked("the study", lambda: study.get_trials(deepcopy=False)))
-    study.sampler = make_sampler(spec, made, earlier)
+    study, earlier = STUDIES.call("open the study", open_or_create)
+    existing = len(STUDIES.call("read the trials", lambda: study.get_trials(deepcopy=False)))
+    study.sampler = make_sampler(spec, existing, earlier)
     return study
 
 
 def _earlier(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
-    """Measured trials that the algorithm is to learn from; of a search that is no more there are none."""
+    """Evaluated trials of earlier searches, from which the algorithm learns; deleted searches are skipped."""
     found: list[FrozenTrial] = []
     for name in spec.warm_start:
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
-            logger.warning("warm_start: the search %s is no more: nothing is learned from it", name)
+            logger.warning("warm_start: the search %s no longer exists; nothing is learned from it", name)
             continue
         measured = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
         found += [trial for trial in measured if set(trial.params) <= set(spec.space)]
     return found
 
 
-def make_sampler(spec: SearchSpec, made: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:
-    """The algorithm. ``made`` is the number of trials that the search has already: with those of earlier searches it
-    moves the seed on, so that the algorithm does not draw again what has been drawn before.
+def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:
+    """The algorithm. ``existing`` is the number of trials that the search already has: with those of earlier searches
+    it moves the seed on, so that the algorithm does not draw the same values again.
     """
-    seed = (spec.algorithm.seed + made + len(earlier)) % 2**32
+    seed = (spec.algorithm.seed + existing + len(earlier)) % 2**32
     match spec.algorithm.name:
         case "tpe":
             return _learning(TPESampler(seed=seed, constant_liar=True), earlier)
@@ -223,7 +209,7 @@ def _learning(sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> BaseSampl
 
 
 def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
-    """A new trial, or one that somebody has enqueued, and its values."""
+    """A new trial, or one that was enqueued, and its values."""
     trial = study.ask()
     point: Point = {}
     for path, parameter in spec.ordered():
@@ -243,21 +229,22 @@ def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
 
 
 def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-    """Record a trial's end; one that has ended stays as it is. Raises `StorageError`."""
-
-    told = list(values) if values is not None else None
-    asked(f"the end of trial {number}", lambda: study.tell(number, told, state=state, skip_if_finished=True))
+    """Record a trial's end, unless it has one already. Raises `StorageError`."""
+    final = list(values) if values is not None else None
+    STUDIES.call(
+        f"record the end of trial {number}", lambda: study.tell(number, final, state=state, skip_if_finished=True)
+    )
 
 
 def ranked(trials: Sequence[FrozenTrial], objective: ObjectiveSpec) -> list[FrozenTrial]:
-    """Ended trials that have a value, the best first; repeats of others are not among them."""
+    """Ended trials that have a value, the best first, without repeats."""
     sign = -1 if objective.mode == "max" else 1
     found = [(sign * value, trial.number, trial) for trial in trials if (value := first_value(trial)) is not None]
     return [trial for _, _, trial in sorted(found, key=lambda each: each[:2])]
 
 
 def first_value(trial: FrozenTrial) -> float | None:
-    """What counts of an ended trial by the first objective; None for repeats, failed ones, and before it had any."""
+    """An ended trial's value of the first objective; None for a repeat, a failed trial or one without evaluations."""
     if names.TRIAL_REPEAT_OF in trial.user_attrs:
         return None
     if trial.state is TrialState.COMPLETE:

@@ -24,11 +24,11 @@ import time
 from pathlib import Path
 
 PLACES = {
-    "trainer.attempt.workers": [("run_attempt", "driver"), ("train_worker", "worker")],
+    "trainer.attempt.workers": [("join_cluster", "driver"), ("train_worker", "worker")],
     "trainer.training.step": [("Learner.step", "step")],
     "trainer.training.checkpoint": [("commit", "commit")],
     "trainer.evaluation.evaluator": [("Evaluator.evaluate", "evaluate")],
-    "trainer.kinds.publish": [("publish", "publish")],
+    "trainer.export.registration": [("register_checkpoint", "publish")],
     "trainer.attempt.outcome": [("write_outcome", "outcome")],
     "mlflow.tracking.client": [("MlflowClient.create_model_version", "version")],
 }

@@ -15,7 +15,7 @@ from trainer.evaluation.features import normalised
 from trainer.export import verify
 from trainer.export.huggingface import export_vit
 from trainer.export.timm import export_timm
-from trainer.kinds.publish import write_sums
+from trainer.export.version import write_sums
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
 from trainer.spec.pretrain import PretrainSpec
 from trainer.training.optim import make_optimizer

@@ -15,13 +15,17 @@ from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.attempt import workers
+from trainer.attempt import worker, workers
+from trainer.attempt.commands import CommandListener
 from trainer.errors import SpecRefused, StorageError
 from trainer.export import verify
 from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.curves import draw_curves
+from trainer.export.registration import KeptCheckpoint, register_checkpoint
 from trainer.export.snippets import Subject, snippets
-from trainer.kinds.publish import code_version, publish, publish_kept
+from trainer.export.version import code_version
+from trainer.kinds import publish as publish_kind
+from trainer.kinds.publish import publish
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.protocol.names import outcome_file
@@ -42,7 +46,7 @@ class Registry:
     def __init__(self, memory, folder: Path) -> None:
         self.memory, self.folder, self.made = memory, folder, []
 
-    def history(self, run_id, keys, last_step):
+    def read(self, run_id, keys, last_step):
         assert run_id == "run-a", "that of the job that trained"
         curves = {key: [(step, v) for step, v in self.memory.curve(key).items() if step <= last_step] for key in keys}
         return SimpleNamespace(tags=self.memory.tags, curves={key: found for key, found in curves.items() if found})
@@ -83,7 +87,8 @@ def version(trained, tmp_path_factory):
     """What the end of the job registers."""
     registry = Registry(trained.memory, tmp_path_factory.mktemp("registry"))
     spec, store = trained.spec, Store(str(trained.folder))
-    publish(request_for(spec, trained), "digits", spec.export, trained.ending.checkpoint, store, registry)
+    checkpoint = KeptCheckpoint("job-a", "run-a", store, trained.ending.checkpoint)
+    register_checkpoint(checkpoint, "digits", spec.export, "job-a", registry, registry)
     ((name, folder, tags, source_run),) = registry.made
     return SimpleNamespace(name=name, folder=folder, tags=tags, source_run=source_run)
 
@@ -92,7 +97,7 @@ def kept(trained, registry, wanted=lambda: None, **parts):
     spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early"} | parts)
     source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder))
     request = request_for(spec, trained, job_id="job-p", run_id="run-p", artifact_uri="/nowhere", source=source)
-    return publish_kept(request, spec, registry, wanted)
+    return publish(request, registry, registry, wanted)
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -214,13 +219,13 @@ def test_the_student_is_published_where_it_is_asked_for(trained, tmp_path):
 
 def test_a_checkpoint_that_is_gone_is_told(trained, tmp_path):
     registry = Registry(trained.memory, tmp_path)
-    with pytest.raises(SpecRefused, match="checkpoints/a1/00000007 of job job-a is not there"):
+    with pytest.raises(SpecRefused, match="checkpoints/a1/00000007 of job job-a does not exist"):
         kept(trained, registry, checkpoint="checkpoints/a1/00000007")
     source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder), since_attempt=2)
     spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early"})
     request = request_for(spec, trained, job_id="job-p", source=source)
-    with pytest.raises(SpecRefused, match="the newest of job job-a is not there"):
-        publish_kept(request, spec, registry, lambda: None)
+    with pytest.raises(SpecRefused, match="the newest of job job-a does not exist"):
+        publish(request, registry, registry, lambda: None)
     assert not registry.made
 
 
@@ -250,12 +255,10 @@ def test_weights_that_are_not_what_was_written_are_not_published(trained, tmp_pa
     assert not registry.made
 
 
-class Tracker(Registry):
-    """The same, as a worker makes it of what it is told."""
+class Channel:
+    """A run that holds no command."""
 
-    def __init__(self, memory, folder: Path) -> None:
-        super().__init__(memory, folder)
-        self.closed = False
+    closed = False
 
     def read_command(self) -> None:
         return None
@@ -269,22 +272,26 @@ class Tracker(Registry):
 
 def test_a_worker_does_what_the_kind_says(trained, tmp_path, monkeypatch):
     """Of a job that publishes: no data, no training, and an outcome in its own folder as its last act."""
-    tracker = Tracker(trained.memory, tmp_path)
+    registry, channel = Registry(trained.memory, tmp_path), Channel()
     spec = parse_spec({"kind": "publish", "job": "job-a", "register_as": "early", "export": {"formats": ["timm"]}})
     source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(trained.folder))
     own = tmp_path / "own"
     request = request_for(spec, trained, job_id="job-p", run_id="run-p", artifact_uri=str(own), source=source)
-    monkeypatch.setattr("trainer.tracking.tracker.Tracker", lambda *_: tracker)
-    monkeypatch.setattr(workers, "record_worker", lambda *_: None)
+    for name in ("registry.BackboneRegistry", "history.HistoryReader"):
+        monkeypatch.setattr(f"trainer.tracking.{name}", lambda *_: registry)
+    connection = worker.Connection(channel, CommandListener(channel, 1))
+    monkeypatch.setattr(worker, "record_worker", lambda *_: None)
     monkeypatch.setattr(
         workers.ray.train, "get_context",
         lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1),
     )  # fmt: skip
-    workers.train_worker({"request": request.model_dump_json()})
+    workers.train_worker(
+        {"request": request.model_dump_json(), "work": publish_kind.work, "connect": lambda _: connection}
+    )
     outcome = Outcome.model_validate_json((own / outcome_file(1)).read_text())
     assert (outcome.state, outcome.checkpoint) == ("succeeded", None)
-    assert tracker.closed
-    ((name, folder, tags, _),) = tracker.made
+    assert channel.closed
+    ((name, folder, tags, _),) = registry.made
     assert (name, tags[names.TAG_FORMATS], tags[names.TAG_SOURCE_JOB]) == ("early", "timm", "job-a")
     assert "`job-p`" in (folder / "README.md").read_text()
 

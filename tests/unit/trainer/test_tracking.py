@@ -13,11 +13,14 @@ from mlflow.tracking import MlflowClient
 from s3_server import FaultProxy
 
 from service.embedded import processes
+from trainer import patience
 from trainer.errors import StorageError
 from trainer.protocol.progress import Newest
 from trainer.spec.metric_keys import SAMPLES
-from trainer.tracking import tracker as tracking
-from trainer.tracking.tracker import Tracker
+from trainer.tracking import history, registry
+from trainer.tracking.history import HistoryReader
+from trainer.tracking.recorder import RunRecorder
+from trainer.tracking.registry import BackboneRegistry
 
 START_SECONDS = 120.0
 
@@ -69,9 +72,14 @@ def run(server) -> str:
 
 
 @pytest.fixture
-def tracker(proxy, run, monkeypatch) -> Tracker:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)  # its registry looks logged models up there
-    return Tracker(proxy.endpoint, run, "job-a", 1)
+def recorder(proxy, run) -> RunRecorder:
+    return RunRecorder(proxy.endpoint, run, 1)
+
+
+@pytest.fixture
+def backbones(proxy, monkeypatch) -> BackboneRegistry:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)  # MLflow's registry looks logged models up there
+    return BackboneRegistry(proxy.endpoint, "job-a", 1)
 
 
 @pytest.fixture
@@ -85,13 +93,13 @@ def versions(server: str, name: str) -> list[int]:
     return [int(found.version) for found in MlflowClient(server).search_model_versions(f"name = '{name}'")]
 
 
-def test_metrics_and_tags_wait_for_an_mlflow_that_is_away(tracker, proxy, server, run):
+def test_metrics_and_tags_wait_for_an_mlflow_that_is_away(recorder, proxy, server, run):
     proxy.close()
-    tracker.tag({"rcmae.notice": "one", "rcmae.checkpoint": "a"})
-    tracker.log(1, {"train/loss": 0.5})
-    tracker.tag({"rcmae.notice": ""})
+    recorder.tag({"rcmae.notice": "one", "rcmae.checkpoint": "a"})
+    recorder.log(1, {"train/loss": 0.5})
+    recorder.tag({"rcmae.notice": ""})
     proxy.open()
-    tracker.close()
+    recorder.close()
     found = MlflowClient(server).get_run(run).data
     newest = Newest(attempt=1, step=1, values={"train/loss": 0.5})
     assert {key: value for key, value in found.tags.items() if key.startswith("rcmae")} == {
@@ -100,127 +108,122 @@ def test_metrics_and_tags_wait_for_an_mlflow_that_is_away(tracker, proxy, server
     assert found.metrics == {"train/loss": 0.5}
 
 
-def test_the_newest_values_are_those_of_this_attempt(tracker, server, run):
+def test_the_newest_values_are_those_of_this_attempt(recorder, server, run):
     """Also where an earlier one had come further, whose values MLflow goes on to show as the last."""
     MlflowClient(server).log_metric(run, "train/loss", 0.1, step=99)
 
     def newest() -> Newest:
-        tracker.flush()
+        recorder.send()
         return Newest.model_validate_json(MlflowClient(server).get_run(run).data.tags["rcmae.newest"])
 
-    tracker.log(1, {"train/loss": 0.9, SAMPLES: 64.0})
+    recorder.log(1, {"train/loss": 0.9, SAMPLES: 64.0})
     first = newest()
     assert (first.attempt, first.step, first.images_per_s) == (1, 1, None), "one record measures nothing"
     time.sleep(0.1)
-    tracker.log(2, {"train/loss": 0.8, SAMPLES: 128.0})
+    recorder.log(2, {"train/loss": 0.8, SAMPLES: 128.0})
     rate = newest().images_per_s
     assert rate is not None
     assert 0 < rate < 640
-    tracker.log(2, {"eval/linear_top1": 0.5})
+    recorder.log(2, {"eval/linear_top1": 0.5})
     assert newest().values == {"train/loss": 0.8, SAMPLES: 128.0, "eval/linear_top1": 0.5}
     assert newest().images_per_s == rate
 
 
-def test_a_run_tells_its_curves_up_to_a_step(tracker, server, run):
+def test_a_run_tells_its_curves_up_to_a_step(recorder, server, run):
     """Of a step that a later attempt logged again the latest value; what was logged a moment ago is there already."""
     client = MlflowClient(server)
     for moment, value in ((1, 0.9), (3, 0.7), (2, 0.8)):
         client.log_metric(run, "train/loss", value, timestamp=moment, step=10)
     client.log_metric(run, "train/loss", 0.1, step=21)
-    tracker.tag({"rcmae.total_steps": "40"})
-    tracker.log(20, {"train/loss": 0.5, "eval/linear_top1": 0.25})
-    found = tracker.history(run, ["train/loss", "eval/linear_top1", "train/grad_norm"], 20)
+    recorder.tag({"rcmae.total_steps": "40"})
+    recorder.log(20, {"train/loss": 0.5, "eval/linear_top1": 0.25})
+    recorder.drain()
+    found = HistoryReader(server).read(run, ["train/loss", "eval/linear_top1", "train/grad_norm"], 20)
     assert found.curves == {"train/loss": [(10, 0.7), (20, 0.5)], "eval/linear_top1": [(20, 0.25)]}
     assert found.tags["rcmae.total_steps"] == "40"
-    tracker.close()
+    recorder.close()
 
 
-def test_a_long_curve_is_told_by_some_of_its_points(tracker, run):
+def test_a_long_curve_is_told_by_some_of_its_points(recorder, server, run):
     for first in range(0, 6000, 1000):
         for step in range(first, first + 1000):
-            tracker.log(step, {"train/loss": float(step)})
-        tracker.flush()
-    points = tracker.history(run, ["train/loss"], 4999).curves["train/loss"]
-    assert 1000 < len(points) <= tracking.SAMPLE + 2
+            recorder.log(step, {"train/loss": float(step)})
+        recorder.send()
+    points = HistoryReader(server).read(run, ["train/loss"], 4999).curves["train/loss"]
+    assert 1000 < len(points) <= history.CURVE_POINTS + 2
     assert (points[0], points[-1]) == ((0, 0.0), (4999, 4999.0))
-    tracker.close()
+    recorder.close()
 
 
-def test_a_question_about_a_run_waits_for_an_mlflow_that_is_away(tracker, proxy, run):
-    tracker.log(1, {"train/loss": 0.5})
+def test_a_question_about_a_run_waits_for_an_mlflow_that_is_away(recorder, proxy, run):
+    recorder.log(1, {"train/loss": 0.5})
     with proxy.away(4):
-        assert tracker.history(run, ["train/loss"], 1).curves == {"train/loss": [(1, 0.5)]}
-    tracker.close()
+        recorder.drain()
+    with proxy.away(4):
+        assert HistoryReader(proxy.endpoint).read(run, ["train/loss"], 1).curves == {"train/loss": [(1, 0.5)]}
+    recorder.close()
 
 
 def test_a_version_is_of_the_run_that_trained_it(proxy, server, run, backbone, monkeypatch):
     """Also where another job publishes it."""
     client = MlflowClient(server)
-    other = client.create_run(client.get_run(run).info.experiment_id).info.run_id
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
-    publisher = Tracker(proxy.endpoint, other, "job-p", 1)
+    publisher = BackboneRegistry(proxy.endpoint, "job-p", 1)
     tags = {"rcmae.metric.eval/linear_top1": "0.5", "rcmae.source_job_id": "job-a"}
     assert publisher.register("lent", backbone, tags, run) == 1
-    publisher.close()
     (version,) = client.search_model_versions("name = 'lent' AND tags.`rcmae.metric.eval/linear_top1` = '0.5'")
     assert version.run_id == run
     assert version.tags == tags | {"rcmae.job_id": "job-p", "rcmae.attempt": "1"}
 
 
-def test_closing_gives_up_in_the_end(tracker, proxy, monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE_SECONDS", 2.0)
+def test_closing_gives_up_in_the_end(recorder, proxy, monkeypatch):
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 2.0)
     proxy.close()
-    tracker.log(1, {"train/loss": 0.5})
-    with pytest.raises(StorageError, match="did not take the last metrics and tags"):
-        tracker.close()
+    recorder.log(1, {"train/loss": 0.5})
+    with pytest.raises(StorageError, match="could not store the last metrics and tags"):
+        recorder.close()
 
 
-def test_a_registration_waits_for_an_mlflow_that_is_away(tracker, proxy, server, backbone):
+def test_a_registration_waits_for_an_mlflow_that_is_away(backbones, proxy, server, run, backbone):
     with proxy.away(4):
-        assert tracker.register("away", backbone, {"k": "v"}) == 1
+        assert backbones.register("away", backbone, {"k": "v"}, run) == 1
     assert versions(server, "away") == [1]
-    assert tracker.register("away", backbone, {"k": "v"}) == 1, "a later attempt finds it"
-    tracker.close()
+    assert backbones.register("away", backbone, {"k": "v"}, run) == 1, "a later attempt finds it"
 
 
-def test_a_job_that_begins_again_from_scratch_makes_a_new_version(tracker, proxy, server, run, backbone):
-    assert tracker.register("again", backbone, {}) == 1
-    tracker.close()
+def test_a_job_that_begins_again_from_scratch_makes_a_new_version(backbones, proxy, server, run, backbone):
+    assert backbones.register("again", backbone, {}, run) == 1
     for attempt, since, version in ((2, 1, 1), (3, 3, 2), (4, 3, 2)):
-        later = Tracker(proxy.endpoint, run, "job-a", attempt, since)
-        assert later.register("again", backbone, {}) == version
-        later.close()
+        later = BackboneRegistry(proxy.endpoint, "job-a", attempt, since)
+        assert later.register("again", backbone, {}, run) == version
     assert sorted(versions(server, "again")) == [1, 2]
 
 
-def test_answers_that_are_lost_make_no_second_version(tracker, proxy, server, backbone):
+def test_answers_that_are_lost_make_no_second_version(backbones, proxy, server, run, backbone):
     """Of every second request the answer is lost after MLflow has done what it asks for, creations too."""
     proxy.faults.cut_every = 2
-    assert tracker.register("lost", backbone, {"k": "v"}) == 1
+    assert backbones.register("lost", backbone, {"k": "v"}, run) == 1
     assert proxy.faults.done > 3
     proxy.faults.cut_every = 0
-    tracker.close()
     assert versions(server, "lost") == [1]
 
 
-def test_the_answer_to_the_version_s_own_creation_is_lost(tracker, server, backbone, monkeypatch):
-    create, made = tracker._client.create_model_version, []
+def test_the_answer_to_the_version_s_own_creation_is_lost(backbones, server, run, backbone, monkeypatch):
+    create, made = backbones._client.create_model_version, []
 
     def lose(*args, **kwargs):
         made.append(create(*args, **kwargs))
-        raise tracking.MlflowException("the connection was cut")
+        raise registry.MlflowException("the connection was cut")
 
-    monkeypatch.setattr(tracker._client, "create_model_version", lose)
-    assert tracker.register("own", backbone, {}) == 1
+    monkeypatch.setattr(backbones._client, "create_model_version", lose)
+    assert backbones.register("own", backbone, {}, run) == 1
     assert len(made) == 1
     assert versions(server, "own") == [1]
-    tracker.close()
 
 
-def test_a_refusal_is_no_absence(tracker, backbone):
-    with pytest.raises(StorageError, match="MLflow did not take the backbone 'a/b'"):
-        tracker.register("a/b", backbone, {})
-    tracker.close()
+def test_a_refusal_is_no_absence(backbones, run, backbone):
+    with pytest.raises(StorageError, match="MLflow could not register the backbone 'a/b'"):
+        backbones.register("a/b", backbone, {}, run)
 
 
 def test_the_client_sends_nothing_twice_by_itself():

@@ -202,13 +202,14 @@ def test_a_failure_is_stored_unless_the_work_was_done(tmp_path):
     done = Outcome(state="succeeded", checkpoint="checkpoints/a2/00000007")
     outcome.write_outcome(store, 2, done)
     assert outcome.settle_outcome(store, 2, FAILED) == done
-    assert outcome.settle_outcome(store, 2, None) == done
+    assert outcome.settle_outcome(store, 2, Outcome(state="paused")) == done
 
 
 def test_an_outcome_that_cannot_be_stored_is_the_last_that_is_said(tmp_path, monkeypatch, capfd):
     """The service looks at the end of Ray's log, and log lines that cannot be stored are told there as well."""
     (tmp_path / "attempts").write_bytes(b"in the way")
-    monkeypatch.setattr("trainer.attempt.workers.run_attempt", lambda *_: FAILED)
+    monkeypatch.setattr("trainer.attempt.workers.join_cluster", lambda: None)
+    monkeypatch.setattr("trainer.kinds.pretrain.run", lambda *_: FAILED)
     spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
     request = AttemptRequest(
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
@@ -227,13 +228,14 @@ def test_an_outcome_that_cannot_be_stored_is_the_last_that_is_said(tmp_path, mon
 
 DRIVER = """
 import sys, time
-from trainer import main, ray_train
+from trainer import main
+from trainer.attempt import workers
 
-def run_attempt(*_):
+def join_cluster():
     print("running", flush=True)
     time.sleep(60)
 
-ray_train.run_attempt = run_attempt
+workers.join_cluster = join_cluster
 sys.exit(main.main())
 """
 

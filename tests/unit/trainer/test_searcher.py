@@ -22,8 +22,9 @@ from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
 from trainer.search import study
-from trainer.search.reporting import TrialOf
-from trainer.search.run import REQUEST, TRIAL, StudySearch, make_scheduler
+from trainer.search.schedulers import make_scheduler
+from trainer.search.searcher import StudySearch
+from trainer.search.trial import REQUEST, TRIAL, TrialContext
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
@@ -45,22 +46,19 @@ SPEC = {
 }
 
 
-class FakeTracker:
+class FakeRuns:
     """MLflow as far as a searcher needs it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.ended, self.attempt = root, {}, 1
+        self.root, self.ended = root, {}
 
-    def trial_run(self, number, name, params):  # noqa: ARG002 - the tracker's form
+    def open(self, number, name, params):  # noqa: ARG002 - the signature of `TrialRuns`
         folder = self.root / f"trial-{number}"
         folder.mkdir(exist_ok=True)
         return f"run-{number}", str(folder)
 
-    def end_trial_run(self, run_id, status):
+    def end(self, run_id, status):
         self.ended[run_id] = status
-
-    def tags(self):
-        return {names.TAG_ATTEMPT: str(self.attempt)}
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class Bench:
     """Searchers over one study, and trials that do what a test says."""
 
     def __init__(self, root: Path, url: str, job_id: str = "job-s") -> None:
-        self.root, self.url, self.job_id, self.tracker = root, url, job_id, FakeTracker(root)
-        self.line = SimpleNamespace(orders=None, look=self.told)
+        self.root, self.url, self.job_id, self.runs = root, url, job_id, FakeRuns(root)
+        self.channel = SimpleNamespace(orders=None, read_command_patiently=self.told)
         self.wanted = None
         self.attempts = 0
 
@@ -89,7 +87,6 @@ class Bench:
     def search(self, **parts) -> StudySearch:
         """The next attempt's."""
         self.attempts += 1
-        self.tracker.attempt = self.attempts
         spec = SearchSpec.parse(SPEC | parts)
         request = AttemptRequest(
             job_id=self.job_id,
@@ -99,7 +96,9 @@ class Bench:
             artifact_uri=str(self.root),
             spec=spec,
         )
-        return StudySearch(request, spec, self.tracker, self.line, SimpleNamespace(wanted=lambda: self.wanted))
+        return StudySearch(
+            request, spec, self.runs, self.channel, SimpleNamespace(requested_action=lambda: self.wanted)
+        )
 
     def study(self):
         """As others see it."""
@@ -121,7 +120,7 @@ class Bench:
 
     @staticmethod
     def number(config) -> int:
-        return TrialOf.model_validate_json(config[TRIAL]).number
+        return TrialContext.model_validate_json(config[TRIAL]).number
 
     @staticmethod
     def leave(config, state="succeeded", reason=None, message=""):
@@ -162,7 +161,7 @@ def test_trials_are_handed_out_as_many_at_a_time_as_the_orders_say(bench):
     assert search.suggest("a")
     assert search.suggest("b")
     assert search.suggest("c") is None
-    bench.line.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
     assert search.suggest("c")
     assert search.suggest("d") is None
 
@@ -176,7 +175,7 @@ def test_a_search_ends_when_its_budget_is_done(bench):
     assert bench.states() == ["COMPLETE"] * 6
     assert search.outcome() == Outcome(state="succeeded")
     assert [trial.value for trial in bench.trials()] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    assert set(bench.tracker.ended.values()) == {"FINISHED"}
+    assert set(bench.runs.ended.values()) == {"FINISHED"}
 
 
 @on_both
@@ -274,7 +273,7 @@ def test_a_trial_that_is_tried_again_takes_no_other_trials_place(bench):
 def test_a_drained_search_finishes_what_runs_and_starts_nothing(bench):
     search = bench.search()
     config = search.suggest("a")
-    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, draining=True)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, draining=True)
     assert search.suggest("b") is None
     complete(bench, search, "a", config, 0.5)
     assert search.suggest("b") == Searcher.FINISHED
@@ -283,16 +282,16 @@ def test_a_drained_search_finishes_what_runs_and_starts_nothing(bench):
 def test_after_its_hours_no_trial_begins(bench):
     search = bench.search(budget={"trials": 6, "concurrency": 2, "max_hours": 1})
     assert search.suggest("a")
-    search._since -= 3601
+    search._started_at -= 3601
     assert search.suggest("b") is None
 
 
 def test_the_time_spent_is_that_of_all_attempts(bench):
     first = bench.search()
-    first._since -= 100
-    first._noted -= 100
+    first._started_at -= 100
+    first._stored_at -= 100
     first.suggest("a")
-    assert bench.search().seconds() >= 100
+    assert bench.search().elapsed_seconds() >= 100
 
 
 # --- every end --------------------------------------------------------------------------------------------------------
@@ -302,7 +301,7 @@ def test_a_trial_that_the_scheduler_stopped_is_pruned_with_its_last_value(bench)
     search = bench.search()
     search.suggest("a")
     search.on_trial_result("a", evaluation(1, 0.3))
-    search.live["a"].stopped = "Stopped by asha"
+    search.running["a"].stop_reason = "Stopped by asha"
     search.on_trial_complete("a", evaluation(2, 0.2))
     (trial,) = bench.trials()
     assert (trial.state, trial.intermediate_values) == (TrialState.PRUNED, {1: 0.3, 2: 0.2})
@@ -317,7 +316,7 @@ def test_a_trial_with_an_error_of_its_own_has_failed_with_its_reason(bench):
     (trial,) = bench.trials()
     assert trial.state is TrialState.FAIL
     assert trial.user_attrs[names.TRIAL_REASON] == Reason.LOSS_NOT_FINITE
-    assert bench.tracker.ended == {"run-0": "FAILED"}
+    assert bench.runs.ended == {"run-0": "FAILED"}
 
 
 def test_a_trial_whose_process_was_killed_goes_on_as_often_as_it_may(bench):
@@ -350,7 +349,7 @@ def test_a_trial_that_was_stopped_by_hand_is_pruned_and_the_others_go_on(bench):
     search = bench.search()
     config = search.suggest("a")
     search.on_trial_result("a", evaluation(1, 0.3))
-    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
     bench.leave(config, "cancelled")
     search.on_trial_complete("a", evaluation(1, 0.3))
     (trial,) = bench.trials()
@@ -364,7 +363,7 @@ def test_a_trial_that_left_before_it_measured_anything_is_pruned_without_a_value
     scheduler = make_scheduler(SearchSpec.parse(SPEC), search)
     config, trial = search.suggest("t"), Named("t")
     scheduler.on_trial_add(None, trial)
-    bench.line.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,))
     bench.leave(config, "cancelled")
     assert scheduler.on_trial_result(None, trial, {"done": True}) == TrialScheduler.CONTINUE
     search.on_trial_result("t", {"done": True})
@@ -433,7 +432,7 @@ def test_nothing_of_the_database_is_in_what_ray_tune_stores(bench):
 
 def test_a_sampler_that_begins_again_does_not_draw_the_same(bench):
     first = bench.search().suggest("a")
-    bench.line.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=3, max_failed=1)
     search = bench.search()
     search.suggest("a")
     new = search.suggest("b")
@@ -560,7 +559,7 @@ def test_asha_decides_by_its_rule_also_after_a_new_beginning(bench, seed, restar
     random = Random(seed)
     curves = {number: [random.random() for _ in range(9)] for number in range(12)}
     spec = SearchSpec.parse(SPEC | {"budget": {"trials": 12, "concurrency": 12}})
-    bench.line.orders = SearchOrders(trials=12, concurrency=12, max_failed=1)
+    bench.channel.orders = SearchOrders(trials=12, concurrency=12, max_failed=1)
     search = bench.search(budget={"trials": 12, "concurrency": 12})
     scheduler = make_scheduler(spec, search)
     alive = _begin(search, scheduler, 12)
@@ -603,7 +602,7 @@ def _begin(search, scheduler, count):
 
 def test_median_stops_what_is_worse_than_the_median_of_the_others(bench):
     spec = SearchSpec.parse(SPEC | {"scheduler": {"name": "median"}})
-    bench.line.orders = SearchOrders(trials=6, concurrency=6, max_failed=1)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=6, max_failed=1)
     search = bench.search(scheduler={"name": "median"})
     scheduler = make_scheduler(spec, search)
     alive = _begin(search, scheduler, 5)
@@ -613,7 +612,7 @@ def test_median_stops_what_is_worse_than_the_median_of_the_others(bench):
         decisions.append(scheduler.on_trial_result(None, trial, evaluation(2, value)))
         search.on_trial_result(trial.trial_id, evaluation(2, value))
     assert decisions == [TrialScheduler.CONTINUE] * 4 + [TrialScheduler.STOP]
-    assert "median" in search.live["t4"].stopped
+    assert "median" in search.running["t4"].stop_reason
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "qmc", "cmaes", "gp"])

@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from trainer.agreement import Agreement
 from trainer.attempt import logs
-from trainer.attempt.control import Control
+from trainer.attempt.commands import CommandListener
 from trainer.attempt.logs import LogWriter, start_logging, stop_logging
 from trainer.errors import StorageError
 from trainer.logger import logger
@@ -21,7 +21,7 @@ from trainer.protocol.request import AttemptRequest
 from trainer.spec.dataset import DIGITS
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
-from trainer.tracking.tracker import Tracker
+from trainer.tracking.channels import RunChannel
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:
@@ -31,7 +31,7 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
-class FakeLine:
+class FakeChannel:
     """A run's tags: the command to read, what was acknowledged, and how often the attempt showed life."""
 
     def __init__(self) -> None:
@@ -63,111 +63,111 @@ class FakeLine:
 
 
 @pytest.fixture
-def line(monkeypatch):
-    monkeypatch.setattr("trainer.attempt.control.POLL_SECONDS", 0.005)
-    monkeypatch.setattr("trainer.attempt.control.HEARTBEAT_SECONDS", 0.0)
-    return FakeLine()
+def channel(monkeypatch):
+    monkeypatch.setattr("trainer.attempt.commands.POLL_SECONDS", 0.005)
+    monkeypatch.setattr("trainer.attempt.commands.HEARTBEAT_SECONDS", 0.0)
+    return FakeChannel()
 
 
 @pytest.fixture
-def control(line):
-    control = Control(line, attempt=3)
-    control.start()
-    yield control
-    control.stop()
+def listener(channel):
+    listener = CommandListener(channel, attempt=3)
+    listener.start()
+    yield listener
+    listener.stop()
 
 
 def command(generation: int, action: str = "pause", attempt: int = 3) -> Command:
     return Command(attempt=attempt, generation=generation, action=action)
 
 
-def test_a_command_is_heard_and_acknowledged_once(line, control):
-    assert control.wanted() is None
-    line.command = command(1)
-    wait_for(lambda: line.acknowledged)
-    assert control.wanted() == "pause"
-    line.read_twice_more()
-    assert line.acknowledged == [command(1)]
+def test_a_command_is_heard_and_acknowledged_once(channel, listener):
+    assert listener.requested_action() is None
+    channel.command = command(1)
+    wait_for(lambda: channel.acknowledged)
+    assert listener.requested_action() == "pause"
+    channel.read_twice_more()
+    assert channel.acknowledged == [command(1)]
 
 
-def test_a_newer_command_takes_an_older_one_s_place_and_never_the_other_way_round(line, control):
-    line.command = command(2, "pause")
-    wait_for(lambda: control.wanted() == "pause")
-    line.command = command(3, "cancel")
-    wait_for(lambda: control.wanted() == "cancel")
-    line.command = command(2, "pause")
-    line.read_twice_more()
-    assert control.wanted() == "cancel"
-    assert [seen.generation for seen in line.acknowledged] == [2, 3]
+def test_a_newer_command_takes_an_older_one_s_place_and_never_the_other_way_round(channel, listener):
+    channel.command = command(2, "pause")
+    wait_for(lambda: listener.requested_action() == "pause")
+    channel.command = command(3, "cancel")
+    wait_for(lambda: listener.requested_action() == "cancel")
+    channel.command = command(2, "pause")
+    channel.read_twice_more()
+    assert listener.requested_action() == "cancel"
+    assert [seen.generation for seen in channel.acknowledged] == [2, 3]
 
 
 @pytest.mark.parametrize("attempt", [2, 4])
-def test_commands_to_other_attempts_are_passed_over(line, control, attempt):
-    line.command = command(9, "cancel", attempt)
-    line.read_twice_more()
-    assert control.wanted() is None
-    assert line.acknowledged == []
+def test_commands_to_other_attempts_are_passed_over(channel, listener, attempt):
+    channel.command = command(9, "cancel", attempt)
+    channel.read_twice_more()
+    assert listener.requested_action() is None
+    assert channel.acknowledged == []
 
 
-@pytest.mark.usefixtures("control")
-def test_life_is_shown_at_the_start_and_again_and_again(line):
-    assert line.beats >= 1
-    before = line.beats
-    wait_for(lambda: line.beats >= before + 3)
+@pytest.mark.usefixtures("listener")
+def test_life_is_shown_at_the_start_and_again_and_again(channel):
+    assert channel.beats >= 1
+    before = channel.beats
+    wait_for(lambda: channel.beats >= before + 3)
 
 
-def test_heartbeats_come_less_often_than_polls(line, monkeypatch):
-    monkeypatch.setattr("trainer.attempt.control.HEARTBEAT_SECONDS", 3600.0)
-    control = Control(line, attempt=3)
-    control.start()
-    line.read_twice_more()
-    line.read_twice_more()
-    control.stop()
-    assert line.beats == 1
+def test_heartbeats_come_less_often_than_polls(channel, monkeypatch):
+    monkeypatch.setattr("trainer.attempt.commands.HEARTBEAT_SECONDS", 3600.0)
+    listener = CommandListener(channel, attempt=3)
+    listener.start()
+    channel.read_twice_more()
+    channel.read_twice_more()
+    listener.stop()
+    assert channel.beats == 1
 
 
-def test_a_failing_line_is_told_once_and_survived(line, control, caplog):
-    line.broken = {"read", "heartbeat"}
-    line.read_twice_more()
-    line.read_twice_more()
+def test_a_failing_line_is_told_once_and_survived(channel, listener, caplog):
+    channel.broken = {"read", "heartbeat"}
+    channel.read_twice_more()
+    channel.read_twice_more()
     assert caplog.text.count("MLflow cannot be reached") == 1
-    line.broken = set()
-    line.command = command(1, "cancel")
-    wait_for(lambda: control.wanted() == "cancel")
-    line.broken = {"heartbeat"}
+    channel.broken = set()
+    channel.command = command(1, "cancel")
+    wait_for(lambda: listener.requested_action() == "cancel")
+    channel.broken = {"heartbeat"}
     wait_for(lambda: caplog.text.count("MLflow cannot be reached") == 2)
 
 
-def test_an_acknowledgement_that_fails_is_sent_again_and_the_command_obeyed_meanwhile(line, control):
-    line.broken = {"acknowledge"}
-    line.command = command(1, "cancel")
-    wait_for(lambda: control.wanted() == "cancel")
-    line.read_twice_more()
-    assert line.acknowledged == []
-    line.broken = set()
-    wait_for(lambda: line.acknowledged == [command(1, "cancel")])
-    line.read_twice_more()
-    assert len(line.acknowledged) == 1
+def test_an_acknowledgement_that_fails_is_sent_again_and_the_command_obeyed_meanwhile(channel, listener):
+    channel.broken = {"acknowledge"}
+    channel.command = command(1, "cancel")
+    wait_for(lambda: listener.requested_action() == "cancel")
+    channel.read_twice_more()
+    assert channel.acknowledged == []
+    channel.broken = set()
+    wait_for(lambda: channel.acknowledged == [command(1, "cancel")])
+    channel.read_twice_more()
+    assert len(channel.acknowledged) == 1
 
 
-def test_after_stop_nothing_more_is_sent(line):
-    control = Control(line, attempt=3)
-    control.start()
-    line.read_twice_more()
-    control.stop()
-    reads, beats = line.reads, line.beats
-    line.command = command(1)
-    assert not [thread for thread in logs.threading.enumerate() if thread.name == "control"]
-    assert (line.reads, line.beats, control.wanted()) == (reads, beats, None)
+def test_after_stop_nothing_more_is_sent(channel):
+    listener = CommandListener(channel, attempt=3)
+    listener.start()
+    channel.read_twice_more()
+    listener.stop()
+    reads, beats = channel.reads, channel.beats
+    channel.command = command(1)
+    assert not [thread for thread in logs.threading.enumerate() if thread.name == "commands"]
+    assert (channel.reads, channel.beats, listener.requested_action()) == (reads, beats, None)
 
 
-def test_a_line_that_is_down_at_the_start_is_survived(line):
-    line.broken = {"heartbeat", "read"}
-    control = Control(line, attempt=3)
-    control.start()
-    line.broken, line.command = set(), command(1)
-    wait_for(lambda: line.beats and control.wanted() == "pause")
-    control.stop()
+def test_a_line_that_is_down_at_the_start_is_survived(channel):
+    channel.broken = {"heartbeat", "read"}
+    listener = CommandListener(channel, attempt=3)
+    listener.start()
+    channel.broken, channel.command = set(), command(1)
+    wait_for(lambda: channel.beats and listener.requested_action() == "pause")
+    listener.stop()
 
 
 def test_one_worker_agrees_with_itself():
@@ -365,12 +365,11 @@ def test_a_later_attempt_means_that_this_one_leaves(tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = MlflowClient(uri)
     run = client.create_run(client.create_experiment("fence", str(tmp_path / "artifacts"))).info.run_id
-    tracker = Tracker(uri, run, "job-1", 2)
+    channel = RunChannel(uri, run, 2)
     client.set_tag(run, names.TAG_ATTEMPT, "2")
-    assert tracker.read_command() is None
+    assert channel.read_command() is None
     client.set_tag(run, names.TAG_ATTEMPT, "3")
-    control = Control(tracker, 2)
-    control.start()
-    assert control.wanted() == "cancel"
-    control.stop()
-    tracker.close()
+    listener = CommandListener(channel, 2)
+    listener.start()
+    assert listener.requested_action() == "cancel"
+    listener.stop()

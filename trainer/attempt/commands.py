@@ -1,0 +1,74 @@
+"""How an attempt hears commands and shows that it is alive. Without torch: the driver of a search listens too."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from typing import Protocol
+
+from trainer.logger import logger
+from trainer.protocol.command import Action, Command
+
+POLL_SECONDS = 2.0
+HEARTBEAT_SECONDS = 5.0
+
+
+class CommandChannel(Protocol):
+    """The attempt's channel to the service: tags and metrics of its MLflow run."""
+
+    def read_command(self) -> Command | None: ...
+
+    def acknowledge(self, command: Command) -> None: ...
+
+    def heartbeat(self) -> None: ...
+
+
+class CommandListener:
+    """Polls for commands and sends heartbeats from a thread of its own; rank 0 only."""
+
+    def __init__(self, channel: CommandChannel, attempt: int) -> None:
+        self._channel, self._attempt = channel, attempt
+        self._action: Action | None = None
+        self._generation = 0
+        self._last_heartbeat, self._down = -math.inf, False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="commands", daemon=True)
+
+    def start(self) -> None:
+        self._poll()  # a command may have been sent before the attempt could listen
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join(timeout=60)
+
+    def requested_action(self) -> Action | None:
+        """What the service wants this attempt to do now."""
+        return self._action
+
+    def _run(self) -> None:
+        while not self._ended.wait(POLL_SECONDS):
+            self._poll()
+
+    def _poll(self) -> None:
+        """Read the command, and send a heartbeat if one is due."""
+        try:
+            self._read_command()
+            if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
+                self._channel.heartbeat()
+                self._last_heartbeat = time.monotonic()
+            self._down = False
+        except Exception as error:  # noqa: BLE001 - training goes on without the channel, whatever its error
+            if not self._down:
+                logger.warning("MLflow cannot be reached; commands and heartbeat wait for it: %s", error)
+            self._down = True
+
+    def _read_command(self) -> None:
+        command = self._channel.read_command()
+        if command is None or command.attempt != self._attempt or command.generation <= self._generation:
+            return
+        self._action = command.action
+        self._channel.acknowledge(command)  # if this fails, the next poll reads the command again
+        self._generation = command.generation
+        logger.info("Received the command to %s; stopping at the next step", command.action)

@@ -1,0 +1,105 @@
+"""Registering a checkpoint as a version of a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer.export.card import Facts, Lineage
+from trainer.export.version import code_version, write_version
+from trainer.logger import logger
+from trainer.protocol import names
+from trainer.protocol.command import Action
+from trainer.spec import metric_keys
+from trainer.spec.export import ExportSpec
+from trainer.storage import Store
+from trainer.temporary import temporary_folder
+from trainer.tracking.history import History, HistoryReader
+from trainer.tracking.registry import BackboneRegistry
+from trainer.training.checkpoint import Committed
+from trainer.training.state import StoredState, read_parts
+
+CURVES = (
+    metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY, metric_keys.LEARNING_RATE,
+    metric_keys.TEACHER_MOMENTUM, metric_keys.GRAD_NORM,
+)  # fmt: skip
+"""Training curves that a version shows, beside those of all evaluations."""
+
+
+@dataclass(frozen=True)
+class KeptCheckpoint:
+    """A checkpoint, and the run it belongs to."""
+
+    job_id: str
+    """The pretraining job."""
+    run_id: str
+    store: Store
+    """The run's artifact folder."""
+    checkpoint: Committed
+
+
+def register_checkpoint(
+    kept: KeptCheckpoint,
+    name: str,
+    export: ExportSpec,
+    registered_by: str,
+    registry: BackboneRegistry,
+    histories: HistoryReader,
+    requested_action: Callable[[], Action | None] = lambda: None,
+) -> Action | None:
+    """Register a checkpoint under ``name`` for the job ``registered_by``; doing it twice keeps one version.
+
+    Returns the command that was obeyed before anything was registered, if there was one.
+    """
+    stored = read_parts(kept.store, kept.checkpoint, (export.network,))
+    history = histories.read(kept.run_id, (*CURVES, *stored.metadata.metrics), stored.metadata.step)
+    with temporary_folder() as directory:
+        facts = _facts(kept, name, export, registered_by, stored, history)
+        tags = write_version(directory, facts, stored.tensors[export.network])
+        action = requested_action()
+        if action:
+            return action
+        number = registry.register(name, directory, tags, kept.run_id)
+    logger.info("Registered version %d of the backbone %s from %s", number, name, kept.checkpoint.folder)
+    return None
+
+
+def _facts(
+    kept: KeptCheckpoint, name: str, export: ExportSpec, registered_by: str, stored: StoredState, history: History
+) -> Facts:
+    """What the checkpoint and its run say of the version."""
+    spec, state = stored.spec, stored.metadata
+    steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
+    # A run without its total, which is logged before the first checkpoint, can only be at its end.
+    per_epoch = int(steps) / spec.optimization.epochs if steps else state.step / spec.optimization.epochs
+    evaluated = [points[-1][0] for key, points in history.curves.items() if key in state.metrics]
+    return Facts(
+        name=name,
+        spec=spec,
+        export=export,
+        lineage=Lineage(
+            job_id=kept.job_id,
+            registered_by=registered_by,
+            run_id=kept.run_id,
+            attempt=kept.checkpoint.manifest.attempt,
+            checkpoint=kept.checkpoint.folder,
+            code_version=code_version(),
+        ),
+        dataset_fingerprint=state.dataset_fingerprint,
+        dataset_images=int(images) if images else None,
+        mean=state.mean,
+        std=state.std,
+        step=state.step,
+        epochs=round(state.step / per_epoch, 3),
+        evaluation=state.metrics,
+        evaluation_step=max(evaluated, default=None),
+        curves={key: [(step / per_epoch, value) for step, value in points] for key, points in history.curves.items()},
+        reconstructions=_reconstructions(kept.store, state.step),
+    )
+
+
+def _reconstructions(store: Store, step: int) -> bytes | None:
+    """The run's newest picture of reconstructions up to a step; None if there is none."""
+    limit = names.picture_file(step)
+    pictures = [name for name in store.names(names.IMAGES) if f"{names.IMAGES}/{name}" <= limit]
+    return store.read(f"{names.IMAGES}/{pictures[-1]}") if pictures else None

@@ -1,0 +1,17 @@
+"""Jobs that search for the best values of a pretraining spec. Each trial is a pretraining run."""
+
+from __future__ import annotations
+
+from trainer.kinds.pretrain import train
+from trainer.protocol.outcome import Outcome
+from trainer.protocol.request import AttemptRequest
+from trainer.search.run import run_search
+from trainer.spec.search import SearchSpec
+from trainer.storage import Store
+
+
+def run(request: AttemptRequest, store: Store) -> Outcome:  # noqa: ARG001 - the signature of every kind
+    spec = request.spec
+    if not isinstance(spec, SearchSpec):
+        raise TypeError(f"a search with a spec of kind {spec.kind}")
+    return run_search(request, spec, train)

@@ -1,0 +1,160 @@
+"""What one trial's process does: the same work as a job's worker, with each evaluation reported to the search."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from trainer.attempt.commands import CommandListener
+from trainer.attempt.evidence import reason_of
+from trainer.attempt.outcome import settle_outcome
+from trainer.attempt.worker import Connection, Work, run_worker
+from trainer.attempt.workers import run_workers
+from trainer.errors import DataError
+from trainer.logger import logger
+from trainer.protocol import names
+from trainer.protocol.message import Message
+from trainer.protocol.outcome import Outcome
+from trainer.protocol.request import AttemptRequest
+from trainer.spec import metric_keys
+from trainer.spec.job import JobSpec
+from trainer.spec.plan import resources_of
+from trainer.storage import Store
+
+if TYPE_CHECKING:
+    from trainer.tracking.recorder import RunRecorder
+
+REQUEST, TRIAL = "request", "trial"
+"""Keys of a trial's configuration in Ray Tune: JSON of an `AttemptRequest` and of a `TrialContext`."""
+STOP_SECONDS: Final = "60"
+"""How long a trial that is stopped at a report has to clean up before its process is killed."""
+
+Report = Callable[[Mapping[str, float]], None]
+"""Takes an evaluation and its epoch; raises `SystemExit` if the trial is to end there."""
+
+
+class TrialFailed(Exception):
+    """A trial has failed and stored its outcome; raised so that Ray Tune knows."""
+
+
+class TrialContext(Message):
+    """The search that a trial belongs to."""
+
+    run_id: str
+    """The search's MLflow run."""
+    attempt: int
+    """The search's attempt."""
+    number: int
+    """The trial's number."""
+    metrics: tuple[str, ...]
+    """The objectives."""
+    epochs: int
+    """The trial's full length."""
+
+
+def run_trial(config: Mapping[str, str], work: Work) -> None:
+    """Run one trial, in a process that may have run others; it leaves an outcome as a job's attempt does.
+
+    A single worker runs in this very process; several workers have processes of their own.
+    """
+    # Imported here: workers in processes of their own share this module and do without Ray Tune.
+    from ray import tune  # noqa: PLC0415
+    from ray.train._internal.session import get_session  # noqa: PLC0415
+
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = STOP_SECONDS  # read in this process after this function returns
+    request = AttemptRequest.model_validate_json(config[REQUEST])
+    context = TrialContext.model_validate_json(config[TRIAL])
+    store, failure = Store(request.artifact_uri), None
+    _release_memory()
+    try:
+        if runs_in_process(request.spec):
+            report = partial(_report_here, tune.report)
+            run_worker(request, 0, 1, work, partial(connect_trial, context=context, report=report))
+        else:
+            session: Any = get_session()
+            queue = session._get_or_create_inter_actor_queue()  # noqa: SLF001 - as Ray's own callback does
+            connect = partial(connect_trial, context=context, report=queue.put)
+            outcome = run_workers(request, store, work, connect, nested=True)
+            failure = outcome if outcome.state == "failed" else None
+    except Exception as error:  # noqa: BLE001 - the outcome must report any error
+        reason, message = reason_of(error, f"trial {context.number}", store.uri)
+        failure = Outcome(state="failed", reason=reason, message=message)
+    if failure:
+        settle_outcome(store, request.attempt, failure)
+        raise TrialFailed(failure.message)
+
+
+def runs_in_process(spec: JobSpec) -> bool:
+    """Whether a trial has one worker, which then runs in the trial's own process."""
+    return int(resources_of(spec).workers) == 1
+
+
+def _release_memory() -> None:
+    """Free what the previous trial has left in this process, on the GPU too."""
+    gc.collect()
+    if "torch" in sys.modules and not gc.get_freeze_count():
+        gc.freeze()  # this is not the first trial: torch and the like stay, so later collections can skip them
+
+
+def _report_here(tune_report: Callable[[dict[str, Any]], None], metrics: Mapping[str, float]) -> None:
+    """Report to Ray Tune from a trial's own process."""
+    try:
+        tune_report(dict(metrics))
+    except SystemExit:
+        logger.info("The scheduler stops this trial here: other trials do better")
+        raise
+
+
+def connect_trial(request: AttemptRequest, context: TrialContext, report: Report) -> Connection:
+    """A trial's connection: it records in its own run, and obeys its search's commands."""
+    # Imported here: MLflow takes three seconds, and only rank 0 needs it.
+    from trainer.tracking.channels import TrialChannel  # noqa: PLC0415
+    from trainer.tracking.recorder import RunRecorder  # noqa: PLC0415
+
+    recorder = RunRecorder(request.tracking_uri, request.run_id, request.attempt)
+    channel = TrialChannel(request.tracking_uri, context.run_id, context.attempt, context.number)
+    return Connection(TrialRecorder(recorder, context, report), CommandListener(channel, context.attempt))
+
+
+class TrialRecorder:
+    """A recorder that also reports each evaluation, with the newest value of every metric and the epoch."""
+
+    def __init__(self, recorder: RunRecorder, context: TrialContext, report: Report) -> None:
+        self._recorder, self._context, self._report = recorder, context, report
+        self._newest: dict[str, float] = {}
+        self._total_steps = 0
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises `DataError` if an evaluation does not measure an objective, `SystemExit` if the trial is to end."""
+        self._recorder.log(step, metrics)
+        self._newest |= metrics
+        if step == 0 or metric_keys.RECONSTRUCTION_RATIO not in metrics:
+            return
+        missing = [metric for metric in self._context.metrics if metric not in self._newest]
+        if missing:
+            raise DataError(
+                f"objective.metric: {missing[0]} cannot be measured, because the dataset has no labels: "
+                f"use {metric_keys.RECONSTRUCTION_RATIO}, or give base.evaluation.dataset a dataset with labels"
+            )
+        self._recorder.try_to_send()  # so that the run in MLflow is not behind what the search knows
+        epoch = step * self._context.epochs / self._total_steps
+        try:
+            self._report(self._newest | {metric_keys.EPOCH: epoch})
+        except SystemExit:
+            self._recorder.close()
+            raise
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        if names.TAG_STEPS in tags:
+            self._total_steps = int(tags[names.TAG_STEPS])
+        self._recorder.tag(tags)
+
+    def drain(self) -> None:
+        self._recorder.drain()
+
+    def close(self) -> None:
+        self._recorder.close()

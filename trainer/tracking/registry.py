@@ -1,0 +1,71 @@
+"""MLflow's model registry: a backbone's versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+from mlflow.tracking import MlflowClient
+
+from trainer.protocol.names import TAG_ATTEMPT, TAG_JOB
+from trainer.storage import Store
+from trainer.tracking.client import MLFLOW
+
+
+class BackboneRegistry:
+    """Registers one job's backbone."""
+
+    def __init__(self, tracking_uri: str, job_id: str, attempt: int, since_attempt: int = 1) -> None:
+        """Versions made by attempts before ``since_attempt`` do not count: the job began again from scratch."""
+        self._client = MlflowClient(tracking_uri)
+        self._job_id, self._attempt, self._since_attempt = job_id, attempt, since_attempt
+
+    def register(self, name: str, directory: Path, tags: Mapping[str, str], source_run: str) -> int:
+        """Make a local directory's files a version of the registered model ``name``; returns its number.
+
+        ``source_run`` is the run that trained it. A job has one version: if an earlier attempt has already made it,
+        that one is kept. Each step is retried for five minutes; raises `StorageError` if MLflow stays unreachable or
+        refuses.
+        """
+        action, client = f"register the backbone {name!r}", self._client
+        all_tags = dict(tags) | {TAG_JOB: self._job_id, TAG_ATTEMPT: str(self._attempt)}
+        MLFLOW.call(action, lambda: self._ensure_registered_model(name))
+        version = MLFLOW.call(action, lambda: self._find_version(name))
+        if version is not None:
+            return version
+        experiment = MLFLOW.call(action, lambda: client.get_run(source_run).info.experiment_id)
+        model = MLFLOW.call(
+            action,
+            lambda: client.create_logged_model(
+                experiment_id=experiment, name=name, source_run_id=source_run, tags=all_tags, model_type="backbone"
+            ),
+        )
+        # Uploaded through our own store, for its retries and errors; MLflow's uploader has others.
+        Store(model.artifact_location).upload(directory, "")
+        MLFLOW.call(action, lambda: client.finalize_logged_model(model.model_id, "READY"))
+
+        def find_or_create_version() -> int:
+            """Look first: if only the answer to the creation was lost, the version is there."""
+            existing = self._find_version(name)
+            if existing is not None:
+                return existing
+            source = f"models:/{model.model_id}"
+            created = client.create_model_version(name, source, source_run, tags=all_tags, model_id=model.model_id)
+            return int(created.version)
+
+        return MLFLOW.call(action, find_or_create_version)
+
+    def _ensure_registered_model(self, name: str) -> None:
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+                raise
+
+    def _find_version(self, name: str) -> int | None:
+        """The job's version of a registered model, made since the job last began from scratch."""
+        versions = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
+        numbers = [int(each.version) for each in versions if int(each.tags[TAG_ATTEMPT]) >= self._since_attempt]
+        return max(numbers, default=None)
