@@ -82,6 +82,29 @@ def postgres() -> Iterator[PostgresServer]:
         yield server
 
 
+class Pauses:
+    """A clock for `trainer.patience`: pauses pass at once, and what was away may come back in one."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.mend: Callable[[], object] = lambda: None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.mend()
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> Pauses:
+    """Nobody waits for what `trainer.patience` tries again."""
+    found = Pauses()
+    monkeypatch.setattr("trainer.patience.time", found)
+    return found
+
+
 @pytest.fixture
 def s3_proxy(s3: S3Server) -> Iterator[FaultProxy]:
     """Another way to the server, that fails as it is told."""

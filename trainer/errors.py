@@ -14,7 +14,7 @@ class TrainingError(Exception):
 
 
 class DataError(TrainingError):
-    """The images cannot be used as they are."""
+    """The images cannot be used as they are: they are damaged, too few or others than before."""
 
     reason = Reason.DATA_ERROR
 
@@ -32,6 +32,6 @@ class LossNotFinite(TrainingError):
 
 
 class StorageError(TrainingError):
-    """The artifact storage or MLflow refused, or could not be reached."""
+    """The artifact storage, MLflow or the files of a dataset could not be reached, or refused."""
 
     reason = Reason.STORAGE_ERROR

@@ -1,4 +1,4 @@
-"""Waiting for a server that is unreachable for a while."""
+"""Trying again while something is unreachable."""
 
 from __future__ import annotations
 
@@ -14,6 +14,38 @@ FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 10.0
 
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
+
+
+def retry(
+    attempt: Callable[[], T],
+    errors: type[E] | tuple[type[E], ...],
+    seconds: float,
+    failure: Callable[[E], StorageError],
+    passing: Callable[[E], bool] = lambda _: True,
+) -> T:
+    """The result of ``attempt``, which is repeated with growing pauses while it raises one of ``errors``.
+
+    Raises ``failure`` of the last error once it has kept failing for so many seconds since the first time, and at once
+    for an error that ``passing`` says will not go away. ``attempt`` must be safe to repeat.
+    """
+    deadline: float | None = None
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except errors as error:
+            failed = failure(error)
+            if not passing(error):
+                raise failed from error
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + seconds
+                logger.warning("Trying again for up to %.0f s: %s", seconds, failed)
+            if now + pause > deadline:
+                raise failed from error
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 class Dependency:
@@ -35,16 +67,10 @@ class Dependency:
         Temporary errors are retried for five minutes. Raises `StorageError` after that, and at once for any other
         error. ``action`` completes the sentence "MLflow could not …".
         """
-        deadline, pause, warned = time.monotonic() + PATIENCE_SECONDS, FIRST_PAUSE_SECONDS, False
-        while True:
-            try:
-                return request()
-            except self._errors as error:
-                text = self._describe(error)
-                if not self._is_temporary(error) or time.monotonic() + pause > deadline:
-                    raise StorageError(f"{self._name} could not {action}: {text}") from error
-                if not warned:
-                    logger.warning("%s could not %s; retrying: %s", self._name, action, text)
-                warned = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        return retry(
+            request,
+            self._errors,
+            PATIENCE_SECONDS,
+            failure=lambda error: StorageError(f"{self._name} could not {action}: {self._describe(error)}"),
+            passing=self._is_temporary,
+        )

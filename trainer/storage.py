@@ -87,7 +87,7 @@ def _pause_before_retry(
     since = request_dict["context"].setdefault("rcmae_failing_since", now)
     pause = min(LONGEST_PAUSE_SECONDS, 0.2 * 2.0 ** (attempts - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
     # s3fs's loop runs in another thread, and takes over the context of the one that asks.
-    if now + pause - since > (_patience.get() or PATIENCE_SECONDS):
+    if now + pause - since > patience_seconds():
         said = caught_exception or _error_of(response)
         raise NoAnswer(f"no good answer within {now - since:.0f} s; the last one: {said}") from caught_exception
     return pause
@@ -116,6 +116,11 @@ def patience(seconds: float) -> Iterator[None]:
         yield
     finally:
         _patience.reset(before)
+
+
+def patience_seconds() -> float:
+    """For how long what fails in passing is tried again here."""
+    return _patience.get() or PATIENCE_SECONDS
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:

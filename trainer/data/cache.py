@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from trainer.data.decode import JPEG_START, Raw, decode, decodes_whole
+from trainer.data.decode import JPEG_START, Raw, Unreadable, decode, decodes_whole
 from trainer.data.index import CHUNK, SAY_EVERY_S, Index
 from trainer.data.readers import Reader
 from trainer.data.sources import Files
@@ -38,6 +38,8 @@ LIMIT_VARIABLE: Final = "RCMAE_CACHE_BYTES"
 RAM_SHARE: Final = 0.25
 """Of the free memory that `auto` fills with decoded images."""
 STAGING_THREADS: Final = 8
+COPIED_BYTES: Final = 2**20
+"""Of a file on a mount, at a time."""
 
 
 def default_folder() -> Path:
@@ -74,16 +76,20 @@ class Cache:
 
     @contextlib.contextmanager
     def making(self, copy: Path) -> Iterator[None]:
-        """Have a copy to oneself, to look for it or to make it; then keep it as long as this process lives."""
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with _beside(copy, MAKING).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-            if copy.exists():
-                os.utime(copy)  # when it was last used
-                use = _beside(copy, IN_USE).open("ab")
-                fcntl.flock(use, fcntl.LOCK_SH)
-                _HELD.append(use)
+        """Have a copy to oneself, to look for it or to make it; then keep it as long as this process lives.
+
+        Raises `StorageError` for what this node's disk refuses meanwhile.
+        """
+        with told(str(copy)):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with _beside(copy, MAKING).open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+                if copy.exists():
+                    os.utime(copy)  # when it was last used
+                    use = _beside(copy, IN_USE).open("ab")
+                    fcntl.flock(use, fcntl.LOCK_SH)
+                    _HELD.append(use)
 
     def make_room(self, need: int) -> str | None:
         """Remove copies nobody uses until ``need`` bytes fit; else why they do not."""
@@ -158,7 +164,7 @@ def stage(files: Files, cache: Cache) -> Files | str:
     with cache.making(copy):
         journal = copy / "journal.jsonl"
         present = _verified(journal, paths, files.sizes)
-        missing = [number for number in range(len(paths)) if number not in present]
+        missing = [number for number in range(len(paths)) if number not in present and number not in files.dangling]
         if missing:
             reason = cache.make_room(sum(files.sizes[number] for number in missing))
             if reason:
@@ -215,12 +221,15 @@ def _copy(files: Files, paths: Sequence[str], missing: Sequence[int], journal: P
 
 def _copy_one(files: Files, number: int, target: Path) -> str:
     """Copy one file into place, whole or not at all; gives its sum."""
-    source, part = files.paths[number], _beside(target, PART)
-    place = files.place(number)
+    part, place = _beside(target, PART), files.place(number)
     target.parent.mkdir(parents=True, exist_ok=True)
-    fs, _ = open_filesystem(files.uri)
-    with told(place):
-        fs.get_file(source, str(part))
+    if files.remote:
+        fs, _ = open_filesystem(files.uri)
+        with told(place):
+            fs.get_file(files.paths[number], str(part))
+    else:
+        with told(str(part)), files.open_file(number) as original, part.open("wb") as fresh:
+            shutil.copyfileobj(original, fresh, COPIED_BYTES)
     came = part.stat().st_size
     if came != files.sizes[number]:
         raise StorageError(f"{place}: {came} bytes came where it has {files.sizes[number]}: has it been written again?")
@@ -283,12 +292,21 @@ def keep_decoded(
             if reason:
                 return reason
             logger.info("Decoding %d images into memory (%s)", len(index), _bytes(need))
-            _write_decoded(file, reader, channels, whole, offsets, threads)
+            _write_decoded(file, index, reader, channels, whole, offsets, threads)
     return DecodedReader(file, shapes, whole, offsets)
 
 
+_CHANGED: Final = "is not what it was when the index was made: put it back as it was, or retry from scratch"
+
+
 def _write_decoded(
-    file: Path, reader: Reader, channels: int, whole: NDArray[np.bool_], offsets: NDArray[np.int64], threads: int
+    file: Path,
+    index: Index,
+    reader: Reader,
+    channels: int,
+    whole: NDArray[np.bool_],
+    offsets: NDArray[np.int64],
+    threads: int,
 ) -> None:
     part, size = _beside(file, PART), max(1, int(offsets[-1]))
     with told(str(part)), part.open("wb") as reserved:
@@ -298,9 +316,12 @@ def _write_decoded(
     def write(first: int) -> None:
         rows = range(first, min(first + CHUNK, len(whole)))
         for row, raw in zip(rows, reader.fetch(rows), strict=True):
-            pixels = decode(raw, channels).reshape(-1) if whole[row] else np.frombuffer(raw, dtype=np.uint8)
+            try:
+                pixels = decode(raw, channels).reshape(-1) if whole[row] else np.frombuffer(raw, dtype=np.uint8)
+            except Unreadable as error:
+                raise DataError(f"{index.table.names[row]} {_CHANGED} ({error})") from error
             if len(pixels) != offsets[row + 1] - offsets[row]:
-                raise DataError(f"row {row} is not what it was when the index was made: retry from scratch")
+                raise DataError(f"{index.table.names[row]} {_CHANGED}")
             data[offsets[row] : offsets[row + 1]] = pixels
 
     with told(str(part)), ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:

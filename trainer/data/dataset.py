@@ -19,6 +19,7 @@ from trainer.logger import logger
 from trainer.protocol.names import TAG_DATASET, TAG_IMAGES
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.pretrain import PretrainSpec
+from trainer.storage import told
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class DatasetContext:
 def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingData:
     """Open the spec's dataset; every rank calls it. The first looks at every image once and tells the others.
 
-    Raises `DataError` where there is nothing to read, or too much that cannot be.
+    Raises `DataError` where there are no images or too many damaged ones, `StorageError` where files cannot be read.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
     images = open_images(spec.dataset, "dataset", channels, size, context)
@@ -121,11 +122,13 @@ def _staged(files: Files, dataset: DatasetSpec, field: str, context: DatasetCont
 def _index(files: Files, context: DatasetContext) -> Index:
     """The kept index of just these files, or a new one."""
     kept = context.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
-    if kept.is_file():
-        return Index.load(kept)
+    with told(str(kept)):
+        if kept.is_file():
+            return Index.load(kept)
     table = scan(files)
-    index = build_index(table, open_reader(files, table), files.uri, context.threads)
-    index.save(kept)
+    index = build_index(table, open_reader(files, table), files.uri, context.threads, files.dangling)
+    with told(str(kept)):
+        index.save(kept)
     return index
 
 

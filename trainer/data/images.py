@@ -30,7 +30,8 @@ Rows = Sequence[int] | NDArray[np.int64]
 class Images:
     """Readable images by row of the index. Safe from several threads; survives pickling.
 
-    Its methods raise `DataError` for an image that can no longer be read.
+    Its methods raise `DataError` for an image that can no longer be decoded, and `StorageError` for one whose bytes
+    cannot be read.
     """
 
     uri: str
@@ -48,8 +49,9 @@ class Images:
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """One image whole (H, W, C)."""
-        with self._readable([row]):
-            return decode(self.reader.fetch([row])[0], self.channels)
+        raw = self.reader.fetch([row])[0]
+        with self._decodable(row):
+            return decode(raw, self.channels)
 
     def crops(
         self, rows: Rows, boxes: NDArray[np.int64], mirrored: NDArray[np.bool_], size: tuple[int, int]
@@ -57,24 +59,21 @@ class Images:
         """Boxes (n, 4) of images, resized to ``size``, some mirrored: (n, C, height, width)."""
         out = np.empty((len(rows), self.channels, *size), dtype=np.uint8)
         heights, widths = self.index.heights[rows].tolist(), self.index.widths[rows].tolist()
-        with self._readable(rows):
-            raws = self.reader.fetch(rows)
+        raws = self.reader.fetch(rows)
         for i, (row, raw, box, flip) in enumerate(zip(rows, raws, boxes.tolist(), mirrored.tolist(), strict=True)):
-            with self._readable([int(row)]):
+            with self._decodable(int(row)):
                 crop = decode_crop(raw, self.channels, (heights[i], widths[i]), tuple(box), size, flip)
             cv2.split(crop, list(out[i]))  # into place, five times as fast as a transposing copy
         return out
 
     @contextmanager
-    def _readable(self, rows: Rows) -> Iterator[None]:
+    def _decodable(self, row: int) -> Iterator[None]:
         try:
             yield
-        except (Unreadable, OSError) as error:
-            names = ", ".join(str(self.index.table.names[row]) for row in rows[:1])
-            which = names if len(rows) == 1 else f"{names} or one of {len(rows) - 1} others"
+        except Unreadable as error:
             raise DataError(
-                f"{which} of {self.uri} could be read when the index was made and cannot now: {error}. "
-                "Put it back, or take it away and retry from scratch"
+                f"{self.index.table.names[row]} of {self.uri} could be decoded when the index was made and cannot now: "
+                f"{error}. Put it back as it was, or remove it and retry from scratch"
             ) from error
 
 

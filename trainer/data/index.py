@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.spec.plan import HELD_OUT_MAX, HELD_OUT_SHARE
 
-VERSION: Final = 2
+VERSION: Final = 3
+"""Up to 2, an index could call an image bad because it could not be read for a moment."""
 SPLIT_SEED: Final = 0
 """The held-out images do not follow the spec's seed: runs of other seeds are measured on the same ones."""
 CHUNK: Final = 32
@@ -120,14 +121,21 @@ class _Look(NamedTuple):
     """Why it cannot be read; empty where it can."""
 
 
-def build_index(table: Table, reader: Reader, uri: str, threads: int) -> Index:
-    """Decode every image once, in threads, to learn which can be read and how large they are."""
+_DANGLING: Final = _Look(0, 0, 0, False, b"", "a link to nowhere")
+
+
+def build_index(table: Table, reader: Reader, uri: str, threads: int, dangling: Collection[int] = frozenset()) -> Index:
+    """Decode every image once, in threads, to learn which are sound and how large they are.
+
+    ``dangling`` are the numbers of files that are links to nowhere. Raises what ``reader`` raises: an image that could
+    not be fetched is neither good nor bad.
+    """
     chunks = [np.arange(first, min(first + CHUNK, len(table))) for first in range(0, len(table), CHUNK)]
     looks: list[_Look] = []
     said = time.monotonic()
     with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
         try:
-            for part in pool.map(lambda rows: list(_look(reader, rows)), chunks):
+            for part in pool.map(lambda rows: _look(reader, table, rows, dangling), chunks):
                 looks += part
                 if time.monotonic() - said > SAY_EVERY_S:
                     said = time.monotonic()
@@ -163,25 +171,13 @@ def chosen(table: Table, rows: NDArray[np.int64]) -> Table:
     )
 
 
-def _look(reader: Reader, rows: NDArray[np.int64]) -> Iterator[_Look]:
-    try:
-        raws: Sequence[Raw | OSError] = reader.fetch(rows)
-    except OSError:  # one of them is not there: which?
-        raws = [_fetch_one(reader, row) for row in rows]
-    for raw in raws:
-        yield _look_at(raw)
+def _look(reader: Reader, table: Table, rows: NDArray[np.int64], dangling: Collection[int]) -> list[_Look]:
+    present = [int(row) for row in rows if int(table.file[row]) not in dangling]
+    looks = dict(zip(present, map(_look_at, reader.fetch(present)), strict=True))
+    return [looks.get(int(row), _DANGLING) for row in rows]
 
 
-def _fetch_one(reader: Reader, row: int) -> Raw | OSError:
-    try:
-        return reader.fetch([row])[0]
-    except OSError as error:
-        return error
-
-
-def _look_at(raw: Raw | OSError) -> _Look:
-    if isinstance(raw, OSError):
-        return _Look(0, 0, 0, False, b"", str(raw) or type(raw).__name__)
+def _look_at(raw: Raw) -> _Look:
     try:
         height, width, _ = decode(raw, raw.shape[2] if isinstance(raw, np.ndarray) else CHANNELS).shape
     except Unreadable as error:

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.decode import Raw
+from trainer.data.reading import read_patiently, reading_error
 from trainer.data.scan import Table, image_column
 from trainer.data.sources import Files
 from trainer.errors import DataError
-from trainer.storage import open_filesystem, told
+from trainer.storage import REMOTE_ERRORS, error_code, open_filesystem
 
 ROW_GROUP_BYTES: Final = 512 * 2**20
 """Row groups of Parquet files that a process keeps, by their images' bytes."""
@@ -33,18 +34,41 @@ class Reader(Protocol):
     def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
         """Encoded files, or pixels (H, W, C).
 
-        Raises `OSError` for one that is not there, `StorageError` where the storage cannot be reached.
+        Raises `StorageError` for one that cannot be read, and `DataError` for one in a file that is damaged or not as
+        long as it was.
         """
         ...
 
 
 def open_reader(files: Files, table: Table) -> Reader:
     """A reader of a scanned dataset; raises `DataError` where this node does not have its files."""
-    if not files.remote and not os.path.lexists(files.paths[0]):
+    present = (path for number, path in enumerate(files.paths) if number not in files.dangling)
+    first = None if files.remote else next(present, None)
+    if first is not None and not read_patiently(first, lambda: _exists(first)):
         raise DataError(
-            f"dataset.uri: {files.uri} is not on this node: mount it on every node, or put it on S3 ({files.paths[0]})"
+            f"dataset.uri: {files.uri} is not on this node: mount it on every node, or put it on S3 ({first})"
         )
     return ParquetReader(files, table) if files.kind == "parquet" else RangeReader(files, table)
+
+
+def _exists(path: str) -> bool:
+    """Unlike `os.path.exists`, raises where that cannot be found out."""
+    try:
+        os.stat(path)  # noqa: PTH116 - names may be no Unicode, a path is all that is needed
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+class _Descriptor:
+    """An open file, closed once nobody uses it any more: threads may still read from one that was replaced."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 class RangeReader:
@@ -53,7 +77,7 @@ class RangeReader:
     def __init__(self, files: Files, table: Table) -> None:
         self._files, self._table = files, table
         self._whole = files.kind == "folder"
-        self._open: dict[int, int] = {}
+        self._open: dict[int, _Descriptor] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,51 +92,61 @@ class RangeReader:
         return [self._read(int(row)) for row in rows]
 
     def _read(self, row: int) -> bytes:
-        number = int(self._table.file[row])
+        path = self._files.paths[self._table.file[row]]
         if self._whole:
-            return Path(self._files.paths[number]).read_bytes()
-        # Read, not mapped: a shard cut short under a mapping would end the process without a word.
-        length = int(self._table.second[row])
-        data = os.pread(self._descriptor(number), length, int(self._table.first[row]))
-        if len(data) != length:
-            raise OSError(f"{self._files.paths[number]} is shorter than it was")
-        return data
+            return read_patiently(path, Path(path).read_bytes)
+        return self._whole_length(row, read_patiently(path, lambda: self._read_range(row)))
 
-    def _descriptor(self, number: int) -> int:
+    def _read_range(self, row: int) -> bytes:
+        """Read, not mapped: a shard cut short under a mapping would end the process without a word."""
+        number = int(self._table.file[row])
+        descriptor = self._descriptor(number)
+        try:
+            return os.pread(descriptor.number, int(self._table.second[row]), int(self._table.first[row]))
+        except OSError:  # the handle may be stale: the next try opens the file anew
+            with self._lock:
+                if self._open.get(number) is descriptor:
+                    del self._open[number]
+            raise
+
+    def _descriptor(self, number: int) -> _Descriptor:
         with self._lock:
             if number not in self._open:
-                self._open[number] = os.open(self._files.paths[number], os.O_RDONLY | os.O_CLOEXEC)
+                self._open[number] = _Descriptor(self._files.paths[number])
             return self._open[number]
 
-    def __del__(self) -> None:
-        for descriptor in self._open.values():
-            os.close(descriptor)
-
     def _fetch_remote(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
-        table, paths = self._table, self._files.paths
-        wanted = [paths[table.file[row]] for row in rows]
-        starts = [int(table.first[row]) for row in rows]
-        ends = [start + int(table.second[row]) for start, row in zip(starts, rows, strict=True)]
+        table = self._table
+        filled = [int(row) for row in rows if table.second[row]]  # an empty file has no range to ask for
         fs, _ = open_filesystem(self._files.uri)
-        missing: FileNotFoundError | None = None
-        with told(self._files.place(int(self._table.file[rows[0]]))):
-            try:
-                # An empty file has no range to ask for.
-                filled = [i for i, (start, end) in enumerate(zip(starts, ends, strict=True)) if end > start]
-                parts = fs.cat_ranges(
-                    [wanted[i] for i in filled],
-                    [starts[i] for i in filled],
-                    [ends[i] for i in filled],
-                    on_error="raise",
-                )
-            except FileNotFoundError as error:
-                missing = error
-        if missing:
-            raise missing
-        found: list[Raw] = [b""] * len(wanted)
-        for place, part in zip(filled, parts, strict=True):
-            found[place] = part
-        return found
+        answers = fs.cat_ranges(
+            [self._files.paths[table.file[row]] for row in filled],
+            [int(table.first[row]) for row in filled],
+            [int(table.first[row] + table.second[row]) for row in filled],
+            on_error="return",
+        )
+        found = {
+            row: self._whole_length(row, self._data(row, answer)) for row, answer in zip(filled, answers, strict=True)
+        }
+        return [found.get(int(row), b"") for row in rows]
+
+    def _data(self, row: int, answer: bytes | BaseException) -> bytes:
+        """The bytes that S3 sent of an image, or the error that it ended with raised."""
+        if isinstance(answer, bytes):
+            return answer
+        if isinstance(answer, (OSError, *REMOTE_ERRORS)):
+            if error_code(answer) == "InvalidRange":  # the object ends before
+                return b""
+            raise reading_error(self._files.place(int(self._table.file[row])), answer) from answer
+        raise answer
+
+    def _whole_length(self, row: int, data: bytes) -> bytes:
+        if len(data) == self._table.second[row]:
+            return data
+        raise DataError(
+            f"{self._table.names[row]}: {self._files.place(int(self._table.file[row]))} is shorter than when it was "
+            "listed: put it back as it was, or retry from scratch"
+        )
 
 
 class ParquetReader:
@@ -155,15 +189,14 @@ class ParquetReader:
             return values
 
     def _load(self, number: int, group: int) -> pa.Array:
-        place = self._files.place(number)
-        with told(place):
-            try:
-                parquet = self._parquet(number)
-                name = image_column(parquet.schema_arrow)
-                nested = pa.types.is_struct(parquet.schema_arrow.field(name).type)
-                table = parquet.read_row_group(group, columns=[f"{name}.bytes" if nested else name])
-            except pa.ArrowException as error:
-                raise DataError(f"{place}: row group {group} is damaged: {error}; make the file anew") from error
+        try:
+            parquet = self._parquet(number)
+            name = image_column(parquet.schema_arrow)
+            nested = pa.types.is_struct(parquet.schema_arrow.field(name).type)
+            table = parquet.read_row_group(group, columns=[f"{name}.bytes" if nested else name])
+        except (pa.ArrowException, OSError) as error:
+            place = self._files.place(number)
+            raise DataError(f"{place}: row group {group} is damaged: {error}; make the file anew") from error
         values = table.column(0).combine_chunks()
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks)
@@ -171,12 +204,8 @@ class ParquetReader:
 
     def _parquet(self, number: int) -> pq.ParquetFile:
         if number not in self._parquets:
-            path = self._files.paths[number]
-            if self._files.remote:
-                fs, _ = open_filesystem(self._files.uri)
-                self._parquets[number] = pq.ParquetFile(fs.open(path, "rb", cache_type="none"))
-            else:
-                self._parquets[number] = pq.ParquetFile(path, memory_map=True)
+            # Not mapped either, for the same reason.
+            self._parquets[number] = pq.ParquetFile(self._files.open_file(number, cache_type="none"))
         return self._parquets[number]
 
 

@@ -7,18 +7,17 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from trainer.data.reading import DatasetFile
 from trainer.data.sources import IMAGE_SUFFIXES, Files, suffix_of
 from trainer.errors import DataError
-from trainer.storage import open_filesystem, told
 
 READ_AHEAD: Final = 4 * 2**20
 IMAGE_COLUMNS: Final = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
@@ -49,24 +48,15 @@ class Table:
 
 
 def scan(files: Files) -> Table:
-    """Find the images in a dataset's files; raises `DataError` for a damaged one, `StorageError` out of reach."""
+    """Find the images in a dataset's files; raises `DataError` for damaged ones, `StorageError` for unreadable ones."""
     table = {"folder": _scan_folder, "tar": _scan_tars, "parquet": _scan_parquet}[files.kind](files)
     if not len(table):
         raise DataError(f"dataset.uri: no images in the {len(files.names)} {files.kind} files of {files.uri}")
     return table
 
 
-@contextmanager
-def opened(files: Files, number: int) -> Iterator[IO[bytes]]:
-    """One of the dataset's files, to be read from front to back."""
-    path = files.paths[number]
-    if not files.remote:
-        with open(path, "rb") as file:  # noqa: PTH123 - names may be no Unicode, and a path is all that is needed
-            yield file
-        return
-    fs, _ = open_filesystem(files.uri)
-    with told(files.place(number)), fs.open(path, "rb", block_size=READ_AHEAD, cache_type="readahead") as file:
-        yield file
+def _from_front_to_back(files: Files, number: int) -> DatasetFile:
+    return files.open_file(number, block_size=READ_AHEAD, cache_type="readahead")
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -109,7 +99,7 @@ def _scan_tars(files: Files) -> Table:
     texts: dict[tuple[int, str], str] = {}
     for number, shard in enumerate(files.names):
         try:
-            with opened(files, number) as file:
+            with _from_front_to_back(files, number) as file:
                 for member, offset, size, text in _members(file):
                     key = (number, _key(member))
                     if text is not None:
@@ -129,7 +119,7 @@ def _scan_tars(files: Files) -> Table:
     return Table(names, columns[:, 0].astype(np.int32), columns[:, 1], columns[:, 2], labels, classes)
 
 
-def _members(file: IO[bytes]) -> Iterator[tuple[str, int, int, str | None]]:
+def _members(file: DatasetFile) -> Iterator[tuple[str, int, int, str | None]]:
     """Name, offset and size of each image of a tar, and the text of each label; everything else is passed over."""
     end = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -186,14 +176,14 @@ def _scan_parquet(files: Files) -> Table:
     classes: tuple[str, ...] = ()
     for number, name in enumerate(files.names):
         try:
-            with opened(files, number) as file:
+            with _from_front_to_back(files, number) as file:
                 parquet = pq.ParquetFile(file)
                 image_column(parquet.schema_arrow)
                 rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
                 label = next((c for c in LABEL_COLUMNS if c in parquet.schema_arrow.names), None)
                 labels.append(parquet.read(columns=[label]).column(0) if label else None)
                 classes = classes or _class_names(parquet.schema_arrow, label)
-        except (pa.ArrowException, DataError) as error:
+        except (pa.ArrowException, OSError, DataError) as error:
             raise DataError(
                 f"dataset.uri: {name} of {files.uri} cannot be read as Parquet with images: {error}"
             ) from error

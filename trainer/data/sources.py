@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
 import posixpath
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import IO, Any, Final, Literal
 
+from trainer.data.reading import DatasetFile, read_patiently
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
@@ -25,6 +28,8 @@ SUFFIXES: Final[dict[Kind, frozenset[str]]] = {
     "parquet": frozenset({".parquet"}),
 }
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_IMPOSSIBLE: Final = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors of paths that no disk or mount could resolve."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,27 @@ class Files:
     """Where each lies, in the file system's own terms."""
     sizes: tuple[int, ...]
     """Bytes."""
+    dangling: frozenset[int]
+    """Numbers of those that were links to nowhere when they were listed."""
     listing: str
     """Identity of the list as it is now: changes when a file is added, taken away or written again."""
 
     def place(self, number: int) -> str:
         """Where a file lies, for people."""
         return f"s3://{self.paths[number]}" if self.remote else self.paths[number]
+
+    def open_file(self, number: int, **s3_options: Any) -> DatasetFile:
+        """A file, to be read from any place in it; ``s3_options`` are for s3fs's `open`."""
+        path = self.paths[number]
+
+        def opener() -> IO[bytes]:
+            if not self.remote:
+                return open(path, "rb", buffering=0)  # noqa: PTH123 - names may be no Unicode, a path is all that is needed
+            fs, _ = open_filesystem(self.uri)
+            file: IO[bytes] = fs.open(path, "rb", **s3_options)
+            return file
+
+        return DatasetFile(self.place(number), opener)
 
 
 @dataclass(frozen=True)
@@ -55,7 +75,7 @@ class _Found:
     path: str
     size: int
     stamp: str
-    """Changes when the file is written again."""
+    """Changes when the file is written again; empty for a link to nowhere."""
 
 
 def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> Files:
@@ -81,6 +101,12 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
     passed = len(found) - len(mine)
     if passed:
         logger.info("%s: %d other files beside its %d %s files are passed over", uri, passed, len(mine), kind)
+    dangling = frozenset(number for number, file in enumerate(mine) if not file.stamp)
+    if dangling and kind != "folder":
+        raise DataError(
+            f"dataset.uri: {mine[min(dangling)].name} of {uri} is a link to nowhere: "
+            "put the file where it leads, or remove the link"
+        )
     listed = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in mine)
     return Files(
         uri=uri,
@@ -89,6 +115,7 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
         names=tuple(file.name for file in mine),
         paths=tuple(file.path for file in mine),
         sizes=tuple(file.size for file in mine),
+        dangling=dangling,
         listing=hashlib.sha256(f"{kind}\n{listed}".encode(errors="surrogateescape")).hexdigest(),
     )
 
@@ -130,17 +157,23 @@ def _hidden(name: str) -> bool:
 def _list_local(uri: str, roots: Sequence[str] | None) -> list[_Found]:
     root = Path(uri.removeprefix("file://"))
     real = None if roots is None else [os.path.realpath(r.removeprefix("file://")) for r in roots if _is_local(r)]
+    _check_real(root, real)
+    mode = read_patiently(str(root), lambda: _mode(root))
+    if stat.S_ISREG(mode):
+        return [read_patiently(str(root), lambda: _stamped(root, root.name))]
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"dataset.uri: there is no folder or file {root} on this node: check the path and its mount")
+    return _below(root, "", real)
+
+
+def _mode(path: Path) -> int:
+    """What kind of file it is; 0 where there is none."""
     try:
-        _check_real(root, real)
-        if root.is_file():
-            return [_stamped(root, root.name)]
-        if not root.is_dir():
-            raise DataError(
-                f"dataset.uri: there is no folder or file {root} on this node: check the path and its mount"
-            )
-        return _below(root, "", real)
+        return path.stat().st_mode
     except OSError as error:
-        raise DataError(f"dataset.uri: {root} cannot be listed: {error}") from error
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, *_IMPOSSIBLE}:
+            return 0
+        raise
 
 
 def _is_local(root: str) -> bool:
@@ -161,25 +194,40 @@ def _check_real(path: Path, real_roots: Sequence[str] | None) -> None:
 
 def _below(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> list[_Found]:
     """Every file below a folder; hidden files and folders are passed over."""
-    found: list[_Found] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            name = f"{prefix}{entry.name}"
-            if entry.name.startswith("."):
-                continue
-            if entry.is_symlink():  # all else lies where its folder does
-                _check_real(Path(entry.path), real_roots)
-            if entry.is_dir():
-                found += _below(Path(entry.path), f"{name}/", real_roots)
-            else:
-                found.append(_stamped(Path(entry.path), name))
+    found, folders = read_patiently(str(folder), lambda: _entries(folder, prefix, real_roots))
+    for name in folders:
+        found += _below(folder / name, f"{prefix}{name}/", real_roots)
     return found
+
+
+def _entries(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> tuple[list[_Found], list[str]]:
+    """The files directly in a folder, and the names of its folders."""
+    found: list[_Found] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():  # all else lies where its folder does
+                    _check_real(Path(entry.path), real_roots)
+                if entry.is_dir():
+                    folders.append(entry.name)
+                else:
+                    found.append(_stamped(Path(entry.path), f"{prefix}{entry.name}"))
+    except OSError as error:
+        if error.errno in _IMPOSSIBLE:
+            raise DataError(f"dataset.uri: {folder} cannot be listed: {error}") from error
+        raise
+    return found, folders
 
 
 def _stamped(path: Path, name: str) -> _Found:
     try:
         status = path.stat()
-    except FileNotFoundError:  # a link to nowhere: listed, to be told among the unreadable
+    except FileNotFoundError:
+        if not path.is_symlink():  # it has just been removed, or its mount is away: list the folder again
+            raise
         return _Found(name, str(path), 0, "")
     return _Found(name, str(path), status.st_size, str(status.st_mtime_ns))
 

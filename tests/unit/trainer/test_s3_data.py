@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_sets import WRITERS, samples, write_folder
+from image_sets import WRITERS, samples, write_folder, write_tars
 from loops import launch, make_spec, run_loop, weights
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import DatasetContext, open_images
+from trainer.data.index import build_index
 from trainer.data.loader import Loader
+from trainer.data.readers import open_reader
+from trainer.data.scan import scan
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
 from trainer.protocol import names
@@ -205,9 +208,34 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     assert len(images) == 40
     lost = images.index.table.names[7]
     fs.rm(f"{bucket}/{key}/{lost}")
-    with pytest.raises(DataError, match="could be read when the index was made and cannot now"):
-        images.pixels(7)
+    with pytest.raises(StorageError, match=rf"^{bucket}/{key}/{lost}: it was there when the dataset was listed and"):
+        images.crops([6, 7], np.array([[0, 0, 8, 8]] * 2), np.zeros(2, dtype=bool), (8, 8))
+    # One that goes while the index is made is no bad image either.
+    files = find_files(spec.dataset)
+    table = scan(files)
+    gone = files.place(20)
+    fs.rm(gone)
+    with pytest.raises(StorageError, match=f"^{gone}: it was there when"):
+        build_index(table, open_reader(files, table), files.uri, 1)
     again = open_images(
         spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
     )
-    assert len(again) == 39
+    assert len(again) == 38
+
+
+@pytest.mark.usefixtures("reach")
+def test_a_shard_cut_short_in_s3_after_indexing_is_named(tmp_path, s3):
+    bucket, key, fs = s3.bucket("datasets"), uuid.uuid4().hex, s3.filesystem()
+    shard = Path(write_tars(tmp_path / "data", samples(8), shards=1)) / "shard-000.tar"
+    fs.put_file(str(shard), f"{bucket}/{key}/a.tar")
+    spec = spec_of(f"{bucket}/{key}")
+    images = open_images(
+        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
+    )
+    # Now it ends inside the fifth image: of that a part is left, of the last one nothing.
+    fs.pipe_file(f"{bucket}/{key}/a.tar", shard.read_bytes()[: int(images.index.table.first[4]) + 10])
+    for row in (4, 7):
+        with pytest.raises(
+            DataError, match=rf"^{row:04d}\..*: {bucket}/{key}/a\.tar is shorter than when it was listed"
+        ):
+            images.pixels(row)

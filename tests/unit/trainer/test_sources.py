@@ -249,7 +249,7 @@ def test_a_shard_cut_short_after_indexing_is_named(tmp_path):
     root = tar_of(tmp_path / "data", *[(f"{number}.jpg", picture(number, (60, 60))) for number in range(4)])
     images = opened(root, tmp_path)
     _cut(root / "a.tar", 0.3)
-    with pytest.raises(DataError, match=r"3\.jpg of .* cannot now: .*shorter than it was"):
+    with pytest.raises(DataError, match=r"3\.jpg: .*/a\.tar is shorter than when it was listed"):
         images.pixels(3)
 
 

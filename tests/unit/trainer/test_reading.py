@@ -1,0 +1,249 @@
+"""Files of a dataset that cannot be read: retried, then `storage_error`; never taken for damaged images."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from image_sets import WRITERS, dataset, fill, opened, parquet_table, picture, place, samples, tar_of, write_parquet
+
+from trainer.data.index import Index, build_index
+from trainer.data.readers import open_reader
+from trainer.data.reading import DatasetFile
+from trainer.data.scan import scan
+from trainer.data.sources import find_files
+from trainer.errors import DataError, StorageError
+from trainer.protocol.outcome import Reason
+from trainer.storage import PATIENCE_SECONDS
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def owned() -> Iterator[Path]:
+    """An empty folder, in a test that runs as an ordinary user: permissions do not stop root."""
+    with tempfile.TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def kept_indexes(folder: Path) -> list[Path]:
+    return list((folder / "cache/indexes").glob("*"))
+
+
+# --- while the index is made ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_cannot_be_read_for_a_moment_costs_no_image(owned, pauses, kind):
+    uri = WRITERS[kind](owned / "data", samples(12))
+    victim = Path(find_files(dataset(uri)).paths[1])
+    victim.chmod(0)
+    pauses.mend = lambda: victim.chmod(0o644)
+    images = opened(uri, owned)
+    assert (len(images), images.index.bad) == (12, ())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_stays_unreadable_is_a_storage_error_and_nothing_is_kept(owned, pauses, kind):
+    uri = WRITERS[kind](owned / "data", samples(12))
+    victim = Path(find_files(dataset(uri)).paths[1])
+    victim.chmod(0)
+    said = rf"^{victim}: \[Errno 13\] Permission denied: let the user with id {os.geteuid()}, .* read it$"
+    with pytest.raises(StorageError, match=said) as error:
+        opened(uri, owned)
+    assert error.value.reason is Reason.STORAGE_ERROR
+    assert pauses.now > PATIENCE_SECONDS / 2
+    victim.chmod(0o644)  # the listing, by which indexes are kept, is as it was
+    assert len(opened(uri, owned)) == 12
+
+
+@pytest.mark.usefixtures("pauses")
+@pytest.mark.parametrize("name", ["c.png", "\udcff.png"])
+def test_a_broken_disk_is_told_with_the_file_s_name(tmp_path, name):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    (root / name).symlink_to("/proc/self/mem")  # its first page cannot be read, by anybody
+    shown = name.encode(errors="backslashreplace").decode().replace("\\", r"\\")
+    with pytest.raises(StorageError, match=rf"/data/{shown}: .* Input/output error: check the disk or the mount"):
+        opened(root, tmp_path)
+    assert not kept_indexes(tmp_path)
+
+
+@pytest.mark.usefixtures("pauses")
+def test_a_file_that_goes_between_the_listing_and_the_reading_is_no_bad_image(tmp_path):
+    files = find_files(dataset(fill(tmp_path / "data", "a.png", "b.png", "c.png")))
+    table = scan(files)
+    (tmp_path / "data/b.png").unlink()
+    with pytest.raises(
+        StorageError, match=r"/data/b\.png: it was there when the dataset was listed and is gone: put it"
+    ):
+        build_index(table, open_reader(files, table), files.uri, 1)
+
+
+def test_a_folder_that_cannot_be_listed_for_a_moment_costs_no_image(owned, pauses):
+    root = fill(owned / "data", "a.png", "deep/b.png", "deep/er/c.png")
+    (root / "deep").chmod(0)
+    pauses.mend = lambda: (root / "deep").chmod(0o755)
+    assert find_files(dataset(root)).names == ("a.png", "deep/b.png", "deep/er/c.png")
+    (root / "deep").chmod(0)
+    pauses.mend = lambda: None
+    try:
+        with pytest.raises(StorageError, match=rf"^{root}/deep: .*Permission denied"):
+            find_files(dataset(root))
+    finally:
+        (root / "deep").chmod(0o755)
+
+
+def test_an_index_of_the_version_that_kept_failed_reads_is_made_anew(tmp_path):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    opened(root, tmp_path)
+    (kept,) = kept_indexes(tmp_path)
+    _, _, listing = kept.name.partition("-")
+    (tmp_path / "wrong").mkdir()
+    shutil.copy(root / "a.png", tmp_path / "wrong")
+    opened(tmp_path / "wrong", tmp_path).index.save(kept.with_name(f"v2-{listing}"))
+    kept.unlink()
+    assert len(opened(root, tmp_path)) == 2
+    assert len(Index.load(kept).table) == 2
+
+
+# --- what is the data's own -------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_page_of_parquet_is_a_data_error_at_once(tmp_path, pauses):
+    """pyarrow raises `OSError` for it."""
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data/a.parquet"
+    pq.write_table(parquet_table(samples(8)), file, compression="snappy")
+    data = bytearray(file.read_bytes())
+    data[25:31] = b"\xff" * 6
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.parquet: row group 0 is damaged: .*; make the file anew"):
+        opened(tmp_path / "data", tmp_path)
+    assert pauses.now == 0
+
+
+def test_a_parquet_file_cut_short_after_indexing_is_a_data_error(tmp_path):
+    uri = write_parquet(tmp_path / "data", samples(12), files=1)
+    images = opened(uri, tmp_path)
+    images.pixels(0)
+    (file,) = (tmp_path / "data").iterdir()
+    os.truncate(file, 4000)
+    with pytest.raises(DataError, match=r"parquet: row group 2 is damaged"):
+        images.pixels(11)
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_link_to_nowhere_is_one_bad_image(tmp_path, cache):
+    root = fill(tmp_path / "data", "b.png", "c.png")
+    (root / "a.png").symlink_to("/nowhere/at/all.png")
+    index = opened(root, tmp_path, cache=cache).index
+    assert list(index.table.names) == ["b.png", "c.png"]
+    assert [(bad.name, bad.reason) for bad in index.bad] == [("a.png", "a link to nowhere")]
+
+
+def test_a_shard_that_is_a_link_to_nowhere_is_a_data_error(tmp_path):
+    root = tar_of(tmp_path / "data", ("1.jpg", picture(1, (20, 20))))
+    (root / "b.tar").symlink_to("/nowhere/at/all.tar")
+    with pytest.raises(DataError, match=r"b\.tar of .* is a link to nowhere"):
+        opened(root, tmp_path)
+
+
+# --- while training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_cannot_be_read_for_a_moment_while_training_is_waited_for(owned, pauses, kind):
+    uri = WRITERS[kind](owned / "data", samples(12))
+    images, straight = (opened(uri, owned) for _ in range(2))
+    victims = [Path(path) for path in find_files(dataset(uri)).paths]
+    for victim in victims:
+        victim.chmod(0)
+    pauses.mend = lambda: [victim.chmod(0o644) for victim in victims]
+    found = images.pixels(7)
+    assert pauses.now > 0
+    assert np.array_equal(found, straight.pixels(7))
+
+
+def test_a_stale_handle_of_a_shard_is_opened_anew(tmp_path, pauses, monkeypatch):
+    images = opened(tar_of(tmp_path / "data", *[(f"{n}.jpg", picture(n, (20, 20))) for n in range(3)]), tmp_path)
+    before = images.pixels(0)
+    pread, (stale,) = os.pread, images.reader._open.values()
+
+    def read(number: int, *where: int) -> bytes:
+        if number == stale.number:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return pread(number, *where)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert np.array_equal(images.pixels(0), before)
+    assert pauses.now > 0
+
+
+def test_a_file_to_parse_is_opened_anew_where_it_was(tmp_path, pauses):
+    (tmp_path / "a").write_bytes(bytes(range(100)))
+    openings = []
+
+    class Stale:
+        """Good for one read."""
+
+        def __init__(self):
+            openings.append(self)
+            self.file, self.reads = (tmp_path / "a").open("rb"), 0
+
+        def seek(self, *where):
+            return self.file.seek(*where)
+
+        def read(self, size):
+            self.reads += 1
+            if self.reads > 1:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return self.file.read(size)
+
+        def close(self):
+            self.file.close()
+
+    with DatasetFile("a", Stale) as file:
+        assert file.read(10) == bytes(range(10))
+        assert file.read(10) == bytes(range(10, 20))
+        assert file.seek(-5, os.SEEK_END) == 95
+        assert file.read() == bytes(range(95, 100))
+        with pytest.raises(OSError, match="there is no byte -1"):
+            file.seek(-1)
+    assert len(openings) > 2
+    assert all(opening.file.closed for opening in openings)
+    assert pauses.now > 0
+
+
+def test_an_image_written_anew_before_it_is_kept_decoded_is_a_data_error(tmp_path):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    opened(root, tmp_path)
+    file = root / "b.png"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(b"x" * file.stat().st_size)
+    os.utime(file, ns=times)
+    with pytest.raises(DataError, match=r"^b\.png is not what it was when the index was made"):
+        opened(root, tmp_path, cache="ram")
+
+
+# --- this node's own disk ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_a_cache_that_cannot_be_written_is_a_storage_error(owned, cache):
+    root = fill(owned / "data", "a.png", "b.png")
+    place(owned).cache.folder.mkdir(mode=0o500)
+    with pytest.raises(StorageError, match=rf"^{owned}/cache/.*Permission denied"):
+        opened(root, owned, cache=cache)
