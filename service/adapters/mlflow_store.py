@@ -36,6 +36,7 @@ from trainer.protocol.names import (
     TAG_NEWEST,
     TAG_NOTICE,
     TAG_OBSERVED,
+    TAG_REPLACES,
     TAG_SEARCH,
     TAG_TRIAL_OF,
     heartbeat,
@@ -139,20 +140,35 @@ class MlflowStore:
     def ping(self) -> None:
         self._ask(lambda: self._client.search_experiments(max_results=1))
 
-    def make_run(self, job_id: str, name: str, tags: Mapping[str, str]) -> tuple[str, str]:
+    def make_run(self, job_id: str, name: str, tags: Mapping[str, str], known: str | None = None) -> tuple[str, str]:
         """A job's one run: its id and artifact folder. Asked again after an unclear answer, gives the same.
 
-        One that somebody deleted by hand is restored: its checkpoints are the job's.
+        ``known`` is the run that the database has for the job: whatever other runs carry the job's tag, that one is
+        used, and restored if somebody deleted it. Only where it was removed for good is another one made.
         """
-        return self._ask(lambda: self._make_run(job_id, name, dict(tags)))
+        return self._ask(lambda: self._make_run(job_id, name, tags, known))
 
-    def _make_run(self, job_id: str, name: str, tags: dict[str, str]) -> tuple[str, str]:
-        experiment = self._experiment()
-        found = self._client.search_runs([experiment], f"tags.`{TAG_JOB}` = '{job_id}'", ViewType.ALL, max_results=1)
-        run = found[0] if found else self._client.create_run(experiment, run_name=name, tags=tags | {TAG_JOB: job_id})
+    def _make_run(self, job_id: str, name: str, tags: Mapping[str, str], known: str | None) -> tuple[str, str]:
+        run = (self._run_or_none(known) if known else None) or self._made_run(job_id, name, tags, known)
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_run(run.info.run_id)
         return run.info.run_id, run.info.artifact_uri
+
+    def _made_run(self, job_id: str, name: str, tags: Mapping[str, str], removed: str | None) -> Run:
+        """A new run for a job; the one that was made for it already where the answer was lost."""
+        experiment, own = self._experiment(), {TAG_JOB: job_id}
+        if removed:  # its copies carry its tags, but do not say that they replace it
+            own[TAG_REPLACES] = removed
+        condition = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in own.items())
+        oldest = ["attributes.start_time ASC"]  # a copy is younger than what it was copied from
+        found = self._client.search_runs([experiment], condition, ViewType.ALL, max_results=1, order_by=oldest)
+        return found[0] if found else self._client.create_run(experiment, run_name=name, tags={**tags, **own})
+
+    def _run_or_none(self, run_id: str) -> Run | None:
+        """A run as it is, also a deleted one; None where it was removed for good."""
+        with _absence_is_fine():
+            return self._client.get_run(run_id)
+        return None
 
     def _experiment(self) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -169,10 +185,8 @@ class MlflowStore:
         return self._ask(lambda: self._run(run_id))
 
     def _run(self, run_id: str) -> RunView:
-        with _absence_is_fine():
-            run = self._client.get_run(run_id)
-            return RunView(run.data.tags, run.data.metrics)
-        return RunView({}, {}, gone=True)
+        run = self._run_or_none(run_id)
+        return RunView(run.data.tags, run.data.metrics) if run else RunView({}, {}, gone=True)
 
     def command(self, run_id: str, command: Command) -> None:
         """Leave a command for the attempt to read."""

@@ -21,6 +21,11 @@ from trainer.spec.plan import gang
 
 log = structlog.get_logger()
 
+RUN_REPLACED = (
+    "Its MLflow run was removed, and a new one takes its place: the attempt resumes from the job's checkpoints, or "
+    "starts over if they were removed too."
+)
+
 
 def start_waiting(context: ControllerContext) -> None:
     """Give every waiting job an attempt, or the reason why it waits."""
@@ -69,7 +74,8 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, how: str) -> 
     with context.explained(loaded, "Waits for MLflow, which keeps its run:"):
         run_id, artifact_uri = _prepare_run(context, loaded, spec, number)
     if loaded.run_id not in {None, run_id}:
-        how = f"{how} Its MLflow run was removed, with its checkpoints: it begins again, in a new one."
+        how = f"{how} {RUN_REPLACED}"
+        log.warning("run_replaced", job_id=loaded.id, attempt=number, removed=loaded.run_id, run_id=run_id)
     with context.write() as session:
         job = repository.get(session, loaded.id)
         if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
@@ -77,7 +83,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, how: str) -> 
         if job.run_spec != loaded.run_spec:  # somebody has changed a search's budget, or the resources
             raise StaleState(f"job {job.id} is to run another spec now")
         job.resolved_spec = spec.model_dump(mode="json")
-        job.run_id, job.artifact_uri, job.attempts = run_id, artifact_uri, number
+        job.run_id, job.artifact_uri, job.attempts = run_id, loaded.artifact_uri or artifact_uri, number
         identity = names.submission_id(job.id, number)
         needs = gang(spec)
         taken = {"workers": needs.workers, "gpus": needs.all_gpus}
@@ -96,7 +102,7 @@ def _prepare_run(context: ControllerContext, job: Job, spec: JobSpec, number: in
     kind = context.kinds[job.kind]
     tags = {names.TAG_SPEC: spec.sha256(), **kind.run_tags(spec)}
     with context.needs.mlflow.asked():
-        run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags)
+        run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id)
         if job.attempts:
             context.app.mlflow.end_run(run_id, "RUNNING")
         kind.order(context, run_id, job, spec)

@@ -20,7 +20,7 @@ class Source(Message):
     job_id: str
     run_id: str
     artifact_uri: str
-    """Its run's artifact folder."""
+    """Its artifact folder."""
     since_attempt: int = 1
     """Checkpoints of this attempt and later ones count."""
 
@@ -32,10 +32,10 @@ class AttemptRequest(Message):
     attempt: int
     """1 for the first."""
     run_id: str
-    """The job's MLflow run, made once before the first attempt."""
+    """The job's MLflow run, made before the first attempt; another one only where that was removed for good."""
     tracking_uri: str
     artifact_uri: str
-    """The run's artifact folder."""
+    """The job's artifact folder: that of its first run."""
     since_attempt: int = 1
     """Go on from the newest committed checkpoint of this attempt or a later one; its own number begins again."""
     request_id: str | None = None

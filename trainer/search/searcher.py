@@ -192,7 +192,12 @@ class StudySearch(OptunaSearch):
             self._end_trial(number, TrialState.FAIL, Reason.INFEASIBLE, str(error))
             return None
         shown = {path: str(value) for path, value in point.items()}
-        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", shown)
+        known = attributes.get(names.TRIAL_RUN)
+        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", shown, known)
+        if known not in {None, run_id}:
+            logger.warning(
+                "Trial %d starts over in a new MLflow run: %s was removed, with its checkpoints", number, known
+            )
         starts = [*attributes.get(names.TRIAL_ATTEMPTS, ()), len(attributes.get(names.TRIAL_ATTEMPTS, ())) + 1]
         self._set_attributes(
             number, {names.TRIAL_RUN: run_id, names.TRIAL_FOLDER: folder, names.TRIAL_ATTEMPTS: starts}

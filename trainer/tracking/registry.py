@@ -65,7 +65,11 @@ class BackboneRegistry:
                 raise
 
     def _find_version(self, name: str) -> int | None:
-        """The job's version of a registered model, made since the job last began from scratch."""
-        versions = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
-        numbers = [int(each.version) for each in versions if int(each.tags[TAG_ATTEMPT]) >= self._since_attempt]
-        return max(numbers, default=None)
+        """The version that the job has registered since it last began from scratch.
+
+        That is the oldest with its tags, as people copy versions with their tags; one that names no attempt was not
+        registered by any.
+        """
+        found = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
+        versions = [(int(each.tags.get(TAG_ATTEMPT, 0)), int(each.version)) for each in found]
+        return min((number for attempt, number in versions if attempt >= self._since_attempt), default=None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mlflow.entities import Param
+from mlflow.entities import LifecycleStage, Param, Run, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
-from trainer.protocol.names import TAG_PARENT, TAG_TRIAL, TAG_TRIAL_OF
+from trainer.protocol.names import TAG_PARENT, TAG_REPLACES, TAG_TRIAL, TAG_TRIAL_OF
 from trainer.tracking.client import MLFLOW
 
 
@@ -21,23 +23,45 @@ class TrialRuns:
         """``search_id`` is the search's job id."""
         self._client, self._search_run_id, self._search_id = MlflowClient(tracking_uri), search_run_id, search_id
 
-    def open(self, number: int, name: str, params: Mapping[str, str]) -> tuple[str, str]:
-        """The id and the artifact folder of a trial's run, which is created if there is none yet."""
-        return MLFLOW.call(f"open the run of trial {number}", lambda: self._find_or_create(number, name, params))
+    def open(self, number: int, name: str, params: Mapping[str, str], known: str | None) -> tuple[str, str]:
+        """The id and the artifact folder of a trial's run. Asked again, it is the same.
 
-    def _find_or_create(self, number: int, name: str, params: Mapping[str, str]) -> tuple[str, str]:
-        client = self._client
-        experiment = client.get_run(self._search_run_id).info.experiment_id
-        query = f"tags.`{TAG_TRIAL_OF}` = '{self._search_id}' AND tags.`{TAG_TRIAL}` = '{number}'"
-        existing = client.search_runs([experiment], query, max_results=1)
+        ``known`` is the run that the study has for the trial: whatever other runs carry the trial's tags, that one is
+        used, and restored if somebody deleted it. Only if it was removed for good is another one made.
+        """
+        return MLFLOW.call(f"open the run of trial {number}", lambda: self._open(number, name, params, known))
+
+    def _open(self, number: int, name: str, params: Mapping[str, str], known: str | None) -> tuple[str, str]:
+        run = (self._run_or_none(known) if known else None) or self._find_or_create(number, name, known)
+        run_id = run.info.run_id
+        if run.info.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_run(run_id)
+        self._client.update_run(run_id, status="RUNNING")
+        if not run.data.params:
+            self._client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        return run_id, run.info.artifact_uri
+
+    def _find_or_create(self, number: int, name: str, removed: str | None) -> Run:
+        """A new run for a trial, or the one created for it when the answer was lost."""
+        experiment = self._client.get_run(self._search_run_id).info.experiment_id
+        tags = {TAG_TRIAL_OF: self._search_id, TAG_TRIAL: str(number)}
+        if removed:  # its copies carry its tags, but do not say that they replace it
+            tags[TAG_REPLACES] = removed
+        query = " AND ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        oldest = ["attributes.start_time ASC"]  # a copy is younger than what it was copied from
+        existing = self._client.search_runs([experiment], query, ViewType.ALL, max_results=1, order_by=oldest)
         if existing:
-            run = existing[0]
-            client.update_run(run.info.run_id, status="RUNNING")
-        else:
-            tags = {TAG_TRIAL_OF: self._search_id, TAG_TRIAL: str(number), TAG_PARENT: self._search_run_id}
-            run = client.create_run(experiment, run_name=name, tags=tags)
-            client.log_batch(run.info.run_id, params=[Param(key, value) for key, value in params.items()])
-        return run.info.run_id, run.info.artifact_uri
+            return existing[0]
+        return self._client.create_run(experiment, run_name=name, tags=tags | {TAG_PARENT: self._search_run_id})
+
+    def _run_or_none(self, run_id: str) -> Run | None:
+        """A run, also a deleted one; None if it was removed for good."""
+        try:
+            return self._client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+            return None
 
     def end(self, run_id: str, status: str) -> None:
         """Mark a trial's run `FINISHED`, `FAILED`, `KILLED` or `SCHEDULED`."""

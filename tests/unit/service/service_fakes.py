@@ -205,9 +205,15 @@ class FakeMlflow:
     def ping(self) -> None:
         self._reach()
 
-    def make_run(self, job_id: str, name: str, tags: dict[str, str]) -> tuple[str, str]:  # noqa: ARG002
+    def make_run(
+        self,
+        job_id: str,
+        name: str,  # noqa: ARG002 - the store's form
+        tags: dict[str, str],
+        known: str | None = None,
+    ) -> tuple[str, str]:
         self._reach()
-        run_id = f"run-{job_id}"
+        run_id = known or f"run-{job_id}"
         folder = self.root / run_id / "artifacts"
         if self.root.exists():
             folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from mlflow.entities import Metric
 from mlflow.protos.service_pb2 import GetMetricHistoryBulkInterval
 from mlflow.tracking import MlflowClient
 from mlflow.utils.proto_json_utils import message_to_json
-from mlflow_files import tracking_store
+from mlflow_files import copy_run, remove_for_good, tracking_store
 from scripted_server import Answer, Asked, ScriptedServer
 from service_fakes import SPEC
 
@@ -324,6 +324,27 @@ def test_a_job_has_one_run_however_often_it_is_asked_for(store, client):
     tags = store.run(first[0]).tags
     assert (tags[names.TAG_JOB], tags[names.TAG_METHOD]) == ("job-a", "mae")
     store.ping()
+
+
+def test_a_jobs_run_is_the_one_that_is_known_and_else_the_oldest_with_its_tag(store, client):
+    first = store.make_run("job-copied", "digits", {})
+    copy = copy_run(client, first[0])
+    assert store.make_run("job-copied", "digits", {}) == first, "its answer was lost"
+    assert store.make_run("job-copied", "digits", {}, first[0]) == first
+    assert store.make_run("job-copied", "digits", {}, copy)[0] == copy, "what is known counts"
+
+
+def test_a_run_that_was_removed_for_good_is_replaced_once_and_by_none_of_its_copies(store, client):
+    first, _ = store.make_run("job-replaced", "digits", {})
+    copy = copy_run(client, first)
+    remove_for_good(client, first)
+    second, _ = store.make_run("job-replaced", "digits", {}, first)
+    assert second not in {first, copy}
+    copy_run(client, second)
+    assert store.make_run("job-replaced", "digits", {}, first)[0] == second, "its answer was lost"
+    remove_for_good(client, second)
+    third, _ = store.make_run("job-replaced", "digits", {}, second)
+    assert store.run(third).tags[names.TAG_REPLACES] == second
 
 
 def test_a_run_shows_commands_heartbeats_and_its_end(store, client):

@@ -10,8 +10,8 @@ import pytest
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow_files import tracking_store
-from service_fakes import spec_with
+from mlflow_files import copy_run, remove_for_good, tracking_store
+from service_fakes import events_of, job_of, spec_with
 from service_world import World
 from sqlalchemy import select
 
@@ -89,6 +89,30 @@ def test_a_run_that_somebody_deleted_by_hand_is_restored_for_the_next_attempt(st
     assert store.make_run("job-hand", "digits", {}) == first
     store.fence(first[0], 2)
     assert client.get_run(first[0]).info.lifecycle_stage == LifecycleStage.ACTIVE
+
+
+@pytest.mark.parametrize("fate", ["there", "deleted", "gone"])
+def test_a_job_resumes_in_its_own_folder_whatever_became_of_its_run_and_of_copies_of_it(world, client, fate):
+    job_id = world.add()
+    world.rounds()
+    before = job_of(world.database, job_id)
+    copy = copy_run(client, before.run_id)
+    if fate == "deleted":
+        client.delete_run(before.run_id)
+    elif fate == "gone":
+        remove_for_good(client, before.run_id)
+    world.end_attempt(job_id, None, ray="FAILED")
+    world.rounds(2)  # it is accepted, then over
+    world.due(job_id)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.attempts, job.artifact_uri) == ("starting", 2, before.artifact_uri)
+    assert world.ray.requests[-1].artifact_uri == before.artifact_uri
+    assert job.run_id != copy
+    assert (job.run_id != before.run_id) == (fate == "gone")
+    assert ("MLflow run was removed" in events_of(world.database, job_id)[-1].message) == (fate == "gone")
+    run = client.get_run(job.run_id)
+    assert (run.info.lifecycle_stage, run.data.tags[names.TAG_ATTEMPT]) == (LifecycleStage.ACTIVE, "2")
 
 
 def test_a_run_that_is_not_there_is_gone_and_needs_no_end(store):

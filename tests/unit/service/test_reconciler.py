@@ -325,21 +325,6 @@ def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):
     assert world.state(job_id) == "cancelled"
 
 
-def test_a_job_whose_run_was_removed_begins_again_in_another(world, monkeypatch):
-    job_id = world.running()
-    before = job_of(world.database, job_id)
-    world.end_attempt(job_id, None, ray="FAILED")
-    world.rounds()
-    fresh = world.mlflow.make_run(f"{job_id}-new", "digits", {})
-    monkeypatch.setattr(world.mlflow, "make_run", lambda *_: fresh)
-    world.due(job_id)
-    world.rounds()
-    job = job_of(world.database, job_id)
-    assert (job.state, job.run_id, job.artifact_uri) == ("starting", *fresh)
-    assert job.run_id != before.run_id
-    assert "MLflow run was removed" in job.message
-
-
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)

@@ -52,7 +52,7 @@ class FakeRuns:
     def __init__(self, root: Path) -> None:
         self.root, self.ended = root, {}
 
-    def open(self, number, name, params):  # noqa: ARG002 - the signature of `TrialRuns`
+    def open(self, number, name, params, known):  # noqa: ARG002 - the signature of `TrialRuns`
         folder = self.root / f"trial-{number}"
         folder.mkdir(exist_ok=True)
         return f"run-{number}", str(folder)

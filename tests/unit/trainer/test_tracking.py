@@ -9,7 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from mlflow.entities import LifecycleStage
 from mlflow.tracking import MlflowClient
+from mlflow_files import copy_run, remove_for_good, tracking_store
 from s3_server import FaultProxy
 
 from service.embedded import processes
@@ -21,6 +23,7 @@ from trainer.tracking import history, registry
 from trainer.tracking.history import HistoryReader
 from trainer.tracking.recorder import RunRecorder
 from trainer.tracking.registry import BackboneRegistry
+from trainer.tracking.trials import TrialRuns
 
 START_SECONDS = 120.0
 
@@ -228,3 +231,37 @@ def test_a_refusal_is_no_absence(backbones, run, backbone):
 
 def test_the_client_sends_nothing_twice_by_itself():
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+
+
+def test_a_version_that_others_made_with_the_jobs_tags_is_not_taken_for_the_jobs(backbones, server, run, backbone):
+    client = MlflowClient(server)
+    stray = client.create_logged_model(client.get_run(run).info.experiment_id, name="stray")
+    client.create_registered_model("strays")
+    client.create_model_version(
+        "strays", f"models:/{stray.model_id}", tags={"rcmae.job_id": "job-a"}, model_id=stray.model_id
+    )
+    assert backbones.register("strays", backbone, {}, run) == 2
+    client.copy_model_version("models:/strays/2", "strays")
+    assert backbones.register("strays", backbone, {}, run) == 2, "a later attempt finds it"
+
+
+@pytest.mark.parametrize("fate", ["there", "deleted", "gone"])
+def test_a_trials_run_is_the_one_that_is_known_and_else_the_oldest_with_its_tags(tmp_path, fate):
+    with tracking_store(tmp_path, tmp_path / "artifacts") as uri:
+        client = MlflowClient(uri)
+        search = client.create_run(client.create_experiment("searches")).info.run_id
+        runs = TrialRuns(uri, search, "job-s")
+        first = runs.open(3, "s-3", {"lr": "0.1"}, None)
+        copy = copy_run(client, first[0])
+        assert runs.open(3, "s-3", {"lr": "0.1"}, None) == first, "its answer was lost"
+        if fate == "deleted":
+            client.delete_run(first[0])
+        elif fate == "gone":
+            remove_for_good(client, first[0])
+        found = runs.open(3, "s-3", {"lr": "0.1"}, first[0])
+        assert runs.open(3, "s-3", {"lr": "0.1"}, first[0]) == found
+        run = client.get_run(found[0])
+    assert found[0] != copy
+    assert (found == first) == (fate != "gone")
+    assert (run.info.lifecycle_stage, run.info.status) == (LifecycleStage.ACTIVE, "RUNNING")
+    assert run.data.params == {"lr": "0.1"}
