@@ -113,6 +113,24 @@ class Artifacts:
                 return None
         return data
 
+    def write(self, folder: str, name: str, data: bytes) -> None:
+        """Put a small file in place whole, in a folder that exists: a reader sees all of it or nothing."""
+        path = self._place(folder, name)
+        if path is None:
+            raise OutsideRoot(f"{folder}/{name} is not below its folder")
+        with _asked(f"{folder}/{name}"):
+            if not self._local:
+                self._fs.pipe_file(path, data)
+                return
+            target = Path(path)
+            target.parent.mkdir(exist_ok=True)
+            partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+            try:
+                partial.write_bytes(data)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
+
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Files directly below a folder with their bytes, by name."""
         path = posixpath.join(self._folder(folder), below)

@@ -19,7 +19,7 @@ def utc(moment: datetime) -> datetime:
 
 
 def write_cursor(parts: list[Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode().rstrip("=")
 
 
 def read_cursor(cursor: str) -> list[Any]:

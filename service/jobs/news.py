@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,7 +16,9 @@ from service.db.tables import Job
 from service.http import paging
 from service.http.problems import ApiProblem
 from service.jobs import repository
-from service.jobs.logs import Found, Logs, Mark, Wanted
+from service.jobs.log_files import LogFiles
+from service.jobs.log_marks import Extent, Mark
+from service.jobs.logs import Batch, Logs, Wanted
 from service.jobs.reading import view
 from service.jobs.schemas import EventView, MetricsTick, State
 
@@ -59,9 +60,7 @@ class Place:
                     return cls(job, event, metrics)
                 case [str(job), int(event), str(metrics), list(parts)] if 0 <= event < 2**63 and Mark.of(parts):
                     return cls(job, event, metrics, Mark.of(parts))
-        raise ApiProblem(
-            422, "parameter_invalid", f"Last-Event-ID: {event_id!r} is not an event's id from here: begin without one"
-        )
+        raise unknown_place(event_id)
 
     def id(self) -> str:
         return paging.write_cursor([self.job, self.event, self.metrics, self.logs.parts() if self.logs else None])
@@ -71,12 +70,13 @@ class Place:
         self.job = news.job.digest if news.job else self.job
         self.metrics = news.metrics.digest if news.metrics else self.metrics
         self.event = max([self.event, *(number for number, _ in news.events)])
-        self.logs = self.logs or deepcopy(news.begin)
-        if self.logs:
-            for each in news.lines:
-                self.logs.read[each.key] = each.position
-            if not news.more and news.trouble is None:
-                self.logs.forget_before(news.attempts - 1)  # the last but one may still be ending
+        self.logs = news.batch.stop if news.batch else self.logs
+
+
+def unknown_place(event_id: str) -> ApiProblem:
+    return ApiProblem(
+        422, "parameter_invalid", f"Last-Event-ID: {event_id!r} is not an event's id from here: begin without one"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,8 @@ class News:
     metrics: Told | None = None
     events: Sequence[tuple[int, str]] = ()
     """Number and JSON."""
-    begin: Mark | None = None
-    """Where the lines begin."""
-    lines: Sequence[Found] = ()
-    attempts: int = 0
+    batch: Batch | None = None
+    """Log lines by time; None where none were looked for."""
     more: bool = False
     """There may be more to find at once."""
     over: bool = False
@@ -102,12 +100,16 @@ class News:
 
     @property
     def size(self) -> int:
-        return sum(each.size for each in self.lines)
+        return sum(each.size for each in self.batch.lines) if self.batch else 0
 
     def beyond(self, place: Place) -> bool:
         """Whether there is anything to tell somebody who is there."""
         changed = (self.job and self.job.digest != place.job) or (self.metrics and self.metrics.digest != place.metrics)
-        return bool(changed or self.events or self.lines or self.over)
+        return bool(changed or self.events or self.over or (self.batch and self.batch.lines))
+
+    def reaches(self, extent: Extent | None) -> bool:
+        """Whether its lines end where ``extent`` does."""
+        return extent is not None and self.batch is not None and self.batch.stop == Mark(extent)
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,12 @@ class Look:
     wanted: Wanted = field(default_factory=Wanted)
     """Of the tail; a look finds every line."""
 
-    def since(self, place: Place) -> News:
-        """What is new beyond ``place``; raises `DatabaseUnreachable`. A storage that is away is no error."""
+    def since(self, place: Place, until: Extent | None = None) -> News:
+        """What is new beyond ``place``, of log lines perhaps only those ``until`` an extent.
+
+        Raises `DatabaseUnreachable`, and `UnknownPositions` for a place that is none of ours. A storage that is away is
+        no error.
+        """
         with self.database.read() as session:
             job = session.get(Job, self.job_id)
             if job is None or job.deleted_at is not None:
@@ -137,32 +143,38 @@ class Look:
             job=Told.of(view(job)),
             metrics=Told.of(MetricsTick(step=step, values=values)) if values else None,
             events=[(event.id, event.model_dump_json()) for event in events],
-            attempts=job.attempts,
+            more=len(found) > EVENTS,
         )
-        return self._with_logs(job, news, place.logs, len(found) > EVENTS)
+        return self._with_logs(job, news, place.logs, until) if self.logs else _ended(job, news)
 
-    def _with_logs(self, job: Job, news: News, mark: Mark | None, more_events: bool) -> News:
-        # Read after the job: of one that has ended, nothing is written any more.
-        ended, more, trouble, notice = State(job.state).terminal, False, None, None
-        begin, lines = mark, list[Found]()
+    def _with_logs(self, job: Job, news: News, mark: Mark | None, until: Extent | None) -> News:
+        begun = mark is not None and mark.until is not None
         try:
-            if self.logs:
-                begin, lines, more = self._lines(job, mark)
+            batch = self._batch(job, mark, until)
         except StorageUnreachable as error:
-            trouble, ended = f"the artifact storage cannot be reached now: {error}", False
+            return replace(news, trouble=f"the artifact storage cannot be reached now: {error}")
         except OutsideRoot as error:  # its logs are not here, and will not be
-            begin, notice = mark or Mark(), None if mark else f"its logs are not served: {error}"
-        more = more or more_events
-        over = ended and not more
-        return replace(news, begin=begin, lines=lines, more=more, over=over, trouble=trouble, notice=notice)
+            notice = None if mark else f"its logs are not served: {error}"
+            return _ended(job, replace(news, batch=_nothing(mark), notice=notice))
+        # More than what there was when the pass began may have been logged before the job ended.
+        news = replace(news, batch=batch, more=news.more or begun or batch.stop.until is not None)
+        return news if news.reaches(until) else _ended(job, news)
 
-    def _lines(self, job: Job, mark: Mark | None) -> tuple[Mark, list[Found], bool]:
-        """Where lines begin, those that follow, and whether there may be more."""
+    def _batch(self, job: Job, mark: Mark | None, until: Extent | None) -> Batch:
         if not job.artifact_uri:
-            return mark or Mark(), [], False
-        since = mark.since if mark else 1
-        logs = Logs(self.artifacts, job.artifact_uri, range(since, job.attempts + 1))
+            return _nothing(mark)
+        # Listed after the job was read: of one that has ended, nothing is written any more.
+        logs = Logs(LogFiles(self.artifacts, job.artifact_uri), range(1, job.attempts + 1))
         if mark is None:
             mark = Mark() if self.tail is None else logs.last(self.tail, self.wanted)
-        lines, more = logs.after(deepcopy(mark), Wanted(), LINES)
-        return mark, lines, more
+        return logs.read(mark, Wanted(), LINES, until).by_time()
+
+
+def _nothing(mark: Mark | None) -> Batch:
+    mark = mark or Mark()
+    return Batch(mark, (), mark)
+
+
+def _ended(job: Job, news: News) -> News:
+    """The same, and whether nothing follows."""
+    return replace(news, over=State(job.state).terminal and not news.more)

@@ -15,7 +15,8 @@ from service.http.problems import not_found
 from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
-from service.jobs.logs import Logs, Wanted, WholeLog, page, whole
+from service.jobs.log_files import LogFiles, WholeLog, whole
+from service.jobs.logs import Logs, Wanted, page
 from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
 from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
@@ -67,7 +68,6 @@ def logs(
     parts: AppState,
     caller: Caller,
     job_id: str,
-    attempt: int | None,
     wanted: Wanted,
     cursor: str | None,
     limit: int,
@@ -77,8 +77,8 @@ def logs(
         job = repository.seen(session, job_id, caller)
     if not job.artifact_uri:
         return LogPage(items=[])
-    numbers = [attempt] if attempt else range(1, job.attempts + 1)
-    return page(Logs(parts.artifacts, job.artifact_uri, numbers), wanted, cursor, limit, tail)
+    logs = Logs(LogFiles(parts.artifacts, job.artifact_uri), range(1, job.attempts + 1))
+    return page(logs, wanted, cursor, limit, tail)
 
 
 def whole_log(parts: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:

@@ -190,7 +190,7 @@ def logs(
 ) -> LogPage:
     """Log lines by attempt and source. Ask with `next_cursor` again: at once where there is `more`, later for lines
     that came since."""
-    return reading.logs(parts, caller, job_id, attempt, Wanted(source, level, search), cursor, limit, tail)
+    return reading.logs(parts, caller, job_id, Wanted(source, level, search, attempt), cursor, limit, tail)
 
 
 @router.get("/{job_id}/logs/{attempt}/{source}", response_class=StreamingResponse)

@@ -12,11 +12,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from copy import deepcopy
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import structlog
 from anyio import CapacityLimiter, to_thread
@@ -28,8 +26,10 @@ from service.context.app_state import CallerDep, StateDep
 from service.db.database import DatabaseUnreachable
 from service.http.problems import ApiProblem
 from service.jobs import repository
-from service.jobs.logs import Found, Mark, Wanted, in_time
-from service.jobs.news import Look, News, Place
+from service.jobs.log_files import UnknownPositions
+from service.jobs.log_marks import Extent
+from service.jobs.logs import Batch, Wanted
+from service.jobs.news import Look, News, Place, unknown_place
 from service.jobs.schemas import LAST_ATTEMPT, Level, LogBatch, LogView
 
 log = structlog.get_logger()
@@ -49,15 +49,24 @@ KEPT_BYTES: Final = 8 * 2**20
 THREADS: Final = 8
 
 
+class Handover(NamedTuple):
+    """Where a reader's own reading can go over to what the poller finds."""
+
+    number: int
+    """Of the news that follow."""
+    extent: Extent
+    """Where their log lines begin."""
+
+
 class Hub:
     """The poller of one job, and what it found last."""
 
     def __init__(self, look: Look, limiter: CapacityLimiter) -> None:
-        self.look, self.readers, self.ready = look, 0, False
-        """Ready: all that comes after the present is found from now on."""
+        self.look, self.readers = look, 0
         self.told = 0
         """News so far."""
         self._kept: deque[News] = deque()
+        self._handover: Handover | None = None
         self._limiter = limiter
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"stream of {look.job_id}")
@@ -69,6 +78,11 @@ class Hub:
     def oldest(self) -> int:
         """The number of the oldest news that are kept."""
         return self.told - len(self._kept)
+
+    @property
+    def handover(self) -> Handover | None:
+        """Where it is now; None until it has come to the present, and while it has more lines than it tells at once."""
+        return self._handover if self._handover and self._handover.number == self.told else None
 
     def get(self, number: int) -> News:
         return self._kept[number - self.oldest]
@@ -100,9 +114,10 @@ class Hub:
                 self._tell(news)
             trouble = news.trouble
             place.pass_over(news)
-            if place.logs and not self.ready:
-                self.ready = True
-                self.wake()
+            if place.logs and place.logs.until is None:
+                first, self._handover = self._handover is None, Handover(self.told, place.logs.read)
+                if first:
+                    self.wake()
             await asyncio.sleep(0 if news.more else pause)
 
     def _tell(self, news: News) -> None:
@@ -183,6 +198,8 @@ class Reader:
         self._hub: Hub | None = None
         self._next_number: int | None = None
         """Of the news to take from the hub; None while it reads for itself."""
+        self._tried: Handover | None = None
+        """Where its last reading for itself was to end."""
         self._checked = time.monotonic()
         self._first = look.since(place)
         if once and self._first.trouble:
@@ -211,12 +228,13 @@ class Reader:
         hub = self._hub = self._hub or self._streams.join(self._look)
         while not self._streams.closing and await self._may_read():
             if self._next_number is None or self._next_number < hub.oldest:
-                if last.trouble or not hub.ready:
+                if last.trouble or (hub.handover in (None, self._tried) and not last.more):
                     await hub.changed(POLL_S)
-                # Asked before the look: what the hub finds from then on, and the look does not, is taken from the hub.
-                number = hub.told if hub.ready else None
-                news = await self._own()
-                self._next_number = None if news.more or news.trouble else number
+                # Asked before the look, which ends there if it can: what follows is taken from the hub.
+                handover = self._tried = hub.handover
+                news = await self._own(handover.extent if handover else None)
+                met = not self._look.logs or (handover and news.reaches(handover.extent))
+                self._next_number = handover.number if handover and met and not news.more and not news.trouble else None
                 return news
             if self._next_number < hub.told:
                 self._next_number += 1
@@ -224,9 +242,9 @@ class Reader:
             await hub.changed(ALLOWED_S)
         return None
 
-    async def _own(self) -> News:
+    async def _own(self, until: Extent | None = None) -> News:
         try:
-            return await to_thread.run_sync(self._look.since, self._place, limiter=self._streams.limiter)
+            return await to_thread.run_sync(self._look.since, self._place, until, limiter=self._streams.limiter)
         except DatabaseUnreachable as error:
             return News(trouble=f"the database cannot be reached now: {error}")
 
@@ -254,30 +272,26 @@ class Reader:
         if news.metrics and news.metrics.digest != place.metrics:
             place.metrics = news.metrics.digest
             yield self._event("metrics", news.metrics.text)
-        if self._look.logs:
-            place.logs = place.logs or deepcopy(news.begin)
-            yield from self._lines(place.logs, news.lines)
-            fresh = replace(news, job=None, metrics=None, events=(), lines=())
-            place.pass_over(fresh)
+        if self._look.logs and news.batch:
+            yield from self._lines(news.batch)
 
     def _job(self, news: News) -> Iterator[ServerSentEvent]:
         if news.job and news.job.digest != self._place.job:
             self._place.job = news.job.digest
             yield self._event("job", news.job.text)
 
-    def _lines(self, mark: Mark | None, lines: Sequence[Found]) -> Iterator[ServerSentEvent]:
-        batch: list[LogView] = []
-        for each in in_time(lines) if mark else ():
-            if mark is None or mark.covers(each):
-                continue
-            mark.read[each.key] = each.position
+    def _lines(self, batch: Batch) -> Iterator[ServerSentEvent]:
+        lines: list[LogView] = []
+        for count, each in enumerate(batch.lines, 1):
             if self._wanted.has(each.line):
-                batch.append(each.line)
-            if len(batch) == BATCH:
-                yield self._event("log", LogBatch(lines=batch).model_dump_json())
-                batch = []
-        if batch:
-            yield self._event("log", LogBatch(lines=batch).model_dump_json())
+                lines.append(each.line)
+            if len(lines) == BATCH:
+                self._place.logs = batch.mark_after(count)
+                yield self._event("log", LogBatch(lines=lines).model_dump_json())
+                lines = []
+        self._place.logs = batch.stop
+        if lines:
+            yield self._event("log", LogBatch(lines=lines).model_dump_json())
 
     def _event(self, kind: str, text: str) -> ServerSentEvent:
         return ServerSentEvent(event=kind, raw_data=text, id=self._place.id())
@@ -308,7 +322,10 @@ def opened(
     place, wanted = Place.of(last) if last else Place(), Wanted(source, level, search, attempt)
     look = Look(parts.database, parts.artifacts, job_id, logs, None if tail == "all" else tail, wanted)
     allowed = partial(still_valid, parts.database, caller)
-    return Reader(request.app.state.streams, look, place, wanted, allowed, once)
+    try:
+        return Reader(request.app.state.streams, look, place, wanted, allowed, once)
+    except UnknownPositions as error:
+        raise unknown_place(last or "") from error
 
 
 async def reading(reader: Annotated[Reader, Depends(opened)]) -> AsyncIterator[Reader]:

@@ -22,6 +22,7 @@ from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
 from service.jobs import metric_curves, reading
+from service.jobs.log_files import LogFiles
 from service.jobs.logs import Logs, Wanted, page
 from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
 from service.searches import repository
@@ -330,7 +331,6 @@ def logs(
     caller: Caller,
     job_id: str,
     number: int,
-    attempt: int | None,
     wanted: Wanted,
     cursor: str | None,
     limit: int,
@@ -339,7 +339,7 @@ def logs(
     _, folder, attempts = _run(parts, caller, job_id, number)
     if not folder:
         return LogPage(items=[])
-    return page(Logs(parts.artifacts, folder, [attempt] if attempt else attempts), wanted, cursor, limit, tail)
+    return page(Logs(LogFiles(parts.artifacts, folder), attempts), wanted, cursor, limit, tail)
 
 
 def images(parts: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:

@@ -152,8 +152,8 @@ def logs(
     cursor: str | None = None,
 ) -> LogPage:
     """A trial's log lines, as `list_job_logs` gives those of a job."""
-    wanted = Wanted(source, level, search)
-    return reading.logs(parts, caller, search_id, number, attempt, wanted, cursor, limit, tail)
+    wanted = Wanted(source, level, search, attempt)
+    return reading.logs(parts, caller, search_id, number, wanted, cursor, limit, tail)
 
 
 @router.get("/{search_id}/trials/{number}/metrics")

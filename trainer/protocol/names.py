@@ -89,6 +89,8 @@ TAG_METRIC: Final = "rcmae.metric."
 CHECKPOINTS: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
 IMAGES: Final = "images"
+LOG_POSITIONS: Final = "log-positions"
+"""What the service remembers for readers of logs that have very many sources."""
 
 
 def heartbeat(attempt: int) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from service_fakes import add_job, spec_with
 
-from service.adapters.storage import Artifacts, OutsideRoot, StoredFile
+from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable, StoredFile
 from service.jobs import repository
 
 WEIGHTS = bytes(range(256)) * 40
@@ -44,6 +44,19 @@ def test_files_below_a_folder_are_found(root, folder):
         assert artifacts.sizes(uri, "hf") == {"config.json": 2, "model.safetensors": len(WEIGHTS)}
     assert artifacts.sizes(str(folder), "none") == {}
     assert ("hf/model.safetensors", len(WEIGHTS)) in artifacts.files(str(folder))
+
+
+def test_a_small_file_is_written_whole_below_its_folder(root, folder):
+    artifacts = Artifacts(str(root))
+    for data in (b"first", b"second"):
+        artifacts.write(str(folder), "new/file", data)
+        assert artifacts.read(str(folder), "new/file") == data
+    assert artifacts.sizes(str(folder), "new") == {"file": 6}
+    with pytest.raises(OutsideRoot):
+        artifacts.write(str(folder), "../beside.txt", b"other")
+    assert (root / "beside.txt").read_text() == "secret"
+    with pytest.raises(StorageUnreachable):
+        artifacts.write(str(root / "deleted"), "new/file", b"")
 
 
 @pytest.mark.parametrize(

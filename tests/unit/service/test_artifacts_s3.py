@@ -97,6 +97,15 @@ def test_names_that_lead_elsewhere_are_no_files(artifacts, folder, name):
     assert artifacts.read(folder, name) is None
 
 
+def test_a_small_file_is_written_whole_below_its_folder(artifacts, folder):
+    for data in (b"first", b"second"):
+        artifacts.write(folder, "new/file", data)
+        assert artifacts.read(folder, "new/file") == data
+    with pytest.raises(OutsideRoot):
+        artifacts.write(folder, "../beside.txt", b"other")
+    assert artifacts.read(artifacts.root, "beside.txt") == b"secret"
+
+
 def test_folders_outside_the_root_are_refused(artifacts, folder, root):
     bucket = root.partition("/artifacts")[0]
     for outside in (
@@ -215,6 +224,36 @@ def test_logs_that_have_not_grown_are_not_fetched_again(api, database, put, root
     assert page(cursor) == ([], cursor, 1)
     put(f"run/{log_folder(1)}/driver.0001.jsonl", whole + line("new"))
     assert page(cursor)[0] == ["new"]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_logs_of_many_ranks_are_read_on_from_what_is_saved_in_the_bucket(api, database, put, root):
+    """Chunks grow, and others follow them, while readers come back with nothing but a cursor or an event's id."""
+
+    def line(rank: int, n: int) -> bytes:
+        message = f"{rank}: {n}"
+        return json.dumps({"time": 1.5, "level": "info", "source": f"rank-{rank}", "message": message}).encode() + b"\n"
+
+    job_id = add_job(database, "running", artifact_uri=f"{root}/run", attempts=1)
+    paged, followed, cursor, last = list[str](), list[str](), "", ""
+    for n in range(4):
+        for rank in range(24):  # two lines to a chunk
+            data = line(rank, n) if n % 2 == 0 else line(rank, n - 1) + line(rank, n)
+            put(f"run/{log_folder(1)}/rank-{rank}.{1 + n // 2:04d}.jsonl", data)
+        page = api.get(f"/v1/jobs/{job_id}/logs", params={"cursor": cursor}).json()
+        paged += [item["message"] for item in page["items"]]
+        cursor = page["next_cursor"]
+        headers = {"Last-Event-ID": last} if last else {}
+        answer = api.get(f"/v1/jobs/{job_id}/stream", params={"once": True, "tail": "all"}, headers=headers)
+        fields = [row.partition(": ") for row in answer.text.splitlines()]
+        batches = [json.loads(value)["lines"] for name, _, value in fields if name == "data" and '"lines"' in value]
+        followed += [each["message"] for batch in batches for each in batch]
+        last = [value for name, _, value in fields if name == "id"][-1]
+        assert max(len(cursor), len(last)) < 1000
+    for rank in range(24):
+        mine = [f"{rank}: {n}" for n in range(4)]
+        assert [message for message in paged if message.startswith(f"{rank}: ")] == mine
+        assert [message for message in followed if message.startswith(f"{rank}: ")] == mine
 
 
 # --- out of reach -----------------------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_a_page_says_whether_more_is_there_now(api, logs, read, monkeypatch):
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 1000])
 def test_chunks_are_read_in_pieces_forwards_and_from_the_end(logs, read, monkeypatch, piece):
-    monkeypatch.setattr("service.jobs.logs.PIECE", piece)
+    monkeypatch.setattr("service.jobs.log_files.PIECE", piece)
     messages = ["short", "x" * 200, "ä" * 30, "", "end"]
     logs.write(1, "driver", 1, *messages)
     logs.write(1, "driver", 2, *messages, end="")
@@ -223,7 +223,7 @@ def test_a_damaged_line_is_shown_and_stops_nothing(api, logs, read):
 
 
 def test_a_whole_log_is_downloaded_over_its_chunks(api, logs, read, monkeypatch):
-    monkeypatch.setattr("service.jobs.logs.PIECE", 50)
+    monkeypatch.setattr("service.jobs.log_files.PIECE", 50)
     url = f"/v1/jobs/{read.job_id}/logs/1/rank-0"
     for chunk in (1, 2, 3):
         logs.write(1, "rank-0", chunk, *(f"{chunk}-{n}" for n in range(4)))
@@ -263,25 +263,28 @@ def large_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 READ_ALL = """
 import resource, sys
 from service.adapters.storage import Artifacts
-from service.jobs.logs import Logs, Mark, Wanted, whole
+from service.jobs.log_files import LogFiles, whole
+from service.jobs.log_marks import Mark
+from service.jobs.logs import Logs, Wanted
 
 def peak():  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 folder = sys.argv[1]
-logs = Logs(Artifacts(folder.rpartition("/")[0]), folder, [1])
-logs.after(Mark(), Wanted(), 1)
+artifacts = Artifacts(folder.rpartition("/")[0])
+logs = Logs(LogFiles(artifacts, folder), [1])
+logs.read(Mark(), Wanted(), 1)
 before = peak()
-found, mark, more, pages = [], Mark(), True, 0
-while more:
-    lines, more = logs.after(mark, Wanted(search="needle"), 500)
-    found += [each.line.message for each in lines]
-    pages += 1
+found, mark, pages = [], Mark(), 0
+while pages == 0 or mark.until:
+    batch = logs.read(mark, Wanted(search="needle"), 500)
+    found += [each.line.message for each in batch.lines]
+    mark, pages = batch.stop, pages + 1
 assert found == [f"needle {n}" for n in range(1, 401)] * 2, len(found)
 assert pages > 3, "one request looks through a part alone"
-assert logs.after(logs.last(3, Wanted(level="error")), Wanted(level="error"), 5)[0] == []
-assert len(logs.after(logs.last(5000, Wanted()), Wanted(), 5000)[0]) > 1000
-log = whole(logs.artifacts, folder, 1, "rank-1")
+assert logs.read(logs.last(3, Wanted(level="error")), Wanted(level="error"), 5).lines == []
+assert len(logs.read(logs.last(5000, Wanted()), Wanted(), 5000).lines) > 1000
+log = whole(artifacts, folder, 1, "rank-1")
 assert sum(len(piece) for piece in log.pieces(0, log.size)) == log.size > 100_000_000
 print(peak() - before)
 """
@@ -309,7 +312,17 @@ def test_an_unknown_cursor_is_refused(api, logs, read):
     positions = (3, [1], [1, "x"], [1, 2, 3], [1, -1], [None, 1], [1.5, 1], [True, 1])
     keys = ("driver", "0/driver", "x/driver", "1/")
     wrong = [*({"1/driver": position} for position in positions), *({key: [1, 1]} for key in keys)]
-    for parts in ([], ["x"], [{}, {}], [0, {}], [1], [1, []], *([1, read] for read in wrong)):
+    passes = (
+        [1, {}, "name", [1, {}, None], None, None, 0],
+        [1, {}, None, [0, {}, None], None, None, 0],
+        [1, {}, None, [1, {"1/driver": 3}, None], None, None, 0],
+        [1, {}, None, [1, {}, "../../etc/passwd"], None, None, 0],
+        [1, {}, None, [1, {}, None], [1, "driver", 1], None, 0],
+        [1, {}, None, [1, {}, None], [1, "driver", 1, 1], ["x"], 0],
+        [1, {}, None, [1, {}, None], None, None, -1],
+        [1, {}, None, [1, {}, None], None, None],
+    )
+    for parts in ([], ["x"], [{}, {}], [0, {}], [1], [1, []], [1, {}, 3], *([1, read] for read in wrong), *passes):
         answer = api.get(f"/v1/jobs/{read.job_id}/logs", params={"cursor": paging.write_cursor(parts)})
         assert (answer.status_code, answer.json()["code"]) == (422, "parameter_invalid"), parts
     assert api.get(f"/v1/jobs/{read.job_id}/logs", params={"cursor": "nonsense"}).status_code == 422

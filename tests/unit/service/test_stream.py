@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,27 @@ def test_a_reader_who_comes_back_loses_and_repeats_nothing(url, replica, job):
     assert all(one != other for one, other in pairwise(jobs))
 
 
+def test_hundreds_of_ranks_are_followed_over_every_break_by_short_ids(url, replica, job):
+    """Two attempts of 128 ranks, which all log: proxies refuse requests with headers of some thousand characters."""
+    job.set(attempts=2)
+    places = [(attempt, f"rank-{rank}") for attempt in (1, 2) for rank in range(128)]
+    seen: list[Event] = []
+    for n in range(6):
+        with following((url, replica)[n % 2], job.id, seen[-1].id if seen else None, tail="all") as stream_:
+            for attempt, source in places:
+                job.log(f"{attempt}/{source}: {n}", attempt=attempt, source=source)
+            seen += islice(stream_, 1 + n % 3)
+    job.move(State.FAILED)
+    with following(url, job.id, seen[-1].id) as stream_:
+        seen += stream_.rest()
+    assert max(len(event.id) for event in seen) < 1000
+    found = messages(seen)
+    assert len(found) == 6 * len(places)
+    for attempt, source in places:
+        mine = f"{attempt}/{source}: "
+        assert [line for line in found if line.startswith(mine)] == [f"{mine}{n}" for n in range(6)]
+
+
 def test_the_last_lines_of_an_attempt_that_still_ends_beside_the_next_come_too(url, job):
     job.set(attempts=2)
     job.log("begins", attempt=2)
@@ -331,9 +352,9 @@ def test_a_slow_reader_holds_nobody_and_misses_nothing(url, job, monkeypatch):
     reads: list[stream.Reader] = []
     own = stream.Reader._own
 
-    async def counted(reader: stream.Reader) -> Any:
+    async def counted(reader: stream.Reader, *until: Any) -> Any:
         reads.append(reader)
-        return await own(reader)
+        return await own(reader, *until)
 
     monkeypatch.setattr(stream.Reader, "_own", counted)
     with following(url, job.id, tail="all") as slow, following(url, job.id, tail="all") as quick:
@@ -357,9 +378,9 @@ def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
     looks: list[Look] = []
     since = Look.since
 
-    def counted(look: Look, place: Any) -> Any:
+    def counted(look: Look, *place: Any) -> Any:
         looks.append(look)
-        return since(look, place)
+        return since(look, *place)
 
     monkeypatch.setattr(Look, "since", counted)
     streams: stream.Streams = app.state.streams
