@@ -23,7 +23,6 @@ from sqlalchemy import MetaData, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
 
-from service import db
 from service.app import create_app
 from service.auth.caller import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
 from service.db.database import Database, DatabaseUnreachable, migration_config
@@ -257,7 +256,7 @@ def test_threads_take_turns_to_write(tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, "ab", (10, 10)))
     assert max(len(list(turn)) for _, turn in itertools.groupby(wrote)) < 10, wrote
-    monkeypatch.setattr(db, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr("service.db.database.BUSY_SECONDS", 0.05)
     with database.session(), pytest.raises(DatabaseUnreachable, match="other changes took more than"):
         add_job(database)
     add_job(database)
