@@ -1,4 +1,4 @@
-"""Alembic's entry: migrations run on the connection that `service.db` hands over."""
+"""Alembic's entry: migrations run on the connection that `service.db.database` hands over."""
 
 from typing import Literal
 
