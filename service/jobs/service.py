@@ -62,25 +62,32 @@ def submit(parts: AppState, caller: Caller, spec: JobSpec, key: str | None) -> t
     """A new job, or the one this key made before; True where it is new."""
     caller.must_be(Role.SUBMITTER)
     key = kept_key(key) if key else None
-    digest, kind = spec.sha256(), parts.kinds[spec.kind]
-    if key:
-        with parts.database.read() as session:
-            made = repository.by_idempotency_key(session, caller.owner, key)
-    # What made a job then may be gone by now, and is not looked for again.
-    dataset_uri = "" if key and made else kind.check(parts, caller, spec).dataset_uri
+    kind = parts.kinds[spec.kind]
+    with parts.database.read() as session:
+        # What a job was made from may be gone by now: it is not looked for again.
+        if earlier := _made_before(session, caller, spec, key):
+            return earlier, False
+    dataset_uri = kind.check(parts, caller, spec).dataset_uri
     with parts.database.session() as session:
-        earlier = repository.by_idempotency_key(session, caller.owner, key) if key else None
-        if earlier:
-            if earlier.body_sha256 != digest:
-                text = f"this Idempotency-Key made {earlier.id} of another spec: use a new key"
-                raise ApiProblem(422, "idempotency_key_reused", text)
-            return view(earlier), False
+        if earlier := _made_before(session, caller, spec, key):  # the same key came twice at once
+            return earlier, False
         kind.schedule(session, spec)
         job = insert(session, caller.owner, spec, dataset_uri, key)
         caller.record(session, job.id, kind=job.kind, name=job.name)
         submitted = view(job)
     parts.wake.set()
     return submitted, True
+
+
+def _made_before(session: Session, caller: Caller, spec: JobSpec, key: str | None) -> JobView | None:
+    """The job that a key made before; raises 422 where it was made of another spec."""
+    earlier = repository.by_idempotency_key(session, caller.owner, key) if key else None
+    if earlier is None:
+        return None
+    if earlier.body_sha256 != spec.sha256():
+        text = f"this Idempotency-Key made {earlier.id} of another spec: use a new key"
+        raise ApiProblem(422, "idempotency_key_reused", text)
+    return view(earlier)
 
 
 def plan(parts: AppState, caller: Caller, spec: JobSpec) -> PlanView:

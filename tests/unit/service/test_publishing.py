@@ -14,6 +14,7 @@ from service_world import World
 
 from service.adapters.ray_cluster import RayState
 from service.app import create_app
+from service.jobs import repository
 from trainer.protocol import names
 from trainer.protocol.checkpoint import FileRecord, Manifest
 from trainer.protocol.outcome import Outcome
@@ -135,6 +136,25 @@ def test_the_same_key_is_the_same_job_also_when_its_source_is_gone(served, world
     assert served.delete(f"/v1/jobs/{source}").status_code == 200
     again = served.post("/v1/jobs", json=spec_of(source), headers=key)
     assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+
+
+def test_a_key_whose_job_is_deleted_meanwhile_spares_no_check(served, world, root, monkeypatch):
+    """Nobody gets at another's checkpoint by deleting the job of a key just while the key is used again."""
+    mine, others, key = trained(world, root), trained(world, root, owner="bob"), {"Idempotency-Key": "once"}
+    first = served.post("/v1/jobs", json=spec_of(mine), headers=key).json()["id"]
+    assert served.post(f"/v1/jobs/{first}/cancel").json()["state"] == "cancelled"
+    real = repository.by_idempotency_key
+
+    def and_then_deleted(*given: Any) -> Any:
+        found = real(*given)
+        if found is not None:
+            monkeypatch.undo()
+            served.delete(f"/v1/jobs/{first}").raise_for_status()
+        return found
+
+    monkeypatch.setattr(repository, "by_idempotency_key", and_then_deleted)
+    assert served.post("/v1/jobs", json=spec_of(others), headers=key).status_code == 422
+    refused(served.post("/v1/jobs", json=spec_of(others), headers=key), "job", "there is no job")
 
 
 def test_a_storage_that_is_away_is_told(served, world, root):
