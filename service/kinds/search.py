@@ -171,9 +171,9 @@ class Search(ControllerKind[SearchSpec]):
         state = State(loaded.state)
         standing = self.settle(context, loaded, None, state)
         with context.write() as session:
-            job = repository.get(session, loaded.id)
-            if job.state != loaded.state:
-                raise StaleState(f"job {job.id} is {job.state} now")
+            job = session.get(Job, loaded.id)
+            if job is None or job.state != loaded.state:
+                raise StaleState(f"job {loaded.id} is {job.state if job else 'deleted'} now")
             standing.record(job, repository.attempts(session, job.id), now())
             if state is State.SUCCEEDED:
                 job.result = standing.result().model_dump(mode="json")
