@@ -124,7 +124,7 @@ def _require_below_root(artifacts: Artifacts, *folders: str) -> None:
         except StorageUnreachable:  # it lies below the root, whose disk is not mounted
             continue
         raise CannotStart(
-            f"The files of its MLflow run lie in {folder}, outside the artifact root {artifacts.root}: either the state "
+            f"The files of its MLflow run lie in {folder}, outside the artifact root {artifacts.root}: the state "
             "folder was copied or moved, or the artifact root was changed. Undo that, then retry.",
             Reason.STORAGE_ERROR,
         )
