@@ -328,6 +328,28 @@ def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):
     assert world.state(job_id) == "cancelled"
 
 
+def test_no_attempt_starts_whose_files_lie_outside_the_artifact_root(world, tmp_path):
+    """As in a copy of a state folder, where MLflow's records lead to the original's files."""
+    original = tmp_path / "original"
+    original.mkdir()
+    recovering = world.running()
+    world.end_attempt(recovering, Outcome(state="failed", reason=Reason.WORKER_FAILED))
+    world.rounds()
+    with world.database.session() as session:
+        repository.get(session, recovering).artifact_uri = str(original / "run" / "artifacts")
+    world.due(recovering)
+    world.rounds()
+    world.mlflow.root = original
+    new = world.add()
+    world.rounds()
+    for job_id in (recovering, new):
+        job = job_of(world.database, job_id)
+        assert (job.state, job.reason) == ("failed", "storage_error")
+        assert f"lie in {original}" in job.message
+        assert "outside the artifact root" in job.message
+    assert len(world.ray.requests) == 1
+
+
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)
