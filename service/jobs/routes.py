@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from service.context.app_state import CallerDep, StateDep
-from service.http.ranges import answer
+from service.http.ranges import file_response
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
 from service.jobs import reading, service
@@ -207,7 +207,7 @@ def whole_log(
     found = reading.whole_log(parts, caller, job_id, attempt, source)
     name = f"{job_id}-a{attempt}-{source}.jsonl"
     attached = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return answer(request, found, f'"{name}-{found.size}"', "application/x-ndjson", attached)
+    return file_response(request, found, f'"{name}-{found.size}"', "application/x-ndjson", attached)
 
 
 @router.get("/{job_id}/stream", response_class=EventSourceResponse)
