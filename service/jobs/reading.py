@@ -36,20 +36,20 @@ def _view(fields: Mapping[str, Any]) -> JobView:
     return JobView.model_validate({**fields, "promoted_from": origin})
 
 
-def show(parts: AppState, caller: Caller, job_id: str) -> JobView:
-    with parts.database.read() as session:
+def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
+    with app_state.database.read() as session:
         return view(repository.seen(session, job_id, caller))
 
 
-def listing(parts: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
-    with parts.database.read() as session:
+def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
+    with app_state.database.read() as session:
         jobs, following = repository.page(session, filters, limit, cursor)
     return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 
-def events(parts: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
+def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
     after = paging.read_number(cursor) if cursor else 0
-    with parts.database.read() as session:
+    with app_state.database.read() as session:
         repository.seen(session, job_id, caller)
         found = repository.events(session, job_id, after, limit + 1)
         items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
@@ -57,15 +57,15 @@ def events(parts: AppState, caller: Caller, job_id: str, cursor: str | None, lim
         return Page[EventView](items=items, next_cursor=following)
 
 
-def attempts(parts: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
-    with parts.database.read() as session:
+def attempts(app_state: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
+    with app_state.database.read() as session:
         repository.seen(session, job_id, caller)
         found: list[Attempt] = repository.attempts(session, job_id)
         return Page[AttemptView](items=[AttemptView.model_validate(a, from_attributes=True) for a in found])
 
 
 def logs(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     wanted: Wanted,
@@ -73,40 +73,40 @@ def logs(
     limit: int,
     tail: int | None,
 ) -> LogPage:
-    with parts.database.read() as session:
+    with app_state.database.read() as session:
         job = repository.seen(session, job_id, caller)
     if not job.artifact_uri:
         return LogPage(items=[])
-    logs = Logs(LogFiles(parts.artifacts, job.artifact_uri), range(1, job.attempts + 1))
+    logs = Logs(LogFiles(app_state.artifacts, job.artifact_uri), range(1, job.attempts + 1))
     return page(logs, wanted, cursor, limit, tail)
 
 
-def whole_log(parts: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
-    with parts.database.read() as session:
+def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
+    with app_state.database.read() as session:
         job = repository.seen(session, job_id, caller)
-    found = whole(parts.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
+    found = whole(app_state.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
     if found is None:
         raise not_found("log", f"{attempt}/{source}")
     return found
 
 
-def checkpoints(parts: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
-    with parts.database.read() as session:
+def checkpoints(app_state: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
+    with app_state.database.read() as session:
         job = repository.seen(session, job_id, caller)
-    return Page[CheckpointView](items=checkpoints_of(job, parts.artifacts))
+    return Page[CheckpointView](items=checkpoints_of(job, app_state.artifacts))
 
 
-def images(parts: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
-    with parts.database.read() as session:
+def images(app_state: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
+    with app_state.database.read() as session:
         job = repository.seen(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
-    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
+    return pictures(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
-def image(parts: AppState, caller: Caller, job_id: str, name: str) -> bytes:
-    with parts.database.read() as session:
+def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
+    with app_state.database.read() as session:
         job = repository.seen(session, job_id, caller)
-    return picture(parts.artifacts, job.artifact_uri, name)
+    return picture(app_state.artifacts, job.artifact_uri, name)
 
 
 def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: int | None) -> Page[ImageView]:

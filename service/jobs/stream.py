@@ -299,7 +299,7 @@ class Reader:
 
 def opened(
     job_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     request: Request,
     once: Annotated[bool, Query(description="answer the present, then end")] = False,
@@ -316,12 +316,12 @@ def opened(
     last_event_id: Annotated[str | None, Header(description="`id` of the last event that was received")] = None,
 ) -> Reader:
     """One who may follow a job, from a place of its own."""
-    with parts.database.read() as session:
+    with app_state.database.read() as session:
         repository.seen(session, job_id, caller)
     last = last_event_id or after  # a browser that has lost its connection sends both: the address as it was, and more
     place, wanted = Place.of(last) if last else Place(), Wanted(source, level, search, attempt)
-    look = Look(parts.database, parts.artifacts, job_id, logs, None if tail == "all" else tail, wanted)
-    allowed = partial(still_valid, parts.database, caller)
+    look = Look(app_state.database, app_state.artifacts, job_id, logs, None if tail == "all" else tail, wanted)
+    allowed = partial(still_valid, app_state.database, caller)
     try:
         return Reader(request.app.state.streams, look, place, wanted, allowed, once)
     except UnknownPositions as error:

@@ -39,8 +39,8 @@ class Publish(ControllerKind[PublishSpec]):
 
     name = Kind.PUBLISH
 
-    def check(self, state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
-        job, trained = trained_by(state.database, state.artifacts, caller, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
+        job, trained = trained_by(app_state.database, app_state.artifacts, caller, spec)
         return Subject(job.dataset_uri, trained)
 
     def check_again(self, settings: Settings, spec: PublishSpec) -> None:

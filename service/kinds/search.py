@@ -79,8 +79,8 @@ class Search(ControllerKind[SearchSpec]):
     )
     goes_on = "with further trials"
 
-    def check(self, state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
-        check_search(state.settings, state.database, caller, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
+        check_search(app_state.settings, app_state.database, caller, spec)
         return Subject(spec.base_spec.dataset.uri, spec.base_spec)
 
     def check_again(self, settings: Settings, spec: SearchSpec) -> None:
