@@ -46,7 +46,7 @@ def caller(
 ) -> Caller:
     """The caller, identified by the request's token, or by its browser session where it sends no token.
 
-    Raises the API's 401 without a valid token, and 403 for a session's request without its CSRF token.
+    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token.
     """
     sessions: Sessions = request.app.state.sessions
     database = app_state_of(request).database

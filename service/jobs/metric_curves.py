@@ -32,7 +32,7 @@ def _curves(
     app_state: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
     with app_state.database.read() as session:
-        jobs = [repository.seen(session, job_id, caller) for job_id in job_ids]
+        jobs = [repository.visible_job(session, job_id, caller) for job_id in job_ids]
         begun = [session.get(Attempt, (job.id, job.since_attempt)) if job.since_attempt > 1 else None for job in jobs]
     # Nothing is shown that an attempt has logged from which the job no longer goes on.
     since = {job.id: attempt.started_at if attempt else None for job, attempt in zip(jobs, begun, strict=True)}

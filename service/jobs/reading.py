@@ -38,7 +38,7 @@ def _view(fields: Mapping[str, Any]) -> JobView:
 
 def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
     with app_state.database.read() as session:
-        return view(repository.seen(session, job_id, caller))
+        return view(repository.visible_job(session, job_id, caller))
 
 
 def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
@@ -50,7 +50,7 @@ def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | Non
 def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
     after = paging.read_number(cursor) if cursor else 0
     with app_state.database.read() as session:
-        repository.seen(session, job_id, caller)
+        repository.visible_job(session, job_id, caller)
         found = repository.events(session, job_id, after, limit + 1)
         items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
         following = paging.write_cursor([items[-1].id]) if len(found) > limit else None
@@ -59,7 +59,7 @@ def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None,
 
 def attempts(app_state: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
     with app_state.database.read() as session:
-        repository.seen(session, job_id, caller)
+        repository.visible_job(session, job_id, caller)
         found: list[Attempt] = repository.attempts(session, job_id)
         return Page[AttemptView](items=[AttemptView.model_validate(a, from_attributes=True) for a in found])
 
@@ -74,7 +74,7 @@ def logs(
     tail: int | None,
 ) -> LogPage:
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     if not job.artifact_uri:
         return LogPage(items=[])
     logs = Logs(LogFiles(app_state.artifacts, job.artifact_uri), range(1, job.attempts + 1))
@@ -83,7 +83,7 @@ def logs(
 
 def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     found = whole(app_state.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
     if found is None:
         raise not_found("log", f"{attempt}/{source}")
@@ -92,20 +92,20 @@ def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, so
 
 def checkpoints(app_state: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     return Page[CheckpointView](items=checkpoints_of(job, app_state.artifacts))
 
 
 def images(app_state: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
     return pictures(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
 def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     return picture(app_state.artifacts, job.artifact_uri, name)
 
 

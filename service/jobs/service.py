@@ -188,7 +188,7 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: PatchBody) -> 
 def deletion(app_state: AppState, caller: Caller, job_id: str) -> Deletion:
     """What would go with a job; raises 409 where it cannot be deleted now."""
     with app_state.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
     caller.must_control(job.owner)
     if _effect(job, Verb.DELETE) is not Effect.GONE:
         raise _refused(job, Verb.DELETE)
@@ -241,7 +241,7 @@ def changed(
     ``detail`` goes into the audit log beside the job's id.
     """
     with app_state.database.session() as session:
-        job = repository.seen(session, job_id, caller)
+        job = repository.visible_job(session, job_id, caller)
         caller.must_control(job.owner)
         answer = change(session, job)
         caller.record(session, job_id, **detail)

@@ -317,7 +317,7 @@ def opened(
 ) -> Reader:
     """One who may follow a job, from a place of its own."""
     with app_state.database.read() as session:
-        repository.seen(session, job_id, caller)
+        repository.visible_job(session, job_id, caller)
     last = last_event_id or after  # a browser that has lost its connection sends both: the address as it was, and more
     place, wanted = Place.of(last) if last else Place(), Wanted(source, level, search, attempt)
     look = Look(app_state.database, app_state.artifacts, job_id, logs, None if tail == "all" else tail, wanted)

@@ -80,7 +80,7 @@ def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: P
     """
     with database.read() as session:
         try:
-            job = repository.seen(session, spec.job, caller)
+            job = repository.visible_job(session, spec.job, caller)
         except ApiProblem as error:
             raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
     if job.kind == Kind.SEARCH:

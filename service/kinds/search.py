@@ -283,7 +283,7 @@ def check_base(settings: Settings, spec: SearchSpec) -> None:
 def _cannot_learn_from(session: Session, caller: Caller, spec: SearchSpec, earlier: str) -> str | None:
     """Why a search cannot go by the trials of an earlier one; None where it can."""
     try:
-        job: Job = repository.seen(session, earlier, caller)
+        job: Job = repository.visible_job(session, earlier, caller)
     except ApiProblem as error:
         return f"{error.detail}: name an earlier search of yours"
     if job.kind != Kind.SEARCH:
