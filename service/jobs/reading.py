@@ -16,7 +16,7 @@ from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.log_files import LogFiles, WholeLog, whole
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
 from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
@@ -68,7 +68,7 @@ def logs(
     app_state: AppState,
     caller: Caller,
     job_id: str,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
@@ -78,7 +78,7 @@ def logs(
     if not job.artifact_uri:
         return LogPage(items=[])
     logs = Logs(LogFiles(app_state.artifacts, job.artifact_uri), range(1, job.attempts + 1))
-    return page(logs, wanted, cursor, limit, tail)
+    return page(logs, log_filter, cursor, limit, tail)
 
 
 def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:

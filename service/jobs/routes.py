@@ -17,7 +17,7 @@ from service.jobs import metric_curves as curves
 from service.jobs import reading, service
 from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
-from service.jobs.logs import Wanted
+from service.jobs.logs import LogFilter
 from service.jobs.repository import Filters
 from service.jobs.schemas import (
     LAST_ATTEMPT,
@@ -190,7 +190,7 @@ def logs(
 ) -> LogPage:
     """Log lines by attempt and source. Ask with `next_cursor` again: at once where there is `more`, later for lines
     that came since."""
-    return reading.logs(app_state, caller, job_id, Wanted(source, level, search, attempt), cursor, limit, tail)
+    return reading.logs(app_state, caller, job_id, LogFilter(source, level, search, attempt), cursor, limit, tail)
 
 
 @router.get("/{job_id}/logs/{attempt}/{source}", response_class=StreamingResponse)
@@ -222,10 +222,10 @@ async def stream(reader: ReaderDep) -> AsyncIterable[ServerSentEvent]:
 
 
 @stream_router.get("", response_class=EventSourceResponse)
-async def changes(told: ChangesDep) -> AsyncIterable[ServerSentEvent]:
+async def changes(subscription: ChangesDep) -> AsyncIterable[ServerSentEvent]:
     """Hear of all jobs that one sees: an event `jobs` (JobsChanged) names those that have changed, within a second or
     two. The first one, without any, says that it has begun: what is read after it misses nothing."""
-    async for event in told:
+    async for event in subscription:
         yield event
 
 

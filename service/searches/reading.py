@@ -23,7 +23,7 @@ from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
 from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
 from service.searches import repository
 from service.searches import trials as made
@@ -331,7 +331,7 @@ def logs(
     caller: Caller,
     job_id: str,
     number: int,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
@@ -339,7 +339,7 @@ def logs(
     _, folder, attempts = _run(app_state, caller, job_id, number)
     if not folder:
         return LogPage(items=[])
-    return page(Logs(LogFiles(app_state.artifacts, folder), attempts), wanted, cursor, limit, tail)
+    return page(Logs(LogFiles(app_state.artifacts, folder), attempts), log_filter, cursor, limit, tail)
 
 
 def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
-from service.jobs.logs import Wanted
+from service.jobs.logs import LogFilter
 from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
 from service.searches import reading, service
 from service.searches.plots import Plots
@@ -152,8 +152,8 @@ def logs(
     cursor: str | None = None,
 ) -> LogPage:
     """A trial's log lines, as `list_job_logs` gives those of a job."""
-    wanted = Wanted(source, level, search, attempt)
-    return reading.logs(app_state, caller, search_id, number, wanted, cursor, limit, tail)
+    log_filter = LogFilter(source, level, search, attempt)
+    return reading.logs(app_state, caller, search_id, number, log_filter, cursor, limit, tail)
 
 
 @router.get("/{search_id}/trials/{number}/metrics")
