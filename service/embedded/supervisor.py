@@ -1,8 +1,8 @@
 """The process that starts the parts of an embedded stack, watches them and starts again those that die.
 
 `python -m service.embedded.supervisor --state-dir DIR [--port N] [--artifact-root R]`, started by `rcmae up`, which
-hands over a database's URL in the environment. It ends on SIGTERM, and everything with it. Killed without warning, it
-leaves the parts running: the next one adopts them.
+passes a database's URL in the environment. On SIGTERM, or when its folder is moved or removed, it ends everything and
+then itself. Killed without warning, it leaves the parts running: the next one adopts them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.embedded import locations, parts, processes
-from service.embedded.folder import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState
+from service.embedded.folder import FAILED_FILE, PARTS, Folder, FolderMoved, PartName, StackError, StackState
 from service.embedded.processes import Identity
 from service.embedded.stack import stop_parts
 
@@ -54,18 +54,25 @@ class Supervisor:
         self._watches = {part: Watch() for part in PARTS}
         self._stop = threading.Event()
 
+    @property
+    def state(self) -> StackState:
+        """What runs, as recorded."""
+        return self._state
+
     def ask_to_stop(self, *_: object) -> None:
         """A signal handler."""
         self._stop.set()
 
     def run(self) -> None:
-        """Until asked to stop; raises `StackError` for a part that does not start."""
+        """Until asked to stop; raises `StackError` for a part that does not start, `FolderMoved` without its folder."""
         self._record(supervisor=Identity.of(os.getpid()))
         for part in PARTS:
             identity = self._state.parts.get(part)
             if identity and identity.alive:
                 _say(f"{part}: adopted process {identity.pid}")
         while not self._stop.is_set():
+            if not self._folder.is_home_of(self._state):
+                raise FolderMoved(f"the state folder is no longer at {self._folder.path}: everything that used it ends")
             for part in PARTS:
                 self._look_after(part)
             self._stop.wait(LOOK_S)
@@ -145,7 +152,7 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """Supervise until told to stop."""
+    """Supervise until a signal to stop."""
     parser = argparse.ArgumentParser(prog="python -m service.embedded.supervisor")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--port", type=int)
@@ -176,11 +183,15 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
         signal.signal(number, supervisor.ask_to_stop)
     try:
         supervisor.run()
+    except FolderMoved as error:
+        _say(str(error))
+        stop_parts(folder, supervisor.state)
+        return 1
     except StackError as error:
-        stop_parts(folder, folder.load())
+        stop_parts(folder, supervisor.state)
         return _give_up(folder, error)
     _say("stopping")
-    stop_parts(folder, folder.load())
+    stop_parts(folder, supervisor.state)
     return 0
 
 
