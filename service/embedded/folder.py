@@ -54,7 +54,7 @@ class Ports(BaseModel):
 
 
 class StackState(BaseModel):
-    """What runs where: the file `stack.json`."""
+    """What runs where: the content of `stack.json`."""
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
     """Carried by every process of the stack in its environment."""
@@ -62,14 +62,14 @@ class StackState(BaseModel):
     """The folder that this is about; None where there is no folder yet."""
     ports: Ports | None = None
     temp_dir: Path | None = None
-    """Private folder for Ray, short because Unix sockets lie in it; removed when the stack goes down."""
+    """Ray's private folder, with a short path because it holds Unix sockets; removed when the stack goes down."""
     supervisor: Identity | None = None
     parts: dict[PartName, Identity] = {}
     restarts: dict[PartName, int] = {}
     artifact_root: str | None = None
-    """Where runs' artifacts lie, if not in the state folder."""
+    """Where runs' artifacts are, if not in the state folder."""
     database_url: str | None = Field(None, repr=False)
-    """Where the jobs are kept, if not in SQLite in the state folder; with its password."""
+    """The database that holds the jobs, if not SQLite in the state folder; with its password."""
 
     @property
     def url(self) -> str:
@@ -78,20 +78,20 @@ class StackState(BaseModel):
 
 @dataclass(frozen=True)
 class Folder:
-    """Files of a stack's state folder."""
+    """A stack's state folder and the files in it."""
 
     path: Path
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """The folder at a path; raises `StackError` for a path that cannot stand in a database's URL."""
+        """The folder at a path; raises `StackError` for a path that cannot be part of a database's URL."""
         path = path.expanduser().absolute()
         if set("?#%") & set(str(path)):
             raise StackError(f"{path}: the state folder's path must not hold ? # or %: choose another with --state-dir")
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder, readable by its owner alone, and the cluster's token."""
+        """Make the folder, readable by its owner alone, and the tokens of the admin and the cluster."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
         for token in (self.token, self.ray_token):
@@ -114,7 +114,7 @@ class Folder:
 
     @property
     def artifact_root(self) -> str:
-        """Where runs' artifacts lie: a path or an ``s3://`` URI."""
+        """Where runs' artifacts are: a path or an ``s3://`` URI."""
         return self.load().artifact_root or str(self.path / _ARTIFACTS)
 
     @property
@@ -216,7 +216,10 @@ class Folder:
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the right to change what runs, which ends with the process; false where another process has it."""
+        """Hold the exclusive right to change what runs; yields false if another process has it.
+
+        The kernel releases it when the process ends.
+        """
         with (self.path / _LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The embedded stack behind `rcmae up`: starting, ending and looking at it as a whole.
+"""The embedded stack behind `rcmae up`: starting, stopping and inspecting it as a whole.
 
 The parts (Ray's head, the MLflow server, the API) are started and watched by `service.embedded.supervisor`, a process
 of its own; this module starts it, waits for it and stops it.
@@ -35,7 +35,7 @@ STOP_LIMIT_S: Final = 60.0
 
 
 class PartView(BaseModel):
-    """One part, for people."""
+    """The state of one part, for display."""
 
     name: PartName
     pid: int | None
@@ -46,14 +46,14 @@ class PartView(BaseModel):
 
 
 class StackView(BaseModel):
-    """What is up in a state folder."""
+    """The state of a stack, for display."""
 
     up: bool
-    """Whether the supervisor lives and every part answers."""
+    """Whether the supervisor runs and every part answers."""
     url: str
     state_dir: str
     supervisor: int | None
-    """Its process's number."""
+    """The number of its process."""
     temp_dir: str | None
     artifact_root: str
     database: str
@@ -62,7 +62,7 @@ class StackView(BaseModel):
 
 
 def status(folder: Folder) -> StackView:
-    """Look at every part now."""
+    """Check every part now."""
     state = folder.load()
     supervisor = state.supervisor if state.supervisor and state.supervisor.alive else None
     parts = []
@@ -107,7 +107,7 @@ def up(
     artifact_root: str | None = None,
     database_url: str | None = None,
 ) -> tuple[StackState, bool]:
-    """Start what is not up yet and wait until all of it works; also whether it was up already.
+    """Start what is not up yet and wait until all of it works; also returns whether it was up already.
 
     ``artifact_root`` is where artifacts are to lie and ``database_url`` where jobs are to be kept, the recorded ones by
     default; both are tried before anything starts. ``report`` is called with each part that has come up. A folder that
@@ -145,7 +145,7 @@ def try_artifact_root(root: str) -> None:
 
 
 def try_database(url: str | None) -> None:
-    """Connect to a Postgres database; raises `StackError` with what is wrong. SQLite's own file needs no trying."""
+    """Connect to a Postgres database; raises `StackError` with what is wrong. A SQLite file needs no check."""
     if url is None:
         return
     from service.db.database import Database, DatabaseUnreachable  # noqa: PLC0415
@@ -200,7 +200,7 @@ def _wait_until_up(
             if len(reported) == len(PARTS):
                 return state
         elif process is None and not is_supervised(folder):
-            process = start()  # the one that held the lock was about to end
+            process = start()  # the supervisor that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)
@@ -216,7 +216,7 @@ def _why_failed(folder: Folder) -> str:
 
 
 def down(folder: Folder) -> bool:
-    """End everything and leave the data; false where nothing ran. Raises `StackError` when it cannot be ended."""
+    """Stop everything and leave the data; returns false if nothing ran. Raises `StackError` if it cannot be stopped."""
     if not folder.used:
         return False
     require_no_links(folder)  # a linked lock is held by the original's supervisor

@@ -25,7 +25,7 @@ from service.embedded.stack import stop_parts
 LOOK_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 30.0
-"""A part that has worked this long has not failed at its start."""
+"""A part that has worked this long has started successfully."""
 STARTS_AT_FIRST = 3
 """A part that has never worked is started this often before the supervisor gives up."""
 LOG_LIMIT = 16 * 2**20
@@ -34,12 +34,12 @@ LOCK_TRIES = 20
 
 @dataclass
 class Watch:
-    """What the supervisor remembers of one part."""
+    """What the supervisor remembers about one part."""
 
     process: subprocess.Popen[bytes] | None = None
-    """Only of a part that this supervisor started itself."""
+    """Only for a part that this supervisor started itself."""
     failures: int = 0
-    """Ends in a row, with no steady time between them."""
+    """How often in a row it has ended without working steadily in between."""
     has_worked: bool = False
     works_since: float | None = None
     next_start: float = 0.0
@@ -49,7 +49,7 @@ class Supervisor:
     """Keeps the parts of one state folder running."""
 
     def __init__(self, folder: Folder, state: StackState, api_port: int | None = None) -> None:
-        """``api_port`` is the API's where the user named one: it is never given another then."""
+        """``api_port`` is the API's port if the user named one: the API then never moves to another."""
         self._folder, self._state, self._api_port = folder, state, api_port
         self._watches = {part: Watch() for part in PARTS}
         self._stop = threading.Event()
@@ -80,7 +80,7 @@ class Supervisor:
     def _look_after(self, part: PartName) -> None:
         watch, identity = self._watches[part], self._state.parts.get(part)
         if watch.process is not None:
-            watch.process.poll()  # collects it when it has ended
+            watch.process.poll()  # reaps it once it has ended
         if identity is not None and identity.alive:
             self._note_health(part, watch)
         elif identity is not None:
@@ -125,7 +125,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # its own session: it survives the supervisor, and is stopped by its group
+                start_new_session=True,  # it survives the supervisor, and is stopped as a group
             )
         self._record(parts=self._state.parts | {part: Identity.of(watch.process.pid)})
         _say(f"{part}: started process {watch.process.pid}")
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--artifact-root")
     arguments = parser.parse_args()
     folder = Folder.at(arguments.state_dir)
-    for _ in range(LOCK_TRIES):  # whoever looks whether there is a supervisor holds the lock for a moment
+    for _ in range(LOCK_TRIES):  # whoever checks for a supervisor holds the lock for a moment
         with folder.lock() as mine:
             if mine:
                 return _supervise(folder, arguments.port, arguments.artifact_root)
@@ -169,7 +169,7 @@ def main() -> int:
 
 
 def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> int:
-    """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
+    """Run a supervisor with the lock held. An unexpected error leaves the parts running, for the next one to adopt."""
     try:
         root = locations.choose_artifact_root(folder, artifact_root)
         database_url = locations.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
