@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import structlog
 
 from service.adapters.storage import Artifacts, StorageUnreachable
 from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
 from service.controller.dependencies import Away
 from service.controller.kind import CannotStart
-from service.db.tables import Attempt, Job, now
+from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import transition
 from service.jobs.queueing import running_entries, waiting_entries
@@ -28,8 +30,8 @@ RUN_REPLACED = (
 )
 
 
-def start_waiting(context: ControllerContext) -> None:
-    """Give every waiting job an attempt, or the reason why it waits."""
+def start_waiting(context: ControllerContext, moment: datetime) -> None:
+    """Give every job that waits at this moment an attempt, or the reason why it waits."""
     with context.app.database.read() as session:
         jobs = repository.waiting(session)
         if not jobs:  # as in most rounds
@@ -46,7 +48,7 @@ def start_waiting(context: ControllerContext) -> None:
     by_id = {job.id: job for job in jobs}
     queue = waiting_entries(jobs, shape, context.kinds)
     taken = running_entries(active, placements)
-    for admission in admit(list(queue.values()), taken, shape, now(), Limits.of(context.app.settings)):
+    for admission in admit(list(queue.values()), taken, shape, moment, Limits.of(context.app.settings)):
         job = by_id[admission.job_id]
         with guarded(job):
             if admission.start:
@@ -105,7 +107,7 @@ def _prepare_run(context: ControllerContext, job: Job, spec: JobSpec, number: in
     """
     kind = context.kinds[job.kind]
     tags = {names.TAG_SPEC: spec.sha256(), **kind.run_tags(spec)}
-    with context.needs.mlflow.asked():
+    with context.opening_runs, context.needs.mlflow.asked():
         run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id)
         _require_below_root(context.app.artifacts, job.artifact_uri or artifact_uri, artifact_uri)
         if job.attempts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from service_fakes import attempts_of, events_of, job_of, spec_with
 from service_world import World
 
+from service.adapters.storage import Artifacts
+from service.db.tables import Attempt
 from service.jobs import repository
-from service.jobs.lifecycle import Verb
+from service.jobs.lifecycle import Verb, delete
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Newest
@@ -417,6 +420,34 @@ def test_the_thread_makes_rounds_until_it_is_stopped(world):
     finally:
         world.reconciler.stop()
     assert world.reconciler.stuck() is not None
+
+
+@pytest.mark.parametrize("work", ["removal", "sweep"])
+def test_rounds_go_on_while_a_storage_takes_its_time_with_what_is_deleted(world, monkeypatch, work):
+    """A job's folder can hold a hundred thousand files: other jobs start and end meanwhile."""
+    old = world.running()
+    world.end_attempt(old, Outcome(state="failed", reason=Reason.SPEC_ERROR), ray="FAILED")
+    world.rounds()
+    (Path(job_of(world.database, old).artifact_uri) / names.checkpoint_folder(1) / "00000010").mkdir(parents=True)
+    with world.database.session() as session:
+        session.get(Attempt, (old, 1)).ended_at = datetime(2020, 1, 1, tzinfo=UTC)
+        if work == "removal":
+            delete(session, repository.get(session, old))
+    entered, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(Artifacts, "delete", lambda *_: (entered.set(), done.wait(60)))
+    world.reconciler.start()
+    try:
+        assert entered.wait(60)
+        job_id = world.add()
+        until = time.monotonic() + 60
+        while world.state(job_id) != "starting" and time.monotonic() < until:
+            world.parts.wake.set()
+            time.sleep(0.01)
+        assert world.state(job_id) == "starting"
+        assert not done.is_set()
+    finally:
+        done.set()
+        world.reconciler.stop()
 
 
 def test_a_spec_that_is_none_any_more_keeps_no_other_job_from_starting(world):
