@@ -1,7 +1,7 @@
-"""`rcmae init-deploy`: what a deployment with `docker-compose.yml` must have before it starts, above all its secrets.
+"""`rcmae init-deploy`: prepares a deployment with `docker-compose.yml`, above all its secrets.
 
-`.env` is the one place where they are kept, as variables. Compose reads its settings there; processes get the secrets
-as files, which are rendered here out of it.
+All settings and secrets are variables in `.env`. Compose reads its settings there; processes get the secrets as files,
+which this module renders from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENV_FILE: Final = ".env"
 SECRETS_FOLDER: Final = ".secrets"
 ADMIN_TOKEN_FILE: Final = "admin_token"  # noqa: S105 - a name, not a token
 ARTIFACTS, DATASETS = "rcmae-artifacts", "rcmae-datasets"
-"""The buckets that docker-compose.yml has made."""
+"""The buckets that docker-compose.yml creates."""
 
 _HEADER: Final = (
     "# Written by `rcmae init-deploy`. It holds every secret of this deployment: keep it, and keep it from others.\n"
@@ -27,7 +27,7 @@ _HEADER: Final = (
 )
 _LINE: Final = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$")
 _VALUE: Final = re.compile(r"^[A-Za-z0-9_.:/~+=@-]+$")
-"""What Compose, SQL, JSON and INI files all take as it is."""
+"""Values that need no quoting in Compose, SQL, JSON and INI files."""
 _SHORTEST_SECRET: Final = 16
 
 
@@ -45,7 +45,7 @@ SETTINGS: Final[dict[str, Callable[[], str]]] = {
     "RCMAE_PUBLISH": lambda: "127.0.0.1:8000",
     "RCMAE_WORKER_CPUS": lambda: str(len(os.sched_getaffinity(0))),
 }
-"""What an operator may change, and what it is at first."""
+"""What an operator may change, with its default."""
 SECRETS: Final[dict[str, Callable[[], str]]] = {
     "RCMAE_ADMIN_TOKEN": _token,
     "RCMAE_RAY_TOKEN": _token,
@@ -58,31 +58,31 @@ SECRETS: Final[dict[str, Callable[[], str]]] = {
     "RCMAE_S3_ADMIN_KEY": _key,
     "RCMAE_S3_ADMIN_SECRET": _token,
 }
-"""Random, each its own."""
+"""Random values, a different one for each."""
 
 
 class NotDeployable(Exception):
-    """Why a deployment cannot be prepared, and what to do."""
+    """A deployment cannot be prepared; the text says why and what to do."""
 
 
 class Prepared(NamedTuple):
-    """What `prepare` found and did."""
+    """The result of `prepare`."""
 
     env: Path
     admin_token: Path
     publish: str
-    """Where the API will be, `address:port`."""
+    """Where the API will listen, `address:port`."""
     added: list[str]
-    """Variables that were not in `.env` before."""
+    """Names of variables that were not in `.env` before."""
     written: list[str]
-    """Files of secrets that are new or another than before."""
+    """Names of secret files that are new or have changed."""
 
 
 def prepare(folder: Path) -> Prepared:
-    """Complete a checkout's `.env`, and render the files of secrets; what is there stays, and twice is as once.
+    """Complete a checkout's `.env` and render the secret files. Existing values stay, so it can be run again.
 
-    Raises `NotDeployable` that says what to do, before anything is written: for a folder that is no checkout, an `.env`
-    that others may read, and a value that cannot stand where it is needed.
+    Raises `NotDeployable` before anything is written: for a folder that is not a checkout, an `.env` that others may
+    read, and a value that would need quoting.
     """
     folder = folder.expanduser().absolute()
     if not (folder / COMPOSE_FILE).is_file():
@@ -94,13 +94,13 @@ def prepare(folder: Path) -> Prepared:
     _check(env, values)
     if added:
         _complete(env, added)
-    place = folder / values["RCMAE_SECRETS_DIR"]
-    written = _render(place, files_of(values))
-    return Prepared(env, place / ADMIN_TOKEN_FILE, values["RCMAE_PUBLISH"], list(added), written)
+    secret_files = folder / values["RCMAE_SECRETS_DIR"]
+    written = _render(secret_files, files_of(values))
+    return Prepared(env, secret_files / ADMIN_TOKEN_FILE, values["RCMAE_PUBLISH"], list(added), written)
 
 
 def files_of(values: Mapping[str, str]) -> dict[str, str]:
-    """The files that processes read their secrets from, by the names that docker-compose.yml has for them."""
+    """The content of the secret files, by the names that docker-compose.yml uses for them."""
     studies = _database("rcmae_studies", values["RCMAE_STUDIES_DB_PASSWORD"])
     return {
         ADMIN_TOKEN_FILE: values["RCMAE_ADMIN_TOKEN"],
@@ -109,7 +109,7 @@ def files_of(values: Mapping[str, str]) -> dict[str, str]:
         "rcmae_db_password": values["RCMAE_DB_PASSWORD"],
         "mlflow_db_password": values["RCMAE_MLFLOW_DB_PASSWORD"],
         "rcmae_studies_db_password": values["RCMAE_STUDIES_DB_PASSWORD"],
-        # Service files: a password file may be readable by its owner alone, who is another in each container.
+        # Service files, because a password file must be readable by its owner alone, who differs between containers.
         "rcmae_db_service": _database("rcmae", values["RCMAE_DB_PASSWORD"]) + studies,
         "mlflow_db_service": _database("mlflow", values["RCMAE_MLFLOW_DB_PASSWORD"]),
         "rcmae_studies_db_service": studies,
@@ -120,12 +120,12 @@ def files_of(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _database(name: str, password: str) -> str:
-    """A database's section in a file of libpq's services."""
+    """A database's section in a libpq service file."""
     return f"[{name}]\npassword={password}\n"
 
 
 def _s3_config(values: Mapping[str, str]) -> str:
-    """SeaweedFS's identities: one that makes buckets and fills datasets, one that trains and only reads those."""
+    """SeaweedFS's identities: one creates buckets and fills datasets, the other trains and only reads datasets."""
 
     def identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
         return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
@@ -144,22 +144,22 @@ def _credentials(key: str, secret: str) -> str:
 
 
 def _read(env: Path) -> dict[str, str]:
-    """The variables of an `.env`; none where there is no such file."""
+    """The variables of an `.env`; none if there is no such file."""
     try:
         status, text = env.stat(), env.read_text()
     except FileNotFoundError:
         return {}
     if status.st_mode & 0o077:
         raise NotDeployable(f"{env} holds secrets and others may read it: chmod 600 {env}")
-    found = {}
+    variables = {}
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _LINE.match(line)
         if match is None:
             raise NotDeployable(f"{env}, line {number} is not NAME=value: correct it")  # not shown: it may be a secret
-        found[match[1]] = match[2]
-    return found
+        variables[match[1]] = match[2]
+    return variables
 
 
 def _check(env: Path, values: Mapping[str, str]) -> None:
@@ -177,26 +177,28 @@ def _check(env: Path, values: Mapping[str, str]) -> None:
 
 
 def _complete(env: Path, added: Mapping[str, str]) -> None:
-    """Add variables at the end; nobody ever sees half of it."""
+    """Append variables to the file, atomically."""
     text = env.read_text() if env.exists() else _HEADER
     if text and not text.endswith("\n"):
         text += "\n"
     _write(env, text + "".join(f"{name}={value}\n" for name, value in added.items()), 0o600)
 
 
-def _render(place: Path, files: Mapping[str, str]) -> list[str]:
-    """Write those files that are not so yet; gives their names.
+def _render(secret_files: Path, files: Mapping[str, str]) -> list[str]:
+    """Write the files that are missing or differ; returns their names.
 
-    The folder is its owner's alone. The files in it can be read by whoever gets there: in a container, where Docker
-    puts each by itself, that is a user with another number.
+    Only the owner can enter the folder. The files are readable by everybody, because Docker mounts each of them into
+    containers whose users have other numbers.
     """
-    place.mkdir(mode=0o700, exist_ok=True)
-    place.chmod(0o700)
+    secret_files.mkdir(mode=0o700, exist_ok=True)
+    secret_files.chmod(0o700)
     changed = [
-        name for name, text in files.items() if not (place / name).is_file() or (place / name).read_text() != text
+        name
+        for name, text in files.items()
+        if not (secret_files / name).is_file() or (secret_files / name).read_text() != text
     ]
     for name in changed:
-        _write(place / name, files[name], 0o444)
+        _write(secret_files / name, files[name], 0o444)
     return changed
 
 
