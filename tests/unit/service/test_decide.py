@@ -71,6 +71,11 @@ def test_a_submission_that_ray_does_not_know_is_sent_again(state):
     assert decide(job(state), attempt(accepted=False), seen(RayState.ABSENT), PATIENCE) == "submit"
 
 
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_a_submission_that_ray_does_not_know_waits_for_mlflow_which_alone_can_tell_whether_it_ran(state):
+    assert decide(job(state), attempt(accepted=False), seen(RayState.ABSENT, run=None), PATIENCE) == "wait"
+
+
 @pytest.mark.parametrize(("state", "end"), [("cancelling", "cancelled"), ("pausing", "paused")])
 def test_a_submission_that_never_arrived_ends_with_its_job(state, end):
     decision = decide(job(state), attempt(accepted=False), seen(RayState.ABSENT, run=None), PATIENCE)
@@ -245,11 +250,9 @@ def test_an_attempt_whose_run_was_removed_is_left_alone_until_it_ends(state):
         decide(job(state), attempt(), seen(RayState.SUCCEEDED, outcome=outcome, **look), PATIENCE).state == "succeeded"
     )
     forgotten = decide(job(state), attempt(), seen(RayState.ABSENT, **look), PATIENCE)
-    assert forgotten.reason is Reason.CLUSTER_LOST
-    fresh = attempt(accepted=False)
-    assert (
-        decide(job("starting"), fresh, seen(RayState.ABSENT, run=REMOVED_RUN), PATIENCE).reason is Reason.STORAGE_ERROR
-    )
+    assert (forgotten.state, forgotten.reason) == ("lost", Reason.CLUSTER_LOST)
+    fresh = decide(job("starting"), attempt(accepted=False), seen(RayState.ABSENT, run=REMOVED_RUN), PATIENCE)
+    assert (fresh.state, fresh.reason) == ("lost", Reason.STORAGE_ERROR)
 
 
 # --- what it means for the job ----------------------------------------------------------------------------------------
