@@ -170,7 +170,7 @@ def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(stat
 
 
 def test_an_attempt_that_does_not_start_in_time_is_stopped():
-    for seconds, decision in ((899, "wait"), (901, "stop")):
+    for seconds, decision in ((900, "wait"), (901, "stop")):
         assert decide(job("starting"), attempt(started_at=ago(seconds)), seen(), PATIENCE) == decision
     late = attempt(started_at=ago(901))
     assert decide(job("starting"), late, seen(run=None), PATIENCE) == "wait", "MLflow cannot say"
