@@ -298,6 +298,23 @@ def test_a_failure_of_no_known_reason_is_the_workers():
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.WORKER_FAILED, True)
 
 
+@pytest.mark.parametrize(
+    ("said", "begin"),
+    [
+        ("CUDA error", "CUDA error. The logs"),
+        ("Oh!", "Oh! The logs"),
+        ("So what?", "So what? The logs"),
+        ("And then …", "And then … The logs"),
+        ("Stopped.", "Stopped. The logs"),
+        ("X", "X. The logs"),
+        ("", "The logs"),
+    ],
+)
+def test_what_an_attempt_said_last_reads_as_a_sentence_before_the_advice(said, begin):
+    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, goes_on=GOES_ON)
+    assert step.message.startswith(begin)
+
+
 def test_the_delay_doubles_up_to_a_limit():
     delays = [
         settle(job(restarts=n), failed(), max_failures=99, goes_on=GOES_ON).delay.total_seconds() for n in range(9)
@@ -342,6 +359,7 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         goes_on="from the last checkpoint",
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
+    assert step.message == "Cancelled. Retry it to go on from the last checkpoint."
 
 
 @pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
@@ -362,3 +380,11 @@ def test_an_attempt_stopped_while_pausing_pauses_its_job():
         settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, goes_on=GOES_ON).state
         is State.PAUSED
     )
+
+
+def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop():
+    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, goes_on=GOES_ON)
+    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.DEADLINE_EXCEEDED, True)
+    assert step.message.startswith("The attempt showed no life for too long and was stopped. Its logs show")
+    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, goes_on=GOES_ON)
+    assert paused.state is State.PAUSED
