@@ -293,9 +293,10 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
     assert (step.delay > timedelta(0)) == retried
 
 
-def test_a_failure_of_no_known_reason_is_the_workers():
-    step = settle(job(), failed(None), max_failures=3, goes_on=GOES_ON)
-    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.WORKER_FAILED, True)
+@pytest.mark.parametrize(("told", "reason"), [(None, Reason.WORKER_FAILED), (Reason.INFEASIBLE, Reason.INFEASIBLE)])
+def test_a_failure_of_a_reason_that_ends_no_attempt_is_tried_again_as_the_workers_would_be(told, reason):
+    step = settle(job(), failed(told), max_failures=3, goes_on=GOES_ON)
+    assert (step.state, step.reason, step.charged) == (State.RECOVERING, reason, True)
 
 
 @pytest.mark.parametrize(
@@ -329,7 +330,7 @@ def test_the_delay_doubles_up_to_a_limit():
 )
 def test_charged_failures_run_out(failures, allowed, state):
     step = settle(job(failures=failures), failed(), max_failures=allowed, goes_on=GOES_ON)
-    assert (step.state, step.charged) == (state, True)
+    assert (step.state, step.reason, step.charged) == (state, Reason.WORKER_FAILED, True)
     if state == "failed":
         assert f"{failures + 1} failures, {allowed} allowed" in step.message
     else:
@@ -372,7 +373,9 @@ def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retri
 
 @pytest.mark.parametrize("state", ["pausing", "running", "starting"])
 def test_a_paused_attempt_pauses_its_job(state):
-    assert settle(job(state), Ended("paused", None, ""), max_failures=3, goes_on=GOES_ON).state is State.PAUSED
+    step = settle(job(state), Ended("paused", None, ""), max_failures=3, goes_on=GOES_ON)
+    assert step.state is State.PAUSED
+    assert step.message == "Paused. Resume it to go on from the last checkpoint."
 
 
 def test_an_attempt_stopped_while_pausing_pauses_its_job():
