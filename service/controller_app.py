@@ -39,7 +39,7 @@ def run(settings: Settings) -> None:
         signal.signal(number, lambda number, _: ended.put(signal.Signals(number).name))
     with _metrics(parts, reconciler):
         reconciler.start()
-        log.info("controller_started", version=version("rcmae"), database=parts.database.shown)
+        log.info("controller_started", version=version("rcmae"), database=parts.database.masked_url)
         why = ended.get()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)  # a second one ends it at once

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from service.adapters.mlflow_store import MlflowUnreachable, Version
+from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_registry import Version
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones import repository
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView

@@ -91,7 +91,7 @@ def delete_version(
 ) -> VersionDeletionView:
     """Delete a version with its files; answers what goes. One that an alias stands for is kept: 409."""
     if preview:
-        caller.only_asks()
+        caller.changes_nothing()
         return service.deletion(parts, caller, name, version)
     return service.delete_version(parts, caller, name, version)
 

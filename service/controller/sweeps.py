@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from service.adapters.mlflow_store import OpenRun
+from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
 from service.backbones.repository import deleted as deleted_versions
 from service.controller.context import ControllerContext, guarded, kept_apart
