@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Patience, Seen, decide, settle
 from service.db.tables import Attempt, Job
