@@ -317,8 +317,8 @@ class Reconciler:
             _take_over(session, job, attempt, seen, standing)
             attempt.checkpoint = ended.checkpoint or attempt.checkpoint
             if result:
-                job.result = result.model_copy(update={"backbones": lineage.of(job)}).model_dump(mode="json")
-                lineage.add(session, job, result.backbones)
+                job.result = result.model_copy(update={"backbones": lineage.versions(job)}).model_dump(mode="json")
+                lineage.add(session, self._context.kinds, job, result.backbones)
             transition(session, job, step.state, step.reason, step.message, ACTOR)
             if succeeded:
                 standing.succeeded(session, self._context, job)

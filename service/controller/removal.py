@@ -36,8 +36,8 @@ def remove(context: ControllerContext, job: Job) -> None:
         with context.needs.ray.asked():
             context.app.ray.delete(submission_id(job.id, number))
     with context.write() as session:
-        for gone in lineage.of(job):  # where another job trained them, it names them too
-            lineage.drop(session, job.id, gone)
+        for reference in lineage.versions(job):  # the job that trained them lists them too
+            lineage.drop(session, context.kinds, job.id, reference)
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
 
@@ -60,6 +60,6 @@ def remove_version(context: ControllerContext, deleted: DeletedVersion) -> None:
             if (version.version, version.source) == (deleted.version, deleted.source):
                 context.app.mlflow.delete_version(version)
     with context.write() as session:
-        lineage.drop(session, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
+        lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
         forget(session, deleted.name, deleted.version)
     log.info("version_removed", backbone=deleted.name, version=deleted.version, job_id=deleted.job_id)

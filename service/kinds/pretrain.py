@@ -14,7 +14,7 @@ from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
-from service.jobs.submission import check_places, schedule
+from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.run_standing import RunStanding, settled
 from service.settings import Settings
 from trainer.protocol import names
@@ -31,11 +31,11 @@ class Pretrain(ControllerKind[PretrainSpec]):
     name = Kind.PRETRAIN
 
     def check(self, app_state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
-        check_places(app_state.settings, spec)
+        check_dataset_roots(app_state.settings, spec)
         return Subject(spec.dataset.uri, spec)
 
     def check_again(self, settings: Settings, spec: PretrainSpec) -> None:
-        check_places(settings, spec)
+        check_dataset_roots(settings, spec)
 
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:
         return schedule(session, spec)

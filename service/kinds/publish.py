@@ -55,6 +55,9 @@ class Publish(ControllerKind[PublishSpec]):
     def registers_as(self, spec: PublishSpec) -> str | None:
         return spec.register_as
 
+    def source_job(self, job: Job) -> str | None:
+        return str(job.spec["job"])
+
     def source(self, session: Session, spec: PublishSpec) -> Source | None:
         job = session.get(Job, spec.job)
         if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:

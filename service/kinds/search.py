@@ -23,7 +23,7 @@ from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
 from service.jobs.schemas import State
-from service.jobs.submission import below, check_places, schedule
+from service.jobs.submission import check_dataset_roots, nested, schedule
 from service.kinds.pretrain import training_memory
 from service.searches.promotion import promote_trial
 from service.searches.standing import Standing
@@ -74,6 +74,7 @@ class Search(ControllerKind[SearchSpec]):
 
     name = Kind.SEARCH
     has_trials = True
+    stop_refused = None
     from_scratch_refused = (
         "a search goes on from the trials it has: retry it without this, or submit its spec as a new one"
     )
@@ -275,9 +276,9 @@ def check_search(settings: Settings, database: Database, caller: Caller, spec: S
 def check_base(settings: Settings, spec: SearchSpec) -> None:
     """Raises `SpecError` where the trials' datasets lie where none may."""
     try:
-        check_places(settings, spec.base_spec)
+        check_dataset_roots(settings, spec.base_spec)
     except SpecError as error:
-        raise below("base", error) from error
+        raise nested("base", error) from error
 
 
 def _cannot_learn_from(session: Session, caller: Caller, spec: SearchSpec, earlier: str) -> str | None:
@@ -307,7 +308,7 @@ def trial_schedule(session: Session, spec: SearchSpec) -> Schedule | None:
     try:
         return schedule(session, spec.base_spec)
     except SpecError as error:
-        raise below("base", error) from error
+        raise nested("base", error) from error
 
 
 def how_many(spec: SearchSpec, resolved: SearchSpec) -> str:

@@ -34,7 +34,7 @@ RUNNING: Final = {
 class Snapshot:
     """The database's part, read in one transaction."""
 
-    census: Mapping[tuple[str, str], repository.Crowd]
+    job_counts: Mapping[tuple[str, str], repository.StateCount]
     """By state and kind."""
     running: Mapping[str, Mapping[str, Any]]
     """Progress of running jobs by their ids."""
@@ -65,7 +65,7 @@ class ServiceCollector:
         with self._parts.database.read() as session:
             lease = view(session)
             self._snapshot = Snapshot(
-                census=repository.census(session),
+                job_counts=repository.count_by_state(session),
                 running=repository.running_progress(session),
                 round_at=lease.round_at if lease else None,
             )
@@ -95,14 +95,16 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
     jobs = GaugeMetricFamily("rcmae_jobs", "Jobs by their state and kind.", labels=["state", "kind"])
     for state in State:
         for kind in Kind:
-            crowd = snapshot.census.get((state.value, kind))
-            jobs.add_metric([state.value, kind], crowd.count if crowd else 0)
+            found = snapshot.job_counts.get((state.value, kind))
+            jobs.add_metric([state.value, kind], found.count if found else 0)
     yield jobs
     oldest = GaugeMetricFamily(
         "rcmae_oldest_waiting_seconds", "For how long the job has waited that waits longest.", labels=["state"]
     )
     for state in WAITING:
-        since = min((crowd.since for (found, _), crowd in snapshot.census.items() if found == state), default=moment)
+        since = min(
+            (crowd.since for (found, _), crowd in snapshot.job_counts.items() if found == state), default=moment
+        )
         oldest.add_metric([state.value], _age(since, moment))
     yield oldest
     if snapshot.round_at:

@@ -137,7 +137,7 @@ def test_a_refusal_names_the_states_that_allow_it(api, database, what):
 def test_stop_on_a_job_that_is_no_search_says_what_to_do_instead(api, database):
     detail = problem(send(api, add_job(database, "running"), "stop"), 409, "not_for_this_kind")["detail"]
     assert "only searches" in detail
-    assert "pause it, or cancel it" in detail
+    assert "pause or cancel it" in detail
 
 
 # --- two callers at once ----------------------------------------------------------------------------------------------
