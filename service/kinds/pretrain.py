@@ -15,7 +15,7 @@ from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
 from service.jobs.submission import check_dataset_roots, schedule
-from service.kinds.run_standing import RunStanding, settled
+from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.spec.job import Kind
@@ -49,14 +49,14 @@ class Pretrain(ControllerKind[PretrainSpec]):
     def run_tags(self, spec: PretrainSpec) -> Mapping[str, str]:
         return {names.TAG_METHOD: spec.method.name, names.TAG_EPOCHS: str(spec.optimization.epochs)}
 
-    def working(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
+    def running_message(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
         return f"Attempt {attempt.number} is training."
 
-    def observe(self, context: ControllerContext, job: Job, run: RunView | None) -> RunStanding | None:  # noqa: ARG002
-        return RunStanding(run, DONE) if run and not run.gone else None
+    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> RunReport | None:  # noqa: ARG002
+        return RunReport(run, DONE) if run and not run.gone else None
 
-    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunStanding:
-        return settled(context, job, run, state, DONE)
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunReport:
+        return final_report(context, job, run, state, DONE)
 
 
 def training_memory(resolved: PretrainSpec) -> int:

@@ -19,7 +19,7 @@ from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.schemas import State
-from service.kinds.run_standing import RunStanding, settled
+from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol.request import Source
 from trainer.spec.base import Problem
@@ -66,14 +66,14 @@ class Publish(ControllerKind[PublishSpec]):
             )
         return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
 
-    def working(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
+    def running_message(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
         return f"Attempt {attempt.number} is publishing."
 
-    def observe(self, context: ControllerContext, job: Job, run: RunView | None) -> RunStanding | None:  # noqa: ARG002
-        return RunStanding(run, DONE) if run and not run.gone else None
+    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> RunReport | None:  # noqa: ARG002
+        return RunReport(run, DONE) if run and not run.gone else None
 
-    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunStanding:
-        return settled(context, job, run, state, DONE)
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunReport:
+        return final_report(context, job, run, state, DONE)
 
 
 def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: PublishSpec) -> tuple[Job, PretrainSpec]:

@@ -14,8 +14,8 @@ from service.adapters.mlflow_store import MlflowStore, RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
-from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
-from service.controller.dependencies import Away
+from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
+from service.controller.dependencies import Unavailable
 from service.controller.kind import ControllerKind
 from service.db.database import Database
 from service.db.tables import Attempt, Job, now
@@ -26,7 +26,7 @@ from service.jobs.schemas import State
 from service.jobs.submission import check_dataset_roots, nested, schedule
 from service.kinds.pretrain import training_memory
 from service.searches.promotion import promote_trial
-from service.searches.standing import Standing
+from service.searches.status import SearchStatus
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.command import SearchOrders
@@ -49,7 +49,7 @@ CLOSED: Final[dict[State, tuple[Reason, str]]] = {
 """What is said of a trial that its search's end has left open: it has not failed by an error of its own."""
 
 
-class SearchStanding(Standing):
+class SearchReport(SearchStatus):
     """A search's trials, and the promotion of the best one."""
 
     def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
@@ -78,7 +78,7 @@ class Search(ControllerKind[SearchSpec]):
     from_scratch_refused = (
         "a search goes on from the trials it has: retry it without this, or submit its spec as a new one"
     )
-    goes_on = "with further trials"
+    continuation = "with further trials"
 
     def check(self, app_state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
         check_search(app_state.settings, app_state.database, caller, spec)
@@ -114,22 +114,22 @@ class Search(ControllerKind[SearchSpec]):
 
     def prepare(self, context: ControllerContext, job: Job, spec: SearchSpec) -> None:
         waits = "Waits for the studies' database, which keeps its trials:"
-        with context.explained(job, waits), context.needs.studies.asked():
+        with context.explain_waiting(job, waits), context.dependencies.studies.call():
             context.app.studies.make(job.id, spec)
 
-    def order(self, context: ControllerContext, run_id: str, job: Job, spec: SearchSpec) -> None:
+    def write_orders(self, context: ControllerContext, run_id: str, job: Job, spec: SearchSpec) -> None:
         context.app.mlflow.order(run_id, orders(job, spec))
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
-    def working(self, job: Job, attempt: Attempt) -> str:
+    def running_message(self, job: Job, attempt: Attempt) -> str:
         if job.draining:
             return f"Attempt {attempt.number} lets the trials that run finish, and begins no other."
         fit, wanted = job.run_spec["budget"]["concurrency"], job.spec["budget"]["concurrency"]
         few = f", {plural(fit, 'trial')} at a time: of the {wanted} asked for no more fit on the cluster"
         return f"Attempt {attempt.number} is searching{few if fit < wanted else ''}."
 
-    def direct(self, context: ControllerContext, job: Job, run: RunView | None) -> None:
+    def update_orders(self, context: ControllerContext, job: Job, run: RunView | None) -> None:
         """Tell a search what it is to do, where its run says something else."""
         if not job.run_id or run is None or run.gone:
             return
@@ -137,62 +137,62 @@ class Search(ControllerKind[SearchSpec]):
         if run.tags.get(names.TAG_SEARCH) == wanted.model_dump_json():
             return
         try:
-            with context.needs.mlflow.asked():
+            with context.dependencies.mlflow.call():
                 context.app.mlflow.order(job.run_id, wanted)
-        except Away as error:
+        except Unavailable as error:
             log.debug("not_told", job_id=job.id, detail=str(error))
         else:
             log.info("search_told", job_id=job.id, **wanted.model_dump())
 
-    def observe(self, context: ControllerContext, job: Job, run: RunView | None) -> SearchStanding | None:  # noqa: ARG002
+    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> SearchReport | None:  # noqa: ARG002
         try:
-            return _standing(context, job)
-        except Away:
+            return _report(context, job)
+        except Unavailable:
             return None  # nothing is known of its trials while their database is out of reach
 
     # --- at its end -------------------------------------------------------------------------------------------------
 
-    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> SearchStanding:  # noqa: ARG002
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> SearchReport:  # noqa: ARG002
         """Its trials, none of them left open where the search has ended."""
         try:
-            return _settled(context, job, state)
-        except Away as error:
-            raise Away(f"its trials are not known yet: {error}") from error
+            return _final_report(context, job, state)
+        except Unavailable as error:
+            raise Unavailable(f"its trials are not known yet: {error}") from error
 
-    def finish(self, context: ControllerContext) -> None:
+    def settle_ended(self, context: ControllerContext) -> None:
         if not context.app.studies.named:
             return
         with context.app.database.read() as session:
             jobs = _unsettled(session)
         for job in jobs:
-            with guarded(job):
-                self._finish(context, job)
+            with isolated_job(job):
+                self._settle_ended(context, job)
 
-    def _finish(self, context: ControllerContext, loaded: Job) -> None:
+    def _settle_ended(self, context: ControllerContext, loaded: Job) -> None:
         state = State(loaded.state)
-        standing = self.settle(context, loaded, None, state)
+        report = self.settle(context, loaded, None, state)
         with context.write() as session:
             job = repository.get(session, loaded.id)
             if job.state != loaded.state:
                 raise StaleState(f"job {job.id} is {job.state} now")
-            standing.record(job, repository.attempts(session, job.id), now())
+            report.record(job, repository.attempts(session, job.id), now())
             if state is State.SUCCEEDED:
-                job.result = standing.result().model_dump(mode="json")
-                note(session, job, job.reason, standing.summary(), ACTOR)
-                standing.succeeded(session, context, job)
+                job.result = report.result().model_dump(mode="json")
+                note(session, job, job.reason, report.summary(), ACTOR)
+                report.succeeded(session, context, job)
 
     # --- removal and sweeps -----------------------------------------------------------------------------------------
 
     def remove(self, context: ControllerContext, job: Job) -> None:
         """Its trials: their files and runs, and the study. Jobs that trials were promoted to stay."""
-        with context.needs.mlflow.asked():
+        with context.dependencies.mlflow.call():
             runs = context.app.mlflow.trial_runs(job.id)
         for run in runs:
             context.delete_files(job.id, run.artifact_uri)
-            with context.needs.mlflow.asked():
+            with context.dependencies.mlflow.call():
                 context.app.mlflow.delete_run(run.run_id)
         if context.app.studies.named:
-            with context.needs.studies.asked():
+            with context.dependencies.studies.call():
                 context.app.studies.delete(job.id)
         else:
             log.warning("study_left", job_id=job.id, detail=f"{STUDY_VARIABLE} is not set any more")
@@ -201,7 +201,7 @@ class Search(ControllerKind[SearchSpec]):
         """A search's trials count starts of their own: the last start of one that goes on may be under way in a later
         attempt.
         """
-        with context.needs.studies.asked():
+        with context.dependencies.studies.call():
             trials = context.app.studies.trials(job.id)
         found = []
         for trial in trials:
@@ -223,27 +223,27 @@ def orders(job: Job, spec: SearchSpec) -> SearchOrders:
     )
 
 
-def _standing(context: ControllerContext, job: Job) -> SearchStanding:
+def _report(context: ControllerContext, job: Job) -> SearchReport:
     studies = context.app.studies
-    with context.needs.studies.asked():
-        return SearchStanding(SearchSpec.parse(job.run_spec), studies.trials(job.id), studies.seconds(job.id))
+    with context.dependencies.studies.call():
+        return SearchReport(SearchSpec.parse(job.run_spec), studies.trials(job.id), studies.seconds(job.id))
 
 
-def _settled(context: ControllerContext, job: Job, state: State) -> SearchStanding:
-    standing = _standing(context, job)
-    left = [trial for trial in standing.trials if trial.state is TrialState.RUNNING]
+def _final_report(context: ControllerContext, job: Job, state: State) -> SearchReport:
+    report = _report(context, job)
+    left = [trial for trial in report.trials if trial.state is TrialState.RUNNING]
     if not state.terminal or not left:
-        return standing
+        return report
     reason, message = CLOSED[state]
     for trial in left:  # their runs first: while the study shows them as running, they are found again
         run_id = trial.user_attrs.get(names.TRIAL_RUN)
         if run_id:
-            with context.needs.mlflow.asked():
+            with context.dependencies.mlflow.call():
                 context.app.mlflow.end_run(run_id, "FAILED" if state is State.FAILED else "KILLED")
-    with context.needs.studies.asked():
+    with context.dependencies.studies.call():
         closed = context.app.studies.close_trials(job.id, reason.value, message)
     log.info("trials_closed", job_id=job.id, state=state, trials=closed)
-    return _standing(context, job)
+    return _report(context, job)
 
 
 def _unsettled(session: Session) -> list[Job]:

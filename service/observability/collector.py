@@ -84,7 +84,7 @@ def _of_loop(reconciler: Reconciler) -> Iterator[Metric]:
     away = GaugeMetricFamily(
         "rcmae_dependency_away", "1 where the controller was refused or not answered.", labels=["part"]
     )
-    needs = reconciler.context.needs
+    needs = reconciler.context.dependencies
     for part, need in (("ray", needs.ray), ("mlflow", needs.mlflow), ("storage", needs.storage)):
         away.add_metric([part], float(need.error is not None))
     yield away

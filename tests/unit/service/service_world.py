@@ -50,7 +50,7 @@ class World:
     def rounds(self, count: int = 1) -> None:
         """Rounds far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
-            for need in vars(self.context.needs).values():
+            for need in vars(self.context.dependencies).values():
                 need._next = 0.0
             self.reconciler.round()
 
@@ -68,7 +68,7 @@ class World:
         with self.database.session() as session:
             attempt = session.get(Attempt, (job_id, number))
             attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
-        self.context.needs.mlflow._since = time.monotonic() - mlflow_up
+        self.context.dependencies.mlflow._since = time.monotonic() - mlflow_up
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

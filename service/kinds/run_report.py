@@ -19,7 +19,7 @@ RESULT_METRICS = ("eval/", "train/loss", "progress/")
 
 
 @dataclass(frozen=True)
-class RunStanding:
+class RunReport:
     """What a job's run tells."""
 
     run: RunView | None
@@ -47,14 +47,14 @@ class RunStanding:
         """Nothing else happens."""
 
 
-def settled(context: ControllerContext, job: Job, run: RunView | None, state: State, done: str) -> RunStanding:
-    """What a job's run tells at its end; raises `Away`."""
+def final_report(context: ControllerContext, job: Job, run: RunView | None, state: State, done: str) -> RunReport:
+    """What a job's run tells at its end; raises `Unavailable`."""
     there = run if run and not run.gone else None
     if state is not State.SUCCEEDED:
-        return RunStanding(there, done)
-    with context.needs.mlflow.asked():
+        return RunReport(there, done)
+    with context.dependencies.mlflow.call():
         versions = versions_of(context.kinds, job, context.app.mlflow)
-    return RunStanding(
+    return RunReport(
         there,
         done,
         there.metrics if there else job.metrics or {},  # of a run that is gone: as last seen
