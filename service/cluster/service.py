@@ -14,7 +14,7 @@ from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.schemas import State
-from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, in_turn, left
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, free_nodes, scheduling_order
 from trainer.spec.plan import Gang, NodeShape, gang
 
 
@@ -28,7 +28,7 @@ def show(parts: AppState, caller: Caller) -> ClusterView:
         jobs, active = repository.waiting(session), repository.active(session)
     shape = living(machines)
     queue, taken = waiting_entries(jobs, shape, parts.kinds), running_entries(active, placements)
-    free = left(taken, shape)
+    free = free_nodes(taken, shape)
     decisions = {
         found.job_id: found for found in admit(list(queue.values()), taken, shape, now(), Limits.of(parts.settings))
     }
@@ -39,7 +39,7 @@ def show(parts: AppState, caller: Caller) -> ClusterView:
         running=_running(caller, active, taken),
         queue=[
             _queued(caller, by_id[entry.job_id], entry, decisions.get(entry.job_id), position)
-            for position, entry in enumerate(in_turn(queue.values()), 1)
+            for position, entry in enumerate(scheduling_order(queue.values()), 1)
         ],
     )
 

@@ -49,7 +49,7 @@ class JobKind(ABC, Generic[Spec]):
         """
 
     @abstractmethod
-    def check_again(self, settings: Settings, spec: Spec) -> None:
+    def recheck(self, settings: Settings, spec: Spec) -> None:
         """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed."""
 
     @abstractmethod

@@ -165,7 +165,7 @@ def _change_with_verb(settings: Settings, kind: JobKind[Any], job: Job, verb: Ve
     if verb is Verb.STOP:
         job.draining = True
     if verb in {Verb.RESUME, Verb.RETRY}:
-        kind.check_again(settings, parse_spec(job.spec))
+        kind.recheck(settings, parse_spec(job.spec))
         message = "Resumed."
     if verb is Verb.RETRY:
         job.draining = False

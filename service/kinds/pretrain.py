@@ -22,11 +22,11 @@ from trainer.spec.job import Kind
 from trainer.spec.plan import ClusterShape, Schedule, memory_per_worker
 from trainer.spec.pretrain import PretrainSpec
 
-DONE = "Training is complete."
+COMPLETE = "Training is complete."
 
 
 class Pretrain(ControllerKind[PretrainSpec]):
-    """A job that pretrains."""
+    """A job that pretrains a backbone."""
 
     name = Kind.PRETRAIN
 
@@ -34,7 +34,7 @@ class Pretrain(ControllerKind[PretrainSpec]):
         check_dataset_roots(app_state.settings, spec)
         return Subject(spec.dataset.uri, spec)
 
-    def check_again(self, settings: Settings, spec: PretrainSpec) -> None:
+    def recheck(self, settings: Settings, spec: PretrainSpec) -> None:
         check_dataset_roots(settings, spec)
 
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:
@@ -53,16 +53,16 @@ class Pretrain(ControllerKind[PretrainSpec]):
         return f"Attempt {attempt.number} is training."
 
     def report(self, context: ControllerContext, job: Job, run: RunView | None) -> RunReport | None:  # noqa: ARG002
-        return RunReport(run, DONE) if run and not run.gone else None
+        return RunReport(run, COMPLETE) if run and not run.gone else None
 
     def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunReport:
-        return final_report(context, job, run, state, DONE)
+        return final_report(context, job, run, state, COMPLETE)
 
 
 def training_memory(resolved: PretrainSpec) -> int:
-    """Bytes that one worker takes."""
+    """Estimated memory of one worker, in bytes."""
     optimization = resolved.optimization
     micro_batch = optimization.micro_batch_size
-    least = 1 if micro_batch == "auto" else micro_batch  # a GPU's is settled on the worker, by its memory
+    smallest = 1 if micro_batch == "auto" else micro_batch  # on a GPU the worker chooses it by the memory
     bf16 = bool(resolved.resources.gpus_per_worker) and optimization.precision != "fp32"
-    return memory_per_worker(resolved.model, resolved.method, least, bf16 or optimization.precision == "bf16")
+    return memory_per_worker(resolved.model, resolved.method, smallest, bf16 or optimization.precision == "bf16")
