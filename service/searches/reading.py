@@ -350,12 +350,12 @@ def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Pag
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
-    return reading.pictures(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
+    return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
 def image(app_state: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
     _, folder, _ = _run(app_state, caller, job_id, number)
-    return reading.picture(app_state.artifacts, folder, name)
+    return reading.image_bytes(app_state.artifacts, folder, name)
 
 
 def curves(

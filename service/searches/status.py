@@ -18,7 +18,7 @@ from trainer.spec.search import SearchSpec
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchStatus:
     """A search's trials as they are now."""
 
     spec: SearchSpec
