@@ -234,7 +234,7 @@ def test_a_damaged_shard_ends_the_job_with_its_name(tmp_path, damage):
     members = [(f"{number:04d}.jpg", picture(number, (60, 60))) for number in range(6)]
     root = tar_of(tmp_path / "data", *members)
     damage(root / "a.tar")
-    with pytest.raises(DataError, match=r"the shard a\.tar of .* is damaged or no tar"):
+    with pytest.raises(DataError, match=r"the shard a\.tar of .* is damaged or not a tar file"):
         opened(root, tmp_path)
 
 
