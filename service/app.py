@@ -38,7 +38,7 @@ from service.controller.loop import Reconciler
 from service.dashboard import mount
 from service.db.database import Database, DatabaseUnreachable
 from service.http import handlers, openapi
-from service.http.limits import BodyTooLarge, too_large
+from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
 from service.http.schemas import View
 from service.jobs.changes import Changes
@@ -57,7 +57,7 @@ log = structlog.get_logger()
 DOCS_ASSETS = "/docs/assets"
 PROBLEMS: Final = Problems(
     {
-        BodyTooLarge: too_large,
+        BodyTooLarge: body_too_large,
         StorageUnreachable: lambda error: unavailable("the artifact storage", error),
         DatabaseUnreachable: lambda error: unavailable("the database", error),
         StudiesUnreachable: lambda error: unavailable("the record of trials", error),

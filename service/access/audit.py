@@ -11,7 +11,7 @@ from service.auth.caller import identify, identify_by_id, text_of
 from service.auth.sessions import Sessions
 from service.auth.trail import Trail, note_use
 from service.db.database import Database, DatabaseUnreachable
-from service.http.problems import answer, unavailable
+from service.http.problems import problem_response, unavailable
 
 log = structlog.get_logger()
 
@@ -49,7 +49,7 @@ class AuditLog:
         try:
             await self._app(scope, receive, send_recorded)
         except NotRecorded as error:
-            await answer(request, unavailable("the audit log", error))(scope, receive, send)
+            await problem_response(request, unavailable("the audit log", error))(scope, receive, send)
         except Exception:
             await _settle(trail, database, request, 500)
             raise

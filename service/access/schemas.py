@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AwareDatetime, BeforeValidator, Field, StrictInt, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.http.schemas import Body, View, written_out
+from service.http.schemas import Body, View, refuse_numbers
 
 RoleName = Literal["viewer", "submitter", "operator", "admin"]
 Owner = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,99}$")]
@@ -54,7 +54,7 @@ class TokenBody(Body):
     """What it is for."""
     expires_in_days: StrictInt | None = Field(None, ge=1, le=LONGEST_DAYS)
     """Days until it ends by itself; without an end it lives until it is revoked."""
-    expires_at: Annotated[AwareDatetime, BeforeValidator(written_out)] | None = None
+    expires_at: Annotated[AwareDatetime, BeforeValidator(refuse_numbers)] | None = None
     """The same as a moment."""
 
     @model_validator(mode="after")

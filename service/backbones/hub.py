@@ -22,7 +22,7 @@ from service.backbones.registry import COMMIT, Content, Served
 from service.backbones.schemas import MAIN
 from service.context.app_state import AppState, CallerDep, StateDep
 from service.http.problems import ApiProblem, not_found
-from service.http.ranges import answer, unchanged
+from service.http.ranges import file_response, not_modified
 from service.http.schemas import View
 from trainer.spec import formats
 
@@ -160,12 +160,12 @@ def resolve(
     file = registry.stored(parts, found.version, stored_at, found.content.listed)
     digest = found.content.sums[stored_at]
     etag = f'"{digest}"'
-    link = None if unchanged(request, etag) else service.link(parts, file)
+    link = None if not_modified(request, etag) else service.link(parts, file)
     if link:
         # Clients send their token to no other host than this; size and sum of the file are told here, to HEAD too.
         linked = {"Location": link, "X-Linked-Size": str(file.size), "X-Linked-Etag": etag, "ETag": etag}
         return Response(status_code=302, headers=linked | commit | {"Cache-Control": "no-store"})
-    return answer(request, file, etag, further=commit)
+    return file_response(request, file, etag, extra_headers=commit)
 
 
 @router.get("/api/models/{org}/{repo}")

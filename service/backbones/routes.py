@@ -18,7 +18,7 @@ from service.backbones.schemas import (
 )
 from service.backbones.service import Filters
 from service.context.app_state import CallerDep, StateDep
-from service.http.ranges import answer, unchanged
+from service.http.ranges import file_response, not_modified
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
@@ -113,11 +113,11 @@ def file(
     """
     found, digest = service.file(parts, name, version, path)
     etag = f'"{digest}"'
-    wanted = request.method == "GET" and not unchanged(request, etag) and not registry.of_the_card(path)
+    wanted = request.method == "GET" and not not_modified(request, etag) and not registry.of_the_card(path)
     link = service.link(parts, found) if wanted else None
     if link:
         return Response(status_code=302, headers={"Location": link, "ETag": etag, "Cache-Control": "no-store"})
-    return answer(request, found, etag)
+    return file_response(request, found, etag)
 
 
 @router.get("/{name}/versions/{version}/archive", response_class=StreamingResponse)
@@ -133,4 +133,4 @@ def archive(
     """All of a version, or one format with the card and the checksums, as one tar; `Range` is understood."""
     made, title, identity = service.archive(parts, name, version, format)
     attached = {"Content-Disposition": f'attachment; filename="{title}"'}
-    return answer(request, made, f'"{identity}"', "application/x-tar", attached)
+    return file_response(request, made, f'"{identity}"', "application/x-tar", attached)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -17,9 +18,10 @@ from service.controller.context import ACTOR, ControllerContext, StaleState, gua
 from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.controller.dependencies import Away
 from service.controller.kind import Standing
-from service.controller.lease import LeaseLost
+from service.controller.removal import Removals
 from service.controller.starting import attempt_request, start_waiting
-from service.controller.sweeps import Sweeper
+from service.controller.sweeps import Sweeps
+from service.controller.worker import Worker
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
@@ -34,12 +36,11 @@ log = structlog.get_logger()
 
 SLOW_START = timedelta(seconds=90)
 STOP_S = 8.0
-LONGEST_PAUSE_S = 10.0
 RUN_GONE = "Its MLflow run was removed, with all that was recorded in it."
 
 
 class Reconciler:
-    """One loop over all jobs, on a thread of its own."""
+    """One loop over all jobs, on a thread of its own; removals and sweeps on two more."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context, self._needs, settings = context, context.needs, context.app.settings
@@ -48,12 +49,18 @@ class Reconciler:
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
         )
-        self._sweeper = Sweeper(context)
-        self._wake, self._ended = context.app.wake, threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._failures = 0
-        self.round_at = time.monotonic()
-        """When the last round ended."""
+        self.removals, self.sweeps = Removals(context), Sweeps(context)
+        self._deleted = threading.Event()
+        """Set after every round: people may have deleted something."""
+        self._loop = self._worker("reconciler", self._timed_round, settings.poll_interval_s, context.app.wake)
+        self._workers = (
+            self._loop,
+            self._worker("removals", self.removals.run, settings.poll_interval_s, self._deleted),
+            self._worker("sweeps", self.sweeps.run, settings.sweep_interval_s, threading.Event()),
+        )
+
+    def _worker(self, name: str, work: Callable[[], None], pause_s: float, wake: threading.Event) -> Worker:
+        return Worker(name, self._context.lease, work, pause_s, wake)
 
     @property
     def context(self) -> ControllerContext:
@@ -61,57 +68,45 @@ class Reconciler:
         return self._context
 
     def start(self) -> None:
-        self._thread.start()
+        for worker in self._workers:
+            worker.start()
         self._context.lease.start(lambda: self.stuck() is None)
 
     def stop(self) -> None:
         """End after the present round, and let another process take over at once."""
-        self._ended.set()
-        self._wake.set()
-        self._thread.join(timeout=STOP_S)
-        if self._thread.is_alive():
-            log.warning("round_left_unfinished", waited_s=STOP_S)  # without the lease it can write nothing more
+        until = time.monotonic() + STOP_S
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
         self._context.lease.release()
 
     def lag(self) -> float:
         """Seconds since the last round."""
-        return time.monotonic() - self.round_at
+        return time.monotonic() - self._loop.finished_at
 
     def stuck(self) -> float | None:
         """Seconds since the last round, where that is too long."""
         age = self.lag()
-        return age if age > self._context.app.settings.stuck_after_s or not self._thread.is_alive() else None
+        return age if age > self._context.app.settings.stuck_after_s or not self._loop.alive else None
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            pause = self._context.app.settings.poll_interval_s
-            try:
-                if self._context.lease.held():
-                    with ROUND_SECONDS.time():
-                        self.round()
-                    self._context.lease.finished_round()
-            except LeaseLost as error:
-                log.warning("round_given_up", detail=str(error))
-            except Exception:  # the loop must outlive any one round; readiness shows that it does not get on
-                log.exception("round_failed", failures=self._failures)
-                pause = min(LONGEST_PAUSE_S, pause * 2.0**self._failures)
-                self._failures = min(self._failures + 1, 10)
-            else:
-                self.round_at, self._failures = time.monotonic(), 0
-            self._wake.wait(pause)
-            self._wake.clear()
+    def _timed_round(self) -> None:
+        with ROUND_SECONDS.time():
+            self.round()
+        self._context.lease.finished_round()
+        self._deleted.set()
 
     def round(self) -> None:
-        """Look at every job once."""
+        """Look at every job once. A job whose attempt ends in this round waits for a later one, whatever its pause."""
+        began = now()
         with self._context.app.database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
             with guarded(job):
                 self._advance(job, attempt)
-        start_waiting(self._context)
+        start_waiting(self._context, began)
         for kind in self._context.kinds.values():
             kind.finish(self._context)
-        self._sweeper.sweep()
 
     # --- looking ----------------------------------------------------------------------------------------------------
 

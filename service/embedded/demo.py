@@ -23,7 +23,8 @@ from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
 from service.embedded import stack
-from service.embedded.parts import S3_PROFILE_VARIABLE, Folder
+from service.embedded.folder import Folder
+from service.embedded.parts import S3_PROFILE_VARIABLE
 from service.jobs.schemas import JobView, MetricsView, State
 from trainer.protocol import names
 from trainer.spec import metric_keys

@@ -18,7 +18,9 @@ from rich.text import Text
 
 from service.client import tables
 from service.embedded import processes, stack
-from service.embedded.parts import DEFAULT_PORT, Folder, StackError, database_shown
+from service.embedded.folder import Folder, StackError
+from service.embedded.locations import redacted_database_url
+from service.embedded.parts import DEFAULT_PORT
 
 Level = Literal["fine", "warning", "broken"]
 
@@ -147,9 +149,9 @@ def _database(folder: Folder) -> Iterator[Check]:
     try:
         stack.try_database(url)
     except StackError as error:
-        yield Check(name="database", level="broken", found=database_shown(folder), remedy=str(error))
+        yield Check(name="database", level="broken", found=redacted_database_url(folder), remedy=str(error))
     else:
-        yield Check(name="database", level="fine", found=f"{database_shown(folder)} takes connections")
+        yield Check(name="database", level="fine", found=f"{redacted_database_url(folder)} takes connections")
 
 
 def _existing(path: Path) -> Path:

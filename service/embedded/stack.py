@@ -20,21 +20,9 @@ from pydantic import BaseModel
 
 from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import (
-    DATABASE_VARIABLE,
-    FAILED_FILE,
-    PARTS,
-    S3_PROFILE_VARIABLE,
-    Folder,
-    PartName,
-    StackError,
-    StackState,
-    choose_artifact_root,
-    choose_database_url,
-    database_shown,
-    ports_of,
-    works,
-)
+from service.embedded.folder import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState
+from service.embedded.locations import choose_artifact_root, choose_database_url, redacted_database_url
+from service.embedded.parts import DATABASE_VARIABLE, S3_PROFILE_VARIABLE, ports_of, works
 
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0
@@ -93,7 +81,7 @@ def status(folder: Folder) -> StackView:
         supervisor=supervisor.pid if supervisor else None,
         temp_dir=str(state.temp_dir) if state.temp_dir else None,
         artifact_root=folder.artifact_root,
-        database=database_shown(folder),
+        database=redacted_database_url(folder),
         parts=parts,
     )
 

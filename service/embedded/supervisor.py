@@ -17,8 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.embedded import parts, processes
-from service.embedded.parts import PARTS, Folder, PartName, StackError, StackState
+from service.embedded import locations, parts, processes
+from service.embedded.folder import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState
 from service.embedded.processes import Identity
 from service.embedded.stack import stop_parts
 
@@ -164,8 +164,8 @@ def main() -> int:
 def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> int:
     """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
     try:
-        root = parts.choose_artifact_root(folder, artifact_root)
-        database_url = parts.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
+        root = locations.choose_artifact_root(folder, artifact_root)
+        database_url = locations.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
         chosen = {"artifact_root": root, "database_url": database_url}
         state = parts.prepare(folder.load().model_copy(update=chosen), port)
     except StackError as error:
@@ -186,7 +186,7 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
 
 def _give_up(folder: Folder, error: StackError) -> int:
     _say(str(error))
-    (folder.path / parts.FAILED_FILE).write_text(str(error))
+    (folder.path / FAILED_FILE).write_text(str(error))
     return 1
 
 

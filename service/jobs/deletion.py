@@ -11,16 +11,16 @@ from service.jobs.schemas import BackboneRef, Deletion
 from trainer.spec.job import parse_spec
 
 
-def preview(state: AppState, job: Job) -> Deletion:
+def preview(app_state: AppState, job: Job) -> Deletion:
     """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
-    mlflow = state.mlflow
-    versions = versions_of(state.kinds, job, mlflow)
+    mlflow = app_state.mlflow
+    versions = versions_of(app_state.kinds, job, mlflow)
     folders = [
         job.artifact_uri,
         *(mlflow.folder(version) for version in versions),
-        *state.kinds[job.kind].other_folders(job, mlflow),
+        *app_state.kinds[job.kind].other_folders(job, mlflow),
     ]
-    files = [file for folder in folders if folder for file in _files(state.artifacts, folder)]
+    files = [file for folder in folders if folder for file in _files(app_state.artifacts, folder)]
     return Deletion(
         job_id=job.id,
         run_id=job.run_id,

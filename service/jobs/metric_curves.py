@@ -15,35 +15,35 @@ from service.jobs import repository
 from service.jobs.schemas import JobsMetricsView, MetricsView, Point
 
 
-def metrics(parts: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
+def metrics(app_state: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
     """A job's curves by key, all of them without ``keys``; raises the API's 503 where MLflow does not answer."""
-    (found,) = _curves(parts, caller, [job_id], keys, points).values()
+    (found,) = _curves(app_state, caller, [job_id], keys, points).values()
     return MetricsView(series=found)
 
 
 def metrics_of_jobs(
-    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    app_state: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> JobsMetricsView:
     """The same of several jobs; raises the API's 404 where one of them is not there."""
-    return JobsMetricsView(jobs=_curves(parts, caller, job_ids, keys, points))
+    return JobsMetricsView(jobs=_curves(app_state, caller, job_ids, keys, points))
 
 
 def _curves(
-    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    app_state: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
-    with parts.database.read() as session:
-        jobs = [repository.seen(session, job_id, caller) for job_id in job_ids]
+    with app_state.database.read() as session:
+        jobs = [repository.visible_job(session, job_id, caller) for job_id in job_ids]
         begun = [session.get(Attempt, (job.id, job.since_attempt)) if job.since_attempt > 1 else None for job in jobs]
     # Nothing is shown that an attempt has logged from which the job no longer goes on.
     since = {job.id: attempt.started_at if attempt else None for job, attempt in zip(jobs, begun, strict=True)}
     shown = {job.run_id: job.id for job in jobs if job.run_id and (job.since_attempt == 1 or since[job.id] is not None)}
     found: dict[str, dict[str, list[Point]]] = {job.id: {key: [] for key in keys} for job in jobs}
-    of_runs = curves(parts, {run_id: since[job_id] for run_id, job_id in shown.items()}, keys, points)
+    of_runs = curves(app_state, {run_id: since[job_id] for run_id, job_id in shown.items()}, keys, points)
     return found | {shown[run_id]: series for run_id, series in of_runs.items()}
 
 
 def curves(
-    parts: AppState, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
+    app_state: AppState, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
     """Curves by run and key, all keys without ``keys``, of what each run has logged since its moment.
 
@@ -51,8 +51,8 @@ def curves(
     """
     found: dict[str, dict[str, list[Point]]] = {run_id: {key: [] for key in keys} for run_id in runs}
     try:
-        for key in keys or _keys(parts, list(runs)):
-            for run_id, history in parts.mlflow.histories(list(runs), key).items():
+        for key in keys or _keys(app_state, list(runs)):
+            for run_id, history in app_state.mlflow.histories(list(runs), key).items():
                 begin = runs[run_id]
                 kept = [point for point in history if begin is None or point.time >= begin]
                 found[run_id][key] = downsampled(kept, points)
@@ -61,9 +61,9 @@ def curves(
     return found
 
 
-def _keys(parts: AppState, run_ids: Sequence[str]) -> list[str]:
+def _keys(app_state: AppState, run_ids: Sequence[str]) -> list[str]:
     """All that the runs have logged."""
-    keys = {key for run_id in run_ids for key in parts.mlflow.run(run_id).metrics}
+    keys = {key for run_id in run_ids for key in app_state.mlflow.run(run_id).metrics}
     return sorted(key for key in keys if not key.startswith("rcmae/"))
 
 

@@ -16,7 +16,7 @@ from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.log_files import LogFiles, WholeLog, whole
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
 from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
@@ -36,77 +36,77 @@ def _view(fields: Mapping[str, Any]) -> JobView:
     return JobView.model_validate({**fields, "promoted_from": origin})
 
 
-def show(parts: AppState, caller: Caller, job_id: str) -> JobView:
-    with parts.database.read() as session:
-        return view(repository.seen(session, job_id, caller))
+def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
+    with app_state.database.read() as session:
+        return view(repository.visible_job(session, job_id, caller))
 
 
-def listing(parts: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
-    with parts.database.read() as session:
+def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
+    with app_state.database.read() as session:
         jobs, following = repository.page(session, filters, limit, cursor)
     return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 
-def events(parts: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
+def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
     after = paging.read_number(cursor) if cursor else 0
-    with parts.database.read() as session:
-        repository.seen(session, job_id, caller)
+    with app_state.database.read() as session:
+        repository.visible_job(session, job_id, caller)
         found = repository.events(session, job_id, after, limit + 1)
         items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
         following = paging.write_cursor([items[-1].id]) if len(found) > limit else None
         return Page[EventView](items=items, next_cursor=following)
 
 
-def attempts(parts: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
-    with parts.database.read() as session:
-        repository.seen(session, job_id, caller)
+def attempts(app_state: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
+    with app_state.database.read() as session:
+        repository.visible_job(session, job_id, caller)
         found: list[Attempt] = repository.attempts(session, job_id)
         return Page[AttemptView](items=[AttemptView.model_validate(a, from_attributes=True) for a in found])
 
 
 def logs(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
 ) -> LogPage:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
     if not job.artifact_uri:
         return LogPage(items=[])
-    logs = Logs(LogFiles(parts.artifacts, job.artifact_uri), range(1, job.attempts + 1))
-    return page(logs, wanted, cursor, limit, tail)
+    logs = Logs(LogFiles(app_state.artifacts, job.artifact_uri), range(1, job.attempts + 1))
+    return page(logs, log_filter, cursor, limit, tail)
 
 
-def whole_log(parts: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    found = whole(parts.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
+def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    found = whole(app_state.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
     if found is None:
         raise not_found("log", f"{attempt}/{source}")
     return found
 
 
-def checkpoints(parts: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    return Page[CheckpointView](items=checkpoints_of(job, parts.artifacts))
+def checkpoints(app_state: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    return Page[CheckpointView](items=checkpoints_of(job, app_state.artifacts))
 
 
-def images(parts: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+def images(app_state: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
-    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
+    return pictures(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
-def image(parts: AppState, caller: Caller, job_id: str, name: str) -> bytes:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    return picture(parts.artifacts, job.artifact_uri, name)
+def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    return picture(app_state.artifacts, job.artifact_uri, name)
 
 
 def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: int | None) -> Page[ImageView]:

@@ -30,14 +30,14 @@ def new_id() -> str:
 
 
 def get(session: Session, job_id: str) -> Job:
-    """A job by its id; raises the API's 404. What people ask for is `seen`."""
+    """A job by its id; raises the API's 404. For a request use `visible_job`."""
     job = session.get(Job, job_id)
     if job is None or job.deleted_at is not None:
         raise not_found("job", job_id)
     return job
 
 
-def seen(session: Session, job_id: str, caller: Caller) -> Job:
+def visible_job(session: Session, job_id: str, caller: Caller) -> Job:
     """A job by its id, for who asks; raises the API's 404 also where it is not there for them."""
     job = get(session, job_id)
     if not caller.sees(job.owner):
@@ -56,7 +56,7 @@ class Filters:
     """`name:value` each."""
     name_contains: str | None = None
     created_after: datetime | None = None
-    seen_by: Caller | None = None
+    visible_to: Caller | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         found: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
@@ -66,8 +66,8 @@ class Filters:
             found.append(Job.kind == self.kind)
         if self.owner:
             found.append(Job.owner == self.owner)
-        if self.seen_by and self.seen_by.sees_only is not None:
-            found.append(Job.owner == self.seen_by.sees_only)
+        if self.visible_to and self.visible_to.sees_only is not None:
+            found.append(Job.owner == self.visible_to.sees_only)
         if self.name_contains:
             found.append(Job.name.icontains(self.name_contains, autoescape=True))
         if self.created_after:

@@ -58,24 +58,24 @@ TOLD: Final[dict[State, tuple[Reason | None, str]]] = {
 }
 
 
-def submit(parts: AppState, caller: Caller, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
+def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
     """A new job, or the one this key made before; True where it is new."""
     caller.must_be(Role.SUBMITTER)
     key = kept_key(key) if key else None
-    kind = parts.kinds[spec.kind]
-    with parts.database.read() as session:
+    kind = app_state.kinds[spec.kind]
+    with app_state.database.read() as session:
         # What a job was made from may be gone by now: it is not looked for again.
         if earlier := _made_before(session, caller, spec, key):
             return earlier, False
-    dataset_uri = kind.check(parts, caller, spec).dataset_uri
-    with parts.database.session() as session:
+    dataset_uri = kind.check(app_state, caller, spec).dataset_uri
+    with app_state.database.session() as session:
         if earlier := _made_before(session, caller, spec, key):  # the same key came twice at once
             return earlier, False
         kind.schedule(session, spec)
         job = insert(session, caller.owner, spec, dataset_uri, key)
         caller.record(session, job.id, kind=job.kind, name=job.name)
         submitted = view(job)
-    parts.wake.set()
+    app_state.wake.set()
     return submitted, True
 
 
@@ -90,18 +90,18 @@ def _made_before(session: Session, caller: Caller, spec: JobSpec, key: str | Non
     return view(earlier)
 
 
-def plan(parts: AppState, caller: Caller, spec: JobSpec) -> PlanView:
+def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     """What a spec would need on the cluster as it is, and when it would start; raises 503 where Ray does not say."""
-    kind = parts.kinds[spec.kind]
-    trained = kind.check(parts, caller, spec).trained
-    shape, placements = _cluster(parts)
+    kind = app_state.kinds[spec.kind]
+    trained = kind.check(app_state, caller, spec).trained
+    shape, placements = _cluster(app_state)
     resolved = resolve(spec, shape)
-    with parts.database.read() as session:
+    with app_state.database.read() as session:
         steps = kind.schedule(session, resolved)
         jobs, active = repository.waiting(session), repository.active(session)
-    queue = waiting_entries(jobs, shape, parts.kinds)
+    queue = waiting_entries(jobs, shape, app_state.kinds)
     taken = running_entries(active, placements)
-    when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), Limits.of(parts.settings))
+    when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), Limits.of(app_state.settings))
     needs = gang(resolved)
     encoder, decoder = parameters(trained.model)
     return PlanView(
@@ -115,19 +115,19 @@ def plan(parts: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     )
 
 
-def _cluster(parts: AppState) -> tuple[ClusterShape, dict[str, list[str]]]:
+def _cluster(app_state: AppState) -> tuple[ClusterShape, dict[str, list[str]]]:
     """What there is, and where what runs was placed; raises 503 where Ray does not say."""
     try:
-        return parts.ray.shape(), parts.ray.placements()
+        return app_state.ray.shape(), app_state.ray.placements()
     except ClusterUnreachable as error:
         raise unavailable("Ray", error) from error
 
 
-def apply_verb(parts: AppState, caller: Caller, job_id: str, verb: Verb, body: ResumeBody | None = None) -> JobView:
+def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, body: ResumeBody | None = None) -> JobView:
     """Do what a person asked for; raises 409 where the job's state does not allow it, and changes nothing then."""
 
     def change(session: Session, job: Job) -> JobView:
-        kind = parts.kinds[job.kind]
+        kind = app_state.kinds[job.kind]
         if verb is Verb.STOP and not kind.has_trials:
             raise _not_for_kind(job, verb)
         effect = _effect(job, verb)
@@ -136,13 +136,13 @@ def apply_verb(parts: AppState, caller: Caller, job_id: str, verb: Verb, body: R
         elif isinstance(effect, State):
             reason, told = TOLD.get(effect, (None, ""))
             transition(
-                session, job, effect, reason, _prepared(parts.settings, kind, job, verb, body) or told, caller.owner
+                session, job, effect, reason, _prepared(app_state.settings, kind, job, verb, body) or told, caller.owner
             )
         elif effect not in {Effect.SAME, Effect.DRAIN}:
             raise _refused(job, verb)
         return view(job)
 
-    return changed(parts, caller, job_id, change)
+    return changed(app_state, caller, job_id, change)
 
 
 def _prepared(settings: Settings, kind: JobKind[Any], job: Job, verb: Verb, body: ResumeBody | None) -> str:
@@ -169,7 +169,7 @@ def _prepared(settings: Settings, kind: JobKind[Any], job: Job, verb: Verb, body
     return message
 
 
-def patch(parts: AppState, caller: Caller, job_id: str, body: PatchBody) -> JobView:
+def patch(app_state: AppState, caller: Caller, job_id: str, body: PatchBody) -> JobView:
     """Change what people may change; raises 409 where the job's state does not allow it, and changes nothing then."""
     wanted = body.model_dump(include=body.model_fields_set)
 
@@ -182,30 +182,30 @@ def patch(parts: AppState, caller: Caller, job_id: str, body: PatchBody) -> JobV
             edit(session, job, values, f"Changed {told}.", caller.owner)
         return view(job)
 
-    return changed(parts, caller, job_id, change)
+    return changed(app_state, caller, job_id, change)
 
 
-def deletion(parts: AppState, caller: Caller, job_id: str) -> Deletion:
+def deletion(app_state: AppState, caller: Caller, job_id: str) -> Deletion:
     """What would go with a job; raises 409 where it cannot be deleted now."""
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
     caller.must_control(job.owner)
     if _effect(job, Verb.DELETE) is not Effect.GONE:
         raise _refused(job, Verb.DELETE)
     try:
-        return preview(parts, job)
+        return preview(app_state, job)
     except MlflowUnreachable as error:
         raise unavailable("MLflow", error) from error
 
 
-def delete_job(parts: AppState, caller: Caller, job_id: str, with_backbones: bool) -> Deletion:
+def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones: bool) -> Deletion:
     """Delete a job with all that it left; raises 409 where backbones would go that were not named."""
-    going = deletion(parts, caller, job_id)
+    going = deletion(app_state, caller, job_id)
     if going.backbones and not with_backbones:
         made = ", ".join(f"{backbone.name} version {backbone.version}" for backbone in going.backbones)
         text = f"{job_id} made {made}, which would go with it: say with_backbones=true to delete that too"
         raise ApiProblem(409, "backbones_would_go", text)
-    _must_have_no_alias(parts, going)
+    _must_have_no_alias(app_state, going)
 
     def change(session: Session, job: Job) -> Deletion:
         if _effect(job, Verb.DELETE) is not Effect.GONE:
@@ -214,14 +214,14 @@ def delete_job(parts: AppState, caller: Caller, job_id: str, with_backbones: boo
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)
         return going
 
-    return changed(parts, caller, job_id, change)
+    return changed(app_state, caller, job_id, change)
 
 
-def _must_have_no_alias(parts: AppState, going: Deletion) -> None:
+def _must_have_no_alias(app_state: AppState, going: Deletion) -> None:
     """Raises 409 where an alias stands for a version that would go."""
     for backbone in going.backbones:
         try:
-            aliases = parts.mlflow.aliases(backbone.name)
+            aliases = app_state.mlflow.aliases(backbone.name)
         except MlflowUnreachable as error:
             raise unavailable("MLflow", error) from error
         named = sorted(alias for alias, number in aliases.items() if number == backbone.version)
@@ -234,18 +234,18 @@ def _must_have_no_alias(parts: AppState, going: Deletion) -> None:
 
 
 def changed(
-    parts: AppState, caller: Caller, job_id: str, change: Callable[[Session, Job], Answer], **detail: object
+    app_state: AppState, caller: Caller, job_id: str, change: Callable[[Session, Job], Answer], **detail: object
 ) -> Answer:
     """One transaction on one job that the caller controls.
 
     ``detail`` goes into the audit log beside the job's id.
     """
-    with parts.database.session() as session:
-        job = repository.seen(session, job_id, caller)
+    with app_state.database.session() as session:
+        job = repository.visible_job(session, job_id, caller)
         caller.must_control(job.owner)
         answer = change(session, job)
         caller.record(session, job_id, **detail)
-    parts.wake.set()
+    app_state.wake.set()
     return answer
 
 

@@ -30,8 +30,8 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     name = Kind.PRETRAIN
 
-    def check(self, state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
-        check_places(state.settings, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
+        check_places(app_state.settings, spec)
         return Subject(spec.dataset.uri, spec)
 
     def check_again(self, settings: Settings, spec: PretrainSpec) -> None:

@@ -39,8 +39,8 @@ class Publish(ControllerKind[PublishSpec]):
 
     name = Kind.PUBLISH
 
-    def check(self, state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
-        job, trained = trained_by(state.database, state.artifacts, caller, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
+        job, trained = trained_by(app_state.database, app_state.artifacts, caller, spec)
         return Subject(job.dataset_uri, trained)
 
     def check_again(self, settings: Settings, spec: PublishSpec) -> None:
@@ -80,7 +80,7 @@ def trained_by(database: Database, artifacts: Artifacts, caller: Caller, spec: P
     """
     with database.read() as session:
         try:
-            job = repository.seen(session, spec.job, caller)
+            job = repository.visible_job(session, spec.job, caller)
         except ApiProblem as error:
             raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
     if job.kind == Kind.SEARCH:

@@ -79,8 +79,8 @@ class Search(ControllerKind[SearchSpec]):
     )
     goes_on = "with further trials"
 
-    def check(self, state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
-        check_search(state.settings, state.database, caller, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
+        check_search(app_state.settings, app_state.database, caller, spec)
         return Subject(spec.base_spec.dataset.uri, spec.base_spec)
 
     def check_again(self, settings: Settings, spec: SearchSpec) -> None:
@@ -171,9 +171,9 @@ class Search(ControllerKind[SearchSpec]):
         state = State(loaded.state)
         standing = self.settle(context, loaded, None, state)
         with context.write() as session:
-            job = repository.get(session, loaded.id)
-            if job.state != loaded.state:
-                raise StaleState(f"job {job.id} is {job.state} now")
+            job = session.get(Job, loaded.id)
+            if job is None or job.state != loaded.state:
+                raise StaleState(f"job {loaded.id} is {job.state if job else 'deleted'} now")
             standing.record(job, repository.attempts(session, job.id), now())
             if state is State.SUCCEEDED:
                 job.result = standing.result().model_dump(mode="json")
@@ -283,7 +283,7 @@ def check_base(settings: Settings, spec: SearchSpec) -> None:
 def _cannot_learn_from(session: Session, caller: Caller, spec: SearchSpec, earlier: str) -> str | None:
     """Why a search cannot go by the trials of an earlier one; None where it can."""
     try:
-        job: Job = repository.seen(session, earlier, caller)
+        job: Job = repository.visible_job(session, earlier, caller)
     except ApiProblem as error:
         return f"{error.detail}: name an earlier search of yours"
     if job.kind != Kind.SEARCH:

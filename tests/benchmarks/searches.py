@@ -45,9 +45,9 @@ from service_fakes import add_job
 
 from service.adapters.studies import Studies
 from service.app import create_app
+from service.client.server import HOST
 from service.db.database import Database
 from service.embedded import parts
-from service.embedded.parts import HOST
 from service.jobs.schemas import State
 from service.searches.schemas import PlotName
 from service.settings import Settings

@@ -63,7 +63,7 @@ def listing(
 ) -> Response:
     """All searches that one sees, the newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, seen_by=page.caller)
+    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, visible_to=page.caller)
     found = jobs.listing(page.parts, filters, PAGE, cursor)
     filtered = bool(state or owner or label or name_contains)
     return page.render("searches/list.html", found=found, states=list(State), chosen=state or [], filtered=filtered)
