@@ -32,7 +32,7 @@ EVALUATIONS: Final = {
         "error on the masked patches of held-out images, divided by the error of predicting zeros; below 1, the "
         "network has learned something"
     ),
-"""Library names by format, as the hub spells them. The card names that of the first format the backbone has."""
+    metric_keys.LINEAR_TOP1: "top-1 accuracy of a linear classifier on the frozen mean patch token, on held-out images",
     metric_keys.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights, for comparison",
 }
 
