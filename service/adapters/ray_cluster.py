@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
-from trainer.spec.plan import ClusterShape, NodeShape
+from trainer.spec.cluster import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0
 """The first submission after Ray has started takes five seconds."""

@@ -22,7 +22,6 @@ from trainer.protocol.command import Action
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import resources_of
 from trainer.storage import Store
 from trainer.temporary import sweep_temporary_folders
 from trainer.tracking.interface import Recorder
@@ -112,7 +111,7 @@ def _device(spec: JobSpec) -> Device:
     """The device that this worker computes on."""
     import torch  # noqa: PLC0415
 
-    gpus = resources_of(spec).gpus_per_worker
+    gpus = spec.worker_resources.gpus_per_worker
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
 
 

@@ -27,7 +27,6 @@ from trainer.logger import logger
 from trainer.protocol.names import CHECKPOINTS, checkpoint_folder
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
-from trainer.spec.plan import resources_of
 from trainer.storage import Store, storage_errors
 
 _REQUEST, _WORK, _CONNECT = "request", "work", "connect"
@@ -71,7 +70,7 @@ def run_workers(
     ``nested`` says that the Ray job does other work too. Returns the outcome that rank 0 stored, or, if the workers
     failed, one that is not stored yet. Raises `StorageError` if Ray Train cannot use the artifact storage.
     """
-    resources = resources_of(request.spec)
+    resources = request.spec.worker_resources
     checkpoints_uri = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
     trainer = (_NestedTrainer if nested else _Trainer)(
         train_worker,

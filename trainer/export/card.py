@@ -13,9 +13,10 @@ from trainer.export.curves import draw_curves
 from trainer.export.snippets import Subject, snippets
 from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PICTURES, BACKBONE_SPEC
 from trainer.spec import metric_keys
+from trainer.spec.cluster import plural
 from trainer.spec.export import ExportSpec
 from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
-from trainer.spec.plan import parameters, plural
+from trainer.spec.plan import parameters
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"

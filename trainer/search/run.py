@@ -23,7 +23,6 @@ from trainer.protocol.request import AttemptRequest
 from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
 from trainer.search.trial import run_trial, runs_in_process
-from trainer.spec.plan import resources_of
 from trainer.spec.search import SearchSpec
 from trainer.tracking.channels import SearchChannel
 from trainer.tracking.trials import TrialRuns
@@ -85,5 +84,5 @@ def _resources(spec: SearchSpec) -> PlacementGroupFactory:
         return PlacementGroupFactory(
             [{"memory": 1}]
         )  # one byte: Ray refuses an empty bundle, and there may be no free CPU
-    resources = resources_of(spec)
+    resources = spec.worker_resources
     return PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from trainer.spec.search import Point
+from trainer.spec.space import Point
 from trainer.storage import Store
 
 

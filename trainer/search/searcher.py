@@ -24,8 +24,10 @@ from trainer.search.study import STUDIES, ask, connect, open_study, ranked, tell
 from trainer.search.trial import REQUEST, TRIAL, TrialContext
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
-from trainer.spec.plan import ClusterShape, resolve
-from trainer.spec.search import Point, SearchSpec
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import Point
 from trainer.storage import Store
 from trainer.tracking.channels import LAST_GENERATION, SearchChannel
 from trainer.tracking.trials import TrialRuns

@@ -22,7 +22,6 @@ from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
 from trainer.spec import metric_keys
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import resources_of
 from trainer.storage import Store
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
 
 def runs_in_process(spec: JobSpec) -> bool:
     """Whether a trial has one worker, which then runs in the trial's own process."""
-    return int(resources_of(spec).workers) == 1
+    return int(spec.worker_resources.workers) == 1
 
 
 def _release_memory() -> None:

@@ -15,8 +15,8 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.logger import logger
 from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
+from trainer.tracking.interface import Recorder
 from trainer.training.checkpoint import Committed
-from trainer.training.context import Recorder
 from trainer.training.meter import Meter
 from trainer.training.saving import Saver
 from trainer.training.state import TrainState

@@ -20,8 +20,9 @@ from torch.distributed.constants import default_pg_timeout
 
 from trainer.data.cache import Cache
 from trainer.protocol.command import Action
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
 from trainer.training import checkpoint as checkpoints

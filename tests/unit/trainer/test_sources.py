@@ -295,4 +295,4 @@ def test_row_groups_are_kept_within_bounds(tmp_path, monkeypatch):
     for row in [*range(24), *range(23, -1, -1)]:
         assert bytes(images.reader.fetch([row])[0]) == made[row].data
     assert 1 <= len(images.reader._groups) < 8
-    assert images.reader._kept == sum(group.nbytes for group in images.reader._groups.values())
+    assert images.reader._kept_bytes == sum(group.nbytes for group in images.reader._groups.values())
