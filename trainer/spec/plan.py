@@ -39,10 +39,10 @@ def impossible(spec: JobSpec, cluster: ClusterShape) -> str | None:
             f"needs {plural(needs.all_cpus, 'CPU')}, {cluster.cpus} in the cluster: "
             "lower resources.workers or resources.cpus_per_worker, or add nodes"
         )
-    fitting = cluster.holds(needs.cpus, needs.gpus)
-    if fitting < needs.workers:
+    room = cluster.holds(needs.cpus, needs.gpus)
+    if room < needs.workers:
         return (
-            f"needs {needs}, and the cluster's nodes have room for {fitting or 'none'}: "
+            f"needs {needs}, and the cluster's nodes have room for {room or 'none'}: "
             "lower resources.workers or resources.cpus_per_worker, or add nodes"
         )
     return None
@@ -103,7 +103,7 @@ def parameters(model: ModelSpec) -> tuple[int, int]:
 def step_flops(model: ModelSpec, method: MethodSpec) -> int:
     """Floating point operations of one image in a training step, two for each multiply-add of a matrix product.
 
-    A backward pass costs two forward ones, the teacher one more: a third above MAE.
+    The backward pass counts as two forward passes, and the teacher as one more: a third above MAE.
     """
     visible = int(model.patches * (1 - method.mask_ratio))
     masked, dim, width = model.patches - visible, model.embed_dim, model.decoder_embed_dim
@@ -111,19 +111,21 @@ def step_flops(model: ModelSpec, method: MethodSpec) -> int:
     def block(tokens: int, out: int, d: int) -> int:
         return 6 * tokens * d * d + 4 * tokens * out * d + 18 * out * d * d
 
-    seen, every = visible + 1, model.patches + 1
-    forward = 2 * visible * model.patch_values * dim + model.depth * block(seen, seen, dim) + 2 * seen * dim * width
-    forward += (model.decoder_depth - 1) * block(every, every, width) + block(every, masked, width)
+    encoded, decoded = visible + 1, model.patches + 1  # tokens, with the class token
+    forward = 2 * visible * model.patch_values * dim + model.depth * block(encoded, encoded, dim)
+    forward += 2 * encoded * dim * width
+    forward += (model.decoder_depth - 1) * block(decoded, decoded, width) + block(decoded, masked, width)
     forward += 2 * masked * width * model.patch_values
     return forward * (4 if method.teacher else 3)
 
 
 def memory_per_worker(model: ModelSpec, method: MethodSpec, micro_batch: int, bf16: bool) -> int:
-    """Bytes one worker's training state and activations take at their peak, estimated.
+    """Estimated bytes of one worker's training state and activations at their peak.
 
-    State: fp32 weights, gradients and two Adam moments (16 bytes a parameter), four more for a teacher. Activations
-    kept for the backward pass: about 19 values of the block's width a token and block, some of them halved by bf16.
-    Within a tenth of what is measured at 32 px, ViT-Tiny and ViT-Small; libraries and fragments are not in it.
+    State: fp32 weights, gradients and two Adam moments (16 bytes per parameter), four more bytes for a teacher.
+    Activations kept for the backward pass: about 19 values of the block's width per token and block, some of them
+    halved by bf16. Within a tenth of measurements at 32 px, ViT-Tiny and ViT-Small. Libraries and fragmentation are not
+    included.
     """
     encoder, decoder = parameters(model)
     state = (encoder + decoder) * (20 if method.teacher else 16)

@@ -24,7 +24,7 @@ class WorkerContext:
     """Training resumes from checkpoints of this attempt or later ones."""
     recorder: Recorder | None
     """None on every rank but the first."""
-    wanted: Callable[[], Action | None] = lambda: None
+    requested_action: Callable[[], Action | None] = lambda: None
     """The command that this rank has received."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Cache = field(default_factory=Cache)

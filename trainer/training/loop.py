@@ -88,7 +88,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
     evaluate = Evaluate(evaluator, recorder, meter, schedule, spec.evaluation.every_epochs, start)
-    save = Save(saver, context.wanted, agree, meter, schedule, spec.checkpoint.every_epochs, state)
+    save = Save(saver, context.requested_action, agree, meter, schedule, spec.checkpoint.every_epochs, state)
     periodic: tuple[PeriodicWork, ...] = (log, evaluate, save)
 
     batches = loader.batches(start, schedule.steps)

@@ -101,7 +101,8 @@ def run_loop(
     rank = dist.get_rank() if dist.is_initialized() else 0
 
     context = WorkerContext(
-        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, wanted=wanted,
+        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None,
+        requested_action=wanted,
         cache=Cache(folder / "cache"),
     )  # fmt: skip
     return pretrain(spec, context), memory
