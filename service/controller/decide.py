@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
@@ -112,20 +112,20 @@ def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decisi
     if job.state in {State.CANCELLING, State.PAUSING}:
         return _told_to_end(job, attempt, seen, patience)
     if attempt.stop_asked_at:
-        return _stop_once(attempt, seen)
+        return _stop_again(attempt.stop_asked_at, seen)
     if seen.run and seen.run.gone:
         return "wait"  # no sign of it can arrive; whoever removed the run may put it back
     if seen.beat is None:
         late = seen.run is not None and seen.now - attempt.started_at > patience.start
-        return _stop_once(attempt, seen) if late else "wait"
+        return "stop" if late else "wait"
     if job.state == State.STARTING:
         return "started"
-    return _stop_once(attempt, seen) if seen.silent > patience.heartbeat else "wait"
+    return "stop" if seen.silent > patience.heartbeat else "wait"
 
 
 def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
-        return _stop_once(attempt, seen)
+        return _stop_again(attempt.stop_asked_at, seen)
     if seen.run and seen.beat is None:
         return "stop"
     wanted = "cancel" if job.state == State.CANCELLING else "pause"
@@ -135,9 +135,8 @@ def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> 
     return "wait" if attempt.command == wanted else "command"
 
 
-def _stop_once(attempt: Attempt, seen: Seen) -> Decision:
-    asked = attempt.stop_asked_at
-    return "stop" if asked is None or seen.now - asked > STOP_AGAIN else "wait"
+def _stop_again(asked: datetime, seen: Seen) -> Decision:
+    return "stop" if seen.now - asked > STOP_AGAIN else "wait"
 
 
 @dataclass(frozen=True)

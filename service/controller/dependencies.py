@@ -11,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 from service.adapters.studies import StudiesUnreachable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.context.kind import JobKind, Spec
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import Result, State

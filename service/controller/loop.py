@@ -12,7 +12,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
 from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from service.adapters.mlflow_store import OpenRun
+from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
 from service.controller.context import ControllerContext, guarded
 from service.controller.dependencies import Away

@@ -116,7 +116,7 @@ def delete(
 ) -> Deletion:
     """Delete a job that has ended, with its run, artifacts and registered versions; answers what goes."""
     if preview:
-        caller.only_asks()
+        caller.changes_nothing()
         return service.deletion(app_state, caller, job_id)
     return service.delete_job(app_state, caller, job_id, with_backbones)
 

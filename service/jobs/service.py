@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, Role
 from service.context.app_state import AppState

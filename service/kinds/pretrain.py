@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
 from service.context.app_state import AppState

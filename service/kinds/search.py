@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowStore, RunView
+from service.adapters.mlflow_runs import RunView
+from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
@@ -160,7 +161,7 @@ class Search(ControllerKind[SearchSpec]):
             raise Away(f"its trials are not known yet: {error}") from error
 
     def finish(self, context: ControllerContext) -> None:
-        if not context.app.studies.named:
+        if not context.app.studies.configured:
             return
         with context.app.database.read() as session:
             jobs = _unsettled(session)
@@ -191,7 +192,7 @@ class Search(ControllerKind[SearchSpec]):
             context.delete_files(job.id, run.artifact_uri)
             with context.needs.mlflow.asked():
                 context.app.mlflow.delete_run(run.run_id)
-        if context.app.studies.named:
+        if context.app.studies.configured:
             with context.needs.studies.asked():
                 context.app.studies.delete(job.id)
         else:
