@@ -15,7 +15,8 @@ from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.schemas import State
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, free_nodes, scheduling_order
-from trainer.spec.plan import Gang, NodeShape, gang
+from trainer.spec.cluster import Gang, NodeShape
+from trainer.spec.plan import gang
 
 
 def show(state: AppState, caller: Caller) -> ClusterView:

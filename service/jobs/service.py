@@ -40,8 +40,9 @@ from service.queue.scheduler import Limits, fits
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.plan import ClusterShape, gang, parameters, resolve
+from trainer.spec.plan import gang, parameters, resolve
 
 log = structlog.get_logger()
 

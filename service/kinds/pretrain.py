@@ -18,8 +18,9 @@ from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
-from trainer.spec.plan import ClusterShape, Schedule, memory_per_worker
+from trainer.spec.plan import Schedule, memory_per_worker
 from trainer.spec.pretrain import PretrainSpec
 
 COMPLETE = "Training is complete."

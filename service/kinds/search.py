@@ -34,8 +34,9 @@ from trainer.protocol.command import SearchOrders
 from trainer.protocol.names import STUDY_VARIABLE
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.cluster import ClusterShape, plural
 from trainer.spec.job import JobSpec, Kind, parse_spec
-from trainer.spec.plan import ClusterShape, Schedule, plural, resolve
+from trainer.spec.plan import Schedule, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
