@@ -1,4 +1,4 @@
-"""The commands in the READMEs work as written, links lead somewhere, and tables of settings and reasons are complete."""
+"""Commands in the READMEs work as written, links lead somewhere, tables of settings and reasons are complete."""
 
 from __future__ import annotations
 
