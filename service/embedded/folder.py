@@ -28,10 +28,17 @@ _LOCK: Final = "stack.lock"
 _DATABASE: Final = "rcmae.db"
 _MLFLOW_DATABASE: Final = "mlflow.db"
 _STUDIES: Final = "studies.db"
+_ARTIFACTS: Final = "artifacts"
+_CONTENTS: Final = (_LOCK, _DATABASE, _MLFLOW_DATABASE, _STUDIES, _ARTIFACTS)
+"""What two stacks must not share."""
 
 
 class StackError(ClientError):
     """The stack cannot do what was asked; the text says why and what to do."""
+
+
+class FolderMoved(StackError):
+    """A stack's path no longer leads to its state folder."""
 
 
 class Ports(BaseModel):
@@ -47,22 +54,22 @@ class Ports(BaseModel):
 
 
 class StackState(BaseModel):
-    """What runs where: the file `stack.json`."""
+    """What runs where: the content of `stack.json`."""
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
     """Carried by every process of the stack in its environment."""
     home: Home | None = None
-    """The folder that this was written in; None before it is written, and in files of earlier releases."""
+    """The folder that this is about; None where there is no folder yet."""
     ports: Ports | None = None
     temp_dir: Path | None = None
-    """Private folder for Ray, short because Unix sockets lie in it; removed when the stack goes down."""
+    """Ray's private folder, with a short path because it holds Unix sockets; removed when the stack goes down."""
     supervisor: Identity | None = None
     parts: dict[PartName, Identity] = {}
     restarts: dict[PartName, int] = {}
     artifact_root: str | None = None
-    """Where runs' artifacts lie, if not in the state folder."""
+    """Where runs' artifacts are, if not in the state folder."""
     database_url: str | None = Field(None, repr=False)
-    """Where the jobs are kept, if not in SQLite in the state folder; with its password."""
+    """The database that holds the jobs, if not SQLite in the state folder; with its password."""
 
     @property
     def url(self) -> str:
@@ -71,20 +78,20 @@ class StackState(BaseModel):
 
 @dataclass(frozen=True)
 class Folder:
-    """Files of a stack's state folder."""
+    """A stack's state folder and the files in it."""
 
     path: Path
 
     @classmethod
     def at(cls, path: Path) -> Folder:
-        """The folder at a path; raises `StackError` for a path that cannot stand in a database's URL."""
+        """The folder at a path; raises `StackError` for a path that cannot be part of a database's URL."""
         path = path.expanduser().absolute()
         if set("?#%") & set(str(path)):
             raise StackError(f"{path}: the state folder's path must not hold ? # or %: choose another with --state-dir")
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder, readable by its owner alone, and the cluster's token."""
+        """Make the folder, readable by its owner alone, and the tokens of the admin and the cluster."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(exist_ok=True)
         for token in (self.token, self.ray_token):
@@ -107,8 +114,8 @@ class Folder:
 
     @property
     def artifact_root(self) -> str:
-        """Where runs' artifacts lie: a path or an ``s3://`` URI."""
-        return self.load().artifact_root or str(self.path / "artifacts")
+        """Where runs' artifacts are: a path or an ``s3://`` URI."""
+        return self.load().artifact_root or str(self.path / _ARTIFACTS)
 
     @property
     def database_url(self) -> str:
@@ -144,21 +151,64 @@ class Folder:
         return self.logs / f"{name}.log"
 
     def load(self) -> StackState:
-        """The recorded state; an empty one where there is none.
+        """The recorded state; an empty one if there is none.
 
         In a copy of another stack's folder, only the settings are the copy's too: the processes, the temporary folder
-        and the id that finds them are the original's, and nothing done here may touch them.
+        and the id that finds them are the original's, and nothing done here may touch them. The ports are the copy's
+        if the original is gone.
         """
         try:
-            state = StackState.model_validate_json((self.path / STATE_FILE).read_text())
+            here = Home.of(self.path)
         except FileNotFoundError:
             return StackState()
-        if state.home is None or state.home.is_at(self.path):
-            return state
-        return StackState(artifact_root=state.artifact_root, database_url=state.database_url)
+        recorded = self._recorded()
+        if recorded is None:
+            return StackState(home=here)
+        if recorded.home is None:  # written by an earlier release
+            return recorded.model_copy(update={"home": here})
+        if recorded.home.is_at(self.path):
+            return recorded
+        return StackState(
+            home=here,
+            ports=None if recorded.home.still_there else recorded.ports,
+            artifact_root=recorded.artifact_root,
+            database_url=recorded.database_url,
+        )
+
+    def _recorded(self) -> StackState | None:
+        """The record as it is, which in a copy is about the original."""
+        try:
+            return StackState.model_validate_json((self.path / STATE_FILE).read_text())
+        except FileNotFoundError:
+            return None
+
+    @property
+    def original(self) -> Path | None:
+        """The folder that this one was copied from, while that exists and no stack has been started from the copy."""
+        recorded = self._recorded()
+        if recorded is None or recorded.home is None or recorded.home.is_at(self.path):
+            return None
+        return Path(recorded.home.path) if recorded.home.still_there else None
+
+    def shared_with(self, other: Path) -> str | None:
+        """The name of a file or folder that is the same one in both, by a hard or a symbolic link; None if none is."""
+        for name in _CONTENTS:
+            ours, theirs = self.path / name, other / name
+            if ours.exists() and theirs.exists() and ours.samefile(theirs):
+                return name
+        return None
+
+    def is_home_of(self, state: StackState) -> bool:
+        """Whether the path still leads to the folder that a state is about, and not to another one or to none."""
+        return state.home is not None and state.home.is_reached_by(self.path)
 
     def save(self, state: StackState) -> None:
-        """Replace the recorded state; a reader sees the old one or the new one."""
+        """Replace the recorded state; a reader sees the old one or the new one.
+
+        Raises `FolderMoved` if another folder has taken the place of the state's, so that its own record is kept.
+        """
+        if not self.is_home_of(state):
+            raise FolderMoved(f"the state folder is no longer at {self.path}")
         fresh = self.path / f"{STATE_FILE}.new"
         fresh.touch(0o600)
         fresh.write_text(state.model_copy(update={"home": Home.of(self.path)}).model_dump_json(indent=2))
@@ -166,7 +216,10 @@ class Folder:
 
     @contextmanager
     def lock(self) -> Iterator[bool]:
-        """Hold the right to change what runs, which ends with the process; false where another process has it."""
+        """Hold the exclusive right to change what runs; yields false if another process has it.
+
+        The kernel releases it when the process ends.
+        """
         with (self.path / _LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,34 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 
+def require_no_links(folder: Folder) -> None:
+    """Raises `StackError` for a copy whose files are links to those of its original, while that exists."""
+    original = folder.original
+    name = folder.shared_with(original) if original else None
+    if original and name:
+        raise StackError(
+            f"{folder.path / name} and {original / name} are the same, by a link: two stacks cannot share it. "
+            f"Copy {original} with `cp -rL`, which makes no links"
+        )
+
+
+def require_nothing_shared(folder: Folder) -> None:
+    """Raises `StackError` for a copy that would share its database or its artifacts with its original.
+
+    Whatever lies outside the state folder is not copied with it, and two stacks that use it would undo each other's
+    work. Once the original is gone, the copy takes its place.
+    """
+    require_no_links(folder)
+    original, state = folder.original, folder.load()
+    if original is None or not (state.database_url or state.artifact_root):
+        return
+    shared = f"jobs in {redacted_database_url(folder)}" if state.database_url else f"artifacts in {state.artifact_root}"
+    raise StackError(
+        f"{folder.path} is a copy of {original}, which keeps its {shared}: two stacks cannot share them. Start a new "
+        "stack with another --state-dir; or, for the copy to replace the original, run `rcmae down` there and remove it"
+    )
+
+
 def choose_artifact_root(folder: Folder, requested: str | None) -> str | None:
     """The artifact root to record: the requested one, else the recorded one; None means the state folder's own.
 
@@ -75,6 +103,6 @@ def redacted_database_url(folder: Folder) -> str:
     recorded = folder.load().database_url
     if recorded is None:
         return folder.database_url
-    from service.db.engines import parse_database_url, shown  # noqa: PLC0415
+    from service.db.engines import masked_url, parse_database_url  # noqa: PLC0415
 
-    return shown(parse_database_url(recorded))
+    return masked_url(parse_database_url(recorded))

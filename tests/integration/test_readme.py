@@ -1,4 +1,4 @@
-"""Commands in the READMEs work as written, links lead somewhere, tables of settings and reasons are complete."""
+"""The commands in the READMEs work as written, links resolve, and tables of settings and reasons are complete."""
 
 from __future__ import annotations
 
