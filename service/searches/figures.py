@@ -21,8 +21,8 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Stored
 
+from service.searches.analysis import STATES, best, colour, is_repeat, values_of
 from service.searches.schemas import PlotName, PlotView, TrialState
-from service.searches.trials import STATES, best, colour, is_repeat, values_of
 from trainer.spec.search import ObjectiveSpec, SearchSpec
 
 BYTES: Final = 900_000

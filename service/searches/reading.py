@@ -25,8 +25,7 @@ from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
 from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
-from service.searches import repository
-from service.searches import trials as made
+from service.searches import analysis, repository
 from service.searches.schemas import (
     BudgetView,
     Difference,
@@ -62,7 +61,7 @@ class Search:
     def load(cls, app_state: AppState, caller: Caller, job_id: str) -> Search:
         """Raises the API's 404 and 409, and `StudiesUnreachable`."""
         with app_state.database.read() as session:
-            job = repository.search(session, app_state.kinds, job_id, caller)
+            job = repository.visible_search(session, app_state.kinds, job_id, caller)
         return cls.of(app_state, job)
 
     @classmethod
@@ -79,8 +78,8 @@ class Search:
     def views(self, app_state: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
         """Some of its trials as the API shows them. Opens a transaction."""
         with app_state.database.read() as session:
-            jobs = repository.promoted(session, self.job.id, caller, [trial.number for trial in trials])
-        front = {trial.number for trial in made.best(self.trials, self.spec)}
+            jobs = repository.promoted_jobs(session, self.job.id, caller, [trial.number for trial in trials])
+        front = {trial.number for trial in analysis.best(self.trials, self.spec)}
         return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
 
     def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
@@ -88,18 +87,18 @@ class Search:
         attributes = trial.user_attrs
         return {
             "number": trial.number,
-            "state": made.state_of(trial),
+            "state": analysis.state_of(trial),
             "reason": attributes.get(names.TRIAL_REASON),
             "message": attributes.get(names.TRIAL_MESSAGE, ""),
-            "values": made.values_of(trial, self.spec),
-            "params": made.point_of(trial, self.spec),
+            "values": analysis.values_of(trial, self.spec),
+            "params": analysis.point_of(trial, self.spec),
             "epoch": attributes.get(names.TRIAL_EPOCH),
             "best": trial.number in front,
             "repeat_of": attributes.get(names.TRIAL_REPEAT_OF),
             "retry_of": attributes.get(names.TRIAL_RETRY_OF),
-            "started_at": made.started(trial),
-            "ended_at": made.ended(trial),
-            "duration_s": made.duration(trial, self.moment),
+            "started_at": analysis.started(trial),
+            "ended_at": analysis.ended(trial),
+            "duration_s": analysis.duration(trial, self.moment),
             "run_id": attributes.get(names.TRIAL_RUN),
             "promoted": jobs.get(trial.number, []),
         }
@@ -111,7 +110,7 @@ class Search:
 def spec_of(app_state: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
     """A search's id and spec; raises the API's 404 and 409."""
     with app_state.database.read() as session:
-        job = repository.search(session, app_state.kinds, job_id, caller)
+        job = repository.visible_search(session, app_state.kinds, job_id, caller)
     return job.id, SearchSpec.parse(job.spec)
 
 
@@ -120,8 +119,8 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
     found = Search.load(app_state, caller, job_id)
     job, spec, seconds = found.job, found.spec, app_state.studies.seconds(job_id)
     with app_state.database.read() as session:
-        jobs = repository.promoted(session, job_id, caller)
-    best = made.best(found.trials, spec)
+        jobs = repository.promoted_jobs(session, job_id, caller)
+    best = analysis.best(found.trials, spec)
     front = {trial.number for trial in best}
     progress = SearchProgress.model_validate(job.progress) if job.progress else None
     return SearchView(
@@ -142,13 +141,13 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
             max_failed=spec.budget.max_failed,
             max_hours=spec.budget.max_hours,
         ),
-        trials=made.counts(found.trials),
+        trials=analysis.counts(found.trials),
         draining=job.draining,
         best=[TrialView(**found.fields(trial, front, jobs)) for trial in best],
-        repeats=made.repeats(found.trials, spec),
+        repeats=analysis.repeats(found.trials, spec),
         grid_size=spec.grid_size,
         elapsed_s=seconds,
-        eta_s=made.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
+        eta_s=analysis.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
         gpu_hours=progress.gpu_hours if progress else 0.0,
         promoted={str(number): made_of for number, made_of in jobs.items()},
         created_at=job.created_at,
@@ -172,7 +171,7 @@ def listing(
     """Trials in some order; those without what it goes by come last."""
     found = Search.load(app_state, caller, job_id)
     order = Order.of(sort, found)
-    chosen = [trial for trial in found.trials if not states or made.state_of(trial) in states]
+    chosen = [trial for trial in found.trials if not states or analysis.state_of(trial) in states]
     placed = sorted(((order.place(trial), trial) for trial in chosen), key=lambda each: each[0])
     if cursor:
         last = _read_place(cursor, sort)
@@ -214,21 +213,21 @@ class Order:
             case "number":
                 return 0.0  # which decides anyway
             case "value":
-                values = made.values_of(trial, self.search.spec)
+                values = analysis.values_of(trial, self.search.spec)
                 return values[0] if values else None
             case "epoch":
                 epoch: float | None = trial.user_attrs.get(names.TRIAL_EPOCH)
                 return epoch
             case "duration":  # of one that runs it would be another one on the next page
-                return made.duration(trial, self.search.moment) if made.ended(trial) else None
+                return analysis.duration(trial, self.search.moment) if analysis.ended(trial) else None
             case "started":
-                begin = made.started(trial)
+                begin = analysis.started(trial)
                 return begin.timestamp() if begin else None
         return self._of_parameter(trial, self.key.removeprefix(OF_PARAMETER))
 
     def _of_parameter(self, trial: FrozenTrial, path: str) -> float | None:
         """A number by itself, anything else by its place among the choices."""
-        point, parameter = made.point_of(trial, self.search.spec), self.search.spec.space[path]
+        point, parameter = analysis.point_of(trial, self.search.spec), self.search.spec.space[path]
         if path not in point:
             return None
         if isinstance(parameter, CategoricalParameter) and not all(map(_is_number, parameter.choices)):
@@ -252,12 +251,12 @@ def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> Tri
     found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
     (view,) = found.views(app_state, caller, [trial])
-    spec = made.spec_of(trial, SearchSpec.parse(found.job.run_spec))
+    spec = analysis.spec_of(trial, SearchSpec.parse(found.job.run_spec))
     finite = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     return TrialDetail(
         **view.model_dump(),
         intermediate=[Intermediate(epoch=step, value=value) for step, value in sorted(finite.items())],
-        metrics=made.metrics_of(trial),
+        metrics=analysis.metrics_of(trial),
         difference=_difference(found, trial),
         attempts=trial.user_attrs.get(names.TRIAL_ATTEMPTS, []),
         spec=spec.model_dump(mode="json") if spec else {},
@@ -266,10 +265,10 @@ def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> Tri
 
 def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
     """Parameters whose value is another than the best trial's; none where there is no best one."""
-    leader = made.leader(found.trials, found.spec)
+    leader = analysis.leader(found.trials, found.spec)
     if leader is None:
         return {}
-    own, best = made.point_of(trial, found.spec), made.point_of(leader, found.spec)
+    own, best = analysis.point_of(trial, found.spec), analysis.point_of(leader, found.spec)
     pairs = {path: (own.get(path), best.get(path)) for path in found.spec.space}
     return {path: Difference(value=one, best=two) for path, (one, two) in pairs.items() if one != two}
 
@@ -283,17 +282,17 @@ def table(app_state: AppState, caller: Caller, job_id: str) -> Iterator[str]:
 
 
 def _row(found: Search, trial: FrozenTrial, paths: Sequence[str]) -> list[Any]:
-    values: Sequence[float | None] = made.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
-    begin, end, point = made.started(trial), made.ended(trial), made.point_of(trial, found.spec)
+    values: Sequence[float | None] = analysis.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
+    begin, end, point = analysis.started(trial), analysis.ended(trial), analysis.point_of(trial, found.spec)
     return [
         trial.number,
-        made.state_of(trial).value,
+        analysis.state_of(trial).value,
         trial.user_attrs.get(names.TRIAL_REASON),
         *values,
         trial.user_attrs.get(names.TRIAL_EPOCH),
         begin.isoformat() if begin else None,
         end.isoformat() if end else None,
-        made.duration(trial, found.moment),
+        analysis.duration(trial, found.moment),
         *(_cell(point.get(path)) for path in paths),
     ]
 
@@ -345,7 +344,7 @@ def logs(
 def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
     found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
-    spec, metric_curves = made.spec_of(trial, found.spec), made.metrics_of(trial)
+    spec, metric_curves = analysis.spec_of(trial, found.spec), analysis.metrics_of(trial)
     epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)

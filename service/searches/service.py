@@ -24,8 +24,7 @@ from service.jobs.reading import view
 from service.jobs.schemas import JobView, State
 from service.jobs.service import change_job
 from service.jobs.submission import stored_key
-from service.searches import reading, repository
-from service.searches import trials as made
+from service.searches import analysis, reading, repository
 from service.searches.promotion import promote_trial
 from service.searches.reading import Search
 from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
@@ -53,7 +52,7 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: SearchPatch) -
     wanted = body.model_dump(include=body.model_fields_set)
     shape = _shape(app_state) if "concurrency" in wanted else None
     found = Search.load(app_state, caller, job_id)
-    ended = made.counted(trial for trial in found.trials if made.state_of(trial).ended)
+    ended = analysis.counted(trial for trial in found.trials if analysis.state_of(trial).ended)
 
     def change(session: Session, job: Job) -> None:
         before = SearchSpec.parse(repository.must_be_search(app_state.kinds, job).spec)
@@ -232,7 +231,7 @@ def _must_have_room(found: Search, count: int, beyond: int) -> None:
     """Raises the API's 409 where trials would never be tried, by a budget of ``beyond`` more than now."""
     job, spec = found.job, found.spec
     budget = SearchSpec.parse(_with_budget(job.spec, {"trials": spec.budget.trials + beyond}))
-    room = max(0, budget.trials - made.counted(found.trials))
+    room = max(0, budget.trials - analysis.counted(found.trials))
     if room < count:
         grid = budget.trials < budget.budget.trials
         more = "a grid has no more: promote trials, or submit another search" if grid else "say beyond_budget"
@@ -300,7 +299,7 @@ def stop_trial(app_state: AppState, caller: Caller, job_id: str, number: int) ->
     found, trial = _controlled(app_state, caller, job_id, number)
 
     def change(session: Session, job: Job) -> None:
-        if made.state_of(trial) is not TrialState.RUNNING:
+        if analysis.state_of(trial) is not TrialState.RUNNING:
             raise _refused_trial(found, number, "stopped: that is for trials that are running")
         if State(job.state).terminal:
             text = f"{job.id} is {job.state}: its trials have ended, or are about to be closed"
@@ -317,12 +316,12 @@ def stop_trial(app_state: AppState, caller: Caller, job_id: str, number: int) ->
 def retry_trial(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """A new trial with the values and the seed of a failed one, beyond the budget, or the one that is under way."""
     found, trial = _controlled(app_state, caller, job_id, number)
-    if made.state_of(trial) is not TrialState.FAILED:
+    if analysis.state_of(trial) is not TrialState.FAILED:
         raise _refused_trial(found, number, "tried again: that is for trials that have failed")
-    if made.infeasible(trial):
+    if analysis.infeasible(trial):
         raise _refused_trial(found, number, "tried again: its values are no spec, and would be none again")
     for other in found.trials:
-        if other.user_attrs.get(names.TRIAL_RETRY_OF) == number and not made.state_of(other).ended:
+        if other.user_attrs.get(names.TRIAL_RETRY_OF) == number and not analysis.state_of(other).ended:
             return _views(app_state, caller, job_id, [other.number])[0]
     _must_take_trials(found.job)
     kept = {name: trial.user_attrs[name] for name in KEPT if name in trial.user_attrs}
@@ -339,7 +338,7 @@ def _controlled(app_state: AppState, caller: Caller, job_id: str, number: int) -
 
 
 def _refused_trial(found: Search, number: int, why: str) -> ApiProblem:
-    state = made.state_of(found.trial(number))
+    state = analysis.state_of(found.trial(number))
     return ApiProblem(409, "not_allowed_in_state", f"trial {number} of {found.job.id} is {state} and cannot be {why}")
 
 
@@ -350,7 +349,7 @@ def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body:
     trial = found.trial(number)
     wanted = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
     with app_state.database.session() as session:
-        search = repository.search(session, app_state.kinds, job_id, caller)
+        search = repository.visible_search(session, app_state.kinds, job_id, caller)
         job, new = promote_trial(session, app_state.settings, search, trial, wanted, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)

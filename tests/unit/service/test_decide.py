@@ -16,7 +16,7 @@ from service.jobs.schemas import State
 from trainer.protocol.names import heartbeat
 from trainer.protocol.outcome import Outcome, Reason
 
-GOES_ON = "from the last checkpoint"
+CONTINUATION = "from the last checkpoint"
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))
@@ -144,7 +144,7 @@ def test_a_silent_attempt_that_was_stopped_says_so():
     decision = decide(job(), attempt(stop_asked_at=ago(5)), observation(RayState.STOPPED, run=beat(500)), PATIENCE)
     assert isinstance(decision, Ended)
     assert decision.reason == Reason.DEADLINE_EXCEEDED
-    assert "no life" in decision.message
+    assert "sent no heartbeat" in decision.message
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_the_table_of_retries_is_whole():
 
 @pytest.mark.parametrize(("reason", "retried", "charged"), RETRIES)
 def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, charged):
-    step = settle(job(), failed(reason), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert (step.state is State.RECOVERING) == retried
     assert (step.state is State.FAILED) != retried
     assert (step.charged, step.reason) == (charged, reason)
@@ -293,13 +293,14 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
 
 
 def test_a_failure_of_no_known_reason_is_the_workers():
-    step = settle(job(), failed(None), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), failed(None), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.WORKER_FAILED, True)
 
 
 def test_the_delay_doubles_up_to_a_limit():
     delays = [
-        settle(job(restarts=n), failed(), max_failures=99, goes_on=GOES_ON).delay.total_seconds() for n in range(9)
+        settle(job(restarts=n), failed(), max_failures=99, continuation=CONTINUATION).delay.total_seconds()
+        for n in range(9)
     ]
     assert delays[:6] == [1, 2, 4, 8, 16, 32]
     assert delays[6:] == [MAX_DELAY_S] * 3
@@ -310,7 +311,7 @@ def test_the_delay_doubles_up_to_a_limit():
     [(0, 0, "failed"), (0, 1, "recovering"), (1, 1, "failed"), (2, 3, "recovering"), (3, 3, "failed")],
 )
 def test_charged_failures_run_out(failures, allowed, state):
-    step = settle(job(failures=failures), failed(), max_failures=allowed, goes_on=GOES_ON)
+    step = settle(job(failures=failures), failed(), max_failures=allowed, continuation=CONTINUATION)
     assert (step.state, step.charged) == (state, True)
     if state == "failed":
         assert f"{failures + 1} failures, {allowed} allowed" in step.message
@@ -320,14 +321,16 @@ def test_charged_failures_run_out(failures, allowed, state):
 
 @pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST, Reason.PREEMPTED])
 def test_a_lost_cluster_never_uses_up_failures(reason):
-    step = settle(job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, goes_on=GOES_ON)
+    step = settle(
+        job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, continuation=CONTINUATION
+    )
     assert (step.state, step.charged) == (State.RECOVERING, False)
     assert "not counted" in step.message
 
 
 @pytest.mark.parametrize("state", LIVE)
 def test_success_is_success_whatever_was_asked(state):
-    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.SUCCEEDED, None, False)
 
 
@@ -338,14 +341,14 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         job("cancelling", failures=9),
         Ended(end, reason, "It broke."),
         max_failures=3,
-        goes_on="from the last checkpoint",
+        continuation="from the last checkpoint",
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
 
 
 @pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
 def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retried, _charged):
-    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, goes_on=GOES_ON)
+    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert step.state is (State.PAUSED if retried else State.FAILED)
     assert step.reason == (Reason.PAUSED_BY_USER if retried else reason)
     assert not step.charged
@@ -353,11 +356,13 @@ def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retri
 
 @pytest.mark.parametrize("state", ["pausing", "running", "starting"])
 def test_a_paused_attempt_pauses_its_job(state):
-    assert settle(job(state), Ended("paused", None, ""), max_failures=3, goes_on=GOES_ON).state is State.PAUSED
+    assert (
+        settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=CONTINUATION).state is State.PAUSED
+    )
 
 
 def test_an_attempt_stopped_while_pausing_pauses_its_job():
     assert (
-        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, goes_on=GOES_ON).state
+        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, continuation=CONTINUATION).state
         is State.PAUSED
     )
