@@ -280,7 +280,7 @@ def test_importance_needs_a_few_trials_and_finds_what_decides(search: Search):
     assert bars["y"][-1] == RATE
     assert set(bars["y"]) == {RATE, PATCH, NAME}  # no trial has the fourth
     assert sum(bars["x"]) == pytest.approx(1, abs=1e-4)
-    assert view.note == "Of 31 complete trials only: it can be trusted from 50."
+    assert view.note == "Based on only 31 complete trials: it is reliable from 50."
 
 
 def test_parameters_can_be_chosen(search: Search):
