@@ -1,5 +1,6 @@
-"""What is read of searches: the job from the control plane's database, its trials from the study, the rest from each
-trial's own run. No transaction waits for another part.
+"""Read requests for searches: the job comes from the database, its trials from the study, the rest from their runs.
+
+The study, MLflow and the storage are read outside of any transaction.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from trainer.spec import metric_keys
 from trainer.spec.search import CategoricalParameter, SearchSpec
 
 NEWEST_FIRST: Final = "-number"
-OF_PARAMETER: Final = "param:"
+PARAMETER_PREFIX: Final = "param:"
 ROWS: Final = 200
-"""Of the CSV that are written at a time."""
+"""Rows of CSV in one piece."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Search:
 
     job: Job
     spec: SearchSpec
-    """As submitted, with the budget that it has now."""
+    """The submitted spec with the present budget."""
     trials: Sequence[FrozenTrial]
-    """By number; none before its study was made."""
+    """By number; empty before the study was created."""
     moment: datetime
 
     @classmethod
@@ -76,14 +77,14 @@ class Search:
         return self.trials[number]
 
     def views(self, app_state: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
-        """Some of its trials as the API shows them. Opens a transaction."""
+        """Views of some of its trials. Opens a transaction."""
         with app_state.database.read() as session:
             jobs = repository.promoted_jobs(session, self.job.id, caller, [trial.number for trial in trials])
         front = {trial.number for trial in analysis.best(self.trials, self.spec)}
         return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
 
     def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
-        """Of `TrialView`."""
+        """The fields of a `TrialView`; ``front`` are the best trials, ``jobs`` those promoted from each trial."""
         attributes = trial.user_attrs
         return {
             "number": trial.number,
@@ -115,7 +116,7 @@ def spec_of(app_state: AppState, caller: Caller, job_id: str) -> tuple[str, Sear
 
 
 def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
-    """A search with what is best so far."""
+    """A search with its best trials so far."""
     found = Search.load(app_state, caller, job_id)
     job, spec, seconds = found.job, found.spec, app_state.studies.seconds(job_id)
     with app_state.database.read() as session:
@@ -149,7 +150,7 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
         elapsed_s=seconds,
         eta_s=analysis.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
         gpu_hours=progress.gpu_hours if progress else 0.0,
-        promoted={str(number): made_of for number, made_of in jobs.items()},
+        promoted={str(number): job_ids for number, job_ids in jobs.items()},
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
@@ -168,65 +169,67 @@ def listing(
     limit: int,
     cursor: str | None,
 ) -> TrialPage:
-    """Trials in some order; those without what it goes by come last."""
+    """A page of trials, sorted; trials without a value to sort by come last."""
     found = Search.load(app_state, caller, job_id)
     order = Order.of(sort, found)
-    chosen = [trial for trial in found.trials if not states or analysis.state_of(trial) in states]
-    placed = sorted(((order.place(trial), trial) for trial in chosen), key=lambda each: each[0])
+    selected = [trial for trial in found.trials if not states or analysis.state_of(trial) in states]
+    keyed = sorted(((order.sort_key(trial), trial) for trial in selected), key=lambda each: each[0])
     if cursor:
-        last = _read_place(cursor, sort)
-        placed = [each for each in placed if each[0] > last]
-    following = write_cursor([sort, *placed[limit - 1][0]]) if len(placed) > limit else None
-    views = found.views(app_state, caller, [trial for _, trial in placed[:limit]])
+        last = _read_sort_key(cursor, sort)
+        keyed = [each for each in keyed if each[0] > last]
+    following = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
+    views = found.views(app_state, caller, [trial for _, trial in keyed[:limit]])
     return TrialPage(items=views, next_cursor=following)
 
 
-Place = tuple[bool, float, int]
-"""Where a trial stands in a list: those without what it is sorted by last, then by that, then by number."""
+SortKey = tuple[bool, float, int]
+"""Whether the value to sort by is missing, that value, and the trial's number."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a list of trials goes by."""
+    """How a list of trials is sorted."""
 
     search: Search
     key: str
     sign: int
-    """-1 where the greatest comes first."""
+    """-1 for descending order."""
 
     @classmethod
     def of(cls, sort: str, search: Search) -> Order:
-        """Raises the API's 422 for a parameter that there is not."""
+        """Parse a sort expression; raises the API's 422 for an unknown parameter."""
         key = sort.removeprefix("-")
-        path = key.removeprefix(OF_PARAMETER)
+        path = key.removeprefix(PARAMETER_PREFIX)
         if key != path and path not in search.spec.space:
             known = ", ".join(search.spec.space)
-            raise ApiProblem(422, "parameter_invalid", f"sort: {path!r} is no parameter: there are {known}")
+            raise ApiProblem(
+                422, "parameter_invalid", f"sort: {path!r} is not a parameter of this search, which has {known}"
+            )
         return cls(search, key, -1 if sort.startswith("-") else 1)
 
-    def place(self, trial: FrozenTrial) -> Place:
+    def sort_key(self, trial: FrozenTrial) -> SortKey:
         value = self._value(trial)
         return value is None, self.sign * (value or 0.0), self.sign * trial.number
 
     def _value(self, trial: FrozenTrial) -> float | None:
         match self.key:
             case "number":
-                return 0.0  # which decides anyway
+                return 0.0  # the sort key ends with it anyway
             case "value":
                 values = analysis.values_of(trial, self.search.spec)
                 return values[0] if values else None
             case "epoch":
                 epoch: float | None = trial.user_attrs.get(names.TRIAL_EPOCH)
                 return epoch
-            case "duration":  # of one that runs it would be another one on the next page
+            case "duration":  # a running trial's would differ on the next page
                 return analysis.duration(trial, self.search.moment) if analysis.ended(trial) else None
             case "started":
-                begin = analysis.started(trial)
-                return begin.timestamp() if begin else None
-        return self._of_parameter(trial, self.key.removeprefix(OF_PARAMETER))
+                start = analysis.started(trial)
+                return start.timestamp() if start else None
+        return self._of_parameter(trial, self.key.removeprefix(PARAMETER_PREFIX))
 
     def _of_parameter(self, trial: FrozenTrial, path: str) -> float | None:
-        """A number by itself, anything else by its place among the choices."""
+        """A numeric value itself, or the index of any other value among the choices."""
         point, parameter = analysis.point_of(trial, self.search.spec), self.search.spec.space[path]
         if path not in point:
             return None
@@ -239,7 +242,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_place(cursor: str, sort: str) -> Place:
+def _read_sort_key(cursor: str, sort: str) -> SortKey:
     match read_cursor(cursor):
         case [before, bool(missing), float(value) | int(value), int(number)] if before == sort:
             return missing, float(value), number
@@ -247,7 +250,7 @@ def _read_place(cursor: str, sort: str) -> Place:
 
 
 def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
-    """One trial with all that is known of it."""
+    """One trial with everything that is known of it."""
     found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
     (view,) = found.views(app_state, caller, [trial])
@@ -264,7 +267,7 @@ def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> Tri
 
 
 def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
-    """Parameters whose value is another than the best trial's; none where there is no best one."""
+    """Parameters whose values differ from those of the best trial; empty where there is none."""
     leader = analysis.leader(found.trials, found.spec)
     if leader is None:
         return {}
@@ -274,23 +277,23 @@ def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
 
 
 def table(app_state: AppState, caller: Caller, job_id: str) -> Iterator[str]:
-    """All trials as CSV, by number, a bounded piece at a time; with a header."""
+    """All trials as CSV with a header, by number, in pieces of bounded size."""
     found = Search.load(app_state, caller, job_id)
-    metrics_, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
-    header = ["number", "state", "reason", *metrics_, "epoch", "started", "ended", "duration_s", *paths]
+    metrics, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
+    header = ["number", "state", "reason", *metrics, "epoch", "started", "ended", "duration_s", *paths]
     return _written(header, [_row(found, trial, paths) for trial in found.trials])
 
 
 def _row(found: Search, trial: FrozenTrial, paths: Sequence[str]) -> list[Any]:
     values: Sequence[float | None] = analysis.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
-    begin, end, point = analysis.started(trial), analysis.ended(trial), analysis.point_of(trial, found.spec)
+    start, end, point = analysis.started(trial), analysis.ended(trial), analysis.point_of(trial, found.spec)
     return [
         trial.number,
         analysis.state_of(trial).value,
         trial.user_attrs.get(names.TRIAL_REASON),
         *values,
         trial.user_attrs.get(names.TRIAL_EPOCH),
-        begin.isoformat() if begin else None,
+        start.isoformat() if start else None,
         end.isoformat() if end else None,
         analysis.duration(trial, found.moment),
         *(_cell(point.get(path)) for path in paths),
@@ -298,7 +301,7 @@ def _row(found: Search, trial: FrozenTrial, paths: Sequence[str]) -> list[Any]:
 
 
 def _cell(value: Any) -> Any:
-    """What is neither text nor a number is JSON."""
+    """Text and numbers as they are, other values as JSON."""
     return value if value is None or isinstance(value, str) or _is_number(value) else json.dumps(value)
 
 
@@ -312,11 +315,11 @@ def _written(header: Sequence[str], rows: Sequence[Iterable[Any]]) -> Iterator[s
         yield text.getvalue()
 
 
-# --- what a trial's own run has ---------------------------------------------------------------------------------------
+# --- the runs of trials ---------------------------------------------------------------------------------------
 
 
 def _run(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
-    """A trial's run, its artifact folder and the attempts that it ran in; raises the API's 404."""
+    """A trial's run, its artifact folder and the numbers of its starts; raises the API's 404."""
     attributes = Search.load(app_state, caller, job_id).trial(number).user_attrs
     return (
         attributes.get(names.TRIAL_RUN),
@@ -360,7 +363,7 @@ def image(app_state: AppState, caller: Caller, job_id: str, number: int, name: s
 def curves(
     app_state: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int
 ) -> MetricsView:
-    """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
+    """A trial's curves by key; raises the API's 503 where MLflow is unreachable."""
     run_id, _, _ = _run(app_state, caller, job_id, number)
-    found = metric_curves.curves(app_state, {run_id: None}, keys, points) if run_id else {}
-    return MetricsView(series=found.get(run_id or "", {key: [] for key in keys}))
+    by_run = metric_curves.curves(app_state, {run_id: None}, keys, points) if run_id else {}
+    return MetricsView(series=by_run.get(run_id or "", {key: [] for key in keys}))

@@ -289,7 +289,7 @@ def test_a_search_that_has_succeeded_goes_on_when_there_is_more_to_do(api, searc
         ("queued", False) if goes_on else ("succeeded", bool(fields.get("draining")))
     )
     if goes_on:
-        assert events_of(database, job_id)[-1].message.endswith("The search goes on.")
+        assert events_of(database, job_id)[-1].message.endswith("The search continues.")
 
 
 def test_more_hours_let_a_search_go_on_that_had_run_out_of_them(api, searches):
