@@ -12,8 +12,9 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.db.tables import Job
 from service.settings import Settings
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
-from trainer.spec.plan import ClusterShape, Schedule
+from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class ControllerContext:
     kinds: ControllerKinds
     lease: Lease
     dependencies: Dependencies = field(default_factory=Dependencies)
+    opening_runs: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a job's run is opened for an attempt, and while a sweep decides whether to end a run."""
 
     @contextmanager
     def write(self) -> Iterator[Session]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
@@ -118,20 +118,20 @@ def _decide_alive(job: Job, attempt: Attempt, observation: Observation, patience
     if job.state in {State.CANCELLING, State.PAUSING}:
         return _decide_stopping(job, attempt, observation, patience)
     if attempt.stop_asked_at:
-        return _stop_unless_asked(attempt, observation)
+        return _stop_again(attempt.stop_asked_at, observation)
     if observation.run and observation.run.gone:
-        return "wait"  # no heartbeat can arrive; the run may be restored
+        return "wait"  # no sign of it can arrive; whoever removed the run may put it back
     if observation.beat is None:
         late = observation.run is not None and observation.now - attempt.started_at > patience.start
-        return _stop_unless_asked(attempt, observation) if late else "wait"
+        return "stop" if late else "wait"
     if job.state == State.STARTING:
         return "started"
-    return _stop_unless_asked(attempt, observation) if observation.silent > patience.heartbeat else "wait"
+    return "stop" if observation.silent > patience.heartbeat else "wait"
 
 
 def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
-        return _stop_unless_asked(attempt, observation)
+        return _stop_again(attempt.stop_asked_at, observation)
     if observation.run and observation.beat is None:
         return "stop"
     command = "cancel" if job.state == State.CANCELLING else "pause"
@@ -141,9 +141,8 @@ def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patie
     return "wait" if attempt.command == command else "command"
 
 
-def _stop_unless_asked(attempt: Attempt, observation: Observation) -> Decision:
-    asked_at = attempt.stop_asked_at
-    return "stop" if asked_at is None or observation.now - asked_at > STOP_AGAIN else "wait"
+def _stop_again(asked: datetime, observation: Observation) -> Decision:
+    return "stop" if observation.now - asked > STOP_AGAIN else "wait"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 from service.adapters.studies import StudiesUnreachable
@@ -39,6 +40,8 @@ class Dependency:
         self._failure, self._refusal, self._clock = failure, refusal, clock
         self._since: float | None = None
         self._failures, self._next = 0, 0.0
+        self._lock = threading.Lock()
+        """The loop, the removals and the sweeps ask on threads of their own."""
         self.error: str | None = None
         """Its last error; None while it answers."""
 
@@ -59,22 +62,25 @@ class Dependency:
 
     def available_for(self) -> timedelta:
         """For how long it has answered without interruption."""
-        return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
+        with self._lock:
+            return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
 
     def failed(self, error: str) -> None:
         """Record that it did not answer."""
-        if self.error is None:
-            log.warning("unreachable", part=self.name, error=error)
-        self.error, self._since = error, None
-        self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        with self._lock:
+            if self.error is None:
+                log.warning("unreachable", part=self.name, error=error)
+            self.error, self._since = error, None
+            self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
+            self._failures = min(self._failures + 1, 10)
 
     def _succeeded(self) -> None:
-        if self.error is not None:
-            log.info("reachable_again", part=self.name)
-        self.error, self._failures, self._next = None, 0, 0.0
-        if self._since is None:
-            self._since = self._clock()
+        with self._lock:
+            if self.error is not None:
+                log.info("reachable_again", part=self.name)
+            self.error, self._failures, self._next = None, 0, 0.0
+            if self._since is None:
+                self._since = self._clock()
 
 
 class Dependencies:

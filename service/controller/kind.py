@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.context.kind import JobKind, Spec
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import Result, State
 from trainer.protocol import names
+from trainer.protocol.outcome import Reason
 from trainer.protocol.request import Source
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 class CannotStart(Exception):
     """The job can no longer do what it was submitted for; the message says why."""
+
+    def __init__(self, message: str, reason: Reason = Reason.DATA_ERROR) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ProgressReport(Protocol):

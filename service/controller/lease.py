@@ -190,8 +190,8 @@ class Lease:
 
     def _refuse(self, holder: str) -> None:
         self.refusal = (
-            f"{named(holder)} is the controller of {self._database.shown}, and SQLite allows one: end that process, "
-            "or set RCMAE_RECONCILE=false for this one; with Postgres (RCMAE_DATABASE_URL) any number stand by"
+            f"{named(holder)} is the controller of {self._database.masked_url}, and SQLite allows one: end that "
+            "process, or set RCMAE_RECONCILE=false for this one; with Postgres (RCMAE_DATABASE_URL) any number stand by"
         )
         log.error("controller_refused", detail=self.refusal)
         self._refused(self.refusal)

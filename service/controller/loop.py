@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,15 +12,16 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
 from service.controller.decide import STEADY, Decision, Ended, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
 from service.controller.kind import ProgressReport
-from service.controller.lease import LeaseLost
+from service.controller.removal import Removals
 from service.controller.starting import attempt_request, start_waiting
-from service.controller.sweeps import Sweeper
+from service.controller.sweeps import Sweeps
+from service.controller.worker import Worker
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
@@ -35,14 +37,12 @@ log = structlog.get_logger()
 SLOW_START = timedelta(seconds=90)
 """Time after which a starting attempt is reported as slow."""
 STOP_S = 8.0
-"""Longest wait for the round under way when the loop is stopped."""
-LONGEST_PAUSE_S = 10.0
-"""Longest pause after failed rounds."""
+"""Longest wait for the work under way when the controller is stopped."""
 RUN_GONE = "Its MLflow run was removed, with everything recorded in it."
 
 
 class Reconciler:
-    """The control loop over all jobs, with a thread of its own."""
+    """The control loop over all jobs, on a thread of its own; removals and sweeps have two more."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context, self._dependencies, settings = context, context.dependencies, context.app.settings
@@ -51,12 +51,18 @@ class Reconciler:
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
         )
-        self._sweeper = Sweeper(context)
-        self._wake, self._ended = context.app.wake, threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._failures = 0
-        self.round_at = time.monotonic()
-        """When the last round ended."""
+        self.removals, self.sweeps = Removals(context), Sweeps(context)
+        self._deleted = threading.Event()
+        """Set after every round: people may have deleted something."""
+        self._loop = self._worker("reconciler", self._timed_round, settings.poll_interval_s, context.app.wake)
+        self._workers = (
+            self._loop,
+            self._worker("removals", self.removals.run, settings.poll_interval_s, self._deleted),
+            self._worker("sweeps", self.sweeps.run, settings.sweep_interval_s, threading.Event()),
+        )
+
+    def _worker(self, name: str, work: Callable[[], None], pause_s: float, wake: threading.Event) -> Worker:
+        return Worker(name, self._context.lease, work, pause_s, wake)
 
     @property
     def context(self) -> ControllerContext:
@@ -64,57 +70,45 @@ class Reconciler:
         return self._context
 
     def start(self) -> None:
-        self._thread.start()
+        for worker in self._workers:
+            worker.start()
         self._context.lease.start(lambda: self.stuck() is None)
 
     def stop(self) -> None:
         """End after the present round, and give up the lease so that another process can take over at once."""
-        self._ended.set()
-        self._wake.set()
-        self._thread.join(timeout=STOP_S)
-        if self._thread.is_alive():
-            log.warning("round_left_unfinished", waited_s=STOP_S)  # it can write nothing without the lease
+        until = time.monotonic() + STOP_S
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
         self._context.lease.release()
 
     def lag(self) -> float:
         """Seconds since the last round."""
-        return time.monotonic() - self.round_at
+        return time.monotonic() - self._loop.finished_at
 
     def stuck(self) -> float | None:
         """Seconds since the last round, where that is too long; None otherwise."""
         age = self.lag()
-        return age if age > self._context.app.settings.stuck_after_s or not self._thread.is_alive() else None
+        return age if age > self._context.app.settings.stuck_after_s or not self._loop.alive else None
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            pause = self._context.app.settings.poll_interval_s
-            try:
-                if self._context.lease.held():
-                    with ROUND_SECONDS.time():
-                        self.round()
-                    self._context.lease.finished_round()
-            except LeaseLost as error:
-                log.warning("round_given_up", detail=str(error))
-            except Exception:  # the loop has to survive a failed round; readiness reports it
-                log.exception("round_failed", failures=self._failures)
-                pause = min(LONGEST_PAUSE_S, pause * 2.0**self._failures)
-                self._failures = min(self._failures + 1, 10)
-            else:
-                self.round_at, self._failures = time.monotonic(), 0
-            self._wake.wait(pause)
-            self._wake.clear()
+    def _timed_round(self) -> None:
+        with ROUND_SECONDS.time():
+            self.round()
+        self._context.lease.finished_round()
+        self._deleted.set()
 
     def round(self) -> None:
-        """Advance every job once."""
+        """Advance every job once. A job whose attempt ends in this round waits for a later one, whatever its delay."""
+        began = now()
         with self._context.app.database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
             with isolated_job(job):
                 self._advance(job, attempt)
-        start_waiting(self._context)
+        start_waiting(self._context, began)
         for kind in self._context.kinds.values():
             kind.settle_ended(self._context)
-        self._sweeper.sweep()
 
     # --- observing ----------------------------------------------------------------------------------------------------
 

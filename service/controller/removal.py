@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import structlog
 
+from service.backbones.repository import deleted as deleted_versions
 from service.backbones.repository import forget
-from service.controller.context import ControllerContext
+from service.controller.context import ControllerContext, isolated, isolated_job
 from service.db.tables import DeletedVersion, Job
 from service.jobs import lineage, repository
 from service.jobs.deletion import versions_of
@@ -13,6 +14,24 @@ from service.jobs.schemas import BackboneRef
 from trainer.protocol.names import submission_id
 
 log = structlog.get_logger()
+
+
+class Removals:
+    """The queue of what people deleted: rows of the database, worked off one after the other."""
+
+    def __init__(self, context: ControllerContext) -> None:
+        self._context = context
+
+    def run(self) -> None:
+        """Remove everything that is in the queue now; what cannot be removed yet stays in it."""
+        with self._context.app.database.read() as session:
+            jobs, versions = repository.deleted(session), deleted_versions(session)
+        for version in versions:
+            with isolated(backbone=version.name, version=version.version, job_id=version.job_id):
+                remove_version(self._context, version)
+        for job in jobs:
+            with isolated_job(job):
+                remove(self._context, job)
 
 
 def remove(context: ControllerContext, job: Job) -> None:

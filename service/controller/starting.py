@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import structlog
 
+from service.adapters.storage import Artifacts, StorageUnreachable
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
 from service.controller.dependencies import Unavailable
 from service.controller.kind import CannotStart
-from service.db.tables import Attempt, Job, now
+from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import transition
 from service.jobs.queueing import running_entries, waiting_entries
@@ -27,8 +30,8 @@ RUN_REPLACED = (
 )
 
 
-def start_waiting(context: ControllerContext) -> None:
-    """Give every waiting job an attempt, or a message that says why it waits."""
+def start_waiting(context: ControllerContext, moment: datetime) -> None:
+    """Give every job that waits at this moment an attempt, or a message that says why it waits."""
     with context.app.database.read() as session:
         jobs = repository.waiting(session)
         if not jobs:  # as in most rounds
@@ -45,7 +48,7 @@ def start_waiting(context: ControllerContext) -> None:
     by_id = {job.id: job for job in jobs}
     queue = waiting_entries(jobs, shape, context.kinds)
     taken = running_entries(active, placements)
-    for admission in admit(list(queue.values()), taken, shape, now(), Limits.of(context.app.settings)):
+    for admission in admit(list(queue.values()), taken, shape, moment, Limits.of(context.app.settings)):
         job = by_id[admission.job_id]
         with isolated_job(job):
             if admission.start:
@@ -61,7 +64,7 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
     except CannotStart as error:
         with context.write() as session:
             job = repository.get(session, loaded.id)
-            transition(session, job, State.FAILED, Reason.DATA_ERROR, str(error), ACTOR)
+            transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
 
 
 def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
@@ -98,16 +101,35 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
 
 
 def _prepare_run(context: ControllerContext, job: Job, spec: JobSpec, number: int) -> tuple[str, str]:
-    """Open the job's run and bind it to this attempt: an earlier attempt that still lives reads that and ends."""
+    """Open the job's run and bind it to this attempt: an earlier attempt that still lives reads that and ends.
+
+    Raises `CannotStart` for a run whose files lie outside the artifact root.
+    """
     kind = context.kinds[job.kind]
     tags = {names.TAG_SPEC: spec.sha256(), **kind.run_tags(spec)}
-    with context.dependencies.mlflow.call():
+    with context.opening_runs, context.dependencies.mlflow.call():
         run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id)
+        _require_below_root(context.app.artifacts, job.artifact_uri or artifact_uri, artifact_uri)
         if job.attempts:
             context.app.mlflow.end_run(run_id, "RUNNING")
         kind.write_orders(context, run_id, job, spec)
         context.app.mlflow.fence(run_id, number)
     return run_id, artifact_uri
+
+
+def _require_below_root(artifacts: Artifacts, *folders: str) -> None:
+    """MLflow records absolute paths: in a copy of a state folder they lead to the original's files."""
+    for folder in folders:
+        try:
+            if artifacts.holds(folder):
+                continue
+        except StorageUnreachable:  # it lies below the root, whose disk is not mounted
+            continue
+        raise CannotStart(
+            f"The files of its MLflow run lie in {folder}, outside the artifact root {artifacts.root}: the state "
+            "folder was copied or moved, or the artifact root was changed. Undo that, then retry.",
+            Reason.STORAGE_ERROR,
+        )
 
 
 def attempt_request(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
 
-from service.adapters.mlflow_store import OpenRun
+from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
-from service.backbones.repository import deleted as deleted_versions
-from service.controller.context import ControllerContext, isolated, isolated_job
+from service.controller.context import ControllerContext, isolated_job
 from service.controller.dependencies import Unavailable
 from service.controller.lease import LeaseLost
-from service.controller.removal import remove, remove_version
 from service.db.database import DatabaseUnreachable
 from service.db.tables import Attempt, Job, now
 from service.jobs import repository
@@ -28,19 +25,14 @@ ATTEMPTS = 100
 """Attempts checked by one sweep, at most: the others wait for the next one."""
 
 
-class Sweeper:
-    """Runs all sweeps; one that fails is repeated next time."""
+class Sweeps:
+    """All sweeps. One that fails is repeated next time."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context = context
-        self._next = 0.0
 
-    def sweep(self) -> None:
-        """Finish deletions, and run the other sweeps where they are due."""
-        self._finish_deletions()
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._context.app.settings.sweep_interval_s
+    def run(self) -> None:
+        """Make each sweep once."""
         sweeps: tuple[Callable[[], None], ...] = (self.ray_records, self.unfinished_checkpoints, self.open_runs)
         for sweep in sweeps:
             try:
@@ -51,16 +43,6 @@ class Sweeper:
                 raise
             except Exception:  # logged; the other sweeps run, and this one is repeated next time
                 log.exception("sweep_failed", sweep=sweep.__name__)
-
-    def _finish_deletions(self) -> None:
-        with self._context.app.database.read() as session:
-            jobs, versions = repository.deleted(session), deleted_versions(session)
-        for version in versions:
-            with isolated(backbone=version.name, version=version.version, job_id=version.job_id):
-                remove_version(self._context, version)
-        for job in jobs:
-            with isolated_job(job):
-                remove(self._context, job)
 
     def ray_records(self) -> None:
         """Delete old records of Ray, which keeps one of every job and lists them all in each answer."""
@@ -108,15 +90,15 @@ class Sweeper:
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.dependencies.mlflow.call():
             runs = self._context.app.mlflow.open_runs()
-        with self._context.app.database.read() as session:
-            jobs = repository.jobs_by_id(session, [run.job_id for run in runs])
         for run in runs:
-            job = jobs.get(run.job_id)
-            if not _is_stale(run, job, limit):
-                continue
-            # A trial that had ended would have closed its run, whatever the state of its search.
-            status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
-            with self._context.dependencies.mlflow.call():
+            # An attempt that starts meanwhile opens its run after this, or its job is seen here.
+            with self._context.opening_runs, self._context.dependencies.mlflow.call():
+                with self._context.app.database.read() as session:
+                    job = session.get(Job, run.job_id)
+                if not _is_stale(run, job, limit):
+                    continue
+                # A trial that had ended would have closed its run, whatever the state of its search.
+                status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
                 self._context.app.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)
 

@@ -1,4 +1,6 @@
-"""Scripts and styles: our own, and htmx's and plotly.js's out of installed packages; nothing comes from elsewhere."""
+"""Scripts and styles: our own, a copy of idiomorph, which no Python package carries, and htmx and plotly.js out of
+installed packages. A page loads nothing from anywhere else.
+"""
 
 from __future__ import annotations
 

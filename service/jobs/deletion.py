@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from service.adapters.mlflow_store import MlflowStore, Version
+from service.adapters.mlflow_registry import Version
+from service.adapters.mlflow_store import MlflowStore
 from service.adapters.storage import Artifacts, OutsideRoot
 from service.context.app_state import AppState
 from service.context.kind import Kinds

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_runs import MetricPoint
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Attempt

@@ -10,8 +10,9 @@ from service.context.kind import Kinds
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
 from service.queue.scheduler import Running, Waiting
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, gang, resolve
+from trainer.spec.plan import gang, resolve
 
 log = structlog.get_logger()
 

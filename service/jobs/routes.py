@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from service.context.app_state import CallerDep, StateDep
-from service.http.ranges import answer
+from service.http.ranges import file_response
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
 from service.jobs import reading, service
@@ -118,7 +118,7 @@ def delete(
 ) -> Deletion:
     """Delete a job that has ended, with its run, artifacts and registered versions; returns what is deleted."""
     if preview:
-        caller.only_asks()
+        caller.changes_nothing()
         return service.deletion(app_state, caller, job_id)
     return service.delete_job(app_state, caller, job_id, with_backbones)
 
@@ -213,7 +213,7 @@ def whole_log(
     found = reading.whole_log(app_state, caller, job_id, attempt, source)
     name = f"{job_id}-a{attempt}-{source}.jsonl"
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return answer(request, found, f'"{name}-{found.size}"', "application/x-ndjson", headers)
+    return file_response(request, found, f'"{name}-{found.size}"', "application/x-ndjson", headers)
 
 
 @router.get("/{job_id}/stream", response_class=EventSourceResponse)

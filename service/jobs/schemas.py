@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, Page, View
 from trainer.protocol.logs import LogLine
-from trainer.spec.pretrain import Labels, Priority
+from trainer.spec.common import Labels, Priority
 
 Level = Literal["debug", "info", "warning", "error"]
 """Levels of log lines, in ascending order."""

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, Role
 from service.context.app_state import AppState
@@ -40,8 +40,9 @@ from service.queue.scheduler import Limits, fits
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.plan import ClusterShape, gang, parameters, resolve
+from trainer.spec.plan import gang, parameters, resolve
 
 log = structlog.get_logger()
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
@@ -18,8 +18,9 @@ from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
-from trainer.spec.plan import ClusterShape, Schedule, memory_per_worker
+from trainer.spec.plan import Schedule, memory_per_worker
 from trainer.spec.pretrain import PretrainSpec
 
 COMPLETE = "Training is complete."

@@ -6,7 +6,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
 from service.context.app_state import AppState
@@ -23,9 +23,10 @@ from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol.request import Source
 from trainer.spec.base import Problem
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.export import misfit
 from trainer.spec.job import Kind, parse_pretrain
-from trainer.spec.plan import ClusterShape, Schedule, parameters
+from trainer.spec.plan import Schedule, parameters
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 

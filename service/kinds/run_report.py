@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.controller.context import ControllerContext
 from service.db.tables import Attempt, Job
 from service.jobs import progress

@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import MlflowStore, RunView
+from service.adapters.mlflow_runs import RunView
+from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
@@ -33,8 +34,9 @@ from trainer.protocol.command import SearchOrders
 from trainer.protocol.names import STUDY_VARIABLE
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.cluster import ClusterShape, plural
 from trainer.spec.job import JobSpec, Kind, parse_spec
-from trainer.spec.plan import ClusterShape, Schedule, plural, resolve
+from trainer.spec.plan import Schedule, resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
@@ -160,7 +162,7 @@ class Search(ControllerKind[SearchSpec]):
             raise Unavailable(f"its trials are not known yet: {error}") from error
 
     def settle_ended(self, context: ControllerContext) -> None:
-        if not context.app.studies.named:
+        if not context.app.studies.configured:
             return
         with context.app.database.read() as session:
             jobs = _unsettled(session)
@@ -172,9 +174,9 @@ class Search(ControllerKind[SearchSpec]):
         state = State(loaded.state)
         report = self.settle(context, loaded, None, state)
         with context.write() as session:
-            job = repository.get(session, loaded.id)
-            if job.state != loaded.state:
-                raise StaleState(f"job {job.id} is {job.state} now")
+            job = session.get(Job, loaded.id)
+            if job is None or job.state != loaded.state:
+                raise StaleState(f"job {loaded.id} is {job.state if job else 'deleted'} now")
             report.record(job, repository.attempts(session, job.id), now())
             if state is State.SUCCEEDED:
                 job.result = report.result().model_dump(mode="json")
@@ -191,7 +193,7 @@ class Search(ControllerKind[SearchSpec]):
             context.delete_files(job.id, run.artifact_uri)
             with context.dependencies.mlflow.call():
                 context.app.mlflow.delete_run(run.run_id)
-        if context.app.studies.named:
+        if context.app.studies.configured:
             with context.dependencies.studies.call():
                 context.app.studies.delete(job.id)
         else:

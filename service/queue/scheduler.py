@@ -22,8 +22,9 @@ from typing import Literal
 
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape, plural
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, impossible, plural, resolve
+from trainer.spec.plan import gang, impossible, resolve
 
 NEWCOMER = "~"
 """The id of a job that is not submitted yet; it sorts after all real ids."""

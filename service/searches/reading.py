@@ -39,7 +39,8 @@ from service.searches.schemas import (
 )
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.search import CategoricalParameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter
 
 NEWEST_FIRST: Final = "-number"
 PARAMETER_PREFIX: Final = "param:"

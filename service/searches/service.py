@@ -31,8 +31,10 @@ from service.searches.reading import Search
 from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
 from trainer.protocol import names
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.plan import ClusterShape, plural, resolve
-from trainer.spec.search import Point, PromoteSpec, SearchSpec, parse_point
+from trainer.spec.cluster import ClusterShape, plural
+from trainer.spec.plan import resolve
+from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
+from trainer.spec.space import Point
 
 CLOSED: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)
 """States in which a search accepts no trials: it has to be retried first."""

@@ -13,7 +13,7 @@ from service.jobs.progress import gpu_hours
 from service.jobs.schemas import Result, SearchProgress
 from service.searches import analysis
 from service.searches.schemas import RepeatView
-from trainer.spec.plan import plural
+from trainer.spec.cluster import plural
 from trainer.spec.search import SearchSpec
 
 

@@ -48,11 +48,18 @@ class World:
         return add_job(self.database, **fields)
 
     def rounds(self, count: int = 1) -> None:
-        """Rounds far enough apart that whatever was away is asked again in each."""
+        """Rounds, each with the removals after it, far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
             for need in vars(self.context.dependencies).values():
                 need._next = 0.0
             self.reconciler.round()
+            self.reconciler.removals.run()
+
+    def sweep(self) -> None:
+        """Make each sweep once, whatever was away before."""
+        for need in vars(self.context.dependencies).values():
+            need._next = 0.0
+        self.reconciler.sweeps.run()
 
     def state(self, job_id: str) -> str:
         return job_of(self.database, job_id).state

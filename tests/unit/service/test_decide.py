@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Observation, Patience, decide, settle
 from service.db.tables import Attempt, Job
@@ -69,6 +69,11 @@ def test_nothing_follows_from_a_cluster_out_of_reach(state, accepted, run, asked
 @pytest.mark.parametrize("state", ["starting", "running"])
 def test_a_submission_that_ray_does_not_know_is_sent_again(state):
     assert decide(job(state), attempt(accepted=False), observation(RayState.ABSENT), PATIENCE) == "submit"
+
+
+@pytest.mark.parametrize("state", ["starting", "running"])
+def test_a_submission_that_ray_does_not_know_waits_for_mlflow_which_alone_can_tell_whether_it_ran(state):
+    assert decide(job(state), attempt(accepted=False), observation(RayState.ABSENT, run=None), PATIENCE) == "wait"
 
 
 @pytest.mark.parametrize(("state", "end"), [("cancelling", "cancelled"), ("pausing", "paused")])
@@ -165,7 +170,7 @@ def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(stat
 
 
 def test_an_attempt_that_does_not_start_in_time_is_stopped():
-    for seconds, decision in ((899, "wait"), (901, "stop")):
+    for seconds, decision in ((900, "wait"), (901, "stop")):
         assert decide(job("starting"), attempt(started_at=ago(seconds)), observation(), PATIENCE) == decision
     late = attempt(started_at=ago(901))
     assert decide(job("starting"), late, observation(run=None), PATIENCE) == "wait", "MLflow cannot say"
@@ -246,12 +251,9 @@ def test_an_attempt_whose_run_was_removed_is_left_alone_until_it_ends(state):
         == "succeeded"
     )
     forgotten = decide(job(state), attempt(), observation(RayState.ABSENT, **look), PATIENCE)
-    assert forgotten.reason is Reason.CLUSTER_LOST
-    fresh = attempt(accepted=False)
-    assert (
-        decide(job("starting"), fresh, observation(RayState.ABSENT, run=REMOVED_RUN), PATIENCE).reason
-        is Reason.STORAGE_ERROR
-    )
+    assert (forgotten.state, forgotten.reason) == ("lost", Reason.CLUSTER_LOST)
+    fresh = decide(job("starting"), attempt(accepted=False), observation(RayState.ABSENT, run=REMOVED_RUN), PATIENCE)
+    assert (fresh.state, fresh.reason) == ("lost", Reason.STORAGE_ERROR)
 
 
 # --- what it means for the job ----------------------------------------------------------------------------------------
@@ -292,9 +294,27 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
     assert (step.delay > timedelta(0)) == retried
 
 
-def test_a_failure_of_no_known_reason_is_the_workers():
-    step = settle(job(), failed(None), max_failures=3, continuation=CONTINUATION)
-    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.WORKER_FAILED, True)
+@pytest.mark.parametrize(("told", "reason"), [(None, Reason.WORKER_FAILED), (Reason.INFEASIBLE, Reason.INFEASIBLE)])
+def test_a_failure_of_a_reason_that_ends_no_attempt_is_tried_again_as_the_workers_would_be(told, reason):
+    step = settle(job(), failed(told), max_failures=3, continuation=CONTINUATION)
+    assert (step.state, step.reason, step.charged) == (State.RECOVERING, reason, True)
+
+
+@pytest.mark.parametrize(
+    ("said", "begin"),
+    [
+        ("CUDA error", "CUDA error. See the logs"),
+        ("Oh!", "Oh! See the logs"),
+        ("So what?", "So what? See the logs"),
+        ("And then …", "And then … See the logs"),
+        ("Stopped.", "Stopped. See the logs"),
+        ("X", "X. See the logs"),
+        ("", "See the logs"),
+    ],
+)
+def test_what_an_attempt_said_last_reads_as_a_sentence_before_the_advice(said, begin):
+    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, continuation=CONTINUATION)
+    assert step.message.startswith(begin)
 
 
 def test_the_delay_doubles_up_to_a_limit():
@@ -312,7 +332,7 @@ def test_the_delay_doubles_up_to_a_limit():
 )
 def test_charged_failures_run_out(failures, allowed, state):
     step = settle(job(failures=failures), failed(), max_failures=allowed, continuation=CONTINUATION)
-    assert (step.state, step.charged) == (state, True)
+    assert (step.state, step.reason, step.charged) == (state, Reason.WORKER_FAILED, True)
     if state == "failed":
         assert f"{failures + 1} failures, {allowed} allowed" in step.message
     else:
@@ -344,6 +364,7 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         continuation="from the last checkpoint",
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
+    assert step.message == "Cancelled. Retry the job to continue from the last checkpoint."
 
 
 @pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
@@ -356,9 +377,9 @@ def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retri
 
 @pytest.mark.parametrize("state", ["pausing", "running", "starting"])
 def test_a_paused_attempt_pauses_its_job(state):
-    assert (
-        settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=CONTINUATION).state is State.PAUSED
-    )
+    step = settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=CONTINUATION)
+    assert step.state is State.PAUSED
+    assert step.message == "Paused. Resume the job to continue from the last checkpoint."
 
 
 def test_an_attempt_stopped_while_pausing_pauses_its_job():
@@ -366,3 +387,11 @@ def test_an_attempt_stopped_while_pausing_pauses_its_job():
         settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, continuation=CONTINUATION).state
         is State.PAUSED
     )
+
+
+def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop():
+    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, continuation=CONTINUATION)
+    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.DEADLINE_EXCEEDED, True)
+    assert step.message.startswith("The attempt sent no heartbeat for too long and was stopped. Its logs show")
+    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=CONTINUATION)
+    assert paused.state is State.PAUSED

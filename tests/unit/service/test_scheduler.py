@@ -18,7 +18,8 @@ from service.db.tables import Attempt
 from service.jobs import repository
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
 from trainer.protocol.outcome import Reason
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape
+from trainer.spec.plan import gang
 from trainer.spec.pretrain import PretrainSpec
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
