@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
-from trainer.spec.plan import ClusterShape, NodeShape
+from trainer.spec.cluster import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0
 """Limit for one request. The first submission after a start of Ray takes five seconds."""

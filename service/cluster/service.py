@@ -14,8 +14,9 @@ from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.schemas import State
-from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, in_turn, left
-from trainer.spec.plan import Gang, NodeShape, gang
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, free_nodes, scheduling_order
+from trainer.spec.cluster import Gang, NodeShape
+from trainer.spec.plan import gang
 
 
 def show(state: AppState, caller: Caller) -> ClusterView:
@@ -28,7 +29,7 @@ def show(state: AppState, caller: Caller) -> ClusterView:
         jobs, active = repository.waiting(session), repository.active(session)
     shape = live_shape(machines)
     queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(active, placements)
-    free = left(held, shape)
+    free = free_nodes(held, shape)
     admissions = admit(list(queue.values()), held, shape, now(), Limits.of(state.settings))
     decisions = {admission.job_id: admission for admission in admissions}
     by_id = {job.id: job for job in jobs}
@@ -38,7 +39,7 @@ def show(state: AppState, caller: Caller) -> ClusterView:
         running=_running(caller, active, held),
         queue=[
             _queued(caller, by_id[entry.job_id], entry, decisions.get(entry.job_id), position)
-            for position, entry in enumerate(in_turn(queue.values()), 1)
+            for position, entry in enumerate(scheduling_order(queue.values()), 1)
         ],
     )
 

@@ -1,4 +1,6 @@
-"""Scripts and styles: our own files, and htmx and plotly.js from installed packages. Nothing is loaded from a CDN."""
+"""Scripts and styles: our own files, a copy of idiomorph, which no Python package carries, and htmx and plotly.js from
+installed packages. Nothing is loaded from a CDN.
+"""
 
 from __future__ import annotations
 

@@ -34,8 +34,8 @@ RUNNING: Final = {
 class Snapshot:
     """What the metrics need from the database, read in one transaction."""
 
-    census: Mapping[tuple[str, str], repository.Crowd]
-    """Jobs by state and kind."""
+    job_counts: Mapping[tuple[str, str], repository.StateCount]
+    """By state and kind."""
     running: Mapping[str, Mapping[str, Any]]
     """Progress of running jobs, by job id."""
     round_at: datetime | None
@@ -65,7 +65,7 @@ class ServiceCollector:
         with self._state.database.read() as session:
             lease = view(session)
             self._snapshot = Snapshot(
-                census=repository.census(session),
+                job_counts=repository.count_by_state(session),
                 running=repository.running_progress(session),
                 round_at=lease.round_at if lease else None,
             )
@@ -84,7 +84,7 @@ def _controller_metrics(reconciler: Reconciler) -> Iterator[Metric]:
     away = GaugeMetricFamily(
         "rcmae_dependency_away", "1 if the controller's last request failed or was refused.", labels=["part"]
     )
-    needs = reconciler.context.needs
+    needs = reconciler.context.dependencies
     for part, need in (("ray", needs.ray), ("mlflow", needs.mlflow), ("storage", needs.storage)):
         away.add_metric([part], float(need.error is not None))
     yield away
@@ -95,14 +95,14 @@ def _job_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     jobs = GaugeMetricFamily("rcmae_jobs", "Jobs by state and kind.", labels=["state", "kind"])
     for state in State:
         for kind in Kind:
-            crowd = snapshot.census.get((state.value, kind))
-            jobs.add_metric([state.value, kind], crowd.count if crowd else 0)
+            found = snapshot.job_counts.get((state.value, kind))
+            jobs.add_metric([state.value, kind], found.count if found else 0)
     yield jobs
     oldest = GaugeMetricFamily(
         "rcmae_oldest_waiting_seconds", "Waiting time of the job that has waited longest.", labels=["state"]
     )
     for state in WAITING:
-        since = min((crowd.since for (name, _), crowd in snapshot.census.items() if name == state), default=moment)
+        since = min((crowd.since for (name, _), crowd in snapshot.job_counts.items() if name == state), default=moment)
         oldest.add_metric([state.value], _age(since, moment))
     yield oldest
     if snapshot.round_at:

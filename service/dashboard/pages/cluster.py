@@ -23,7 +23,7 @@ PAGE: Final = 50
 def show(page: PageDep) -> Response:
     """Nodes with their usage, running jobs, and the queue. Waiting jobs are listed even if Ray is unreachable."""
     found, trouble = page.attempt(lambda: service.show(page.state, page.caller))
-    waiting = Filters(state=(State.QUEUED, State.RECOVERING), seen_by=page.caller)
+    waiting = Filters(state=(State.QUEUED, State.RECOVERING), visible_to=page.caller)
     return page.render(
         "cluster/show.html",
         cluster=found,

@@ -27,7 +27,7 @@ BACKBONES: Final = 6
 
 
 def _jobs(page: Page, *states: State, limit: int = SHOWN, after: datetime | None = None) -> list[JobView]:
-    filters = Filters(state=states, seen_by=page.caller, created_after=after)
+    filters = Filters(state=states, visible_to=page.caller, created_after=after)
     return reading.listing(page.state, filters, limit, None).items
 
 

@@ -21,9 +21,9 @@ from service.jobs import repository
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.request import AttemptRequest
+from trainer.spec.cluster import ClusterShape, NodeShape
 from trainer.spec.dataset import DIGITS
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 

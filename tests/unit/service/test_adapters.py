@@ -28,7 +28,7 @@ from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, Machine, 
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
-from trainer.spec.plan import ClusterShape, NodeShape
+from trainer.spec.cluster import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 
 REQUEST = AttemptRequest(

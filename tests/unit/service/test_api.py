@@ -53,6 +53,16 @@ def test_the_same_key_with_the_same_spec_is_the_same_job(clients):
     problem(clients.alice.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k" * 201}), 422, "parameter_invalid")
 
 
+def test_a_deleted_job_s_key_is_free_again(api):
+    key = {"Idempotency-Key": "nightly-1"}
+    first = api.post("/v1/jobs", json=SPEC, headers=key).json()["id"]
+    api.post(f"/v1/jobs/{first}/cancel").raise_for_status()
+    api.delete(f"/v1/jobs/{first}").raise_for_status()
+    again = api.post("/v1/jobs", json=spec_with(seed=1), headers=key)
+    assert again.status_code == 201
+    assert again.json()["id"] != first
+
+
 def test_an_unknown_field_is_refused_with_its_place_and_the_nearest_name(api):
     answer = api.post("/v1/jobs", json=spec_with(optimization={"epoch": 2}, sed=1))
     found = {p["pointer"]: p for p in problem(answer, 422, "spec_invalid")["problems"]}
