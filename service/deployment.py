@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from service.atomic import write_atomically
+
 COMPOSE_FILE: Final = "docker-compose.yml"
 ENV_FILE: Final = ".env"
 SECRETS_FOLDER: Final = ".secrets"
@@ -182,7 +184,8 @@ def _complete(env: Path, added: Mapping[str, str]) -> None:
     text = env.read_text() if env.exists() else _HEADER
     if text and not text.endswith("\n"):
         text += "\n"
-    _write(env, text + "".join(f"{name}={value}\n" for name, value in added.items()), 0o600)
+    text += "".join(f"{name}={value}\n" for name, value in added.items())
+    write_atomically(env, text.encode(), 0o600)
 
 
 def _render(folder: Path, files: Mapping[str, str]) -> list[str]:
@@ -197,16 +200,5 @@ def _render(folder: Path, files: Mapping[str, str]) -> list[str]:
         name for name, text in files.items() if not (folder / name).is_file() or (folder / name).read_text() != text
     ]
     for name in changed:
-        _write(folder / name, files[name], 0o444)
+        write_atomically(folder / name, files[name].encode(), 0o444)
     return changed
-
-
-def _write(path: Path, text: str, mode: int) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.chmod(mode)
-    fresh.replace(path)

@@ -11,6 +11,7 @@ from service.auth.caller import bearer_token, identify, identify_by_id
 from service.auth.sessions import Sessions
 from service.auth.trail import Trail, record_token_use
 from service.db.database import Database, DatabaseUnreachable
+from service.http.middleware import HttpMiddleware
 from service.http.problems import problem_response, unavailable
 
 log = structlog.get_logger()
@@ -20,7 +21,7 @@ class NotRecorded(Exception):
     """The audit entry could not be written, so the response is not sent."""
 
 
-class AuditLog:
+class AuditLog(HttpMiddleware):
     """ASGI middleware that audits requests. It runs inside the middleware that assigns request ids.
 
     A completed change has its entry already, written in the same transaction. A change that was refused or not needed
@@ -29,14 +30,11 @@ class AuditLog:
     """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        super().__init__(app)
         self._recording: set[str] = set()
         self._one_thread: CapacityLimiter | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = scope.setdefault("state", {})["trail"] = Trail(scope)
         database: Database = scope["app"].state.parts.database
         request = Request(scope, receive)

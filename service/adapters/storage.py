@@ -19,6 +19,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
+from service.atomic import write_atomically
+
 PIECE: Final = 4 * 2**20
 """Bytes of a file that are held in memory at a time."""
 LONGEST_KEY: Final = 1024
@@ -125,12 +127,7 @@ class Artifacts:
                 return
             target = Path(path)
             target.parent.mkdir(exist_ok=True)
-            partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-            try:
-                partial.write_bytes(data)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomically(target, data)
 
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Sizes, in bytes, of the files directly in a folder, by name; empty if it does not exist."""

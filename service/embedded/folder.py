@@ -15,6 +15,7 @@ from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, Field
 
+from service.atomic import write_atomically
 from service.client.errors import ClientError
 from service.client.server import HOST, STATE_FILE, TOKEN_FILE, Home
 from service.embedded.processes import Identity
@@ -209,10 +210,8 @@ class Folder:
         """
         if not self.is_home_of(state):
             raise FolderMoved(f"the state folder is no longer at {self.path}")
-        fresh = self.path / f"{STATE_FILE}.new"
-        fresh.touch(0o600)
-        fresh.write_text(state.model_copy(update={"home": Home.of(self.path)}).model_dump_json(indent=2))
-        fresh.replace(self.path / STATE_FILE)
+        text = state.model_copy(update={"home": Home.of(self.path)}).model_dump_json(indent=2)
+        write_atomically(self.path / STATE_FILE, text.encode(), 0o600)
 
     @contextmanager
     def lock(self) -> Iterator[bool]:

@@ -6,6 +6,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.http.middleware import HttpMiddleware
 from service.http.problems import ApiProblem, problem_response
 
 
@@ -22,7 +23,7 @@ def body_too_large(error: BodyTooLarge) -> ApiProblem:
     return ApiProblem(413, "body_too_large", error.detail)
 
 
-class BodyLimit:
+class BodyLimit(HttpMiddleware):
     """ASGI middleware that refuses request bodies over a limit. It runs inside the middleware that assigns request ids.
 
     If the request gives its length, it is refused before anything is read; otherwise as soon as too many bytes have
@@ -32,12 +33,10 @@ class BodyLimit:
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         """``limit`` is in bytes."""
-        self._app, self._limit = app, limit
+        super().__init__(app)
+        self._limit = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, received = Request(scope), 0
         length = request.headers.get("Content-Length", "")
         if length.isdecimal() and (len(length) > 18 or int(length) > self._limit):

@@ -8,8 +8,9 @@ from typing import Final
 import structlog
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from service.http.middleware import HttpMiddleware
 from service.http.problems import ApiProblem, problem_response
 from trainer.spec.masking import masked
 
@@ -20,16 +21,10 @@ LONGEST: Final = 64
 """Longest id, in characters, that is accepted from a client."""
 
 
-class RequestIds:
+class RequestIds(HttpMiddleware):
     """ASGI middleware that assigns an id to every request, and responds with 500 to unhandled exceptions."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, response_started = Request(scope), False
         client_id = request.headers.get(HEADER, "")
         acceptable = 0 < len(client_id) <= LONGEST and client_id.isprintable() and masked(client_id) == client_id

@@ -9,11 +9,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.context.app_state import AppState
 from service.controller.loop import Reconciler
 from service.counters import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
+from service.http.middleware import HttpMiddleware
 from service.observability.collector import ServiceCollector
 from trainer.spec.masking import masked
 
@@ -26,16 +27,10 @@ POLLED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Routes that machines poll every few seconds. They are logged only if they fail."""
 
 
-class RequestMetrics:
+class RequestMetrics(HttpMiddleware):
     """ASGI middleware around the whole application, which measures and logs all responses."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         start, status = time.perf_counter(), 0
 
         async def send_measured(message: Message) -> None:

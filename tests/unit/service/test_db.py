@@ -307,7 +307,7 @@ def test_tokens_are_stored_as_hashes(database, tmp_path):
     with database.read() as session:
         stored = str(session.execute(text("SELECT * FROM token")).all())
     assert "a-token-long-enough" not in stored
-    with pytest.raises(ApiProblem, match="not known"):
+    with pytest.raises(ApiProblem, match="does not know"):
         caller_of(database, "Bearer a-token-long-enougH")
     with pytest.raises(ValueError, match="at least 16"):
         ensure_token(database, "short", "dora", Role.ADMIN)
