@@ -24,7 +24,7 @@ from service.client.shell import INTERRUPTED, Json, err, out, print_json
 from trainer.spec.base import SpecError
 
 if TYPE_CHECKING:
-    from service.embedded.parts import Folder, StackState
+    from service.embedded.folder import Folder, StackState
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +105,7 @@ def _bring_up(
 ) -> tuple[bool, StackState]:
     """Whether the stack was already up, and its state now."""
     from service.embedded import stack
-    from service.embedded.parts import database_shown
+    from service.embedded.locations import redacted_database_url
 
     begin = time.monotonic()
     already = stack.is_supervised(folder)
@@ -123,7 +123,7 @@ def _bring_up(
         )
         out.print(f"log in with the token in {folder.token}", highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
-        out.print(f"database:  {database_shown(folder)}", highlight=False, soft_wrap=True)
+        out.print(f"database:  {redacted_database_url(folder)}", highlight=False, soft_wrap=True)
         out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
     return already, state
 
@@ -294,7 +294,7 @@ def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
 
 
 def _folder(path: Path | None) -> Folder:
-    from service.embedded.parts import Folder
+    from service.embedded.folder import Folder
 
     return Folder.at(path or state_dir())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,9 @@ HOST: Final = "127.0.0.1"
 class Home(NamedTuple):
     """The folder in which a state file was written. A copy of the folder has another inode; a folder that was moved, or
     is reached through a link, has the same one.
+
+    A new folder may get the inode of one that was removed, but not while a process works in the removed one, as those
+    of a stack do.
     """
 
     inode: int
@@ -37,6 +41,18 @@ class Home(NamedTuple):
         """Whether this is the folder itself, not a copy. A device may have another number after a restart."""
         here = Home.of(folder)
         return self.inode == here.inode and (self.device == here.device or self.path == here.path)
+
+    @property
+    def still_there(self) -> bool:
+        """Whether its path still leads to the folder; also true where this cannot be determined."""
+        return self.is_reached_by(Path(self.path))
+
+    def is_reached_by(self, path: Path) -> bool:
+        """Whether a path, which may lead nowhere, leads to the folder; also true where this cannot be determined."""
+        try:
+            return self.is_at(path)
+        except OSError as error:
+            return error.errno not in {errno.ENOENT, errno.ENOTDIR}
 
 
 class Server(NamedTuple):

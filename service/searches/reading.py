@@ -23,7 +23,7 @@ from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
 from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
 from service.searches import repository
 from service.searches import trials as made
@@ -39,7 +39,8 @@ from service.searches.schemas import (
 )
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.search import CategoricalParameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter
 
 NEWEST_FIRST: Final = "-number"
 OF_PARAMETER: Final = "param:"
@@ -59,16 +60,16 @@ class Search:
     moment: datetime
 
     @classmethod
-    def load(cls, parts: AppState, caller: Caller, job_id: str) -> Search:
+    def load(cls, app_state: AppState, caller: Caller, job_id: str) -> Search:
         """Raises the API's 404 and 409, and `StudiesUnreachable`."""
-        with parts.database.read() as session:
-            job = repository.search(session, parts.kinds, job_id, caller)
-        return cls.of(parts, job)
+        with app_state.database.read() as session:
+            job = repository.search(session, app_state.kinds, job_id, caller)
+        return cls.of(app_state, job)
 
     @classmethod
-    def of(cls, parts: AppState, job: Job) -> Search:
+    def of(cls, app_state: AppState, job: Job) -> Search:
         """Raises `StudiesUnreachable`. No transaction may be open."""
-        return cls(job, SearchSpec.parse(job.spec), parts.studies.trials(job.id), now())
+        return cls(job, SearchSpec.parse(job.spec), app_state.studies.trials(job.id), now())
 
     def trial(self, number: int) -> FrozenTrial:
         """Raises the API's 404."""
@@ -76,9 +77,9 @@ class Search:
             raise not_found("trial", f"{self.job.id}/{number}")
         return self.trials[number]
 
-    def views(self, parts: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
+    def views(self, app_state: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
         """Some of its trials as the API shows them. Opens a transaction."""
-        with parts.database.read() as session:
+        with app_state.database.read() as session:
             jobs = repository.promoted(session, self.job.id, caller, [trial.number for trial in trials])
         front = {trial.number for trial in made.best(self.trials, self.spec)}
         return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
@@ -108,18 +109,18 @@ class Search:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def spec_of(parts: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
+def spec_of(app_state: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
     """A search's id and spec; raises the API's 404 and 409."""
-    with parts.database.read() as session:
-        job = repository.search(session, parts.kinds, job_id, caller)
+    with app_state.database.read() as session:
+        job = repository.search(session, app_state.kinds, job_id, caller)
     return job.id, SearchSpec.parse(job.spec)
 
 
-def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
+def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
     """A search with what is best so far."""
-    found = Search.load(parts, caller, job_id)
-    job, spec, seconds = found.job, found.spec, parts.studies.seconds(job_id)
-    with parts.database.read() as session:
+    found = Search.load(app_state, caller, job_id)
+    job, spec, seconds = found.job, found.spec, app_state.studies.seconds(job_id)
+    with app_state.database.read() as session:
         jobs = repository.promoted(session, job_id, caller)
     best = made.best(found.trials, spec)
     front = {trial.number for trial in best}
@@ -161,7 +162,7 @@ def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
 
 
 def listing(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     states: Sequence[TrialState],
@@ -170,7 +171,7 @@ def listing(
     cursor: str | None,
 ) -> TrialPage:
     """Trials in some order; those without what it goes by come last."""
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     order = Order.of(sort, found)
     chosen = [trial for trial in found.trials if not states or made.state_of(trial) in states]
     placed = sorted(((order.place(trial), trial) for trial in chosen), key=lambda each: each[0])
@@ -178,7 +179,7 @@ def listing(
         last = _read_place(cursor, sort)
         placed = [each for each in placed if each[0] > last]
     following = write_cursor([sort, *placed[limit - 1][0]]) if len(placed) > limit else None
-    views = found.views(parts, caller, [trial for _, trial in placed[:limit]])
+    views = found.views(app_state, caller, [trial for _, trial in placed[:limit]])
     return TrialPage(items=views, next_cursor=following)
 
 
@@ -247,11 +248,11 @@ def _read_place(cursor: str, sort: str) -> Place:
     raise bad_cursor(cursor)
 
 
-def detail(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
+def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
     """One trial with all that is known of it."""
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
-    (view,) = found.views(parts, caller, [trial])
+    (view,) = found.views(app_state, caller, [trial])
     spec = made.spec_of(trial, SearchSpec.parse(found.job.run_spec))
     finite = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     return TrialDetail(
@@ -274,9 +275,9 @@ def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
     return {path: Difference(value=one, best=two) for path, (one, two) in pairs.items() if one != two}
 
 
-def table(parts: AppState, caller: Caller, job_id: str) -> Iterator[str]:
+def table(app_state: AppState, caller: Caller, job_id: str) -> Iterator[str]:
     """All trials as CSV, by number, a bounded piece at a time; with a header."""
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     metrics_, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
     header = ["number", "state", "reason", *metrics_, "epoch", "started", "ended", "duration_s", *paths]
     return _written(header, [_row(found, trial, paths) for trial in found.trials])
@@ -316,9 +317,9 @@ def _written(header: Sequence[str], rows: Sequence[Iterable[Any]]) -> Iterator[s
 # --- what a trial's own run has ---------------------------------------------------------------------------------------
 
 
-def _run(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
+def _run(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
     """A trial's run, its artifact folder and the attempts that it ran in; raises the API's 404."""
-    attributes = Search.load(parts, caller, job_id).trial(number).user_attrs
+    attributes = Search.load(app_state, caller, job_id).trial(number).user_attrs
     return (
         attributes.get(names.TRIAL_RUN),
         attributes.get(names.TRIAL_FOLDER),
@@ -327,39 +328,41 @@ def _run(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[str
 
 
 def logs(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     number: int,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
 ) -> LogPage:
-    _, folder, attempts = _run(parts, caller, job_id, number)
+    _, folder, attempts = _run(app_state, caller, job_id, number)
     if not folder:
         return LogPage(items=[])
-    return page(Logs(LogFiles(parts.artifacts, folder), attempts), wanted, cursor, limit, tail)
+    return page(Logs(LogFiles(app_state.artifacts, folder), attempts), log_filter, cursor, limit, tail)
 
 
-def images(parts: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
-    found = Search.load(parts, caller, job_id)
+def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
+    found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
     spec, metric_curves = made.spec_of(trial, found.spec), made.metrics_of(trial)
     epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
-    return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
+    return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
-def image(parts: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
-    _, folder, _ = _run(parts, caller, job_id, number)
-    return reading.picture(parts.artifacts, folder, name)
+def image(app_state: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
+    _, folder, _ = _run(app_state, caller, job_id, number)
+    return reading.image_bytes(app_state.artifacts, folder, name)
 
 
-def curves(parts: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
+def curves(
+    app_state: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int
+) -> MetricsView:
     """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
-    run_id, _, _ = _run(parts, caller, job_id, number)
-    found = metric_curves.curves(parts, {run_id: None}, keys, points) if run_id else {}
+    run_id, _, _ = _run(app_state, caller, job_id, number)
+    found = metric_curves.curves(app_state, {run_id: None}, keys, points) if run_id else {}
     return MetricsView(series=found.get(run_id or "", {key: [] for key in keys}))

@@ -16,7 +16,7 @@ from service.jobs import repository
 
 def search(session: Session, kinds: Kinds, job_id: str, caller: Caller) -> Job:
     """A search, for who asks; raises the API's 404 where it is not there for them, and 409 for another kind of job."""
-    return must_be_search(kinds, repository.seen(session, job_id, caller))
+    return must_be_search(kinds, repository.visible_job(session, job_id, caller))
 
 
 def must_be_search(kinds: Kinds, job: Job) -> Job:

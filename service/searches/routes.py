@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
-from service.jobs.logs import Wanted
+from service.jobs.logs import LogFilter
 from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
 from service.searches import reading, service
 from service.searches.plots import Plots
@@ -46,22 +46,22 @@ PlotsDep = Annotated[Plots, Depends(_plots)]
 
 
 @router.get("/{search_id}")
-def show(search_id: str, parts: StateDep, caller: CallerDep) -> SearchView:
+def show(search_id: str, app_state: StateDep, caller: CallerDep) -> SearchView:
     """One search: what it seeks, how far it is, and what is best so far."""
-    return reading.show(parts, caller, search_id)
+    return reading.show(app_state, caller, search_id)
 
 
 @router.patch("/{search_id}")
-def patch(search_id: str, body: SearchPatch, parts: StateDep, caller: CallerDep) -> SearchView:
+def patch(search_id: str, body: SearchPatch, app_state: StateDep, caller: CallerDep) -> SearchView:
     """Change a search's budget, also while it runs; what is left out stays. More trials than before, or more hours
     where they had run out, let one that has succeeded go on."""
-    return service.patch(parts, caller, search_id, body)
+    return service.patch(app_state, caller, search_id, body)
 
 
 @router.get("/{search_id}/trials")
 def trials(
     search_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     state: Annotated[list[TrialState] | None, Query(description="repeatable; any of them")] = None,
     sort: Annotated[
@@ -76,62 +76,62 @@ def trials(
     cursor: str | None = None,
 ) -> TrialPage:
     """Trials, repeats among them; the newest first unless told otherwise."""
-    return reading.listing(parts, caller, search_id, state or (), sort, limit, cursor)
+    return reading.listing(app_state, caller, search_id, state or (), sort, limit, cursor)
 
 
 @router.post("/{search_id}/trials", status_code=201)
 def add_trials(
     search_id: str,
     body: PointsBody,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
 ) -> TrialPage:
     """Let chosen points be tried, before the algorithm chooses others; answers the trials that wait for it. The same
     `Idempotency-Key` with the same body adds nothing: it answers 200 and the same trials as they are now."""
-    page, new = service.add_points(parts, caller, search_id, body, idempotency_key)
+    page, new = service.add_points(app_state, caller, search_id, body, idempotency_key)
     response.status_code = 201 if new else 200
     return page
 
 
 @router.get("/{search_id}/trials.csv", response_class=StreamingResponse)
-def table(search_id: str, parts: StateDep, caller: CallerDep) -> StreamingResponse:
+def table(search_id: str, app_state: StateDep, caller: CallerDep) -> StreamingResponse:
     """All trials by number, one a line."""
     attached = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
-    return StreamingResponse(reading.table(parts, caller, search_id), media_type="text/csv", headers=attached)
+    return StreamingResponse(reading.table(app_state, caller, search_id), media_type="text/csv", headers=attached)
 
 
 @router.get("/{search_id}/trials/{number}")
-def trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialDetail:
+def trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialDetail:
     """One trial with all that is known of it."""
-    return reading.detail(parts, caller, search_id, number)
+    return reading.detail(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/stop")
-def stop_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
+def stop_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
     """End a running trial at its next step: it is pruned then, with what it has reached."""
-    return service.stop_trial(parts, caller, search_id, number)
+    return service.stop_trial(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/retry")
-def retry_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
+def retry_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
     """Try a failed trial's values once more, beyond the budget; answers the new trial."""
-    return service.retry_trial(parts, caller, search_id, number)
+    return service.retry_trial(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/promote", status_code=201)
 def promote(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     response: Response,
     body: PromoteBody | None = None,
 ) -> JobView:
     """Submit a trial's spec, perhaps with some of it changed, as a pretraining job of its own. The same promotion again
     answers 200 and the same job."""
-    job, new = service.promote(parts, caller, search_id, number, body or PromoteBody())
+    job, new = service.promote(app_state, caller, search_id, number, body or PromoteBody())
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
@@ -141,7 +141,7 @@ def promote(
 def logs(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="of the search")] = None,
     source: Annotated[str | None, Query(description="rank-<n>")] = None,
@@ -152,46 +152,46 @@ def logs(
     cursor: str | None = None,
 ) -> LogPage:
     """A trial's log lines, as `list_job_logs` gives those of a job."""
-    wanted = Wanted(source, level, search, attempt)
-    return reading.logs(parts, caller, search_id, number, wanted, cursor, limit, tail)
+    log_filter = LogFilter(source, level, search, attempt)
+    return reading.logs(app_state, caller, search_id, number, log_filter, cursor, limit, tail)
 
 
 @router.get("/{search_id}/trials/{number}/metrics")
 def metrics(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
     points: Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")] = 1000,
 ) -> MetricsView:
     """A trial's metric curves by optimiser step, of at most so many points each."""
-    return reading.curves(parts, caller, search_id, number, key or (), points)
+    return reading.curves(app_state, caller, search_id, number, key or (), points)
 
 
 @router.get("/{search_id}/trials/{number}/images")
-def images(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> Page[ImageView]:
+def images(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> Page[ImageView]:
     """A trial's pictures of reconstructions, by step."""
-    return reading.images(parts, caller, search_id, number)
+    return reading.images(app_state, caller, search_id, number)
 
 
 @router.get("/{search_id}/trials/{number}/images/{name}", response_class=Response)
-def image(search_id: str, number: Number, name: str, parts: StateDep, caller: CallerDep) -> Response:
+def image(search_id: str, number: Number, name: str, app_state: StateDep, caller: CallerDep) -> Response:
     """One picture, as PNG."""
-    return Response(reading.image(parts, caller, search_id, number, name), media_type="image/png")
+    return Response(reading.image(app_state, caller, search_id, number, name), media_type="image/png")
 
 
 @router.get("/{search_id}/plots/{name}", response_model=PlotView)
 def plot(
     search_id: str,
     name: PlotName,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     plots: PlotsDep,
     param: Annotated[list[str] | None, Query(max_length=50, description="path in the space; repeatable")] = None,
 ) -> Response:
     """A figure for plotly.js, of the trials that there are now. `contour` needs two parameters."""
-    job_id, spec = reading.spec_of(parts, caller, search_id)
+    job_id, spec = reading.spec_of(app_state, caller, search_id)
     figure = plots.figure(job_id, spec, name, tuple(param or ()))
     # Written here, on this thread: it is shared, and long.
     return Response(figure.model_dump_json(), media_type="application/json")

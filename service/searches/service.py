@@ -22,8 +22,8 @@ from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
 from service.jobs.schemas import JobView, State
-from service.jobs.service import changed
-from service.jobs.submission import kept_key
+from service.jobs.service import change_job
+from service.jobs.submission import stored_key
 from service.searches import reading, repository
 from service.searches import trials as made
 from service.searches.promotion import promote_trial
@@ -31,8 +31,10 @@ from service.searches.reading import Search
 from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
 from trainer.protocol import names
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.plan import ClusterShape, plural, resolve
-from trainer.spec.search import Point, PromoteSpec, SearchSpec, parse_point
+from trainer.spec.cluster import ClusterShape, plural
+from trainer.spec.plan import resolve
+from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
+from trainer.spec.space import Point
 
 OVER: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)
 """States in which a search takes no trials: it has to be retried first."""
@@ -45,18 +47,18 @@ LONGEST_ADDING: Final = timedelta(seconds=60)
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-def patch(parts: AppState, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
+def patch(app_state: AppState, caller: Caller, job_id: str, body: SearchPatch) -> SearchView:
     """Change the budget; raises 503 where the concurrency changes and Ray does not say what fits.
 
     A search that has succeeded goes on where that leaves it something to do.
     """
     wanted = body.model_dump(include=body.model_fields_set)
-    shape = _shape(parts) if "concurrency" in wanted else None
-    found = Search.load(parts, caller, job_id)
+    shape = _shape(app_state) if "concurrency" in wanted else None
+    found = Search.load(app_state, caller, job_id)
     ended = made.counted(trial for trial in found.trials if made.state_of(trial).ended)
 
     def change(session: Session, job: Job) -> None:
-        before = SearchSpec.parse(repository.must_be_search(parts.kinds, job).spec)
+        before = SearchSpec.parse(repository.must_be_search(app_state.kinds, job).spec)
         values = {name: value for name, value in wanted.items() if getattr(before.budget, name) != value}
         after = SearchSpec.parse(_with_budget(job.spec, values))
         more = after.trials > before.trials
@@ -68,13 +70,13 @@ def patch(parts: AppState, caller: Caller, job_id: str, body: SearchPatch) -> Se
             job.draining = False
         _go_on_or_note(session, job, again, f"{told}." if told else "", caller.owner)
 
-    changed(parts, caller, job_id, change, **wanted)
-    return reading.show(parts, caller, job_id)
+    change_job(app_state, caller, job_id, change, **wanted)
+    return reading.show(app_state, caller, job_id)
 
 
-def _shape(parts: AppState) -> ClusterShape:
+def _shape(app_state: AppState) -> ClusterShape:
     try:
-        return parts.ray.shape()
+        return app_state.ray.shape()
     except ClusterUnreachable as error:
         raise unavailable("Ray", error) from error
 
@@ -134,32 +136,32 @@ class Once:
 
 
 def add_points(
-    parts: AppState, caller: Caller, job_id: str, body: PointsBody, key: str | None
+    app_state: AppState, caller: Caller, job_id: str, body: PointsBody, key: str | None
 ) -> tuple[TrialPage, bool]:
     """Let chosen points be tried before the algorithm's own; False where a request with this key has added them.
 
     Raises 409 where the budget has no room for them, and 503 while the same request is being answered elsewhere.
     """
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     caller.must_control(found.job.owner)
     points = [found.spec.stored(point) for point in _parsed(found.spec, body)]
     digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True))
-    once = Once(job_id, caller.owner, kept_key(key), digest) if key else None
-    numbers = _begun(parts, once) if once else None
+    once = Once(job_id, caller.owner, stored_key(key), digest) if key else None
+    numbers = _begun(app_state, once) if once else None
     new = numbers is None
     if numbers is None:
         try:
-            numbers = _add(parts, caller, job_id, points, body.beyond_budget, once)
+            numbers = _add(app_state, caller, job_id, points, body.beyond_budget, once)
         except Exception:
             if once:  # the key is free again: what was refused may be asked for anew
-                _forget(parts, once)
+                _forget(app_state, once)
             raise
-    return TrialPage(items=_views(parts, caller, job_id, numbers)), new
+    return TrialPage(items=_views(app_state, caller, job_id, numbers)), new
 
 
-def _begun(parts: AppState, once: Once) -> list[int] | None:
+def _begun(app_state: AppState, once: Once) -> list[int] | None:
     """The trials that a request has added; None where it is to add them now."""
-    with parts.database.session() as session:
+    with app_state.database.session() as session:
         earlier = once.row(session)
         if earlier is None:
             session.add(
@@ -180,18 +182,23 @@ def _begun(parts: AppState, once: Once) -> list[int] | None:
     return None
 
 
-def _forget(parts: AppState, once: Once) -> None:
-    with parts.database.session() as session:
+def _forget(app_state: AppState, once: Once) -> None:
+    with app_state.database.session() as session:
         row = once.row(session)
         if row is not None and row.numbers is None:
             session.delete(row)
 
 
 def _add(
-    parts: AppState, caller: Caller, job_id: str, points: list[dict[str, Any]], beyond_budget: bool, once: Once | None
+    app_state: AppState,
+    caller: Caller,
+    job_id: str,
+    points: list[dict[str, Any]],
+    beyond_budget: bool,
+    once: Once | None,
 ) -> list[int]:
     """Numbers of new trials with these values, among them those that an earlier try of the same request has left."""
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     attributes = {names.TRIAL_ADDED_BY: once.mark} if once else {}
     there = [t.number for t in found.trials if once and t.user_attrs.get(names.TRIAL_ADDED_BY) == once.mark]
     left = points[len(there) :]
@@ -201,9 +208,9 @@ def _add(
         raise ApiProblem(409, "not_allowed_in_state", text)
     beyond = len(points) if beyond_budget else 0
     _must_have_room(found, len(left), beyond)
-    numbers = there + _enqueue(parts, found, left, attributes)
+    numbers = there + _enqueue(app_state, found, left, attributes)
     told = f"Added {plural(len(points), 'trial')}"
-    _tell(parts, caller, job_id, numbers, told, beyond=beyond, undrained=beyond_budget, once=once)
+    _tell(app_state, caller, job_id, numbers, told, beyond=beyond, undrained=beyond_budget, once=once)
     return numbers
 
 
@@ -240,17 +247,19 @@ def _must_take_trials(job: Job) -> None:
         raise ApiProblem(409, "not_allowed_in_state", f"{job.id} is {job.state} and takes no trials: retry it first")
 
 
-def _enqueue(parts: AppState, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
+def _enqueue(
+    app_state: AppState, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]
+) -> list[int]:
     """Add trials to the study; gives their numbers.
 
     Before it is told: of trials that wait without an event nothing is lost, of an event without its trials all is.
     """
-    parts.studies.make(found.job.id, found.spec)
-    return parts.studies.enqueue(found.job.id, points, attributes)
+    app_state.studies.make(found.job.id, found.spec)
+    return app_state.studies.enqueue(found.job.id, points, attributes)
 
 
 def _tell(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     numbers: list[int],
@@ -277,20 +286,20 @@ def _tell(
         said = f"{message}: {', '.join(map(str, numbers))}."
         _go_on_or_note(session, job, job.state == State.SUCCEEDED, f"{said} {told}." if told else said, caller.owner)
 
-    changed(parts, caller, job_id, change, trials=numbers)
+    change_job(app_state, caller, job_id, change, trials=numbers)
 
 
-def _views(parts: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
-    found = Search.load(parts, caller, job_id)
-    return found.views(parts, caller, [found.trial(number) for number in numbers])
+def _views(app_state: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
+    found = Search.load(app_state, caller, job_id)
+    return found.views(app_state, caller, [found.trial(number) for number in numbers])
 
 
 # --- one trial --------------------------------------------------------------------------------------------------------
 
 
-def stop_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
+def stop_trial(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """Let a running trial end at its next step with what it has reached; asked again, nothing changes."""
-    found, trial = _controlled(parts, caller, job_id, number)
+    found, trial = _controlled(app_state, caller, job_id, number)
 
     def change(session: Session, job: Job) -> None:
         if made.state_of(trial) is not TrialState.RUNNING:
@@ -303,30 +312,30 @@ def stop_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> Tri
             values = {"stopped_trials": [*stopped, number]}
             edit(session, job, values, f"Trial {number} was told to stop.", caller.owner)
 
-    changed(parts, caller, job_id, change, trial=number)
-    return _views(parts, caller, job_id, [number])[0]
+    change_job(app_state, caller, job_id, change, trial=number)
+    return _views(app_state, caller, job_id, [number])[0]
 
 
-def retry_trial(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
+def retry_trial(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
     """A new trial with the values and the seed of a failed one, beyond the budget, or the one that is under way."""
-    found, trial = _controlled(parts, caller, job_id, number)
+    found, trial = _controlled(app_state, caller, job_id, number)
     if made.state_of(trial) is not TrialState.FAILED:
         raise _refused_trial(found, number, "tried again: that is for trials that have failed")
     if made.infeasible(trial):
         raise _refused_trial(found, number, "tried again: its values are no spec, and would be none again")
     for other in found.trials:
         if other.user_attrs.get(names.TRIAL_RETRY_OF) == number and not made.state_of(other).ended:
-            return _views(parts, caller, job_id, [other.number])[0]
+            return _views(app_state, caller, job_id, [other.number])[0]
     _must_take_trials(found.job)
     kept = {name: trial.user_attrs[name] for name in KEPT if name in trial.user_attrs}
-    (new,) = _enqueue(parts, found, [dict(trial.params)], kept | {names.TRIAL_RETRY_OF: number})
-    _tell(parts, caller, job_id, [new], f"Trial {number} is tried again", undrained=True)
-    return _views(parts, caller, job_id, [new])[0]
+    (new,) = _enqueue(app_state, found, [dict(trial.params)], kept | {names.TRIAL_RETRY_OF: number})
+    _tell(app_state, caller, job_id, [new], f"Trial {number} is tried again", undrained=True)
+    return _views(app_state, caller, job_id, [new])[0]
 
 
-def _controlled(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
+def _controlled(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
     """A trial of a search that the caller may change; raises the API's 403 and 404."""
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     caller.must_control(found.job.owner)
     return found, found.trial(number)
 
@@ -336,18 +345,18 @@ def _refused_trial(found: Search, number: int, why: str) -> ApiProblem:
     return ApiProblem(409, "not_allowed_in_state", f"trial {number} of {found.job.id} is {state} and cannot be {why}")
 
 
-def promote(parts: AppState, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
+def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
     """The job that a trial becomes; False where the same promotion has made it before."""
     caller.must_be(Role.SUBMITTER)
-    found = Search.load(parts, caller, job_id)
+    found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
     wanted = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
-    with parts.database.session() as session:
-        search = repository.search(session, parts.kinds, job_id, caller)
-        job, new = promote_trial(session, parts.settings, search, trial, wanted, caller.owner)
+    with app_state.database.session() as session:
+        search = repository.search(session, app_state.kinds, job_id, caller)
+        job, new = promote_trial(session, app_state.settings, search, trial, wanted, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)
         promoted = view(job)
     if new:
-        parts.wake.set()
+        app_state.wake.set()
     return promoted, new

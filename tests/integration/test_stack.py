@@ -22,8 +22,10 @@ from live import make_spec, wait_state
 from local_stack import Stack, rcmae, running_stack
 from postgres_server import PASSWORD
 
+from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import HOST, PARTS, Folder, works
+from service.embedded.folder import PARTS, Folder
+from service.embedded.parts import works
 from service.jobs.schemas import State
 
 LIMIT_S = 120.0

@@ -23,7 +23,7 @@ PAGE: Final = 50
 def show(page: PageDep) -> Response:
     """Nodes with what is used of them, running jobs, and the queue; what waits is told without Ray too."""
     found, trouble = page.attempt(lambda: service.show(page.parts, page.caller))
-    waiting = Filters(state=(State.QUEUED, State.RECOVERING), seen_by=page.caller)
+    waiting = Filters(state=(State.QUEUED, State.RECOVERING), visible_to=page.caller)
     return page.render(
         "cluster/show.html",
         cluster=found,

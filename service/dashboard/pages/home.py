@@ -26,7 +26,7 @@ BEST: Final = 6
 
 
 def _jobs(page: Page, *states: State, limit: int = SHOWN, after: datetime | None = None) -> list[JobView]:
-    filters = Filters(state=states, seen_by=page.caller, created_after=after)
+    filters = Filters(state=states, visible_to=page.caller, created_after=after)
     return reading.listing(page.parts, filters, limit, None).items
 
 

@@ -69,7 +69,7 @@ def listing(
 ) -> Response:
     """All jobs that one sees, the newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), kind, owner or None, labels, name_contains or None, seen_by=page.caller)
+    filters = Filters(state or (), kind, owner or None, labels, name_contains or None, visible_to=page.caller)
     found = reading.listing(page.parts, filters, PAGE, cursor)
     filtered = bool(state or kind or owner or label or name_contains)
     context: dict[str, Any] = {"states": list(State), "chosen": state or [], "kinds": list(Kind), "kind": kind}

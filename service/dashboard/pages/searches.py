@@ -26,7 +26,7 @@ from service.searches.schemas import Difference, SearchView, TrialDetail, TrialS
 from trainer.protocol import names
 from trainer.spec import metric_keys
 from trainer.spec.job import Kind
-from trainer.spec.search import CategoricalParameter
+from trainer.spec.space import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 environment.globals["colour"] = made.colour
@@ -63,7 +63,7 @@ def listing(
 ) -> Response:
     """All searches that one sees, the newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, seen_by=page.caller)
+    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, visible_to=page.caller)
     found = jobs.listing(page.parts, filters, PAGE, cursor)
     filtered = bool(state or owner or label or name_contains)
     return page.render("searches/list.html", found=found, states=list(State), chosen=state or [], filtered=filtered)

@@ -68,7 +68,7 @@ def _first_search() -> dict[str, Any]:
 def _of(page: Page, job_id: str, kind: Kind) -> dict[str, Any]:
     """What somebody meant by a job of theirs; raises the API's errors."""
     with page.parts.database.read() as session:
-        job = repository.seen(session, job_id, page.caller)
+        job = repository.visible_job(session, job_id, page.caller)
     if job.kind != kind:
         raise ApiProblem(409, "not_for_this_kind", f"{job_id} is a {job.kind} job: choose one of kind {kind}")
     return pruned(kind, job.spec)

@@ -173,7 +173,7 @@ def test_an_outcome_that_cannot_be_read_ends_the_attempt(world, content):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (world.state(job_id), attempt.state, attempt.reason) == ("recovering", "failed", "storage_error")
-    assert f"attempts/1/outcome.json holds {len(content)} bytes that are no outcome" in attempt.message
+    assert f"attempts/1/outcome.json holds {len(content)} bytes that are not an outcome" in attempt.message
     assert job_of(world.database, job_id).failures == 1
 
 
@@ -183,7 +183,7 @@ def test_an_attempt_without_an_outcome_shows_the_end_of_rays_log(world):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (attempt.state, attempt.reason) == ("lost", "worker_failed")
-    assert f"Its log ends: log of {job_id}-a1" in attempt.message
+    assert f"Its log ends with: log of {job_id}-a1" in attempt.message
 
 
 def test_a_recovering_job_says_what_it_waits_for_and_keeps_its_reason(world):
@@ -328,6 +328,28 @@ def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):
     assert world.state(job_id) == "cancelled"
 
 
+def test_no_attempt_starts_whose_files_lie_outside_the_artifact_root(world, tmp_path):
+    """As in a copy of a state folder, where MLflow's records lead to the original's files."""
+    original = tmp_path / "original"
+    original.mkdir()
+    recovering = world.running()
+    world.end_attempt(recovering, Outcome(state="failed", reason=Reason.WORKER_FAILED))
+    world.rounds()
+    with world.database.session() as session:
+        repository.get(session, recovering).artifact_uri = str(original / "run" / "artifacts")
+    world.due(recovering)
+    world.rounds()
+    world.mlflow.root = original
+    new = world.add()
+    world.rounds()
+    for job_id in (recovering, new):
+        job = job_of(world.database, job_id)
+        assert (job.state, job.reason) == ("failed", "storage_error")
+        assert f"lie in {original}" in job.message
+        assert "outside the artifact root" in job.message
+    assert len(world.ray.requests) == 1
+
+
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)
@@ -368,7 +390,7 @@ def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
-    assert "showed no life for too long" in job.message
+    assert "sent no heartbeat for too long" in job.message
     assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
 
 

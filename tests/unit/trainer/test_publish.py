@@ -1,10 +1,13 @@
 """A version's folder, made of a kept checkpoint and its run: files, tags, the card and its snippets."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import re
 import shutil
+from collections.abc import Callable
+from importlib.metadata import version as version_of
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
 
+import trainer
 from trainer.attempt import worker, workers
 from trainer.attempt.commands import CommandListener
 from trainer.errors import SpecRefused, StorageError
@@ -172,7 +176,29 @@ def test_its_tags_tell_where_it_comes_from(trained, version):
 
 
 def test_the_code_version_is_the_package_s_and_the_source_s():
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\+[0-9a-f]{12}", code_version())
+    assert re.fullmatch(re.escape(version_of("rcmae")) + r"\+[0-9a-f]{12}", code_version())
+
+
+def test_the_code_version_tells_any_change_of_the_source_and_nothing_else(tmp_path):
+    def installed(folder: str, change: Callable[[Path], object] = lambda _: None) -> str:
+        """The code version of a trainer installed elsewhere, changed before it was started."""
+        copied = shutil.copytree(Path(trainer.__path__[0]), tmp_path / folder / "trainer")
+        change(copied)
+        found = importlib.util.spec_from_file_location(f"version_{folder}", copied / "export/version.py")
+        module = importlib.util.module_from_spec(found)
+        found.loader.exec_module(module)
+        return module.code_version()
+
+    assert installed("elsewhere") == code_version()
+    assert installed("not_source", lambda copied: (copied / "README.md").write_text("Read me.")) == code_version()
+    others = {
+        installed("changed", lambda copied: (copied / "data/sampler.py").open("a").write("# another line\n")),
+        installed("renamed", lambda copied: (copied / "data/scan.py").rename(copied / "data/scanning.py")),
+        installed("moved", lambda copied: (copied / "data/scan.py").rename(copied / "scan.py")),
+        installed("added", lambda copied: (copied / "data/empty.py").touch()),
+        installed("removed", lambda copied: (copied / "data/scan.py").unlink()),
+    }
+    assert len(others | {code_version()}) == 6
 
 
 # --- an earlier checkpoint -------------------------------------------------------------------------------------------
@@ -351,7 +377,7 @@ def test_a_card_leaves_out_what_there_is_not(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
     assert front_matter(card)["license"] == "unknown"
-    assert "None was said" in card
+    assert "No licence was given" in card
     for absent in ("## Curves", "## Evaluation", "## Reconstructions\n\nOf"):
         assert absent not in card
 

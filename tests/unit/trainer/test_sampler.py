@@ -21,6 +21,16 @@ def test_an_epoch_visits_every_sample_once(seed, epoch, n):
     np.testing.assert_array_equal(order, permutation(seed, epoch, n))
 
 
+def test_a_run_that_goes_on_under_a_later_version_sees_the_samples_it_would_have_seen():
+    """A job paused before an upgrade resumes with the same order, crops and masks: these were written down once."""
+    assert permutation(7, 3, 10).tolist() == [6, 1, 0, 4, 2, 3, 9, 8, 7, 5]
+    assert permutation(2**32 - 1, 5000, 10).tolist() == [8, 6, 7, 4, 0, 1, 2, 3, 5, 9]
+    bits = [9144484447640142146, 9864292736405974103, 17013905254877808129]
+    assert hash64(7, 5, np.array([0, 1, 10**9]), sampler.FLIP).tolist() == bits
+    assert uniform(7, 3, np.arange(2), sampler.CROP_AREA).tolist() == [0.9099798692561226, 0.22456784944344743]
+    assert mask_orders(7, 3, np.array([0, 1]), 9).tolist() == [[0, 2, 1, 7, 3, 6, 8, 5, 4], [3, 7, 8, 1, 2, 5, 6, 0, 4]]
+
+
 def test_epochs_and_seeds_have_orders_of_their_own():
     orders = {tuple(permutation(seed, epoch, 50)) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
