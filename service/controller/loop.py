@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_store import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
+from service.adapters.storage import OutsideRoot
 from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
 from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
 from service.controller.dependencies import Away
@@ -146,8 +147,12 @@ class Reconciler:
     def _outcome(self, artifact_uri: str, attempt: int) -> Outcome | None:
         """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
         name = names.outcome_file(attempt)
-        with self._needs.storage.asked():
-            data = self._context.app.artifacts.read(artifact_uri, name)
+        try:
+            with self._needs.storage.asked():
+                data = self._context.app.artifacts.read(artifact_uri, name)
+        except OutsideRoot as error:
+            text = f"{error}, {self._context.app.artifacts.root}, so {name} cannot be read."
+            return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
         if data is None:
             return None
         try:
