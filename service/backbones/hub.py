@@ -143,7 +143,7 @@ def resolve(
     repo: str,
     revision: str,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
@@ -151,16 +151,16 @@ def resolve(
 
     Where the service is set so, it is sent on to a signed link into S3.
     """
-    found = _repository(parts, org, repo, revision)
+    found = _repository(state, org, repo, revision)
     commit = {COMMIT_HEADER: found.content.commit}
     stored_at = found.files.get(path)
     if stored_at is None:
         text = f"there is no file {path!r} in {found.id} at {revision}"
         raise ApiProblem(404, "entry_not_found", text, headers=commit)
-    file = registry.stored(parts, found.version, stored_at, found.content.listed)
+    file = registry.stored(state, found.version, stored_at, found.content.listed)
     digest = found.content.sums[stored_at]
     etag = f'"{digest}"'
-    link = None if not_modified(request, etag) else service.link(parts, file)
+    link = None if not_modified(request, etag) else service.link(state, file)
     if link:
         # Clients send their token to no other host than this; size and sum of the file are told here, to HEAD too.
         linked = {"Location": link, "X-Linked-Size": str(file.size), "X-Linked-Etag": etag, "ETag": etag}
@@ -169,9 +169,9 @@ def resolve(
 
 
 @router.get("/api/models/{org}/{repo}")
-def model(org: str, repo: str, parts: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
+def model(org: str, repo: str, state: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
     """A repository as `main` has it."""
-    return _model(_repository(parts, org, repo, MAIN))
+    return _model(_repository(state, org, repo, MAIN))
 
 
 @router.get("/api/models/{org}/{repo}/revision/{revision}")
@@ -179,11 +179,11 @@ def model_at(
     org: str,
     repo: str,
     revision: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
 ) -> HubModelView:
     """A repository at a revision."""
-    return _model(_repository(parts, org, repo, revision))
+    return _model(_repository(state, org, repo, revision))
 
 
 @router.get("/api/models/{org}/{repo}/tree/{revision}")
@@ -191,12 +191,12 @@ def tree(
     org: str,
     repo: str,
     revision: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
     """The files of a repository, all on one page."""
-    return _tree(_repository(parts, org, repo, revision), "", recursive)
+    return _tree(_repository(state, org, repo, revision), "", recursive)
 
 
 @router.get("/api/models/{org}/{repo}/tree/{revision}/{path:path}")
@@ -205,12 +205,12 @@ def tree_below(
     repo: str,
     revision: str,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
     """The files of a folder in a repository."""
-    found = _repository(parts, org, repo, revision)
+    found = _repository(state, org, repo, revision)
     entries = _tree(found, path.strip("/"), recursive)
     if not entries:
         text = f"there is no folder {path!r} in {found.id} at {revision}"
@@ -240,19 +240,19 @@ def _tree(found: Repository, below: str, recursive: bool) -> list[HubEntryView]:
     return list(entries.values())
 
 
-def _repository(parts: AppState, org: str, repo: str, revision: str) -> Repository:
+def _repository(state: AppState, org: str, repo: str, revision: str) -> Repository:
     """Raises the API's 404 where there is no such repository, or no such revision of it."""
     name, folder = repo, formats.BACKBONE_HF
     for ending, place in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
             name, folder = repo.removesuffix(ending), place
-    versions = registry.served(parts, name) if org == formats.HUB_ORGANISATION else []
+    versions = registry.served(state, name) if org == formats.HUB_ORGANISATION else []
     if not versions:
         raise not_found("repo", f"{org}/{repo}")
-    found = _at(parts, versions, revision)
+    found = _at(state, versions, revision)
     if found:
         version, content = found
-        sizes = dict(parts.artifacts.files(version.folder))
+        sizes = dict(state.artifacts.files(version.folder))
         made = Repository(f"{org}/{repo}", version, folder, content, sizes)
         if any(path.startswith(f"{folder}/") for path in made.files.values()):
             return made
@@ -262,25 +262,25 @@ def _repository(parts: AppState, org: str, repo: str, revision: str) -> Reposito
     raise ApiProblem(404, "revision_not_found", f"{text} and commits")
 
 
-def _at(parts: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
+def _at(state: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
     """The version that a revision means, with what it consists of."""
     if COMMIT.fullmatch(revision):
-        return _at_commit(parts, versions, revision)
+        return _at_commit(state, versions, revision)
     number: int | None = None
     if revision.startswith("v") and revision[1:].isascii() and revision[1:].isdecimal() and len(revision) < 12:
         number = int(revision[1:])
     else:
-        aliases = registry.aliases_of(parts, versions)
+        aliases = registry.aliases_of(state, versions)
         number = registry.main_of(versions, aliases).number if revision == MAIN else aliases.get(revision)
     version = next((version for version in versions if version.number == number), None)
-    return (version, registry.content(parts, version)) if version else None
+    return (version, registry.content(state, version)) if version else None
 
 
-def _at_commit(parts: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
+def _at_commit(state: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
     """The newest version of exactly these files; each version's checksums are read once in a process for it."""
     known = [version for version in versions if COMMITS.get(version.folder) == commit]
     for version in known + [version for version in reversed(versions) if version.folder not in COMMITS]:
-        content = registry.content(parts, version)
+        content = registry.content(state, version)
         if len(COMMITS) >= COMMITS_KEPT:
             COMMITS.clear()
         COMMITS[version.folder] = content.commit

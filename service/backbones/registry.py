@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from service.adapters.mlflow_store import MlflowUnreachable, Version
+from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_registry import Version
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones import repository
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
@@ -101,12 +102,12 @@ def asking_mlflow() -> Iterator[None]:
         raise unavailable("MLflow", error) from error
 
 
-def served(parts: AppState, name: str | None = None) -> list[Served]:
+def served(state: AppState, name: str | None = None) -> list[Served]:
     """Every version that is served, or those of one backbone, by name and number."""
     with asking_mlflow():
-        registered = parts.mlflow.all_versions() if name is None else parts.mlflow.versions(name)
+        registered = state.mlflow.all_versions() if name is None else state.mlflow.versions(name)
     ids = [version.tags[names.TAG_JOB] for version in registered if names.TAG_JOB in version.tags]
-    with parts.database.read() as session:
+    with state.database.read() as session:
         jobs = job_repository.jobs_by_id(session, ids)
         hidden = {(row.name, row.version) for row in repository.deleted(session)}
     found = []
@@ -115,8 +116,8 @@ def served(parts: AppState, name: str | None = None) -> list[Served]:
         if job is None or job.spec.get("register_as") != version.name or (version.name, version.version) in hidden:
             continue
         with asking_mlflow():
-            folder = parts.mlflow.folder(version)
-        if folder is not None and parts.artifacts.holds(folder):
+            folder = state.mlflow.folder(version)
+        if folder is not None and state.artifacts.holds(folder):
             found.append(Served(version, folder, job.owner, _trained_by(job), job.dataset_uri))
     return found
 
@@ -126,17 +127,17 @@ def _trained_by(job: Job) -> str:
     return str(job.spec.get("job") or job.id)
 
 
-def aliases_of(parts: AppState, versions: Sequence[Served]) -> dict[str, int]:
+def aliases_of(state: AppState, versions: Sequence[Served]) -> dict[str, int]:
     """The aliases of one backbone that stand for versions which are served."""
     with asking_mlflow():
-        found = parts.mlflow.aliases(versions[0].name) if versions else {}
+        found = state.mlflow.aliases(versions[0].name) if versions else {}
     return _among(found, versions)
 
 
-def all_aliases(parts: AppState, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
+def all_aliases(state: AppState, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
     """The same of several backbones at once."""
     with asking_mlflow():
-        found = parts.mlflow.all_aliases() if by_name else {}
+        found = state.mlflow.all_aliases() if by_name else {}
     return {name: _among(found.get(name, {}), versions) for name, versions in by_name.items()}
 
 
@@ -151,16 +152,16 @@ def main_of(versions: Sequence[Served], aliases: Mapping[str, int]) -> Served:
     return by_number.get(aliases.get(CHAMPION, 0)) or by_number[max(by_number)]
 
 
-def find(parts: AppState, name: str, reference: str) -> Served:
+def find(state: AppState, name: str, reference: str) -> Served:
     """The version that a number, `latest`, `main` or an alias stands for; raises the API's 404."""
-    versions = served(parts, name)
+    versions = served(state, name)
     number: int | None = None
     if reference.isascii() and reference.isdecimal():
         number = int(reference) if len(reference) <= len(str(LARGEST)) else None
     elif versions and reference == LATEST:
         number = versions[-1].number
     elif versions:
-        aliases = aliases_of(parts, versions)
+        aliases = aliases_of(state, versions)
         number = main_of(versions, aliases).number if reference == MAIN else aliases.get(reference)
     found = next((version for version in versions if version.number == number), None)
     if found is None:
@@ -188,19 +189,19 @@ class Content:
         return self.sums | ({names.BACKBONE_SUMS: hashlib.sha256(self.data).hexdigest()} if self.data else {})
 
 
-def content(parts: AppState, version: Served) -> Content:
+def content(state: AppState, version: Served) -> Content:
     """Empty where the version has no checksums."""
     try:
-        data = parts.artifacts.read(version.folder, names.BACKBONE_SUMS) or b""
+        data = state.artifacts.read(version.folder, names.BACKBONE_SUMS) or b""
     except OutsideRoot as error:
         raise not_found("version", f"{version.name}:{version.number}") from error
     lines = (SUMS_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines())
     return Content({line[2]: line[1] for line in lines if line}, data)
 
 
-def stored(parts: AppState, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:
+def stored(state: AppState, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:
     """A file of a version; only those that its checksums name are served. Raises the API's 404."""
-    found = parts.artifacts.file(version.folder, path) if path in listed else None
+    found = state.artifacts.file(version.folder, path) if path in listed else None
     if found is None:
         raise not_found("file", path)
     return found

@@ -32,7 +32,7 @@ SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 
 @router.get("")
 def listing(
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="that registered it, or that trained it")] = None,
@@ -54,46 +54,46 @@ def listing(
 ) -> Page[BackboneView]:
     """Registered backbones: those with a version that fits all filters, and of each the versions that fit."""
     filters = Filters(name_contains, job, dataset, method, network, format, alias)
-    return service.listing(parts, filters, sort, limit, cursor)
+    return service.listing(state, filters, sort, limit, cursor)
 
 
 @router.get("/{name}")
-def show(name: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+def show(name: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
     """One backbone with its aliases and versions, and what is known of each."""
-    return service.show(parts, name)
+    return service.show(state, name)
 
 
 @router.put("/{name}/aliases/{alias}")
-def set_alias(name: str, alias: str, body: AliasBody, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
+def set_alias(name: str, alias: str, body: AliasBody, state: StateDep, caller: CallerDep) -> BackboneDetailView:
     """Let an alias stand for a version, whatever it stood for before. `champion` is what `main` means from then on."""
-    return service.set_alias(parts, caller, name, alias, body.version)
+    return service.set_alias(state, caller, name, alias, body.version)
 
 
 @router.delete("/{name}/aliases/{alias}")
-def delete_alias(name: str, alias: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
+def delete_alias(name: str, alias: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:
     """Remove an alias; the version that it stood for stays."""
-    return service.delete_alias(parts, caller, name, alias)
+    return service.delete_alias(state, caller, name, alias)
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, parts: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, state: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
     """One version with its files."""
-    return service.show_version(parts, name, version)
+    return service.show_version(state, name, version)
 
 
 @router.delete("/{name}/versions/{version}")
 def delete_version(
     name: str,
     version: Number,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,
     preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
 ) -> VersionDeletionView:
     """Delete a version with its files; answers what goes. One that an alias stands for is kept: 409."""
     if preview:
-        caller.only_asks()
-        return service.deletion(parts, caller, name, version)
-    return service.delete_version(parts, caller, name, version)
+        caller.changes_nothing()
+        return service.deletion(state, caller, name, version)
+    return service.delete_version(state, caller, name, version)
 
 
 @router.get("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
@@ -102,7 +102,7 @@ def file(
     name: str,
     version: Reference,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
@@ -111,10 +111,10 @@ def file(
     Where the service is set so, GET is sent on to a signed link into S3; but for the card and its pictures, which pages
     show that take nothing from elsewhere.
     """
-    found, digest = service.file(parts, name, version, path)
+    found, digest = service.file(state, name, version, path)
     etag = f'"{digest}"'
     wanted = request.method == "GET" and not not_modified(request, etag) and not registry.of_the_card(path)
-    link = service.link(parts, found) if wanted else None
+    link = service.link(state, found) if wanted else None
     if link:
         return Response(status_code=302, headers={"Location": link, "ETag": etag, "Cache-Control": "no-store"})
     return file_response(request, found, etag)
@@ -125,12 +125,12 @@ def file(
 def archive(
     name: str,
     version: Reference,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
     format: Annotated[BackboneFormat | None, Query(description="only this one; else all")] = None,  # noqa: A002
 ) -> Response:
     """All of a version, or one format with the card and the checksums, as one tar; `Range` is understood."""
-    made, title, identity = service.archive(parts, name, version, format)
+    made, title, identity = service.archive(state, name, version, format)
     attached = {"Content-Disposition": f'attachment; filename="{title}"'}
     return file_response(request, made, f'"{identity}"', "application/x-tar", attached)

@@ -62,12 +62,12 @@ class Filters:
         return all(value is None or value in found for value, found in wanted)
 
 
-def listing(parts: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
+def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
     """Backbones with the versions that fit, by name, by time or by a result of evaluation; those without it last."""
     by_name: dict[str, list[Served]] = {}
-    for version in registry.served(parts):
+    for version in registry.served(state):
         by_name.setdefault(version.name, []).append(version)
-    aliases = registry.all_aliases(parts, by_name)
+    aliases = registry.all_aliases(state, by_name)
     fitting = {
         name: [version for version in versions if filters.fits(version, aliases[name])]
         for name, versions in by_name.items()
@@ -106,20 +106,20 @@ def _of(aliases: dict[str, int], versions: list[Served]) -> dict[str, int]:
     return {alias: number for alias, number in aliases.items() if number in numbers}
 
 
-def show(parts: AppState, name: str) -> BackboneDetailView:
+def show(state: AppState, name: str) -> BackboneDetailView:
     """One backbone with all of its versions, the newest first."""
-    versions = registry.served(parts, name)
+    versions = registry.served(state, name)
     if not versions:
         raise not_found("backbone", name)
-    aliases = registry.aliases_of(parts, versions)
+    aliases = registry.aliases_of(state, versions)
     details = [version.summary(aliases) for version in reversed(versions)]
     return BackboneDetailView(**vars(registry.backbone(versions, aliases)), details=details)
 
 
-def show_version(parts: AppState, name: str, reference: str) -> VersionView:
-    version = registry.find(parts, name, reference)
-    content, sizes = registry.content(parts, version), dict(parts.artifacts.files(version.folder))
-    summary = version.summary(registry.aliases_of(parts, [version]))
+def show_version(state: AppState, name: str, reference: str) -> VersionView:
+    version = registry.find(state, name, reference)
+    content, sizes = registry.content(state, version), dict(state.artifacts.files(version.folder))
+    summary = version.summary(registry.aliases_of(state, [version]))
     listed = {path: digest for path, digest in content.listed.items() if path in sizes}
     return VersionView(
         **vars(summary) | {"formats": registry.formats_in(listed)},
@@ -136,30 +136,30 @@ def show_version(parts: AppState, name: str, reference: str) -> VersionView:
     )
 
 
-def file(parts: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
+def file(state: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256; only its checksums and files that they name are served."""
-    version = registry.find(parts, name, reference)
-    listed = registry.content(parts, version).listed
-    return registry.stored(parts, version, path, listed), listed[path]
+    version = registry.find(state, name, reference)
+    listed = registry.content(state, version).listed
+    return registry.stored(state, version, path, listed), listed[path]
 
 
-def link(parts: AppState, found: StoredFile) -> str | None:
+def link(state: AppState, found: StoredFile) -> str | None:
     """Where the file can be had without this service, if that is wanted and can be."""
-    settings = parts.settings
-    return parts.artifacts.link(found, settings.presigned_s) if settings.presigned_downloads else None
+    settings = state.settings
+    return state.artifacts.link(found, settings.presigned_s) if settings.presigned_downloads else None
 
 
-def archive(parts: AppState, name: str, reference: str, form: BackboneFormat | None) -> tuple[Archive, str, str]:
+def archive(state: AppState, name: str, reference: str, form: BackboneFormat | None) -> tuple[Archive, str, str]:
     """All of a version, or one format with the card and the checksums, as a tar; its name, and what it is known by."""
-    version = registry.find(parts, name, reference)
-    content = registry.content(parts, version)
+    version = registry.find(state, name, reference)
+    content = registry.content(state, version)
     formats = registry.formats_in(content.listed)
     if form and form not in formats:
         there = f"it has {', '.join(formats)}" if formats else "it has none"
         raise ApiProblem(404, "format_not_found", f"{name}:{version.number} has no format {form!r}; {there}")
     wanted = [path for path in content.listed if form is None or _comes_with(form, path)]
     top = f"{name}-v{version.number}"
-    members = [(f"{top}/{path}", registry.stored(parts, version, path, content.listed)) for path in sorted(wanted)]
+    members = [(f"{top}/{path}", registry.stored(state, version, path, content.listed)) for path in sorted(wanted)]
     made = Archive(members, version.version.created_at)
     identity = hashlib.sha256(f"{content.commit} {top} {form} {made.size}".encode()).hexdigest()
     return made, f"{top}-{form}.tar" if form else f"{top}.tar", identity
@@ -172,65 +172,65 @@ def _comes_with(form: BackboneFormat, path: str) -> bool:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def set_alias(parts: AppState, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
+def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
     """Let an alias stand for a version; raises 403 where either that or what it stood for is somebody else's."""
     _check_alias(alias)
-    versions = _versions(parts, name)
+    versions = _versions(state, name)
     wanted = versions.get(number)
     if wanted is None:
         raise not_found("version", f"{name}:{number}")
-    before = versions.get(registry.aliases_of(parts, list(versions.values())).get(alias, 0))
+    before = versions.get(registry.aliases_of(state, list(versions.values())).get(alias, 0))
     for version in filter(None, (wanted, before)):
         caller.must_control(version.owner)
     with registry.asking_mlflow():
-        parts.mlflow.set_alias(name, alias, number)
-    if number not in _versions(parts, name):  # somebody deleted it meanwhile, and did not see the alias
+        state.mlflow.set_alias(name, alias, number)
+    if number not in _versions(state, name):  # somebody deleted it meanwhile, and did not see the alias
         with registry.asking_mlflow():
-            parts.mlflow.delete_alias(name, alias)
+            state.mlflow.delete_alias(name, alias)
         raise not_found("version", f"{name}:{number}")
-    with parts.database.session() as session:
+    with state.database.session() as session:
         caller.record(session, name, alias=alias, version=number, before=before.number if before else None)
-    return show(parts, name)
+    return show(state, name)
 
 
-def delete_alias(parts: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
+def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
     """The versions stay as they are."""
-    versions = _versions(parts, name)
-    number = registry.aliases_of(parts, list(versions.values())).get(alias)
+    versions = _versions(state, name)
+    number = registry.aliases_of(state, list(versions.values())).get(alias)
     if number is None:
         raise not_found("alias", f"{name}@{alias}")
     caller.must_control(versions[number].owner)
     with registry.asking_mlflow():
-        parts.mlflow.delete_alias(name, alias)
-    with parts.database.session() as session:
+        state.mlflow.delete_alias(name, alias)
+    with state.database.session() as session:
         caller.record(session, name, alias=alias, version=number)
-    return show(parts, name)
+    return show(state, name)
 
 
-def deletion(parts: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
+def deletion(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """What would go with a version."""
-    return _deletion(parts, caller, registry.find(parts, name, str(number)))
+    return _deletion(state, caller, registry.find(state, name, str(number)))
 
 
-def delete_version(parts: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
+def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """Hide a version at once, for the controller to remove; raises 409 while an alias stands for it.
 
     One that gets an alias in that very moment is kept by the controller, and is there again.
     """
-    version = registry.find(parts, name, str(number))
-    going = _deletion(parts, caller, version)
+    version = registry.find(state, name, str(number))
+    going = _deletion(state, caller, version)
     _must_have_no_alias(version, going.aliases)
-    with parts.database.session() as session:
+    with state.database.session() as session:
         repository.hide(session, name, number, version.job_id, version.version.source, version.folder)
         caller.record(session, name, version=number, job=version.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=version.job_id, actor=caller.owner)
-    parts.wake.set()
+    state.wake.set()
     return going
 
 
-def _deletion(parts: AppState, caller: Caller, version: Served) -> VersionDeletionView:
+def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     caller.must_control(version.owner)
-    files = parts.artifacts.files(version.folder)
+    files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
         version=version.number,
@@ -238,7 +238,7 @@ def _deletion(parts: AppState, caller: Caller, version: Served) -> VersionDeleti
         artifact_uri=version.folder,
         files=len(files),
         bytes=sum(size for _, size in files),
-        aliases=sorted(alias for alias, of in _aliases(parts, version.name).items() if of == version.number),
+        aliases=sorted(alias for alias, of in _aliases(state, version.name).items() if of == version.number),
     )
 
 
@@ -252,14 +252,14 @@ def _must_have_no_alias(version: Served, aliases: list[str]) -> None:
         raise ApiProblem(409, "version_has_alias", text)
 
 
-def _aliases(parts: AppState, name: str) -> dict[str, int]:
+def _aliases(state: AppState, name: str) -> dict[str, int]:
     with registry.asking_mlflow():
-        return parts.mlflow.aliases(name)
+        return state.mlflow.aliases(name)
 
 
-def _versions(parts: AppState, name: str) -> dict[int, Served]:
+def _versions(state: AppState, name: str) -> dict[int, Served]:
     """By number; raises the API's 404 where there is none."""
-    found = registry.served(parts, name)
+    found = registry.served(state, name)
     if not found:
         raise not_found("backbone", name)
     return {version.number: version for version in found}

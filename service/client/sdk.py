@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Unpack
 
 import httpx
 
@@ -21,6 +21,7 @@ from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
 from service.client.backbone_calls import BackboneCalls
 from service.client.download import Progress, fetch_file
 from service.client.errors import Patience, patiently
+from service.client.log_query import LogQuery, log_params
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
 from service.client.transport import given
@@ -227,25 +228,13 @@ class Client(BackboneCalls, SearchCalls):
         """The checkpoints that a next attempt could go on from, newest first."""
         return list(self._pages(Page[CheckpointView], f"/v1/jobs/{job_id}/checkpoints", {}))
 
-    def logs(
-        self,
-        job_id: str,
-        *,
-        attempt: int | None = None,
-        source: str | None = None,
-        level: Level | None = None,
-        search: str | None = None,
-        tail: int | None = None,
-        cursor: str | None = None,
-        limit: int = 500,
-    ) -> LogPage:
-        """Log lines from ``cursor`` on, or without one from the beginning, or the last ``tail``.
+    def logs(self, job_id: str, **query: Unpack[LogQuery]) -> LogPage:
+        """A page of log lines; `LogQuery` says which lines can be asked for.
 
-        Of at least ``level``, and with the text ``search`` in them. While the page's ``more`` is true there is more to
-        read at once; ask with its ``next_cursor``, later also for what has come since.
+        While the page's ``more`` is true there is more to read at once. Ask with its ``next_cursor`` as ``cursor``,
+        later also for lines that have been written since.
         """
-        params = {"attempt": attempt, "source": source, "level": level, "search": search, "tail": tail}
-        return self._get(LogPage, f"/v1/jobs/{job_id}/logs", params | {"cursor": cursor, "limit": limit})
+        return self._get(LogPage, f"/v1/jobs/{job_id}/logs", log_params(query))
 
     def download_log(self, job_id: str, attempt: int, source: str, out: Path, progress: Progress | None = None) -> int:
         """One log as the new file ``out``, a JSON object a line, as it is now; gives its bytes.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
+from service.client.log_query import LogQuery, log_params
 from service.client.transport import Transport, given
 from service.http.schemas import Page
-from service.jobs.schemas import ImageView, JobView, Level, LogPage, MetricsView
+from service.jobs.schemas import ImageView, JobView, LogPage, MetricsView
 from service.searches.schemas import PlotName, PlotView, SearchView, TrialDetail, TrialPage, TrialState, TrialView
 
 
@@ -106,22 +107,9 @@ class SearchCalls(Transport):
         """All trials as a table in CSV, a line each below its head."""
         return self._send("GET", f"/v1/searches/{search_id}/trials.csv", retried=True).text
 
-    def trial_logs(
-        self,
-        search_id: str,
-        number: int,
-        *,
-        attempt: int | None = None,
-        source: str | None = None,
-        level: Level | None = None,
-        search: str | None = None,
-        tail: int | None = None,
-        cursor: str | None = None,
-        limit: int = 500,
-    ) -> LogPage:
-        """A trial's log lines; as `logs`. ``attempt`` is one of the search's."""
-        params = {"attempt": attempt, "source": source, "level": level, "search": search, "tail": tail}
-        return self._get(LogPage, f"{_trial(search_id, number)}/logs", params | {"cursor": cursor, "limit": limit})
+    def trial_logs(self, search_id: str, number: int, **query: Unpack[LogQuery]) -> LogPage:
+        """A page of a trial's log lines, as `logs`. ``attempt`` is one of the search's."""
+        return self._get(LogPage, f"{_trial(search_id, number)}/logs", log_params(query))
 
     def trial_metrics(
         self, search_id: str, number: int, keys: Sequence[str] = (), *, points: int | None = None

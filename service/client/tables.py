@@ -42,9 +42,12 @@ def when(moment: datetime) -> str:
 
 
 def duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """Two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
+    left = max(0, round(seconds))
+    for unit, smaller, length, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if left >= length:
+            return f"{left // length} {unit} {left % length // part:02} {smaller}"
+    return f"{left} s"
 
 
 def size(count: float) -> str:

@@ -12,8 +12,9 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.db.tables import Job
 from service.settings import Settings
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
-from trainer.spec.plan import ClusterShape, Schedule
+from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class JobKind(ABC, Generic[Spec]):
 
     name: ClassVar[Kind]
     has_trials: ClassVar[bool] = False
-    """Whether it appears under `/v1/searches`, and whether `stop` applies to it."""
+    """Whether it appears under `/v1/searches`."""
+    stop_refused: ClassVar[str | None] = "it has no trials to finish: pause or cancel it"
+    """Why `stop` does not apply, and what to do instead; None where it applies."""
     from_scratch_refused: ClassVar[str | None] = None
     """Why a retry cannot start from scratch; None where it can."""
 
@@ -47,7 +50,7 @@ class JobKind(ABC, Generic[Spec]):
         """
 
     @abstractmethod
-    def check_again(self, settings: Settings, spec: Spec) -> None:
+    def recheck(self, settings: Settings, spec: Spec) -> None:
         """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed."""
 
     @abstractmethod
@@ -73,6 +76,10 @@ class JobKind(ABC, Generic[Spec]):
     @abstractmethod
     def registers_as(self, spec: Spec) -> str | None:
         """Name of the backbone that a job registers its versions under; None where it registers none."""
+
+    def source_job(self, job: Job) -> str | None:  # noqa: ARG002
+        """Id of the other job that trained what this job registers; None where it trains itself."""
+        return None
 
     def other_folders(self, job: Job, mlflow: MlflowStore) -> Sequence[str]:  # noqa: ARG002
         """Artifact folders to delete with a job, besides its own folder and those of its versions."""

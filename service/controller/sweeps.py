@@ -1,4 +1,4 @@
-"""What is left behind and removed once it is old enough: each sweep with its age limit and a line in the log."""
+"""Removes what attempts and jobs leave behind, once it is old enough, and logs each removal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from service.adapters.mlflow_store import OpenRun
+from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
-from service.controller.context import ControllerContext, guarded
-from service.controller.dependencies import Away
+from service.controller.context import ControllerContext, isolated_job
+from service.controller.dependencies import Unavailable
 from service.controller.lease import LeaseLost
 from service.db.database import DatabaseUnreachable
 from service.db.tables import Attempt, Job, now
@@ -21,12 +21,12 @@ from trainer.protocol import names
 
 log = structlog.get_logger()
 
-AT_ONCE = 100
-"""Attempts looked through in one sweep: the others wait for the next one."""
+ATTEMPTS = 100
+"""Attempts checked by one sweep, at most: the others wait for the next one."""
 
 
 class Sweeps:
-    """All sweeps; one that cannot be made now is made later."""
+    """All sweeps. One that fails is repeated next time."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context = context
@@ -37,67 +37,67 @@ class Sweeps:
         for sweep in sweeps:
             try:
                 sweep()
-            except Away as error:
+            except Unavailable as error:
                 log.debug("sweep_waits", sweep=sweep.__name__, detail=str(error))
             except (DatabaseUnreachable, LeaseLost):
                 raise
-            except Exception:  # logged; the other sweeps are made, and this one again next time
+            except Exception:  # logged; the other sweeps run, and this one is repeated next time
                 log.exception("sweep_failed", sweep=sweep.__name__)
 
     def ray_records(self) -> None:
-        """Ray keeps the record of every job for ever, and lists them all each time it is asked."""
-        with self._context.needs.ray.asked():
+        """Delete old records of Ray, which keeps one of every job and lists them all in each answer."""
+        with self._context.dependencies.ray.call():
             records = self._context.app.ray.submissions()
         limit = self._before(self._context.app.settings.ray_records_kept_s)
         old = {i: r for i, r in records.items() if r.state.ended and r.ended_at and r.ended_at < limit}
         with self._context.app.database.read() as session:
             ours = repository.ended_submissions(session, list(old))
         for identity in ours:
-            with self._context.needs.ray.asked():
+            with self._context.dependencies.ray.call():
                 self._context.app.ray.delete(identity)
             log.info("swept_ray_record", submission_id=identity, ended_at=str(old[identity].ended_at))
 
     def unfinished_checkpoints(self) -> None:
-        """A killed attempt leaves the checkpoint that it was storing: a folder without a manifest."""
+        """Delete folders without a manifest: checkpoints that killed attempts were writing."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.app.database.read() as session:
-            attempts = repository.unswept(session, limit, AT_ONCE)
+            attempts = repository.unswept(session, limit, ATTEMPTS)
         for job, attempt in attempts:
-            with guarded(job):
+            with isolated_job(job):
                 self._remove_unfinished(job, attempt)
                 with self._context.write() as session:
-                    found = session.get(Attempt, (job.id, attempt.number))
-                    if found:
-                        found.swept_at = now()
+                    row = session.get(Attempt, (job.id, attempt.number))
+                    if row:
+                        row.swept_at = now()
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
         for folder in self._context.kinds[job.kind].checkpoint_folders(self._context, job, attempt):
             try:
                 self._remove_without_manifest(folder, job_id=job.id, attempt=attempt.number)
-            except OutsideRoot as error:  # of an artifact root of before: not ours to remove
+            except OutsideRoot as error:  # in a former artifact root: not ours to remove
                 log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
 
     def _remove_without_manifest(self, folder: str, **ids: object) -> None:
         artifacts = self._context.app.artifacts
-        with self._context.needs.storage.asked():
+        with self._context.dependencies.storage.call():
             for name in artifacts.folders(folder):
                 if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
                     artifacts.delete(f"{folder}/{name}")
                     log.info("swept_unfinished_checkpoint", folder=name, **ids)
 
     def open_runs(self) -> None:
-        """Runs that MLflow shows as running while their job, or their trial's search, has ended or is no more."""
+        """Close runs that MLflow shows as running although their job, or their trial's search, has ended or is gone."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
-        with self._context.needs.mlflow.asked():
+        with self._context.dependencies.mlflow.call():
             runs = self._context.app.mlflow.open_runs()
         for run in runs:
-            # An attempt that starts meanwhile opens its run after this look, or is seen by it.
-            with self._context.opening_runs, self._context.needs.mlflow.asked():
+            # An attempt that starts meanwhile opens its run after this, or its job is seen here.
+            with self._context.opening_runs, self._context.dependencies.mlflow.call():
                 with self._context.app.database.read() as session:
                     job = session.get(Job, run.job_id)
-                if not _left_open(run, job, limit):
+                if not _is_stale(run, job, limit):
                     continue
-                # Whatever became of its search: a trial that had ended would have closed its run.
+                # A trial that had ended would have closed its run, whatever the state of its search.
                 status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
                 self._context.app.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)
@@ -106,7 +106,7 @@ class Sweeps:
         return now() - timedelta(seconds=seconds)
 
 
-def _left_open(run: OpenRun, job: Job | None, limit: datetime) -> bool:
+def _is_stale(run: OpenRun, job: Job | None, limit: datetime) -> bool:
     if job is None:
         return run.started_at < limit
     return State(job.state).terminal and job.ended_at is not None and job.ended_at < limit

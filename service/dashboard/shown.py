@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from service.client.tables import duration as elapsed
 from service.client.tables import number as significant
 from service.client.tables import size
 from service.db.tables import now
@@ -31,14 +32,7 @@ def full(value: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
-    if seconds is None:
-        return NOTHING
-    left = max(0, round(seconds))
-    for unit, smaller, length, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
-        if left >= length:
-            return f"{left // length} {unit} {left % length // part:02} {smaller}"
-    return f"{left} s"
+    return NOTHING if seconds is None else elapsed(seconds)
 
 
 def ago(moment: datetime) -> str:

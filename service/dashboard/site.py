@@ -76,7 +76,7 @@ class Page:
 
     def controls(self, owner: str) -> bool:
         """Whether this caller may change what somebody owns."""
-        return self.caller.role >= self.caller.controls_from(owner)
+        return self.caller.role >= self.caller.role_to_control(owner)
 
     def offered(self, job: JobView) -> set[str]:
         """What this caller may do with a job, as its state allows."""

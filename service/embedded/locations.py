@@ -103,6 +103,6 @@ def redacted_database_url(folder: Folder) -> str:
     recorded = folder.load().database_url
     if recorded is None:
         return folder.database_url
-    from service.db.engines import parse_database_url, shown  # noqa: PLC0415
+    from service.db.engines import masked_url, parse_database_url  # noqa: PLC0415
 
-    return shown(parse_database_url(recorded))
+    return masked_url(parse_database_url(recorded))

@@ -1,8 +1,9 @@
-"""What goes with a job that is deleted."""
+"""What deleting a job removes."""
 
 from __future__ import annotations
 
-from service.adapters.mlflow_store import MlflowStore, Version
+from service.adapters.mlflow_registry import Version
+from service.adapters.mlflow_store import MlflowStore
 from service.adapters.storage import Artifacts, OutsideRoot
 from service.context.app_state import AppState
 from service.context.kind import Kinds
@@ -12,7 +13,7 @@ from trainer.spec.job import parse_spec
 
 
 def preview(app_state: AppState, job: Job) -> Deletion:
-    """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
+    """What deleting a job would remove; raises `MlflowUnreachable` and `StorageUnreachable`."""
     mlflow = app_state.mlflow
     versions = versions_of(app_state.kinds, job, mlflow)
     folders = [
@@ -32,7 +33,7 @@ def preview(app_state: AppState, job: Job) -> Deletion:
 
 
 def versions_of(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Version]:
-    """The versions that a job registered."""
+    """The versions that a job registered, as MLflow lists them."""
     name = kinds[job.kind].registers_as(parse_spec(job.spec))
     return mlflow.versions_of_job(name, job.id) if name else []
 
@@ -40,5 +41,5 @@ def versions_of(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Version]:
 def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:
     try:
         return artifacts.files(folder)
-    except OutsideRoot:  # of an artifact root of before, or registered by somebody else: not ours to remove
+    except OutsideRoot:  # in a former artifact root, or registered by another program: not ours to remove
         return []

@@ -1,4 +1,4 @@
-"""What is read of jobs: each a question to the database, and some to the storage, which no transaction waits for."""
+"""Read requests for jobs. The storage is read outside of any transaction."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from trainer.protocol import names
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
-    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.SHOWN}
+    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.VIEW_COLUMNS}
     return _view(fields | {"spec": job.run_spec})
 
 
 def _view(fields: Mapping[str, Any]) -> JobView:
-    """From what a list has of a job."""
+    """A view from the fields that a list reads."""
     search = fields["search_id"]
     origin = PromotedFrom(search=search, trial=fields["trial"]) if search else None
     return JobView.model_validate({**fields, "promoted_from": origin})
@@ -100,22 +100,22 @@ def images(app_state: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
     with app_state.database.read() as session:
         job = repository.visible_job(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
-    return pictures(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
+    return image_views(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
 def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
     with app_state.database.read() as session:
         job = repository.visible_job(session, job_id, caller)
-    return picture(app_state.artifacts, job.artifact_uri, name)
+    return image_bytes(app_state.artifacts, job.artifact_uri, name)
 
 
-def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: int | None) -> Page[ImageView]:
-    """A run's pictures by step; ``place`` is where the API has them. None where it has no artifact folder yet.
+def image_views(artifacts: Artifacts, folder: str | None, resource: str, per_epoch: int | None) -> Page[ImageView]:
+    """A run's images by step; empty where it has no artifact folder yet.
 
-    ``per_epoch`` are its steps in an epoch, where that is known.
+    ``resource`` is the path of the API's resource that they belong to; ``per_epoch`` the steps per epoch, if known.
     """
-    found = artifacts.sizes(folder, names.IMAGES) if folder else {}
-    pngs = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
+    sizes = artifacts.sizes(folder, names.IMAGES) if folder else {}
+    pngs = [name for name in sorted(sizes) if name.startswith("reconstruction_") and name.endswith(".png")]
     steps = [int(name.removeprefix("reconstruction_").removesuffix(".png")) for name in pngs]
     return Page[ImageView](
         items=[
@@ -123,15 +123,15 @@ def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: in
                 step=step,
                 epoch=step / per_epoch if per_epoch else None,
                 name=name,
-                url=f"{place}/images/{quote(name)}",
+                url=f"{resource}/images/{quote(name)}",
             )
             for step, name in zip(steps, pngs, strict=True)
         ]
     )
 
 
-def picture(artifacts: Artifacts, folder: str | None, name: str) -> bytes:
-    """A picture's bytes: they are small. Raises the API's 404."""
+def image_bytes(artifacts: Artifacts, folder: str | None, name: str) -> bytes:
+    """The bytes of one image; raises the API's 404."""
     data = artifacts.read(folder, f"{names.IMAGES}/{name}") if folder and name.endswith(".png") else None
     if data is None:
         raise not_found("image", name)

@@ -15,7 +15,7 @@ from service.db.tables import Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom
-from service.jobs.submission import check_places, insert, kept_key, schedule
+from service.jobs.submission import check_dataset_roots, insert, schedule, stored_key
 from service.searches.trials import point_of, spec_of
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
@@ -31,13 +31,13 @@ def promote_trial(
     Raises the API's 409 for a trial whose values are no spec, or not all known yet, and `SpecError` at
     `overrides.<path>` for what cannot be trained.
     """
-    key = kept_key(f"promotion:{_digest(search, trial, promote)}")
+    key = stored_key(f"promotion:{_digest(search, trial, promote)}")
     earlier = repository.by_idempotency_key(session, owner, key)
     if earlier:
         return earlier, False
     spec = _promoted(search, trial, promote)
     try:
-        check_places(settings, spec)
+        check_dataset_roots(settings, spec)
         schedule(session, spec)
     except SpecError as error:
         raise _at_overrides(error, promote) from error

@@ -39,7 +39,8 @@ from service.searches.schemas import (
 )
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.search import CategoricalParameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter
 
 NEWEST_FIRST: Final = "-number"
 OF_PARAMETER: Final = "param:"
@@ -350,12 +351,12 @@ def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Pag
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
-    return reading.pictures(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
+    return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
 def image(app_state: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
     _, folder, _ = _run(app_state, caller, job_id, number)
-    return reading.picture(app_state.artifacts, folder, name)
+    return reading.image_bytes(app_state.artifacts, folder, name)
 
 
 def curves(

@@ -22,8 +22,8 @@ from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
 from service.jobs.schemas import JobView, State
-from service.jobs.service import changed
-from service.jobs.submission import kept_key
+from service.jobs.service import change_job
+from service.jobs.submission import stored_key
 from service.searches import reading, repository
 from service.searches import trials as made
 from service.searches.promotion import promote_trial
@@ -31,8 +31,10 @@ from service.searches.reading import Search
 from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
 from trainer.protocol import names
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.plan import ClusterShape, plural, resolve
-from trainer.spec.search import Point, PromoteSpec, SearchSpec, parse_point
+from trainer.spec.cluster import ClusterShape, plural
+from trainer.spec.plan import resolve
+from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
+from trainer.spec.space import Point
 
 OVER: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)
 """States in which a search takes no trials: it has to be retried first."""
@@ -68,7 +70,7 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: SearchPatch) -
             job.draining = False
         _go_on_or_note(session, job, again, f"{told}." if told else "", caller.owner)
 
-    changed(app_state, caller, job_id, change, **wanted)
+    change_job(app_state, caller, job_id, change, **wanted)
     return reading.show(app_state, caller, job_id)
 
 
@@ -144,7 +146,7 @@ def add_points(
     caller.must_control(found.job.owner)
     points = [found.spec.stored(point) for point in _parsed(found.spec, body)]
     digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True))
-    once = Once(job_id, caller.owner, kept_key(key), digest) if key else None
+    once = Once(job_id, caller.owner, stored_key(key), digest) if key else None
     numbers = _begun(app_state, once) if once else None
     new = numbers is None
     if numbers is None:
@@ -284,7 +286,7 @@ def _tell(
         said = f"{message}: {', '.join(map(str, numbers))}."
         _go_on_or_note(session, job, job.state == State.SUCCEEDED, f"{said} {told}." if told else said, caller.owner)
 
-    changed(app_state, caller, job_id, change, trials=numbers)
+    change_job(app_state, caller, job_id, change, trials=numbers)
 
 
 def _views(app_state: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
@@ -310,7 +312,7 @@ def stop_trial(app_state: AppState, caller: Caller, job_id: str, number: int) ->
             values = {"stopped_trials": [*stopped, number]}
             edit(session, job, values, f"Trial {number} was told to stop.", caller.owner)
 
-    changed(app_state, caller, job_id, change, trial=number)
+    change_job(app_state, caller, job_id, change, trial=number)
     return _views(app_state, caller, job_id, [number])[0]
 
 

@@ -21,7 +21,8 @@ from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
 from trainer.spec.pretrain import PretrainSpec
-from trainer.spec.search import Point, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import Point
 
 STATES: Final = {
     StudyState.WAITING: TrialState.WAITING,

@@ -32,8 +32,9 @@ from service.client.server import HOST
 from service.embedded import parts, processes
 from service.jobs.schemas import JobView, State
 from trainer.spec import metric_keys
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.plan import resolve
 
 BARE = Path(__file__).with_name("bare.py")
 LIMIT_S = 180

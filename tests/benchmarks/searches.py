@@ -51,7 +51,8 @@ from service.embedded import parts
 from service.jobs.schemas import State
 from service.searches.schemas import PlotName
 from service.settings import Settings
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
 from trainer.spec.search import SearchSpec
 
 TOKEN = "benchmark-token-0123456789"

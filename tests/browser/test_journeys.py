@@ -39,7 +39,7 @@ def test_log_in_and_out(browser: Browser, stack: Stack) -> None:
     page.goto(f"{stack.url}/jobs?state=failed")
     page.get_by_label("Your token").fill("not-a-token-of-this-service")
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_text("this token is not known here")).to_be_visible()
+    expect(page.get_by_text("this service does not know the token")).to_be_visible()
     page.get_by_label("Your token").fill(stack.token)
     page.keyboard.press("Enter")
     expect(page).to_have_url(f"{stack.url}/jobs?state=failed")

@@ -26,7 +26,7 @@ from service.searches.schemas import Difference, SearchView, TrialDetail, TrialS
 from trainer.protocol import names
 from trainer.spec import metric_keys
 from trainer.spec.job import Kind
-from trainer.spec.search import CategoricalParameter
+from trainer.spec.space import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 environment.globals["colour"] = made.colour

@@ -50,14 +50,14 @@ class World:
     def rounds(self, count: int = 1) -> None:
         """Rounds, each with the removals after it, far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
-            for need in vars(self.context.needs).values():
+            for need in vars(self.context.dependencies).values():
                 need._next = 0.0
             self.reconciler.round()
             self.reconciler.removals.run()
 
     def sweep(self) -> None:
         """Make each sweep once, whatever was away before."""
-        for need in vars(self.context.needs).values():
+        for need in vars(self.context.dependencies).values():
             need._next = 0.0
         self.reconciler.sweeps.run()
 
@@ -75,7 +75,7 @@ class World:
         with self.database.session() as session:
             attempt = session.get(Attempt, (job_id, number))
             attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
-        self.context.needs.mlflow._since = time.monotonic() - mlflow_up
+        self.context.dependencies.mlflow._since = time.monotonic() - mlflow_up
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

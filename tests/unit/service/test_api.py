@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, post, problem, spec_with
 
-from service.adapters.mlflow_store import MetricPoint
+from service.adapters.mlflow_runs import MetricPoint
 from service.jobs import reading
 from trainer.spec.dataset import DIGITS_IMAGES
 from trainer.spec.plan import HELD_OUT_SHARE
@@ -51,6 +51,16 @@ def test_the_same_key_with_the_same_spec_is_the_same_job(clients):
     assert clients.bob.post("/v1/jobs", json=SPEC, headers=key).status_code == 201, "a key is its owner's"
     assert clients.alice.post("/v1/jobs", json=SPEC).status_code == 201
     problem(clients.alice.post("/v1/jobs", json=SPEC, headers={"Idempotency-Key": "k" * 201}), 422, "parameter_invalid")
+
+
+def test_a_deleted_job_s_key_is_free_again(api):
+    key = {"Idempotency-Key": "nightly-1"}
+    first = api.post("/v1/jobs", json=SPEC, headers=key).json()["id"]
+    api.post(f"/v1/jobs/{first}/cancel").raise_for_status()
+    api.delete(f"/v1/jobs/{first}").raise_for_status()
+    again = api.post("/v1/jobs", json=spec_with(seed=1), headers=key)
+    assert again.status_code == 201
+    assert again.json()["id"] != first
 
 
 def test_an_unknown_field_is_refused_with_its_place_and_the_nearest_name(api):

@@ -431,11 +431,11 @@ def test_a_reader_sees_one_state_and_changes_nothing(server_url):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("", "not a database's URL"),
-        ("rcmae.db", "not a database's URL"),
+        ("", "not a database URL"),
+        ("rcmae.db", "not a database URL"),
         ("mysql://rcmae:hidden@host/name", "begins with mysql://"),
         ("postgresql+asyncpg://rcmae:hidden@host/name", r"begins with postgresql\+asyncpg://"),
-        ("postgresql://rcmae:hidden@host:port/name", "not a database's URL"),
+        ("postgresql://rcmae:hidden@host:port/name", "not a database URL"),
         ("postgresql://rcmae:hidden@host", "names no database"),
         ("sqlite://", "names no database"),
         ("sqlite:///:memory:", "names no database"),

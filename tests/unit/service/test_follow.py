@@ -247,7 +247,7 @@ def test_following_survives_a_restart_and_tells_how_it_ended(server, tmp_path, c
     assert run("submit", str(tmp_path / "spec.yaml"), "--follow", "--json") == status
     shown, told = capsys.readouterr()
     assert json.loads(shown)["state"] == last
-    assert "epoch 3.5/10  loss 0.9123  321 images/s  data wait 4%  ETA 1:15" in told
+    assert "epoch 3.5/10  loss 0.9123  321 images/s  data wait 4%  ETA 1 m 15 s" in told
     assert told.count("It trains.") == told.count("That is all.") == 1
     assert told.count("waiting for the service") == told.count("the service is back") == 1
     assert [asked.headers.get("last-event-id") for asked in server.asked[1:]] == [None, "2", "2", "2", "2", "4"]

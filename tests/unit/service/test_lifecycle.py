@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime
 
 import pytest
 from service_fakes import add_job, events_of, job_of
@@ -85,6 +86,26 @@ def test_training_begins_once_and_a_retried_job_has_not_ended(database):
     assert job_of(database, job_id).ended_at is not None
     go(State.QUEUED)
     assert job_of(database, job_id).ended_at is None
+
+
+def test_a_job_that_waits_again_has_waited_since_then(database):
+    """Who has waited longest starts first: a job that is resumed, retried or recovers goes behind those before it."""
+    long_ago = datetime(2025, 6, 1, tzinfo=UTC)
+    job_id = add_job(database, "starting", waiting_since=long_ago)
+
+    def waiting_since_after(state: State) -> datetime:
+        with database.session() as session:
+            transition(session, repository.get(session, job_id), state, None, "", "controller")
+        return job_of(database, job_id).waiting_since
+
+    assert waiting_since_after(State.RUNNING) == long_ago
+    recovering = waiting_since_after(State.RECOVERING)
+    assert recovering > long_ago
+    assert [waiting_since_after(state) for state in (State.PAUSING, State.PAUSED)] == [recovering] * 2
+    resumed = waiting_since_after(State.QUEUED)
+    assert resumed > recovering
+    assert waiting_since_after(State.CANCELLED) == resumed
+    assert waiting_since_after(State.QUEUED) > resumed
 
 
 def test_a_note_is_written_once_until_it_changes(database: Database):

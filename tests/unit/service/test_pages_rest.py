@@ -19,7 +19,7 @@ from service.auth.caller import Role, ensure_token, sha256
 from service.auth.sessions import CSRF_HEADER
 from service.db.database import Database
 from service.db.tables import Attempt, Token, now
-from trainer.spec.plan import NodeShape
+from trainer.spec.cluster import NodeShape
 
 CARD = """---
 license: apache-2.0

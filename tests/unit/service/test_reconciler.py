@@ -174,7 +174,7 @@ def test_an_outcome_that_cannot_be_read_ends_the_attempt(world, content):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (world.state(job_id), attempt.state, attempt.reason) == ("recovering", "failed", "storage_error")
-    assert f"attempts/1/outcome.json holds {len(content)} bytes that are no outcome" in attempt.message
+    assert f"attempts/1/outcome.json holds {len(content)} bytes that are not an outcome" in attempt.message
     assert job_of(world.database, job_id).failures == 1
 
 
@@ -184,7 +184,7 @@ def test_an_attempt_without_an_outcome_shows_the_end_of_rays_log(world):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (attempt.state, attempt.reason) == ("lost", "worker_failed")
-    assert f"Its log ends: log of {job_id}-a1" in attempt.message
+    assert f"Its log ends with: log of {job_id}-a1" in attempt.message
 
 
 def test_a_recovering_job_says_what_it_waits_for_and_keeps_its_reason(world):
@@ -405,7 +405,7 @@ def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
-    assert "showed no life for too long" in job.message
+    assert "sent no heartbeat for too long" in job.message
     assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
 
 

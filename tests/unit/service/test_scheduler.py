@@ -18,12 +18,13 @@ from service.db.tables import Attempt
 from service.jobs import repository
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
 from trainer.protocol.outcome import Reason
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape
+from trainer.spec.plan import gang
 from trainer.spec.pretrain import PretrainSpec
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 LIMITS = Limits(running_per_user=None, passing_s=1800.0)
-BEHIND = "Waits behind large: it has waited for 30 minutes or more, and nothing that would delay it starts before it."
+BEHIND = "Waits behind large, which has waited for 30 minutes or more: no job that would delay it may start before it."
 NEVER = "Cannot start on this cluster"
 ADVICE = "lower resources.workers or resources.cpus_per_worker, or add nodes."
 
@@ -195,13 +196,13 @@ def test_who_starts(shape, taken, jobs, start):
             cluster((4, 0), (4, 0)),
             [Gang(1, 2)],
             [waiting("a", 3, workers=2)],
-            "Waits for resources: needs 2 workers of 3 CPUs each; 1 fits on the nodes as they are.",
+            "Waits for resources: needs 2 workers of 3 CPUs each; 1 fits on the nodes now.",
         ),
         (
             cluster((4, 0), (4, 0)),
             [Gang(1, 2), Gang(1, 2)],
             [waiting("a", 3)],
-            "Waits for resources: needs 1 worker of 3 CPUs; none fits on the nodes as they are.",
+            "Waits for resources: needs 1 worker of 3 CPUs; none fits on the nodes now.",
         ),
         (
             cluster((4, 0)),

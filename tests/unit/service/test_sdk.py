@@ -270,6 +270,12 @@ def test_jobs_goes_through_the_pages_with_the_filters(server, client):
         assert "owner" not in asked.query
 
 
+def test_a_misspelt_filter_of_log_lines_is_refused(server, client):
+    with pytest.raises(TypeError, match="by levle"):
+        client.logs("job-1", levle="error")
+    assert server.asked == []
+
+
 def test_wait_returns_the_ended_job_and_gives_up_in_time(server, client):
     server.on("GET", "/v1/jobs/job-1", Answer(200, job("running")), Answer(200, job("failed")))
     assert client.wait("job-1", poll_s=0.01).state is State.FAILED

@@ -14,7 +14,7 @@ from service_fakes import FakeMlflow, events_of, job_of, problem
 from sqlalchemy import select
 from verb_table import STATES
 
-from service.adapters.mlflow_store import MetricPoint
+from service.adapters.mlflow_runs import MetricPoint
 from service.adapters.studies import Studies, StudiesUnreachable
 from service.db.tables import Addition, Audit, now
 from trainer.protocol import names

@@ -56,10 +56,10 @@ def test_a_valid_token_begins_a_session(browsers):
 @pytest.mark.parametrize(
     ("token", "told"),
     [
-        ("a-token-that-nobody-has", "not known"),
+        ("a-token-that-nobody-has", "does not know"),
         ("", "enter your token"),
         (token_of("alice"), "was revoked"),
-        (token_of("operator"), "ended at"),
+        (token_of("operator"), "expired at"),
     ],
 )
 def test_a_token_that_is_none_begins_no_session(browsers, database, token, told):

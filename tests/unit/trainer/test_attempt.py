@@ -221,7 +221,7 @@ def lines_of(store: Store) -> list[LogLine]:
 def test_the_first_line_says_whose_the_others_are(store, writer):
     writer.flush()
     (line,) = store.read(f"{FOLDER}/rank-1.0001.jsonl").splitlines()
-    assert LogLine.model_validate_json(line).message == "Attempt 2 of job-1 begins, asked for by request request-7"
+    assert LogLine.model_validate_json(line).message == "Attempt 2 of job-1 begins, submitted by request request-7"
 
 
 def test_on_standard_error_every_line_says_whose_it_is(store, capsys):

@@ -1,6 +1,7 @@
 """How the step runs on a worker: compiled or as written, and how many images at once."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from loops import launch, make_spec, run_loop, weights
 from torch._dynamo.utils import counters
 
 from trainer.errors import SpecRefused
+from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec.plan import Schedule
 from trainer.training import execution
@@ -69,6 +71,113 @@ def test_without_a_compiler_auto_trains_as_written_and_true_is_refused(caplog, m
     assert "no C++ compiler" in said
     with pytest.raises(SpecRefused, match=r"optimization\.compile: is true, and this node has no C\+\+ compiler"):
         decided(caplog, make_spec(optimization={"compile": True}), 10)
+
+
+def apart(spec, micro_batch: int = 8) -> Learner:
+    """A learner whose teacher is no longer its student, at weights that hide no mistake."""
+    learner = learner_of(spec, compiled=False, micro_batch=micro_batch)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in (*learner.student.parameters(), *learner.teacher.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return learner
+
+
+def by_the_paper(learner: Learner, spec, images, orders) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reconstruction and consistency of images as the paper has them, patch by patch."""
+    method = spec.method
+    patches = patchify((images / 255 - 0.5) / 0.25, spec.model.patch_size)
+    patches = torch.take_along_dim(patches, orders[..., None], 1)
+    visible = round(orders.shape[1] * (1 - method.mask_ratio))
+    wanted = patches[:, visible:]
+    if method.norm_pix_loss:
+        wanted = (wanted - wanted.mean(-1, keepdim=True)) / (wanted.var(-1, keepdim=True) + 1e-6).sqrt()
+    said, expected = (network(patches[:, :visible], orders) for network in (learner.student, learner.teacher))
+    return (said - wanted).square().mean(), (said - expected.detach()).square().mean()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{}, {"norm_pix_loss": False}, {"mask_ratio": 0.5}, {"consistency_weight": 0.3}, {"consistency_weight": 0.0}],
+)
+def test_a_step_goes_down_the_gradient_of_both_losses(method):
+    spec = make_spec(model=SMALLEST, method=method, optimization={"precision": "fp32"})
+    learner, twin = apart(spec), apart(spec)
+    ((images, orders),) = batches(spec, 1, 8)
+    reconstruction, consistency = by_the_paper(twin, spec, images, orders)
+    total = reconstruction + spec.method.consistency_weight * consistency
+    total.backward()
+    losses, norm = learner.step(images, orders, 1e-3, 0.75, measured=True)
+    torch.testing.assert_close(losses, torch.stack([total, reconstruction, consistency]).detach())
+    assert not losses.requires_grad
+    gradients = [parameter.grad for parameter in twin.student.parameters()]
+    for parameter, gradient in zip(learner.student.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(norm, torch.cat([gradient.flatten() for gradient in gradients]).norm())
+    # AdamW's first step at this rate, then the teacher's towards where it led
+    for group in twin.optimizer.param_groups:
+        group["lr"] = 1e-3
+    twin.optimizer.step()
+    for mine, other in zip(learner.student.parameters(), twin.student.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, atol=2e-5, rtol=0)
+    before = apart(spec).teacher.parameters()
+    for mine, old, student in zip(learner.teacher.parameters(), before, learner.student.parameters(), strict=True):
+        torch.testing.assert_close(mine, 0.75 * old + 0.25 * student)
+        assert mine.grad is None
+
+
+def test_a_batch_in_parts_has_the_losses_and_the_gradient_of_the_whole():
+    spec = make_spec(model=SMALLEST, optimization={"precision": "fp32"})
+    whole, parts = apart(spec, micro_batch=12), apart(spec, micro_batch=4)
+    for images, orders in batches(spec, 2, 12):  # the second one starts from no gradient again
+        expected, _ = whole.step(images, orders, 0.0, 1.0, measured=False)
+        found, _ = parts.step(images, orders, 0.0, 1.0, measured=False)
+        torch.testing.assert_close(found, expected)
+        for mine, other in zip(parts.student.parameters(), whole.student.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_gradients_are_clipped_to_the_norm_that_the_spec_names():
+    spec = make_spec(model=SMALLEST, optimization={"precision": "fp32"})
+    ((images, orders),) = batches(spec, 1, 8)
+
+    def norms(clip: float | None, measured: bool) -> tuple[float | None, float]:
+        """What a step tells, and what its update was made of."""
+        learner = replace(apart(spec), clip_grad_norm=clip)
+        _, told = learner.step(images, orders, 1e-3, 0.9, measured)
+        taken = torch.cat([parameter.grad.flatten() for parameter in learner.student.parameters()]).norm()
+        return None if told is None else told.item(), taken.item()
+
+    told, whole = norms(None, measured=True)
+    assert told == pytest.approx(whole)
+    assert norms(None, measured=False) == (None, pytest.approx(whole))
+    for measured in (True, False):  # a clipped step's norm is known: it is told as it was before
+        assert norms(whole / 4, measured) == pytest.approx((whole, whole / 4), rel=1e-4)
+        assert norms(whole * 4, measured) == pytest.approx((whole, whole), rel=1e-4)
+
+
+def test_a_step_in_bf16_is_the_same_step_less_exact():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        spec = make_spec(model=SMALLEST, optimization={"precision": precision})
+        ((images, orders),) = batches(spec, 1, 8)
+        learner = apart(spec)
+        losses[precision], _ = learner.step(images, orders, 1e-3, 0.9, measured=False)
+        assert {parameter.dtype for parameter in learner.student.parameters()} == {torch.float32}
+    torch.testing.assert_close(losses["bf16"], losses["fp32"], atol=0, rtol=0.02)
+    assert not torch.equal(losses["bf16"], losses["fp32"])
+
+
+def test_mae_has_no_teacher_to_agree_with():
+    spec = make_spec(model=SMALLEST, method={"name": "mae"}, optimization={"precision": "fp32"})
+    student = apart(make_spec(model=SMALLEST)).student
+    objective = Objective(spec.method, student, None, (0.5,), (0.25,), bf16=False)
+    learner = Learner(student, None, make_optimizer(student, spec.optimization), objective, 8, None)
+    ((images, orders),) = batches(spec, 1, 8)
+    reconstruction, _ = by_the_paper(apart(make_spec(model=SMALLEST)), spec, images, orders)
+    losses, _ = learner.step(images, orders, 1e-3, None, measured=False)
+    torch.testing.assert_close(losses, torch.stack([reconstruction, reconstruction, torch.tensor(0.0)]).detach())
+    assert losses[0] == losses[1]
 
 
 class Full(Objective):

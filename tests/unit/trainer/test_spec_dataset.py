@@ -3,7 +3,8 @@
 import pytest
 
 from trainer.spec.base import SpecError
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 
 
@@ -31,7 +32,7 @@ def test_buckets_files_and_patterns(uri, read):
         ({"uri": "s3://"}, "dataset.uri", "must name a bucket"),
         ({"uri": "s3:///folder"}, "dataset.uri", "must name a bucket"),
         ({"uri": "s3://key:secret@bucket/a"}, "dataset.uri", "no credentials"),
-        ({"uri": "s3://bucket:9000/a"}, "dataset.uri", "no credentials or ports"),
+        ({"uri": "s3://bucket:9000/a"}, "dataset.uri", "must not hold credentials or ports"),
         ({"uri": "/data/*/train.tar"}, "dataset.uri", "in the last part of the path only"),
         ({"uri": "s3://buck*/train.tar"}, "dataset.uri", "in the last part of the path only"),
         ({"uri": "/data\x00"}, "dataset.uri", "no zero byte"),

@@ -50,7 +50,7 @@ def test_what_a_killed_process_leaves_is_removed_and_what_a_living_one_holds_sta
     owner.join()
     sweep_temporary_folders()
     assert not folder.exists()
-    assert f"Removed {folder}, which a process left 120 minutes ago" in caplog.text
+    assert f"Removed {folder}, which a process left behind 120 minutes ago" in caplog.text
 
 
 def test_what_is_young_or_another_s_stays(place):

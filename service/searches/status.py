@@ -13,12 +13,12 @@ from service.jobs.progress import gpu_hours
 from service.jobs.schemas import Result, SearchProgress
 from service.searches import trials as made
 from service.searches.schemas import RepeatView
-from trainer.spec.plan import plural
+from trainer.spec.cluster import plural
 from trainer.spec.search import SearchSpec
 
 
 @dataclass(frozen=True)
-class Standing:
+class SearchStatus:
     """A search's trials as they are now."""
 
     spec: SearchSpec
