@@ -18,7 +18,8 @@ from service.jobs import reading as jobs
 from service.jobs import service as changing
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
-from service.searches import reading, trial_analysis
+from service.searches import analysis as trial_analysis
+from service.searches import reading
 from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
