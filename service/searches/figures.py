@@ -270,7 +270,9 @@ def _timeline(subject: FigureSubject) -> PlotlyFigure:
 
 def _pareto(subject: FigureSubject) -> PlotlyFigure:
     if len(subject.metrics) < 2:
-        raise NothingToShow(f"{subject.metric} is the only objective of this search, and a Pareto front needs several")
+        raise NothingToShow(
+            f"{subject.metric} is the only objective of this search, and a Pareto front needs several objectives"
+        )
     study = study_of(subject, subject.spec.objectives)
     traces, layout = traces_and_layout(visualization.plot_pareto_front(study, target_names=subject.metrics))
     for trace, name in zip(traces, ("beaten", "best"), strict=True):
