@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
+from service.adapters.storage import OutsideRoot
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
 from service.controller.decide import STEADY, Decision, Ended, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
@@ -148,8 +149,12 @@ class Reconciler:
     def _outcome(self, artifact_uri: str, attempt: int) -> Outcome | None:
         """The outcome that an attempt left, if any; an unreadable one counts as a failure of the storage."""
         name = names.outcome_file(attempt)
-        with self._dependencies.storage.call():
-            data = self._context.app.artifacts.read(artifact_uri, name)
+        try:
+            with self._dependencies.storage.call():
+                data = self._context.app.artifacts.read(artifact_uri, name)
+        except OutsideRoot as error:  # of a state folder that was copied or moved
+            text = f"{error}, {self._context.app.artifacts.root}, so {name} cannot be read."
+            return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
         if data is None:
             return None
         try:

@@ -113,7 +113,7 @@ def test_up_adopts_what_a_killed_supervisor_left(stack):
     until(lambda: not before.supervisor.alive and not before.parts["api"].alive)
     shown = stack.rcmae("status")
     assert shown.returncode == 1
-    assert "nobody watches them" in shown.stdout
+    assert "the supervisor has ended" in shown.stdout
     examined = stack.rcmae("doctor")
     assert examined.returncode == 1
     assert "rcmae up" in examined.stdout

@@ -18,8 +18,8 @@ from service.jobs import reading as jobs
 from service.jobs import service as changing
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
+from service.searches import analysis as trial_analysis
 from service.searches import reading
-from service.searches import trials as search_trials
 from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
@@ -29,7 +29,7 @@ from trainer.spec.job import Kind
 from trainer.spec.space import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
-environment.globals["colour"] = search_trials.colour
+environment.globals["colour"] = trial_analysis.colour
 
 Chosen = Annotated[int, Field(ge=0, le=LAST_TRIAL)]
 TABS: Final = ("overview", "trials", "analysis", "logs", "config")
@@ -201,7 +201,7 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
 
 def _best_of(found: Search, numbers: Sequence[int]) -> int | None:
     """The trial with the best first objective; None if none has a value."""
-    costs = {number: search_trials.costs(found.trial(number), found.spec) for number in numbers}
+    costs = {number: trial_analysis.costs(found.trial(number), found.spec) for number in numbers}
     known = {number: cost[0] for number, cost in costs.items() if cost}
     return min(known, key=lambda number: known[number]) if known else None
 
@@ -220,7 +220,7 @@ def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, 
             "id": number,
             "label": f"trial {number}",
             "url": f"/v1/searches/{search_id}/trials/{number}/metrics",
-            "colour": search_trials.colour(number),
+            "colour": trial_analysis.colour(number),
         }
         for number in numbers
     ]
@@ -249,7 +249,7 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
             "spec_yaml": to_yaml(detail.spec) if detail.spec else "",
             "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
             "figure": _comparison_figure(found, detail),
-            "repeats": [each.number for each in found.trials if search_trials.repeat_of(each) == number],
+            "repeats": [each.number for each in found.trials if trial_analysis.repeat_of(each) == number],
             "retries": [each.number for each in found.trials if each.user_attrs.get(names.TRIAL_RETRY_OF) == number],
             "pictures": pictures,
             "no_pictures": no_pictures,
@@ -308,7 +308,7 @@ def _comparison_figure(found: Search, detail: TrialDetail) -> dict[str, Any]:
             "x": [epoch for epoch, _ in own],
             "y": [value for _, value in own],
             "mode": "lines+markers",
-            "line": {"color": search_trials.colour(detail.number)},
+            "line": {"color": trial_analysis.colour(detail.number)},
         },
     ]
     layout: dict[str, Any] = {

@@ -88,6 +88,12 @@ def copy(original, tmp_path) -> Folder:
     return Folder.at(shutil.copytree(original.folder.path, tmp_path / "copy"))
 
 
+@pytest.fixture
+def starts_nothing(monkeypatch):
+    """Fails a test whose `up` is not refused, before it leaves a stack behind."""
+    monkeypatch.setattr(stack, "_start_supervisor", lambda *_: pytest.fail("a supervisor was started"))
+
+
 def ports(state: StackState) -> set[int]:
     """All but the API's: nothing listens there in these tests, so both stacks may have chosen the same."""
     return set(state.ports.model_dump(exclude={"api"}).values())
@@ -144,6 +150,7 @@ def test_a_copy_in_place_of_a_folder_that_is_gone_keeps_its_ports_and_no_process
     assert (state.parts, state.supervisor, state.temp_dir) == ({}, None, None)
 
 
+@pytest.mark.usefixtures("starts_nothing")
 @pytest.mark.parametrize(
     ("outside", "said"),
     [
@@ -167,6 +174,7 @@ def test_what_lies_outside_a_folder_is_not_shared_with_its_copy(tmp_path, outsid
     assert copy.load().model_dump(include=set(outside)) == outside
 
 
+@pytest.mark.usefixtures("starts_nothing")
 def test_a_copy_of_hard_links_is_refused(original, tmp_path):
     linked = Folder.at(shutil.copytree(original.folder.path, tmp_path / "linked", copy_function=os.link))
     with pytest.raises(StackError, match=r"stack.lock are the same, by a link.*`cp -rL`"):
@@ -176,6 +184,7 @@ def test_a_copy_of_hard_links_is_refused(original, tmp_path):
     assert original.untouched()
 
 
+@pytest.mark.usefixtures("starts_nothing")
 def test_a_copy_whose_artifacts_are_a_link_to_the_originals_is_refused(tmp_path):
     folder = Folder.at(tmp_path / "original")
     folder.make()

@@ -16,7 +16,7 @@ from service.jobs.schemas import State
 from trainer.protocol.names import heartbeat
 from trainer.protocol.outcome import Outcome, Reason
 
-GOES_ON = "from the last checkpoint"
+CONTINUATION = "from the last checkpoint"
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))
@@ -149,7 +149,7 @@ def test_a_silent_attempt_that_was_stopped_says_so():
     decision = decide(job(), attempt(stop_asked_at=ago(5)), observation(RayState.STOPPED, run=beat(500)), PATIENCE)
     assert isinstance(decision, Ended)
     assert decision.reason == Reason.DEADLINE_EXCEEDED
-    assert "no heartbeat" in decision.message
+    assert "sent no heartbeat" in decision.message
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_the_table_of_retries_is_whole():
 
 @pytest.mark.parametrize(("reason", "retried", "charged"), RETRIES)
 def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, charged):
-    step = settle(job(), failed(reason), max_failures=3, continuation=GOES_ON)
+    step = settle(job(), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert (step.state is State.RECOVERING) == retried
     assert (step.state is State.FAILED) != retried
     assert (step.charged, step.reason) == (charged, reason)
@@ -296,30 +296,31 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
 
 @pytest.mark.parametrize(("told", "reason"), [(None, Reason.WORKER_FAILED), (Reason.INFEASIBLE, Reason.INFEASIBLE)])
 def test_a_failure_of_a_reason_that_ends_no_attempt_is_tried_again_as_the_workers_would_be(told, reason):
-    step = settle(job(), failed(told), max_failures=3, continuation=GOES_ON)
+    step = settle(job(), failed(told), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, reason, True)
 
 
 @pytest.mark.parametrize(
     ("said", "begin"),
     [
-        ("CUDA error", "CUDA error. The logs"),
-        ("Oh!", "Oh! The logs"),
-        ("So what?", "So what? The logs"),
-        ("And then …", "And then … The logs"),
-        ("Stopped.", "Stopped. The logs"),
-        ("X", "X. The logs"),
-        ("", "The logs"),
+        ("CUDA error", "CUDA error. See the logs"),
+        ("Oh!", "Oh! See the logs"),
+        ("So what?", "So what? See the logs"),
+        ("And then …", "And then … See the logs"),
+        ("Stopped.", "Stopped. See the logs"),
+        ("X", "X. See the logs"),
+        ("", "See the logs"),
     ],
 )
 def test_what_an_attempt_said_last_reads_as_a_sentence_before_the_advice(said, begin):
-    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, continuation=GOES_ON)
+    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, continuation=CONTINUATION)
     assert step.message.startswith(begin)
 
 
 def test_the_delay_doubles_up_to_a_limit():
     delays = [
-        settle(job(restarts=n), failed(), max_failures=99, continuation=GOES_ON).delay.total_seconds() for n in range(9)
+        settle(job(restarts=n), failed(), max_failures=99, continuation=CONTINUATION).delay.total_seconds()
+        for n in range(9)
     ]
     assert delays[:6] == [1, 2, 4, 8, 16, 32]
     assert delays[6:] == [MAX_DELAY_S] * 3
@@ -330,7 +331,7 @@ def test_the_delay_doubles_up_to_a_limit():
     [(0, 0, "failed"), (0, 1, "recovering"), (1, 1, "failed"), (2, 3, "recovering"), (3, 3, "failed")],
 )
 def test_charged_failures_run_out(failures, allowed, state):
-    step = settle(job(failures=failures), failed(), max_failures=allowed, continuation=GOES_ON)
+    step = settle(job(failures=failures), failed(), max_failures=allowed, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (state, Reason.WORKER_FAILED, True)
     if state == "failed":
         assert f"{failures + 1} failures, {allowed} allowed" in step.message
@@ -340,14 +341,16 @@ def test_charged_failures_run_out(failures, allowed, state):
 
 @pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST, Reason.PREEMPTED])
 def test_a_lost_cluster_never_uses_up_failures(reason):
-    step = settle(job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, continuation=GOES_ON)
+    step = settle(
+        job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, continuation=CONTINUATION
+    )
     assert (step.state, step.charged) == (State.RECOVERING, False)
     assert "not counted" in step.message
 
 
 @pytest.mark.parametrize("state", LIVE)
 def test_success_is_success_whatever_was_asked(state):
-    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, continuation=GOES_ON)
+    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.SUCCEEDED, None, False)
 
 
@@ -361,12 +364,12 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         continuation="from the last checkpoint",
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
-    assert step.message == "Cancelled. Retry it to go on from the last checkpoint."
+    assert step.message == "Cancelled. Retry the job to continue from the last checkpoint."
 
 
 @pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
 def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retried, _charged):
-    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, continuation=GOES_ON)
+    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert step.state is (State.PAUSED if retried else State.FAILED)
     assert step.reason == (Reason.PAUSED_BY_USER if retried else reason)
     assert not step.charged
@@ -374,21 +377,21 @@ def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retri
 
 @pytest.mark.parametrize("state", ["pausing", "running", "starting"])
 def test_a_paused_attempt_pauses_its_job(state):
-    step = settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=GOES_ON)
+    step = settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=CONTINUATION)
     assert step.state is State.PAUSED
-    assert step.message == "Paused. Resume it to go on from the last checkpoint."
+    assert step.message == "Paused. Resume the job to continue from the last checkpoint."
 
 
 def test_an_attempt_stopped_while_pausing_pauses_its_job():
     assert (
-        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, continuation=GOES_ON).state
+        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, continuation=CONTINUATION).state
         is State.PAUSED
     )
 
 
 def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop():
-    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, continuation=GOES_ON)
+    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.DEADLINE_EXCEEDED, True)
     assert step.message.startswith("The attempt sent no heartbeat for too long and was stopped. Its logs show")
-    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=GOES_ON)
+    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=CONTINUATION)
     assert paused.state is State.PAUSED

@@ -96,7 +96,7 @@ def test_what_cannot_be_published_is_refused_with_the_field_and_what_to_do(serve
         (
             spec_of(source, checkpoint="checkpoints/a1/00000300"),
             "checkpoint",
-            "there are checkpoints/a1/00000200, checkpoints/a1/00000100",
+            "it has checkpoints/a1/00000200, checkpoints/a1/00000100",
         ),
         (spec_of(source, checkpoint="checkpoints/a2/00000100"), "checkpoint", "is not a checkpoint of"),
         (spec_of(source, export={"network": "teacher"}), "export.network", "student"),

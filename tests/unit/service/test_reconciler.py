@@ -11,6 +11,7 @@ import pytest
 from service_fakes import attempts_of, events_of, job_of, spec_with
 from service_world import World
 
+from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
 from service.db.tables import Attempt
 from service.jobs import repository
@@ -348,6 +349,20 @@ def test_no_attempt_starts_whose_files_lie_outside_the_artifact_root(world, tmp_
         assert f"lie in {original}" in job.message
         assert "outside the artifact root" in job.message
     assert len(world.ray.requests) == 1
+
+
+def test_a_job_that_ran_when_its_state_folder_was_copied_ends_in_the_copy(world, tmp_path):
+    """The copy's Ray never heard of the attempt, whose outcome lies in the original's folder."""
+    job_id = world.running()
+    with world.database.session() as session:
+        repository.get(session, job_id).artifact_uri = str(tmp_path / "original" / "run" / "artifacts")
+    world.ray.jobs[f"{job_id}-a1"] = RayState.ABSENT
+    world.rounds()
+    world.due(job_id)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason) == ("failed", "storage_error")
+    assert f"lie in {tmp_path / 'original'}" in job.message
 
 
 def test_jobs_wait_for_room_and_say_so_once(world):

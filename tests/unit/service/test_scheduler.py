@@ -292,7 +292,7 @@ def test_a_plan_goes_by_the_rules_for_jobs():
     assert plan(spec) == ("now", "It takes 1 worker of 2 CPUs.")
     assert plan(spec, [waiting("large", 4)])[0] == "now"
     when, why = plan(spec, overdue)
-    assert (when, why[:19]) == ("later", "Waits behind large:")
+    assert (when, why[:19]) == ("later", "Waits behind large,")
     assert plan(spec, [waiting("same", 2)]) == ("later", "Waits for resources: needs 2 CPUs, 0 free, 4 in the cluster.")
     assert plan(spec.model_copy(update={"priority": 1}), [*overdue, waiting("same", 2)])[0] == "now"
     assert plan(spec_of(1, 64, 0))[0] == "never"

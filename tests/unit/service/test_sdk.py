@@ -249,7 +249,7 @@ def test_an_answer_that_is_not_the_services_is_an_error_too(server, client):
     with pytest.raises(ApiError, match="418: <h1>a teapot"):
         client.job("job-1")
     server.on("GET", "/v1/jobs/job-1", Answer(200, b"<h1>Sign in</h1>"))
-    with pytest.raises(ClientError, match="answered what this client cannot read"):
+    with pytest.raises(ClientError, match="this client cannot read the answer"):
         client.job("job-1")
 
 

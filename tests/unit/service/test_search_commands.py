@@ -349,7 +349,7 @@ def test_a_ready_search_can_be_submitted_as_it_is_printed(server, tmp_path, caps
         (("teachers",), "there are teacher, masking, learning-rate"),
         (("teacher", "--set", "budget.trial=3"), "did you mean 'trials'?"),
         (("teacher", "--set", "base.method.name=mae"), "method mae has no teacher"),
-        (("masking", "--set", "space.method.mask_ratio.high=0.8"), "cannot reach into space"),
+        (("masking", "--set", "space.method.mask_ratio.high=0.8"), "cannot change space"),
         (("masking", "--set", "base.dataset.url=x"), "dataset.url: unknown field; did you mean 'uri'?"),
     ],
 )

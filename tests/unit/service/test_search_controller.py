@@ -350,7 +350,7 @@ def test_several_objectives_end_with_all_that_no_other_beats(world):
     world.end_attempt(job_id, Outcome(state="succeeded"))
     world.rounds()
     job = job_of(world.database, job_id)
-    assert job.message == "The search is complete: 3 trials, 2 of which no other beats: 1, 0."
+    assert job.message == "The search is complete: 3 trials, 2 of them on the Pareto front: 1, 0."
     assert job.result["metrics"] == {metric_keys.LINEAR_TOP1: 0.9, metric_keys.IMAGES_PER_S: 100.0}
     assert (job.progress["best_trial"], job.progress["best_value"]) == (1, 0.9)
 

@@ -14,7 +14,7 @@ from verb_table import ROWS, STATES
 
 from service.app import create_app
 from service.jobs.schemas import JobView
-from service.searches import trials as made
+from service.searches import analysis
 from trainer.protocol import names
 from trainer.spec.search import SearchSpec
 
@@ -216,11 +216,11 @@ def test_repeats_tell_the_best_from_the_lucky(api, searches):
 
 
 def test_intervals_are_students():
-    assert made.interval([1.0]) == (None, None)
-    low, high = made.interval([1.0, 2.0])
+    assert analysis.interval([1.0]) == (None, None)
+    low, high = analysis.interval([1.0, 2.0])
     assert (low, high) == (pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-4), pytest.approx(1.5 + 12.7062 * 0.5, abs=1e-4))
     many = [float(index % 2) for index in range(40)]
-    low, high = made.interval(many)
+    low, high = analysis.interval(many)
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(10 / 39 / 40), rel=1e-6)
 
 
@@ -289,7 +289,7 @@ def test_a_search_that_has_succeeded_goes_on_when_there_is_more_to_do(api, searc
         ("queued", False) if goes_on else ("succeeded", bool(fields.get("draining")))
     )
     if goes_on:
-        assert events_of(database, job_id)[-1].message.endswith("The search goes on.")
+        assert events_of(database, job_id)[-1].message.endswith("The search continues.")
 
 
 def test_more_hours_let_a_search_go_on_that_had_run_out_of_them(api, searches):

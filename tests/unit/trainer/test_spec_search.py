@@ -95,7 +95,7 @@ def test_trials_register_nothing_and_a_promoted_one_what_the_base_says():
         ({"space": {"resources.workers": choices(1, 2)}}, "space.resources.workers", "set it in base"),
         ({"space": {"dataset.uri": choices("/a", "/b")}}, "space.dataset.uri", "a search for each"),
         ({"space": {MOMENTUM: floats(0.9, 1.5)}}, f"space.{MOMENTUM}.high", "less than or equal to 1"),
-        ({"space": {RATE: floats(0, 1, log=True)}}, f"space.{RATE}.low", "above 0 where log"),
+        ({"space": {RATE: floats(0, 1, log=True)}}, f"space.{RATE}.low", "above 0 if log"),
         ({"space": {RATE: floats(2, 1)}}, f"space.{RATE}.high", "greater than low 2.0"),
         ({"space": {RATE: floats(1, 2, log=True, step=1)}}, f"space.{RATE}.step", "remove one"),
         ({"space": {"optimization.epochs": floats(4, 8)}}, "space.optimization.epochs.type", "use type int"),
