@@ -118,7 +118,7 @@ def test_a_clone_and_a_search_from_a_job(browsers, database):
     )
     assert 'value="77"' in browsers.alice.get(f"/jobs/new?like={job_id}").text
     search = browsers.alice.get(f"/searches/new?job={job_id}").text
-    assert f"Over the spec of job {job_id}." in search
+    assert f"A search based on the spec of job {job_id}." in search
     assert 'name="base.seed" data-type="value" value="77"' in search
     assert browsers.bob.get(f"/jobs/new?like={job_id}").status_code == 404
 
@@ -133,7 +133,7 @@ def test_one_view_becomes_the_other(browsers):
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [("kind: [", "line 1"), ("- a\n- b", "must be a mapping"), ("kind: pretrain", "must be search here")],
+    [("kind: [", "line 1"), ("- a\n- b", "must be a mapping"), ("kind: pretrain", "must be search on this page")],
 )
 def test_text_that_is_no_spec_is_told(browsers, text, told):
     answer = browsers.alice.post("/forms/form", json={"kind": "search", "text": text}, headers=csrf(browsers.alice))
