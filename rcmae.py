@@ -1,6 +1,6 @@
 """What users import: `from rcmae import Client`.
 
-Everything here belongs to the base install: httpx and pydantic, no torch, Ray or MLflow.
+Everything here belongs to the base install: httpx, httpx-sse and pydantic, no torch, Ray or MLflow.
 """
 
 from __future__ import annotations

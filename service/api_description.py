@@ -1,7 +1,7 @@
-"""What the service says of itself in `/openapi.json`: its domains' routes and errors, with examples.
+"""The content of `/openapi.json`: the routes and errors of all domains, with examples.
 
-A new route has one row in the `operations` of its domain, and an error one. People make clients out of this document,
-so the names in it stay.
+A new route or error needs one entry in the `operations` of its domain. Clients are generated from this document, so its
+names are stable.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from service.jobs import operations as jobs
 from service.searches import operations as searches
 
 ABOUT: Final = """
-Pretrain vision backbones with RC-MAE on your own machines, and pull what was pretrained.
+Pretrain vision backbones with RC-MAE on your own machines, and pull the results.
 
-- **Tokens.** Requests below `/v1` and `/hf` carry `Authorization: Bearer <token>`.
-- **Errors** are `application/problem+json` (RFC 9457) with a `code` that stays and a `detail` for people; those of a
-  spec list each field with its JSON pointer in `problems`. Each operation lists the codes it answers with. Beside them
-  there are `method_not_allowed` (405) and `internal_error` (500).
-- **Lists** are `{items, next_cursor}`: give `next_cursor` as `cursor` for the items that follow.
-- **Repeating.** Reads may be repeated, and so may submitting and adding trials, with the same `Idempotency-Key`. After
-  503 try again shortly: nothing was changed.
-- **Times** are UTC. Fields may be added to answers; unknown ones in requests are refused.
-- Every answer has `X-Request-ID`: the one that was sent, or a new one. It is also in the service's log.
+- **Tokens.** Requests below `/v1` and `/hf` need the header `Authorization: Bearer <token>`.
+- **Errors** are `application/problem+json` (RFC 9457) with a stable `code` and a `detail` for people. Errors of a spec
+  list each invalid field with its JSON pointer in `problems`. Each operation lists its error codes; in addition, every
+  operation can return `method_not_allowed` (405) and `internal_error` (500).
+- **Lists** are `{items, next_cursor}`: pass `next_cursor` as `cursor` to get the next page.
+- **Retries.** Reads are safe to retry. So are submitting jobs and adding trials, with the same `Idempotency-Key`. After
+  a 503, try again shortly: nothing was changed.
+- **Times** are UTC. Responses may gain fields; unknown fields in requests are refused.
+- Every response has an `X-Request-ID`: the one you sent, or a new one. It is also in the service's log.
 """
 
 TAGS: Final = {
-    "jobs": "Submitting, watching and steering jobs.",
-    "searches": "Hyperparameter searches: their trials, budgets and figures. A search is a job of kind `search` too.",
-    "backbones": "What was pretrained: registered versions and their files.",
-    "hub": "The same by the Hugging Face Hub's protocol, to read: `HF_ENDPOINT=<this server>/hf`.",
-    "cluster": "What the machines have, who uses it, and who waits for it.",
-    "access": "Tokens, and who did what.",
-    "health": "For load balancers and monitoring. No token is needed.",
+    "jobs": "Submit, watch and control jobs.",
+    "searches": "Hyperparameter searches: trials, budgets and plots. Each search is also a job of kind `search`.",
+    "backbones": "Pretrained backbones: registered versions and their files.",
+    "hub": "Read-only access to backbones by the Hugging Face Hub's protocol: `HF_ENDPOINT=<this server>/hf`.",
+    "cluster": "Nodes, running jobs and the queue.",
+    "access": "Tokens and the audit log.",
+    "health": "For load balancers and monitoring. These routes need no token.",
 }
 
 PROMETHEUS: Final = {media: {"schema": {"type": "string"}} for media in ("text/plain", "application/openmetrics-text")}

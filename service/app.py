@@ -38,7 +38,7 @@ from service.controller.loop import Reconciler
 from service.dashboard import mount
 from service.db.database import Database, DatabaseUnreachable
 from service.http import handlers, openapi
-from service.http.limits import BodyTooLarge, too_large
+from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
 from service.http.schemas import View
 from service.jobs.changes import Changes
@@ -57,26 +57,26 @@ log = structlog.get_logger()
 DOCS_ASSETS = "/docs/assets"
 PROBLEMS: Final = Problems(
     {
-        BodyTooLarge: too_large,
+        BodyTooLarge: body_too_large,
         StorageUnreachable: lambda error: unavailable("the artifact storage", error),
         DatabaseUnreachable: lambda error: unavailable("the database", error),
         StudiesUnreachable: lambda error: unavailable("the record of trials", error),
         OutsideRoot: lambda error: ApiProblem(
             404,
             "artifacts_not_here",
-            f"{error}: it was another when this was made, and files elsewhere are never served",
+            f"{error}: the artifact root has changed since then, and files elsewhere are never served",
         ),
         DataError: lambda error: ApiProblem(
-            422, "parameter_invalid", f"a value in the request is none that the database can hold: {error.orig}"
+            422, "parameter_invalid", f"the database cannot store a value of the request: {error.orig}"
         ),
     },
     headers_below={f"{hub.PREFIX}/": hub.problem_headers},
 )
-"""What the exceptions of each layer are answered with."""
+"""The problems that exceptions of the lower layers become."""
 
 
 def configure_logs() -> None:
-    """One JSON object a line. structlog's own default prints every local variable beside a traceback: tokens too."""
+    """Log one JSON object per line. structlog's default prints local variables with tracebacks, tokens included."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -89,59 +89,59 @@ def configure_logs() -> None:
 
 
 def assemble(settings: Settings, refused: Callable[[str], None]) -> tuple[AppState, Reconciler]:
-    """A service and its reconciler, nothing of them started; ``refused`` is called with why that may not act."""
+    """A service and its reconciler, not started. ``refused`` gets the reason if the reconciler may not act."""
     database = Database(settings.database_url)
     ray = RayCluster(settings.ray_url, settings.ray_token_file, settings.trainer_python, settings.s3_profile)
     mlflow = MlflowStore(settings.mlflow_url)
     artifacts = Artifacts(settings.artifact_root, settings.s3_profile, settings.presigned_endpoint)
     studies = Studies(settings.study_url)
     lease = Lease(database, settings.lease_s, standby=not database.is_sqlite, refused=refused)
-    parts = AppState(settings, database, ray, mlflow, artifacts, studies, KINDS)
-    return parts, Reconciler(ControllerContext(parts, KINDS, lease))
+    state = AppState(settings, database, ray, mlflow, artifacts, studies, KINDS)
+    return state, Reconciler(ControllerContext(state, KINDS, lease))
 
 
-def close(parts: AppState) -> None:
-    """Let go of the connections of parts that have ended."""
-    parts.ray.close()
-    parts.studies.close()
-    parts.database.close()
+def close(state: AppState) -> None:
+    """Close all connections."""
+    state.ray.close()
+    state.studies.close()
+    state.database.close()
 
 
 def _end_process(_: str) -> None:
-    """An API whose reconciler may not act ends like one that is told to: the reason has been logged."""
+    """Ends this process as SIGTERM does, because its reconciler may not act. The reason has been logged."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service with all its parts; they start with the application and end with it."""
+    """The whole service. The reconciler starts and stops with the application."""
     configure_logs()
-    parts, reconciler = assemble(settings or Settings(), refused=_end_process)
-    streams, acting = Streams(), reconciler if parts.settings.reconcile else None
+    state, reconciler = assemble(settings or Settings(), refused=_end_process)
+    streams, own_reconciler = Streams(), reconciler if state.settings.reconcile else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form
-        parts.database.migrate()
-        if parts.settings.admin_token_file:
-            ensure_admin(parts.database, parts.settings.admin_token_file)
-        if acting:
-            acting.start()
-        # What is there by now stays: looking through it took the collector 180 ms, for which every request waited.
+        state.database.migrate()
+        if state.settings.admin_token_file:
+            ensure_admin(state.database, state.settings.admin_token_file)
+        if own_reconciler:
+            own_reconciler.start()
+        # Objects that exist by now are permanent: scanning them blocked requests for 180 ms.
         gc.freeze()
         log.info("service_started", version=version("rcmae"))
         with streams.closed_by_signals():
             yield
         gc.unfreeze()
-        if acting:
-            acting.stop()
-        close(parts)
+        if own_reconciler:
+            own_reconciler.stop()
+        close(state)
         log.info("service_ended")
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.parts, app.state.streams, app.state.plots = parts, streams, Plots(parts.studies)
-    app.state.sessions, app.state.changes = Sessions(parts.settings.admin_token_file), Changes(parts.database, streams)
-    app.add_middleware(AuditLog)  # the one that is added last is around the others
-    handlers.install(app, PROBLEMS, parts.settings.body_limit_bytes)
-    requests.install(app, parts, acting)
+    app.state.parts, app.state.streams, app.state.plots = state, streams, Plots(state.studies)
+    app.state.sessions, app.state.changes = Sessions(state.settings.admin_token_file), Changes(state.database, streams)
+    app.add_middleware(AuditLog)  # the middleware added last is the outermost
+    handlers.install(app, PROBLEMS, state.settings.body_limit_bytes)
+    requests.install(app, state, own_reconciler)
     openapi.install(app, API)
     app.include_router(jobs)
     app.include_router(metrics_router)
@@ -152,7 +152,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(cluster)
     app.include_router(access)
     mount.install(app)
-    _health(app, Readiness(parts, acting))
+    _health(app, Readiness(state, own_reconciler))
     _docs(app)
     return app
 
@@ -164,26 +164,28 @@ class HealthView(View):
 class ReadyView(View):
     status: Literal["ready", "not ready"]
     reasons: list[str]
-    """What is missing, for people."""
+    """What is wrong, for people."""
 
 
 def _health(app: FastAPI, readiness: Readiness) -> None:
     @app.get("/healthz", tags=["health"])
     def healthz() -> HealthView:
-        """The process answers."""
+        """Whether the process responds."""
         return HealthView()
 
-    @app.get("/readyz", tags=["health"], responses={503: {"model": ReadyView, "description": "Something is missing."}})
+    @app.get(
+        "/readyz", tags=["health"], responses={503: {"model": ReadyView, "description": "A dependency is unreachable."}}
+    )
     def readyz(response: Response) -> ReadyView:
-        """Whether all that jobs need is there and the loop gets on; 503 with reasons if not."""
+        """Whether all dependencies of jobs are reachable and the controller makes progress; 503 with reasons if not."""
         reasons = readiness.reasons()
         response.status_code = 503 if reasons else 200
         return ReadyView(status="not ready" if reasons else "ready", reasons=reasons)
 
 
 def _docs(app: FastAPI) -> None:
-    """Swagger's page out of an installed package: FastAPI's own loads it from elsewhere."""
-    package = find_spec("flask_swagger_ui")  # for its files: nothing of Flask is imported
+    """Serves Swagger UI from an installed package: FastAPI's own page loads it from a CDN."""
+    package = find_spec("flask_swagger_ui")  # only for its files: Flask is not imported
     if package is None or not package.submodule_search_locations:
         raise ImportError("Swagger UI is missing: install flask-swagger-ui")
     assets = Path(package.submodule_search_locations[0]) / "dist"

@@ -1,6 +1,6 @@
 """The command line, `rcmae`.
 
-Commands that need the server's packages import them when they run, so that the base install has all the others.
+Commands that need the server's packages import them only when they run: all others work with the base install.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from service.client.shell import INTERRUPTED, Json, err, out, print_json
 from trainer.spec.base import SpecError
 
 if TYPE_CHECKING:
-    from service.embedded.parts import Folder, StackState
+    from service.embedded.folder import Folder, StackState
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Pretrain vision backbones with RC-MAE: a service on this machine, or the client of one elsewhere.",
+    help="Pretrain vision backbones with RC-MAE: run the service on this machine, or use one as a client.",
 )
 app.command()(commands.submit)
-for about_a_job in (results.logs, results.metrics, results.checkpoints):
-    commands.jobs.command()(about_a_job)
+for command in (results.logs, results.metrics, results.checkpoints):
+    commands.jobs.command()(command)
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
 app.add_typer(backbones.backbones, name="backbones")
@@ -43,8 +43,9 @@ app.command()(operators.cluster)
 
 SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "psycopg", "ray", "sqlalchemy", "torch", "uvicorn")
 CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy")
+REFUSED: Final = "the request cannot be accepted"
 SPEC_REFUSED: Final = 2
-"""Exit status for a spec that cannot be accepted."""
+"""Exit status for a spec that is refused."""
 
 StateDir = Annotated[
     Path | None, typer.Option(help="The stack's folder; RCMAE_STATE_DIR or .rcmae by default.", show_default=False)
@@ -56,7 +57,7 @@ Port = Annotated[
 ArtifactRoot = Annotated[
     str | None,
     typer.Option(
-        help="Where artifacts lie, a path or s3://bucket/prefix; the state folder by default. Kept by later ups.",
+        help="Where to keep artifacts: a path or s3://bucket/prefix; the state folder by default. Remembered.",
         show_default=False,
     ),
 ]
@@ -64,7 +65,7 @@ DatabaseUrl = Annotated[
     str | None,
     typer.Option(
         help="Postgres for the jobs, postgresql://user@host:5432/name, with a password in it or in ~/.pgpass; "
-        "SQLite in the state folder by default. Kept by later ups.",
+        "SQLite in the state folder by default. Remembered.",
         show_default=False,
     ),
 ]
@@ -73,7 +74,7 @@ DatabaseUrl = Annotated[
 @app.command()
 def up(
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return when everything works; `rcmae down` stops it.")
+        bool, typer.Option("--detach", help="Return when everything is up; `rcmae down` stops it.")
     ] = False,
     state_dir: StateDir = None,
     port: Port = None,
@@ -102,33 +103,33 @@ def up(
 def _bring_up(
     folder: Folder, port: int | None, artifact_root: str | None, database_url: str | None, quiet: bool
 ) -> tuple[bool, StackState]:
-    """Whether it was up already, and what runs now."""
+    """Whether the stack was already up, and its state now."""
     from service.embedded import stack
-    from service.embedded.parts import database_shown
+    from service.embedded.locations import redacted_database_url
 
     begin = time.monotonic()
     already = stack.is_supervised(folder)
     if not already:
         err.print(f"starting Ray, MLflow and the API; logs are in {folder.logs}", highlight=False, soft_wrap=True)
 
-    def say(part: str) -> None:
+    def report_ready(part: str) -> None:
         if not already:
             err.print(f"  {part:<7}works ({time.monotonic() - begin:.1f} s)", highlight=False)
 
-    state, _ = stack.up(folder, port, say, artifact_root, database_url)
+    state, _ = stack.up(folder, port, report_ready, artifact_root, database_url)
     if not quiet:
         out.print(
             f"{'already up' if already else 'up'} at [bold]{state.url}[/]  (open it in a browser; API docs: /docs)"
         )
         out.print(f"log in with the token in {folder.token}", highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {folder.artifact_root}", highlight=False, soft_wrap=True)
-        out.print(f"database:  {database_shown(folder)}", highlight=False, soft_wrap=True)
+        out.print(f"database:  {redacted_database_url(folder)}", highlight=False, soft_wrap=True)
         out.print("stop it with: rcmae down" if already else "", end="\n" if already else "")
     return already, state
 
 
 def _stay(folder: Folder, state: StackState) -> None:
-    """In the foreground until the stack ends, or the user or SIGTERM ends it."""
+    """Stay in the foreground until the stack ends, or the user or SIGTERM stops it."""
     err.print("Ctrl-C stops everything; with --detach it runs on its own")
     supervisor = state.supervisor
     try:
@@ -140,7 +141,7 @@ def _stay(folder: Folder, state: StackState) -> None:
     if folder.load().supervisor is None:
         err.print("the stack was stopped")
         return
-    err.print(f"the supervisor has ended: see {folder.log_of('supervisor')}; `rcmae up` takes up what it left")
+    err.print(f"the supervisor has ended: see {folder.log_of('supervisor')}; `rcmae up` takes over what still runs")
     raise typer.Exit(1)
 
 
@@ -157,7 +158,7 @@ def _interrupt(*_: object) -> NoReturn:
 
 @app.command()
 def down(state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Stop everything. Data stays; jobs that run are taken up from their last checkpoint at the next `up`."""
+    """Stop everything. Data stays; running jobs resume from their last checkpoint at the next `up`."""
     _need_server("down", ("psutil",))
     from service.embedded import stack
 
@@ -195,36 +196,36 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
-            out.print("nobody watches them: the supervisor has ended. `rcmae up` takes them up", style="yellow")
+            out.print("the supervisor has ended, so nothing restarts them: run `rcmae up`", style="yellow")
     raise typer.Exit(0 if found.up else 1)
 
 
 @app.command()
 def doctor(state_dir: StateDir = None, as_json: Json = False) -> None:
-    """Look for what would keep the service from working; the exit status is 1 if something would."""
+    """Check for problems that would keep the service from working; the exit status is 1 if there are any."""
     _need_server("doctor", ("psutil", "packaging"))
-    from service.embedded import doctor as examination
+    from service.embedded import doctor as diagnosis
 
-    checks = examination.examine(_folder(state_dir))
+    checks = diagnosis.examine(_folder(state_dir))
     if as_json:
         print_json(checks)
     else:
-        out.print(examination.rendered(checks))
+        out.print(diagnosis.rendered(checks))
     raise typer.Exit(int(any(check.level == "broken" for check in checks)))
 
 
 @app.command()
 def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
-    """A real job from submission to a pulled backbone, on scikit-learn's digits; minutes on two cores."""
+    """Run a real job, from submission to a pulled backbone, on scikit-learn's digits; minutes on two cores."""
     _need_server("demo")
-    from service.embedded import demo as line
+    from service.embedded import demo as demonstration
 
     folder = _folder(state_dir)
-    result = line.run(folder, err)
+    result = demonstration.run(folder, err)
     if as_json:
         print_json(result)
     else:
-        out.print(line.rendered(result))
+        out.print(demonstration.rendered(result))
     for failure in result.failures:
         err.print(f"[red]failed:[/] {failure}", highlight=False, soft_wrap=True)
     raise typer.Exit(int(bool(result.failures)))
@@ -234,16 +235,16 @@ def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
 def init_deploy(
     folder: Annotated[Path, typer.Option("--dir", help="The folder with docker-compose.yml.")] = Path(),
 ) -> None:
-    """Write the secrets of a deployment with Docker Compose, `.env` and `.secrets/`; what is there stays."""
-    done = deployment.prepare(folder)
-    for name in (*done.added, *(f"{deployment.SECRETS_FOLDER}/{file}" for file in done.written)):
+    """Write the secrets of a Docker Compose deployment, `.env` and `.secrets/`; existing ones stay."""
+    prepared = deployment.prepare(folder)
+    for name in (*prepared.added, *(f"{deployment.SECRETS_FOLDER}/{file}" for file in prepared.written)):
         err.print(f"wrote {name}", highlight=False)
-    if not done.added and not done.written:
-        err.print("all was there already, and stays as it is")
-    out.print(f"secrets:  {done.env}", highlight=False, soft_wrap=True)
-    out.print(f"admin's token:  {done.admin_token}", highlight=False, soft_wrap=True)
+    if not prepared.added and not prepared.written:
+        err.print("everything exists already; nothing was changed")
+    out.print(f"secrets:  {prepared.env}", highlight=False, soft_wrap=True)
+    out.print(f"admin's token:  {prepared.admin_token}", highlight=False, soft_wrap=True)
     out.print("next:  docker compose up --detach --build", highlight=False)
-    out.print(f"then:  open http://{done.publish} in a browser (API docs: /docs)", highlight=False)
+    out.print(f"then:  open http://{prepared.publish} in a browser (API docs: /docs)", highlight=False)
 
 
 @app.command()
@@ -253,14 +254,14 @@ def controller(
         typer.Option(
             min=1,
             max=65535,
-            help="Answer /metrics there, on RCMAE_METRICS_HOST; RCMAE_METRICS_PORT by default, else nowhere.",
+            help="Serve /metrics on this port of RCMAE_METRICS_HOST; RCMAE_METRICS_PORT by default, else not at all.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """The reconciler alone, without the API, with the RCMAE_* variables of a service; until SIGTERM or Ctrl-C.
+    """Run the reconciler without the API, configured by the service's RCMAE_* variables, until SIGTERM or Ctrl-C.
 
-    On one Postgres any number may run: one acts, and the others stand by. Set RCMAE_RECONCILE=false for the API.
+    Any number may run on one Postgres: one acts, the others stand by. Set RCMAE_RECONCILE=false for the API.
     """
     _need_server("controller", CONTROLLER_PACKAGES)
     from pydantic import ValidationError
@@ -283,30 +284,30 @@ def controller(
 
 
 def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
-    """End with what to install where the base install is not enough."""
+    """Raises `ClientError` that says what to install, if packages are missing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise ClientError(
             f"`rcmae {name}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
-            "(what only asks a service works without: submit, jobs, searches, backbones, tokens, audit, cluster)"
+            "(client commands work without: submit, jobs, searches, backbones, tokens, audit, cluster)"
         )
 
 
-def _folder(given: Path | None) -> Folder:
-    from service.embedded.parts import Folder
+def _folder(path: Path | None) -> Folder:
+    from service.embedded.folder import Folder
 
-    return Folder.at(given or state_dir())
+    return Folder.at(path or state_dir())
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script: errors are told in a sentence, not as a traceback."""
+    """The console script: errors are printed as one sentence, not as a traceback."""
     try:
         app(arguments)
     except SpecError as error:
-        _refuse("the request cannot be accepted", error)
+        _refuse(REFUSED, error)
     except ApiError as error:
         if error.problems:
-            _refuse(error.detail if error.code != "spec_invalid" else "the request cannot be accepted", error)
+            _refuse(error.detail if error.code != "spec_invalid" else REFUSED, error)
         where = f" (request {error.request_id})" if error.request_id else ""
         _fail(f"{error.code}: {error.detail}{where}")
     except (ClientError, deployment.NotDeployable, FileExistsError) as error:
@@ -317,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _refuse(headline: str, error: SpecError | ApiError) -> NoReturn:
     err.print(f"[red]{headline}[/]", highlight=False)
-    render.problems(err, error.problems)
+    render.print_problems(err, error.problems)
     sys.exit(SPEC_REFUSED)
 
 

@@ -23,44 +23,44 @@ log = structlog.get_logger()
 
 
 class ControllerRefused(ClientError):
-    """This process cannot be the controller; the text says why and what to do."""
+    """This process may not be the controller. The text says why and what to do."""
 
 
 def run(settings: Settings) -> None:
-    """Be the controller, or stand by, until SIGTERM or SIGINT; then end the round and give the lease back.
+    """Run as the controller or its standby until SIGTERM or SIGINT; then finish the round and release the lease.
 
     Raises `DatabaseUnreachable` and `DatabaseUrlError` at the start, and `ControllerRefused`.
     """
     configure_logs()
-    ended: SimpleQueue[str | ControllerRefused] = SimpleQueue()  # a signal's handler may put into it at any moment
-    parts, reconciler = assemble(settings, refused=lambda why: ended.put(ControllerRefused(why)))
-    parts.database.migrate()
+    ended: SimpleQueue[str | ControllerRefused] = SimpleQueue()  # reentrant, so signal handlers may put into it
+    state, reconciler = assemble(settings, refused=lambda why: ended.put(ControllerRefused(why)))
+    state.database.migrate()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: ended.put(signal.Signals(number).name))
-    with _metrics(parts, reconciler):
+    with _metrics(state, reconciler):
         reconciler.start()
-        log.info("controller_started", version=version("rcmae"), database=parts.database.shown)
-        why = ended.get()
+        log.info("controller_started", version=version("rcmae"), database=state.database.masked_url)
+        reason = ended.get()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)  # a second one ends it at once
-        log.info("controller_stops", reason=str(why))
+            signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        log.info("controller_stops", reason=str(reason))
         reconciler.stop()
-    close(parts)
-    if isinstance(why, ControllerRefused):
-        raise why
+    close(state)
+    if isinstance(reason, ControllerRefused):
+        raise reason
 
 
 @contextmanager
-def _metrics(parts: AppState, reconciler: Reconciler) -> Iterator[None]:
-    """Answer `/metrics` where the settings say so; raises `ControllerRefused` where that cannot be had."""
-    host, port = parts.settings.metrics_host, parts.settings.metrics_port
+def _metrics(state: AppState, reconciler: Reconciler) -> Iterator[None]:
+    """Serve `/metrics` if the settings give a port. Raises `ControllerRefused` if the port cannot be opened."""
+    host, port = state.settings.metrics_host, state.settings.metrics_port
     if port is None:
         yield
         return
     try:
-        server, thread = start_http_server(port, host, registry_of(ServiceCollector(parts, reconciler)))
+        server, thread = start_http_server(port, host, registry_of(ServiceCollector(state, reconciler)))
     except OSError as error:
-        text = f"metrics cannot be answered at {host}:{port}: {error}. Change RCMAE_METRICS_PORT or RCMAE_METRICS_HOST"
+        text = f"cannot serve metrics at {host}:{port}: {error}. Change RCMAE_METRICS_PORT or RCMAE_METRICS_HOST"
         raise ControllerRefused(text) from error
     try:
         yield

@@ -1,4 +1,4 @@
-"""What the API's documentation shows: bodies that can be sent as they are, values of parameters, answers."""
+"""Examples for the API's documentation: request bodies that can be sent as they are, parameters and responses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 JOB_ID: Final = "job-e2k4y0h5c7m9xq"
 RUN_ID: Final = "5b1c3f0a9d7e4c7f8f2e6a1b0c9d8e7f"
 SEARCH_ID: Final = "job-e2k5a8m1r6t3vw"
-TOKEN_ID: Final = "tok-5f0c8a1e9b7d24"  # noqa: S105 - an id says nothing of its token
+TOKEN_ID: Final = "tok-5f0c8a1e9b7d24"  # noqa: S105 - an id is not a secret
 TIME: Final = "2026-03-01T09:30:00Z"
 
 DIGITS: Final[dict[str, Any]] = {
@@ -55,8 +55,11 @@ SEARCH: Final[dict[str, Any]] = {
     "budget": {"trials": 32, "concurrency": 2, "max_failed": 8},
 }
 SPECS: Final = {
-    "digits": {"summary": "Minutes on two CPU cores, with images that come along", "value": DIGITS},
-    "paper": {"summary": "The paper's ViT-Base run on eight GPUs; what is left out has its values", "value": PAPER},
+    "digits": {"summary": "Takes minutes on two CPU cores, with built-in images", "value": DIGITS},
+    "paper": {
+        "summary": "The paper's ViT-Base run on eight GPUs; omitted fields have the paper's values",
+        "value": PAPER,
+    },
     "search": {"summary": "A search over the teacher's momentum and the learning rate", "value": SEARCH},
 }
 
@@ -64,15 +67,15 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     "submit_job": SPECS,
     "plan_job": SPECS,
     "change_job": {
-        "priority": {"summary": "Let it start before others", "value": {"priority": 5}},
+        "priority": {"summary": "Start it before other jobs", "value": {"priority": 5}},
         "labels": {
-            "summary": "All of its labels, and a note",
+            "summary": "Replace all labels, and set a note",
             "value": {"labels": {"team": "vision", "paper": "rc-mae"}, "notes": "The second run of March."},
         },
     },
     "change_search": {
         "more": {"summary": "Ten more trials, four at a time", "value": {"trials": 42, "concurrency": 4}},
-        "hours": {"summary": "As long as it takes", "value": {"max_hours": None}},
+        "hours": {"summary": "Remove the time limit", "value": {"max_hours": None}},
     },
     "add_trials": {
         "whole": {
@@ -80,14 +83,14 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
             "value": {"points": [{"method.teacher.momentum": 0.996, "optimization.base_lr": 1.5e-4}]},
         },
         "part": {
-            "summary": "One value, the others as the algorithm chooses; on top of the budget",
+            "summary": "One value, the others chosen by the algorithm, in addition to the budget",
             "value": {"points": [{"method.teacher.momentum": 0.99}], "beyond_budget": True},
         },
     },
     "promote_trial": {
-        "as_it_is": {"summary": "The trial's spec, registered as the base says", "value": {}},
+        "as_it_is": {"summary": "The trial's spec, registered as the base spec says", "value": {}},
         "longer": {
-            "summary": "For longer, on more workers, under a name of its own",
+            "summary": "More epochs and workers, registered under another name",
             "value": {
                 "overrides": {"optimization.epochs": 400, "resources.workers": 4},
                 "register_as": "walk-best",
@@ -96,29 +99,29 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     },
     "create_token": {
         "own": {
-            "summary": "For a program of one's own, until it is revoked",
+            "summary": "For a program of your own, valid until it is revoked",
             "value": {"role": "submitter", "name": "nightly runs"},
         },
         "others": {
-            "summary": "For somebody else, for three months: admins only",
+            "summary": "For somebody else, for three months (admins only)",
             "value": {"owner": "alice", "role": "submitter", "expires_in_days": 90},
         },
     },
     "rotate_token": {
-        "at_once": {"summary": "The old text ends now", "value": {}},
-        "grace": {"summary": "Both are valid for an hour", "value": {"grace_s": 3600}},
+        "at_once": {"summary": "The old token ends at once", "value": {}},
+        "grace": {"summary": "The old token stays valid for an hour", "value": {"grace_s": 3600}},
     },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
     "resume_job": {
-        "as_before": {"summary": "On the resources it had", "value": {}},
-        "fewer_workers": {"summary": "On other resources", "value": {"resources": {"workers": 1}}},
+        "as_before": {"summary": "With the same resources", "value": {}},
+        "fewer_workers": {"summary": "With other resources", "value": {"resources": {"workers": 1}}},
     },
     "retry_job": {
         "go_on": {"summary": "From the last checkpoint", "value": {}},
-        "from_scratch": {"summary": "Begin again, on other resources", "value": {"from_scratch": True}},
+        "from_scratch": {"summary": "From scratch, without its checkpoints", "value": {"from_scratch": True}},
     },
 }
-"""Bodies by operation."""
+"""Request bodies by operation."""
 
 PARAMETERS: Final[dict[str, Any]] = {
     "job_id": JOB_ID,
@@ -151,7 +154,7 @@ PARAMETERS: Final[dict[str, Any]] = {
     "search_id": SEARCH_ID,
     "number": 7,
 }
-"""Values of parameters by name; `OPERATION_PARAMETERS` has what is other in one operation."""
+"""Parameters by name; `OPERATION_PARAMETERS` has those that differ for one operation."""
 
 OPERATION_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "compare_metrics": {"job": [JOB_ID]},
@@ -304,4 +307,4 @@ ANSWERS: Final[dict[str, Any]] = {
         "request_id": "0d9f1c7e5b3a4e2f8c6d7a9b0e1f2a3b",
     },
 }
-"""Answers by the name of their schema."""
+"""Responses by the name of their schema."""

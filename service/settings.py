@@ -1,4 +1,4 @@
-"""Settings of the control plane, from `RCMAE_*` environment variables."""
+"""Settings of the control plane, read from `RCMAE_*` environment variables."""
 
 from __future__ import annotations
 
@@ -12,80 +12,82 @@ from trainer.spec.dataset import check_root
 
 
 class Settings(BaseSettings):
-    """Where the parts are, and how patient the reconciler is."""
+    """The addresses of all dependencies, and the limits of the service."""
 
     model_config = SettingsConfigDict(
         env_prefix="RCMAE_",
         extra="ignore",
         use_attribute_docstrings=True,
-        hide_input_in_errors=True,  # which would hold the database's password
+        hide_input_in_errors=True,  # the input may hold the database's password
     )
 
     database_url: str = Field(repr=False)
     """The control plane's own database: ``sqlite:////folder/rcmae.db`` for one process, or
     ``postgresql+psycopg://user:password@host:5432/name``."""
     study_url: str | None = Field(None, repr=False)
-    """The database of searches' studies, of the same forms as the one above and another than that; the nodes that
-    searches run on have it in their environment too. Without it there are no searches."""
+    """The database of the searches' studies: a URL like ``database_url``, but of another database. The nodes that run
+    searches need it in their environment too. Without it, searches are refused."""
     artifact_root: str
-    """Where all runs' artifacts lie, an absolute path or ``s3://bucket/prefix``; files elsewhere are never served."""
+    """The folder of all runs' artifacts: an absolute path or ``s3://bucket/prefix``. Files elsewhere are never
+    served."""
     s3_profile: str | None = None
-    """Profile of AWS's configuration files whose endpoint and credentials are used for S3, here and by the attempts;
-    without it they are the environment's."""
+    """Profile in AWS's configuration files with the endpoint and credentials for S3, for the service and the attempts;
+    by default they come from the environment."""
     presigned_downloads: bool = False
-    """Answer requests for a backbone's file with a redirect to a signed link into S3; files on a disk are streamed."""
+    """Redirect downloads of backbone files to signed links into S3. Files on a disk are always streamed."""
     presigned_s: int = Field(3600, ge=60, le=604_800)
     """Seconds for which such a link is valid."""
     presigned_endpoint: str | None = None
-    """S3's address in such links, where clients reach it by another one than this process."""
+    """S3's address in such links, if clients reach S3 by another address than this process."""
     mlflow_url: str = "http://127.0.0.1:5000"
-    """MLflow's REST address, as the service and the trainers reach it."""
+    """URL of MLflow's REST API, for the service and the attempts."""
     ray_url: str = "http://127.0.0.1:8265"
     """Address of the Ray head's dashboard, which serves the Jobs API."""
     ray_token_file: Path | None = None
-    """File with the cluster's token, where Ray's token authentication is on."""
+    """File with the cluster's token, if Ray's token authentication is on."""
     admin_token_file: Path | None = None
-    """File with a token that is made an admin's at start."""
+    """File with a token that is registered as an admin token at start. It also signs the dashboard's sessions."""
     trainer_python: str = "python"
     """The interpreter that starts an attempt on the Ray head."""
     poll_interval_s: float = Field(1.0, gt=0)
     """Seconds between two rounds of the reconciler."""
     command_deadline_s: float = Field(120.0, gt=0)
-    """Seconds an attempt has to end after a command, before Ray stops it."""
+    """Seconds that an attempt has to obey a command before Ray stops it."""
     heartbeat_limit_s: float = Field(120.0, gt=0)
     """Seconds without a heartbeat after which a running attempt counts as hung and is stopped."""
     start_limit_s: float = Field(1800.0, gt=0)
-    """Seconds an attempt has from its submission to its first heartbeat, before it is stopped and tried again."""
+    """Seconds that an attempt has from its submission to its first heartbeat before it is stopped and retried."""
     running_per_user: int | None = Field(None, ge=1)
-    """Jobs that one user may run at a time; any number by default."""
+    """Jobs that one user may run at a time; unlimited by default."""
     passing_s: float = Field(600.0, ge=0)
-    """Seconds for which a waiting job may be passed by smaller ones that delay it."""
+    """Seconds for which smaller jobs may overtake a waiting job although that delays it."""
     sweep_interval_s: float = Field(60.0, gt=0)
-    """Seconds between two looks for what has been left behind."""
+    """Seconds between two sweeps for leftovers."""
     ray_records_kept_s: float = Field(86_400.0, ge=0)
-    """Age at which Ray's record of an ended attempt is deleted."""
+    """Age in seconds at which Ray's record of an ended attempt is deleted."""
     unfinished_kept_s: float = Field(3_600.0, ge=0)
-    """Seconds after an attempt's end at which its unfinished checkpoints are removed, and runs that are no longer
-    anybody's are closed in MLflow."""
+    """Seconds after an attempt's end at which its unfinished checkpoints are removed, and orphaned runs are closed in
+    MLflow."""
     stuck_after_s: float = Field(30.0, gt=0)
-    """Seconds without a finished round after which the service says it is not ready."""
+    """Seconds without a finished round after which the service reports that it is not ready."""
     reconcile: bool = True
     """Run the reconciler inside this process."""
     body_limit_bytes: int = Field(1_048_576, ge=1024)
-    """Longest body of a request; longer ones are refused."""
+    """Longest request body in bytes; longer ones are refused."""
     dataset_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
-    """Where datasets may lie, with commas between: ``/data,s3://datasets,builtin://``; anywhere by default."""
+    """Where datasets may be, separated by commas: ``/data,s3://datasets,builtin://``; anywhere by default."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    """Where `rcmae controller` answers ``/metrics``; nowhere by default. The API does at its own port."""
+    """Port at which `rcmae controller` serves ``/metrics``; it does not by default. The API serves them at its own
+    port."""
     metrics_host: str = "127.0.0.1"
-    """The address for that."""
+    """Address at which `rcmae controller` serves ``/metrics``."""
     lease_s: float = Field(10.0, gt=0)
-    """Seconds after which a controller that shows no sign of life is replaced by another."""
+    """Seconds without a heartbeat after which a standby takes over from the controller."""
 
     @field_validator("dataset_roots", mode="before")
     @classmethod
-    def _listed(cls, value: object) -> object:
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        if not isinstance(parts, list | tuple):
-            return parts
-        return tuple(check_root(part) for part in parts if part) or None
+    def _split_roots(cls, value: object) -> object:
+        roots = [root.strip() for root in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(roots, list | tuple):
+            return roots
+        return tuple(check_root(root) for root in roots if root) or None

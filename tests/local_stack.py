@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rcmae import Client
 from service.embedded import processes
-from service.embedded.parts import Folder, StackState
+from service.embedded.folder import Folder, StackState
 
 NOT_INHERITED = ("RCMAE_URL", "RCMAE_TOKEN", "RCMAE_STATE_DIR")
 S3_SECRET = "a-secret-of-the-storage-that-is-shown-nowhere"

@@ -20,7 +20,8 @@ from sqlalchemy import create_engine, func, insert, select
 from service.adapters.studies import Studies
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.search import CategoricalParameter, FloatParameter, Parameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter
 
 BEGIN = datetime(2025, 1, 1, 12, tzinfo=UTC)
 EPOCHS = 20

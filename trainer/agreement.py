@@ -1,4 +1,4 @@
-"""What all workers of an attempt do together."""
+"""Agreements between all workers of an attempt."""
 
 from __future__ import annotations
 
@@ -19,30 +19,28 @@ class Agreement:
     """All ranks take the same action and the same checkpoints at the same step."""
 
     def __init__(self, world: int) -> None:
-        # On the CPU beside the gradients' group: a GPU never has to be waited for to read the answer. Patient: the
-        # other ranks wait here while the first looks at every image of a large dataset.
+        # A CPU group beside the gradients' group, so that reading the answer never waits for a GPU. Its time-out is
+        # long: the other ranks wait here while rank 0 inspects every image of a large dataset.
         self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if world > 1 else None
 
     def __call__(self, wanted: Action | None, due: bool) -> tuple[Action | None, bool]:
-        """The heaviest action any rank wants, and whether any has a checkpoint due.
+        """The action of the highest precedence that any rank wants, and whether any rank has a checkpoint due.
 
         Every rank calls this at the same step.
         """
         if self._group is None:
             return wanted, due
-        weights = torch.tensor([ACTIONS.index(wanted), int(due)], dtype=torch.int32)
-        dist.all_reduce(weights, op=dist.ReduceOp.MAX, group=self._group)
-        weight, taken = weights.tolist()
-        return ACTIONS[weight], bool(taken)
+        votes = torch.tensor([ACTIONS.index(wanted), int(due)], dtype=torch.int32)
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self._group)
+        precedence, any_due = votes.tolist()
+        return ACTIONS[precedence], bool(any_due)
 
     def share(self, value: T | None) -> T:
-        """Rank 0's value on every rank."""
-        if self._group is None:
-            box: list[T | None] = [value]
-        else:
-            box = [value]
-            dist.broadcast_object_list(box, src=0, group=self._group)
-        shared = box[0]
+        """Rank 0's value on every rank. Every rank calls this; only rank 0's ``value`` counts."""
+        objects: list[T | None] = [value]
+        if self._group is not None:
+            dist.broadcast_object_list(objects, src=0, group=self._group)
+        shared = objects[0]
         if shared is None:
             raise ValueError("rank 0 has nothing to share")
         return shared

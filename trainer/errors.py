@@ -1,4 +1,4 @@
-"""Failures of training that have a typed reason."""
+"""Errors with a typed reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class TrainingError(Exception):
 
 
 class DataError(TrainingError):
-    """The images cannot be used as they are: they are damaged, too few or others than before."""
+    """The images cannot be used: they are damaged, too few, or not the same as before."""
 
     reason = Reason.DATA_ERROR
 
 
 class SpecRefused(TrainingError):
-    """The spec cannot run here, for a cause that only shows on the worker."""
+    """The spec cannot run here, for a reason that only the worker can find out."""
 
     reason = Reason.SPEC_ERROR
 
@@ -32,6 +32,6 @@ class LossNotFinite(TrainingError):
 
 
 class StorageError(TrainingError):
-    """The artifact storage, MLflow or the files of a dataset could not be reached, or refused."""
+    """The artifact storage, MLflow or a dataset's files could not be reached, or refused access."""
 
     reason = Reason.STORAGE_ERROR

@@ -1,4 +1,4 @@
-"""Trying again while something is unreachable."""
+"""Retrying while a server or a disk is unreachable."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def retry(
     errors: type[E] | tuple[type[E], ...],
     seconds: float,
     failure: Callable[[E], StorageError],
-    passing: Callable[[E], bool] = lambda _: True,
+    is_temporary: Callable[[E], bool] = lambda _: True,
 ) -> T:
     """The result of ``attempt``, which is repeated with growing pauses while it raises one of ``errors``.
 
-    Raises ``failure`` of the last error once it has kept failing for so many seconds since the first time, and at once
-    for an error that ``passing`` says will not go away. ``attempt`` must be safe to repeat.
+    Raises ``failure(error)`` for the last error once ``seconds`` have passed since the first one, and at once for an
+    error that is not temporary. ``attempt`` must be safe to repeat.
     """
     deadline: float | None = None
     pause = FIRST_PAUSE_SECONDS
@@ -35,15 +35,15 @@ def retry(
         try:
             return attempt()
         except errors as error:
-            failed = failure(error)
-            if not passing(error):
-                raise failed from error
+            storage_error = failure(error)
+            if not is_temporary(error):
+                raise storage_error from error
             now = time.monotonic()
             if deadline is None:
                 deadline = now + seconds
-                logger.warning("Trying again for up to %.0f s: %s", seconds, failed)
+                logger.warning("Trying again for up to %.0f s: %s", seconds, storage_error)
             if now + pause > deadline:
-                raise failed from error
+                raise storage_error from error
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
@@ -72,5 +72,5 @@ class Dependency:
             self._errors,
             PATIENCE_SECONDS,
             failure=lambda error: StorageError(f"{self._name} could not {action}: {self._describe(error)}"),
-            passing=self._is_temporary,
+            is_temporary=self._is_temporary,
         )

@@ -11,7 +11,6 @@ import os
 import posixpath
 import random
 import re
-import tempfile
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -27,11 +26,11 @@ from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
 from trainer.errors import StorageError
-from trainer.temporary import temporary_folder
+from trainer.temporary import atomic_write, temporary_folder
 
 
 class NoAnswer(ConnectionError):
-    """S3 did not complete a request within the time we keep trying."""
+    """S3 did not complete a request within the time for which it is retried."""
 
 
 CONNECT_SECONDS, READ_SECONDS = 5, 15
@@ -42,12 +41,12 @@ LONGEST_PAUSE_SECONDS: Final = 5.0
 _patience: ContextVar[float | None] = ContextVar("patience", default=None)
 
 REMOTE_ERRORS: Final = (NoAnswer, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ResponseParserError)
-"""What only remote storage raises; s3fs also raises Python's own file errors."""
+"""Errors that only remote storage raises; s3fs also raises Python's own file errors."""
 
-_PASSING_STATUS: Final = frozenset({429, 500, 502, 503, 504})
-_PASSING_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
+_TEMPORARY_STATUS: Final = frozenset({429, 500, 502, 503, 504})
+_TEMPORARY_CODES: Final = frozenset({"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"})
 _CREDENTIALS: Final = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-_REFUSED: Final = frozenset(
+_REFUSED_CODES: Final = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "TokenRefreshRequired"}
 )
 
@@ -67,10 +66,10 @@ class S3(S3FileSystem):  # type: ignore[misc]  # s3fs carries no types
         return client
 
     def mkdir(self, path: str, *args: object, **kwargs: object) -> None:
-        """Nothing: S3 has no folders, and s3fs would make a bucket where the one named is missing."""
+        """Nothing: S3 has no folders, and s3fs would create the bucket if it did not exist."""
 
     def makedirs(self, path: str, *args: object, **kwargs: object) -> None:
-        """Nothing, for the same reasons."""
+        """Nothing, for the same reason."""
 
 
 def _pause_before_retry(
@@ -81,28 +80,29 @@ def _pause_before_retry(
     **_: object,
 ) -> float | None:
     """botocore's event after each try: seconds until the next one, or None to leave the answer as it is."""
-    if not _passing(response, caught_exception):
+    if not _is_temporary(response, caught_exception):
         return None
     now = time.monotonic()
-    since = request_dict["context"].setdefault("rcmae_failing_since", now)
+    failing_since = request_dict["context"].setdefault("rcmae_failing_since", now)
     pause = min(LONGEST_PAUSE_SECONDS, 0.2 * 2.0 ** (attempts - 1)) * random.uniform(0.5, 1.0)  # noqa: S311
-    # s3fs's loop runs in another thread, and takes over the context of the one that asks.
-    if now + pause - since > patience_seconds():
-        said = caught_exception or _error_of(response)
-        raise NoAnswer(f"no good answer within {now - since:.0f} s; the last one: {said}") from caught_exception
+    # s3fs's loop runs in another thread, but in the context of the thread that made the request.
+    if now + pause - failing_since > patience_seconds():
+        last = caught_exception or _error_of(response)
+        raise NoAnswer(f"no good answer within {now - failing_since:.0f} s; the last one: {last}") from caught_exception
     return pause
 
 
-def _passing(response: tuple[Any, dict[str, Any]] | None, caught: Exception | None) -> bool:
-    """Whether a failure is transient."""
+def _is_temporary(response: tuple[Any, dict[str, Any]] | None, caught: Exception | None) -> bool:
+    """Whether a failed request may succeed when it is repeated."""
     if response is None:
-        broken = isinstance(caught, (boto.ConnectionError, boto.HTTPClientError))
-        return broken and not isinstance(caught, boto.SSLError)
+        connection_failed = isinstance(caught, (boto.ConnectionError, boto.HTTPClientError))
+        return connection_failed and not isinstance(caught, boto.SSLError)
     http, parsed = response
-    return http.status_code in _PASSING_STATUS or parsed.get("Error", {}).get("Code") in _PASSING_CODES
+    return http.status_code in _TEMPORARY_STATUS or parsed.get("Error", {}).get("Code") in _TEMPORARY_CODES
 
 
 def _error_of(response: tuple[Any, dict[str, Any]] | None) -> str:
+    """Status, code and message of S3's answer."""
     http, parsed = response or (None, {})
     error = parsed.get("Error", {})
     return f"{http.status_code if http else ''} {error.get('Code', '')} {error.get('Message', '')}".strip()
@@ -119,24 +119,24 @@ def patience(seconds: float) -> Iterator[None]:
 
 
 def patience_seconds() -> float:
-    """For how long what fails in passing is tried again here."""
+    """How long temporary failures are retried in the current context, in seconds."""
     return _patience.get() or PATIENCE_SECONDS
 
 
 def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
-    """The file system behind a local path, a ``file://`` or an ``s3://`` URI, and the place in its own terms.
+    """The file system behind a local path, a ``file://`` or an ``s3://`` URI, and the path within that file system.
 
-    Nothing is asked of the storage yet. Raises `StorageError` for other schemes, for credentials in the URI, and for a
-    profile or an endpoint that cannot be used.
+    No request is sent yet. Raises `StorageError` for other schemes, for credentials in the URI, and for a profile or an
+    endpoint that cannot be used.
     """
     scheme, colon, rest = uri.partition("://")
     if not colon or scheme == "file":
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(uri))  # noqa: SLF001 - as fsspec's url_to_fs does
     if scheme != "s3":
-        raise StorageError(f"{_clean(uri)}: neither a local path nor an s3:// URI: these are the storages there are")
+        raise StorageError(f"{_clean(uri)}: neither a local path nor an s3:// URI: use one of the two")
     if "@" in rest.partition("/")[0]:
-        raise StorageError(f"{_clean(uri)}: a URI holds no credentials: set {_CREDENTIALS}")
-    with told(uri):
+        raise StorageError(f"{_clean(uri)}: a URI must not hold credentials: set {_CREDENTIALS}")
+    with storage_errors(uri):
         fs = S3(
             config_kwargs={
                 "connect_timeout": CONNECT_SECONDS,
@@ -144,19 +144,22 @@ def open_filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
                 "retries": {"mode": "standard", "total_max_attempts": 1},
             },
             use_listings_cache=False,
-            # One stream a file: it goes on where it was cut, which parallel ranges of s3fs do not.
+            # One stream a file: it resumes where it was cut off, which parallel ranges of s3fs do not.
             max_concurrency=1,
         )
         try:
-            fs.connect()  # asks nothing of the server
+            fs.connect()  # sends no request
         except ValueError as error:
             raise StorageError(f"{uri}: {_clean(str(error))}: check AWS_ENDPOINT_URL") from error
         return fs, rest.rstrip("/")
 
 
 @contextmanager
-def told(place: str) -> Iterator[None]:
-    """Turn whatever the storage raises into a `StorageError` that says where, what happened and what to do."""
+def storage_errors(place: str) -> Iterator[None]:
+    """Turn whatever the storage raises into a `StorageError` that says where, what happened and what to do.
+
+    ``place`` is the file, folder or URI that the message names.
+    """
     try:
         yield
     except (OSError, *REMOTE_ERRORS) as error:
@@ -165,34 +168,34 @@ def told(place: str) -> Iterator[None]:
 
 def storage_error(place: str, error: BaseException) -> StorageError:
     """The `StorageError` for an error that the storage raised."""
-    return StorageError(f"{_clean(place)}: {_clean(_sentence(error))}")
+    return StorageError(f"{_clean(place)}: {_clean(_explanation(error))}")
 
 
-def _sentence(error: BaseException) -> str:
+def _explanation(error: BaseException) -> str:
     """What happened and what to do."""
     code = error_code(error)
-    said = str(error) or type(error).__name__
+    original = str(error) or type(error).__name__
     match error:
         case _ if code == "NoSuchBucket":
             text = "there is no such bucket: create it, or correct the URI"
-        case _ if code in _REFUSED:
+        case _ if code in _REFUSED_CODES:
             text = f"the credentials were refused ({code}): check {_CREDENTIALS}"
         case PermissionError() if code:
-            text = f"access is denied: the credentials are wrong, or may not do this; check {_CREDENTIALS}"
+            text = f"access is denied: the credentials are wrong or lack this permission; check {_CREDENTIALS}"
         case FileNotFoundError() if code:
             text = "there is no such file"
         case boto.NoCredentialsError() | boto.PartialCredentialsError():
-            text = f"no complete credentials: set {_CREDENTIALS}"
+            text = f"the credentials are missing or incomplete: set {_CREDENTIALS}"
         case boto.ProfileNotFound():
-            text = f"{said}: check AWS_PROFILE"
+            text = f"{original}: check AWS_PROFILE"
         case NoAnswer() | boto.ConnectionError():
-            text = f"cannot be reached: {said}. Check AWS_ENDPOINT_URL and that the server runs"
+            text = f"cannot be reached: {original}. Check AWS_ENDPOINT_URL and that the server is running"
         case aiohttp.ClientError() | boto.HTTPClientError():
-            text = f"the connection was cut again and again: {said}"
+            text = f"the connection was lost repeatedly: {original}"
         case ResponseParserError():
-            text = f"the answer is not S3's: check AWS_ENDPOINT_URL ({said.splitlines()[0]})"
+            text = f"the answer does not come from S3: check AWS_ENDPOINT_URL ({original.splitlines()[0]})"
         case _:
-            text = said
+            text = original
     return text
 
 
@@ -207,14 +210,14 @@ def error_code(error: BaseException) -> str | None:
 
 
 def _clean(text: str) -> str:
-    """Without the user names and passwords that URLs may hold."""
+    """The text without the user names and passwords that its URLs may hold."""
     return re.sub(r"://[^/@\s]*@", "://…@", text)
 
 
 class Store:
     """A folder by its URI or path. Paths given to its methods are relative to it, with forward slashes.
 
-    Every method raises `StorageError` naming the place when the storage refuses or cannot be reached.
+    Every method raises a `StorageError` that names the file or folder if the storage refuses or cannot be reached.
     """
 
     def __init__(self, uri: str) -> None:
@@ -224,92 +227,84 @@ class Store:
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """A file's path in the file system's own terms."""
+        """A file's path within the file system."""
         return posixpath.join(self.root, name) if name else self.root
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file atomically: a reader sees the old content or the new, never a part."""
-        with self._told(name):
+        with self._errors(name):
             if not self.is_local:
                 self.fs.pipe_file(self.path(name), data)
                 return
             target = Path(self.path(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    Path(file.name).chmod(0o644)
-                    Path(file.name).replace(target)
-                except OSError:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            with atomic_write(target, fsync=True) as partial:
+                partial.write_bytes(data)
+                partial.chmod(0o644)
 
     def read(self, name: str) -> bytes:
-        with self._told(name):
+        with self._errors(name):
             data: bytes = self.fs.cat_file(self.path(name))
             return data
 
     def exists(self, name: str) -> bool:
-        with self._told(name), _absence_is_fine():
+        with self._errors(name), _absence_is_fine():
             self.fs.info(self.path(name))
             return True
         return False
 
     def names(self, folder: str) -> list[str]:
         """Sorted names directly below a folder; none if it does not exist."""
-        with self._told(folder), _absence_is_fine():
-            place = self.path(folder)
-            found = {str(path).rstrip("/") for path in self.fs.ls(place, detail=False)}
-            return sorted(
-                posixpath.basename(path) for path in found - {place}
-            )  # S3 consoles mark folders by themselves
+        with self._errors(folder), _absence_is_fine():
+            root = self.path(folder)
+            paths = {str(path).rstrip("/") for path in self.fs.ls(root, detail=False)}
+            # S3 consoles create an object with the folder's own name to mark it.
+            return sorted(posixpath.basename(path) for path in paths - {root})
         return []
 
     def delete(self, name: str) -> None:
         """Remove a file, or a folder with everything below it, if it exists."""
-        with self._told(name), _absence_is_fine():
+        with self._errors(name), _absence_is_fine():
             if self.is_local:
                 self.fs.rm(self.path(name), recursive=True)
                 return
-            # One by one: s3fs ignores what S3 says of single files of a joint deletion.
+            # One by one: s3fs ignores S3's errors about single files when it deletes several in one request.
             for path in self.fs.find(self.path(name)):
                 self.fs.rm_file(path)
 
     def upload(self, directory: Path, folder: str) -> None:
-        """Copy a local directory's files, those in its folders too, to a folder."""
+        """Copy all files below a local directory to a folder."""
         for file in sorted(file for file in directory.rglob("*") if file.is_file()):
             name = posixpath.join(folder, file.relative_to(directory).as_posix())
-            with self._told(name):
+            with self._errors(name):
                 self.fs.makedirs(posixpath.dirname(self.path(name)), exist_ok=True)
                 self.fs.put_file(str(file), self.path(name))
 
     @contextmanager
     def local_copy(self, folder: str, only: Collection[str] | None = None) -> Iterator[Path]:
-        """A local directory with a folder's files, or ``only`` some: the folder itself where it is local."""
+        """A local directory with a folder's files, or those named in ``only``: the folder itself if it is local."""
         if self.is_local:
             yield Path(self.path(folder))
             return
         with temporary_folder() as directory:
             for name in self.names(folder) if only is None else sorted(only):
-                place = posixpath.join(folder, name)
-                with self._told(place):
-                    self.fs.get_file(self.path(place), str(directory / name))
+                file = posixpath.join(folder, name)
+                with self._errors(file):
+                    self.fs.get_file(self.path(file), str(directory / name))
             yield directory
 
     @contextmanager
     def new_folder(self, folder: str) -> Iterator[Path]:
-        """A local directory to write files into that end up in the folder: the folder itself where it is local.
+        """A local directory whose files are stored in the folder at the end: the folder itself if it is local.
 
-        Files of a local folder have reached the disk then. Where writing fails, half of a folder may be left.
+        Files of a local folder have reached the disk afterwards. If writing fails, an incomplete folder may remain.
         """
         if not self.is_local:
-            with told("the node's temporary files"), temporary_folder() as directory:
+            with storage_errors("the node's temporary files"), temporary_folder() as directory:
                 yield directory
                 self.upload(directory, folder)
             return
-        with self._told(folder):
+        with self._errors(folder):
             directory = Path(self.path(folder))
             directory.mkdir(parents=True, exist_ok=True)
             yield directory
@@ -318,8 +313,8 @@ class Store:
                     os.fsync(stream.fileno())
 
     @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        with told(f"{self.uri.rstrip('/')}/{name}"):
+    def _errors(self, name: str) -> Iterator[None]:
+        with storage_errors(f"{self.uri.rstrip('/')}/{name}"):
             yield
 
 
@@ -334,5 +329,6 @@ def _absence_is_fine() -> Iterator[None]:
 
 
 def sha256_of(file: Path) -> str:
+    """Hexadecimal sha256 of a local file's content."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

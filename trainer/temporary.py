@@ -1,9 +1,10 @@
-"""Temporary folders that a killed process does not leave for ever."""
+"""Temporary folders that later workers sweep if a process is killed, and files written atomically."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -15,17 +16,16 @@ from typing import Final
 from trainer.logger import logger
 
 PREFIX: Final = "rcmae-tmp-"
-"""Of no other folder: whatever else is named `rcmae-…` among temporary files belongs to others."""
+"""Only these folders are swept: the service has others whose names begin with `rcmae-`."""
 SWEEP_AGE_SECONDS: Final = 3600.0
-
-"""That of `logs.py`, which stands on the storage, which stands on this."""
+"""A younger folder is left alone: its process may not have locked it yet."""
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder, removed at the end. While its process lives it is locked; the kernel undoes that at any death.
+    """An empty folder, removed at the end and locked until then; the kernel releases the lock if the process dies.
 
-    Raises `OSError` where none can be made.
+    Raises `OSError` if it cannot be created.
     """
     directory = Path(tempfile.mkdtemp(prefix=PREFIX))
     lock = os.open(directory, os.O_RDONLY)
@@ -37,18 +37,37 @@ def temporary_folder() -> Iterator[Path]:
         os.close(lock)
 
 
+@contextmanager
+def atomic_write(target: Path, *, fsync: bool, partial: Path | None = None) -> Iterator[Path]:
+    """A path to write a file to, which is renamed to ``target`` at the end: readers see the old content or the new.
+
+    With ``fsync`` the content reaches the disk before the rename. ``partial`` is the path to write to, by default a new
+    hidden name beside the target. If writing fails, the partial file is removed and the target stays as it was.
+    """
+    partial = partial or target.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        yield partial
+        if fsync:
+            with partial.open("rb") as stream:
+                os.fsync(stream.fileno())
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def sweep_temporary_folders() -> None:
-    """Remove this user's folders that nobody holds any more, from an hour of age on; a log line each."""
+    """Remove this user's temporary folders that are at least an hour old and that no process holds; log each."""
     for directory in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
-            _remove_if_left(directory)
+            _remove_if_abandoned(directory)
         except (FileNotFoundError, NotADirectoryError, PermissionError):
-            continue  # another sweep's, no folder, or another user's
+            continue  # another process has swept it, it is no folder, or it belongs to another user
         except OSError as error:
-            logger.warning("%s, which a process left, stays: %s", directory, error)
+            logger.warning("Could not remove %s, which a process left behind: %s", directory, error)
 
 
-def _remove_if_left(directory: Path) -> None:
+def _remove_if_abandoned(directory: Path) -> None:
     lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         status = os.fstat(lock)
@@ -57,8 +76,8 @@ def _remove_if_left(directory: Path) -> None:
             return
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(directory)
-        logger.info("Removed %s, which a process left %.0f minutes ago", directory, age / 60)
+        logger.info("Removed %s, which a process left behind %.0f minutes ago", directory, age / 60)
     except BlockingIOError:
-        return  # its owner lives
+        return  # its process is alive
     finally:
         os.close(lock)

@@ -1,4 +1,4 @@
-"""The routes of tokens and the audit log as `/openapi.json` describes them, and the errors of their own."""
+"""Descriptions of the token and audit log routes for `/openapi.json`, and their error codes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from service.http.openapi import Operation
 CODES: Final[dict[str, tuple[int, str]]] = {
     "forbidden": (403, "the token's role does not allow it, or the job is somebody else's"),
     "token_not_found": (404, "there is no such token, or it is somebody else's"),
-    "token_ended": (409, "the token has ended already"),
-    "last_admin": (409, "it is the last token of an admin that is left"),
+    "token_ended": (409, "the token has expired or was revoked"),
+    "last_admin": (409, "it is the last valid admin token"),
 }
-"""Status of each error, and when it comes."""
+"""The status and the cause of each error."""
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/tokens": Operation("list_tokens", ("forbidden",)),
@@ -21,4 +21,4 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "DELETE /v1/tokens/{token_id}": Operation("revoke_token", ("forbidden", "token_not_found", "last_admin")),
     "GET /v1/audit": Operation("list_audit", ("forbidden",)),
 }
-"""One row a route."""
+"""One entry for each route."""

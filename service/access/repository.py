@@ -1,4 +1,4 @@
-"""Reading tokens and the audit log. Every function works inside its caller's transaction."""
+"""Queries for tokens and the audit log. Every function works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.http.paging import read_moment, read_number, utc, write_cursor
 
 @dataclass(frozen=True)
 class AuditFilters:
-    """What the audit log is narrowed to; all in SQL."""
+    """Filters of the audit log; all are applied in SQL. Times without a zone are UTC."""
 
     actor: str | None = None
     action: str | None = None
@@ -23,34 +23,37 @@ class AuditFilters:
     before: datetime | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        wanted = ((Audit.actor, self.actor), (Audit.action, self.action), (Audit.target, self.target))
-        found: list[ColumnElement[bool]] = [column == value for column, value in wanted if value is not None]
+        columns = ((Audit.actor, self.actor), (Audit.action, self.action), (Audit.target, self.target))
+        conditions: list[ColumnElement[bool]] = [column == value for column, value in columns if value is not None]
         if self.after:
-            found.append(Audit.time > utc(self.after))
+            conditions.append(Audit.time > utc(self.after))
         if self.before:
-            found.append(Audit.time < utc(self.before))
-        return found
+            conditions.append(Audit.time < utc(self.before))
+        return conditions
 
 
 def audit(session: Session, filters: AuditFilters, limit: int, cursor: str | None) -> tuple[list[Audit], str | None]:
-    """Lines, newest first, and the cursor of those that follow."""
+    """One page of entries, newest first, and the cursor of the next page."""
     query = select(Audit).where(*filters.conditions())
     if cursor:
         query = query.where(Audit.id < read_number(cursor))
-    found = list(session.scalars(query.order_by(Audit.id.desc()).limit(limit + 1)))
-    return found[:limit], write_cursor([found[limit - 1].id]) if len(found) > limit else None
+    rows = list(session.scalars(query.order_by(Audit.id.desc()).limit(limit + 1)))
+    return rows[:limit], write_cursor([rows[limit - 1].id]) if len(rows) > limit else None
 
 
 def tokens(session: Session, owners: set[str], limit: int, cursor: str | None) -> tuple[list[Token], str | None]:
-    """Tokens, newest first, and the cursor of those that follow; of every owner who is named, or of all."""
+    """One page of tokens, newest first, and the cursor of the next page.
+
+    A token must belong to every owner in ``owners``; with none it may be anybody's.
+    """
     query = select(Token).where(*(Token.owner == owner for owner in sorted(owners)))
     if cursor:
         moment, token_id = read_moment(cursor)
         query = query.where(or_(Token.created_at < moment, and_(Token.created_at == moment, Token.id < token_id)))
-    found = list(session.scalars(query.order_by(Token.created_at.desc(), Token.id.desc()).limit(limit + 1)))
-    if len(found) <= limit:
-        return found, None
-    return found[:limit], write_cursor([found[limit - 1].created_at.isoformat(), found[limit - 1].id])
+    rows = list(session.scalars(query.order_by(Token.created_at.desc(), Token.id.desc()).limit(limit + 1)))
+    if len(rows) <= limit:
+        return rows, None
+    return rows[:limit], write_cursor([rows[limit - 1].created_at.isoformat(), rows[limit - 1].id])
 
 
 def token(session: Session, token_id: str) -> Token | None:
@@ -58,7 +61,7 @@ def token(session: Session, token_id: str) -> Token | None:
 
 
 def other_admins(session: Session, token_id: str, moment: datetime) -> int:
-    """Admins' tokens beside one that are valid at a moment."""
+    """How many other admin tokens are valid at a moment."""
     query = select(func.count()).where(
         Token.role == "admin",
         Token.id != token_id,

@@ -19,44 +19,46 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 
 @router.get("/tokens")
 def tokens(
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,
     owner: str | None = None,
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> Page[TokenView]:
-    """Tokens, newest first, also those that have ended: one's own, and for admins everybody's."""
-    return service.tokens(parts, caller, owner, limit, cursor)
+    """Your own tokens, or all tokens for admins; newest first, expired and revoked ones included."""
+    return service.tokens(state, caller, owner, limit, cursor)
 
 
 @router.post("/tokens", status_code=201)
-def create_token(body: TokenBody, parts: StateDep, caller: CallerDep) -> NewTokenView:
-    """Make a token. Its text is in this answer and nowhere else.
+def create_token(body: TokenBody, state: StateDep, caller: CallerDep) -> NewTokenView:
+    """Create a token. Its text is in this response and nowhere else.
 
-    Admins make tokens for everybody, submitters and operators for themselves. A new token may neither do nor see more
-    than the one that makes it, and unless that is an admin's it ends no later: submitters make only submitters' tokens.
+    Admins create tokens for anybody, submitters and operators for themselves. A new token may neither do nor see more
+    than the token that creates it: submitters create only submitter tokens. Unless an admin creates it, it expires no
+    later either.
     """
-    return service.create_token(parts, caller, body)
+    return service.create_token(state, caller, body)
 
 
 @router.post("/tokens/{token_id}/rotate", status_code=201)
-def rotate_token(token_id: str, parts: StateDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
-    """Replace a token by a new one of the same owner, role, name and end. The old one ends at once or after a grace.
+def rotate_token(token_id: str, state: StateDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
+    """Replace a token with a new one of the same owner, role, name and expiry. The old one ends at once or after a
+    grace period.
 
-    Only tokens of a role that the caller could make: a submitter cannot replace a viewer's token.
+    The caller must be allowed to create a token of its role: a submitter cannot replace a viewer token.
     """
-    return service.rotate_token(parts, caller, token_id, body or RotateBody())
+    return service.rotate_token(state, caller, token_id, body or RotateBody())
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(token_id: str, parts: StateDep, caller: CallerDep) -> TokenView:
-    """End a token at once, on every replica. The last admin's token that is left cannot be revoked."""
-    return service.revoke_token(parts, caller, token_id)
+def revoke_token(token_id: str, state: StateDep, caller: CallerDep) -> TokenView:
+    """Revoke a token at once, on every replica. The last valid admin token cannot be revoked."""
+    return service.revoke_token(state, caller, token_id)
 
 
 @router.get("/audit")
 def audit(
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,
     actor: str | None = None,
     action: str | None = None,
@@ -66,5 +68,5 @@ def audit(
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> Page[AuditView]:
-    """Every change that was asked for, done or refused, newest first. For admins."""
-    return service.audit(parts, caller, AuditFilters(actor, action, target, after, before), limit, cursor)
+    """Every requested change, done or refused, newest first. For admins."""
+    return service.audit(state, caller, AuditFilters(actor, action, target, after, before), limit, cursor)

@@ -1,9 +1,9 @@
-"""Buckets of a deployment's own S3, and datasets in them: `python -m service.adapters.buckets`, in a container there.
+"""Creates buckets in a deployment's own S3, and uploads datasets: `python -m service.adapters.buckets`, in a container.
 
-    make NAME ...                 make what is not there yet
+    make NAME ...                 create the buckets that do not exist yet
     upload FOLDER URI NAME        copy a folder's files to URI/NAME
 
-Where S3 is, and the credentials, are the environment's as everywhere.
+The environment gives S3's endpoint and credentials.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from botocore import exceptions as boto  # type: ignore[import-untyped]
 from s3fs import S3FileSystem
 
 PATIENCE_S: Final = 60.0
-"""S3 answers some seconds before it can store."""
+"""How long to retry: S3 responds some seconds before it can store anything."""
 
 
 def make(names: list[str]) -> None:
-    """Make buckets; those that are there stay as they are. Raises what S3 says when it cannot be done in a minute."""
-    end = time.monotonic() + PATIENCE_S
+    """Create buckets, except those that exist. Raises S3's error if that still fails after a minute."""
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         fs = S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
         try:
-            there = {str(path).rstrip("/") for path in fs.ls("", detail=False)}
+            existing = {str(path).rstrip("/") for path in fs.ls("", detail=False)}
             for name in names:
-                if name not in there:
+                if name not in existing:
                     fs.mkdir(name)
         except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError):
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
         else:
@@ -41,7 +41,7 @@ def make(names: list[str]) -> None:
 
 
 def upload(folder: Path, uri: str) -> int:
-    """Copy every file below a folder, hidden ones left out, to the same place below a URI; gives how many."""
+    """Copy all files below a folder, except hidden ones, to the same paths below a URI. Returns their number."""
     fs = S3FileSystem(use_listings_cache=False)
     files = [
         file
@@ -56,20 +56,20 @@ def upload(folder: Path, uri: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m service.adapters.buckets")
     commands = parser.add_subparsers(dest="command", required=True)
-    made = commands.add_parser("make", help="make buckets that are not there yet")
-    made.add_argument("names", nargs="+")
-    copied = commands.add_parser("upload", help="copy a folder's files into a bucket")
-    copied.add_argument("folder", type=Path)
-    copied.add_argument("uri", help="of the bucket")
-    copied.add_argument("name", help="of the dataset there")
-    given = parser.parse_args()
-    if given.command == "make":
-        make(given.names)
+    make_parser = commands.add_parser("make", help="create the buckets that do not exist yet")
+    make_parser.add_argument("names", nargs="+")
+    upload_parser = commands.add_parser("upload", help="copy a folder's files into a bucket")
+    upload_parser.add_argument("folder", type=Path)
+    upload_parser.add_argument("uri", help="URI of the bucket")
+    upload_parser.add_argument("name", help="name of the dataset in the bucket")
+    arguments = parser.parse_args()
+    if arguments.command == "make":
+        make(arguments.names)
         return
-    uri = f"{given.uri.rstrip('/')}/{given.name.strip('/')}"
-    count = upload(given.folder, uri)
+    uri = f"{arguments.uri.rstrip('/')}/{arguments.name.strip('/')}"
+    count = upload(arguments.folder, uri)
     if not count:
-        sys.exit(f"there are no files in {given.folder}: mount the folder of the dataset there")
+        sys.exit(f"{arguments.folder} has no files: mount the folder of the dataset there")
     print(f"{count} files are at {uri}")  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""The Ray cluster, through its Jobs API."""
+"""The Ray cluster, through its Jobs and State APIs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from typing import Any
 import httpx
 
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
-from trainer.spec.plan import ClusterShape, NodeShape
+from trainer.spec.cluster import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0
-"""The first submission after Ray has started takes five seconds."""
+"""Limit for one request. The first submission after a start of Ray takes five seconds."""
 STOP_WAIT_S = "30"
 """Ray sends SIGKILL this long after SIGTERM."""
 LOG_TAIL = 2000
+"""Characters of a log that `log_tail` returns at most."""
 GPU_MODEL = "accelerator_type:"
-"""Begins the name of a resource that says which GPUs a node has."""
+"""Prefix of the resource whose name says which GPU model a node has."""
 REFUSALS = frozenset({400, 404, 409, 422, 500})
-"""Of one request; 500 is also Ray's answer to a submission that it cannot make, and to an id that exists."""
+"""Statuses that refuse a single request. Ray also responds with 500 to an invalid submission and to a duplicate id."""
 
 
 class RayState(StrEnum):
-    """What is known of a submission. `unknown` is not `absent`: a cluster out of reach says nothing of its jobs."""
+    """What is known of a submission. `UNKNOWN` is not `ABSENT`: an unreachable cluster says nothing about its jobs."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -43,115 +44,116 @@ class RayState(StrEnum):
 
 @dataclass(frozen=True)
 class Submission:
-    """Ray's record of a submission, which it keeps for ever unless it is deleted."""
+    """Ray's record of a submission, which Ray keeps until it is deleted."""
 
     state: RayState
     ended_at: datetime | None
     driver: str | None = None
-    """Ray's own id of the driver; None until that has connected."""
+    """Ray's id of the driver; None until the driver has connected."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One node of the cluster, as Ray tells of it."""
+    """One node of the cluster, as Ray describes it."""
 
     shape: NodeShape
     alive: bool
-    """Ray tells of dead ones for a while."""
+    """Ray lists dead nodes for a while."""
     message: str = ""
-    """What Ray says of its state."""
+    """Ray's explanation of the state."""
     gpu_model: str | None = None
     """As Ray names it, for example `H100`."""
 
 
 class ClusterUnreachable(Exception):
-    """Ray did not answer, or refused."""
+    """Ray did not respond, or refused the request."""
 
 
 class ClusterRefused(ClusterUnreachable):
-    """Ray answered that it will not do this one thing: other requests may be fine."""
+    """Ray refused this one request; other requests may succeed."""
 
 
 class RayCluster:
-    """One cluster by the address of its head's dashboard."""
+    """One Ray cluster, at the address of its head's dashboard."""
 
     def __init__(self, url: str, token_file: Path | None, python: str, s3_profile: str | None = None) -> None:
         self._token_file, self._python, self._s3_profile = token_file, python, s3_profile
         self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S)
 
     def close(self) -> None:
+        """Close the connections."""
         self._http.close()
 
     def ping(self) -> None:
-        """Raises `ClusterUnreachable` where Ray does not answer."""
+        """Raises `ClusterUnreachable` if Ray does not respond."""
         self._call("GET", "/api/version")
 
     def shape(self) -> ClusterShape:
-        """CPUs and GPUs of each living node; raises `ClusterUnreachable`."""
-        return living(self.machines())
+        """CPUs and GPUs of each live node. Raises `ClusterUnreachable`."""
+        return live_shape(self.machines())
 
     def machines(self) -> list[Machine]:
-        """Every node that Ray knows of; raises `ClusterUnreachable`."""
-        answer = self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
+        """Every node that Ray knows, dead ones included. Raises `ClusterUnreachable`."""
+        response = self._call("GET", "/api/v0/nodes?detail=1&limit=10000")
         try:
-            return [_machine(node) for node in answer.json()["data"]["result"]["result"]]
+            return [_machine(node) for node in response.json()["data"]["result"]["result"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise self._not_rays(answer) from error
+            raise self._unexpected(response) from error
 
     def submissions(self) -> dict[str, Submission]:
-        """All submissions that Ray keeps records of, by id; raises `ClusterUnreachable`."""
-        answer = self._call("GET", "/api/jobs/")
+        """All submissions that Ray has records of, by id. Raises `ClusterUnreachable`."""
+        response = self._call("GET", "/api/jobs/")
         try:
-            records = answer.json()[:]  # an object, which is none of Ray's answers here, has no slices
+            records = response.json()[:]  # Ray returns a list; slicing anything else raises
             return {record["submission_id"]: _submission(record) for record in records if record["submission_id"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise self._not_rays(answer) from error
+            raise self._unexpected(response) from error
 
     def placements(self) -> dict[str, list[str]]:
-        """The nodes of each submission's workers, one for each worker; raises `ClusterUnreachable`.
+        """The node ids of each submission's workers, one for each worker. Raises `ClusterUnreachable`.
 
-        A submission whose workers Ray has not placed is left out.
+        A submission is left out until Ray has placed its workers.
         """
-        submitted = {record.driver: name for name, record in self.submissions().items() if record.driver}
-        answer = self._call("GET", "/api/v0/placement_groups?detail=1&limit=10000")
-        found: dict[str, list[str]] = {}
+        by_driver = {record.driver: name for name, record in self.submissions().items() if record.driver}
+        response = self._call("GET", "/api/v0/placement_groups?detail=1&limit=10000")
+        placements: dict[str, list[str]] = {}
         try:
-            for group in answer.json()["data"]["result"]["result"]:
-                name = submitted.get(group["creator_job_id"])
+            for group in response.json()["data"]["result"]["result"]:
+                name = by_driver.get(group["creator_job_id"])
                 if name and group["state"] == "CREATED":
-                    found.setdefault(name, []).extend(bundle["node_id"] for bundle in group["bundles"])
+                    placements.setdefault(name, []).extend(bundle["node_id"] for bundle in group["bundles"])
         except (ValueError, KeyError, TypeError) as error:
-            raise self._not_rays(answer) from error
-        return found
+            raise self._unexpected(response) from error
+        return placements
 
     def delete(self, submission_id: str) -> None:
-        """Forget a submission that has ended; one that is gone already is no error.
+        """Delete Ray's record of a submission that has ended, if there is one.
 
         Raises `ClusterUnreachable`, also for a submission that still runs: Ray refuses that.
         """
-        answer = self._send("DELETE", f"/api/jobs/{submission_id}")
-        if answer.is_error and not _is_absent(answer, submission_id):
-            raise _refused(answer)
+        response = self._send("DELETE", f"/api/jobs/{submission_id}")
+        if response.is_error and not _is_absent(response, submission_id):
+            raise _error_of(response)
 
     def state(self, submission_id: str) -> RayState:
-        """Never raises for a cluster out of reach: that is `UNKNOWN`."""
+        """The state of a submission: `UNKNOWN` if the cluster is unreachable. Never raises."""
         try:
-            answer = self._send("GET", f"/api/jobs/{submission_id}")
+            response = self._send("GET", f"/api/jobs/{submission_id}")
         except ClusterUnreachable:
             return RayState.UNKNOWN
-        if _is_absent(answer, submission_id):
+        if _is_absent(response, submission_id):
             return RayState.ABSENT
-        if answer.status_code != httpx.codes.OK:
+        if response.status_code != httpx.codes.OK:
             return RayState.UNKNOWN
         try:
-            return RayState(answer.json()["status"])
-        except (ValueError, KeyError, TypeError):  # whoever answered, it was not Ray
+            return RayState(response.json()["status"])
+        except (ValueError, KeyError, TypeError):  # something other than Ray responded, such as a proxy
             return RayState.UNKNOWN
 
     def submit(self, submission_id: str, request: AttemptRequest) -> None:
-        """Start an attempt. An id that exists answers 500, as does much else: ask for its `state` afterwards.
+        """Start an attempt. Ray responds with 500 to a duplicate id and to much else: check `state` afterwards.
 
-        Raises `ClusterUnreachable` where the answer says nothing.
+        Raises `ClusterUnreachable` if Ray did not accept it, or if that is unclear.
         """
         variables = {ATTEMPT_VARIABLE: request.model_dump_json(), "RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S}
         if self._s3_profile:
@@ -159,40 +161,40 @@ class RayCluster:
         body = {
             "submission_id": submission_id,
             "entrypoint": f"{self._python} -m trainer.main",
-            # Readable in plain text by all who reach Ray: never a secret in here. A profile's name is none.
+            # Everybody who can reach Ray can read this in plain text: it must hold no secret. A profile name is none.
             "runtime_env": {"env_vars": variables},
             "metadata": {"job_id": request.job_id, "attempt": str(request.attempt)},
         }
         self._call("POST", "/api/jobs/", json=body)
 
     def stop(self, submission_id: str) -> None:
-        """Ask Ray to end a submission; raises `ClusterUnreachable`. One that has ended already is left as it is."""
+        """Ask Ray to stop a submission; nothing happens if it has ended. Raises `ClusterUnreachable`."""
         self._send("POST", f"/api/jobs/{submission_id}/stop")
 
     def log_tail(self, submission_id: str) -> str:
-        """The end of what the entrypoint printed: the only word of an attempt that could not start."""
+        """The end of the entrypoint's output, the only evidence of an attempt that could not start. Never raises."""
         try:
             text = str(self._call("GET", f"/api/jobs/{submission_id}/logs").json().get("logs") or "")
         except ClusterUnreachable as error:
             return f"(its log could not be read: {error})"
-        lines = text.strip().splitlines()[-LOG_TAIL:]  # more than that many never fit
-        told = "\n".join(map(_for_people, lines))
-        if len(told) <= LOG_TAIL:
-            return told
-        cut = told[-LOG_TAIL:]
-        return cut.partition("\n")[2] or cut  # from the beginning of a line, where there is one
+        lines = text.strip().splitlines()[-LOG_TAIL:]  # each has at least one character, so more would never fit
+        messages = "\n".join(map(_message_of, lines))
+        if len(messages) <= LOG_TAIL:
+            return messages
+        tail = messages[-LOG_TAIL:]
+        return tail.partition("\n")[2] or tail  # starts at a line's beginning, if the tail has one
 
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
-        answer = self._send(method, path, json)
-        if answer.is_error:
-            raise _refused(answer)
-        return answer
+        response = self._send(method, path, json)
+        if response.is_error:
+            raise _error_of(response)
+        return response
 
-    def _not_rays(self, answer: httpx.Response) -> ClusterUnreachable:
-        return ClusterUnreachable(f"{self._http.base_url}: the answer is not Ray's: {answer.text[:200]}")
+    def _unexpected(self, response: httpx.Response) -> ClusterUnreachable:
+        return ClusterUnreachable(f"{self._http.base_url}: this is not a response of Ray: {response.text[:200]}")
 
     def _send(self, method: str, path: str, json: Any = None) -> httpx.Response:
-        # Read anew each time: an operator may change the token while the service runs.
+        # The token is read for each request: an operator may change it while the service runs.
         token = self._token_file.read_text().strip() if self._token_file else None
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
@@ -201,27 +203,27 @@ class RayCluster:
             raise ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
 
 
-def _is_absent(answer: httpx.Response, submission_id: str) -> bool:
-    """In Ray's own words: a proxy's 404 says nothing of the job."""
-    return answer.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in answer.text
+def _is_absent(response: httpx.Response, submission_id: str) -> bool:
+    """Whether Ray says so in its own words: a proxy's 404 says nothing about the job."""
+    return response.status_code == httpx.codes.NOT_FOUND and f"{submission_id} does not exist" in response.text
 
 
-def _for_people(line: str) -> str:
-    """What a line of an attempt's own log says, without what is there for programs; other lines as they are."""
+def _message_of(line: str) -> str:
+    """The message of a JSON line in an attempt's log; other lines unchanged."""
     try:
-        found = json.loads(line)
+        record = json.loads(line)
     except ValueError:
         return line
-    return str(found["message"]) if isinstance(found, dict) and "message" in found else line
+    return str(record["message"]) if isinstance(record, dict) and "message" in record else line
 
 
-def _refused(answer: httpx.Response) -> ClusterUnreachable:
-    kind = ClusterRefused if answer.status_code in REFUSALS else ClusterUnreachable
-    return kind(f"Ray answered {answer.status_code}: {answer.text.strip()[-500:]}")
+def _error_of(response: httpx.Response) -> ClusterUnreachable:
+    kind = ClusterRefused if response.status_code in REFUSALS else ClusterUnreachable
+    return kind(f"Ray answered {response.status_code}: {response.text.strip()[-500:]}")
 
 
-def living(machines: list[Machine]) -> ClusterShape:
-    """CPUs and GPUs of those that are alive."""
+def live_shape(machines: list[Machine]) -> ClusterShape:
+    """CPUs and GPUs of the live nodes."""
     return ClusterShape(tuple(machine.shape for machine in machines if machine.alive))
 
 

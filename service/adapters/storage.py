@@ -1,4 +1,4 @@
-"""Files of runs and backbones, on a disk or in S3. Nothing outside the artifact root is ever read."""
+"""Files of runs and backbones, on a disk or in S3. Nothing outside the artifact root is read or written."""
 
 from __future__ import annotations
 
@@ -19,47 +19,49 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
+from service.atomic import write_atomically
+
 PIECE: Final = 4 * 2**20
-"""Bytes of a file that are in memory at a time."""
+"""Bytes of a file that are held in memory at a time."""
 LONGEST_KEY: Final = 1024
-"""Bytes of a key in S3."""
+"""Longest key in S3, in bytes."""
 CREDENTIALS: Final = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RCMAE_S3_PROFILE"
 
 
 class OutsideRoot(Exception):
-    """A folder that is not one of ours."""
+    """A path that is not below the artifact root."""
 
 
 class StorageUnreachable(Exception):
-    """The storage did not answer, or refused: nothing is known of what lies there."""
+    """The storage did not respond, or refused: it is not known which files exist."""
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file that is there."""
+    """A file that exists."""
 
     artifacts: Artifacts
     path: str
-    """In the storage's own terms."""
+    """A local path, or an S3 key with its bucket."""
     size: int
     """Bytes."""
     modified: datetime
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Its bytes from ``start`` up to ``stop``, a bounded piece at a time."""
+        """Its bytes from ``start`` up to ``stop``, at most `PIECE` bytes at a time. Raises `StorageUnreachable`."""
         for begin in range(start, stop, PIECE):
             yield self.artifacts.piece(self.path, begin, min(begin + PIECE, stop))
 
 
 class Artifacts:
-    """The folder all runs' artifacts lie in: a path or an ``s3://bucket/prefix`` URI.
+    """The artifact root, which holds the artifacts of all runs: a path or an ``s3://bucket/prefix`` URI.
 
-    Every method raises `OutsideRoot` for a folder that is not below the root, and `StorageUnreachable` where the
-    storage does not answer. S3's endpoint and credentials are the environment's, or those of a named profile.
+    Every method raises `OutsideRoot` for a folder that is not below the root, and `StorageUnreachable` if the storage
+    does not respond. The environment, or a named profile, gives S3's endpoint and credentials.
     """
 
     def __init__(self, root: str, profile: str | None = None, public_endpoint: str | None = None) -> None:
-        """``public_endpoint`` is S3's address for links, where clients reach it by another than this process."""
+        """``public_endpoint`` is S3's address for signed links, if clients reach it by another address."""
         self.root = root.rstrip("/")
         self._local = "://" not in root or root.startswith("file://")
         self._fs: AbstractFileSystem = LocalFileSystem() if self._local else _s3(profile)
@@ -67,45 +69,46 @@ class Artifacts:
         self._base = str(Path(root.removeprefix("file://")).resolve()) if self._local else root[5:].rstrip("/")
 
     def file(self, folder: str, name: str) -> StoredFile | None:
-        """A file below a run's or a version's folder; None where there is none.
+        """A file below a run's or a version's folder; None if there is none.
 
-        Names that climb out, absolute ones and links that lead out of the folder are files that do not exist.
+        A name that is absolute, or leads out of the folder through ``..`` or a link, counts as a file that does not
+        exist.
         """
-        path = self._place(folder, name)
+        path = self._resolve(folder, name)
         if path is None:
             return None
-        with _asked(f"{folder}/{name}"):
+        with _storage_errors(f"{folder}/{name}"):
             try:
-                found = self._fs.info(path)
+                info = self._fs.info(path)
             except (FileNotFoundError, NotADirectoryError) as error:
                 _must_have_bucket(error)
                 return None
-        if found["type"] != "file":
+        if info["type"] != "file":
             return None
-        modified = datetime.fromtimestamp(found["mtime"], UTC) if self._local else found["LastModified"]
-        return StoredFile(self, path, int(found["size"]), modified)
+        modified = datetime.fromtimestamp(info["mtime"], UTC) if self._local else info["LastModified"]
+        return StoredFile(self, path, int(info["size"]), modified)
 
     def holds(self, folder: str) -> bool:
-        """Whether a folder, which need not exist, lies below the root."""
+        """Whether a folder is below the root. It need not exist. Never raises."""
         try:
             return self._folder(folder) != self._base
         except OutsideRoot:
             return False
 
     def link(self, file: StoredFile, seconds: int) -> str | None:
-        """An absolute URL that gives a file's bytes to whoever has it, for so long; None where it is on a disk."""
+        """A signed URL from which anybody can download a file for some seconds; None if the file is on a disk."""
         if self._local:
             return None
-        with _asked(f"s3://{file.path}"):
+        with _storage_errors(f"s3://{file.path}"):
             url: str = self._signer.sign(file.path, expiration=seconds)
             return url
 
     def read(self, folder: str, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
-        """A small file's bytes, or those from ``start`` up to ``stop``; None where there is none."""
-        path = self._place(folder, name)
+        """A small file's bytes, or those from ``start`` up to ``stop``; None if there is no such file."""
+        path = self._resolve(folder, name)
         if path is None or (self._local and not Path(path).is_file()):
             return None
-        with _asked(f"{folder}/{name}"):
+        with _storage_errors(f"{folder}/{name}"):
             try:
                 data: bytes = self._fs.cat_file(path, start=start or None, end=stop)
             except FileNotFoundError as error:
@@ -114,68 +117,63 @@ class Artifacts:
         return data
 
     def write(self, folder: str, name: str, data: bytes) -> None:
-        """Put a small file in place whole, in a folder that exists: a reader sees all of it or nothing."""
-        path = self._place(folder, name)
+        """Write a small file atomically: a reader sees all of it or nothing. The folder must exist."""
+        path = self._resolve(folder, name)
         if path is None:
             raise OutsideRoot(f"{folder}/{name} is not below its folder")
-        with _asked(f"{folder}/{name}"):
+        with _storage_errors(f"{folder}/{name}"):
             if not self._local:
                 self._fs.pipe_file(path, data)
                 return
             target = Path(path)
             target.parent.mkdir(exist_ok=True)
-            partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-            try:
-                partial.write_bytes(data)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
+            write_atomically(target, data)
 
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
-        """Files directly below a folder with their bytes, by name."""
+        """Sizes, in bytes, of the files directly in a folder, by name; empty if it does not exist."""
         path = posixpath.join(self._folder(folder), below)
-        with _asked(f"{folder}/{below}"):
+        with _storage_errors(f"{folder}/{below}"):
             try:
-                found = self._fs.ls(path, detail=True)
+                entries = self._fs.ls(path, detail=True)
             except FileNotFoundError as error:
                 _must_have_bucket(error)
                 return {}
-        files = {posixpath.basename(f["name"]): int(f["size"]) for f in found if f["type"] == "file"}
-        return {name: size for name, size in files.items() if name}  # a folder's own mark has none
+        files = {posixpath.basename(entry["name"]): int(entry["size"]) for entry in entries if entry["type"] == "file"}
+        return {name: size for name, size in files.items() if name}  # S3's marker object for a folder has no name
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders directly below a folder, sorted; none where it does not exist."""
+        """Names of the folders directly in a folder, sorted; empty if it does not exist."""
         path = self._folder(folder)
-        with _asked(folder):
+        with _storage_errors(folder):
             try:
-                found = self._fs.ls(path, detail=True)
+                entries = self._fs.ls(path, detail=True)
             except FileNotFoundError as error:
                 _must_have_bucket(error)
                 return []
-        return sorted(posixpath.basename(f["name"]) for f in found if f["type"] != "file")
+        return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] != "file")
 
     def files(self, folder: str) -> list[tuple[str, int]]:
-        """Every file below a folder with its bytes, by relative path; links that lead out are passed over."""
+        """The relative path and the size, in bytes, of every file below a folder; links that lead out are skipped."""
         base = self._folder(folder)
-        with _asked(folder):
-            found = self._fs.find(base, detail=True)
-        sizes = {path.removeprefix(base).lstrip("/"): int(found[path]["size"]) for path in found}
-        return sorted((name, size) for name, size in sizes.items() if self._place(folder, name))
+        with _storage_errors(folder):
+            entries = self._fs.find(base, detail=True)
+        sizes = {path.removeprefix(base).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
+        return sorted((name, size) for name, size in sizes.items() if self._resolve(folder, name))
 
     def delete(self, folder: str) -> None:
-        """Remove a folder with everything below it; nothing happens where there is none. Never the root itself.
+        """Remove a folder with everything below it, if it exists. Refuses the root itself with `OutsideRoot`.
 
-        On a disk the folder that it lay in goes too if that is empty now: MLflow makes one around each run's.
+        On a disk it also removes the parent folder if that is empty then: MLflow creates one for each run.
         """
         path = self._folder(folder)
         if path == self._base:
             raise OutsideRoot(f"{folder} is the artifact root itself")
-        with _asked(folder):
+        with _storage_errors(folder):
             if self._local:
                 self._delete_local(Path(path))
                 return
             try:
-                # One by one: s3fs ignores what S3 says of single files of a joint deletion.
+                # One by one: s3fs ignores S3's errors for single files of a bulk deletion.
                 for file in self._fs.find(path):
                     self._fs.rm_file(file)
             except FileNotFoundError as error:
@@ -193,41 +191,41 @@ class Artifacts:
                 raise
 
     def piece(self, path: str, start: int, stop: int) -> bytes:
-        """Some bytes of a file that `file` found."""
-        with _asked(path if self._local else f"s3://{path}"):
+        """The bytes from ``start`` up to ``stop`` of a `StoredFile`'s path."""
+        with _storage_errors(path if self._local else f"s3://{path}"):
             data: bytes = self._fs.cat_file(path, start=start, end=stop)
             return data
 
     def ping(self) -> None:
-        """Look whether the root can be read."""
+        """Check that the root can be read."""
         self._folder(self.root)
         if not self._local:
             bucket, _, prefix = self._base.partition("/")
-            with _asked(self.root):
+            with _storage_errors(self.root):
                 self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
     def probe(self) -> None:
-        """Write, read and delete a small file: everything that running jobs will do there. Makes a local root."""
+        """Check that a small file can be written, read and deleted, as jobs do. Creates a local root if needed."""
         name = f"probe-{secrets.token_hex(8)}"
         path, data = posixpath.join(self._base, name), name.encode()
-        with _asked(self.root):
+        with _storage_errors(self.root):
             if self._local:
                 self._fs.makedirs(self._base, exist_ok=True)
             self._fs.pipe_file(path, data)
             read = self._fs.cat_file(path)
             self._fs.rm_file(path)
         if read != data:
-            raise StorageUnreachable(f"{self.root}: what was written there was not what was read back")
+            raise StorageUnreachable(f"{self.root}: a test file read back differs from what was written")
 
-    def _place(self, folder: str, name: str) -> str | None:
-        """Where a file would be; None for a name that leads out of its folder."""
+    def _resolve(self, folder: str, name: str) -> str | None:
+        """The path of a file, which need not exist; None for a name that leads out of its folder."""
         base = self._folder(folder)
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or any(part in {"..", "."} or "\x00" in part for part in parts):
             return None
         if not self._local:
             path = posixpath.join(base, *parts)
-            # Some servers take a backslash for a slash, and s3fs a question mark for a version: ours hold neither.
+            # Some servers read a backslash as a slash, and s3fs a question mark as a version; our names have neither.
             return None if set("\\?") & set(name) or len(path.encode(errors="replace")) > LONGEST_KEY else path
         try:
             resolved = Path(base).joinpath(*parts).resolve()
@@ -241,7 +239,7 @@ class Artifacts:
         return str(resolved) if resolved.is_relative_to(base) else None
 
     def _folder(self, folder: str) -> str:
-        """A folder in the storage's own terms."""
+        """The local path, or the S3 key with its bucket, of a folder."""
         if not self._local:
             path = folder.removeprefix("s3://").rstrip("/")
             climbs = any(part in {"..", ".", ""} for part in path.split("/"))
@@ -252,12 +250,12 @@ class Artifacts:
         if "://" in folder.removeprefix("file://") or not resolved.is_relative_to(self._base):
             raise OutsideRoot(f"{folder} is not below the artifact root")
         if not Path(self._base).is_dir():
-            raise StorageUnreachable(f"{self.root}: the artifact root is not there: is its disk mounted?")
+            raise StorageUnreachable(f"{self.root}: the artifact root does not exist: check that its disk is mounted")
         return str(resolved)
 
 
 def _s3(profile: str | None, endpoint: str | None = None) -> S3FileSystem:
-    """Somebody waits for an answer, and the reconciler asks again: seconds, not the minute that training waits."""
+    """S3 with limits of seconds, unlike training's minute: people wait for requests, and the reconciler retries."""
     fs = S3FileSystem(
         **({"profile": profile} if profile else {}),
         **({"endpoint_url": endpoint} if endpoint else {}),
@@ -265,29 +263,29 @@ def _s3(profile: str | None, endpoint: str | None = None) -> S3FileSystem:
             "connect_timeout": 3,
             "read_timeout": 8,
             "retries": {"mode": "standard", "total_max_attempts": 3},
-            "signature_version": "s3v4",  # else links would be signed by the old way, which many servers refuse
+            "signature_version": "s3v4",  # the default signs links with the old version, which many servers refuse
         },
         use_listings_cache=False,
-        max_concurrency=1,  # a small file is one request, not two
+        max_concurrency=1,  # reads a small file in one request instead of two
         skip_instance_cache=True,
     )
-    fs.retries = 2  # of a body that is cut; s3fs's own, around botocore's
+    fs.retries = 2  # s3fs's own retries, around botocore's, for interrupted bodies
     return fs
 
 
 @contextmanager
-def _asked(place: str) -> Iterator[None]:
-    """Whatever a storage raises, as `StorageUnreachable` with the place, what happened and what to do."""
+def _storage_errors(path: str) -> Iterator[None]:
+    """Turns a storage error into `StorageUnreachable`, whose text gives the path, the error and what to do."""
     try:
         yield
-    # ValueError is botocore's for an endpoint that is no URL.
+    # botocore raises ValueError for an endpoint that is not a URL.
     except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ValueError) as error:
-        text = f"{place}: {_sentence(error)}"
+        text = f"{path}: {_explanation(error)}"
         raise StorageUnreachable(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
 
 
-def _sentence(error: Exception) -> str:
-    code = _code(error)
+def _explanation(error: Exception) -> str:
+    code = _s3_code(error)
     if code == "NoSuchBucket":
         return "there is no such bucket: create it, or correct the URI"
     if code and isinstance(error, PermissionError):
@@ -299,8 +297,8 @@ def _sentence(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _code(error: BaseException) -> str | None:
-    """S3's own word behind an error."""
+def _s3_code(error: BaseException) -> str | None:
+    """S3's error code behind an exception; None if there is none."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, boto.ClientError):
@@ -310,6 +308,6 @@ def _code(error: BaseException) -> str | None:
 
 
 def _must_have_bucket(error: OSError) -> None:
-    """A file that is not there is an answer; a bucket that is not there is none."""
-    if _code(error) == "NoSuchBucket":
+    """Raises the error again if the bucket is missing: only a missing file is a valid result."""
+    if _s3_code(error) == "NoSuchBucket":
         raise error

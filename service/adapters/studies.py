@@ -1,7 +1,7 @@
 """Studies of searches: Optuna's record of every trial, in a SQL database of its own.
 
-The search's driver writes what its trials do. The service reads, adds trials that people want to see tried, and closes
-what a driver that is no more has left open.
+The search's driver records what its trials do. The service reads that, adds trials that people ask for, and closes
+trials that a dead driver left open.
 """
 
 from __future__ import annotations
@@ -22,101 +22,105 @@ from sqlalchemy import delete, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.adapters.trial_rows import RowStorage
-from service.db.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, parse_database_url, shown
+from service.db.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, masked_url, parse_database_url
 from trainer.protocol.names import STUDY_SECONDS, STUDY_VARIABLE, TRIAL_MESSAGE, TRIAL_REASON
 from trainer.spec.search import SearchSpec
 
 BUSY_SECONDS: Final = 20
-OPEN_STUDIES: Final = 8
-"""Studies whose ended trials are remembered, as they never change: some 25 kB each."""
+"""How long a writer waits for another one in SQLite."""
+CACHED_STUDIES: Final = 8
+"""Studies whose ended trials, which never change, are cached: about 25 kB each."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class StudiesUnreachable(Exception):
-    """The studies' database is away, or none is named: nothing is known of trials."""
+    """The studies' database is unreachable or not configured."""
 
 
 class Studies:
-    """All searches' studies; a study's name is its job's id. Every method raises `StudiesUnreachable`.
+    """The studies of all searches; a study's name is its job's id. Every method raises `StudiesUnreachable`.
 
-    Nothing is connected before it is asked for: a service without searches needs no such database.
+    The first use connects to the database: a service without searches needs none.
     """
 
     def __init__(self, url: str | None) -> None:
         self._url = url
         self._lock = threading.Lock()
         self._storage: RDBStorage | None = None
-        self._open: OrderedDict[str, Study] = OrderedDict()
+        self._cache: OrderedDict[str, Study] = OrderedDict()
 
     @property
-    def named(self) -> bool:
-        """Whether there is such a database."""
+    def configured(self) -> bool:
+        """Whether the settings name a database."""
         return self._url is not None
 
     def make(self, job_id: str, spec: SearchSpec) -> None:
-        """A search's study; asked again, it is the same one."""
+        """Create a search's study, unless it exists."""
         directions = [
             StudyDirection.MAXIMIZE if objective.mode == "max" else StudyDirection.MINIMIZE
             for objective in spec.objectives
         ]
-        with self._asked() as storage:
+        with self._connection() as storage:
             optuna.create_study(storage=storage, study_name=job_id, directions=directions, load_if_exists=True)
 
     def study(self, job_id: str) -> Study | None:
-        """A study with its trials, for what Optuna works out of them; None where it was never made."""
-        with self._asked() as storage, self._lock:
-            found = self._open.get(job_id)
-            if found is None:
+        """A study with its trials; None if it does not exist."""
+        with self._connection() as storage, self._lock:
+            study = self._cache.get(job_id)
+            if study is None:
                 try:
-                    found = optuna.load_study(study_name=job_id, storage=storage)
+                    study = optuna.load_study(study_name=job_id, storage=storage)
                 except KeyError:
                     return None
-                self._open[job_id] = found
-                while len(self._open) > OPEN_STUDIES:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(job_id)
-            return found
+                self._cache[job_id] = study
+                while len(self._cache) > CACHED_STUDIES:
+                    self._cache.popitem(last=False)
+            self._cache.move_to_end(job_id)
+            return study
 
     def trials(self, job_id: str) -> list[FrozenTrial]:
-        """All trials, by number; none where there is no study. They are shared: change nothing in them."""
+        """All trials, by number; empty if there is no study. They are shared: do not modify them."""
         study = self.study(job_id)
         if study is None:
             return []
-        with self._asked():
+        with self._connection():
             return study.get_trials(deepcopy=False)
 
     def seconds(self, job_id: str) -> float:
-        """For how long the search's attempts have run trials."""
+        """How long the search's attempts have run trials, in seconds."""
         study = self.study(job_id)
         if study is None:
             return 0.0
-        with self._asked():
+        with self._connection():
             return float(study.user_attrs.get(STUDY_SECONDS, 0.0))
 
     def enqueue(self, job_id: str, points: Sequence[Mapping[str, Any]], attributes: Mapping[str, Any]) -> list[int]:
-        """Add trials that wait, with values that the algorithm is not asked for; gives their numbers."""
+        """Add waiting trials at given points of the space; the algorithm chooses what a point leaves out.
+
+        Returns their numbers.
+        """
         study = self.study(job_id)
         if study is None:
             raise StudiesUnreachable(f"there is no study of {job_id}")
         numbers = []
-        with self._asked() as storage:
+        with self._connection() as storage:
             for point in points:
                 waiting = optuna.trial.create_trial(
                     state=TrialState.WAITING, system_attrs={"fixed_params": dict(point)}, user_attrs=dict(attributes)
                 )
-                # As `Study.enqueue_trial` does, which does not say the number.
-                made = storage.create_new_trial(study._study_id, template_trial=waiting)  # noqa: SLF001
-                numbers.append(storage.get_trial_number_from_id(made))
+                # What `Study.enqueue_trial` does, which does not return the number.
+                trial_id = storage.create_new_trial(study._study_id, template_trial=waiting)  # noqa: SLF001
+                numbers.append(storage.get_trial_number_from_id(trial_id))
         return numbers
 
     def close_trials(self, job_id: str, reason: str, message: str) -> list[int]:
-        """End what is still open as failed, of a search whose driver is no more; gives the numbers."""
+        """Mark running trials as failed, for a search whose driver is dead. Returns their numbers."""
         study = self.study(job_id)
         if study is None:
             return []
         closed = []
-        with self._asked() as storage:
+        with self._connection() as storage:
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 storage.set_trial_user_attr(trial._trial_id, TRIAL_REASON, reason)  # noqa: SLF001 - it has no other
                 storage.set_trial_user_attr(trial._trial_id, TRIAL_MESSAGE, message)  # noqa: SLF001
@@ -125,15 +129,15 @@ class Studies:
         return closed
 
     def delete(self, job_id: str) -> None:
-        """Remove a study with its trials; nothing happens where there is none."""
+        """Remove a study with its trials, if it exists."""
         with self._lock:
-            self._open.pop(job_id, None)
-        with self._asked() as storage:
+            self._cache.pop(job_id, None)
+        with self._connection() as storage:
             try:
                 study_id = storage.get_study_id_from_name(job_id)
             except KeyError:
                 return
-            # Not `optuna.delete_study`: row by row, it holds SQLite's one writer's place for a minute of 3,000 trials.
+            # Not `optuna.delete_study`: row by row, it blocks SQLite's writers for a minute at 3,000 trials.
             trials = models.TrialModel.__table__
             of_study = select(trials.c.trial_id).where(trials.c.study_id == study_id)
             with storage.engine.begin() as connection:
@@ -144,28 +148,28 @@ class Studies:
                         connection.execute(delete(table).where(table.c.trial_id.in_(of_study)))
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         with self._lock:
             storage, self._storage = self._storage, None
-            self._open.clear()
+            self._cache.clear()
         if storage is not None:
             storage.engine.dispose()
 
     @contextmanager
-    def _asked(self) -> Iterator[RDBStorage]:
-        """Around everything that the database is asked."""
+    def _connection(self) -> Iterator[RDBStorage]:
+        """The connected storage. Turns errors of the database into `StudiesUnreachable`."""
         try:
             with self._lock:
                 self._storage = self._storage or self._connect()
                 storage = self._storage
             yield storage
         except (SQLAlchemyError, OptunaError) as error:
-            said = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
-            raise StudiesUnreachable(f"the studies' database: {said}") from error
+            text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+            raise StudiesUnreachable(f"the studies' database: {text}") from error
 
     def _connect(self) -> RDBStorage:
         if self._url is None:
-            raise StudiesUnreachable(f"{STUDY_VARIABLE} is not set, and searches keep their trials there")
+            raise StudiesUnreachable(f"{STUDY_VARIABLE} is not set: searches need it to store their trials")
         try:
             url = parse_database_url(self._url)
         except DatabaseUrlError as error:
@@ -175,7 +179,7 @@ class Studies:
                 url.render_as_string(hide_password=False),
                 engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}, "hide_parameters": True},
             )
-            event.listen(storage.engine, "connect", _write_ahead)
+            event.listen(storage.engine, "connect", _enable_write_ahead_log)
             return storage
         settings = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SETTINGS.items())
         arguments = {name: value for name, value in POSTGRES.items() if name not in url.query} | {"options": settings}
@@ -185,9 +189,9 @@ class Studies:
         )
 
     def __str__(self) -> str:
-        return shown(parse_database_url(self._url)) if self._url else "none"
+        return masked_url(parse_database_url(self._url)) if self._url else "none"
 
 
-def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - a listener's form
-    """Readers and the one writer do not wait for each other."""
+def _enable_write_ahead_log(connection: Any, record: object) -> None:  # noqa: ARG001 - SQLAlchemy's signature
+    """Lets readers and the one writer work at the same time."""
     connection.execute("PRAGMA journal_mode=WAL")

@@ -1,4 +1,4 @@
-"""What a request leaves in the database beside what it does: its line in the audit log, and its token's last use."""
+"""What each request records besides its own changes: an audit log entry, and the last use of its token."""
 
 from __future__ import annotations
 
@@ -43,62 +43,62 @@ ACTIONS: Final = {
     "POST /login": "session.begin",
     "POST /logout": "session.end",
 }
-"""Every route that changes something, and what the audit log calls it."""
+"""The audit log's action name for every route that makes changes."""
 
 
 class Trail:
-    """One request on its way. Filled by whoever learns something of it."""
+    """The audit trail of one request. Middlewares and dependencies fill it as they learn who the caller is."""
 
     def __init__(self, scope: Scope) -> None:
-        """``scope`` is the request's own, in which the router notes where it goes."""
+        """``scope`` is the request's ASGI scope, into which the router puts the matched route."""
         self._scope = scope
         self.actor = NOBODY
         self.token_id: str | None = None
         self.used_at: datetime | None = None
-        """The minute of the token's use, where the database has an earlier one."""
+        """The minute of the token's use, if the database has an earlier one."""
         self.settled = False
-        """Whether its line is written, or it needs none."""
+        """Whether the entry is written, or none is needed."""
 
     @property
     def action(self) -> str | None:
-        """What it wants to change; None for nothing."""
+        """The change that the request asks for; None if its route changes nothing."""
         route = self._scope.get("route")
         return ACTIONS.get(f"{self._scope['method']} {route.path}") if route else None
 
     def record(self, session: Session, target: str, detail: Mapping[str, Any]) -> None:
-        """Write its line as done, in the transaction that does it: there is neither without the other."""
+        """Add the entry of a completed change to the transaction that makes it, so that both commit or neither."""
         status = self._scope["route"].status_code or 200
         event.listen(session, "after_commit", lambda _: setattr(self, "settled", True))
-        session.add(self._line(status, target, detail))
+        session.add(self._entry(status, target, detail))
 
     def write(self, database: Database, status: int) -> None:
-        """Write its line as answered; raises `DatabaseUnreachable`."""
+        """Write the entry of a request that made no change. Raises `DatabaseUnreachable`."""
         target = next(iter(self._scope.get("path_params", {}).values()), "")
         code = self._scope["state"].get("code")
         with database.session() as session:
-            session.add(self._line(status, target, {"code": code} if code else {}))
+            session.add(self._entry(status, target, {"code": code} if code else {}))
 
-    def _line(self, status: int, target: str, detail: Mapping[str, Any]) -> Audit:
+    def _entry(self, status: int, target: str, detail: Mapping[str, Any]) -> Audit:
         client = self._scope.get("client")
         return Audit(
             actor=self.actor,
             token_id=self.token_id,
             action=self.action,
-            target=_plain(masked(str(target)))[:200],
+            target=_printable(masked(str(target)))[:200],
             status=status,
             request_id=self._scope["state"].get("id"),
-            address=_plain(client[0])[:64] if client else None,
+            address=_printable(client[0])[:64] if client else None,
             detail=dict(detail) or None,
         )
 
 
-def _plain(text: str) -> str:
-    """Text that every database can hold and every terminal show."""
+def _printable(text: str) -> str:
+    """Text with unprintable characters replaced, which every database can store and every terminal can show."""
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def note_use(database: Database, token_id: str, minute: datetime) -> None:
-    """Write when a token was last used. That it cannot be written is told in the log alone."""
+def record_token_use(database: Database, token_id: str, minute: datetime) -> None:
+    """Store when a token was last used. A failure is only logged."""
     earlier = or_(Token.last_used_at.is_(None), Token.last_used_at < minute)
     try:
         with database.session() as session:
@@ -107,7 +107,7 @@ def note_use(database: Database, token_id: str, minute: datetime) -> None:
         log.warning("token_use_not_noted", token_id=token_id, detail=str(error))
 
 
-def minute_of_use(last: datetime | None) -> datetime | None:
-    """The present minute, where it is to be written because the last one is earlier."""
+def minute_to_record(last: datetime | None) -> datetime | None:
+    """The current minute; None if the last recorded use is not earlier."""
     minute = now().replace(second=0, microsecond=0)
     return minute if last is None or last < minute else None

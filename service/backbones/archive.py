@@ -1,7 +1,7 @@
-"""Several stored files as one tar, made while it is sent.
+"""Several stored files as one tar, generated while it is sent.
 
-A tar and not a zip: what comes before a file's bytes says nothing of them, so that the length and any range of it are
-known without reading a byte. A zip's heads and its directory hold each file's CRC-32.
+It is a tar because its headers do not depend on the files' content, so its length and the offset of every byte are
+known without reading any file. A zip's headers and directory hold each file's CRC-32.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ END = bytes(2 * BLOCK)
 
 
 class Archive:
-    """Bytes of a tar; the same files, names and time give the same ones always."""
+    """A tar whose bytes can be read in any order. The same files, names and time always give the same bytes."""
 
     def __init__(self, members: Iterable[tuple[str, StoredFile]], modified: datetime) -> None:
-        """``members`` are names with their files, in this order; ``modified`` is the time that each gets."""
+        """``members`` are the names and files, in order; ``modified`` is the modification time of all of them."""
         self._parts: list[bytes | StoredFile] = []
         for name, file in members:
-            self._parts += [_head(name, file.size, modified), file, bytes(-file.size % BLOCK)]
+            self._parts += [_header(name, file.size, modified), file, bytes(-file.size % BLOCK)]
         self._parts.append(END)
         self._ends = list(accumulate(len(part) if isinstance(part, bytes) else part.size for part in self._parts))
 
     @property
     def size(self) -> int:
+        """Bytes."""
         return self._ends[-1]
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Its bytes from ``start`` up to ``stop``, a bounded piece at a time."""
+        """Its bytes from ``start`` up to ``stop``, in pieces of bounded size. Raises `StorageUnreachable`."""
         index = bisect.bisect_right(self._ends, start)
         while start < stop:
             part, begin = self._parts[index], self._ends[index - 1] if index else 0
@@ -46,7 +47,7 @@ class Archive:
             start, index = begin + last, index + 1
 
 
-def _head(name: str, size: int, modified: datetime) -> bytes:
+def _header(name: str, size: int, modified: datetime) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = size, int(modified.timestamp()), 0o644
     return info.tobuf(tarfile.PAX_FORMAT)

@@ -1,9 +1,9 @@
-"""Backbones by the protocol of the Hugging Face Hub, to read: `HF_ENDPOINT=<this server>/hf`.
+"""Read-only access to backbones by the Hugging Face Hub's protocol: `HF_ENDPOINT=<this server>/hf`.
 
-One repository a format: `rcmae/<name>` is the folder `hf`, `rcmae/<name>-mae` is `hf-mae` and `rcmae/<name>-timm` is
-`timm`, each with the version's card. A revision is `main` (the champion, else the newest), `v<number>`, an alias, or a
-commit: 40 digits made of the version's checksums, which name the same files for ever. `problem_headers` are the headers
-by which the hub's clients tell refusals apart.
+Each format is a repository: `rcmae/<name>` is the folder `hf`, `rcmae/<name>-mae` is `hf-mae` and `rcmae/<name>-timm`
+is `timm`, each with the version's card. A revision is `main` (the champion, otherwise the newest version), `v<number>`,
+an alias, or a commit: 40 digits derived from the version's checksums, which always identify the same files.
+`problem_headers` gives the headers by which the hub's clients distinguish errors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.backbones.registry import COMMIT, Content, Served
 from service.backbones.schemas import MAIN
 from service.context.app_state import AppState, CallerDep, StateDep
 from service.http.problems import ApiProblem, not_found
-from service.http.ranges import answer, unchanged
+from service.http.ranges import file_response, not_modified
 from service.http.schemas import View
 from trainer.spec import formats
 
@@ -30,7 +30,7 @@ PREFIX: Final = "/hf"
 router = APIRouter(prefix=PREFIX, tags=["hub"])
 
 LONGEST_MESSAGE: Final = 1000
-"""Characters of an error's message in a header."""
+"""Longest error message in a header, in characters."""
 ERROR_CODES: Final = {
     "unauthorized": "GatedRepo",
     "forbidden": "GatedRepo",
@@ -40,21 +40,22 @@ ERROR_CODES: Final = {
     "entry_not_found": "EntryNotFound",
     "file_not_found": "EntryNotFound",
 }
-"""The hub's codes of our errors. A missing token is reported as a gated repository: of a repository that is not found
-the hub's clients say that its name is wrong."""
+"""The hub's codes for our errors. A missing token is reported as a gated repository: for one that is not found, the
+hub's clients would say that its name is wrong."""
 
 LIBRARIES: Final = {formats.BACKBONE_TIMM: "timm"}
 COMMIT_HEADER: Final = "X-Repo-Commit"
 COMMITS: Final[dict[str, str]] = {}
-"""Of versions that were looked at, by their folders: where to look first for a commit."""
+"""Cache of the versions' commits, by version folder."""
 COMMITS_KEPT: Final = 10_000
-Recursive = Annotated[bool, Query(description="also what lies in folders")]
+"""Largest size of that cache."""
+Recursive = Annotated[bool, Query(description="include the content of subfolders")]
 POINTER_SIZE: Final = 134
-"""Bytes of the file that would stand for a large one in git."""
+"""Bytes of a git LFS pointer file."""
 
 
 class LargeFile(TypedDict):
-    """What git would keep elsewhere, as a tree tells of it. Told of every file, so that clients know its sha256."""
+    """The LFS entry of a file in a tree. Every file has one, so that clients know its sha256."""
 
     oid: str
     size: int
@@ -62,7 +63,7 @@ class LargeFile(TypedDict):
 
 
 class LargeSibling(TypedDict):
-    """The same as a model tells of it."""
+    """The LFS entry of a file in a model's description."""
 
     sha256: str
     size: int
@@ -109,9 +110,9 @@ class HubEntryView(View):
 
 
 def problem_headers(code: str, detail: str) -> dict[str, str]:
-    """What the hub's clients read of an error, and show."""
+    """The headers with an error's code and message, which the hub's clients read and show."""
     hint = ". Set HF_TOKEN to a token of this service, or pass token=" if code == "unauthorized" else ""
-    message = "".join(char if " " <= char <= "~" else "?" for char in f"{detail}{hint}")  # all that a header may hold
+    message = "".join(char if " " <= char <= "~" else "?" for char in f"{detail}{hint}")  # headers allow only ASCII
     return {"X-Error-Message": message[:LONGEST_MESSAGE]} | (
         {"X-Error-Code": ERROR_CODES[code]} if code in ERROR_CODES else {}
     )
@@ -129,11 +130,11 @@ class Repository:
 
     @property
     def files(self) -> dict[str, str]:
-        """Where each of its files is in the version's folder, by its path in the repository."""
-        begin = f"{self.folder}/"
-        found = {path.removeprefix(begin): path for path in self.content.sums if path.startswith(begin)}
-        found |= {path: path for path in self.content.sums if registry.of_the_card(path)}
-        return {name: path for name, path in sorted(found.items()) if path in self.sizes}
+        """The path of each file in the version's folder, by its path in the repository."""
+        prefix = f"{self.folder}/"
+        paths = {path.removeprefix(prefix): path for path in self.content.sums if path.startswith(prefix)}
+        paths |= {path: path for path in self.content.sums if registry.belongs_to_card(path)}
+        return {name: path for name, path in sorted(paths.items()) if path in self.sizes}
 
 
 @router.get("/{org}/{repo}/resolve/{revision}/{path:path}", response_class=StreamingResponse)
@@ -143,35 +144,35 @@ def resolve(
     repo: str,
     revision: str,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
-    """A file of a repository; `Range` is understood, `ETag` is its sha256.
+    """A file of a repository. `Range` is supported, and `ETag` is the file's sha256.
 
-    Where the service is set so, it is sent on to a signed link into S3.
+    If `RCMAE_PRESIGNED_DOWNLOADS` is set, it redirects to a signed link into S3.
     """
-    found = _repository(parts, org, repo, revision)
-    commit = {COMMIT_HEADER: found.content.commit}
-    stored_at = found.files.get(path)
-    if stored_at is None:
-        text = f"there is no file {path!r} in {found.id} at {revision}"
+    repository = _repository(state, org, repo, revision)
+    commit = {COMMIT_HEADER: repository.content.commit}
+    stored_path = repository.files.get(path)
+    if stored_path is None:
+        text = f"there is no file {path!r} in {repository.id} at {revision}"
         raise ApiProblem(404, "entry_not_found", text, headers=commit)
-    file = registry.stored(parts, found.version, stored_at, found.content.listed)
-    digest = found.content.sums[stored_at]
+    file = registry.stored(state, repository.version, stored_path, repository.content.listed)
+    digest = repository.content.sums[stored_path]
     etag = f'"{digest}"'
-    link = None if unchanged(request, etag) else service.link(parts, file)
+    link = None if not_modified(request, etag) else service.link(state, file)
     if link:
-        # Clients send their token to no other host than this; size and sum of the file are told here, to HEAD too.
+        # Clients do not send their token to other hosts. They read the file's size and hash here, with HEAD too.
         linked = {"Location": link, "X-Linked-Size": str(file.size), "X-Linked-Etag": etag, "ETag": etag}
         return Response(status_code=302, headers=linked | commit | {"Cache-Control": "no-store"})
-    return answer(request, file, etag, further=commit)
+    return file_response(request, file, etag, extra_headers=commit)
 
 
 @router.get("/api/models/{org}/{repo}")
-def model(org: str, repo: str, parts: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
-    """A repository as `main` has it."""
-    return _model(_repository(parts, org, repo, MAIN))
+def model(org: str, repo: str, state: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
+    """A repository at the revision `main`."""
+    return _model(_repository(state, org, repo, MAIN))
 
 
 @router.get("/api/models/{org}/{repo}/revision/{revision}")
@@ -179,11 +180,11 @@ def model_at(
     org: str,
     repo: str,
     revision: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
 ) -> HubModelView:
     """A repository at a revision."""
-    return _model(_repository(parts, org, repo, revision))
+    return _model(_repository(state, org, repo, revision))
 
 
 @router.get("/api/models/{org}/{repo}/tree/{revision}")
@@ -191,12 +192,12 @@ def tree(
     org: str,
     repo: str,
     revision: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
-    """The files of a repository, all on one page."""
-    return _tree(_repository(parts, org, repo, revision), "", recursive)
+    """The files of a repository, without pagination."""
+    return _tree(_repository(state, org, repo, revision), "", recursive)
 
 
 @router.get("/api/models/{org}/{repo}/tree/{revision}/{path:path}")
@@ -205,82 +206,82 @@ def tree_below(
     repo: str,
     revision: str,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
     """The files of a folder in a repository."""
-    found = _repository(parts, org, repo, revision)
-    entries = _tree(found, path.strip("/"), recursive)
+    repository = _repository(state, org, repo, revision)
+    entries = _tree(repository, path.strip("/"), recursive)
     if not entries:
-        text = f"there is no folder {path!r} in {found.id} at {revision}"
-        raise ApiProblem(404, "entry_not_found", text, headers={COMMIT_HEADER: found.content.commit})
+        text = f"there is no folder {path!r} in {repository.id} at {revision}"
+        raise ApiProblem(404, "entry_not_found", text, headers={COMMIT_HEADER: repository.content.commit})
     return entries
 
 
-def _tree(found: Repository, below: str, recursive: bool) -> list[HubEntryView]:
-    begin = f"{below}/" if below else ""
+def _tree(repository: Repository, below: str, recursive: bool) -> list[HubEntryView]:
+    prefix = f"{below}/" if below else ""
     entries: dict[str, HubEntryView] = {}
-    for name, place in found.files.items():
-        if not name.startswith(begin):
+    for name, path in repository.files.items():
+        if not name.startswith(prefix):
             continue
-        rest = name.removeprefix(begin)
+        rest = name.removeprefix(prefix)
         if "/" in rest:
-            folder = begin + rest.partition("/")[0]
-            entries[folder] = HubEntryView(type="directory", path=folder, size=0, oid=found.content.commit)
+            folder = prefix + rest.partition("/")[0]
+            entries[folder] = HubEntryView(type="directory", path=folder, size=0, oid=repository.content.commit)
         if recursive or "/" not in rest:
-            oid = found.content.sums[place][:40]
+            digest, size = repository.content.sums[path], repository.sizes[path]
             entries[name] = HubEntryView(
                 type="file",
                 path=name,
-                size=found.sizes[place],
-                oid=oid,
-                lfs={"oid": found.content.sums[place], "size": found.sizes[place], "pointerSize": POINTER_SIZE},
+                size=size,
+                oid=digest[:40],
+                lfs={"oid": digest, "size": size, "pointerSize": POINTER_SIZE},
             )
     return list(entries.values())
 
 
-def _repository(parts: AppState, org: str, repo: str, revision: str) -> Repository:
-    """Raises the API's 404 where there is no such repository, or no such revision of it."""
+def _repository(state: AppState, org: str, repo: str, revision: str) -> Repository:
+    """A repository at a revision. Raises the API's 404 if there is no such repository or revision."""
     name, folder = repo, formats.BACKBONE_HF
-    for ending, place in formats.HUB_ENDINGS.items():
+    for ending, format_folder in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
-            name, folder = repo.removesuffix(ending), place
-    versions = registry.served(parts, name) if org == formats.HUB_ORGANISATION else []
+            name, folder = repo.removesuffix(ending), format_folder
+    versions = registry.served(state, name) if org == formats.HUB_ORGANISATION else []
     if not versions:
         raise not_found("repo", f"{org}/{repo}")
-    found = _at(parts, versions, revision)
-    if found:
-        version, content = found
-        sizes = dict(parts.artifacts.files(version.folder))
-        made = Repository(f"{org}/{repo}", version, folder, content, sizes)
-        if any(path.startswith(f"{folder}/") for path in made.files.values()):
-            return made
+    resolved = _resolve_revision(state, versions, revision)
+    if resolved is None:
+        text = f"{org}/{repo} has no revision {revision!r}: use main, v{versions[-1].number}, an alias or a commit"
+        raise ApiProblem(404, "revision_not_found", text)
+    version, content = resolved
+    sizes = dict(state.artifacts.files(version.folder))
+    repository = Repository(f"{org}/{repo}", version, folder, content, sizes)
+    if not any(path.startswith(f"{folder}/") for path in repository.files.values()):
         text = f"{name}:{version.number} was registered without the format {folder!r}"
         raise ApiProblem(404, "revision_not_found", text)
-    text = f"{org}/{repo} has no revision {revision!r}; there are main, v{versions[-1].number}, aliases"
-    raise ApiProblem(404, "revision_not_found", f"{text} and commits")
+    return repository
 
 
-def _at(parts: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
-    """The version that a revision means, with what it consists of."""
+def _resolve_revision(state: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
+    """The version that a revision means, with its content."""
     if COMMIT.fullmatch(revision):
-        return _at_commit(parts, versions, revision)
+        return _find_commit(state, versions, revision)
     number: int | None = None
     if revision.startswith("v") and revision[1:].isascii() and revision[1:].isdecimal() and len(revision) < 12:
         number = int(revision[1:])
     else:
-        aliases = registry.aliases_of(parts, versions)
+        aliases = registry.aliases_of(state, versions)
         number = registry.main_of(versions, aliases).number if revision == MAIN else aliases.get(revision)
     version = next((version for version in versions if version.number == number), None)
-    return (version, registry.content(parts, version)) if version else None
+    return (version, registry.content(state, version)) if version else None
 
 
-def _at_commit(parts: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
-    """The newest version of exactly these files; each version's checksums are read once in a process for it."""
-    known = [version for version in versions if COMMITS.get(version.folder) == commit]
-    for version in known + [version for version in reversed(versions) if version.folder not in COMMITS]:
-        content = registry.content(parts, version)
+def _find_commit(state: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
+    """The newest version with a commit. A cache avoids reading each version's checksums more than once."""
+    cached = [version for version in versions if COMMITS.get(version.folder) == commit]
+    for version in cached + [version for version in reversed(versions) if version.folder not in COMMITS]:
+        content = registry.content(state, version)
         if len(COMMITS) >= COMMITS_KEPT:
             COMMITS.clear()
         COMMITS[version.folder] = content.commit
@@ -289,27 +290,31 @@ def _at_commit(parts: AppState, versions: list[Served], commit: str) -> tuple[Se
     return None
 
 
-def _model(found: Repository) -> HubModelView:
-    moment = found.version.version.created_at
+def _model(repository: Repository) -> HubModelView:
+    moment = repository.version.version.created_at
     return HubModelView(
-        id=found.id,
-        modelId=found.id,
+        id=repository.id,
+        modelId=repository.id,
         author=formats.HUB_ORGANISATION,
-        sha=found.content.commit,
+        sha=repository.content.commit,
         lastModified=f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z",
         private=True,
         gated=False,
         disabled=False,
-        library_name=LIBRARIES.get(found.folder, "transformers"),
+        library_name=LIBRARIES.get(repository.folder, "transformers"),
         pipeline_tag="image-feature-extraction",
-        tags=["rcmae", f"v{found.version.number}"],
+        tags=["rcmae", f"v{repository.version.number}"],
         siblings=[
             HubFileView(
                 rfilename=name,
-                size=found.sizes[path],
-                blobId=found.content.sums[path][:40],
-                lfs={"sha256": found.content.sums[path], "size": found.sizes[path], "pointerSize": POINTER_SIZE},
+                size=repository.sizes[path],
+                blobId=repository.content.sums[path][:40],
+                lfs={
+                    "sha256": repository.content.sums[path],
+                    "size": repository.sizes[path],
+                    "pointerSize": POINTER_SIZE,
+                },
             )
-            for name, path in found.files.items()
+            for name, path in repository.files.items()
         ],
     )

@@ -1,4 +1,4 @@
-"""The routes of backbones, the hub's among them, as `/openapi.json` describes them, and the errors of their own."""
+"""Descriptions of the routes of backbones and of the hub for `/openapi.json`, and their error codes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ENTRY: Final = (*REPO, "entry_not_found")
 
 
 def _file_or_link(content: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """A file that may be had elsewhere."""
+    """The responses of a route that sends a file or redirects to it."""
     link = {"Location": {"description": "A signed link into S3.", "schema": {"type": "string"}}}
-    sent_on = {"description": "With `RCMAE_PRESIGNED_DOWNLOADS`: where the file is.", "headers": ETAG | link}
-    return file_answers(content) | {302: sent_on}
+    redirect = {"description": "With `RCMAE_PRESIGNED_DOWNLOADS`: a redirect to the file.", "headers": ETAG | link}
+    return file_answers(content) | {302: redirect}
 
 
 CODES: Final[dict[str, tuple[int, str]]] = {
@@ -30,9 +30,9 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
-    "version_has_alias": (409, "an alias stands for the version: let it stand for another one, or remove it, first"),
+    "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }
-"""Status of each error, and when it comes."""
+"""The status and the cause of each error."""
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/backbones": Operation("list_backbones"),
@@ -70,4 +70,4 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /hf/api/models/{org}/{repo}/tree/{revision}": Operation("hub_tree", REPO),
     "GET /hf/api/models/{org}/{repo}/tree/{revision}/{path}": Operation("hub_tree_below", ENTRY),
 }
-"""One row a route."""
+"""One entry for each route."""

@@ -1,4 +1,4 @@
-"""Versions that were deleted and whose remains have not been removed yet. Works inside its caller's transaction."""
+"""Deleted versions that are not removed yet. Every function works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from service.db.tables import DeletedVersion
 
 
 def deleted(session: Session) -> Sequence[DeletedVersion]:
-    """All of them, the oldest deletion first."""
+    """All deleted versions, the oldest deletion first."""
     return session.scalars(select(DeletedVersion).order_by(DeletedVersion.deleted_at)).all()
 
 
 def hide(session: Session, name: str, version: int, job_id: str, source: str, folder: str) -> None:
-    """Let a version be gone for people. Doing it twice changes nothing."""
+    """Record a version as deleted, which hides it. It is safe to repeat."""
     session.merge(DeletedVersion(name=name, version=version, job_id=job_id, source=source, folder=folder))
 
 
 def forget(session: Session, name: str, version: int) -> None:
-    """Nothing is left of it, or it comes back."""
-    found = session.get(DeletedVersion, (name, version))
-    if found:
-        session.delete(found)
+    """Drop the record: the version has been removed completely, or is to be visible again."""
+    row = session.get(DeletedVersion, (name, version))
+    if row:
+        session.delete(row)

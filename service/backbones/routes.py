@@ -1,4 +1,4 @@
-"""Routes of backbones."""
+"""Backbone routes."""
 
 from __future__ import annotations
 
@@ -18,82 +18,85 @@ from service.backbones.schemas import (
 )
 from service.backbones.service import Filters
 from service.context.app_state import CallerDep, StateDep
-from service.http.ranges import answer, unchanged
+from service.http.ranges import file_response, not_modified
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
 router = APIRouter(prefix="/v1/backbones", tags=["backbones"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
-Reference = Annotated[str, Path(description="a number, `latest`, `main` (the champion, else the latest) or an alias")]
+Reference = Annotated[
+    str, Path(description="a number, `latest`, `main` (the champion, otherwise the latest version) or an alias")
+]
 Number = Annotated[int, Path(ge=1, le=LARGEST)]
 SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 
 
 @router.get("")
 def listing(
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     name_contains: str | None = None,
-    job: Annotated[str | None, Query(description="that registered it, or that trained it")] = None,
-    dataset: Annotated[str | None, Query(description="its fingerprint, or its URI")] = None,
+    job: Annotated[str | None, Query(description="the job that registered it, or that trained it")] = None,
+    dataset: Annotated[str | None, Query(description="the dataset's fingerprint or URI")] = None,
     method: str | None = None,
     network: str | None = None,
-    format: Annotated[BackboneFormat | None, Query(description="that can be pulled")] = None,  # noqa: A002 - its name in the API
+    format: Annotated[BackboneFormat | None, Query(description="a format in which it can be pulled")] = None,  # noqa: A002 - API name
     alias: str | None = None,
     sort: Annotated[
         str | None,
         Query(
             pattern=SORTS,
-            description="`updated_at`, or a result of evaluation such as `eval/linear_top1`, of `main_version`; with "
-            "`-` before it the greatest first, those without it last; by name without it",
+            description="`updated_at`, or an evaluation result of `main_version` such as `eval/linear_top1`; a leading "
+            "`-` sorts the greatest first. Backbones without the result come last. By default the list is sorted by "
+            "name",
         ),
     ] = None,
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> Page[BackboneView]:
-    """Registered backbones: those with a version that fits all filters, and of each the versions that fit."""
+    """Registered backbones with a version that matches all filters; only the matching versions are listed."""
     filters = Filters(name_contains, job, dataset, method, network, format, alias)
-    return service.listing(parts, filters, sort, limit, cursor)
+    return service.listing(state, filters, sort, limit, cursor)
 
 
 @router.get("/{name}")
-def show(name: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
-    """One backbone with its aliases and versions, and what is known of each."""
-    return service.show(parts, name)
+def show(name: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+    """One backbone with its aliases and the details of all versions."""
+    return service.show(state, name)
 
 
 @router.put("/{name}/aliases/{alias}")
-def set_alias(name: str, alias: str, body: AliasBody, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
-    """Let an alias stand for a version, whatever it stood for before. `champion` is what `main` means from then on."""
-    return service.set_alias(parts, caller, name, alias, body.version)
+def set_alias(name: str, alias: str, body: AliasBody, state: StateDep, caller: CallerDep) -> BackboneDetailView:
+    """Point an alias at a version, whatever it pointed at before. `main` means the alias `champion` once it exists."""
+    return service.set_alias(state, caller, name, alias, body.version)
 
 
 @router.delete("/{name}/aliases/{alias}")
-def delete_alias(name: str, alias: str, parts: StateDep, caller: CallerDep) -> BackboneDetailView:
-    """Remove an alias; the version that it stood for stays."""
-    return service.delete_alias(parts, caller, name, alias)
+def delete_alias(name: str, alias: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:
+    """Remove an alias. The version that it pointed at stays."""
+    return service.delete_alias(state, caller, name, alias)
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, parts: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, state: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
     """One version with its files."""
-    return service.show_version(parts, name, version)
+    return service.show_version(state, name, version)
 
 
 @router.delete("/{name}/versions/{version}")
 def delete_version(
     name: str,
     version: Number,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,
-    preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
+    preview: Annotated[bool, Query(description="report what would be deleted, without deleting it")] = False,
 ) -> VersionDeletionView:
-    """Delete a version with its files; answers what goes. One that an alias stands for is kept: 409."""
+    """Delete a version with its files, and report what is deleted. 409 if an alias points at it."""
     if preview:
-        caller.only_asks()
-        return service.deletion(parts, caller, name, version)
-    return service.delete_version(parts, caller, name, version)
+        caller.changes_nothing()
+        return service.deletion(state, caller, name, version)
+    return service.delete_version(state, caller, name, version)
 
 
 @router.get("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)
@@ -102,22 +105,22 @@ def file(
     name: str,
     version: Reference,
     path: str,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
-    """One file, streamed; `Range` is understood and `ETag` is its sha256.
+    """One file, streamed. `Range` is supported, and `ETag` is the file's sha256.
 
-    Where the service is set so, GET is sent on to a signed link into S3; but for the card and its pictures, which pages
-    show that take nothing from elsewhere.
+    If `RCMAE_PRESIGNED_DOWNLOADS` is set, GET redirects to a signed link into S3, except for the model card and its
+    pictures: the dashboard's pages load nothing from elsewhere.
     """
-    found, digest = service.file(parts, name, version, path)
+    stored, digest = service.file(state, name, version, path)
     etag = f'"{digest}"'
-    wanted = request.method == "GET" and not unchanged(request, etag) and not registry.of_the_card(path)
-    link = service.link(parts, found) if wanted else None
+    redirectable = request.method == "GET" and not not_modified(request, etag) and not registry.belongs_to_card(path)
+    link = service.link(state, stored) if redirectable else None
     if link:
         return Response(status_code=302, headers={"Location": link, "ETag": etag, "Cache-Control": "no-store"})
-    return answer(request, found, etag)
+    return file_response(request, stored, etag)
 
 
 @router.get("/{name}/versions/{version}/archive", response_class=StreamingResponse)
@@ -125,12 +128,12 @@ def file(
 def archive(
     name: str,
     version: Reference,
-    parts: StateDep,
+    state: StateDep,
     caller: CallerDep,  # noqa: ARG001 - a token is needed
     request: Request,
-    format: Annotated[BackboneFormat | None, Query(description="only this one; else all")] = None,  # noqa: A002
+    format: Annotated[BackboneFormat | None, Query(description="one format; by default all files")] = None,  # noqa: A002
 ) -> Response:
-    """All of a version, or one format with the card and the checksums, as one tar; `Range` is understood."""
-    made, title, identity = service.archive(parts, name, version, format)
-    attached = {"Content-Disposition": f'attachment; filename="{title}"'}
-    return answer(request, made, f'"{identity}"', "application/x-tar", attached)
+    """A version as one tar: all files, or one format with the card and the checksums. `Range` is supported."""
+    tar, filename, identity = service.archive(state, name, version, format)
+    headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
+    return file_response(request, tar, f'"{identity}"', "application/x-tar", headers)

@@ -1,4 +1,4 @@
-"""What the backbones' routes take and give. Pydantic only: the client imports this module."""
+"""Request and response models of backbones. Imports pydantic only: the client uses this module."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pydantic import Field, StrictInt
 from service.http.schemas import Body, View
 
 CHAMPION: Final = "champion"
-"""The alias that `main` stands for, where a backbone has it."""
+"""The alias that `main` means, if a backbone has it."""
 MAIN: Final = "main"
 LATEST: Final = "latest"
 LARGEST: Final = 2**31 - 1
-"""The largest number of a version that there can be."""
+"""The largest possible version number."""
 
 
 class FileView(View):
     path: str
-    """Below the version's folder, for example `hf/model.safetensors`."""
+    """Path in the version's folder, for example `hf/model.safetensors`."""
     size: int
     """Bytes."""
     sha256: str
     url: str
-    """Where the file is, below the server's address."""
+    """The file's path on this server."""
 
 
 class VersionSummaryView(View):
@@ -36,78 +36,78 @@ class VersionSummaryView(View):
     job_id: str
     """The job that registered it."""
     trained_by: str = ""
-    """The job that pretrained it: another than `job_id` where somebody published one of its checkpoints."""
+    """The job that pretrained it. It differs from `job_id` if somebody published one of its checkpoints."""
     attempt: int | None = None
     """The attempt of `job_id` that registered it."""
     checkpoint_step: int | None = None
-    """The optimiser step of the checkpoint that it was made of."""
+    """The optimiser step of the exported checkpoint."""
     method: str | None = None
     epochs: float | None = None
-    """That its weights have had."""
+    """Epochs that its weights were trained for."""
     dataset_fingerprint: str | None = None
     network: str | None = None
     """`teacher` or `student`."""
     code_version: str | None = None
-    """Of the trainer."""
+    """Version of the trainer's code."""
     formats: list[str] = Field(default_factory=list)
-    """Its folders that can be pulled, for example `hf` and `timm`."""
+    """Formats in which it can be pulled, for example `hf` and `timm`."""
     aliases: list[str] = Field(default_factory=list)
-    """Names that stand for this version now."""
+    """Aliases that point at this version now."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Results of evaluation, by metric key."""
+    """Evaluation results, by metric key."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """Everything that the registry notes of it."""
+    """All its tags in the registry."""
 
 
 class VersionView(VersionSummaryView):
     """A registered version with its files."""
 
     commit: str = ""
-    """40 hexadecimal digits that name exactly these files: a revision for `/hf`."""
+    """40 hexadecimal digits that identify exactly these files; a valid revision for `/hf`."""
     files: list[FileView]
 
 
 class BackboneView(View):
-    """A backbone: all that was registered under one name."""
+    """A backbone: all versions registered under one name."""
 
     name: str
     latest_version: int
     main_version: int = 0
-    """The one with the alias `champion`, else the latest: what is pulled where no version is named."""
+    """The version with the alias `champion`, otherwise the latest: it is pulled if no version is named."""
     versions: list[int]
     aliases: dict[str, int] = Field(default_factory=dict)
-    """What each alias stands for."""
+    """The version that each alias points at."""
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Results of evaluation of `main_version`."""
+    """Evaluation results of `main_version`."""
     formats: list[str] = Field(default_factory=list)
-    """Of `main_version`, that can be pulled."""
+    """Formats in which `main_version` can be pulled."""
     updated_at: datetime
     """When the latest version was registered."""
 
 
 class BackboneDetailView(BackboneView):
-    """A backbone with what is known of each of its versions."""
+    """A backbone with the details of each version."""
 
     details: list[VersionSummaryView] = Field(default_factory=list)
     """Newest first."""
 
 
 class VersionDeletionView(View):
-    """What goes with a version that is deleted."""
+    """What is removed with a deleted version."""
 
     name: str
     version: int
     job_id: str
     artifact_uri: str
-    """The folder of its files."""
+    """The version's folder."""
     files: int
     bytes: int
     aliases: list[str]
-    """Names that stand for it: while there are any, it is not deleted."""
+    """Aliases that point at it: while there are any, it cannot be deleted."""
 
 
 class AliasBody(Body):
-    """What an alias stands for."""
+    """The new target of an alias."""
 
     version: Annotated[StrictInt, Field(ge=1, le=LARGEST)]
-    """The number of the version."""
+    """The version number."""

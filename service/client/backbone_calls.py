@@ -1,4 +1,4 @@
-"""What the client asks about backbones."""
+"""The client's methods for backbones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.backbones.schemas import MAIN, BackboneDetailView, BackboneView, VersionDeletionView, VersionView
-from service.client.download import Fetcher, Form, Progress
+from service.client.download import Fetcher, Progress, PullFormat
 from service.client.transport import Transport
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
 
 class BackboneCalls(Transport):
-    """The part of `Client` that is about backbones."""
+    """The methods of `Client` for backbones."""
 
     def backbones(
         self,
@@ -28,21 +28,21 @@ class BackboneCalls(Transport):
         sort: str | None = None,
         page_size: int = 100,
     ) -> Iterator[BackboneView]:
-        """Registered backbones, those with a version that fits all filters, and of each the versions that fit.
+        """Registered backbones that have a version matching all filters, each with its matching versions.
 
-        ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI. ``sort`` is `updated_at` or a result of
-        evaluation such as `eval/linear_top1`, with `-` before it the greatest first; by name without it.
+        ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI. ``sort`` is `updated_at` or an
+        evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by default.
         """
         filters = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method}
         filters |= {"network": network, "format": form, "alias": alias, "sort": sort}
         return self._pages(Page[BackboneView], "/v1/backbones", {**filters, "limit": page_size})
 
     def backbone(self, name: str) -> BackboneDetailView:
-        """One backbone with its aliases and what is known of each version."""
+        """One backbone with its aliases and the details of each version."""
         return self._get(BackboneDetailView, f"/v1/backbones/{name}")
 
     def version(self, name: str, version: int | str | None = None) -> VersionView:
-        """One version with its files: a number, an alias, `latest`; without one the champion, else the latest."""
+        """One version with its files: a number, an alias or `latest`. By default the champion, else the latest."""
         return self._get(VersionView, f"/v1/backbones/{name}/versions/{MAIN if version is None else version}")
 
     def pull(
@@ -51,38 +51,38 @@ class BackboneCalls(Transport):
         out: Path,
         *,
         version: int | str | None = None,
-        form: Form = "hf",
+        form: PullFormat = "hf",
         force: bool = False,
         progress: Progress | None = None,
     ) -> VersionView:
         """Download one format of a version into the new folder ``out``, each file checked against its sha256.
 
-        ``version`` as for `version`; ``all`` is everything, with a folder for each format. ``progress`` is told the
-        bytes that have come and the bytes there are. ``out`` appears whole or not at all; with ``force`` it takes the
-        place of a folder that was pulled before. Goes on where a connection broke or the service restarted, and when
-        it is called again after its process was killed.
+        ``version`` is as for `version`. The format ``all`` is everything, with a folder for each format. ``progress``
+        is called with the bytes received and the total. ``out`` appears whole or not at all; with ``force`` it replaces
+        a folder that was pulled before. The download resumes where a connection broke or the service restarted, and
+        when it is started again after its process was killed.
 
-        Raises `FileExistsError` where ``out`` exists, `DownloadError` for a file that does not match its checksum, a
-        format that is not there, a version that is deleted meanwhile, or where another process pulls into ``out``.
+        Raises `FileExistsError` if ``out`` exists. Raises `DownloadError` if a file does not match its checksum, the
+        version lacks the format or is deleted meanwhile, or another process pulls into ``out``.
         """
-        found = self.version(name, version)
-        Fetcher(self._http, self.url, self._patience_s, progress).folder(found, form, out, force)
-        return found
+        view = self.version(name, version)
+        Fetcher(self._http, self.url, self._patience_s, progress).folder(view, form, out, force)
+        return view
 
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
-        """Let an alias stand for a version, whatever it stood for before."""
+        """Point an alias at a version, wherever it pointed before."""
         path = f"/v1/backbones/{name}/aliases/{alias}"
-        return self._ask(BackboneDetailView, "PUT", path, json={"version": version}, retried=True)
+        return self._request(BackboneDetailView, "PUT", path, json={"version": version}, retried=True)
 
     def delete_alias(self, name: str, alias: str) -> BackboneDetailView:
-        """Remove an alias; the version that it stood for stays. Not repeated, as `delete`."""
-        return self._ask(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
+        """Remove an alias; its version stays. Not retried, like `delete`."""
+        return self._request(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
 
     def version_deletion_preview(self, name: str, version: int) -> VersionDeletionView:
-        """What would go with a version; nothing is deleted."""
+        """What deleting a version would remove; nothing is deleted."""
         path = f"/v1/backbones/{name}/versions/{version}"
-        return self._ask(VersionDeletionView, "DELETE", path, params={"preview": True}, retried=True)
+        return self._request(VersionDeletionView, "DELETE", path, params={"preview": True}, retried=True)
 
     def delete_version(self, name: str, version: int) -> VersionDeletionView:
-        """Delete a version with its files. `ApiError` 409 names an alias that stands for it. Not repeated."""
-        return self._ask(VersionDeletionView, "DELETE", f"/v1/backbones/{name}/versions/{version}")
+        """Delete a version with its files. Not retried. `ApiError` 409 names the aliases that still point at it."""
+        return self._request(VersionDeletionView, "DELETE", f"/v1/backbones/{name}/versions/{version}")

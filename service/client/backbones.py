@@ -1,4 +1,4 @@
-"""The client's commands about backbones."""
+"""The commands for backbones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import typer
 from service.backbones.schemas import VersionDeletionView
 from service.client import render, render_backbones
 from service.client.commands import exit_status, follow_to_end
-from service.client.convert import Reader
+from service.client.convert import Library
 from service.client.convert import convert as convert_folder
-from service.client.download import Form
-from service.client.errors import PASSING_STATUSES, ApiError, ClientError, ConnectionFailed
+from service.client.download import PullFormat
+from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
 from service.client.shell import Json, connected, download_bar, err, out, print_json
 from trainer.spec.export import BackboneFormat
 
@@ -24,7 +24,7 @@ backbones = typer.Typer(no_args_is_help=True, help="List, show, pull, publish an
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="NAME[@ALIAS|:VERSION]", help="A backbone; its champion by default, or else its latest version."
+        metavar="NAME[@ALIAS|:VERSION]", help="A backbone; by default its champion, or else its latest version."
     ),
 ]
 Numbered = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One version of a backbone.")]
@@ -34,21 +34,21 @@ Numbered = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One versi
 def list_backbones(
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
     job: Annotated[str | None, typer.Option(help="Only what this job registered or trained.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Only of this dataset: its fingerprint or its URI.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only of this method, such as rc_mae.")] = None,
-    network: Annotated[str | None, typer.Option(help="Only of this network: teacher or student.")] = None,
-    form: Annotated[BackboneFormat | None, typer.Option("--format", help="Only what can be pulled as this.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Only trained on this dataset: a fingerprint or a URI.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only trained with this method, such as rc_mae.")] = None,
+    network: Annotated[str | None, typer.Option(help="Only this network: teacher or student.")] = None,
+    form: Annotated[BackboneFormat | None, typer.Option("--format", help="Only what has this format.")] = None,
     alias: Annotated[str | None, typer.Option(help="Only versions with this alias.")] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="eval/linear_top1, updated_at, …; -eval/linear_top1 has the greatest first. Else by name."),
+        typer.Option(help="eval/linear_top1, updated_at, …; a leading - for descending order. By name by default."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """Registered backbones; with filters, those with a version that fits them all."""
+    """Registered backbones; with filters, those that have a version matching all of them."""
     with connected() as client:
-        all_of_them = client.backbones(
+        matches = client.backbones(
             name_contains=name_contains,
             job=job,
             dataset=dataset,
@@ -58,18 +58,18 @@ def list_backbones(
             alias=alias,
             sort=sort,
         )
-        found = list(islice(all_of_them, limit))
-    print_json(found) if as_json else out.print(render_backbones.backbones(found, sort))
+        views = list(islice(matches, limit))
+    print_json(views) if as_json else out.print(render_backbones.backbones(views, sort))
 
 
 @backbones.command("show")
 def show_backbone(backbone: Reference, as_json: Json = False) -> None:
-    """A backbone with its versions; with @ALIAS or :VERSION that one with its files."""
+    """A backbone with its versions, or one version with its files: NAME@ALIAS or NAME:VERSION."""
     name, version = _reference(backbone)
     with connected() as client:
         if version is None:
-            found = client.backbone(name)
-            print_json(found) if as_json else out.print(render_backbones.backbone(found))
+            view = client.backbone(name)
+            print_json(view) if as_json else out.print(render_backbones.backbone(view))
         else:
             one = client.version(name, version)
             print_json(one) if as_json else out.print(render_backbones.version(one))
@@ -78,9 +78,9 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
 @backbones.command()
 def pull(
     backbone: Reference,
-    folder: Annotated[Path, typer.Option("--out", help="The new folder for it.")],
+    folder: Annotated[Path, typer.Option("--out", help="The new folder.")],
     form: Annotated[
-        Form,
+        PullFormat,
         typer.Option(
             "--format",
             help="hf: transformers' ViTModel; hf-mae: ViTMAEForPreTraining; timm; onnx, torch_export where they were "
@@ -90,94 +90,94 @@ def pull(
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that was pulled before.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Download a backbone, checked against its sha256 sums. After an interruption the same command goes on."""
+    """Download a backbone, checked against its sha256 sums. After an interruption, the same command resumes it."""
     name, version = _reference(backbone)
-    kept = f"what has come of it is kept beside {folder}: the same command goes on from there"
+    kept = f"the partial download is kept beside {folder}: the same command resumes it"
     try:
         with connected() as client, download_bar(backbone) as progress:
-            found = client.pull(name, folder, version=version, form=form, force=force, progress=progress)
+            view = client.pull(name, folder, version=version, form=form, force=force, progress=progress)
     except FileExistsError:
         raise
     except OSError as error:
         raise ClientError(f"{error.filename or folder}: {error.strerror or error}; {kept}") from error
     except (ConnectionFailed, ApiError, KeyboardInterrupt) as error:
-        if not isinstance(error, ApiError) or error.status in PASSING_STATUSES:
+        if not isinstance(error, ApiError) or error.status in TRANSIENT_STATUSES:
             err.print(kept, highlight=False, markup=False, soft_wrap=True)
         raise
     if as_json:
-        told = {"name": found.name, "version": found.version, "commit": found.commit, "folder": str(folder.absolute())}
-        typer.echo(json.dumps(told))
+        pulled = {"name": view.name, "version": view.version, "commit": view.commit}
+        typer.echo(json.dumps(pulled | {"folder": str(folder.absolute())}))
     else:
-        out.print(f"{found.name}:{found.version} is in {folder}", highlight=False, soft_wrap=True)
+        out.print(f"{view.name}:{view.version} is in {folder}", highlight=False, soft_wrap=True)
 
 
 @backbones.command()
 def alias(
     backbone: Annotated[
-        str, typer.Argument(metavar="NAME:VERSION", help="What it is to stand for; with --remove the name alone.")
+        str, typer.Argument(metavar="NAME:VERSION", help="The version it points at; with --remove only the name.")
     ],
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion: what is pulled by default.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Remove it; the version stays.")] = False,
+    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion, which is pulled by default.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias; its version stays.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Let an alias stand for a version, whatever it stood for before."""
+    """Point an alias at a version, wherever it pointed before."""
     with connected() as client:
         if remove:
             name, version = _reference(backbone)
             if version is not None:
-                raise typer.BadParameter(f"write {name} alone: an alias stands for one version", param_hint="NAME")
-            found = client.delete_alias(name, alias)
+                raise typer.BadParameter(f"write only {name}: an alias points at one version", param_hint="NAME")
+            view = client.delete_alias(name, alias)
         else:
             name, number = _numbered(backbone)
-            found = client.set_alias(name, alias, number)
-    print_json(found) if as_json else out.print(render_backbones.backbone(found))
+            view = client.set_alias(name, alias, number)
+    print_json(view) if as_json else out.print(render_backbones.backbone(view))
 
 
 @backbones.command()
 def publish(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The job that trained it.")],
-    name: Annotated[str, typer.Option("--as", metavar="NAME", help="The backbone that it becomes a version of.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="The backbone that gets a new version.")],
     checkpoint: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="One of `rcmae jobs checkpoints JOB`, such as a1/00000100; else the newest."),
     ] = None,
     network: Annotated[
-        Literal["teacher", "student"] | None, typer.Option(help="Which of the two; as the job's spec says by default.")
+        Literal["teacher", "student"] | None, typer.Option(help="Which of the two; by default as in the job's spec.")
     ] = None,
     form: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Only these, such as timm; repeatable. As the job's spec says by default."),
+        typer.Option("--format", help="Only these, such as timm; repeatable. By default as in the job's spec."),
     ] = None,
-    follow_it: Annotated[bool, typer.Option("--follow", help="Show it until it has ended.")] = False,
+    follow_it: Annotated[bool, typer.Option("--follow", help="Follow the job until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Register a kept checkpoint of a job as a version. That is a job of its own, of minutes on one CPU core."""
+    """Register a kept checkpoint of a job as a version, which is a job of its own: minutes on one CPU core."""
     if checkpoint and not checkpoint.startswith("checkpoints/"):  # as `rcmae jobs checkpoints` shows it
         checkpoint = f"checkpoints/{checkpoint}"
     export: dict[str, Any] = ({"network": network} if network else {}) | ({"formats": form} if form else {})
     with connected() as client:
-        made = client.publish(job, name, checkpoint=checkpoint, export=export or None)
+        job_view = client.publish(job, name, checkpoint=checkpoint, export=export or None)
         if follow_it:
-            made = follow_to_end(client, made.id)
+            job_view = follow_to_end(client, job_view.id)
     if as_json:
-        print_json(made)
+        print_json(job_view)
     elif follow_it:
-        out.print(render.job(made))
+        out.print(render.job(job_view))
     else:
-        text = f"job {made.id} publishes it; follow it with: rcmae jobs wait {made.id}"
+        text = f"job {job_view.id} publishes it; follow it with: rcmae jobs wait {job_view.id}"
         out.print(text, highlight=False, soft_wrap=True)
     if follow_it:
-        raise typer.Exit(exit_status(made))
+        raise typer.Exit(exit_status(job_view))
 
 
 @backbones.command()
 def convert(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backbone that was pulled as hf or hf-mae.")],
-    reader: Annotated[Reader, typer.Option("--to", help="Whose names the weights get.")],
-    new: Annotated[Path, typer.Option("--out", help="The new folder for it.")],
+    reader: Annotated[Library, typer.Option("--to", help="The library whose names the weights get.")],
+    new: Annotated[Path, typer.Option("--out", help="The new folder.")],
     as_json: Json = False,
 ) -> None:
-    """Write a pulled backbone for detectron2 (ViTDet) or mmpretrain. Needs neither a service nor torch."""
+    """Convert a pulled backbone for detectron2 (ViTDet) or mmpretrain. Needs neither a service nor torch."""
     convert_folder(folder, new, reader)
     if as_json:
         typer.echo(json.dumps({"reader": reader, "folder": str(new.absolute())}))
@@ -188,33 +188,33 @@ def convert(
 @backbones.command()
 def delete(
     backbone: Numbered,
-    preview: Annotated[bool, typer.Option("--preview", help="Only say what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Only show what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete one version with its files. What goes is shown first; there is no way back."""
+    """Delete one version with its files, for good. Shows first what will be deleted."""
     name, number = _numbered(backbone)
     with connected() as client:
-        going = client.version_deletion_preview(name, number)
+        deletion = client.version_deletion_preview(name, number)
         if not preview:
-            err.print(render_backbones.version_deletion(going), soft_wrap=True)
-            _make_sure(going, yes)
-            going = client.delete_version(name, number)
+            err.print(render_backbones.version_deletion(deletion), soft_wrap=True)
+            _confirm(deletion, yes)
+            deletion = client.delete_version(name, number)
     if as_json:
-        print_json(going)
+        print_json(deletion)
     elif preview:
-        out.print(render_backbones.version_deletion(going), soft_wrap=True)
+        out.print(render_backbones.version_deletion(deletion), soft_wrap=True)
     else:
         out.print(f"deleted {name}:{number}; its files are removed within moments", highlight=False, soft_wrap=True)
 
 
-def _make_sure(going: VersionDeletionView, yes: bool) -> None:
-    """Raises `ClientError` where a deletion is not wanted, or will be refused."""
-    if going.aliases:
-        name, first = going.name, going.aliases[0]
+def _confirm(deletion: VersionDeletionView, yes: bool) -> None:
+    """Raises `ClientError` if the user does not want the deletion, or the service would refuse it."""
+    if deletion.aliases:
+        name, first = deletion.name, deletion.aliases[0]
         raise ClientError(
-            f"{name}:{going.version} is {name}@{f', {name}@'.join(going.aliases)}: nothing is deleted. Let the alias "
-            f"stand for another version, or remove it: rcmae backbones alias {name} {first} --remove"
+            f"{name}:{deletion.version} is {name}@{f', {name}@'.join(deletion.aliases)}: nothing is deleted. Point "
+            f"the alias at another version, or remove it: rcmae backbones alias {name} {first} --remove"
         )
     if not yes and not typer.confirm("Delete all of this?", err=True):
         raise ClientError("nothing is deleted")
@@ -232,6 +232,6 @@ def _reference(text: str) -> tuple[str, int | str | None]:
     numbered = separator != ":" or (version.isascii() and version.isdecimal())
     if not name or (separator and not version) or not numbered:
         raise typer.BadParameter(
-            f"{text!r} is no backbone: write name, name:number or name@alias, for example digits:2 or digits@champion"
+            f"{text!r} is not a backbone: write name, name:number or name@alias, such as digits:2 or digits@champion"
         )
     return name, (int(version) if separator == ":" else version) if separator else None

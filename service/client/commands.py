@@ -1,4 +1,4 @@
-"""The client's commands about jobs: submit, and all of `rcmae jobs` but what a job left, which is in `results`."""
+"""The commands for jobs: `rcmae submit`, and those of `rcmae jobs` that are not in `results`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from service.jobs.schemas import Deletion, JobView, State
 from trainer.spec.base import apply_overrides, read_document
 from trainer.spec.job import Kind
 
-jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and steer jobs.")
+jobs = typer.Typer(no_args_is_help=True, help="List, show, follow and control jobs.")
 
 
 def submit(
     spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC", help="A YAML or JSON file; - for standard input.")],
-    follow_it: Annotated[bool, typer.Option("--follow", help="Show the job until it has ended.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Only say what the job would need.")] = False,
+    follow_it: Annotated[bool, typer.Option("--follow", help="Follow the job until it has ended.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what the job would need.")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the file: optimization.epochs=5")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: optimization.epochs=5")
     ] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="The same key and spec again is the same job, and nothing new.")
+        str | None, typer.Option(help="The same key and spec again return the same job.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -43,14 +43,14 @@ def submit(
             raise typer.Exit(1 if planned.fits == "never" else 0)
         job = client.submit(document, idempotency_key)
         if follow_it:
-            err.print(_named(job), soft_wrap=True)
+            err.print(_title(job), soft_wrap=True)
             job = follow_to_end(client, job.id)
         if as_json:
             print_json(job)
         elif follow_it:
             out.print(render.job(job))
         else:
-            out.print(_named(job).append(f" is {job.state.value}"), soft_wrap=True)
+            out.print(_title(job).append(f" is {job.state.value}"), soft_wrap=True)
             out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
             out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
             if job.kind == Kind.SEARCH:
@@ -59,12 +59,12 @@ def submit(
             raise typer.Exit(exit_status(job))
 
 
-def _named(job: JobView) -> Text:
+def _title(job: JobView) -> Text:
     return Text.assemble("job ", (job.id, "bold"), f" ({job.name})")
 
 
 def follow_to_end(client: Client, job_id: str) -> JobView:
-    """Show a job until it has ended or is paused."""
+    """Follow a job until it has ended or is paused."""
     with following(job_id):
         return follow(client, job_id, err)
 
@@ -81,17 +81,15 @@ def list_jobs(
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None,
     label: Annotated[list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label.")] = None,
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     as_json: Json = False,
 ) -> None:
     """Jobs, newest first."""
     labels = dict(_label(text) for text in label or ())
     with connected() as client:
-        all_of_them = client.jobs(
-            states=state or (), kind=kind, owner=owner, labels=labels, name_contains=name_contains
-        )
-        found = list(islice(all_of_them, limit))
-    print_json(found) if as_json else out.print(render.jobs(found))
+        matches = client.jobs(states=state or (), kind=kind, owner=owner, labels=labels, name_contains=name_contains)
+        views = list(islice(matches, limit))
+    print_json(views) if as_json else out.print(render.jobs(views))
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -105,9 +103,9 @@ def _label(text: str) -> tuple[str, str]:
 def show(job: JobId, as_json: Json = False) -> None:
     """One job: state, progress, results, attempts. With --json the job alone."""
     with connected() as client:
-        found = client.job(job)
-        attempts = client.attempts(job) if found.attempts and not as_json else []
-    print_job(found, as_json)
+        view = client.job(job)
+        attempts = client.attempts(job) if view.attempts and not as_json else []
+    print_job(view, as_json)
     if attempts:
         out.print(Group("", render.attempts(attempts)))
 
@@ -121,16 +119,16 @@ def wait(
     """Until a job has ended; the exit status is 0 only if it succeeded."""
     with connected() as client:
         try:
-            found = client.wait(job, timeout_s=timeout) if timeout is not None else follow_to_end(client, job)
+            view = client.wait(job, timeout_s=timeout) if timeout is not None else follow_to_end(client, job)
         except TimeoutError as error:
             raise ClientError(str(error)) from error
-    print_job(found, as_json)
-    raise typer.Exit(exit_status(found))
+    print_job(view, as_json)
+    raise typer.Exit(exit_status(view))
 
 
 @jobs.command()
 def cancel(job: JobId, as_json: Json = False) -> None:
-    """End a job at its next step, with a checkpoint."""
+    """Stop a job for good at its next step, with a checkpoint."""
     with connected() as client:
         print_job(client.cancel(job), as_json)
 
@@ -143,17 +141,17 @@ def pause(job: JobId, as_json: Json = False) -> None:
 
 
 Workers = Annotated[
-    str | None, typer.Option(metavar="N", help="On so many workers from now on; `auto` for what the cluster has.")
+    str | None, typer.Option(metavar="N", help="Continue on this many workers; `auto` for what the cluster has.")
 ]
 SetResources = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="resources.KEY=VALUE", help="On other resources: resources.cpus_per_worker=2"),
+    typer.Option("--set", metavar="resources.KEY=VALUE", help="Change its resources: resources.cpus_per_worker=2"),
 ]
 
 
 @jobs.command()
 def resume(job: JobId, workers: Workers = None, overrides: SetResources = None, as_json: Json = False) -> None:
-    """Queue a paused job again; it goes on from its last checkpoint."""
+    """Queue a paused job again; it resumes from its last checkpoint."""
     resources = _resources(workers, overrides)
     with connected() as client:
         print_job(client.resume(job, resources=resources), as_json)
@@ -174,14 +172,14 @@ def retry(
 
 
 def _resources(workers: str | None, overrides: Iterable[str] | None) -> dict[str, Any]:
-    """What a job is to run on from now on, as far as it is told; the service knows what may be said."""
-    told = [*([f"resources.workers={workers}"] if workers else []), *(overrides or ())]
-    document = apply_overrides({"resources": {}}, told)
+    """The new values of a job's resources; the service checks them."""
+    changes = [*([f"resources.workers={workers}"] if workers else []), *(overrides or ())]
+    document = apply_overrides({"resources": {}}, changes)
     others = sorted(document.keys() - {"resources"})
     if others or not isinstance(document["resources"], dict):
         raise typer.BadParameter(
-            f"{others[0] if others else 'resources'} cannot be changed here, only a job's resources can: "
-            "resources.workers=4. For anything else submit a new job",
+            f"{others[0] if others else 'resources'} cannot be changed: only a job's resources can, as in "
+            "resources.workers=4. For other changes, submit a new job",
             param_hint="--set",
         )
     return dict(document["resources"])
@@ -197,10 +195,10 @@ def set_(
     remove_label: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Remove this label; repeatable.")
     ] = None,
-    notes: Annotated[str | None, typer.Option(metavar="TEXT", help='In place of the old ones; "" for none.')] = None,
+    notes: Annotated[str | None, typer.Option(metavar="TEXT", help='Replace the notes; "" removes them.')] = None,
     as_json: Json = False,
 ) -> None:
-    """Change a job's priority, labels or notes; what is not named stays."""
+    """Change a job's priority, labels or notes; the rest stays."""
     added, removed = dict(_label(text) for text in label or ()), set(remove_label or ())
     if priority is None and notes is None and not added and not removed:
         raise typer.BadParameter("say what to change: --priority, --label, --remove-label or --notes")
@@ -221,37 +219,37 @@ def _names(labels: Iterable[str]) -> str:
 @jobs.command()
 def delete(
     job: JobId,
-    preview: Annotated[bool, typer.Option("--preview", help="Only say what would go.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    preview: Annotated[bool, typer.Option("--preview", help="Only show what would be deleted.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     with_backbones: Annotated[
-        bool, typer.Option("--with-backbones", help="Also the backbone versions that it registered.")
+        bool, typer.Option("--with-backbones", help="Also delete the backbone versions that it registered.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Delete a job that has ended, with its run and files. What goes is shown first; there is no way back."""
+    """Delete a job that has ended, with its run and files, for good. Shows first what will be deleted."""
     with connected() as client:
-        going = client.deletion_preview(job)
+        deletion = client.deletion_preview(job)
         if not preview:
-            err.print(render.deletion(going), soft_wrap=True)
-            _make_sure(going, yes, with_backbones)
-            going = client.delete(job, with_backbones=with_backbones)
+            err.print(render.deletion(deletion), soft_wrap=True)
+            _confirm(deletion, yes, with_backbones)
+            deletion = client.delete(job, with_backbones=with_backbones)
     if as_json:
-        print_json(going)
+        print_json(deletion)
     elif preview:
-        out.print(render.deletion(going), soft_wrap=True)
+        out.print(render.deletion(deletion), soft_wrap=True)
     else:
         out.print(f"deleted {job}; its files are removed within moments", highlight=False, soft_wrap=True)
 
 
-def _make_sure(going: Deletion, yes: bool, with_backbones: bool) -> None:
-    """Raises `ClientError` where a deletion is not wanted, or not all of it."""
-    if going.backbones and not with_backbones:
-        named = ", ".join(f"{backbone.name}:{backbone.version}" for backbone in going.backbones)
-        raise ClientError(f"{named} would go with it: nothing is deleted without --with-backbones")
+def _confirm(deletion: Deletion, yes: bool, with_backbones: bool) -> None:
+    """Raises `ClientError` if the user does not want the deletion, or not all of it."""
+    if deletion.backbones and not with_backbones:
+        versions = ", ".join(f"{backbone.name}:{backbone.version}" for backbone in deletion.backbones)
+        raise ClientError(f"{versions} would be deleted too: nothing is deleted without --with-backbones")
     if not yes and not typer.confirm("Delete all of this?", err=True):
         raise ClientError("nothing is deleted")
 
 
 def print_job(job: JobView, as_json: bool) -> None:
-    """A job as it is now."""
+    """Print a job as it is now."""
     print_json(job) if as_json else out.print(render.job(job))

@@ -1,4 +1,4 @@
-"""A pulled backbone under the names of other libraries. Needs none: weights are copied as bytes, in bounded memory."""
+"""Pulled backbones under the tensor names of other libraries, none of which is needed: weights are copied as bytes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any, BinaryIO, Final, Literal, get_args
 from service.client.errors import ClientError
 from trainer.protocol.tensor_names import MAE_ENCODER, encoder_names, hf_names, mmpretrain_name
 
-Reader = Literal["detectron2", "mmpretrain"]
-READERS: Final[tuple[Reader, ...]] = get_args(Reader)
+Library = Literal["detectron2", "mmpretrain"]
+LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 LONGEST_HEADER: Final = 100_000_000
-"""Bytes, by the format's own limit."""
+"""Bytes; the limit of the format itself."""
 PIECE: Final = 1 << 20
 
 
 class ConvertError(ClientError):
-    """A backbone that cannot be converted; the text says why and what to do."""
+    """A backbone cannot be converted; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of a ViT, and how pixels become its input."""
+    """Sizes of a ViT, the normalisation of its input, and the names of its tensors."""
 
     height: int
     width: int
@@ -38,20 +38,20 @@ class Network:
     depth: int
     heads: int
     hidden: int
-    """Width inside of a block's two linear maps."""
+    """Width of a block's MLP."""
     norm_eps: float
     mean: tuple[float, ...]
-    """Of each channel, 0..1."""
+    """Per channel, 0..1."""
     std: tuple[float, ...]
     names: Callable[[str], tuple[str, ...]]
-    """What the source calls a tensor: several names for rows that it keeps apart."""
-    foreign: Callable[[str], bool]
-    """Whether a tensor of the source is no part of the encoder."""
+    """The source's names of a tensor, several where the source keeps its rows in separate tensors."""
+    ignored: Callable[[str], bool]
+    """Whether a tensor of the source does not belong to the encoder."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor's bytes lie in a file."""
+    """The location of a tensor's bytes in a file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,28 +62,28 @@ class Tensor:
 def convert(source: Path, out: Path, to: str) -> None:
     """Write the backbone in the folder ``source`` (`timm`, `hf` or `hf-mae`, as pulled) into the new folder ``out``.
 
-    ``to`` is one of `READERS`. ``model.safetensors`` holds every tensor of the encoder, bit for bit, and
-    ``config.json`` the arguments of the reader's own class with the pixels' mean and deviation. ``out`` is there whole
-    or not at all. Raises `ConvertError`.
+    ``to`` is one of `LIBRARIES`. ``model.safetensors`` holds every tensor of the encoder, bit for bit, and
+    ``config.json`` the arguments of that library's class with the pixels' mean and standard deviation. ``out`` appears
+    whole or not at all. Raises `ConvertError`.
     """
-    if to not in READERS:
-        raise ConvertError(f"{to!r} is no library to convert to: choose from {', '.join(READERS)}")
+    if to not in LIBRARIES:
+        raise ConvertError(f"cannot convert to {to!r}: choose from {', '.join(LIBRARIES)}")
     if out.exists():
-        raise ConvertError(f"{out} is there already: name a new folder, or remove it first")
+        raise ConvertError(f"{out} exists: name a new folder, or remove it first")
     network = _network(source)
     config, rename = _CONVERTERS[to](network)
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _copy(source / WEIGHTS, work / WEIGHTS, network, rename)
-        (work / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        work.chmod(0o755)
-        work.rename(out)
+        _copy(source / WEIGHTS, staging / WEIGHTS, network, rename)
+        (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        staging.chmod(0o755)
+        staging.rename(out)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-# --- what it is ------------------------------------------------------------------------------------------------------
+# --- reading the source ----------------------------------------------------------------------------------------------
 
 
 def _network(source: Path) -> Network:
@@ -94,7 +94,7 @@ def _network(source: Path) -> Network:
         if config.get("model_type") in {"vit", "vit_mae"}:
             return _of_huggingface(config, _json(source / PREPROCESSOR))
     except (KeyError, TypeError, ValueError) as error:
-        raise ConvertError(f"{source / CONFIG} is not what a pulled backbone has ({error!r}): pull it again") from error
+        raise ConvertError(f"{source / CONFIG} is not that of a pulled backbone ({error!r}): pull it again") from error
     raise ConvertError(f"{source} holds no ViT in the format timm, hf or hf-mae: pull one of these formats")
 
 
@@ -104,7 +104,7 @@ def _of_timm(config: Mapping[str, Any]) -> Network:
     return Network(
         *_sides(model["img_size"]), int(model["patch_size"]), int(pixels["input_size"][0]), dim, int(model["depth"]),
         int(model["num_heads"]), int(model["mlp_ratio"] * dim), 1e-6, tuple(pixels["mean"]), tuple(pixels["std"]),
-        names=lambda name: (name,), foreign=lambda _: False,
+        names=lambda name: (name,), ignored=lambda _: False,
     )  # fmt: skip
 
 
@@ -116,7 +116,7 @@ def _of_huggingface(config: Mapping[str, Any], pixels: Mapping[str, Any]) -> Net
         int(config["intermediate_size"]), float(config["layer_norm_eps"]),
         tuple(pixels["image_mean"]), tuple(pixels["image_std"]),
         names=lambda name: tuple(f"{prefix}{hf}" for hf in hf_names(name)),
-        foreign=lambda name: bool(prefix) and name.startswith("decoder."),
+        ignored=lambda name: bool(prefix) and name.startswith("decoder."),
     )  # fmt: skip
 
 
@@ -135,21 +135,21 @@ def _json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConvertError(f"{file} is not JSON: pull the backbone again") from error
     if not isinstance(found, dict):
-        raise ConvertError(f"{file} is not what a pulled backbone has: pull it again")
+        raise ConvertError(f"{file} is not that of a pulled backbone: pull it again")
     return found
 
 
-# --- what others call it ---------------------------------------------------------------------------------------------
+# --- the other libraries' names --------------------------------------------------------------------------------------
 
 Converter = Callable[[Network], tuple[dict[str, Any], Callable[[str], str]]]
 
 
 def _detectron2(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
-    """MAE's names, which ViTDet is trained from and its ViT has; arguments of `detectron2.modeling.backbone.ViT`."""
+    """MAE's names, which ViTDet uses too, and the arguments of `detectron2.modeling.backbone.ViT`."""
     if network.height != network.width:
         raise ConvertError(
-            f"the backbone is of {network.height} x {network.width} pixels, and detectron2's ViT takes position "
-            "embeddings of square images only"
+            f"the backbone is for images of {network.height} x {network.width} pixels, and detectron2's ViT takes "
+            "position embeddings of square images only"
         )
     backbone = {
         "in_chans": network.channels,
@@ -166,7 +166,7 @@ def _detectron2(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]
 
 
 def _mmpretrain(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
-    """Names and arguments of `mmpretrain.models.VisionTransformer` as a model's backbone."""
+    """The names and the arguments of `mmpretrain.models.VisionTransformer`."""
     backbone = {
         "type": "VisionTransformer",
         "arch": {
@@ -184,34 +184,34 @@ def _mmpretrain(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]
 
 
 def _pixels(network: Network, mean: str, std: str) -> dict[str, Any]:
-    """Of values 0..255, in the order red, green, blue."""
+    """For pixel values 0..255, in the order red, green, blue."""
     return {mean: [255 * value for value in network.mean], std: [255 * value for value in network.std]}
 
 
 _CONVERTERS: Final[dict[str, Converter]] = {"detectron2": _detectron2, "mmpretrain": _mmpretrain}
 
 
-# --- the bytes -------------------------------------------------------------------------------------------------------
+# --- copying the weights ---------------------------------------------------------------------------------------------
 
 
 def _copy(source: Path, target: Path, network: Network, rename: Callable[[str], str]) -> None:
-    """Every tensor of the encoder under its new name; rows that the source keeps apart come together."""
+    """Copy every tensor of the encoder under its new name, joining rows that the source keeps in separate tensors."""
     try:
         with source.open("rb") as file:
-            found = _tensors(file, source)
+            tensors = _tensors(file, source)
             header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
             parts: list[Tensor] = []
             end = 0
             for name in encoder_names(network.depth):
-                rows = [_taken(found, part, source) for part in network.names(name)]
+                rows = [_pop_tensor(tensors, part, source) for part in network.names(name)]
                 first, size = rows[0], sum(row.stop - row.start for row in rows)
                 shape = [sum(row.shape[0] for row in rows), *first.shape[1:]]
                 header[rename(name)] = {"dtype": first.dtype, "shape": shape, "data_offsets": [end, end + size]}
                 parts += rows
                 end += size
-            surplus = sorted(name for name in found if not network.foreign(name))
-            if surplus:
-                raise ConvertError(f"{source} holds tensors that its config.json does not tell of: {_some(surplus)}")
+            unknown = sorted(name for name in tensors if not network.ignored(name))
+            if unknown:
+                raise ConvertError(f"{source} holds tensors that its config.json lacks: {_first_names(unknown)}")
             text = json.dumps(header).encode()
             text += b" " * (-len(text) % 8)
             with target.open("wb") as new:
@@ -223,13 +223,13 @@ def _copy(source: Path, target: Path, network: Network, rename: Callable[[str], 
 
 
 def _tensors(file: BinaryIO, source: Path) -> dict[str, Tensor]:
-    """A safetensors file's own list."""
-    start = file.read(8)
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else LONGEST_HEADER + 1
+    """The tensors that a safetensors file lists in its header."""
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else LONGEST_HEADER + 1
     if length > LONGEST_HEADER:
-        raise ConvertError(f"{source} is no safetensors file: pull the backbone again")
+        raise ConvertError(f"{source} is not a safetensors file: pull the backbone again")
     try:
-        listed = json.loads(file.read(length))
+        header = json.loads(file.read(length))
         return {
             name: Tensor(
                 dtype=str(entry["dtype"]),
@@ -237,17 +237,17 @@ def _tensors(file: BinaryIO, source: Path) -> dict[str, Tensor]:
                 start=8 + length + int(entry["data_offsets"][0]),
                 stop=8 + length + int(entry["data_offsets"][1]),
             )
-            for name, entry in listed.items()
+            for name, entry in header.items()
             if name != "__metadata__"
         }
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ConvertError(f"{source} is no whole safetensors file: pull the backbone again") from error
+        raise ConvertError(f"{source} is not a complete safetensors file: pull the backbone again") from error
 
 
-def _taken(found: dict[str, Tensor], name: str, source: Path) -> Tensor:
-    tensor = found.pop(name, None)
+def _pop_tensor(tensors: dict[str, Tensor], name: str, source: Path) -> Tensor:
+    tensor = tensors.pop(name, None)
     if tensor is None:
-        raise ConvertError(f"{source} lacks {name}, which its config.json tells of: pull the backbone again")
+        raise ConvertError(f"{source} lacks the tensor {name}, which its config.json implies: pull the backbone again")
     return tensor
 
 
@@ -262,5 +262,5 @@ def _append(file: BinaryIO, part: Tensor, new: BinaryIO, source: Path) -> None:
         left -= len(piece)
 
 
-def _some(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" and more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""What can go wrong between a client and the service, and which of it passes."""
+"""Errors of requests to the service, and retries of those that may pass."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import httpx
 
 from trainer.spec.base import Problem
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
-PASSING_STATUSES: Final = frozenset({429, 502, 503, 504})
+TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 4.0
 
 
 class ClientError(Exception):
-    """Any failure of the client; the text says what happened."""
+    """Base of the client's errors; the message says what happened."""
 
 
 class ConnectionFailed(ClientError):
-    """The service did not answer, also after further tries."""
+    """The service did not answer, even after retries."""
 
 
 class ApiError(ClientError):
-    """The service refused a request, or failed."""
+    """The service refused a request, or failed to handle it."""
 
     def __init__(
         self, status: int, code: str, detail: str, problems: Sequence[Problem] = (), request_id: str | None = None
@@ -38,18 +38,18 @@ class ApiError(ClientError):
         self.status = status
         """HTTP status."""
         self.code = code
-        """Stable name of the error, for programs."""
+        """Stable identifier of the error, for programs."""
         self.detail = detail
         self.problems = tuple(problems)
-        """Each failing field of a spec or parameter, with what to do."""
+        """Each rejected field or parameter, with what to do about it."""
         self.request_id = request_id
-        """Finds the request in the service's log."""
+        """Identifies the request in the service's log."""
         self.retry_after_s = 0.0
-        """Seconds that the service asks to be left alone for."""
+        """Seconds to wait before the next request, from `Retry-After`."""
 
     @classmethod
     def of(cls, response: httpx.Response) -> ApiError:
-        """From an answer that is an error, whether the service or something before it gave it."""
+        """From an error response, of the service itself or of a proxy in front of it."""
         error = cls._of_body(response)
         error.retry_after_s = _seconds(response.headers.get("Retry-After", ""))
         return error
@@ -71,7 +71,7 @@ class ApiError(ClientError):
 
 
 def _seconds(retry_after: str) -> float:
-    """Of a `Retry-After`, which is a number of seconds or a date; 0 for none, and for one that is neither."""
+    """The wait that a `Retry-After` asks for, as a number of seconds or a date; 0 without a valid one."""
     if retry_after.strip().isdecimal():
         return float(retry_after)
     try:
@@ -83,10 +83,10 @@ def _seconds(retry_after: str) -> float:
 
 
 class Patience:
-    """How long one waits for a service that is away, and how long between two tries.
+    """Retries while the service is unreachable: for how long, and with what pauses.
 
-    Away is: no connection, or a status that passes. ``tell`` hears why, from the second try on that fails, and None
-    when the service is back.
+    Unreachable means that there is no connection, or that the answer has a transient status. From the second failure
+    on, ``tell`` is called with the reason, and with None when the service is back.
     """
 
     def __init__(self, limit_s: float, url: str, tell: Callable[[Exception | None], None] | None = None) -> None:
@@ -95,36 +95,39 @@ class Patience:
         self.renew()
 
     def renew(self) -> None:
-        """The service has shown life: everything begins anew."""
+        """The service is alive: start counting from here."""
         if self._tell and self._tries > 1:
             self._tell(None)
         self._end, self._pause, self._tries = time.monotonic() + self._limit_s, FIRST_PAUSE_S, 0
 
     def wait(self, error: httpx.TransportError | ApiError) -> None:
-        """Until the next try. Raises what cannot pass, or has not passed in time; `ConnectionFailed` for no answer."""
-        told = error if isinstance(error, ApiError) else self._unanswered(error)
-        passes = not isinstance(error, ApiError) or error.status in PASSING_STATUSES
-        pause = max(self._pause, told.retry_after_s if isinstance(told, ApiError) else 0.0)
-        if not passes or time.monotonic() + pause > self._end:
-            raise told from (None if told is error else error)
+        """Sleep until the next try.
+
+        Raises the error, as `ConnectionFailed` where there was no answer, if it is permanent or time is up.
+        """
+        failure = error if isinstance(error, ApiError) else self._no_answer(error)
+        transient = not isinstance(error, ApiError) or error.status in TRANSIENT_STATUSES
+        pause = max(self._pause, failure.retry_after_s if isinstance(failure, ApiError) else 0.0)
+        if not transient or time.monotonic() + pause > self._end:
+            raise failure from (None if failure is error else error)
         self._tries += 1
         if self._tell and self._tries > 1:
-            self._tell(told)
-        time.sleep(pause * random.uniform(1.0, 1.5))  # noqa: S311 - spreads clients, keeps no secret
+            self._tell(failure)
+        time.sleep(pause * random.uniform(1.0, 1.5))  # noqa: S311 - spreads the load; not a secret
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 
-    def _unanswered(self, error: httpx.TransportError) -> ConnectionFailed:
+    def _no_answer(self, error: httpx.TransportError) -> ConnectionFailed:
         return ConnectionFailed(f"{self._url} does not answer: {error or type(error).__name__}")
 
 
-def patiently(ask: Callable[[], Answer], patience_s: float, url: str) -> Answer:
-    """The answer; asks again, with growing pauses, for ``patience_s`` seconds while the service is away.
+def with_retries(call: Callable[[], Result], patience_s: float, url: str) -> Result:
+    """The result of ``call``, which is repeated for ``patience_s`` seconds while the service is unreachable.
 
-    Raises as `Patience.wait`.
+    Raises the same errors as `Patience.wait`.
     """
     patience = Patience(patience_s, url)
     while True:
         try:
-            return ask()
+            return call()
         except (httpx.TransportError, ApiError) as error:
             patience.wait(error)

@@ -1,4 +1,4 @@
-"""The client's commands for those who run the service: tokens, the audit log, the cluster."""
+"""The client's commands for operators: tokens, the audit log, the cluster."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from service.client import render, tables
 from service.client.server import TOKEN_VARIABLE, URL_VARIABLE
 from service.client.shell import Json, connected, err, out, print_json
 
-tokens = typer.Typer(no_args_is_help=True, help="Make, list, replace and end tokens.")
+tokens = typer.Typer(no_args_is_help=True, help="Create, list, rotate and revoke tokens.")
 
-TokenId = Annotated[str, typer.Argument(metavar="TOKEN", help="The token's id, not its text.")]
+TokenId = Annotated[str, typer.Argument(metavar="TOKEN", help="The token's id, not its secret.")]
 
 
 @tokens.command("list")
 def list_tokens(
     owner: Annotated[str | None, typer.Option(help="Only this owner's.")] = None, as_json: Json = False
 ) -> None:
-    """Tokens without their texts, newest first: your own, and for admins everybody's."""
+    """Tokens without their secrets, newest first: your own, or everybody's for admins."""
     with connected() as client:
-        found = list(client.tokens(owner=owner))
-    print_json(found) if as_json else out.print(render.tokens(found))
+        views = list(client.tokens(owner=owner))
+    print_json(views) if as_json else out.print(render.tokens(views))
 
 
 @tokens.command()
 def create(
-    role: Annotated[RoleName, typer.Option(help="What it may do and see: no more than the token that makes it.")],
+    role: Annotated[RoleName, typer.Option(help="What it may do and see: no more than your own token.")],
     owner: Annotated[str | None, typer.Option(help="Whose it is; yours by default.")] = None,
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     days: Annotated[
-        int | None, typer.Option("--expires-in-days", min=1, help="Its life; until it is revoked by default.")
+        int | None, typer.Option("--expires-in-days", min=1, help="Days until it expires; never by default.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token. Its text alone goes to standard output, once: only its hash is kept."""
+    """Create a token. Only its secret goes to standard output, this once: the service keeps a hash of it."""
     with connected() as client:
         _print_new(client.create_token(role, owner=owner, name=name, expires_in_days=days), client.url, as_json)
 
@@ -46,45 +46,45 @@ def create(
 @tokens.command()
 def rotate(
     token: TokenId,
-    grace: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="The old text stays valid for so long.")] = 0,
+    grace: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="How long the old secret stays valid.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Replace a token by a new one with the same owner, role, name and end."""
+    """Replace a token by a new one with the same owner, role, name and expiry."""
     with connected() as client:
         _print_new(client.rotate_token(token, grace_s=grace), client.url, as_json)
 
 
 @tokens.command()
 def revoke(token: TokenId, as_json: Json = False) -> None:
-    """End a token at once."""
+    """Revoke a token, with immediate effect."""
     with connected() as client:
-        found = client.revoke_token(token)
-    print_json(found) if as_json else out.print(render.tokens([found]))
+        revoked = client.revoke_token(token)
+    print_json(revoked) if as_json else out.print(render.tokens([revoked]))
 
 
-def _print_new(made: NewTokenView, url: str, as_json: bool) -> None:
+def _print_new(token: NewTokenView, url: str, as_json: bool) -> None:
     if as_json:
-        print_json(made)
+        print_json(token)
         return
-    until = f"until {tables.when(made.expires_at)}" if made.expires_at else "until it is revoked"
+    until = f"until {tables.when(token.expires_at)}" if token.expires_at else "until it is revoked"
     for line in (
-        f"{made.id} is {made.owner}'s, as {made.role}, {until}. Its text is shown now and never again; to use it:",
+        f"{token.id} is {token.owner}'s, as {token.role}, {until}. Its secret is shown now and never again; to use it:",
         f"export {URL_VARIABLE}={url} {TOKEN_VARIABLE}=<the line below>",
     ):
         err.print(line, highlight=False, markup=False, soft_wrap=True)
-    typer.echo(made.token)
+    typer.echo(token.token)
 
 
 def audit(
-    actor: Annotated[str | None, typer.Option(help="Only what this owner asked for.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only requests of this owner.")] = None,
     action: Annotated[str | None, typer.Option(help="Only this action, such as job.cancel.")] = None,
-    target: Annotated[str | None, typer.Option(metavar="ID", help="Only what was asked for this job or token.")] = None,
-    after: Annotated[datetime | None, typer.Option(help="Only later than this, on your clock.")] = None,
-    before: Annotated[datetime | None, typer.Option(help="Only earlier than this, on your clock.")] = None,
+    target: Annotated[str | None, typer.Option(metavar="ID", help="Only requests about this job or token.")] = None,
+    after: Annotated[datetime | None, typer.Option(help="Only after this, in your time zone.")] = None,
+    before: Annotated[datetime | None, typer.Option(help="Only before this, in your time zone.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
     as_json: Json = False,
 ) -> None:
-    """What was asked to change, by whom, done or refused; newest first. For admins."""
+    """Requested changes, by whom, done or refused; newest first. For admins."""
     with connected() as client:
         entries = client.audit(
             actor=actor,
@@ -94,12 +94,12 @@ def audit(
             before=before.astimezone() if before else None,
             page_size=min(limit, 100),
         )
-        found = list(islice(entries, limit))
-    print_json(found) if as_json else out.print(render.audit(found))
+        views = list(islice(entries, limit))
+    print_json(views) if as_json else out.print(render.audit(views))
 
 
 def cluster(as_json: Json = False) -> None:
-    """Nodes with what is used of them, jobs that run, and the queue with what each waits for."""
+    """Nodes and their use, running jobs, and the queue with what each job waits for."""
     with connected() as client:
-        found = client.cluster()
-    print_json(found) if as_json else out.print(render.cluster(found))
+        view = client.cluster()
+    print_json(view) if as_json else out.print(render.cluster(view))

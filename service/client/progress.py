@@ -16,15 +16,15 @@ from service.client.shell import Outages
 from service.jobs.schemas import EventView, JobView, State
 
 LINE_EVERY_S: Final = 15.0
-"""Between two lines where the output is not a terminal."""
+"""Seconds between two progress lines where the output is not a terminal."""
 BAR_WIDTH: Final = 10
-BESIDE_THE_LINE: Final = len("recovering") + BAR_WIDTH + len("100%") + 3
+BAR_COLUMNS: Final = len("recovering") + BAR_WIDTH + len("100%") + 3
 
 
 def follow(client: Client, job_id: str, console: Console) -> JobView:
-    """Show a job until it has ended or is paused, and give it as it is then.
+    """Show a job until it has ended or is paused, and return its last state.
 
-    The service may restart meanwhile. Raises `ConnectionFailed` when it stays away, `ApiError` for what it refuses.
+    The service may restart meanwhile. Raises `ConnectionFailed` if it stays unreachable, `ApiError` if it refuses.
     """
     bar = Progress(
         TextColumn("{task.fields[state]}"),
@@ -36,47 +36,47 @@ def follow(client: Client, job_id: str, console: Console) -> JobView:
         disable=not console.is_terminal,
     )
     with bar:
-        shown = _Shown(console, bar)
-        for update in client.stream(job_id, tell=shown.outage):
+        display = _Display(console, bar)
+        for update in client.stream(job_id, tell=display.outage):
             if isinstance(update, EventView):
-                shown.events([update])
+                display.events([update])
             elif isinstance(update, JobView):
-                shown.job(update)
+                display.job(update)
                 if update.state is State.PAUSED:  # the stream would go on
-                    shown.events(client.events(job_id))
+                    display.events(client.events(job_id))
                     break
-    return shown.newest or client.job(job_id)
+    return display.newest or client.job(job_id)
 
 
-class _Shown:
-    """What the reader sees."""
+class _Display:
+    """The progress bar, and the lines of events above it."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         self._console, self._bar = console, bar
         self._task: TaskID = bar.add_task("", total=1.0, state="", line="")
-        self._outages, self._event, self._next_line = Outages(console), 0, 0.0
+        self._outages, self._last_event, self._next_line = Outages(console), 0, 0.0
         self.newest: JobView | None = None
 
     def outage(self, error: Exception | None) -> None:
-        """The service is away, or back again."""
+        """The service has become unreachable, or is back."""
         self._outages(error)
         self._bar.update(self._task, line="waiting for the service" if error else "")
 
     def events(self, events: Iterable[EventView]) -> None:
-        """A line for each that has not been shown."""
+        """Print the events that have not been printed yet."""
         for event in events:
-            if event.id > self._event:
-                self._event = event.id
-                self._line_of(event)
+            if event.id > self._last_event:
+                self._last_event = event.id
+                self._print(event)
 
-    def _line_of(self, event: EventView) -> None:
+    def _print(self, event: EventView) -> None:
         text = Text.assemble((tables.when(event.time), "dim"), " ", render.state(event.state))
         self._console.print(text.append(f"  {event.message}" if event.message else ""), soft_wrap=True)
 
     def job(self, job: JobView) -> None:
-        """How far the job is: in the bar, and where there is none as a line once in a while."""
+        """Update the bar; where the output is not a terminal, print a line now and then."""
         self.newest, progress = job, job.progress
-        line = render.progress_line(job, self._console.width - BESIDE_THE_LINE)
+        line = render.progress_line(job, self._console.width - BAR_COLUMNS)
         self._bar.update(self._task, completed=render.share_done(progress), state=job.state.value, line=line)
         if progress and not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S

@@ -38,95 +38,95 @@ STYLES = {
 }
 
 
-HELD: Final = ("NAME", "OWNER", "WORKERS", "CPUS", "GPUS")
-SPARKS: Final = "▁▂▃▄▅▆▇█"
+RESOURCE_COLUMNS: Final = ("NAME", "OWNER", "WORKERS", "CPUS", "GPUS")
+BARS: Final = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH: Final = 24
-"""Points of a curve that is drawn in a table."""
-LEAST_FIRST: Final = ("wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
-"""What a line of progress does without where there is no room for it."""
+"""Points of a curve drawn in a table."""
+LEAST_IMPORTANT_FIRST: Final = ("wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
+"""Parts of a progress line, in the order in which a narrow terminal drops them."""
 
 
 def state(value: State) -> Text:
     return Text(value.value, style=STYLES.get(value, ""))
 
 
-def jobs(found: Iterable[JobView]) -> Table:
+def jobs(views: Iterable[JobView]) -> Table:
     return table(
         ("ID", "NAME", "STATE", "DONE", "OWNER", "CREATED"),
-        ((job.id, job.name, state(job.state), _done(job), job.owner, when(job.created_at)) for job in found),
+        ((job.id, job.name, state(job.state), _done(job), job.owner, when(job.created_at)) for job in views),
     )
 
 
-def job(found: JobView) -> RenderableType:
+def job(view: JobView) -> RenderableType:
     """Everything about a job but its spec."""
-    origin = found.promoted_from
+    origin = view.promoted_from
     rows: list[tuple[str, RenderableType]] = [
-        ("id", found.id),
-        ("name", found.name),
-        ("state", state(found.state)),
-        *([("reason", found.reason)] if found.reason else []),
-        *([("message", Text(found.message))] if found.message else []),
-        ("owner", found.owner),
-        ("priority", str(found.priority)),
+        ("id", view.id),
+        ("name", view.name),
+        ("state", state(view.state)),
+        *([("reason", view.reason)] if view.reason else []),
+        *([("message", Text(view.message))] if view.message else []),
+        ("owner", view.owner),
+        ("priority", str(view.priority)),
         *([("promoted from", f"trial {origin.trial} of {origin.search}")] if origin else []),
-        ("attempts", str(found.attempts)),
-        ("created", when(found.created_at)),
-        *([("started", when(found.started_at))] if found.started_at else []),
-        *([("ended", when(found.ended_at))] if found.ended_at else []),
-        *([("run", found.run_id)] if found.run_id else []),
+        ("attempts", str(view.attempts)),
+        ("created", when(view.created_at)),
+        *([("started", when(view.started_at))] if view.started_at else []),
+        *([("ended", when(view.ended_at))] if view.ended_at else []),
+        *([("run", view.run_id)] if view.run_id else []),
     ]
-    if found.progress:
-        rows.append(("progress", progress_line(found)))
-        if found.progress.gpu_hours:
-            rows.append(("GPU hours", f"{found.progress.gpu_hours:.2f}"))
-    if found.labels:
-        rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(found.labels.items()))))
-    if found.notes:
-        rows.append(("notes", Text(found.notes)))
-    if found.result:
-        rows += [(key, f"{value:.4g}") for key, value in sorted(found.result.metrics.items())]
-        if found.result.backbone:
-            rows.append(("backbone", f"{found.result.backbone.name}:{found.result.backbone.version}"))
-        others = [each for each in found.result.backbones if each != found.result.backbone]
+    if view.progress:
+        rows.append(("progress", progress_line(view)))
+        if view.progress.gpu_hours:
+            rows.append(("GPU hours", f"{view.progress.gpu_hours:.2f}"))
+    if view.labels:
+        rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(view.labels.items()))))
+    if view.notes:
+        rows.append(("notes", Text(view.notes)))
+    if view.result:
+        rows += [(key, f"{value:.4g}") for key, value in sorted(view.result.metrics.items())]
+        if view.result.backbone:
+            rows.append(("backbone", f"{view.result.backbone.name}:{view.result.backbone.version}"))
+        others = [each for each in view.result.backbones if each != view.result.backbone]
         if others:
             rows.append(("also became", ", ".join(f"{each.name}:{each.version}" for each in others)))
     return fields(rows)
 
 
-def attempts(found: Iterable[AttemptView]) -> Table:
-    """How each attempt went, in 80 columns; how long ago it showed life while it goes on."""
+def attempts(views: Iterable[AttemptView]) -> Table:
+    """How each attempt went, in 80 columns; for a running one, the time since its last heartbeat."""
     columns = ("ATTEMPT", "STATE", "REASON", "WORKERS", "TOOK", "HEARTBEAT", "CHECKPOINT")
-    return table(columns, (_attempt(attempt) for attempt in found))
+    return table(columns, (_attempt(attempt) for attempt in views))
 
 
-def _attempt(found: AttemptView) -> Sequence[RenderableType]:
-    moment = datetime.now(UTC)
-    beat = found.heartbeat_at if found.ended_at is None else None
+def _attempt(view: AttemptView) -> Sequence[RenderableType]:
+    now = datetime.now(UTC)
+    heartbeat_at = view.heartbeat_at if view.ended_at is None else None
     return (
-        str(found.number),
-        found.state,
-        found.reason or "-",
-        str(found.workers or "-"),
-        duration(((found.ended_at or moment) - found.started_at).total_seconds()),
-        f"{duration((moment - beat).total_seconds())} ago" if beat else "-",
-        (found.checkpoint or "-").removeprefix("checkpoints/"),
+        str(view.number),
+        view.state,
+        view.reason or "-",
+        str(view.workers or "-"),
+        duration(((view.ended_at or now) - view.started_at).total_seconds()),
+        f"{duration((now - heartbeat_at).total_seconds())} ago" if heartbeat_at else "-",
+        (view.checkpoint or "-").removeprefix("checkpoints/"),
     )
 
 
-def deletion(found: Deletion) -> RenderableType:
-    """What goes with a job."""
-    rows: list[tuple[str, RenderableType]] = [("job", found.job_id)]
-    if found.run_id:
-        rows.append(("run", found.run_id))
-    rows.append(("files", f"{found.files:,}, {size(found.bytes)}"))
-    if found.artifact_uri:
-        rows.append(("in", found.artifact_uri))
-    rows.append(("backbones", ", ".join(f"{b.name}:{b.version}" for b in found.backbones) or "none"))
+def deletion(view: Deletion) -> RenderableType:
+    """What is deleted with a job."""
+    rows: list[tuple[str, RenderableType]] = [("job", view.job_id)]
+    if view.run_id:
+        rows.append(("run", view.run_id))
+    rows.append(("files", f"{view.files:,}, {size(view.bytes)}"))
+    if view.artifact_uri:
+        rows.append(("in", view.artifact_uri))
+    rows.append(("backbones", ", ".join(f"{b.name}:{b.version}" for b in view.backbones) or "none"))
     return fields(rows)
 
 
-def _done(found: JobView) -> str:
-    progress = found.progress
+def _done(view: JobView) -> str:
+    progress = view.progress
     if isinstance(progress, SearchProgress):
         return _trials_done(progress)
     return f"{progress.epoch:.1f}/{progress.epochs} epochs" if progress else "-"
@@ -134,7 +134,7 @@ def _done(found: JobView) -> str:
 
 def _trials_done(progress: SearchProgress) -> str:
     ended = progress.trials.ended
-    # Repeats of the best come on top of the budget.
+    # Repeats of the best trials are not part of the budget.
     return f"{ended}/{progress.budget} trials" if ended <= progress.budget else f"{ended} trials"
 
 
@@ -147,20 +147,20 @@ def share_done(progress: Progress | SearchProgress | None) -> float:
     return min(1.0, progress.epoch / progress.epochs)
 
 
-def progress_line(found: JobView, room: int | None = None) -> str:
-    """Epoch, loss, rates and time to the end, or a search's trials and the best of them, as far as they are known.
+def progress_line(view: JobView, width: int | None = None) -> str:
+    """Epoch, loss, rates and remaining time, or a search's trials and the best of them, as far as they are known.
 
-    With ``room`` for so many characters, the least important of it is left out.
+    Where that is longer than ``width`` characters, the least important parts are left out.
     """
-    progress = found.progress
+    progress = view.progress
     if progress is None:
         return ""
     parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
-    if progress.eta_s is not None and not found.state.terminal:
+    if progress.eta_s is not None and not view.state.terminal:
         parts["eta"] = f"ETA {duration(progress.eta_s)}"
-    for least in LEAST_FIRST:
-        if room is not None and len("  ".join(parts.values())) > room:
-            parts.pop(least, None)
+    for name in LEAST_IMPORTANT_FIRST:
+        if width is not None and len("  ".join(parts.values())) > width:
+            parts.pop(name, None)
     return "  ".join(parts.values())
 
 
@@ -184,8 +184,8 @@ def _search_parts(progress: SearchProgress) -> dict[str, str]:
     return parts
 
 
-def checkpoints(found: Iterable[CheckpointView]) -> Table:
-    """What a later attempt can go on from."""
+def checkpoints(views: Iterable[CheckpointView]) -> Table:
+    """The checkpoints that a later attempt can resume from."""
     columns = ("CHECKPOINT", "STEP", "EPOCH", "SIZE", "COMMITTED", "RATIO", "BEST")
     return table(
         columns,
@@ -199,14 +199,14 @@ def checkpoints(found: Iterable[CheckpointView]) -> Table:
                 f"{point.metrics[RECONSTRUCTION_RATIO]:.4f}" if RECONSTRUCTION_RATIO in point.metrics else "-",
                 "best" if point.best else "",
             )
-            for point in found
+            for point in views
         ),
     )
 
 
-def curves(found: JobsMetricsView) -> Table:
-    """A line for each curve; the job's id only where there are several."""
-    several = len(found.jobs) > 1
+def curves(view: JobsMetricsView) -> Table:
+    """One row per curve, with the job's id where there are several jobs."""
+    several = len(view.jobs) > 1
     columns = ("METRIC", *(["JOB"] if several else []), "STEP", "LAST", "MIN", "MAX", "CURVE")
     rows = (
         (
@@ -216,16 +216,16 @@ def curves(found: JobsMetricsView) -> Table:
             f"{points[-1].value:.4g}",
             f"{min(point.min for point in points):.4g}",
             f"{max(point.max for point in points):.4g}",
-            sparks(point.value for point in points),
+            sparkline(point.value for point in points),
         )
-        for job_id, key, points in sorted(_curves(found), key=lambda curve: curve[1])
+        for job_id, key, points in sorted(_curves(view), key=lambda curve: curve[1])
     )
     return table(columns, rows)
 
 
-def points(found: JobsMetricsView) -> Table:
+def points(view: JobsMetricsView) -> Table:
     """Every point of every curve."""
-    several = len(found.jobs) > 1
+    several = len(view.jobs) > 1
     columns = ("METRIC", *(["JOB"] if several else []), "STEP", "VALUE", "MIN", "MAX", "TIME")
     rows = (
         (
@@ -235,41 +235,41 @@ def points(found: JobsMetricsView) -> Table:
             *(f"{value:.6g}" for value in (point.value, point.min, point.max)),
             when(point.time),
         )
-        for job_id, key, points in _curves(found)
+        for job_id, key, points in _curves(view)
         for point in points
     )
     return table(columns, rows)
 
 
-def _curves(found: JobsMetricsView) -> Iterator[tuple[str, str, list[Point]]]:
-    for job_id, series in found.jobs.items():
+def _curves(view: JobsMetricsView) -> Iterator[tuple[str, str, list[Point]]]:
+    for job_id, series in view.jobs.items():
         yield from ((job_id, key, points) for key, points in sorted(series.items()) if points)
 
 
-def sparks(curve: Iterable[float]) -> str:
-    """A curve as little bars between its smallest and largest value; what is not finite is left out."""
+def sparkline(curve: Iterable[float]) -> str:
+    """A curve as small bars between its smallest and largest values; values that are not finite are left out."""
     values = [value for value in curve if math.isfinite(value)]
     if not values:
         return ""
     low, span = min(values), max(values) - min(values)
-    return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1)) if span else 0] for value in values)
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1)) if span else 0] for value in values)
 
 
-def plan(found: PlanView) -> RenderableType:
-    encoder, decoder = found.parameters.encoder, found.parameters.decoder
-    searched = found.spec.get("kind") == "search"
-    workers = (found.spec["base"] if searched else found.spec)["resources"]["workers"]
-    each = f"{workers} a trial" if searched else str(workers)
+def plan(view: PlanView) -> RenderableType:
+    encoder, decoder = view.parameters.encoder, view.parameters.decoder
+    is_search = view.spec.get("kind") == "search"
+    count = (view.spec["base"] if is_search else view.spec)["resources"]["workers"]
+    workers = f"{count} a trial" if is_search else str(count)
     rows: list[tuple[str, RenderableType]] = [
-        ("starts", Text(found.fits, style={"now": "green", "later": "yellow", "never": "red"}[found.fits])),
-        ("message", Text(found.message)),
-        *([("trials", _trials_planned(found.spec["budget"]))] if searched else []),
+        ("starts", Text(view.fits, style={"now": "green", "later": "yellow", "never": "red"}[view.fits])),
+        ("message", Text(view.message)),
+        *([("trials", _trials_planned(view.spec["budget"]))] if is_search else []),
         ("parameters", f"encoder {encoder:,}, decoder {decoder:,}"),
-        ("workers", f"{each}, together {found.gang.cpus} CPUs and {found.gang.gpus} GPUs"),
-        ("memory", f"about {size(found.memory_per_worker_bytes)} a worker"),
+        ("workers", f"{workers}, together {view.gang.cpus} CPUs and {view.gang.gpus} GPUs"),
+        ("memory", f"about {size(view.memory_per_worker_bytes)} a worker"),
     ]
-    if found.steps:
-        steps = found.steps
+    if view.steps:
+        steps = view.steps
         rows.append(("images", f"{steps.train_images:,} to train on, {steps.held_out_images:,} held out"))
         rows.append(("steps", f"{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"))
     return fields(rows)
@@ -279,7 +279,7 @@ def _trials_planned(budget: Mapping[str, Any]) -> str:
     return f"{budget['trials']}, {budget['concurrency']} at a time"
 
 
-def tokens(found: Iterable[TokenView]) -> Table:
+def tokens(views: Iterable[TokenView]) -> Table:
     """Tokens without their texts."""
     return table(
         ("TOKEN", "NAME", "OWNER", "ROLE", "STATE", "CREATED", "LAST USED", "ENDS"),
@@ -294,13 +294,13 @@ def tokens(found: Iterable[TokenView]) -> Table:
                 when(token.last_used_at) if token.last_used_at else "never",
                 when(token.expires_at) if token.expires_at else "never",
             )
-            for token in found
+            for token in views
         ),
     )
 
 
-def audit(found: Iterable[AuditView]) -> Table:
-    """Who asked for what; the status is the answer's."""
+def audit(views: Iterable[AuditView]) -> Table:
+    """Who requested what, and the HTTP status of the response."""
     return table(
         ("TIME", "ACTOR", "ACTION", "TARGET", "STATUS", "FROM", "REQUEST"),
         (
@@ -313,14 +313,14 @@ def audit(found: Iterable[AuditView]) -> Table:
                 entry.address or "-",
                 entry.request_id or "-",
             )
-            for entry in found
+            for entry in views
         ),
     )
 
 
-def cluster(found: ClusterView) -> RenderableType:
-    """What the machines have, who uses it and who waits, each as a table."""
-    totals = found.totals
+def cluster(view: ClusterView) -> RenderableType:
+    """Nodes, running jobs and the queue, each as a table."""
+    totals = view.totals
     head = Text(
         f"{totals.nodes} node{'' if totals.nodes == 1 else 's'}; in use: {_share(totals.cpus_used, totals.cpus)} CPUs, "
         f"{_share(totals.gpus_used, totals.gpus)} GPUs"
@@ -336,40 +336,40 @@ def cluster(found: ClusterView) -> RenderableType:
                 _share(node.gpus_used, node.gpus),
                 node.gpu_model or "-",
             )
-            for node in found.nodes
+            for node in view.nodes
         ),
     )
     parts: list[RenderableType] = [head, "", nodes]
-    if found.running:
-        running = (*HELD, "FOR")
-        parts += ["", table(("RUNNING", *running), ((*_held(job), _since(job.since)) for job in found.running))]
-    if found.queue:
-        queued = (*HELD, "PRIORITY", "FOR", "WAITS BECAUSE")
-        parts += ["", table(("QUEUED", *queued), (_queued(job) for job in found.queue))]
+    if view.running:
+        running = (*RESOURCE_COLUMNS, "FOR")
+        parts += ["", table(("RUNNING", *running), ((*_resources(job), _since(job.since)) for job in view.running))]
+    if view.queue:
+        queued = (*RESOURCE_COLUMNS, "PRIORITY", "FOR", "WAITS BECAUSE")
+        parts += ["", table(("QUEUED", *queued), (_queued(job) for job in view.queue))]
     return Group(*parts)
 
 
-def _share(used: int, there: int) -> str:
-    return f"{used}/{there}"
+def _share(used: int, total: int) -> str:
+    return f"{used}/{total}"
 
 
-def _held(found: Held) -> tuple[str, ...]:
-    names = (found.id or "(not yours)", found.name or "-", found.owner or "-")
-    return (*names, str(found.workers), str(found.cpus), str(found.gpus))
+def _resources(view: Held) -> tuple[str, ...]:
+    names = (view.id or "(not yours)", view.name or "-", view.owner or "-")
+    return (*names, str(view.workers), str(view.cpus), str(view.gpus))
 
 
-def _queued(found: QueuedView) -> tuple[str, ...]:
-    why = "starts now" if found.starts else found.message or found.reason or "-"
-    return (*_held(found), str(found.priority), _since(found.since), why)
+def _queued(view: QueuedView) -> tuple[str, ...]:
+    reason = "starts now" if view.starts else view.message or view.reason or "-"
+    return (*_resources(view), str(view.priority), _since(view.since), reason)
 
 
 def _since(moment: datetime) -> str:
     return duration((datetime.now(UTC) - moment).total_seconds())
 
 
-def problems(console: Console, found: Iterable[Problem]) -> None:
-    """Each failing field with what to do about it."""
-    for problem in found:
+def print_problems(console: Console, problems: Iterable[Problem]) -> None:
+    """Each rejected field, with what to do about it."""
+    for problem in problems:
         console.print(Text.assemble((problem.field or "spec", "bold"), f": {problem.message}"), soft_wrap=True)
         if problem.value is not None:
             console.print(Text(f"    given: {problem.value!r}", style="dim"), soft_wrap=True)

@@ -11,8 +11,8 @@ from service.backbones.schemas import BackboneDetailView, BackboneView, VersionD
 from service.client.tables import fields, size, table, when
 
 
-def backbones(found: Iterable[BackboneView], sort: str | None = None) -> Table:
-    """By what they are sorted by, that result too."""
+def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
+    """Backbones, with the evaluation result that they are sorted by."""
     key = (sort or "").removeprefix("-")
     shown = [key] if "/" in key else []
     return table(
@@ -27,14 +27,14 @@ def backbones(found: Iterable[BackboneView], sort: str | None = None) -> Table:
                 *(f"{b.metrics[name]:.4g}" if name in b.metrics else "-" for name in shown),
                 when(b.updated_at),
             )
-            for b in found
+            for b in views
         ),
     )
 
 
-def backbone(found: BackboneDetailView) -> RenderableType:
-    """Every version of it, with its results."""
-    results = sorted({key for each in found.details for key in each.metrics})
+def backbone(view: BackboneDetailView) -> RenderableType:
+    """A backbone with all its versions and their results."""
+    results = sorted({key for each in view.details for key in each.metrics})
     versions = table(
         ("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "CREATED", *results),
         (
@@ -47,48 +47,48 @@ def backbone(found: BackboneDetailView) -> RenderableType:
                 when(each.created_at),
                 *(f"{each.metrics[key]:.4g}" if key in each.metrics else "-" for key in results),
             )
-            for each in found.details
+            for each in view.details
         ),
     )
-    head = fields([("backbone", found.name), ("pulled by default", f"{found.name}:{found.main_version}")])
+    head = fields([("backbone", view.name), ("pulled by default", f"{view.name}:{view.main_version}")])
     return Group(head, "", versions)
 
 
-def version(found: VersionView) -> RenderableType:
-    other_job = [("trained by", found.trained_by)] if found.trained_by not in {"", found.job_id} else []
+def version(view: VersionView) -> RenderableType:
+    trained_by = [("trained by", view.trained_by)] if view.trained_by not in {"", view.job_id} else []
     known = [
-        ("step", None if found.checkpoint_step is None else f"{found.checkpoint_step:,}"),
-        ("epochs", None if found.epochs is None else f"{found.epochs:g}"),
-        ("method", found.method),
-        ("network", found.network),
-        ("dataset", found.dataset_fingerprint),
-        ("code", found.code_version),
-        ("formats", ", ".join(found.formats)),
-        ("aliases", ", ".join(found.aliases)),
-        ("commit", found.commit),
+        ("step", None if view.checkpoint_step is None else f"{view.checkpoint_step:,}"),
+        ("epochs", None if view.epochs is None else f"{view.epochs:g}"),
+        ("method", view.method),
+        ("network", view.network),
+        ("dataset", view.dataset_fingerprint),
+        ("code", view.code_version),
+        ("formats", ", ".join(view.formats)),
+        ("aliases", ", ".join(view.aliases)),
+        ("commit", view.commit),
     ]
     head = fields(
         [
-            ("backbone", f"{found.name}:{found.version}"),
-            ("job", found.job_id),
-            *other_job,
-            ("created", when(found.created_at)),
+            ("backbone", f"{view.name}:{view.version}"),
+            ("job", view.job_id),
+            *trained_by,
+            ("created", when(view.created_at)),
             *((name, value) for name, value in known if value),
-            *((key, f"{value:.4g}") for key, value in sorted(found.metrics.items())),
+            *((key, f"{value:.4g}") for key, value in sorted(view.metrics.items())),
         ]
     )
-    files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in found.files))
+    files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in view.files))
     return Group(head, "", files)
 
 
-def version_deletion(found: VersionDeletionView) -> RenderableType:
-    """What goes with a version."""
+def version_deletion(view: VersionDeletionView) -> RenderableType:
+    """What is deleted with a version."""
     return fields(
         [
-            ("backbone", f"{found.name}:{found.version}"),
-            ("job", found.job_id),
-            ("files", f"{found.files:,}, {size(found.bytes)}"),
-            ("in", found.artifact_uri),
-            ("aliases", ", ".join(found.aliases) or "none"),
+            ("backbone", f"{view.name}:{view.version}"),
+            ("job", view.job_id),
+            ("files", f"{view.files:,}, {size(view.bytes)}"),
+            ("in", view.artifact_uri),
+            ("aliases", ", ".join(view.aliases) or "none"),
         ]
     )

@@ -1,4 +1,4 @@
-"""The client's commands about what a job left: `rcmae jobs logs`, `metrics` and `checkpoints`."""
+"""The commands for a job's output: `rcmae jobs logs`, `metrics` and `checkpoints`."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from service.jobs.schemas import JobsMetricsView, Level, LogBatch, LogPage, LogV
 
 LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
 
-OfAttempt = Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt's.")]
-OfSource = Annotated[str | None, typer.Option("--source", help="Only of `driver` or `rank-<n>`.")]
-OfLevel = Annotated[Level | None, typer.Option("--level", help="Only of this level and those above.")]
-WithText = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="Only lines with this text.")]
-Tail = Annotated[int | None, typer.Option(min=0, max=5000, metavar="N", help="Begin with the last N lines.")]
+AttemptOption = Annotated[int | None, typer.Option("--attempt", min=1, help="Only this attempt's.")]
+SourceOption = Annotated[str | None, typer.Option("--source", help="Only of this process: `driver` or `rank-<n>`.")]
+LevelOption = Annotated[Level | None, typer.Option("--level", help="Only of this level and above.")]
+SearchOption = Annotated[str | None, typer.Option("--search", metavar="TEXT", help="Only lines with this text.")]
+TailOption = Annotated[int | None, typer.Option(min=0, max=5000, metavar="N", help="Start with the last N lines.")]
 
 
 def logs(
     job: JobId,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job has ended.")] = False,
-    attempt: OfAttempt = None,
-    source: OfSource = None,
-    level: OfLevel = None,
-    search: WithText = None,
-    tail: Tail = None,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job has ended.")] = False,
+    attempt: AttemptOption = None,
+    source: SourceOption = None,
+    level: LevelOption = None,
+    search: SearchOption = None,
+    tail: TailOption = None,
     download: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="One log whole into a new file, as JSON lines: with --attempt and --source."),
+        typer.Option(metavar="FILE", help="Write one whole log to a new file: with --attempt and --source."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A job's log lines, by attempt and source; with --follow as they come."""
+    """A job's log lines, by attempt and source; with --follow as they are written."""
     with connected() as client:
         if download:
             if follow_it or level or search or tail is not None or as_json:
                 raise typer.BadParameter(
-                    "brings one log whole: give only --attempt and --source", param_hint="--download"
+                    "downloads one whole log: use it with --attempt and --source alone", param_hint="--download"
                 )
             _download(client, job, attempt, source, download)
         elif follow_it:
@@ -62,16 +62,16 @@ def logs(
             )
             _follow(updates, job, as_json)
         else:
-            ask = partial(client.logs, job, attempt=attempt, source=source, level=level, search=search)
-            print_log(ask, tail, as_json)
+            read_page = partial(client.logs, job, attempt=attempt, source=source, level=level, search=search)
+            print_log(read_page, tail, as_json)
 
 
-def print_log(ask: Callable[..., LogPage], tail: int | None, as_json: bool) -> None:
-    """All lines that there are now, or the last ``tail``; ``ask`` is asked for page after page."""
-    page = ask(tail=tail)
+def print_log(read_page: Callable[..., LogPage], tail: int | None, as_json: bool) -> None:
+    """Print all lines written so far, or the last ``tail``, page by page."""
+    page = read_page(tail=tail)
     _print_lines(page.items, as_json)
     while page.more:
-        page = ask(cursor=page.next_cursor)
+        page = read_page(cursor=page.next_cursor)
         _print_lines(page.items, as_json)
 
 
@@ -104,24 +104,24 @@ def _print_lines(lines: Iterable[LogView], as_json: bool) -> None:
 
 
 def metrics(
-    found: Annotated[list[str], typer.Argument(metavar="JOB...", help="One job, or several to compare.")],
+    jobs: Annotated[list[str], typer.Argument(metavar="JOB...", help="One job, or several to compare.")],
     key: Annotated[
         list[str] | None, typer.Option(help="Only this metric; repeatable. All of one job by default.")
     ] = None,
     points: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="The points of every curve, N at most.")
+        int | None, typer.Option(min=1, metavar="N", help="Print at most N points of every curve.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Metric curves, a line for each; with --points their points. With --json 1000 points of each, or --points."""
-    if len(found) > 1 and not key:
-        raise typer.BadParameter("name what to compare several jobs by, such as train/loss", param_hint="--key")
-    wanted = points or (None if as_json else render.CURVE_WIDTH)
+    """Metric curves, one row each; with --points the points instead. With --json, at most 1000 points or --points."""
+    if len(jobs) > 1 and not key:
+        raise typer.BadParameter("name the metrics to compare, such as train/loss", param_hint="--key")
+    max_points = points or (None if as_json else render.CURVE_WIDTH)
     with connected() as client:
-        if len(found) > 1:
-            curves = client.metrics_of(found, key or (), points=wanted)
+        if len(jobs) > 1:
+            curves = client.metrics_of(jobs, key or (), points=max_points)
         else:
-            curves = JobsMetricsView(jobs={found[0]: client.metrics(found[0], key or (), points=wanted).series})
+            curves = JobsMetricsView(jobs={jobs[0]: client.metrics(jobs[0], key or (), points=max_points).series})
     if as_json:
         print_json(curves)
     else:
@@ -129,7 +129,7 @@ def metrics(
 
 
 def checkpoints(job: JobId, as_json: Json = False) -> None:
-    """The checkpoints that a next attempt could go on from, newest first."""
+    """The checkpoints that a next attempt could resume from, newest first."""
     with connected() as client:
-        found = client.checkpoints(job)
-    print_json(found) if as_json else out.print(render.checkpoints(found))
+        checkpoint_views = client.checkpoints(job)
+    print_json(checkpoint_views) if as_json else out.print(render.checkpoints(checkpoint_views))

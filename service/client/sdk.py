@@ -13,17 +13,18 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Unpack
 
 import httpx
 
 from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
 from service.client.backbone_calls import BackboneCalls
 from service.client.download import Progress, fetch_file
-from service.client.errors import Patience, patiently
+from service.client.errors import Patience, with_retries
+from service.client.log_query import LogQuery, log_params
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
-from service.client.transport import given
+from service.client.transport import without_none
 from service.cluster.schemas import ClusterView
 from service.http.schemas import Page
 from service.jobs.schemas import (
@@ -48,24 +49,24 @@ Resources = Mapping[str, int | Literal["auto"]]
 """Some of a spec's `resources`, such as ``{"workers": 4}``; the others stay."""
 
 AWAY_LIMIT_S: Final = 900.0
-"""A service may be away this long while a job is followed: the job does not need it."""
+"""The service may be unreachable for this long while a job is followed: the job runs on without it."""
 
 
 class Client(BackboneCalls, SearchCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
     Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and `submit` and
-    `add_trials`, which carry an idempotency key) are tried again for up to ``patience_s`` seconds while the service
-    does not answer, as when it restarts, or asks for time. Those that may not (verbs, `delete`, making and rotating
-    tokens) are sent once. Raises `ApiError` for an answer that is an error, `ConnectionFailed` for none.
+    `add_trials`, which carry an idempotency key) are retried for up to ``patience_s`` seconds while the service does
+    not answer, as when it restarts, or asks for time. The others (verbs, `delete`, creating and rotating tokens) are
+    sent once. Raises `ApiError` for an error response, `ConnectionFailed` if there is none.
     """
 
     # -- Jobs
 
     def submit(self, spec: Spec, idempotency_key: str | None = None) -> JobView:
-        """Submit a job. With the key of an earlier submission of the same spec: that job, and nothing is started."""
+        """Submit a job. A repeated submission of the same spec with the same key returns the first one's job."""
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._ask(JobView, "POST", "/v1/jobs", json=_as_json(spec), headers=headers, retried=True)
+        return self._request(JobView, "POST", "/v1/jobs", json=_as_json(spec), headers=headers, retried=True)
 
     def publish(
         self,
@@ -75,17 +76,17 @@ class Client(BackboneCalls, SearchCalls):
         checkpoint: str | None = None,
         export: Mapping[str, Any] | None = None,
     ) -> JobView:
-        """Submit a job that registers a kept checkpoint of another as a version of the backbone ``name``.
+        """Submit a job that registers a kept checkpoint of another job as a version of the backbone ``name``.
 
-        ``checkpoint`` is a `CheckpointView.path`, by default the newest when it starts; ``export`` is over the spec of
-        the job that trained it: `network`, `formats`, `license`.
+        ``checkpoint`` is a `CheckpointView.path`, by default the newest one when the job starts. ``export`` overrides
+        `network`, `formats` and `license` of the spec that the checkpoint was trained with.
         """
         spec = {"kind": "publish", "job": job_id, "register_as": name, "checkpoint": checkpoint, "export": export}
-        return self.submit(given(spec))
+        return self.submit(without_none(spec))
 
     def plan(self, spec: Spec) -> PlanView:
-        """What a spec would need; nothing is started."""
-        return self._ask(PlanView, "POST", "/v1/jobs/plan", json=_as_json(spec), retried=True)
+        """What a spec would need; nothing is submitted."""
+        return self._request(PlanView, "POST", "/v1/jobs/plan", json=_as_json(spec), retried=True)
 
     def job(self, job_id: str) -> JobView:
         """One job as it is now."""
@@ -102,7 +103,7 @@ class Client(BackboneCalls, SearchCalls):
         created_after: datetime | None = None,
         page_size: int = 100,
     ) -> Iterator[JobView]:
-        """Every job that fits, newest first, asking for page after page as they are taken."""
+        """Every job that matches, newest first; pages are requested as they are needed."""
         filters = {
             "state": [state.value for state in states],
             "kind": kind,
@@ -114,7 +115,7 @@ class Client(BackboneCalls, SearchCalls):
         return self._pages(Page[JobView], "/v1/jobs", filters | {"limit": page_size})
 
     def cancel(self, job_id: str) -> JobView:
-        """End a job at its next step, with a checkpoint."""
+        """Stop a job for good at its next step, with a checkpoint."""
         return self._verb(job_id, "cancel")
 
     def pause(self, job_id: str) -> JobView:
@@ -122,16 +123,16 @@ class Client(BackboneCalls, SearchCalls):
         return self._verb(job_id, "pause")
 
     def resume(self, job_id: str, *, resources: Resources | None = None) -> JobView:
-        """Queue a paused job again, on other ``resources`` if some are given."""
+        """Queue a paused job again, optionally with other ``resources``."""
         return self._verb(job_id, "resume", {"resources": dict(resources)} if resources else None)
 
     def retry(self, job_id: str, *, from_scratch: bool = False, resources: Resources | None = None) -> JobView:
-        """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``; as `resume`."""
+        """Queue a failed or cancelled job again, from its last checkpoint or ``from_scratch``, as `resume` does."""
         body: dict[str, Any] = {"from_scratch": True} if from_scratch else {}
         return self._verb(job_id, "retry", body | ({"resources": dict(resources)} if resources else {}))
 
     def stop(self, job_id: str) -> JobView:
-        """End a search once its running trials have finished; no others begin."""
+        """Start no more trials; the search ends when its running ones have finished."""
         return self._verb(job_id, "stop")
 
     def patch(
@@ -142,30 +143,30 @@ class Client(BackboneCalls, SearchCalls):
         labels: Mapping[str, str] | None = None,
         notes: str | None = None,
     ) -> JobView:
-        """Change what may be changed about a job; None stays. ``labels`` are all of its labels, not some."""
+        """Change a job's priority, labels or notes; None changes nothing. ``labels`` replace all of its labels."""
         body = {"priority": priority, "labels": None if labels is None else dict(labels), "notes": notes}
-        return self._ask(JobView, "PATCH", f"/v1/jobs/{job_id}", json=given(body), retried=True)
+        return self._request(JobView, "PATCH", f"/v1/jobs/{job_id}", json=without_none(body), retried=True)
 
     def deletion_preview(self, job_id: str) -> Deletion:
-        """What would go with a job; nothing is deleted."""
-        return self._ask(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"preview": True}, retried=True)
+        """What deleting a job would remove; nothing is deleted."""
+        return self._request(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"preview": True}, retried=True)
 
     def delete(self, job_id: str, *, with_backbones: bool = False) -> Deletion:
         """Delete a job that has ended, with its run and artifacts.
 
-        The versions that it registered go too, and only ``with_backbones``: without, `ApiError` 409 names them.
+        If it has registered versions, ``with_backbones`` deletes them too; without it, `ApiError` 409 names them.
         """
-        return self._ask(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"with_backbones": with_backbones})
+        return self._request(Deletion, "DELETE", f"/v1/jobs/{job_id}", params={"with_backbones": with_backbones})
 
     def wait(self, job_id: str, *, timeout_s: float | None = None, poll_s: float = 1.0) -> JobView:
-        """Until a job has ended, however it did; raises `TimeoutError` after ``timeout_s`` seconds.
+        """Wait until a job has ended, in whatever state; raises `TimeoutError` after ``timeout_s`` seconds.
 
-        The service may be away meanwhile, as for `stream`.
+        The service may be unreachable meanwhile, as for `stream`.
         """
         end = time.monotonic() + (math.inf if timeout_s is None else timeout_s)
         while True:
             patience_s = min(AWAY_LIMIT_S, end - time.monotonic())
-            job = patiently(lambda: self._ask(JobView, "GET", f"/v1/jobs/{job_id}"), patience_s, self.url)
+            job = with_retries(lambda: self._request(JobView, "GET", f"/v1/jobs/{job_id}"), patience_s, self.url)
             if job.state.terminal:
                 return job
             if time.monotonic() > end:
@@ -186,18 +187,18 @@ class Client(BackboneCalls, SearchCalls):
         away_limit_s: float = AWAY_LIMIT_S,
         tell: Callable[[Exception | None], None] | None = None,
     ) -> Iterator[Update]:
-        """What a job does, as it does it, until it has ended; with ``once`` what there is to tell now.
+        """Follow a job until it has ended, or with ``once`` up to now.
 
-        Gives a `JobView` at first and with every change, an `EventView` for each event, a `MetricsTick` with the newest
-        metrics, and with ``logs`` a `LogBatch` for lines of at least ``level``, of ``attempt``, of ``source`` (`driver`
-        or `rank-<n>`) and with the text ``search``, beginning with the last ``tail`` of them (100; 5000 at most, or
-        ``all``).
+        Yields a `JobView` at first and after every change, an `EventView` for each event, a `MetricsTick` with the
+        newest metrics, and with ``logs`` a `LogBatch` for lines of at least ``level``, of ``attempt``, of ``source``
+        (`driver` or `rank-<n>`) and with the text ``search``, beginning with the last ``tail`` of them (100 by default,
+        at most 5000, or ``all``).
 
         No event and no line is lost or repeated when the connection breaks or is silent for 45 s, the service restarts,
-        or another replica answers: the next connection goes on where the last one was. ``tell`` is told why the service
-        is away, at each try but the first, and None when it is back. Raises `ConnectionFailed` or `ApiError` when it is
-        away for longer than ``away_limit_s`` seconds, `ApiError` for what it refuses, `ClientError` for an answer that
-        is no stream.
+        or another replica answers: the next connection continues after the last event. From the second failed try on,
+        ``tell`` is called with the reason, and with None when the service is back. Raises `ConnectionFailed` or
+        `ApiError` if it is unreachable for longer than ``away_limit_s`` seconds, `ApiError` for a refusal,
+        `ClientError` for an answer that is not a stream.
         """
         params = {
             "logs": logs or None,
@@ -209,7 +210,7 @@ class Client(BackboneCalls, SearchCalls):
             "once": once or None,
         }
         patience = Patience(away_limit_s, self.url, tell)
-        return iter(Stream(self._http, f"/v1/jobs/{job_id}/stream", given(params), patience))
+        return iter(Stream(self._http, f"/v1/jobs/{job_id}/stream", without_none(params), patience))
 
     def spec(self, job_id: str) -> JobSpec:
         """The job's spec; submitting it again runs the same."""
@@ -227,60 +228,48 @@ class Client(BackboneCalls, SearchCalls):
         """The checkpoints that a next attempt could go on from, newest first."""
         return list(self._pages(Page[CheckpointView], f"/v1/jobs/{job_id}/checkpoints", {}))
 
-    def logs(
-        self,
-        job_id: str,
-        *,
-        attempt: int | None = None,
-        source: str | None = None,
-        level: Level | None = None,
-        search: str | None = None,
-        tail: int | None = None,
-        cursor: str | None = None,
-        limit: int = 500,
-    ) -> LogPage:
-        """Log lines from ``cursor`` on, or without one from the beginning, or the last ``tail``.
+    def logs(self, job_id: str, **query: Unpack[LogQuery]) -> LogPage:
+        """A page of log lines; `LogQuery` says which lines can be asked for.
 
-        Of at least ``level``, and with the text ``search`` in them. While the page's ``more`` is true there is more to
-        read at once; ask with its ``next_cursor``, later also for what has come since.
+        While the page's ``more`` is true there is more to read at once. Ask with its ``next_cursor`` as ``cursor``,
+        later also for lines that have been written since.
         """
-        params = {"attempt": attempt, "source": source, "level": level, "search": search, "tail": tail}
-        return self._get(LogPage, f"/v1/jobs/{job_id}/logs", params | {"cursor": cursor, "limit": limit})
+        return self._get(LogPage, f"/v1/jobs/{job_id}/logs", log_params(query))
 
     def download_log(self, job_id: str, attempt: int, source: str, out: Path, progress: Progress | None = None) -> int:
-        """One log as the new file ``out``, a JSON object a line, as it is now; gives its bytes.
+        """Download one log, as it is now, into the new file ``out``, one JSON object per line; returns its size.
 
-        ``progress`` is told the bytes that have come and the bytes there are. Goes on where a connection broke, and
-        gives up when nothing has come for ``patience_s`` seconds. ``out`` appears whole or not at all; raises
-        `FileExistsError` where it exists, `DownloadError` for another size than the service says.
+        ``progress`` is called with the bytes received and the total. The download resumes where a connection broke, and
+        gives up when nothing has come for ``patience_s`` seconds. ``out`` appears whole or not at all. Raises
+        `FileExistsError` if it exists, `DownloadError` if the size is not the one that the service names.
         """
         path = f"/v1/jobs/{job_id}/logs/{attempt}/{source}"
         return fetch_file(self._http, path, out, Patience(self._patience_s, self.url), progress)
 
     def metrics(self, job_id: str, keys: Sequence[str] = (), *, points: int | None = None) -> MetricsView:
-        """Metric curves by optimiser step, of ``points`` points at most each (1000); all of them without ``keys``.
+        """Metric curves by optimiser step, with at most ``points`` points each (1000); all curves without ``keys``.
 
-        Where a curve has more, neighbouring steps are one point, with the last value and the smallest and largest.
+        In a longer curve, a point stands for several neighbouring steps: their last value, smallest and largest.
         """
         return self._get(MetricsView, f"/v1/jobs/{job_id}/metrics", {"key": list(keys), "points": points})
 
     def metrics_of(self, job_ids: Sequence[str], keys: Sequence[str], *, points: int | None = None) -> JobsMetricsView:
-        """Some curves of several jobs at once, to compare them; as `metrics`."""
+        """Curves of several jobs in one request, to compare them; see `metrics`."""
         params = {"job": list(job_ids), "key": list(keys), "points": points}
         return self._get(JobsMetricsView, "/v1/metrics", params)
 
     def images(self, job_id: str) -> list[ImageView]:
-        """Pictures of reconstructions, by step."""
+        """A job's reconstructions, by step."""
         return list(self._pages(Page[ImageView], f"/v1/jobs/{job_id}/images", {}))
 
     def image(self, job_id: str, name: str) -> bytes:
-        """One picture, as PNG."""
+        """One image, as PNG."""
         return self._send("GET", f"/v1/jobs/{job_id}/images/{name}", retried=True).content
 
-    # -- Tokens, and who did what
+    # -- Tokens and the audit log
 
     def tokens(self, *, owner: str | None = None) -> Iterator[TokenView]:
-        """Tokens without their texts, newest first: one's own, and for admins everybody's."""
+        """Tokens without their secrets, newest first: your own, or everybody's for admins."""
         return self._pages(Page[TokenView], "/v1/tokens", {"owner": owner})
 
     def create_token(
@@ -292,19 +281,19 @@ class Client(BackboneCalls, SearchCalls):
         expires_in_days: int | None = None,
         expires_at: datetime | None = None,
     ) -> NewTokenView:
-        """Make a token, for oneself without an ``owner``, for ever without an end. Its text comes this once."""
+        """Create a token, by default for yourself and without expiry. Its secret is returned only this once."""
         body = {"role": role, "owner": owner, "name": name, "expires_in_days": expires_in_days}
         end = {"expires_at": expires_at.isoformat() if expires_at else None}
-        # Not repeated: an answer that was lost had a text in it, and there would be a second token that nobody knows.
-        return self._ask(NewTokenView, "POST", "/v1/tokens", json=given(body | end))
+        # Not retried: a lost response had the secret in it, and a second token that nobody knows would be created.
+        return self._request(NewTokenView, "POST", "/v1/tokens", json=without_none(body | end))
 
     def rotate_token(self, token_id: str, *, grace_s: int = 0) -> NewTokenView:
-        """Replace a token; the old text stays valid for ``grace_s`` seconds. Not repeated, as `create_token`."""
-        return self._ask(NewTokenView, "POST", f"/v1/tokens/{token_id}/rotate", json={"grace_s": grace_s})
+        """Replace a token; the old secret stays valid for ``grace_s`` seconds. Not retried, like `create_token`."""
+        return self._request(NewTokenView, "POST", f"/v1/tokens/{token_id}/rotate", json={"grace_s": grace_s})
 
     def revoke_token(self, token_id: str) -> TokenView:
-        """End a token at once."""
-        return self._ask(TokenView, "DELETE", f"/v1/tokens/{token_id}", retried=True)
+        """Revoke a token, with immediate effect."""
+        return self._request(TokenView, "DELETE", f"/v1/tokens/{token_id}", retried=True)
 
     def audit(
         self,
@@ -316,7 +305,7 @@ class Client(BackboneCalls, SearchCalls):
         before: datetime | None = None,
         page_size: int = 100,
     ) -> Iterator[AuditView]:
-        """Every change that was asked for, newest first, asking for page after page as they are taken. For admins."""
+        """Every requested change, newest first; pages are requested as they are needed. For admins."""
         filters = {
             "actor": actor,
             "action": action,
@@ -329,19 +318,19 @@ class Client(BackboneCalls, SearchCalls):
     # -- The service itself
 
     def cluster(self) -> ClusterView:
-        """What the machines have, who uses it, and who waits for it."""
+        """Nodes, running jobs and the queue."""
         return self._get(ClusterView, "/v1/cluster")
 
     def ready(self) -> bool:
-        """Whether the service has everything a job needs. Does not wait for it."""
+        """Whether the service has everything that a job needs; does not wait for it."""
         try:
             return self._http.get("/readyz").is_success
         except httpx.TransportError:
             return False
 
     def _verb(self, job_id: str, verb: str, body: Mapping[str, Any] | None = None) -> JobView:
-        # Not repeated: a job may have moved on between the two, and the second would be refused, or mean another state.
-        return self._ask(JobView, "POST", f"/v1/jobs/{job_id}/{verb}", json=body or None)
+        # Not retried: the job may be in another state by then, in which the verb is refused or means something else.
+        return self._request(JobView, "POST", f"/v1/jobs/{job_id}/{verb}", json=body or None)
 
 
 def _as_json(spec: Spec) -> Any:

@@ -1,4 +1,4 @@
-"""The client's commands about hyperparameter searches."""
+"""The commands for hyperparameter searches."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import yaml
 from service.client import render_searches
 from service.client.commands import print_job
 from service.client.errors import ClientError
-from service.client.results import OfAttempt, OfLevel, OfSource, Tail, WithText, print_log
+from service.client.results import AttemptOption, LevelOption, SearchOption, SourceOption, TailOption, print_log
 from service.client.shell import Json, connected, out, print_json
 from service.searches.schemas import SearchView, TrialState
 from trainer.spec.base import Problem, SpecError, apply_overrides, parse_overrides, read_document, read_yaml
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search import SearchSpec
 
-searches = typer.Typer(no_args_is_help=True, help="Show and steer hyperparameter searches, and make specs of new ones.")
+searches = typer.Typer(no_args_is_help=True, help="Show and control searches, and write specs of new ones.")
 
 SearchId = Annotated[str, typer.Argument(metavar="SEARCH", help="The search's id, which is its job's.")]
 TrialNumber = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="The trial's number.")]
@@ -29,7 +29,7 @@ TrialNumber = Annotated[int, typer.Argument(metavar="TRIAL", min=0, help="The tr
 
 @searches.command()
 def show(search: SearchId, as_json: Json = False) -> None:
-    """One search: what it seeks, how far it is, what is best so far."""
+    """One search: its objectives, its progress, its best trials so far."""
     with connected() as client:
         _print_search(client.search(search), as_json)
 
@@ -41,29 +41,29 @@ def list_trials(
     sort: Annotated[
         str | None,
         typer.Option(
-            help="number, value, epoch, duration, started or param:PATH; -value has the greatest first. Else the "
-            "newest first."
+            help="number, value, epoch, duration, started or param:PATH; a leading - for descending order. By "
+            "default the newest first."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     csv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="All of them as CSV into a new file; - for standard output."),
+        typer.Option(metavar="FILE", help="Write all trials as CSV to a new file; - for standard output."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """A search's trials."""
     if csv and (state or sort or as_json):
-        raise typer.BadParameter("has all trials: leave out --state, --sort and --json", param_hint="--csv")
+        raise typer.BadParameter("writes all trials: leave out --state, --sort and --json", param_hint="--csv")
     with connected() as client:
         if csv:
             _write(client.trials_csv(search), csv)
             return
-        found = list(islice(client.trials(search, states=state or (), sort=sort, page_size=min(limit, 100)), limit))
+        views = list(islice(client.trials(search, states=state or (), sort=sort, page_size=min(limit, 100)), limit))
         if as_json:
-            print_json(found)
+            print_json(views)
         else:
-            out.print(render_searches.trials(found, client.search(search)))
+            out.print(render_searches.trials(views, client.search(search)))
 
 
 def _write(text: str, file: Path) -> None:
@@ -74,50 +74,50 @@ def _write(text: str, file: Path) -> None:
         with file.open("x", newline="") as opened:
             opened.write(text)
     except OSError as error:
-        raise ClientError(f"{file}: {error.strerror}: name a new file in a folder that there is") from error
+        raise ClientError(f"{file}: {error.strerror}: name a new file in an existing folder") from error
 
 
 @searches.command("trial")
 def show_trial(search: SearchId, trial: TrialNumber, as_json: Json = False) -> None:
-    """One trial: its values beside the best trial's, its curve, how it ended."""
+    """One trial: its values beside the best trial's, its curve, and how it ended."""
     with connected() as client:
-        found = client.trial(search, trial)
-        print_json(found) if as_json else out.print(render_searches.trial(found, client.search(search)))
+        view = client.trial(search, trial)
+        print_json(view) if as_json else out.print(render_searches.trial(view, client.search(search)))
 
 
 @searches.command("stop-trial")
 def stop_trial(search: SearchId, trial: TrialNumber, as_json: Json = False) -> None:
-    """End one running trial as it is; its last value is kept."""
+    """Stop a running trial; its last value is kept."""
     with connected() as client:
-        found = client.stop_trial(search, trial)
-    print_json(found) if as_json else out.print(f"trial {trial} ends within moments", highlight=False)
+        view = client.stop_trial(search, trial)
+    print_json(view) if as_json else out.print(f"trial {trial} ends within moments", highlight=False)
 
 
 @searches.command("retry-trial")
 def retry_trial(search: SearchId, trial: TrialNumber, as_json: Json = False) -> None:
-    """Try the values of a failed trial once more, beyond the budget."""
+    """Try the values of a failed trial again, beyond the budget."""
     with connected() as client:
-        made = client.retry_trial(search, trial)
-    told = f"trial {made.number} has the values of trial {trial}, and is tried next"
-    print_json(made) if as_json else out.print(told, highlight=False)
+        retry = client.retry_trial(search, trial)
+    message = f"trial {retry.number} has the values of trial {trial}, and is tried next"
+    print_json(retry) if as_json else out.print(message, highlight=False)
 
 
 @searches.command()
 def promote(
     search: SearchId,
     trial: Annotated[
-        int | None, typer.Argument(metavar="[TRIAL]", min=0, help="Its number; by default the best one.")
+        int | None, typer.Argument(metavar="[TRIAL]", min=0, help="The trial's number; by default the best one.")
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Over the trial: optimization.epochs=400")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value: optimization.epochs=400")
     ] = None,
-    register_as: Annotated[str | None, typer.Option(metavar="NAME", help="The backbone that it becomes.")] = None,
+    register_as: Annotated[str | None, typer.Option(metavar="NAME", help="The backbone's name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a trial's spec as a pretraining job. The same again is the same job."""
+    """Submit a trial's spec as a pretraining job. The same request again returns the same job."""
     values = parse_overrides(overrides or ())
     with connected() as client:
-        number = _the_best(client.search(search)) if trial is None else trial
+        number = _best_trial(client.search(search)) if trial is None else trial
         job = client.promote(search, number, overrides=values, register_as=register_as)
     if as_json:
         print_json(job)
@@ -126,27 +126,27 @@ def promote(
         out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
 
 
-def _the_best(found: SearchView) -> int:
-    if not found.best:
-        raise ClientError(f"no trial of {found.id} has a value yet: wait for one, or name a trial")
-    numbers = ", ".join(str(trial.number) for trial in found.best)
-    if len(found.best) > 1:
-        raise ClientError(f"none of the trials {numbers} of {found.id} beats the others in all objectives: name one")
-    return found.best[0].number
+def _best_trial(view: SearchView) -> int:
+    if not view.best:
+        raise ClientError(f"no trial of {view.id} has a value yet: wait for one, or name a trial")
+    numbers = ", ".join(str(trial.number) for trial in view.best)
+    if len(view.best) > 1:
+        raise ClientError(f"none of the trials {numbers} of {view.id} beats the others in all objectives: name one")
+    return view.best[0].number
 
 
 @searches.command("set")
 def set_(
     search: SearchId,
-    trials: Annotated[int | None, typer.Option(min=1, help="Trials in all.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials in total.")] = None,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at a time.")] = None,
     max_failed: Annotated[int | None, typer.Option(min=0, help="Trials that may fail.")] = None,
     max_hours: Annotated[
-        str | None, typer.Option(metavar="N", help="Hours in which trials run; `none` for no limit.")
+        str | None, typer.Option(metavar="N", help="Hours for which trials run; `none` for no limit.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change a search's budget, also while it runs; what is not named stays."""
+    """Change a search's budget, also while it runs; the rest stays."""
     if trials is None and concurrency is None and max_failed is None and max_hours is None:
         raise typer.BadParameter("say what to change: --trials, --concurrency, --max-failed or --max-hours")
     hours = None if max_hours is None else _hours(max_hours)
@@ -169,42 +169,42 @@ def add(
     search: SearchId,
     values: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="One trial's value; what is not named the algorithm chooses."),
+        typer.Option("--set", metavar="PATH=VALUE", help="A value of one trial; the algorithm chooses the others."),
     ] = None,
     points: Annotated[
         typer.FileText | None,
-        typer.Option(metavar="FILE", help="A YAML or JSON list of trials, each with values by path; - for input."),
+        typer.Option(metavar="FILE", help="A YAML or JSON list of points, values by path; - for standard input."),
     ] = None,
     beyond_budget: Annotated[
-        bool, typer.Option("--beyond-budget", help="Raise the budget's number of trials by as many.")
+        bool, typer.Option("--beyond-budget", help="Raise the budget by this many trials.")
     ] = False,
     idempotency_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The same key with the same trials adds them once.")
+        str | None, typer.Option(metavar="KEY", help="The same key and trials again add nothing.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Have chosen points of the space tried next."""
-    wanted = [*(_points(points.read()) if points else []), *([parse_overrides(values)] if values else [])]
-    if not wanted:
+    """Try points of your choice next."""
+    chosen = [*(_points(points.read()) if points else []), *([parse_overrides(values)] if values else [])]
+    if not chosen:
         raise typer.BadParameter("say what to try: --set method.mask_ratio=0.8, or --points FILE")
     with connected() as client:
-        made = client.add_trials(search, wanted, beyond_budget=beyond_budget, idempotency_key=idempotency_key)
-    numbers = ", ".join(str(trial.number) for trial in made)
-    told = f"tried next: trial{'' if len(made) == 1 else 's'} {numbers}"
-    print_json(made) if as_json else out.print(told, highlight=False, soft_wrap=True)
+        added = client.add_trials(search, chosen, beyond_budget=beyond_budget, idempotency_key=idempotency_key)
+    numbers = ", ".join(str(trial.number) for trial in added)
+    message = f"tried next: trial{'' if len(added) == 1 else 's'} {numbers}"
+    print_json(added) if as_json else out.print(message, highlight=False, soft_wrap=True)
 
 
 def _points(text: str) -> list[dict[str, Any]]:
-    found = read_yaml(text)
-    if not isinstance(found, list) or not all(isinstance(point, dict) for point in found):
+    points = read_yaml(text)
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         message = "must be a list of trials, each with values by path, for example `- {method.mask_ratio: 0.8}`"
-        raise SpecError([Problem("points", "/points", found, message)])
-    return found
+        raise SpecError([Problem("points", "/points", points, message)])
+    return points
 
 
 @searches.command()
 def stop(search: SearchId, as_json: Json = False) -> None:
-    """End a search once its running trials have finished; no others begin."""
+    """Start no more trials; the search ends when its running ones have finished."""
     with connected() as client:
         print_job(client.stop(search), as_json)
 
@@ -213,28 +213,28 @@ def stop(search: SearchId, as_json: Json = False) -> None:
 def logs(
     search: SearchId,
     trial: TrialNumber,
-    attempt: OfAttempt = None,
-    source: OfSource = None,
-    level: OfLevel = None,
-    text: WithText = None,
-    tail: Tail = None,
+    attempt: AttemptOption = None,
+    source: SourceOption = None,
+    level: LevelOption = None,
+    text: SearchOption = None,
+    tail: TailOption = None,
     as_json: Json = False,
 ) -> None:
     """A trial's log lines. Those of the search itself: rcmae jobs logs SEARCH."""
     with connected() as client:
-        ask = partial(client.trial_logs, search, trial, attempt=attempt, source=source, level=level, search=text)
-        print_log(ask, tail, as_json)
+        read_page = partial(client.trial_logs, search, trial, attempt=attempt, source=source, level=level, search=text)
+        print_log(read_page, tail, as_json)
 
 
 @searches.command()
 def presets(as_json: Json = False) -> None:
     """Ready-made searches, for `rcmae searches new`."""
     if as_json:
-        told = [
+        described = [
             {"name": name, "about": each.about, "varies": list(each.space), "trials": each.trials}
             for name, each in READY.items()
         ]
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(described, indent=2))
     else:
         out.print(render_searches.ready(READY))
 
@@ -244,31 +244,30 @@ def new(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"A ready-made search: {', '.join(READY)}.")],
     base: Annotated[
         typer.FileText,
-        typer.Option(metavar="SPEC", help="The pretraining spec, in YAML or JSON, that its trials start from."),
+        typer.Option(metavar="SPEC", help="The pretraining spec, in YAML or JSON, that the trials vary."),
     ],
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="Over the search: budget.trials=16, base.optimization.epochs=5"
+            "--set", metavar="KEY=VALUE", help="Override a value: budget.trials=16, base.optimization.epochs=5"
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the spec of a ready-made search over a pretraining spec, to be edited and submitted.
+    """Print the spec of a ready-made search over a pretraining spec, to edit and submit.
 
     rcmae searches new teacher --base spec.yaml | rcmae submit -
     """
-    told = overrides or []
-    if any(override.startswith("space.") for override in told):
-        raise typer.BadParameter("cannot reach into space, whose names have dots: edit what is printed")
-    of_base = [override for override in told if override.startswith("base.")]
-    written = apply_overrides({"base": read_document(base.read())}, of_base)
-    document = apply_overrides(
-        ready_search(name, written["base"]), [override for override in told if override not in of_base]
-    )
+    overrides = overrides or []
+    if any(override.startswith("space.") for override in overrides):
+        raise typer.BadParameter("cannot change space, whose names contain dots: edit the printed spec")
+    of_base = [override for override in overrides if override.startswith("base.")]
+    of_search = [override for override in overrides if override not in of_base]
+    base_document = apply_overrides({"base": read_document(base.read())}, of_base)["base"]
+    document = apply_overrides(ready_search(name, base_document), of_search)
     SearchSpec.parse(document)
     typer.echo(json.dumps(document, indent=2) if as_json else yaml.safe_dump(document, sort_keys=False), nl=as_json)
 
 
-def _print_search(found: SearchView, as_json: bool) -> None:
-    print_json(found) if as_json else out.print(render_searches.search(found))
+def _print_search(view: SearchView, as_json: bool) -> None:
+    print_json(view) if as_json else out.print(render_searches.search(view))

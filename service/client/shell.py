@@ -1,4 +1,4 @@
-"""What the client's commands share: the terminal, the server, JSON for programs."""
+"""Shared by the client's commands: the terminal, the connection to the server, JSON for programs."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from service.client.sdk import Client
 from service.client.server import find_server
 
 INTERRUPTED: Final = 130
-"""Exit status after Ctrl-C, as shells have it."""
+"""Exit status after Ctrl-C, by the shells' convention."""
 PIPE_WIDTH: Final = 1000
-"""Columns where standard output is no terminal: programs get a table's row as one line, with nothing cut."""
+"""Columns where standard output is not a terminal: each row of a table is one line, with nothing cut off."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
@@ -37,28 +37,28 @@ err = Console(stderr=True)
 
 @contextmanager
 def connected() -> Iterator[Client]:
-    """A client of the server that the environment or a local stack names."""
+    """A client of the server that the environment names, or else of the local stack."""
     server = find_server()
     with Client(server.url, server.token) as client:
         yield client
 
 
-def print_json(found: BaseModel | Iterable[BaseModel]) -> None:
+def print_json(views: BaseModel | Iterable[BaseModel]) -> None:
     """One document on standard output: an object, or an array of objects."""
-    if isinstance(found, BaseModel):
-        typer.echo(found.model_dump_json(indent=2))
+    if isinstance(views, BaseModel):
+        typer.echo(views.model_dump_json(indent=2))
     else:
-        typer.echo(json.dumps([item.model_dump(mode="json") for item in found], indent=2))
+        typer.echo(json.dumps([view.model_dump(mode="json") for view in views], indent=2))
 
 
 @contextmanager
 def following(job_id: str) -> Iterator[None]:
-    """Ctrl-C ends the showing of a job, and says that the job goes on."""
+    """On Ctrl-C, stop showing a job, and say that the job goes on."""
     try:
         yield
     except KeyboardInterrupt:
         err.print(
-            f"no longer following; job {job_id} goes on. To end it: rcmae jobs cancel {job_id}",
+            f"no longer following; job {job_id} goes on. To stop it: rcmae jobs cancel {job_id}",
             highlight=False,
             soft_wrap=True,
         )
@@ -66,25 +66,25 @@ def following(job_id: str) -> Iterator[None]:
 
 
 class Outages:
-    """Says once that the service is away, and when it is back; `Client.stream` tells it."""
+    """Prints once that the service is unreachable, and when it is back; the ``tell`` of `Client.stream`."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._away = console, False
+        self._console, self._unreachable = console, False
 
     def __call__(self, error: Exception | None) -> None:
         if error is None:
             self._console.print("the service is back", highlight=False)
-        elif not self._away:
+        elif not self._unreachable:
             self._console.print(f"waiting for the service: {error}", highlight=False, markup=False, soft_wrap=True)
-        self._away = error is not None
+        self._unreachable = error is not None
 
 
 @contextmanager
 def download_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar while something is downloaded; gives what is told the bytes that have come and the bytes there are."""
-    how_fast = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
+    """A progress bar; yields a function that takes the bytes received and the total."""
+    columns = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
     with Progress(
-        TextColumn("{task.description}", markup=False), BarColumn(), *how_fast, console=err, disable=not err.is_terminal
+        TextColumn("{task.description}", markup=False), BarColumn(), *columns, console=err, disable=not err.is_terminal
     ) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda received, total: bar.update(task, completed=received, total=total)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import httpx
+from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
 from service.client.errors import ApiError, ClientError, Patience
@@ -27,51 +27,48 @@ SILENCE_S: Final = 45.0
 """Without a byte, after which a connection counts as dead: the service sends a comment every 15 s."""
 
 
-class Frame(NamedTuple):
-    """One server-sent event."""
-
-    event: str
-    data: str
-    id: str
-
-
 class Stream:
     """One job's stream as an iterator; see `Client.stream`."""
 
     def __init__(self, http: httpx.Client, path: str, params: Mapping[str, Any], patience: Patience) -> None:
         self._http, self._path, self._params, self._patience = http, path, params, patience
-        self._last = ""
-        """Id of the last event that came: what the next connection goes on from."""
+        self._last_id = ""
+        """Of the last event received; the next connection continues after it."""
 
     def __iter__(self) -> Iterator[Update]:
         while True:
             try:
-                for frame in self._connection():
-                    self._last = frame.id or self._last
-                    if frame.event == END:
+                for event in self._connection():
+                    self._last_id = event.id or self._last_id
+                    if event.event == END:
                         return
-                    if frame.event in UPDATES:  # a newer service may tell more
-                        yield _read(frame)
+                    if event.event in UPDATES:  # a newer service may send others
+                        yield _read(event)
             except (httpx.TransportError, ApiError) as error:
                 self._patience.wait(error)
 
-    def _connection(self) -> Iterator[Frame]:
-        """The events of one connection; raises how it ended, which is always before the stream's own end."""
+    def _connection(self) -> Iterator[ServerSentEvent]:
+        """The events of one connection. It never just ends: raises the error that broke it off."""
         headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "Cache-Control": "no-store"}
-        if self._last:
-            headers["Last-Event-ID"] = self._last
+        if self._last_id:
+            headers["Last-Event-ID"] = self._last_id
         read = httpx.Timeout(self._http.timeout.connect, read=SILENCE_S)
         with self._http.stream("GET", self._path, params=self._params, headers=headers, timeout=read) as response:
             if response.is_error:
                 response.read()
                 raise ApiError.of(response)
-            if not response.headers.get("Content-Type", "").startswith(MEDIA_TYPE):
+            content_type = response.headers.get("Content-Type", "")
+            if not content_type.startswith(MEDIA_TYPE):
                 raise _no_stream(response)
-            for frame in frames(response.iter_bytes()):
-                self._patience.renew()
-                if frame:
-                    yield frame
+            watched = httpx.Response(200, headers={"Content-Type": content_type}, content=self._watched(response))
+            yield from EventSource(watched).iter_sse()
         raise httpx.RemoteProtocolError("the stream was closed before its end")
+
+    def _watched(self, response: httpx.Response) -> Iterator[bytes]:
+        """The bytes as they come. Any of them, comments too, shows that the service is alive."""
+        for chunk in response.iter_bytes():
+            self._patience.renew()
+            yield chunk
 
 
 def _no_stream(response: httpx.Response) -> ClientError:
@@ -82,47 +79,8 @@ def _no_stream(response: httpx.Response) -> ClientError:
     )
 
 
-def _read(frame: Frame) -> Update:
+def _read(event: ServerSentEvent) -> Update:
     try:
-        return UPDATES[frame.event].model_validate_json(frame.data)
+        return UPDATES[event.event].model_validate_json(event.data)
     except ValidationError as error:
-        raise ClientError(f"the service sent a {frame.event!r} that this client cannot read: {error}") from error
-
-
-def frames(chunks: Iterable[bytes]) -> Iterator[Frame | None]:
-    """Server-sent events, as WHATWG defines them, as soon as their bytes have come; None for each comment.
-
-    What stands after the last empty line was cut off, and is no event.
-    """
-    event, data, last_id = "", list[str](), ""
-    for line in _lines(chunks):
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield Frame(event or "message", "\n".join(data), last_id)
-            event, data = "", []
-        elif not name:
-            yield None
-        elif name == "event":
-            event = value
-        elif name == "data":
-            data.append(value)
-        elif name == "id" and "\0" not in value:
-            last_id = value
-
-
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Whole lines, which end in LF, CR or CR LF; a chunk may end anywhere, within a character too."""
-    rest, after_cr, first = b"", False, True
-    for chunk in chunks:
-        if not chunk:
-            continue
-        begin = 1 if after_cr and chunk.startswith(b"\n") else 0  # the second half of a CR LF
-        after_cr = chunk.endswith(b"\r")
-        first_piece, *others = re.split(rb"\r\n|\r|\n", chunk[begin:])
-        *whole, rest = (rest + first_piece, *others)
-        for line in whole:
-            text = line.decode(errors="replace")
-            yield text.removeprefix("\ufeff") if first else text
-            first = False
+        raise ClientError(f"the service sent a {event.event!r} that this client cannot read: {error}") from error

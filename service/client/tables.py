@@ -1,4 +1,4 @@
-"""Tables of what the command line shows, and how times and sizes read."""
+"""Tables for the command line, and the formats of times, sizes and numbers."""
 
 from __future__ import annotations
 
@@ -11,40 +11,43 @@ from rich.text import Text
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:
-    """A plain table. The first column, which names things, is whole where there is any room; nothing is left out."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for number, column in enumerate(columns):
-        made.add_column(column, overflow="fold", no_wrap=number == 0)
+    """A plain table. Long cells are folded, never cut; the first column, which holds names, is folded last."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, overflow="fold", no_wrap=index == 0)
     for row in rows:
-        made.add_row(*map(_plain, row))
-    return made
+        grid.add_row(*map(_plain, row))
+    return grid
 
 
 def fields(rows: Iterable[tuple[str, RenderableType]]) -> Table:
-    """Names with their values."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="bold", no_wrap=True)
-    made.add_column(overflow="fold")
+    """Names and values in two columns."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
     for row in rows:
-        made.add_row(*map(_plain, row))
-    return made
+        grid.add_row(*map(_plain, row))
+    return grid
 
 
 def _plain(cell: RenderableType) -> RenderableType:
-    """People's texts are shown as they are: brackets in them are no markup."""
+    """Text is shown as it is: brackets in what users have written are not rich's markup."""
     return Text(cell) if isinstance(cell, str) else cell
 
 
 def when(moment: datetime) -> str:
-    """A time on the reader's clock."""
+    """A time in the user's time zone."""
     aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return aware.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def duration(seconds: float) -> str:
-    minutes, rest = divmod(max(0, round(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    """Two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
+    left = max(0, round(seconds))
+    for unit, smaller, length, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if left >= length:
+            return f"{left // length} {unit} {left % length // part:02} {smaller}"
+    return f"{left} s"
 
 
 def size(count: float) -> str:

@@ -1,4 +1,4 @@
-"""How the service is asked: one HTTP client, models in and out, patience for what may be repeated."""
+"""Requests to the service: one HTTP client, typed responses, retries of what may be repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.client.errors import ApiError, ClientError, patiently
+from service.client.errors import ApiError, ClientError, with_retries
 from service.http.schemas import Page
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -18,7 +18,7 @@ LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Transport:
-    """One server, one token; what `Client` is built on."""
+    """HTTP requests to one server with one token; the base of `Client`."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
         self.url = url.rstrip("/")
@@ -38,10 +38,10 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
-    def _ask(
+    def _request(
         self,
         model: type[Model],
         method: str,
@@ -57,19 +57,19 @@ class Transport:
             return model.model_validate_json(response.content)
         except ValidationError as error:
             raise ClientError(
-                f"{method} {self.url}{path} answered what this client cannot read: is this the service's address, and "
-                f"are both of one version? {error.errors(include_url=False)[0]['msg']}"
+                f"this client cannot read the answer to {method} {self.url}{path}: is this the service's address, and "
+                f"do client and service have the same version? {error.errors(include_url=False)[0]['msg']}"
             ) from error
 
     def _get(self, model: type[Model], path: str, params: Params | None = None) -> Model:
-        return self._ask(model, "GET", path, params=params, retried=True)
+        return self._request(model, "GET", path, params=params, retried=True)
 
-    def _pages(self, page: type[Page[Model]], path: str, params: Params) -> Iterator[Model]:
+    def _pages(self, model: type[Page[Model]], path: str, params: Params) -> Iterator[Model]:
         cursor: str | None = None
         while True:
-            found = self._get(page, path, {**params, "cursor": cursor})
-            yield from found.items
-            cursor = found.next_cursor
+            page = self._get(model, path, {**params, "cursor": cursor})
+            yield from page.items
+            cursor = page.next_cursor
             if cursor is None:
                 return
 
@@ -83,15 +83,17 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         retried: bool = False,
     ) -> httpx.Response:
-        def ask() -> httpx.Response:
-            response = self._http.request(method, path, params=given(params), json=json, headers=dict(headers or {}))
+        def send_once() -> httpx.Response:
+            response = self._http.request(
+                method, path, params=without_none(params), json=json, headers=dict(headers or {})
+            )
             if response.is_error:
                 raise ApiError.of(response)
             return response
 
-        return patiently(ask, self._patience_s if retried else 0.0, self.url)
+        return with_retries(send_once, self._patience_s if retried else 0.0, self.url)
 
 
-def given(params: Params | None) -> dict[str, Any]:
-    """Without what is None."""
+def without_none(params: Params | None) -> dict[str, Any]:
+    """Only the parameters that have a value."""
     return {name: value for name, value in (params or {}).items() if value is not None}

@@ -1,4 +1,4 @@
-"""The route of the cluster as `/openapi.json` describes them, and the errors of their own."""
+"""The description of the cluster route for `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from service.http.openapi import Operation
 OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/cluster": Operation("get_cluster"),
 }
-"""One row a route."""
+"""One entry for each route."""

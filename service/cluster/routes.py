@@ -1,4 +1,4 @@
-"""The cluster's route."""
+"""The cluster route."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ router = APIRouter(prefix="/v1/cluster", tags=["cluster"])
 
 
 @router.get("")
-def show(parts: StateDep, caller: CallerDep) -> ClusterView:
-    """Nodes with what is used and free of them, running jobs with what they hold, and the queue with what each waits
-    for, as the controller decides.
+def show(state: StateDep, caller: CallerDep) -> ClusterView:
+    """Nodes with their used and free resources, running jobs with what they hold, and the queue with the reason each
+    job waits, as the controller decides it.
     """
-    return service.show(parts, caller)
+    return service.show(state, caller)

@@ -1,4 +1,4 @@
-"""What the cluster's route gives. Pydantic only: the client imports this module."""
+"""Response models of the cluster route. Imports pydantic only: the client uses this module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.jobs.schemas import State
 
 
 class Amounts(View):
-    """CPUs and GPUs: what there is, what jobs hold of it, and what is left."""
+    """CPUs and GPUs: the total, what jobs hold, and what is free."""
 
     cpus: int
     cpus_used: int
@@ -24,24 +24,24 @@ class NodeView(Amounts):
     """One machine of the cluster."""
 
     id: str
-    """Ray's."""
+    """Ray's node id."""
     address: str
     state: Literal["alive", "dead"]
-    """Ray tells of dead ones for a while."""
+    """Ray lists dead nodes for a while."""
     message: str
-    """What Ray says of that."""
+    """Ray's explanation of the state."""
     gpu_model: str | None
-    """As Ray names it, for example `H100`; null where it does not say, or there is none."""
+    """As Ray names it, for example `H100`; null if there is no GPU, or Ray does not know its model."""
 
 
 class Totals(Amounts):
-    """Of all nodes that are alive."""
+    """Totals over all nodes that are alive."""
 
     nodes: int
 
 
 class Held(View):
-    """A job that waits or runs. What names it is null where the caller may not see the job."""
+    """A job that waits or runs. Its id, name and owner are null if the caller may not see the job."""
 
     id: str | None
     name: str | None
@@ -50,24 +50,24 @@ class Held(View):
     priority: int
     workers: int
     cpus: int
-    """Of all workers together."""
+    """For all workers together."""
     gpus: int
-    """Of all workers together."""
+    """For all workers together."""
 
 
 class QueuedView(Held):
     """A job that waits for an attempt."""
 
     position: int
-    """1 gets its turn first. One that can start passes those before it that cannot, within bounds."""
+    """Position 1 comes first. A job that can start overtakes those before it that cannot, within limits."""
     since: datetime
     """When it began to wait."""
     starts: bool
-    """Whether it would start now: the controller starts it in its next round."""
+    """Whether the controller will start it in its next round."""
     reason: str | None
-    """Typed cause of why it waits, for programs."""
+    """Why it waits, as a stable code for programs."""
     message: str | None
-    """The same for people; null where the job is not named."""
+    """Why it waits, for people; null if the caller may not see the job."""
 
 
 class RunningView(Held):
@@ -75,17 +75,17 @@ class RunningView(Held):
 
     attempt: int
     nodes: list[str]
-    """Ids of its workers' nodes, one for each worker; empty until Ray has placed them."""
+    """Node ids, one for each worker; empty until Ray has placed them."""
     since: datetime
     """When the attempt began."""
 
 
 class ClusterView(View):
-    """What the machines have, who uses it, and who waits for it."""
+    """The machines, the jobs that run on them, and the queue."""
 
     totals: Totals
     nodes: list[NodeView]
     running: list[RunningView]
-    """In the order in which they were submitted."""
+    """In the order of submission."""
     queue: list[QueuedView]
-    """In the order of their turns."""
+    """In the order in which the scheduler considers them."""

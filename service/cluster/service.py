@@ -1,11 +1,11 @@
-"""What the cluster's route does: the scheduler's own view, asked the same questions as the controller asks it."""
+"""The cluster view. It asks the same scheduler functions as the controller, so both agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from service.adapters.ray_cluster import ClusterUnreachable, Machine, living
+from service.adapters.ray_cluster import ClusterUnreachable, Machine, live_shape
 from service.auth.caller import Caller
 from service.cluster.schemas import ClusterView, NodeView, QueuedView, RunningView, Totals
 from service.context.app_state import AppState
@@ -14,52 +14,57 @@ from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.schemas import State
-from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, in_turn, left
-from trainer.spec.plan import Gang, NodeShape, gang
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, free_nodes, scheduling_order
+from trainer.spec.cluster import Gang, NodeShape
+from trainer.spec.plan import gang
 
 
-def show(parts: AppState, caller: Caller) -> ClusterView:
-    """The cluster as it is now; raises 503 where Ray does not say."""
+def show(state: AppState, caller: Caller) -> ClusterView:
+    """The cluster as it is now. Raises 503 if Ray is unreachable."""
     try:
-        machines, placements = parts.ray.machines(), parts.ray.placements()
+        machines, placements = state.ray.machines(), state.ray.placements()
     except ClusterUnreachable as error:
         raise unavailable("Ray", error) from error
-    with parts.database.read() as session:
+    with state.database.read() as session:
         jobs, active = repository.waiting(session), repository.active(session)
-    shape = living(machines)
-    queue, taken = waiting_entries(jobs, shape, parts.kinds), running_entries(active, placements)
-    free = left(taken, shape)
-    decisions = {
-        found.job_id: found for found in admit(list(queue.values()), taken, shape, now(), Limits.of(parts.settings))
-    }
+    shape = live_shape(machines)
+    queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(active, placements)
+    free = free_nodes(held, shape)
+    admissions = admit(list(queue.values()), held, shape, now(), Limits.of(state.settings))
+    decisions = {admission.job_id: admission for admission in admissions}
     by_id = {job.id: job for job in jobs}
     return ClusterView(
         totals=Totals(nodes=len(free), **_amounts(shape.nodes, free)),
         nodes=_nodes(machines, free),
-        running=_running(caller, active, taken),
+        running=_running(caller, active, held),
         queue=[
             _queued(caller, by_id[entry.job_id], entry, decisions.get(entry.job_id), position)
-            for position, entry in enumerate(in_turn(queue.values()), 1)
+            for position, entry in enumerate(scheduling_order(queue.values()), 1)
         ],
     )
 
 
 def _nodes(machines: Sequence[Machine], free: Sequence[NodeShape]) -> list[NodeView]:
-    """Every node with what is free of those that are alive."""
+    """Every node; ``free`` has the free resources of those that are alive."""
     by_id = {node.id: node for node in free}
-    found = []
+    views = []
     for machine in machines:
-        has = machine.shape
-        none = NodeShape(0, 0, has.id, has.ip)
-        amounts = _amounts([has], [by_id[has.id]]) if machine.alive else _amounts([none], [none])
-        state = "alive" if machine.alive else "dead"
-        about = {"id": has.id, "address": has.ip, "state": state, "message": machine.message}
-        found.append(NodeView.model_validate(about | {"gpu_model": machine.gpu_model} | amounts))
-    return found
+        total = machine.shape
+        nothing = NodeShape(0, 0, total.id, total.ip)
+        amounts = _amounts([total], [by_id[total.id]]) if machine.alive else _amounts([nothing], [nothing])
+        fields = {
+            "id": total.id,
+            "address": total.ip,
+            "state": "alive" if machine.alive else "dead",
+            "message": machine.message,
+            "gpu_model": machine.gpu_model,
+        }
+        views.append(NodeView.model_validate(fields | amounts))
+    return views
 
 
-def _amounts(has: Iterable[NodeShape], free: Iterable[NodeShape]) -> dict[str, int]:
-    pairs = list(zip(has, free, strict=True))
+def _amounts(total: Iterable[NodeShape], free: Iterable[NodeShape]) -> dict[str, int]:
+    pairs = list(zip(total, free, strict=True))
     cpus, cpus_free = sum(node.cpus for node, _ in pairs), sum(node.cpus for _, node in pairs)
     gpus, gpus_free = sum(node.gpus for node, _ in pairs), sum(node.gpus for _, node in pairs)
     return {
@@ -73,26 +78,26 @@ def _amounts(has: Iterable[NodeShape], free: Iterable[NodeShape]) -> dict[str, i
 
 
 def _running(
-    caller: Caller, active: Sequence[tuple[Job, Attempt | None]], taken: Sequence[Running]
+    caller: Caller, active: Sequence[tuple[Job, Attempt | None]], held: Sequence[Running]
 ) -> list[RunningView]:
-    holding = {entry.job_id: entry for entry in taken}
+    by_job = {entry.job_id: entry for entry in held}
     return [
         RunningView(
-            **_held(caller, job, holding[job.id].gang),
+            **_job_fields(caller, job, by_job[job.id].gang),
             attempt=attempt.number,
-            nodes=list(holding[job.id].nodes),
+            nodes=list(by_job[job.id].nodes),
             since=attempt.started_at,
         )
         for job, attempt in active
-        if attempt and job.id in holding
+        if attempt and job.id in by_job
     ]
 
 
 def _queued(caller: Caller, job: Job, entry: Waiting, decision: Admission | None, position: int) -> QueuedView:
-    """One that the scheduler does not decide about backs off: its own reason and message say so."""
+    """A waiting job. If the scheduler did not consider it, it is backing off, and its own reason and message say so."""
     reason, message = (decision.reason, decision.message) if decision else (job.reason, job.message)
     return QueuedView(
-        **_held(caller, job, gang(entry.spec)),
+        **_job_fields(caller, job, gang(entry.spec)),
         position=position,
         since=entry.since,
         starts=bool(decision and decision.start),
@@ -101,12 +106,12 @@ def _queued(caller: Caller, job: Job, entry: Waiting, decision: Admission | None
     )
 
 
-def _held(caller: Caller, job: Job, needs: Gang) -> dict[str, Any]:
-    seen = caller.sees(job.owner)
+def _job_fields(caller: Caller, job: Job, needs: Gang) -> dict[str, Any]:
+    visible = caller.sees(job.owner)
     return {
-        "id": job.id if seen else None,
-        "name": job.name if seen else None,
-        "owner": job.owner if seen else None,
+        "id": job.id if visible else None,
+        "name": job.name if visible else None,
+        "owner": job.owner if visible else None,
         "state": State(job.state),
         "priority": job.priority,
         "workers": needs.workers,

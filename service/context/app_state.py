@@ -1,4 +1,4 @@
-"""What routes are given: the application's state, and who calls."""
+"""Dependencies that routes declare: the application's state and the authenticated caller."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from service.settings import Settings
 
 @dataclass(frozen=True)
 class AppState:
-    """What requests are answered with, and jobs are run with."""
+    """The adapters and settings that requests and the controller share."""
 
     settings: Settings
     database: Database
@@ -32,10 +32,10 @@ class AppState:
     studies: Studies
     kinds: Kinds
     wake: threading.Event = field(default_factory=threading.Event)
-    """Set where a request leaves something to do: a controller in this process then looks at once."""
+    """Set when a request leaves work for the controller: one in this process then starts its next round at once."""
 
 
-def parts(request: Request) -> AppState:
+def app_state_of(request: Request) -> AppState:
     found: AppState = request.app.state.parts
     return found
 
@@ -44,9 +44,12 @@ def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
 ) -> Caller:
-    """By the request's token, or by the session of a browser that sends none."""
+    """The caller, identified by the request's token, or by its browser session where it sends no token.
+
+    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token.
+    """
     sessions: Sessions = request.app.state.sessions
-    database = parts(request).database
+    database = app_state_of(request).database
     if credentials is None and (token_id := sessions.token_id(request)):
         found = caller_by_id(database, token_id, request.state.trail)
         sessions.check_csrf(request, token_id)
@@ -55,10 +58,10 @@ def caller(
     return caller_of(database, header, request.state.trail)
 
 
-async def _given(request: Request) -> AppState:
-    """Not a plain function: that would be called on a thread."""
-    return parts(request)
+async def _app_state(request: Request) -> AppState:
+    """Declared async so that FastAPI does not run it on a thread."""
+    return app_state_of(request)
 
 
-StateDep = Annotated[AppState, Depends(_given)]
+StateDep = Annotated[AppState, Depends(_app_state)]
 CallerDep = Annotated[Caller, Depends(caller)]

@@ -1,4 +1,4 @@
-"""What the API asks of a kind of job. `service.kinds` has one class for each; the application hands them down."""
+"""The interface that the API uses for a kind of job. `service.kinds` implements it once for each kind."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.db.tables import Job
 from service.settings import Settings
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
-from trainer.spec.plan import ClusterShape, Schedule
+from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Spec = TypeVar("Spec", bound=JobSpec)
 
 
 class Subject(NamedTuple):
-    """What a job is about."""
+    """What a job trains or publishes, and on which dataset."""
 
     dataset_uri: str
     trained: PretrainSpec
@@ -35,44 +36,53 @@ class JobKind(ABC, Generic[Spec]):
 
     name: ClassVar[Kind]
     has_trials: ClassVar[bool] = False
-    """`/v1/searches` shows it, and `stop` lets its running trials finish."""
+    """Whether it appears under `/v1/searches`."""
+    stop_refused: ClassVar[str | None] = "it has no trials to finish: pause or cancel it"
+    """Why `stop` does not apply, and what to do instead; None where it applies."""
     from_scratch_refused: ClassVar[str | None] = None
-    """Why a retry cannot start from scratch."""
+    """Why a retry cannot start from scratch; None where it can."""
 
     @abstractmethod
-    def check(self, state: AppState, caller: Caller, spec: Spec) -> Subject:
-        """Raises the spec's error where the service cannot run it. Asks the storage: no transaction may be open."""
+    def check(self, app_state: AppState, caller: Caller, spec: Spec) -> Subject:
+        """Check that the service can run a spec; raises the spec's error where it cannot.
+
+        Reads from the artifact storage: no transaction may be open.
+        """
 
     @abstractmethod
-    def check_again(self, settings: Settings, spec: Spec) -> None:
-        """Raises the spec's error where a job that is queued again is no longer allowed."""
+    def recheck(self, settings: Settings, spec: Spec) -> None:
+        """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed."""
 
     @abstractmethod
     def schedule(self, session: Session, spec: Spec) -> Schedule | None:
-        """Steps of training, or of each trial; None where they are unknown, or differ between trials."""
+        """Steps of training, or of each trial; None where they are unknown or differ between trials."""
 
     @abstractmethod
     def memory_per_worker(self, resolved: Spec, trained: PretrainSpec, cluster: ClusterShape) -> int:
-        """Bytes, estimated."""
+        """Estimated memory of one worker, in bytes."""
 
     def plan_note(self, spec: Spec, resolved: Spec) -> str:  # noqa: ARG002
-        """What else a plan says, for people."""
+        """A sentence that the plan's message ends with; may be empty."""
         return ""
 
     def spec_to_resolve(self, job: Job) -> JobSpec:
-        """What the next attempt's spec is resolved from."""
+        """The spec to resolve for the next attempt."""
         return parse_spec(job.run_spec)
 
     def with_resources(self, document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
-        """A spec's document with other resources."""
+        """A copy of a spec's document with changed resources."""
         return {**document, "resources": document["resources"] | changes}
 
     @abstractmethod
     def registers_as(self, spec: Spec) -> str | None:
-        """The backbone that a job of this spec registers its versions under."""
+        """Name of the backbone that a job registers its versions under; None where it registers none."""
+
+    def source_job(self, job: Job) -> str | None:  # noqa: ARG002
+        """Id of the other job that trained what this job registers; None where it trains itself."""
+        return None
 
     def other_folders(self, job: Job, mlflow: MlflowStore) -> Sequence[str]:  # noqa: ARG002
-        """Artifact folders that are deleted with a job, besides its own and its versions'."""
+        """Artifact folders to delete with a job, besides its own folder and those of its versions."""
         return ()
 
 

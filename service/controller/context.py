@@ -1,7 +1,8 @@
-"""What the controller's modules share: all it acts with, its right to write, one job's trouble kept apart."""
+"""What the controller's modules share: its adapters, its guarded transactions, and the isolation of failures."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot
 from service.context.app_state import AppState
-from service.controller.dependencies import Away, Dependencies
+from service.controller.dependencies import Dependencies, Unavailable
 from service.controller.kind import ControllerKinds
 from service.controller.lease import Lease, LeaseLost
 from service.db.database import DatabaseUnreachable
@@ -28,29 +29,31 @@ ACTOR: Final = "controller"
 
 
 class StaleState(Exception):
-    """The job is no longer in the state that the controller acted on; the next round looks again."""
+    """The job is no longer in the state that the controller acted on; the next round observes it anew."""
 
 
 @dataclass(frozen=True)
 class ControllerContext:
-    """What the controller acts with. No database session may be open while anything else is asked."""
+    """The controller's adapters and lease. No database session may be open during a call to a dependency."""
 
     app: AppState
     kinds: ControllerKinds
     lease: Lease
-    needs: Dependencies = field(default_factory=Dependencies)
+    dependencies: Dependencies = field(default_factory=Dependencies)
+    opening_runs: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a job's run is opened for an attempt, and while a sweep decides whether to end a run."""
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction of the controller's; raises `LeaseLost` where another process is the controller now."""
+        """A transaction that writes; raises `LeaseLost` where another process is the controller now."""
         with self.app.database.session() as session:
             self.lease.guard(session)
             yield session
 
-    def say(self, loaded: Job, message: str, reason: Reason | None = None) -> None:
-        """Say why a job gets on no further, as long as it is in the state it was loaded in.
+    def set_message(self, loaded: Job, message: str, reason: Reason | None = None) -> None:
+        """Set a job's message, unless its state has changed since it was loaded.
 
-        The reason is that of a queued job; what other jobs wait after keeps its own.
+        ``reason`` applies to queued jobs; jobs in other states keep theirs.
         """
         with self.write() as session:
             job = repository.get(session, loaded.id)
@@ -58,44 +61,44 @@ class ControllerContext:
                 note(session, job, reason if job.state == State.QUEUED else job.reason, message, ACTOR)
 
     @contextmanager
-    def explained(self, job: Job, what: str) -> Iterator[None]:
-        """Say so in a job's message where a dependency is out of reach meanwhile; raises `Away` all the same."""
+    def explain_waiting(self, job: Job, prefix: str) -> Iterator[None]:
+        """Where a dependency is unavailable, say so in the job's message, after ``prefix``; raises `Unavailable`."""
         try:
             yield
-        except Away as error:
-            self.say(job, f"{what} {error}.")
+        except Unavailable as error:
+            self.set_message(job, f"{prefix} {error}.")
             raise
 
     def delete_files(self, job_id: str, folder: str) -> None:
-        """Delete an artifact folder; one outside the artifact root is not ours, and is left."""
+        """Delete an artifact folder, unless it lies outside the artifact root: then it is not ours."""
         try:
-            with self.needs.storage.asked():
+            with self.dependencies.storage.call():
                 self.app.artifacts.delete(folder)
         except OutsideRoot as error:
             log.warning("files_left", job_id=job_id, detail=str(error))
 
 
 @contextmanager
-def guarded(job: Job) -> Iterator[None]:
-    """One job's trouble must not stop the others: only a database out of reach and a lost lease do.
+def isolated_job(job: Job) -> Iterator[None]:
+    """Keep the failure of one job from affecting others, and add the job's ids to the log lines of the block.
 
-    What is logged meanwhile carries the job's ids.
+    Only `DatabaseUnreachable` and `LeaseLost` pass through.
     """
-    with kept_apart(job_id=job.id, attempt=job.attempts, request_id=job.request_id):
+    with isolated(job_id=job.id, attempt=job.attempts, request_id=job.request_id):
         yield
 
 
 @contextmanager
-def kept_apart(**ids: object) -> Iterator[None]:
-    """The same for whatever has these ids."""
+def isolated(**ids: object) -> Iterator[None]:
+    """The same for something other than a job, with these ids."""
     with structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value}):
         try:
             yield
         except StaleState as error:
             log.info("moved_by_another", detail=str(error))
-        except Away as error:
+        except Unavailable as error:
             log.debug("waits", detail=str(error))
         except (DatabaseUnreachable, LeaseLost):
             raise
-        except Exception:  # logged with its ids; the next round tries again
+        except Exception:  # logged with the ids; the next round tries again
             log.exception("job_failed_to_advance")

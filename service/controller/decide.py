@@ -1,4 +1,4 @@
-"""What to do about one job, from what is known of it: no I/O, so that every case can be tested."""
+"""Decides the next step for one job from an observation. No I/O, so that every case can be tested."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
@@ -14,43 +14,45 @@ from service.jobs.schemas import State
 from trainer.protocol.outcome import Outcome, Reason
 
 STOP_AGAIN = timedelta(seconds=60)
+"""Time between two stop requests to Ray."""
 MAX_DELAY_S = 60
-STILL = timedelta(seconds=15)
-"""Three heartbeats: an attempt whose cluster has forgotten it is dead once it has missed them."""
+"""Longest delay before the next attempt."""
+DEAD_AFTER = timedelta(seconds=15)
+"""Three heartbeats: an attempt that Ray has forgotten is considered dead once it has missed them."""
 STEADY = timedelta(minutes=10)
-"""An attempt that lived this long begins the back-off anew."""
-HUNG = "The attempt showed no life for too long and was stopped."
+"""An attempt that lived this long resets the back-off."""
+HUNG = "The attempt sent no heartbeat for too long and was stopped."
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long things may take."""
+    """Time limits."""
 
     command: timedelta
-    """Between a command and the attempt's end."""
+    """From a command to the attempt's end."""
     heartbeat: timedelta
     """Between two heartbeats."""
     start: timedelta
-    """Between an attempt's submission and its first heartbeat."""
+    """From an attempt's submission to its first heartbeat."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was found out about a job's live attempt."""
+class Observation:
+    """What is known of a job's live attempt."""
 
     now: datetime
     ray: RayState
     outcome: Outcome | None = None
-    """Only looked for once Ray says the attempt is over."""
+    """Only read once Ray reports that the attempt is over."""
     run: RunView | None = None
-    """None where MLflow is out of reach."""
+    """None where MLflow is unavailable."""
     beat: float | None = None
     """The attempt's last heartbeat, by its worker's clock."""
     beat_at: datetime | None = None
-    """When it was first seen."""
+    """When the controller first saw that heartbeat."""
     silent: timedelta = timedelta(0)
-    """Since the last new heartbeat was seen, by our clock. Nothing can arrive while MLflow is away: what it has been
-    away for does not count."""
+    """Time since the last new heartbeat, by the controller's clock. Time without MLflow does not count, as
+    no heartbeat could arrive."""
 
 
 @dataclass(frozen=True)
@@ -66,119 +68,132 @@ class Ended:
 Decision = Literal["wait", "accept", "submit", "started", "command", "stop"] | Ended
 
 
-def decide(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
-    """The next thing to do about a live attempt."""
-    if seen.ray is RayState.UNKNOWN:
+def decide(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
+    """The next step for a live attempt."""
+    if observation.ray is RayState.UNKNOWN:
         return "wait"
-    if not attempt.accepted and seen.ray is not RayState.ABSENT:
+    if not attempt.accepted and observation.ray is not RayState.ABSENT:
         return "accept"
-    if not attempt.accepted and seen.beat is None and seen.outcome is None:
+    if not attempt.accepted and observation.beat is None and observation.outcome is None:
         if job.state in {State.CANCELLING, State.PAUSING}:
-            return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "ended before it started")
-        return _not_started(seen)
-    if not (seen.ray.ended or seen.ray is RayState.ABSENT):
-        return _alive(job, attempt, seen, patience)
-    # A head that was restarted says nothing of workers on other nodes: they end when they miss it.
-    forgotten = seen.ray is RayState.ABSENT and seen.outcome is None
-    may_live = forgotten and seen.beat is not None and seen.silent < STILL
-    # Metrics, tags and the registered version belong to the end: it waits for MLflow.
-    return "wait" if seen.run is None or may_live else _ending(job, attempt, seen)
+            return Ended(
+                "cancelled" if job.state == State.CANCELLING else "paused", None, "It was ended before it started."
+            )
+        return _decide_unsubmitted(observation)
+    if not (observation.ray.ended or observation.ray is RayState.ABSENT):
+        return _decide_alive(job, attempt, observation, patience)
+    # A restarted head knows nothing of workers on other nodes, which end once they miss it.
+    forgotten = observation.ray is RayState.ABSENT and observation.outcome is None
+    may_live = forgotten and observation.beat is not None and observation.silent < DEAD_AFTER
+    # The end needs metrics, tags and the registered version: it waits for MLflow.
+    return "wait" if observation.run is None or may_live else _decide_end(job, attempt, observation)
 
 
-def _not_started(seen: Seen) -> Decision:
-    if seen.run is None:
-        return "wait"  # without MLflow it is not known whether it has run
-    return Ended("lost", Reason.STORAGE_ERROR, "The attempt had not started.") if seen.run.gone else "submit"
+def _decide_unsubmitted(observation: Observation) -> Decision:
+    if observation.run is None:
+        return "wait"  # whether it has run is unknown without MLflow
+    if observation.run.gone:
+        return Ended("lost", Reason.STORAGE_ERROR, "The attempt had not started when its MLflow run was removed.")
+    return "submit"
 
 
-def _ending(job: Job, attempt: Attempt, seen: Seen) -> Ended:
-    outcome = seen.outcome
-    # Told to end by our own stop, the driver cannot know whose it was.
-    ours = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
-    if ours and job.state in {State.CANCELLING, State.PAUSING}:
+def _decide_end(job: Job, attempt: Attempt, observation: Observation) -> Ended:
+    outcome = observation.outcome
+    # The driver reports any stop as preemption: it cannot know that the stop was ours.
+    stopped_by_us = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
+    if stopped_by_us and job.state in {State.CANCELLING, State.PAUSING}:
         return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
-    if ours and seen.ray is not RayState.ABSENT:
+    if stopped_by_us and observation.ray is not RayState.ABSENT:
         return Ended("lost", Reason.DEADLINE_EXCEEDED, HUNG)
     if outcome:
         return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
-    if seen.ray is RayState.ABSENT:
+    if observation.ray is RayState.ABSENT:
         return Ended("lost", Reason.CLUSTER_LOST, "Ray no longer knows the attempt: its head was restarted.")
-    if seen.beat is None:
+    if observation.beat is None:
         return Ended("failed", Reason.START_FAILED, "The attempt ended before it could run.")
-    return Ended("lost", Reason.WORKER_FAILED, "The attempt ended without a word.")
+    return Ended("lost", Reason.WORKER_FAILED, "The attempt ended without an outcome.")
 
 
-def _alive(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
+def _decide_alive(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
     if job.state in {State.CANCELLING, State.PAUSING}:
-        return _told_to_end(job, attempt, seen, patience)
+        return _decide_stopping(job, attempt, observation, patience)
     if attempt.stop_asked_at:
-        return _stop_again(attempt.stop_asked_at, seen)
-    if seen.run and seen.run.gone:
+        return _stop_again(attempt.stop_asked_at, observation)
+    if observation.run and observation.run.gone:
         return "wait"  # no sign of it can arrive; whoever removed the run may put it back
-    if seen.beat is None:
-        late = seen.run is not None and seen.now - attempt.started_at > patience.start
+    if observation.beat is None:
+        late = observation.run is not None and observation.now - attempt.started_at > patience.start
         return "stop" if late else "wait"
     if job.state == State.STARTING:
         return "started"
-    return "stop" if seen.silent > patience.heartbeat else "wait"
+    return "stop" if observation.silent > patience.heartbeat else "wait"
 
 
-def _told_to_end(job: Job, attempt: Attempt, seen: Seen, patience: Patience) -> Decision:
+def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
-        return _stop_again(attempt.stop_asked_at, seen)
-    if seen.run and seen.beat is None:
+        return _stop_again(attempt.stop_asked_at, observation)
+    if observation.run and observation.beat is None:
         return "stop"
-    wanted = "cancel" if job.state == State.CANCELLING else "pause"
-    overdue = attempt.commanded_at is not None and seen.now - attempt.commanded_at > patience.command
-    if overdue and attempt.command in {wanted, None}:  # None: it could not be told
+    command = "cancel" if job.state == State.CANCELLING else "pause"
+    overdue = attempt.commanded_at is not None and observation.now - attempt.commanded_at > patience.command
+    if overdue and attempt.command in {command, None}:  # None: the command could not be sent
         return "stop"
-    return "wait" if attempt.command == wanted else "command"
+    return "wait" if attempt.command == command else "command"
 
 
-def _stop_again(asked: datetime, seen: Seen) -> Decision:
-    return "stop" if seen.now - asked > STOP_AGAIN else "wait"
+def _stop_again(asked: datetime, observation: Observation) -> Decision:
+    return "stop" if observation.now - asked > STOP_AGAIN else "wait"
 
 
 @dataclass(frozen=True)
-class Next:
-    """Where a job goes when its attempt is over."""
+class NextState:
+    """The state of a job after its attempt has ended."""
 
     state: State
     reason: Reason | None
     message: str
     charged: bool = False
+    """Whether the end counts as a failure of the job."""
     delay: timedelta = timedelta(0)
-    """Before the next attempt, in `recovering`."""
+    """Time before the next attempt, in `recovering`."""
 
 
 def _sentence(text: str) -> str:
-    """With a full stop: what an attempt said last may be an exception's own text."""
+    """The text with a full stop: an attempt's message may be that of an exception."""
     return f"{text}." if text and text[-1] not in ".!?…" else text
 
 
-def settle(job: Job, ended: Ended, max_failures: int, goes_on: str) -> Next:
-    """What an attempt's end means for its job; ``goes_on`` says how a cancelled one continues.
+def settle(job: Job, ended: Ended, max_failures: int, continuation: str) -> NextState:
+    """The next state of a job whose attempt has ended; ``continuation`` says how it continues after a retry.
 
-    A job that has succeeded gets its message from its kind.
+    The message of a job that has succeeded is replaced by its kind.
     """
     if ended.state == "succeeded":
-        return Next(State.SUCCEEDED, None, "Done.")
+        return NextState(State.SUCCEEDED, None, "Done.")
     if job.state == State.CANCELLING:
-        return Next(State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry it to go on {goes_on}.")
-    if ended.state == "cancelled" and job.state != State.PAUSING:  # nobody asked for it: it obeyed our stop after all
+        return NextState(
+            State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry the job to continue {continuation}."
+        )
+    if (
+        ended.state == "cancelled" and job.state != State.PAUSING
+    ):  # no user asked for it: the attempt obeyed our stop after all
         ended = replace(ended, reason=Reason.DEADLINE_EXCEEDED, message=HUNG)
     reason = ended.reason or Reason.WORKER_FAILED
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
-        return Next(State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume it to go on from the last checkpoint.")
+        return NextState(
+            State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume the job to continue from the last checkpoint."
+        )
     text = f"{_sentence(ended.message)} {policy.advice}".strip()
     failures = job.failures + policy.charged
     if not policy.retried:
-        return Next(State.FAILED, reason, text, charged=policy.charged)
+        return NextState(State.FAILED, reason, text, charged=policy.charged)
     if failures > max_failures:
-        return Next(
-            State.FAILED, reason, f"{text} No attempt is left: {failures} failures, {max_failures} allowed.", True
+        return NextState(
+            State.FAILED, reason, f"{text} No attempts are left: {failures} failures, {max_failures} allowed.", True
         )
     delay = timedelta(seconds=min(MAX_DELAY_S, 2 ** min(job.restarts, 10)))
-    left = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
-    return Next(State.RECOVERING, reason, f"{text} Trying again in {delay.seconds} s; {left}.", policy.charged, delay)
+    allowance = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
+    return NextState(
+        State.RECOVERING, reason, f"{text} Trying again in {delay.seconds} s; {allowance}.", policy.charged, delay
+    )

@@ -1,7 +1,8 @@
-"""What the controller needs from elsewhere, each asked again with a back-off of its own while it does not answer."""
+"""The services that the controller depends on, each with its own back-off while it does not answer."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Final
 
 import structlog
 
-from service.adapters.mlflow_store import MlflowRefused, MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 from service.adapters.studies import StudiesUnreachable
@@ -20,12 +21,12 @@ log = structlog.get_logger()
 LONGEST_PAUSE_S: Final = 10.0
 
 
-class Away(Exception):
-    """Something that is needed does not answer, or refuses: nothing follows from that, the next round asks again."""
+class Unavailable(Exception):
+    """A dependency does not answer, or refuses a call. Nothing is concluded from that: the next round calls again."""
 
 
 class Dependency:
-    """One of them. While it is away it is asked after 1, 2, 4 … 10 s, and refuses at once in between."""
+    """One dependency. While it does not answer, calls reach it after 1, 2, 4 … 10 s, and fail at once in between."""
 
     def __init__(
         self,
@@ -34,51 +35,56 @@ class Dependency:
         clock: Callable[[], float] = time.monotonic,
         refusal: type[Exception] | tuple[()] = (),
     ) -> None:
-        """``failure``: what it raises where it does not answer; ``refusal``: those of them that are an answer."""
+        """``failure``: raised where it does not answer; ``refusal``: subclasses of it that are answers."""
         self.name = name
         self._failure, self._refusal, self._clock = failure, refusal, clock
         self._since: float | None = None
         self._failures, self._next = 0, 0.0
+        self._lock = threading.Lock()
+        """The loop, the removals and the sweeps ask on threads of their own."""
         self.error: str | None = None
-        """What it said last, while it is away."""
+        """Its last error; None while it answers."""
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Around a question to it; raises `Away` where it did not answer, now or shortly before."""
+    def call(self) -> Iterator[None]:
+        """Wraps a call to it; raises `Unavailable` where it does not answer, now or shortly before."""
         if self._clock() < self._next:
-            raise Away(f"{self.name} does not answer: {self.error}")
+            raise Unavailable(f"{self.name} does not answer: {self.error}")
         try:
             yield
         except self._failure as error:
-            if isinstance(error, self._refusal):  # one job's trouble: the others are answered
-                self._worked()
-                raise Away(f"{self.name} refuses: {error}") from error
+            if isinstance(error, self._refusal):  # concerns this call alone: others are answered
+                self._succeeded()
+                raise Unavailable(f"{self.name} refuses: {error}") from error
             self.failed(str(error))
-            raise Away(f"{self.name} does not answer: {error}") from error
-        self._worked()
+            raise Unavailable(f"{self.name} does not answer: {error}") from error
+        self._succeeded()
 
-    def answering(self) -> timedelta:
-        """For how long it has answered without a break."""
-        return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
+    def available_for(self) -> timedelta:
+        """For how long it has answered without interruption."""
+        with self._lock:
+            return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
 
     def failed(self, error: str) -> None:
-        """Note that it did not answer."""
-        if self.error is None:
-            log.warning("unreachable", part=self.name, error=error)
-        self.error, self._since = error, None
-        self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
-        self._failures = min(self._failures + 1, 10)
+        """Record that it did not answer."""
+        with self._lock:
+            if self.error is None:
+                log.warning("unreachable", part=self.name, error=error)
+            self.error, self._since = error, None
+            self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
+            self._failures = min(self._failures + 1, 10)
 
-    def _worked(self) -> None:
-        if self.error is not None:
-            log.info("reachable_again", part=self.name)
-        self.error, self._failures, self._next = None, 0, 0.0
-        if self._since is None:
-            self._since = self._clock()
+    def _succeeded(self) -> None:
+        with self._lock:
+            if self.error is not None:
+                log.info("reachable_again", part=self.name)
+            self.error, self._failures, self._next = None, 0, 0.0
+            if self._since is None:
+                self._since = self._clock()
 
 
 class Dependencies:
-    """All of them."""
+    """All dependencies of the controller."""
 
     def __init__(self) -> None:
         self.ray = Dependency("Ray", ClusterUnreachable, refusal=ClusterRefused)

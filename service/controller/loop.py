@@ -1,9 +1,10 @@
-"""The loop that makes jobs happen: load, look, decide, act, apply. No database transaction is open during I/O."""
+"""The control loop: load jobs, observe, decide, act, apply. No database transaction is open during I/O."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,15 +12,17 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
-from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
-from service.controller.decide import STEADY, Decision, Ended, Patience, Seen, decide, settle
-from service.controller.dependencies import Away
-from service.controller.kind import Standing
-from service.controller.lease import LeaseLost
+from service.adapters.storage import OutsideRoot
+from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
+from service.controller.decide import STEADY, Decision, Ended, Observation, Patience, decide, settle
+from service.controller.dependencies import Unavailable
+from service.controller.kind import ProgressReport
+from service.controller.removal import Removals
 from service.controller.starting import attempt_request, start_waiting
-from service.controller.sweeps import Sweeper
+from service.controller.sweeps import Sweeps
+from service.controller.worker import Worker
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
@@ -33,132 +36,131 @@ from trainer.spec.job import parse_spec
 log = structlog.get_logger()
 
 SLOW_START = timedelta(seconds=90)
+"""Time after which a starting attempt is reported as slow."""
 STOP_S = 8.0
-LONGEST_PAUSE_S = 10.0
-RUN_GONE = "Its MLflow run was removed, with all that was recorded in it."
+"""Longest wait for the work under way when the controller is stopped."""
+RUN_GONE = "Its MLflow run was removed, with everything recorded in it."
 
 
 class Reconciler:
-    """One loop over all jobs, on a thread of its own."""
+    """The control loop over all jobs, on a thread of its own; removals and sweeps have two more."""
 
     def __init__(self, context: ControllerContext) -> None:
-        self._context, self._needs, settings = context, context.needs, context.app.settings
+        self._context, self._dependencies, settings = context, context.dependencies, context.app.settings
         self._patience = Patience(
             command=timedelta(seconds=settings.command_deadline_s),
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
         )
-        self._sweeper = Sweeper(context)
-        self._wake, self._ended = context.app.wake, threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
-        self._failures = 0
-        self.round_at = time.monotonic()
-        """When the last round ended."""
+        self.removals, self.sweeps = Removals(context), Sweeps(context)
+        self._deleted = threading.Event()
+        """Set after every round: people may have deleted something."""
+        self._loop = self._worker("reconciler", self._timed_round, settings.poll_interval_s, context.app.wake)
+        self._workers = (
+            self._loop,
+            self._worker("removals", self.removals.run, settings.poll_interval_s, self._deleted),
+            self._worker("sweeps", self.sweeps.run, settings.sweep_interval_s, threading.Event()),
+        )
+
+    def _worker(self, name: str, work: Callable[[], None], pause_s: float, wake: threading.Event) -> Worker:
+        return Worker(name, self._context.lease, work, pause_s, wake)
 
     @property
     def context(self) -> ControllerContext:
-        """What it acts with."""
+        """Its adapters and lease."""
         return self._context
 
     def start(self) -> None:
-        self._thread.start()
+        for worker in self._workers:
+            worker.start()
         self._context.lease.start(lambda: self.stuck() is None)
 
     def stop(self) -> None:
-        """End after the present round, and let another process take over at once."""
-        self._ended.set()
-        self._wake.set()
-        self._thread.join(timeout=STOP_S)
-        if self._thread.is_alive():
-            log.warning("round_left_unfinished", waited_s=STOP_S)  # without the lease it can write nothing more
+        """End after the present round, and give up the lease so that another process can take over at once."""
+        until = time.monotonic() + STOP_S
+        for worker in self._workers:
+            worker.end()
+        for worker in self._workers:
+            worker.join(max(0.0, until - time.monotonic()))
         self._context.lease.release()
 
     def lag(self) -> float:
         """Seconds since the last round."""
-        return time.monotonic() - self.round_at
+        return time.monotonic() - self._loop.finished_at
 
     def stuck(self) -> float | None:
-        """Seconds since the last round, where that is too long."""
+        """Seconds since the last round, where that is too long; None otherwise."""
         age = self.lag()
-        return age if age > self._context.app.settings.stuck_after_s or not self._thread.is_alive() else None
+        return age if age > self._context.app.settings.stuck_after_s or not self._loop.alive else None
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            pause = self._context.app.settings.poll_interval_s
-            try:
-                if self._context.lease.held():
-                    with ROUND_SECONDS.time():
-                        self.round()
-                    self._context.lease.finished_round()
-            except LeaseLost as error:
-                log.warning("round_given_up", detail=str(error))
-            except Exception:  # the loop must outlive any one round; readiness shows that it does not get on
-                log.exception("round_failed", failures=self._failures)
-                pause = min(LONGEST_PAUSE_S, pause * 2.0**self._failures)
-                self._failures = min(self._failures + 1, 10)
-            else:
-                self.round_at, self._failures = time.monotonic(), 0
-            self._wake.wait(pause)
-            self._wake.clear()
+    def _timed_round(self) -> None:
+        with ROUND_SECONDS.time():
+            self.round()
+        self._context.lease.finished_round()
+        self._deleted.set()
 
     def round(self) -> None:
-        """Look at every job once."""
+        """Advance every job once. A job whose attempt ends in this round waits for a later one, whatever its delay."""
+        began = now()
         with self._context.app.database.read() as session:
             jobs = repository.active(session)
         for job, attempt in jobs:
-            with guarded(job):
+            with isolated_job(job):
                 self._advance(job, attempt)
-        start_waiting(self._context)
+        start_waiting(self._context, began)
         for kind in self._context.kinds.values():
-            kind.finish(self._context)
-        self._sweeper.sweep()
+            kind.settle_ended(self._context)
 
-    # --- looking ----------------------------------------------------------------------------------------------------
+    # --- observing ----------------------------------------------------------------------------------------------------
 
-    def _look(self, job: Job, attempt: Attempt) -> Seen:
+    def _observe(self, job: Job, attempt: Attempt) -> Observation:
         ray, run, moment = self._ray_state(attempt), self._run_of(job), now()
         beat = run.heartbeat(attempt.number) if run else None
         if run and run.gone:
-            beat = attempt.heartbeat  # the last there will be
-        fresh = beat != attempt.heartbeat or attempt.heartbeat_at is None
-        beat_at = moment if beat is not None and fresh else attempt.heartbeat_at
-        silent = min(moment - (beat_at or moment), self._needs.mlflow.answering())
+            beat = attempt.heartbeat  # no newer one will arrive
+        is_new = beat != attempt.heartbeat or attempt.heartbeat_at is None
+        beat_at = moment if beat is not None and is_new else attempt.heartbeat_at
+        silent = min(moment - (beat_at or moment), self._dependencies.mlflow.available_for())
         outcome = None
         if (ray.ended or ray is RayState.ABSENT) and job.artifact_uri:
             outcome = self._outcome(job.artifact_uri, attempt.number)
-        return Seen(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
+        return Observation(now=moment, ray=ray, outcome=outcome, run=run, beat=beat, beat_at=beat_at, silent=silent)
 
     def _ray_state(self, attempt: Attempt) -> RayState:
         state = RayState.UNKNOWN
         try:
-            with self._needs.ray.asked():
+            with self._dependencies.ray.call():
                 state = self._context.app.ray.state(attempt.submission_id)
                 if state is RayState.UNKNOWN:
-                    raise ClusterUnreachable("it does not say what has become of its jobs")
-        except Away:
-            pass  # out of reach is an answer: nothing is known
+                    raise ClusterUnreachable("it does not report the state of its jobs")
+        except Unavailable:
+            pass  # UNKNOWN is the answer then
         return state
 
     def _run_of(self, job: Job) -> RunView | None:
         if not job.run_id:
             return None
         try:
-            with self._needs.mlflow.asked():
+            with self._dependencies.mlflow.call():
                 return self._context.app.mlflow.run(job.run_id)
-        except Away:
-            return None  # so is this
+        except Unavailable:
+            return None  # callers treat None as unknown
 
     def _outcome(self, artifact_uri: str, attempt: int) -> Outcome | None:
-        """An attempt's last word; one that cannot be read is a failure of the storage, which ends the attempt too."""
+        """The outcome that an attempt left, if any; an unreadable one counts as a failure of the storage."""
         name = names.outcome_file(attempt)
-        with self._needs.storage.asked():
-            data = self._context.app.artifacts.read(artifact_uri, name)
+        try:
+            with self._dependencies.storage.call():
+                data = self._context.app.artifacts.read(artifact_uri, name)
+        except OutsideRoot as error:  # of a state folder that was copied or moved
+            text = f"{error}, {self._context.app.artifacts.root}, so {name} cannot be read."
+            return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
         if data is None:
             return None
         try:
             return Outcome.model_validate_json(data)
         except ValidationError as error:
-            text = f"{artifact_uri}/{name} holds {len(data)} bytes that are no outcome: {error.errors()[0]['msg']}."
+            text = f"{artifact_uri}/{name} holds {len(data)} bytes that are not an outcome: {error.errors()[0]['msg']}."
             return Outcome(state="failed", reason=Reason.STORAGE_ERROR, message=text)
 
     # --- one job ----------------------------------------------------------------------------------------------------
@@ -168,70 +170,72 @@ class Reconciler:
             self._without_attempt(job)
             return
         try:
-            seen = self._look(job, attempt)
-        except Away as error:  # it is over, and its last word cannot be read yet
+            observation = self._observe(job, attempt)
+        except Unavailable as error:  # the attempt is over, and its outcome cannot be read yet
             if attempt.accepted:
-                self._context.say(job, f"Attempt {attempt.number} has ended; how, is not known yet: {error}.")
+                self._context.set_message(
+                    job, f"Attempt {attempt.number} has ended; its outcome is not known yet: {error}."
+                )
             raise
-        decision = decide(job, attempt, seen, self._patience)
+        decision = decide(job, attempt, observation, self._patience)
         if isinstance(decision, Ended):
             if not attempt.accepted:
-                self._command(job, attempt)  # should Ray take it late after all
-            self._end(job, attempt, decision, seen)
+                self._command(job, attempt)  # in case Ray starts it late
+            self._end(job, attempt, decision, observation)
             return
-        told = self._act(job, attempt, decision)
+        commanded = self._act(job, attempt, decision)
         kind = self._context.kinds[job.kind]
-        kind.direct(self._context, job, seen.run)
-        standing = kind.observe(self._context, job, seen.run)
+        kind.update_orders(self._context, job, observation.run)
+        report = kind.report(self._context, job, observation.run)
         with self._context.write() as session:
-            self._apply(session, job, attempt, decision, seen, told, standing)
+            self._apply(session, job, attempt, decision, observation, commanded, report)
 
     def _without_attempt(self, job: Job) -> None:
-        """A job between two attempts that is to end has ended."""
+        """End a job that is to be cancelled or paused and has no live attempt."""
         ends = {
             State.CANCELLING: (State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled."),
             State.PAUSING: (
                 State.PAUSED,
                 Reason.PAUSED_BY_USER,
-                "Paused. Resume it to go on from the last checkpoint.",
+                "Paused. Resume the job to continue from the last checkpoint.",
             ),
         }
         end = ends.get(State(job.state))
         if end:
-            with self._context.explained(job, "No attempt runs;"):
-                standing = self._context.kinds[job.kind].settle(self._context, job, None, end[0])
+            with self._context.explain_waiting(job, "No attempt runs;"):
+                report = self._context.kinds[job.kind].settle(self._context, job, None, end[0])
             self._end_run(job, end[0])
             with self._context.write() as session:
-                found = repository.get(session, job.id)
-                standing.record(found, repository.attempts(session, job.id), now())
-                transition(session, found, *end, ACTOR)
+                row = repository.get(session, job.id)
+                report.record(row, repository.attempts(session, job.id), now())
+                transition(session, row, *end, ACTOR)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> bool:
-        """Do what was decided; gives whether the attempt was told of it."""
-        told = False
+        """Carry out a decision; returns whether a command was sent to the attempt."""
+        commanded = False
         if decision == "submit":
             with self._context.app.database.read() as session:
                 source = self._context.kinds[job.kind].source(session, parse_spec(job.run_spec))
             roots = self._context.app.settings.dataset_roots
             request = attempt_request(job, attempt.number, self._context.app.mlflow.url, roots, source)
-            with self._needs.ray.asked():
+            with self._dependencies.ray.call():
                 self._context.app.ray.submit(attempt.submission_id, request)
         elif decision in {"command", "stop"}:
-            # Also before a stop: told to stop a job it is just starting, Ray says STOPPED and lets it run (2.60).
-            told = self._command(job, attempt)
+            # Also before a stop: Ray 2.60 reports a job that it is just starting as STOPPED, and lets it run.
+            commanded = self._command(job, attempt)
             if decision == "stop":
-                with self._needs.ray.asked():
+                with self._dependencies.ray.call():
                     self._context.app.ray.stop(attempt.submission_id)
-        return told
+        return commanded
 
     def _command(self, job: Job, attempt: Attempt) -> bool:
-        """Tell an attempt to end; false where MLflow does not take it."""
+        """Command an attempt to end; returns False where MLflow is unavailable."""
         if not job.run_id:
             return False
         try:
-            with self._needs.mlflow.asked():
+            with self._dependencies.mlflow.call():
                 self._context.app.mlflow.command(job.run_id, _command(job, attempt))
-        except Away as error:
+        except Unavailable as error:
             log.debug("not_told", job_id=job.id, attempt=attempt.number, detail=str(error))
             return False
         return True
@@ -242,9 +246,9 @@ class Reconciler:
         loaded: Job,
         before: Attempt,
         decision: Decision,
-        seen: Seen,
-        told: bool,
-        standing: Standing | None,
+        observation: Observation,
+        commanded: bool,
+        report: ProgressReport | None,
     ) -> None:
         job = repository.get(session, loaded.id)
         attempt = repository.last_attempt(session, job)
@@ -253,82 +257,94 @@ class Reconciler:
         if decision in {"accept", "submit"}:
             attempt.accepted = decision == "accept" or attempt.accepted
         elif decision in {"command", "stop"}:
-            if told:
+            if commanded:
                 command = _command(loaded, before)
-                attempt.command, attempt.generation, attempt.commanded_at = command.action, command.generation, seen.now
+                attempt.command, attempt.generation, attempt.commanded_at = (
+                    command.action,
+                    command.generation,
+                    observation.now,
+                )
             else:
-                attempt.command, attempt.commanded_at = None, attempt.commanded_at or seen.now
+                attempt.command, attempt.commanded_at = None, attempt.commanded_at or observation.now
             if decision == "stop":
-                attempt.stop_asked_at = seen.now
+                attempt.stop_asked_at = observation.now
                 log.info("stop_asked", job_id=job.id, attempt=attempt.number)
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
-            transition(session, job, State.RUNNING, None, self._working(job, attempt), ACTOR)
-        _take_over(session, job, attempt, seen, standing)
-        self._say(session, job, attempt, seen)
+            transition(session, job, State.RUNNING, None, self._running_message(job, attempt), ACTOR)
+        _record(session, job, attempt, observation, report)
+        self._update_message(session, job, attempt, observation)
 
-    def _say(self, session: Session, job: Job, attempt: Attempt, seen: Seen) -> None:
-        """What troubles a job that goes on, and when it no longer does."""
-        over = seen.ray.ended or seen.ray is RayState.ABSENT
-        if attempt.accepted and over and seen.run is None:
-            text = f"Attempt {attempt.number} has ended; MLflow, which has its metrics, does not answer."
+    def _update_message(self, session: Session, job: Job, attempt: Attempt, observation: Observation) -> None:
+        """Report problems of a job that continues, and clear the report once they are over."""
+        over = observation.ray.ended or observation.ray is RayState.ABSENT
+        if attempt.accepted and over and observation.run is None:
+            text = f"Attempt {attempt.number} has ended; its metrics are not known yet: MLflow does not answer."
             note(session, job, job.reason, text, ACTOR)
-        elif job.state == State.STARTING and attempt.accepted and seen.now - attempt.started_at > SLOW_START:
+        elif job.state == State.STARTING and attempt.accepted and observation.now - attempt.started_at > SLOW_START:
             text = (
                 f"Attempt {attempt.number} is slow to start: Ray has not placed its workers yet, or they still import."
             )
             note(session, job, None, text, ACTOR)
-        elif job.state == State.RUNNING and seen.run:
-            trouble = RUN_GONE if seen.run.gone else seen.run.tags.get(names.TAG_NOTICE)
-            note(session, job, Reason.STORAGE_ERROR if trouble else None, trouble or self._working(job, attempt), ACTOR)
+        elif job.state == State.RUNNING and observation.run:
+            trouble = RUN_GONE if observation.run.gone else observation.run.tags.get(names.TAG_NOTICE)
+            note(
+                session,
+                job,
+                Reason.STORAGE_ERROR if trouble else None,
+                trouble or self._running_message(job, attempt),
+                ACTOR,
+            )
 
-    def _working(self, job: Job, attempt: Attempt) -> str:
-        return self._context.kinds[job.kind].working(job, attempt)
+    def _running_message(self, job: Job, attempt: Attempt) -> str:
+        return self._context.kinds[job.kind].running_message(job, attempt)
 
-    def _end(self, loaded: Job, before: Attempt, ended: Ended, seen: Seen) -> None:
-        if seen.outcome is None and seen.ray.ended and ended.state in {"failed", "lost"}:
-            # Ray's own log is the only word of an attempt that could not store its outcome.
-            with self._needs.ray.asked():
+    def _end(self, loaded: Job, before: Attempt, ended: Ended, observation: Observation) -> None:
+        if observation.outcome is None and observation.ray.ended and ended.state in {"failed", "lost"}:
+            # Ray's log is all there is of an attempt that could not store its outcome.
+            with self._dependencies.ray.call():
                 tail = self._context.app.ray.log_tail(before.submission_id)
-            ended = replace(ended, message=f"{ended.message} Its log ends: {tail}")
+            ended = replace(ended, message=f"{ended.message} Its log ends with: {tail}")
         kind = self._context.kinds[loaded.kind]
-        step = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, kind.goes_on)
-        with self._context.explained(loaded, f"Attempt {before.number} has ended;"):
-            standing = kind.settle(self._context, loaded, seen.run, step.state)
-        succeeded = step.state is State.SUCCEEDED
+        following = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, kind.continuation)
+        with self._context.explain_waiting(loaded, f"Attempt {before.number} has ended;"):
+            report = kind.settle(self._context, loaded, observation.run, following.state)
+        succeeded = following.state is State.SUCCEEDED
         if succeeded:
-            step = replace(step, message=standing.summary())
-        if seen.run and seen.run.gone:
-            step = replace(step, message=f"{step.message} {RUN_GONE}")
-        result = standing.result() if succeeded else None
-        self._end_run(loaded, step.state)
+            following = replace(following, message=report.summary())
+        if observation.run and observation.run.gone:
+            following = replace(following, message=f"{following.message} {RUN_GONE}")
+        result = report.result() if succeeded else None
+        self._end_run(loaded, following.state)
         with self._context.write() as session:
             job = repository.get(session, loaded.id)
             attempt = repository.last_attempt(session, job)
             if job.state != loaded.state or attempt is None or attempt.number != before.number:
                 raise StaleState(f"job {job.id} is {job.state} now")
             attempt.state, attempt.reason, attempt.message = ended.state, ended.reason, ended.message
-            attempt.ended_at = seen.now
-            again = step.state is State.RECOVERING
-            steady = seen.now - attempt.started_at > STEADY
-            job.failures += step.charged
+            attempt.ended_at = observation.now
+            again = following.state is State.RECOVERING
+            steady = observation.now - attempt.started_at > STEADY
+            job.failures += following.charged
             job.restarts = (1 if steady else job.restarts + 1) if again else 0
-            job.not_before = seen.now + step.delay if again else None
-            _take_over(session, job, attempt, seen, standing)
+            job.not_before = observation.now + following.delay if again else None
+            _record(session, job, attempt, observation, report)
             attempt.checkpoint = ended.checkpoint or attempt.checkpoint
             if result:
-                job.result = result.model_copy(update={"backbones": lineage.of(job)}).model_dump(mode="json")
-                lineage.add(session, job, result.backbones)
-            transition(session, job, step.state, step.reason, step.message, ACTOR)
+                job.result = result.model_copy(update={"backbones": lineage.versions(job)}).model_dump(mode="json")
+                lineage.add(session, self._context.kinds, job, result.backbones)
+            transition(session, job, following.state, following.reason, following.message, ACTOR)
             if succeeded:
-                standing.succeeded(session, self._context, job)
+                report.succeeded(session, self._context, job)
         ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
-        GPU_SECONDS.inc((attempt.gpus or 0) * (seen.now - attempt.started_at).total_seconds())
-        log.info("attempt_ended", job_id=loaded.id, attempt=before.number, state=step.state, reason=step.reason)
+        GPU_SECONDS.inc((attempt.gpus or 0) * (observation.now - attempt.started_at).total_seconds())
+        log.info(
+            "attempt_ended", job_id=loaded.id, attempt=before.number, state=following.state, reason=following.reason
+        )
 
     def _end_run(self, job: Job, state: State) -> None:
         if job.run_id and state in RUN_STATUS:
-            with self._needs.mlflow.asked():
+            with self._dependencies.mlflow.call():
                 self._context.app.mlflow.end_run(job.run_id, RUN_STATUS[state])
 
 
@@ -337,13 +353,15 @@ def _command(job: Job, attempt: Attempt) -> Command:
     return Command.model_validate({"attempt": attempt.number, "generation": attempt.generation + 1, "action": action})
 
 
-def _take_over(session: Session, job: Job, attempt: Attempt, seen: Seen, standing: Standing | None) -> None:
-    """What was observed of an attempt and its job into the database."""
-    if standing:
-        standing.record(job, repository.attempts(session, job.id), seen.now)
-    if seen.run is None or seen.run.gone:
+def _record(
+    session: Session, job: Job, attempt: Attempt, observation: Observation, report: ProgressReport | None
+) -> None:
+    """Write what was observed of an attempt and its job into the database."""
+    if report:
+        report.record(job, repository.attempts(session, job.id), observation.now)
+    if observation.run is None or observation.run.gone:
         return
-    attempt.heartbeat, attempt.heartbeat_at = seen.beat, seen.beat_at
-    newest = seen.run.tags.get(names.TAG_CHECKPOINT, "")
+    attempt.heartbeat, attempt.heartbeat_at = observation.beat, observation.beat_at
+    newest = observation.run.tags.get(names.TAG_CHECKPOINT, "")
     if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
         attempt.checkpoint = newest

@@ -1,11 +1,12 @@
-"""The removal of deleted jobs and versions by the controller, which survives any interruption."""
+"""Removes deleted jobs and versions. Every step can be repeated after an interruption."""
 
 from __future__ import annotations
 
 import structlog
 
+from service.backbones.repository import deleted as deleted_versions
 from service.backbones.repository import forget
-from service.controller.context import ControllerContext
+from service.controller.context import ControllerContext, isolated, isolated_job
 from service.db.tables import DeletedVersion, Job
 from service.jobs import lineage, repository
 from service.jobs.deletion import versions_of
@@ -15,12 +16,30 @@ from trainer.protocol.names import submission_id
 log = structlog.get_logger()
 
 
-def remove(context: ControllerContext, job: Job) -> None:
-    """Everything that a deleted job left, and last of all its row: interrupted, it is done again.
+class Removals:
+    """The queue of what people deleted: rows of the database, worked off one after the other."""
 
-    What people can see goes first: the registered version, then what its kind adds, files, the run, Ray's records.
+    def __init__(self, context: ControllerContext) -> None:
+        self._context = context
+
+    def run(self) -> None:
+        """Remove everything that is in the queue now; what cannot be removed yet stays in it."""
+        with self._context.app.database.read() as session:
+            jobs, versions = repository.deleted(session), deleted_versions(session)
+        for version in versions:
+            with isolated(backbone=version.name, version=version.version, job_id=version.job_id):
+                remove_version(self._context, version)
+        for job in jobs:
+            with isolated_job(job):
+                remove(self._context, job)
+
+
+def remove(context: ControllerContext, job: Job) -> None:
+    """Remove everything that a deleted job left, and its row last, so that an interrupted removal is repeated.
+
+    What users see goes first: the registered versions, then what its kind adds, files, the run and Ray's records.
     """
-    with context.needs.mlflow.asked():
+    with context.dependencies.mlflow.call():
         for version in versions_of(context.kinds, job, context.app.mlflow):
             folder = context.app.mlflow.folder(version)
             if folder:
@@ -30,36 +49,36 @@ def remove(context: ControllerContext, job: Job) -> None:
     if job.artifact_uri:
         context.delete_files(job.id, job.artifact_uri)
     if job.run_id:
-        with context.needs.mlflow.asked():
+        with context.dependencies.mlflow.call():
             context.app.mlflow.delete_run(job.run_id)
     for number in range(1, job.attempts + 1):
-        with context.needs.ray.asked():
+        with context.dependencies.ray.call():
             context.app.ray.delete(submission_id(job.id, number))
     with context.write() as session:
-        for gone in lineage.of(job):  # where another job trained them, it names them too
-            lineage.drop(session, job.id, gone)
+        for reference in lineage.versions(job):  # the job that trained them lists them too
+            lineage.drop(session, context.kinds, job.id, reference)
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
 
 
 def remove_version(context: ControllerContext, deleted: DeletedVersion) -> None:
-    """Everything of a deleted version, and last of all the note of its deletion: interrupted, it is done again.
+    """Remove a deleted version, and the row that records its deletion last, so that an interrupted removal is repeated.
 
-    Whoever pulls it finds it gone already: what people see goes by that note.
+    The API hides the version from the moment that row exists.
     """
-    with context.needs.mlflow.asked():
+    with context.dependencies.mlflow.call():
         aliases = context.app.mlflow.aliases(deleted.name)
-    if deleted.version in aliases.values():  # set while it was being deleted
+    if deleted.version in aliases.values():  # the alias was set during the deletion
         with context.write() as session:
             forget(session, deleted.name, deleted.version)
         log.warning("version_kept", backbone=deleted.name, version=deleted.version, detail="it has an alias")
         return
     context.delete_files(deleted.job_id, deleted.folder)
-    with context.needs.mlflow.asked():
+    with context.dependencies.mlflow.call():
         for version in context.app.mlflow.versions(deleted.name):
             if (version.version, version.source) == (deleted.version, deleted.source):
                 context.app.mlflow.delete_version(version)
     with context.write() as session:
-        lineage.drop(session, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
+        lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
         forget(session, deleted.name, deleted.version)
     log.info("version_removed", backbone=deleted.name, version=deleted.version, job_id=deleted.job_id)

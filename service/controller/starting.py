@@ -1,13 +1,16 @@
-"""Starting attempts: whom the scheduler admits gets a run, an attempt in the database, and then a Ray job."""
+"""Starts attempts: a job that the scheduler admits gets a run, an attempt in the database, and then a Ray job."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import structlog
 
-from service.controller.context import ACTOR, ControllerContext, StaleState, guarded
-from service.controller.dependencies import Away
+from service.adapters.storage import Artifacts, StorageUnreachable
+from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
+from service.controller.dependencies import Unavailable
 from service.controller.kind import CannotStart
-from service.db.tables import Attempt, Job, now
+from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import transition
 from service.jobs.queueing import running_entries, waiting_entries
@@ -27,87 +30,106 @@ RUN_REPLACED = (
 )
 
 
-def start_waiting(context: ControllerContext) -> None:
-    """Give every waiting job an attempt, or the reason why it waits."""
+def start_waiting(context: ControllerContext, moment: datetime) -> None:
+    """Give every job that waits at this moment an attempt, or a message that says why it waits."""
     with context.app.database.read() as session:
         jobs = repository.waiting(session)
         if not jobs:  # as in most rounds
             return
         active = repository.active(session)
     try:
-        with context.needs.ray.asked():
+        with context.dependencies.ray.call():
             shape, placements = context.app.ray.shape(), context.app.ray.placements()
-    except Away as error:
+    except Unavailable as error:
         for job in jobs:
-            with guarded(job):
-                context.say(job, f"Waits for the cluster: {error}.")
+            with isolated_job(job):
+                context.set_message(job, f"Waits for the cluster: {error}.")
         return
     by_id = {job.id: job for job in jobs}
     queue = waiting_entries(jobs, shape, context.kinds)
     taken = running_entries(active, placements)
-    for admission in admit(list(queue.values()), taken, shape, now(), Limits.of(context.app.settings)):
+    for admission in admit(list(queue.values()), taken, shape, moment, Limits.of(context.app.settings)):
         job = by_id[admission.job_id]
-        with guarded(job):
+        with isolated_job(job):
             if admission.start:
-                _start_or_end(context, job, queue[job.id].spec, admission.message)
+                _start_or_fail(context, job, queue[job.id].spec, admission.message)
             else:
-                context.say(job, admission.message, admission.reason)
+                context.set_message(job, admission.message, admission.reason)
 
 
-def _start_or_end(context: ControllerContext, loaded: Job, spec: JobSpec, how: str) -> None:
-    """A job that can no longer do what it was to do ends instead."""
+def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
+    """Start an attempt; a job that cannot start any more fails."""
     try:
-        _start(context, loaded, spec, how)
+        _start(context, loaded, spec, explanation)
     except CannotStart as error:
         with context.write() as session:
             job = repository.get(session, loaded.id)
-            transition(session, job, State.FAILED, Reason.DATA_ERROR, str(error), ACTOR)
+            transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
 
 
-def _start(context: ControllerContext, loaded: Job, spec: JobSpec, how: str) -> None:
-    """The next attempt of a job that was admitted with its resolved ``spec``."""
+def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
+    """Start the next attempt of a job that was admitted with its resolved ``spec``; raises `CannotStart`."""
     number = loaded.attempts + 1
     kind = context.kinds[loaded.kind]
     with context.app.database.read() as session:
         kind.source(session, spec)
     kind.prepare(context, loaded, spec)
-    with context.explained(loaded, "Waits for MLflow, which keeps its run:"):
+    with context.explain_waiting(loaded, "Waits for MLflow, which stores the job's run:"):
         run_id, artifact_uri = _prepare_run(context, loaded, spec, number)
     if loaded.run_id not in {None, run_id}:
-        how = f"{how} {RUN_REPLACED}"
+        explanation = f"{explanation} {RUN_REPLACED}"
         log.warning("run_replaced", job_id=loaded.id, attempt=number, removed=loaded.run_id, run_id=run_id)
     with context.write() as session:
         job = repository.get(session, loaded.id)
         if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
             raise StaleState(f"job {job.id} is {job.state} now")
-        if job.run_spec != loaded.run_spec:  # somebody has changed a search's budget, or the resources
-            raise StaleState(f"job {job.id} is to run another spec now")
+        if job.run_spec != loaded.run_spec:  # a request has changed its budget or resources
+            raise StaleState(f"the spec of job {job.id} has changed")
         job.resolved_spec = spec.model_dump(mode="json")
         job.run_id, job.artifact_uri, job.attempts = run_id, loaded.artifact_uri or artifact_uri, number
         identity = names.submission_id(job.id, number)
         needs = gang(spec)
-        taken = {"workers": needs.workers, "gpus": needs.all_gpus}
-        session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", **taken))
-        transition(session, job, State.STARTING, None, f"Attempt {number} starts. {how}", ACTOR)
+        resources = {"workers": needs.workers, "gpus": needs.all_gpus}
+        session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", **resources))
+        transition(session, job, State.STARTING, None, f"Attempt {number} starts. {explanation}", ACTOR)
         request = attempt_request(
             job, number, context.app.mlflow.url, context.app.settings.dataset_roots, kind.source(session, spec)
         )
-    with context.needs.ray.asked():
+    with context.dependencies.ray.call():
         context.app.ray.submit(identity, request)
     log.info("attempt_submitted", job_id=loaded.id, attempt=number)
 
 
 def _prepare_run(context: ControllerContext, job: Job, spec: JobSpec, number: int) -> tuple[str, str]:
-    """The job's run, open and bound to this attempt: one of before that still lives reads that and leaves."""
+    """Open the job's run and bind it to this attempt: an earlier attempt that still lives reads that and ends.
+
+    Raises `CannotStart` for a run whose files lie outside the artifact root.
+    """
     kind = context.kinds[job.kind]
     tags = {names.TAG_SPEC: spec.sha256(), **kind.run_tags(spec)}
-    with context.needs.mlflow.asked():
+    with context.opening_runs, context.dependencies.mlflow.call():
         run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id)
+        _require_below_root(context.app.artifacts, job.artifact_uri or artifact_uri, artifact_uri)
         if job.attempts:
             context.app.mlflow.end_run(run_id, "RUNNING")
-        kind.order(context, run_id, job, spec)
+        kind.write_orders(context, run_id, job, spec)
         context.app.mlflow.fence(run_id, number)
     return run_id, artifact_uri
+
+
+def _require_below_root(artifacts: Artifacts, *folders: str) -> None:
+    """MLflow records absolute paths: in a copy of a state folder they lead to the original's files."""
+    for folder in folders:
+        try:
+            if artifacts.holds(folder):
+                continue
+        except StorageUnreachable:  # it lies below the root, whose disk is not mounted
+            continue
+        raise CannotStart(
+            f"The files of its MLflow run lie in {folder}, outside the artifact root {artifacts.root}: the state "
+            "folder was copied or moved, or the artifact root was changed. Undo that, then retry.",
+            Reason.STORAGE_ERROR,
+        )
 
 
 def attempt_request(
@@ -117,7 +139,7 @@ def attempt_request(
     dataset_roots: tuple[str, ...] | None = None,
     source: Source | None = None,
 ) -> AttemptRequest:
-    """Everything an attempt is told; ``source`` is for a job that publishes."""
+    """The request that an attempt starts with; ``source`` is for a job that publishes."""
     if not job.run_id or not job.artifact_uri:
         raise ValueError(f"job {job.id} has no run yet")
     return AttemptRequest(

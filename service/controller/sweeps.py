@@ -1,20 +1,17 @@
-"""What is left behind and removed once it is old enough: each sweep with its age limit and a line in the log."""
+"""Removes what attempts and jobs leave behind, once it is old enough, and logs each removal."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
 
-from service.adapters.mlflow_store import OpenRun
+from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
-from service.backbones.repository import deleted as deleted_versions
-from service.controller.context import ControllerContext, guarded, kept_apart
-from service.controller.dependencies import Away
+from service.controller.context import ControllerContext, isolated_job
+from service.controller.dependencies import Unavailable
 from service.controller.lease import LeaseLost
-from service.controller.removal import remove, remove_version
 from service.db.database import DatabaseUnreachable
 from service.db.tables import Attempt, Job, now
 from service.jobs import repository
@@ -24,99 +21,84 @@ from trainer.protocol import names
 
 log = structlog.get_logger()
 
-AT_ONCE = 100
-"""Attempts looked through in one sweep: the others wait for the next one."""
+ATTEMPTS = 100
+"""Attempts checked by one sweep, at most: the others wait for the next one."""
 
 
-class Sweeper:
-    """All sweeps; one that cannot be made now is made later."""
+class Sweeps:
+    """All sweeps. One that fails is repeated next time."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context = context
-        self._next = 0.0
 
-    def sweep(self) -> None:
-        """Finish deletions; now and then, all else."""
-        self._finish_deletions()
-        if time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + self._context.app.settings.sweep_interval_s
+    def run(self) -> None:
+        """Make each sweep once."""
         sweeps: tuple[Callable[[], None], ...] = (self.ray_records, self.unfinished_checkpoints, self.open_runs)
         for sweep in sweeps:
             try:
                 sweep()
-            except Away as error:
+            except Unavailable as error:
                 log.debug("sweep_waits", sweep=sweep.__name__, detail=str(error))
             except (DatabaseUnreachable, LeaseLost):
                 raise
-            except Exception:  # logged; the other sweeps are made, and this one again next time
+            except Exception:  # logged; the other sweeps run, and this one is repeated next time
                 log.exception("sweep_failed", sweep=sweep.__name__)
 
-    def _finish_deletions(self) -> None:
-        with self._context.app.database.read() as session:
-            jobs, versions = repository.deleted(session), deleted_versions(session)
-        for version in versions:
-            with kept_apart(backbone=version.name, version=version.version, job_id=version.job_id):
-                remove_version(self._context, version)
-        for job in jobs:
-            with guarded(job):
-                remove(self._context, job)
-
     def ray_records(self) -> None:
-        """Ray keeps the record of every job for ever, and lists them all each time it is asked."""
-        with self._context.needs.ray.asked():
+        """Delete old records of Ray, which keeps one of every job and lists them all in each answer."""
+        with self._context.dependencies.ray.call():
             records = self._context.app.ray.submissions()
         limit = self._before(self._context.app.settings.ray_records_kept_s)
         old = {i: r for i, r in records.items() if r.state.ended and r.ended_at and r.ended_at < limit}
         with self._context.app.database.read() as session:
             ours = repository.ended_submissions(session, list(old))
         for identity in ours:
-            with self._context.needs.ray.asked():
+            with self._context.dependencies.ray.call():
                 self._context.app.ray.delete(identity)
             log.info("swept_ray_record", submission_id=identity, ended_at=str(old[identity].ended_at))
 
     def unfinished_checkpoints(self) -> None:
-        """A killed attempt leaves the checkpoint that it was storing: a folder without a manifest."""
+        """Delete folders without a manifest: checkpoints that killed attempts were writing."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.app.database.read() as session:
-            attempts = repository.unswept(session, limit, AT_ONCE)
+            attempts = repository.unswept(session, limit, ATTEMPTS)
         for job, attempt in attempts:
-            with guarded(job):
+            with isolated_job(job):
                 self._remove_unfinished(job, attempt)
                 with self._context.write() as session:
-                    found = session.get(Attempt, (job.id, attempt.number))
-                    if found:
-                        found.swept_at = now()
+                    row = session.get(Attempt, (job.id, attempt.number))
+                    if row:
+                        row.swept_at = now()
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
         for folder in self._context.kinds[job.kind].checkpoint_folders(self._context, job, attempt):
             try:
                 self._remove_without_manifest(folder, job_id=job.id, attempt=attempt.number)
-            except OutsideRoot as error:  # of an artifact root of before: not ours to remove
+            except OutsideRoot as error:  # in a former artifact root: not ours to remove
                 log.warning("not_swept", job_id=job.id, attempt=attempt.number, detail=str(error))
 
     def _remove_without_manifest(self, folder: str, **ids: object) -> None:
         artifacts = self._context.app.artifacts
-        with self._context.needs.storage.asked():
+        with self._context.dependencies.storage.call():
             for name in artifacts.folders(folder):
                 if artifacts.file(f"{folder}/{name}", names.MANIFEST) is None:
                     artifacts.delete(f"{folder}/{name}")
                     log.info("swept_unfinished_checkpoint", folder=name, **ids)
 
     def open_runs(self) -> None:
-        """Runs that MLflow shows as running while their job, or their trial's search, has ended or is no more."""
+        """Close runs that MLflow shows as running although their job, or their trial's search, has ended or is gone."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
-        with self._context.needs.mlflow.asked():
+        with self._context.dependencies.mlflow.call():
             runs = self._context.app.mlflow.open_runs()
-        with self._context.app.database.read() as session:
-            jobs = repository.jobs_by_id(session, [run.job_id for run in runs])
         for run in runs:
-            job = jobs.get(run.job_id)
-            if not _left_open(run, job, limit):
-                continue
-            # Whatever became of its search: a trial that had ended would have closed its run.
-            status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
-            with self._context.needs.mlflow.asked():
+            # An attempt that starts meanwhile opens its run after this, or its job is seen here.
+            with self._context.opening_runs, self._context.dependencies.mlflow.call():
+                with self._context.app.database.read() as session:
+                    job = session.get(Job, run.job_id)
+                if not _is_stale(run, job, limit):
+                    continue
+                # A trial that had ended would have closed its run, whatever the state of its search.
+                status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
                 self._context.app.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)
 
@@ -124,7 +106,7 @@ class Sweeper:
         return now() - timedelta(seconds=seconds)
 
 
-def _left_open(run: OpenRun, job: Job | None, limit: datetime) -> bool:
+def _is_stale(run: OpenRun, job: Job | None, limit: datetime) -> bool:
     if job is None:
         return run.started_at < limit
     return State(job.state).terminal and job.ended_at is not None and job.ended_at < limit

@@ -1,4 +1,6 @@
-"""Scripts and styles: our own, and htmx's and plotly.js's out of installed packages; nothing comes from elsewhere."""
+"""Scripts and styles: our own files, a copy of idiomorph, which no Python package carries, and htmx and plotly.js from
+installed packages. Nothing is loaded from a CDN.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,22 @@ from service.http.problems import not_found
 
 OWN: Final = Path(__file__).parent / "static"
 FOREVER: Final = "public, max-age=31536000, immutable"
-WORTH_IT: Final = 1024
-"""Bytes below which packing gains nothing."""
+SMALLEST_COMPRESSED: Final = 1024
+"""Bytes below which compression gains nothing."""
 
 router = APIRouter(include_in_schema=False)
 
 
 def _packaged(package: str, path: str) -> Path:
-    """A file of an installed package, of which nothing is imported."""
-    found = find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    """A file of an installed package, which is not imported. Raises `ImportError` if it is not installed."""
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"the dashboard needs {package}: install rcmae[server]")
-    return Path(found.submodule_search_locations[0]) / path
+    return Path(spec.submodule_search_locations[0]) / path
 
 
 class Asset:
-    """One file, as it is and packed; both are read once."""
+    """One file. Its content and its compressed form are cached."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,13 +45,13 @@ class Asset:
         return self.path.read_bytes()
 
     @cached_property
-    def packed(self) -> bytes:
+    def compressed(self) -> bytes:
         return gzip.compress(self.data, 6, mtime=0)
 
-    def answer(self, request: Request, cache: str) -> Response:
-        headers = {"Cache-Control": cache, "Vary": "Accept-Encoding", "X-Content-Type-Options": "nosniff"}
-        if "gzip" in request.headers.get("Accept-Encoding", "") and len(self.data) >= WORTH_IT:
-            return Response(self.packed, media_type=self.media_type, headers=headers | {"Content-Encoding": "gzip"})
+    def response(self, request: Request, cache_control: str) -> Response:
+        headers = {"Cache-Control": cache_control, "Vary": "Accept-Encoding", "X-Content-Type-Options": "nosniff"}
+        if "gzip" in request.headers.get("Accept-Encoding", "") and len(self.data) >= SMALLEST_COMPRESSED:
+            return Response(self.compressed, media_type=self.media_type, headers=headers | {"Content-Encoding": "gzip"})
         return Response(self.data, media_type=self.media_type, headers=headers)
 
 
@@ -61,26 +63,29 @@ ASSETS: Final[dict[str, Asset]] = {
 
 
 def _digest() -> str:
-    """Of all of them: with another one of it browsers ask for all anew."""
-    found = hashlib.sha256("".join(version(name) for name in ("django-js-lib-htmx", "plotly")).encode())
+    """A digest of all assets. It is part of their URLs, so that browsers load them again when one changes."""
+    digest = hashlib.sha256("".join(version(name) for name in ("django-js-lib-htmx", "plotly")).encode())
     for name, asset in ASSETS.items():
         if asset.path.is_relative_to(OWN):
-            found.update(name.encode() + asset.data)
-    return found.hexdigest()[:12]
+            digest.update(name.encode() + asset.data)
+    return digest.hexdigest()[:12]
 
 
 DIGEST: Final = _digest()
 
 
 def url_of(name: str) -> str:
-    """Where an asset is; raises ``KeyError`` for one that there is not."""
+    """The path of an asset on this server. Raises `KeyError` if there is no such asset."""
     return f"/assets/{DIGEST}/{ASSETS[name] and name}"
 
 
 @router.get("/assets/{digest}/{name:path}")
 def asset(digest: str, name: str, request: Request) -> Response:
-    """A script, a style or a picture. While replicas are replaced, a page of one may ask another: it gets what there
-    is, to keep until it asks again."""
+    """A script, a style or a picture.
+
+    During a rolling upgrade, a page of one replica may request an asset from another one, with the wrong digest: it
+    gets that replica's asset, which is not cached.
+    """
     if name not in ASSETS:
         raise not_found("file", name)
-    return ASSETS[name].answer(request, FOREVER if digest == DIGEST else "no-cache")
+    return ASSETS[name].response(request, FOREVER if digest == DIGEST else "no-cache")

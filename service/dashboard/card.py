@@ -1,4 +1,4 @@
-"""A model card as a part of a page: Markdown without raw HTML, its pictures and files from the service alone."""
+"""Renders a model card as part of a page: Markdown without raw HTML, and pictures and files of this service only."""
 
 from __future__ import annotations
 
@@ -13,74 +13,76 @@ from markdown_it.token import Token
 from markupsafe import Markup, escape
 
 FRONT_MATTER: Final = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
-LOWER: Final = 2
-"""Ranks by which its headings go down: the page has a first and a second one above it."""
-LOWEST: Final = 6
+HEADING_OFFSET: Final = 2
+"""Levels by which the card's headings are lowered: the page has headings of the first two levels above it."""
+LOWEST_HEADING: Final = 6
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card that was read."""
+    """A rendered model card."""
 
     html: Markup
     code: dict[str, str]
-    """Python below each heading that has some, by the heading."""
+    """The Python code below each heading that has some."""
 
 
 def render(text: str, files: Mapping[str, str]) -> Card:
-    """``files`` are the addresses of the version's files by their paths, which links and pictures may name."""
+    """Render a card. ``files`` are the URLs of the version's files by path, for links and pictures in the card."""
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
-    markdown.add_render_rule("fence", _fence)
+    markdown.add_render_rule("fence", _render_fence)
     tokens = markdown.parse(FRONT_MATTER.sub("", text))
-    code = dict(_code(tokens))
+    code = dict(_code_blocks(tokens))
     for token in tokens:
-        _place(token)
+        _adapt_block(token)
         for child in token.children or ():
-            _lead(child, files)
+            _resolve_link(child, files)
     return Card(Markup(markdown.renderer.render(tokens, markdown.options, {})), code)  # noqa: S704 - it escapes
 
 
-def _code(tokens: list[Token]) -> Iterator[tuple[str, str]]:
+def _code_blocks(tokens: list[Token]) -> Iterator[tuple[str, str]]:
+    """Headings, with the Python code below each."""
     heading = ""
-    for before, token in zip([None, *tokens], tokens, strict=False):
-        if token.type == "inline" and before and before.type == "heading_open":
+    for previous, token in zip([None, *tokens], tokens, strict=False):
+        if token.type == "inline" and previous and previous.type == "heading_open":
             heading = token.content
         elif token.type == "fence" and token.info.strip() == "python" and heading:
             yield heading, token.content.rstrip("\n")
 
 
-def _fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
+def _render_fence(_: Any, tokens: Sequence[Token], index: int, *__: Any) -> str:
     return f'<pre tabindex="0"><code>{escape(tokens[index].content)}</code></pre>\n'
 
 
-def _place(token: Token) -> None:
-    """Give a block its place on the page."""
+def _adapt_block(token: Token) -> None:
+    """Lower headings to fit below the page's own, and make tables focusable."""
     match token.type:
         case "heading_open" | "heading_close":
-            token.tag = f"h{min(LOWEST, int(token.tag[1:]) + LOWER)}"
+            token.tag = f"h{min(LOWEST_HEADING, int(token.tag[1:]) + HEADING_OFFSET)}"
         case "table_open":
-            token.attrs["tabindex"] = 0  # wide ones are scrolled, by keyboard too
+            token.attrs["tabindex"] = 0  # lets the keyboard scroll wide tables
 
 
-def _lead(token: Token, files: Mapping[str, str]) -> None:
-    """Let a link or a picture lead to a file of the version; pictures from elsewhere are told, and not asked for."""
+def _resolve_link(token: Token, files: Mapping[str, str]) -> None:
+    """Point a link or picture at a file of the version. Pictures from elsewhere become text, and are not loaded."""
     if token.type == "link_open":
-        token.attrs |= _link(str(token.attrs.get("href", "")), files)
+        token.attrs |= _link_attributes(str(token.attrs.get("href", "")), files)
     elif token.type == "image":
-        place = _file(str(token.attrs.get("src", "")), files)
-        if place:
-            token.attrs |= {"src": place, "loading": "lazy"}
+        url = _file_url(str(token.attrs.get("src", "")), files)
+        if url:
+            token.attrs |= {"src": url, "loading": "lazy"}
         else:
             token.type, token.tag, token.children = "text", "", None
             token.content = f"[picture: {token.content}]"
 
 
-def _link(href: str, files: Mapping[str, str]) -> dict[str, Any]:
-    if place := _file(href, files):
-        return {"href": place, "download": ""}
+def _link_attributes(href: str, files: Mapping[str, str]) -> dict[str, Any]:
+    if url := _file_url(href, files):
+        return {"href": url, "download": ""}
     return {"href": href, "rel": "noopener noreferrer"} if urlsplit(href).netloc else {"href": href}
 
 
-def _file(href: str, files: Mapping[str, str]) -> str | None:
-    parts = urlsplit(href)
-    return None if parts.scheme or parts.netloc else files.get(unquote(parts.path).removeprefix("./"))
+def _file_url(href: str, files: Mapping[str, str]) -> str | None:
+    """The URL of a file of the version that a link names; None if it names something else."""
+    target = urlsplit(href)
+    return None if target.scheme or target.netloc else files.get(unquote(target.path).removeprefix("./"))

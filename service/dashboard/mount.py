@@ -1,4 +1,4 @@
-"""All pages, as a part of the application."""
+"""Adds the dashboard's pages to the application."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json",
 
 
 def install(app: FastAPI) -> None:
-    """Answer `/` and what lies below it for browsers. What has a fixed address goes before what has an id."""
+    """Add all pages. Routes with a fixed path come before routes with an id, because the first match wins."""
     app.include_router(assets.router)
     for pages in (login, home, starting, jobs, searches, backbones, cluster, access):
         app.include_router(pages.router)
 
     app.include_router(starting.forms)
 
-    plain = app.exception_handlers[HTTPException]
+    api_handler = app.exception_handlers[HTTPException]
 
     @app.exception_handler(HTTPException)
-    async def unknown(request: Request, error: HTTPException) -> Response:
-        """An address that is no page is told as a page to those who look for one."""
+    async def handle_http_exception(request: Request, error: HTTPException) -> Response:
+        """Shows browsers an unknown path as an HTML page instead of the API's JSON."""
         wants_page = "text/html" in request.headers.get("Accept", "") and not request.url.path.startswith(NOT_PAGES)
         if error.status_code == 404 and wants_page:
             return problem_page(request, ApiProblem(404, "not_found", f"there is no page {request.url.path}"))
-        answer: Response = await plain(request, error)  # type: ignore[misc]
-        return answer
+        response: Response = await api_handler(request, error)  # type: ignore[misc]
+        return response

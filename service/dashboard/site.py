@@ -1,4 +1,4 @@
-"""What all pages share: who asks, how a page is rendered, and what an error looks like to people."""
+"""What all pages share: the caller, the rendering of templates, and error pages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from service.auth.caller import Caller, Role, caller_by_id
 from service.auth.sessions import Sessions
 from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
-from service.dashboard.shown import FILTERS, seconds_between
+from service.dashboard.formatting import FILTERS, seconds_between
 from service.http.problems import ApiProblem, problems_of
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
 from trainer.spec.job import Kind
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data: blob:; connect-src 'self'; "
     "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -51,10 +51,10 @@ environment.globals.update(asset=url_of, version=version("rcmae"), seconds_betwe
 
 
 class Page:
-    """One request for a page, by somebody who is logged in."""
+    """A request for a page by somebody who is logged in."""
 
-    def __init__(self, request: Request, parts: AppState, caller: Caller) -> None:
-        self.request, self.parts, self.caller = request, parts, caller
+    def __init__(self, request: Request, state: AppState, caller: Caller) -> None:
+        self.request, self.state, self.caller = request, state, caller
         self.sessions: Sessions = request.app.state.sessions
 
     @property
@@ -67,7 +67,7 @@ class Page:
 
     @property
     def submits(self) -> bool:
-        """Whether this caller may start something: others see no control for it."""
+        """Whether this caller may start jobs; others do not see the controls for that."""
         return self.caller.role >= Role.SUBMITTER
 
     @property
@@ -75,18 +75,18 @@ class Page:
         return self.caller.role >= Role.ADMIN
 
     def controls(self, owner: str) -> bool:
-        """Whether this caller may change what somebody owns."""
-        return self.caller.role >= self.caller.controls_from(owner)
+        """Whether this caller may control an owner's jobs."""
+        return self.caller.role >= self.caller.role_to_control(owner)
 
     def offered(self, job: JobView) -> set[str]:
-        """What this caller may do with a job, as its state allows."""
+        """The verbs that this caller may use on a job in its current state."""
         if not self.controls(job.owner):
             return set()
-        found = {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
-        return found if job.kind == Kind.SEARCH else found - {Verb.STOP.value}
+        verbs = {verb.value for verb in Verb if EFFECTS[verb][job.state] not in {Effect.REFUSED, Effect.SAME}}
+        return verbs if job.kind == Kind.SEARCH else verbs - {Verb.STOP.value}
 
     def url(self, **changes: Any) -> str:
-        """This page's address with parts of its query changed; None takes one away, a list gives it several times."""
+        """This page's URL with changed query parameters: None removes one, and a list repeats it."""
         query: dict[str, list[str]] = {}
         for name, value in self.request.query_params.multi_items():
             query.setdefault(name, []).append(value)
@@ -98,13 +98,13 @@ class Page:
         return f"{self.path}?{text}" if text else self.path
 
     def render(self, template: str, /, *, charts: bool = False, status: int = 200, **context: Any) -> HTMLResponse:
-        """A page. ``charts`` says that plotly.js draws on it, which writes styles of its own."""
+        """Render a page. ``charts`` allows the inline styles that plotly.js needs."""
         response = _render(template, status, charts, page=self, **context)
         self.sessions.begin(self.request, response, self.caller.token_id or "")
         return response
 
-    def attempt(self, read: Callable[[], Found]) -> tuple[Found | None, str | None]:
-        """What ``read`` returns, or why it cannot be read now: the rest of the page is shown without it."""
+    def attempt(self, read: Callable[[], Result]) -> tuple[Result | None, str | None]:
+        """The result of ``read``, or the reason why it is unavailable now, so that the page is shown without it."""
         problems = problems_of(self.request)
         try:
             return read(), None
@@ -121,31 +121,31 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     return response
 
 
-def page_of(request: Request, parts: StateDep) -> Page:
-    """Raises the API's 401 without a session, which `PageRoute` answers with the way to log in."""
+def page_of(request: Request, state: StateDep) -> Page:
+    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page."""
     sessions: Sessions = request.app.state.sessions
     token_id = sessions.token_id(request)
     if token_id is None:
         raise ApiProblem(401, "unauthorized", "log in first")
-    return Page(request, parts, caller_by_id(parts.database, token_id, request.state.trail))
+    return Page(request, state, caller_by_id(state.database, token_id, request.state.trail))
 
 
 PageDep = Annotated[Page, Depends(page_of)]
 
 
-def written(document: object) -> str:
+def to_yaml(document: object) -> str:
     """A spec as YAML."""
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
     return text
 
 
 class PageRoute(APIRoute):
-    """A route whose errors are pages, and whose 401 leads to the login."""
+    """A route whose errors are HTML pages, and whose 401 redirects to the login page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handled(request: Request) -> Response:
+        async def handle_with_error_pages(request: Request) -> Response:
             try:
                 return await handle(request)
             except RequestValidationError as error:
@@ -153,20 +153,20 @@ class PageRoute(APIRoute):
             except problems_of(request).exceptions as error:
                 return problem_page(request, problems_of(request).of(error))
 
-        return handled
+        return handle_with_error_pages
 
 
 def problem_page(request: Request, problem: ApiProblem) -> Response:
-    """An error as people read it; without a session, the login, which leads back here."""
+    """An error as an HTML page. A 401 redirects to the login page, which returns here afterwards."""
     if problem.status == 401 and "HX-Request" not in request.headers:
-        there = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        response: Response = RedirectResponse(f"/login?next={quote(there)}", 303)
+        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
         request.app.state.sessions.end(response)
         return response
     request.state.code = problem.code
     title = HTTPStatus(problem.status).phrase
-    found = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
-    return _render("error.html", problem.status, False, **found)
+    context = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
+    return _render("error.html", problem.status, False, **context)
 
 
 def login_page(status: int = 200, **context: Any) -> HTMLResponse:

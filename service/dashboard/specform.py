@@ -1,4 +1,4 @@
-"""A spec as a form: its groups and fields out of the models themselves, so that a new field appears by itself."""
+"""A spec as a form. Its groups and fields are derived from the models, so that new fields appear automatically."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel
 
-from service.dashboard.shown import flat
+from service.dashboard.formatting import flat
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
 MODELS: Final[dict[str, type[BaseModel]]] = {"pretrain": PretrainSpec, "search": SearchSpec}
 OPEN: Final = frozenset({"", "dataset", "model", "optimization", "budget"})
-"""Groups that are not folded away."""
+"""Groups that are open at first."""
 SIMPLE: Final = frozenset(
     {
         *("name", "register_as", "seed", "dataset.uri", "model.preset", "method.name", "method.mask_ratio"),
@@ -25,10 +25,10 @@ SIMPLE: Final = frozenset(
         *("budget.concurrency", "algorithm.name", "scheduler.name", "scheduler.grace_epochs"),
     }
 )
-"""What people set most: first in its group."""
+"""The most used fields, which come first in their groups."""
 OWN_WIDGETS: Final = frozenset({"kind", "space", "objective", "base"})
-"""Parts of a search that are no plain fields, and what is settled."""
-SPOKEN: Final = {
+"""Fields without a plain input: those with widgets of their own, and the fixed kind."""
+WORDS: Final = {
     "uri": "URI",
     "lr": "learning rate",
     "gpus": "GPUs",
@@ -39,25 +39,25 @@ SPOKEN: Final = {
     "hflip": "horizontal flip",
     "std": "standard deviation",
 }
-"""What short names are in words."""
+"""Abbreviations in field names, spelled out for labels."""
 NOT_SEARCHED: Final = ("kind", "name", "dataset", "register_as", "labels", "priority", "export", "retry", "checkpoint")
 
 
 @dataclass(frozen=True)
 class FormField:
-    """One value of a spec."""
+    """One field of a spec."""
 
     path: str
-    """Dotted, as problems name it."""
+    """The dotted path, as problems name it."""
     label: str
     hint: str
     value: str
-    """As text; empty where it is left to its default."""
+    """The value as text; empty if the default applies."""
     default: str
     options: Sequence[str] = ()
-    """All it may be, where those can be told."""
+    """The allowed values, if they can be listed."""
     type: str = "value"
-    """How its text is read: `text` as it is, `value` as JSON where it is some, `labels` as name:value lines."""
+    """How the text is parsed: `text` unchanged, `value` as JSON if it is valid JSON, `labels` as name:value lines."""
     required: bool = False
 
 
@@ -72,46 +72,47 @@ class Group:
     open: bool = False
 
 
-def groups(kind: str, document: Mapping[str, Any], before: str = "") -> list[Group]:
-    """The form of a spec, filled with what a document says; ``before`` is where it lies in a larger one."""
+def groups(kind: str, document: Mapping[str, Any], prefix: str = "") -> list[Group]:
+    """The form of a spec, filled from a document. ``prefix`` is the spec's path in an enclosing spec, with a dot."""
     schema = MODELS[kind].model_json_schema()
-    general = tuple(_leaves(schema, schema["properties"], document, "", before))
-    found = [Group("", "General", "", general, not before)]
+    general = tuple(_own_fields(schema, schema["properties"], document, "", prefix))
+    result = [Group("", "General", "", general, not prefix)]
     for name, part in schema["properties"].items():
         model = _model(schema, part)
         if model is None or name in OWN_WIDGETS:
             continue
         inner = document.get(name)
-        fields = tuple(_all(schema, model, inner if isinstance(inner, Mapping) else {}, f"{name}.", before))
-        ordered = sorted(fields, key=lambda each: each.path.removeprefix(before) not in SIMPLE)
+        fields = tuple(_all_fields(schema, model, inner if isinstance(inner, Mapping) else {}, f"{name}.", prefix))
+        ordered = sorted(fields, key=lambda each: each.path.removeprefix(prefix) not in SIMPLE)
         filled = any(each.value for each in fields)
         hint = str(part.get("description") or model.get("description") or "").split("\n")[0]
-        unfolded = name == "dataset" if before else name in OPEN or filled  # within another spec few are of interest
-        found.append(Group(name, _words(name), hint, ordered, unfolded))
-    return found
+        opened = name == "dataset" if prefix else name in OPEN or filled  # of an inner spec, few groups matter
+        result.append(Group(name, _label(name), hint, ordered, opened))
+    return result
 
 
-def _all(
-    schema: Mapping[str, Any], model: Mapping[str, Any], document: Mapping[str, Any], path: str, before: str
+def _all_fields(
+    schema: Mapping[str, Any], model: Mapping[str, Any], document: Mapping[str, Any], path: str, prefix: str
 ) -> Iterator[FormField]:
-    """The fields of a model and of those within it."""
-    yield from _leaves(schema, model["properties"], document, path, before)
+    """The fields of a model and of the models within it."""
+    yield from _own_fields(schema, model["properties"], document, path, prefix)
     for name, part in model["properties"].items():
         if inner := _model(schema, part):
             value = document.get(name)
-            yield from _all(schema, inner, value if isinstance(value, Mapping) else {}, f"{path}{name}.", before)
+            yield from _all_fields(schema, inner, value if isinstance(value, Mapping) else {}, f"{path}{name}.", prefix)
 
 
-def _leaves(
-    schema: Mapping[str, Any], parts: Mapping[str, Any], document: Mapping[str, Any], path: str, before: str
+def _own_fields(
+    schema: Mapping[str, Any], properties: Mapping[str, Any], document: Mapping[str, Any], path: str, prefix: str
 ) -> Iterator[FormField]:
-    for name, part in parts.items():
+    """The fields of a model that are not models themselves."""
+    for name, part in properties.items():
         if _model(schema, part) is not None or (not path and name in OWN_WIDGETS):
             continue
-        options, kind = _kind(part)
+        options, kind = _options_and_type(part)
         yield FormField(
-            path=f"{before}{path}{name}",
-            label=_words(f"{path}{name}".partition(".")[2] or name),
+            path=f"{prefix}{path}{name}",
+            label=_label(f"{path}{name}".partition(".")[2] or name),
             hint=" ".join(str(part.get("description", "")).split()),
             value=text_of(document[name], kind) if name in document else "",
             default=text_of(part["default"], kind) if part.get("default") is not None else "",
@@ -121,8 +122,8 @@ def _leaves(
         )
 
 
-def _kind(part: Mapping[str, Any]) -> tuple[Sequence[str], str]:
-    """What a field may be, and how its text is read."""
+def _options_and_type(part: Mapping[str, Any]) -> tuple[Sequence[str], str]:
+    """`FormField.options` and `FormField.type` of a property of a schema."""
     if "additionalProperties" in part:
         return (), "labels"
     if part.get("enum"):
@@ -143,24 +144,24 @@ def _choices(part: Mapping[str, Any]) -> list[str]:
 
 
 def _model(schema: Mapping[str, Any], part: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The model that a part of a schema is, or may be; None for a plain value."""
+    """The model of a property, also of an optional one; None for a plain value."""
     references = [part, *part.get("allOf", ()), *part.get("anyOf", ())]
     for each in references:
         if "$ref" in each:
-            found: Mapping[str, Any] = schema["$defs"][each["$ref"].rpartition("/")[2]]
-            return found if "properties" in found else None
+            definition: Mapping[str, Any] = schema["$defs"][each["$ref"].rpartition("/")[2]]
+            return definition if "properties" in definition else None
     return None
 
 
-def _words(name: str) -> str:
+def _label(name: str) -> str:
     """A field's name as a label; its path is in the tooltip."""
-    words = [SPOKEN.get(word, word) for word in name.replace(".", ": ").replace("_", " ").split()]
+    words = [WORDS.get(word, word) for word in name.replace(".", ": ").replace("_", " ").split()]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
 
 
 def text_of(value: Any, kind: str) -> str:
-    """A value as one types it."""
+    """A value as it is typed into the form."""
     if isinstance(value, str):
         return value
     if kind == "labels" and isinstance(value, Mapping):
@@ -169,21 +170,21 @@ def text_of(value: Any, kind: str) -> str:
 
 
 def searchable() -> list[str]:
-    """Paths that a space may name."""
-    found = [each.path for group in groups("pretrain", {}) for each in group.fields]
-    return [path for path in found if path.partition(".")[0] not in NOT_SEARCHED and path]
+    """The paths that a search space may name."""
+    paths = [each.path for group in groups("pretrain", {}) for each in group.fields]
+    return [path for path in paths if path.partition(".")[0] not in NOT_SEARCHED and path]
 
 
 def pruned(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec without what is as by default: what somebody meant by it."""
+    """A spec without the values that equal their defaults."""
     if kind == "search":
         rest = {name: value for name, value in document.items() if name not in {"base", "space", "objective"}}
         own = _without(rest, _defaults(SearchSpec.model_json_schema()))
         base = pruned("pretrain", document["base"])
         return {"kind": "search"} | own | {name: document[name] for name in ("space", "objective")} | {"base": base}
-    least = {"kind": kind, "dataset": {"uri": document["dataset"]["uri"]}}
+    minimal = {"kind": kind, "dataset": {"uri": document["dataset"]["uri"]}}
     preset = document.get("model", {}).get("preset")
-    defaults = PretrainSpec.parse(least | ({"model": {"preset": preset}} if preset else {})).model_dump(mode="json")
+    defaults = PretrainSpec.parse(minimal | ({"model": {"preset": preset}} if preset else {})).model_dump(mode="json")
     kept = {"kind": kind, "dataset": {"uri": document["dataset"]["uri"]}}
     if preset:
         kept["model"] = {"preset": preset}
@@ -191,19 +192,20 @@ def pruned(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted path."""
-    found: dict[str, Any] = {}
+    """The default values in a schema, by dotted path."""
+    defaults: dict[str, Any] = {}
     for name, part in schema["properties"].items():
         if (model := _model(schema, part)) and name != "base":
-            found |= {
+            defaults |= {
                 f"{name}.{inner}": each["default"] for inner, each in model["properties"].items() if "default" in each
             }
         elif "default" in part:
-            found[name] = part["default"]
-    return found
+            defaults[name] = part["default"]
+    return defaults
 
 
 def _without(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A document without empty values and without those that equal the defaults, which are given by dotted path."""
     kept: dict[str, Any] = {}
     for path, value in flat(document).items():
         if path != "kind" and value not in ({}, None, []) and defaults.get(path, ...) != value:
@@ -216,29 +218,29 @@ def _without(document: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(one)
+    merged = dict(one)
     for name, value in other.items():
-        before = found.get(name)
-        found[name] = _merged(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
-    return found
+        own = merged.get(name)
+        merged[name] = _merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def lines_of(text: str) -> dict[str, int]:
-    """The line of every field of a YAML document, by dotted path, counted from one."""
-    found: dict[str, int] = {}
+    """The line number of every field of a YAML document, by dotted path. Lines count from one."""
+    lines: dict[str, int] = {}
 
     def walk(node: yaml.Node, path: str) -> None:
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                here = f"{path}.{key.value}" if path else str(key.value)
-                found[here] = key.start_mark.line + 1
-                walk(value, here)
+                key_path = f"{path}.{key.value}" if path else str(key.value)
+                lines[key_path] = key.start_mark.line + 1
+                walk(value, key_path)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                found[f"{path}.{index}"] = value.start_mark.line + 1
+                lines[f"{path}.{index}"] = value.start_mark.line + 1
                 walk(value, f"{path}.{index}")
 
     root = yaml.compose(text, yaml.SafeLoader)
     if root is not None:
         walk(root, "")
-    return found
+    return lines

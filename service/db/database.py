@@ -16,13 +16,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, sessionmaker
 
-from service.db.engines import BUSY_SECONDS, parse_database_url, postgres, shown, sqlite
+from service.db.engines import BUSY_SECONDS, masked_url, parse_database_url, postgres, sqlite
 
 
 class DatabaseUnreachable(Exception):
-    """The database is away, or was too busy to answer in time.
+    """The database is unreachable, or was too busy to respond in time.
 
-    The transaction changed nothing, unless the connection broke in the very moment of its commit.
+    The transaction changed nothing, unless the connection broke during the commit.
     """
 
 
@@ -30,48 +30,49 @@ class Database:
     """An engine and its sessions; every method raises `DatabaseUnreachable`."""
 
     def __init__(self, url: str) -> None:
-        """Nothing is connected yet. Raises `DatabaseUrlError`."""
+        """Connects on first use. Raises `DatabaseUrlError`."""
         parsed = parse_database_url(url)
-        self.shown = shown(parsed)
+        self.masked_url = masked_url(parsed)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.engine = sqlite(parsed) if self.is_sqlite else postgres(parsed)
-        reading: dict[str, Any] = {"read_only": True}
-        if not self.is_sqlite:  # there too a reader sees one state of the database, and cannot change it
-            reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-        self._sessions, self._turns = sessionmaker(self.engine, expire_on_commit=False), threading.Lock()
-        self._readers = sessionmaker(self.engine.execution_options(**reading), expire_on_commit=False)
+        read_options: dict[str, Any] = {"read_only": True}
+        if not self.is_sqlite:  # makes a reader see one snapshot and change nothing, as in SQLite
+            read_options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._readers = sessionmaker(self.engine.execution_options(**read_options), expire_on_commit=False)
+        self._writer_lock = threading.Lock()
 
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One transaction that changes nothing and waits for no writer."""
-        with self._reached(), self._readers.begin() as session:
+        with self._connection_errors(), self._readers.begin() as session:
             yield session
 
     @contextmanager
     def session(self) -> Iterator[Session]:
-        """One transaction: committed at the end, rolled back by an exception.
+        """One write transaction: committed at the end, rolled back on an exception.
 
-        There is one at a time, in every database: what it has read stays true until it ends, and rows are numbered in
-        the order in which others see them. So nothing slow belongs in it.
+        Only one is open at a time, in either kind of database. What it has read stays true until it ends, and row
+        numbers follow the order of commits. So it must not do anything slow.
         """
-        with self._turn(), self._reached(), self._sessions.begin() as session:
+        with self._sole_writer(), self._connection_errors(), self._sessions.begin() as session:
             yield session
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """SQLite lets write who asks in the right moment, while others sleep: threads of a process take turns."""
+    def _sole_writer(self) -> Iterator[None]:
+        """Queues the threads of this process: SQLite's own waiting is polling, which is unfair to those that sleep."""
         if not self.is_sqlite:
             yield
             return
-        if not self._turns.acquire(timeout=BUSY_SECONDS):
-            raise DatabaseUnreachable(f"{self.shown}: other changes took more than {BUSY_SECONDS} s")
+        if not self._writer_lock.acquire(timeout=BUSY_SECONDS):
+            raise DatabaseUnreachable(f"{self.masked_url}: other changes took more than {BUSY_SECONDS} s")
         try:
             yield
         finally:
-            self._turns.release()
+            self._writer_lock.release()
 
     def migrate(self) -> None:
-        """Bring the schema up to date; of several processes one does it and the others wait."""
+        """Upgrade the schema. If several processes call this at once, one does it and the others wait."""
         config = migration_config()
         with self.migration() as connection:
             config.attributes["connection"] = connection
@@ -79,27 +80,31 @@ class Database:
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:
-        """A transaction, as of a session, in which the schema may be changed."""
-        with self._reached(), self.engine.connect().execution_options(migration=True) as connection:
+        """A write transaction that may change the schema."""
+        with self._connection_errors(), self.engine.connect().execution_options(migration=True) as connection:
             guard = _without_foreign_keys(connection) if self.is_sqlite else nullcontext()
             with guard, connection.begin():
                 yield connection
 
     def close(self) -> None:
+        """Close the connections."""
         self.engine.dispose()
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _connection_errors(self) -> Iterator[None]:
+        """Turns errors of the connection into `DatabaseUnreachable`."""
         try:
             yield
         except (exc.OperationalError, exc.InterfaceError, exc.InternalError, exc.TimeoutError) as error:
-            said = " ".join(str(getattr(error, "orig", None) or error).split())
-            raise DatabaseUnreachable(f"{self.shown}: {said}") from error
+            text = " ".join(str(getattr(error, "orig", None) or error).split())
+            raise DatabaseUnreachable(f"{self.masked_url}: {text}") from error
 
 
 @contextmanager
 def _without_foreign_keys(connection: Connection) -> Iterator[None]:
-    """SQLite changes a table by making it anew, and dropping the old one would take along all that refers to it."""
+    """Turns foreign keys off: to alter a table, SQLite recreates it, and dropping the old one would delete its
+    dependants.
+    """
     driver: Any = connection.connection.driver_connection
     driver.execute("PRAGMA foreign_keys=OFF")
     try:
@@ -109,7 +114,7 @@ def _without_foreign_keys(connection: Connection) -> Iterator[None]:
 
 
 def migration_config() -> Config:
-    """Alembic's configuration for the migrations inside this package."""
+    """Alembic's configuration for this package's migrations."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config

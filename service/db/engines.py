@@ -1,6 +1,6 @@
-"""Connections to SQLite and to Postgres: what a database's URL may be, and how each is set up.
+"""Engines for SQLite and Postgres: which URLs are accepted, and how connections are configured.
 
-A transaction that is not told to be `read_only` begins as a writer: in either database there is one at a time.
+A transaction is a writer unless its options say `read_only`. Either kind of database has one writer at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, exc, make_url
 from sqlalchemy.engine import URL
 
 BUSY_SECONDS: Final = 20
-"""How long a writer waits for another in SQLite."""
+"""How long a writer waits for another one in SQLite."""
 POSTGRES: Final[dict[str, int | str]] = {
     "application_name": "rcmae",
     "connect_timeout": 5,
@@ -21,7 +21,8 @@ POSTGRES: Final[dict[str, int | str]] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-"""libpq's parameters where the URL has no others, times in seconds but the last: a host that has gone is noticed."""
+"""libpq's defaults for parameters that the URL does not set; they detect a dead host. Times are in seconds, except the
+last, which is in milliseconds."""
 POSTGRES_SETTINGS: Final = {
     "statement_timeout": "30s",
     "lock_timeout": "20s",
@@ -30,47 +31,48 @@ POSTGRES_SETTINGS: Final = {
     "tcp_keepalives_interval": "5s",
     "tcp_keepalives_count": "3",
 }
-"""The server's, for our sessions: nothing waits for ever. A writer that was stopped or lost ends before those that wait
-for it give up."""
+"""Server settings of our sessions, so that nothing waits for ever. A writer that hangs or is lost is ended before those
+that wait for it give up."""
 MIGRATION_LIMIT: Final = "10min"
 WRITERS: Final = 0x72636D6165
-"""The number of the lock in Postgres that every writer holds."""
+"""Key of the advisory lock in Postgres that every writer holds."""
 
 
 class DatabaseUrlError(ValueError):
-    """`RCMAE_DATABASE_URL` cannot be used; the text says why, without the URL's password."""
+    """`RCMAE_DATABASE_URL` is invalid. The text says why, without the URL's password."""
 
 
 def parse_database_url(url: str) -> URL:
-    """The parts of a database's URL; raises `DatabaseUrlError`."""
+    """A database's parsed URL. Raises `DatabaseUrlError`."""
     forms = "write sqlite:////folder/rcmae.db or postgresql+psycopg://user:password@host:5432/name"
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError) as error:  # its text may hold the password
-        raise DatabaseUrlError(f"RCMAE_DATABASE_URL is not a database's URL: {forms}") from error
+        raise DatabaseUrlError(f"RCMAE_DATABASE_URL is not a database URL: {forms}") from error
     if parsed.drivername in {"postgres", "postgresql"}:
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername not in {"sqlite", "postgresql+psycopg"}:
-        raise DatabaseUrlError(f"RCMAE_DATABASE_URL begins with {parsed.drivername}://, which is not served: {forms}")
+        raise DatabaseUrlError(f"RCMAE_DATABASE_URL begins with {parsed.drivername}://, which is unsupported: {forms}")
     if not parsed.database or parsed.database == ":memory:":
         raise DatabaseUrlError(f"RCMAE_DATABASE_URL names no database: {forms}")
     return parsed
 
 
-def shown(url: URL) -> str:
-    """A database's URL as people may see it."""
+def masked_url(url: URL) -> str:
+    """A database's URL without its password and query, for messages and logs."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def postgres(url: URL) -> Engine:
+    """An engine for a Postgres database."""
     settings = " ".join(f"-c {name}={value}" for name, value in POSTGRES_SETTINGS.items())
-    own = url.query.get("options", ())  # after ours: of two values of a setting the last counts
-    options = " ".join([settings, *((own,) if isinstance(own, str) else own)])
+    url_options = url.query.get("options", ())  # these come after ours: the last value of a setting counts
+    options = " ".join([settings, *((url_options,) if isinstance(url_options, str) else url_options)])
     arguments = {name: value for name, value in POSTGRES.items() if name not in url.query}
     engine = create_engine(
         url.difference_update_query(["options"]),
         connect_args=arguments | {"options": options},
-        hide_parameters=True,  # errors go into the log
+        hide_parameters=True,  # keeps values out of errors, which are logged
         json_deserializer=from_json,
         pool_pre_ping=True,
         pool_size=10,
@@ -92,13 +94,14 @@ def postgres(url: URL) -> Engine:
 
 
 def sqlite(url: URL) -> Engine:
-    # `from_json` takes a third of the time of Python's own, which is most of a list's.
+    """An engine for a SQLite file."""
+    # `from_json` takes a third of the time of Python's own parser, which dominates the reading of lists.
     arguments = {"timeout": BUSY_SECONDS}
     engine = create_engine(url, connect_args=arguments, hide_parameters=True, json_deserializer=from_json, pool_size=10)
 
     @event.listens_for(engine, "connect")
     def settings(connection: Any, record: object) -> None:  # noqa: ARG001
-        connection.isolation_level = None  # sqlite3 would begin late and only before writes: see "begin" below
+        connection.isolation_level = None  # stops sqlite3 from beginning transactions itself: see "begin" below
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -106,8 +109,8 @@ def sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:
-        # Immediate: a transaction that reads first and writes later would else fail at once when another writes.
-        reads = connection.get_execution_options().get("read_only", False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        # Immediate: otherwise a transaction that reads before it writes fails at once if another one writes.
+        read_only = connection.get_execution_options().get("read_only", False)
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine

@@ -32,7 +32,7 @@ def now() -> datetime:
 
 
 class UtcTime(TypeDecorator[datetime]):
-    """Points in time in UTC; SQLite forgets the zone, so it is put back."""
+    """Moments in UTC, stored without a time zone, which is added again on reading."""
 
     impl = DateTime
     cache_ok = True
@@ -64,17 +64,17 @@ COUNTED = text("dataset_images IS NOT NULL")
 
 
 class Job(Base):
-    """A job, whatever its kind."""
+    """A job of any kind."""
 
     __tablename__ = "job"
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key"),
-        # Lists: newest first, of all jobs, one state's or one owner's. By name an index alone is searched.
+        # Lists, newest first: all jobs, those in one state, or one owner's. Names are searched in the first index.
         Index(None, "created_at", "id", "deleted_at", "name"),
         Index(None, "state", "created_at", "id"),
         Index(None, "owner", "created_at", "id"),
         Index(None, "state", "kind", "deleted_at", "waiting_since"),
-        # What is known of a dataset's size: asked for at every submission.
+        # The size of a dataset, which every submission looks up.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
         Index(None, "search_id", "trial"),
     )
@@ -89,56 +89,56 @@ class Job(Base):
     priority: Mapped[int]
     labels: Mapped[dict[str, str]]
     spec: Mapped[dict[str, Any]]
-    """As submitted, with defaults."""
+    """The submitted spec, with defaults filled in."""
     resolved_spec: Mapped[dict[str, Any] | None]
-    """With every `auto` that the cluster decides filled in; None until an attempt was admitted."""
+    """The spec with every `auto` replaced by what the cluster allows; None until an attempt is admitted."""
     notes: Mapped[str] = mapped_column(Text, default="")
     dataset_uri: Mapped[str] = mapped_column(Text)
     dataset_images: Mapped[int | None]
-    """Readable images, once an attempt has counted them."""
+    """Number of readable images; None until an attempt has counted them."""
     progress: Mapped[dict[str, Any] | None]
     result: Mapped[dict[str, Any] | None]
     metrics: Mapped[dict[str, Any] | None]
-    """The newest value of each metric: what was seen of the run last."""
+    """The newest value of each metric, as last read from the run."""
     run_id: Mapped[str | None] = mapped_column(String(64))
     artifact_uri: Mapped[str | None] = mapped_column(Text)
     request_id: Mapped[str | None] = mapped_column(String(64))
-    """Of the request that submitted it: finds it in the logs of the API, the controller, the driver and every rank."""
+    """Id of the request that submitted it, in the logs of the API, the controller, the driver and all ranks."""
     attempts: Mapped[int] = mapped_column(default=0)
     since_attempt: Mapped[int] = mapped_column(default=1)
-    """Checkpoints of this attempt and later ones count."""
+    """Training resumes only from checkpoints of this attempt or later ones."""
     failures: Mapped[int] = mapped_column(default=0)
     """Failures charged to the spec's `retry.max_failures`."""
     restarts: Mapped[int] = mapped_column(default=0)
-    """Restarts in a row, charged or not; sets the back-off."""
+    """Consecutive restarts, charged or not; they determine the back-off."""
     not_before: Mapped[datetime | None]
-    """The next attempt waits until then."""
+    """Earliest start of the next attempt."""
     waiting_since: Mapped[datetime] = mapped_column(default=now)
     """When it last began to wait for an attempt."""
     deleted_at: Mapped[datetime | None]
-    """When somebody deleted it: gone for people, while the controller removes what it left."""
+    """When somebody deleted it. It is hidden from then on, while the controller removes its files and runs."""
     idempotency_key: Mapped[str | None] = mapped_column(String(200))
     body_sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[datetime] = mapped_column(default=now)
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
     draining: Mapped[bool] = mapped_column(default=False, server_default=false())
-    """Of a search: whether it was told to start no other trial."""
+    """For a search: whether it was told to start no more trials."""
     stopped_trials: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
-    """Of a search: numbers of trials that somebody stopped."""
+    """For a search: the numbers of trials that somebody stopped."""
     search_id: Mapped[str | None] = mapped_column(String(32))
-    """The search of which this job is a promoted trial."""
+    """For a job promoted from a trial: the search."""
     trial: Mapped[int | None]
-    """That trial's number."""
+    """For a job promoted from a trial: the trial's number."""
 
     @property
     def run_spec(self) -> dict[str, Any]:
-        """The spec that an attempt runs: the resolved one where there is one."""
+        """The spec that an attempt runs: the resolved one if there is one, otherwise the submitted one."""
         return self.resolved_spec or self.spec
 
 
 class Label(Base):
-    """One label of a job, beside `Job.labels`: to find jobs by it, newest first, without looking at all others."""
+    """One label of a job. It duplicates `Job.labels`, so that an index finds jobs by label, newest first."""
 
     __tablename__ = "label"
     __table_args__ = (Index(None, "name", "value", "created_at", "job_id"),)
@@ -147,11 +147,11 @@ class Label(Base):
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
     value: Mapped[str] = mapped_column(String(63))
     created_at: Mapped[datetime]
-    """The job's."""
+    """The job's `created_at`."""
 
 
 def write_labels(connection: Connection, job: Job) -> None:
-    """Let a job be found by the labels that it has, and by no others."""
+    """Make a job's rows in the label table match `Job.labels`."""
     connection.execute(delete(Label).where(Label.job_id == job.id))
     rows = [
         {"job_id": job.id, "name": name, "value": value, "created_at": job.created_at}
@@ -162,12 +162,12 @@ def write_labels(connection: Connection, job: Job) -> None:
 
 
 @event.listens_for(Job, "after_insert")
-def _labelled(_: object, connection: Connection, job: Job) -> None:
+def _write_labels_of_new_job(_: object, connection: Connection, job: Job) -> None:
     write_labels(connection, job)
 
 
 class Attempt(Base):
-    """One try at a job: one Ray job."""
+    """One attempt at running a job, which is one Ray job."""
 
     __tablename__ = "attempt"
 
@@ -178,31 +178,31 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(String(64))
     message: Mapped[str] = mapped_column(Text, default="")
     accepted: Mapped[bool] = mapped_column(default=False)
-    """Whether Ray is known to have taken the submission."""
+    """Whether Ray is known to have accepted the submission."""
     generation: Mapped[int] = mapped_column(default=0)
-    """Commands sent to it."""
+    """Number of commands sent to it."""
     command: Mapped[str | None] = mapped_column(String(16))
-    """The last one's action; None where MLflow, by which it is told, did not take it."""
+    """The action of the last command; None if MLflow, which carries commands, did not accept it."""
     commanded_at: Mapped[datetime | None]
-    """When it was told, or was first to be told."""
+    """When the command was sent, or was first due."""
     stop_asked_at: Mapped[datetime | None]
     """When Ray was asked to stop it."""
     heartbeat: Mapped[float | None]
-    """The last one seen, in seconds since 1970 by the worker's clock."""
+    """The newest heartbeat, in seconds since 1970 by the worker's clock."""
     heartbeat_at: Mapped[datetime | None]
-    """When it was first seen, by ours."""
+    """When that heartbeat was first read, by the controller's clock."""
     workers: Mapped[int | None]
     gpus: Mapped[int | None]
-    """Of all workers together."""
+    """GPUs of all workers together."""
     checkpoint: Mapped[str | None] = mapped_column(Text)
     started_at: Mapped[datetime] = mapped_column(default=now)
     ended_at: Mapped[datetime | None]
     swept_at: Mapped[datetime | None]
-    """When what it left unfinished was removed."""
+    """When its unfinished checkpoints were removed."""
 
 
 class Event(Base):
-    """One thing that happened to a job; never changed or deleted while the job exists."""
+    """An event in a job's life. It is never changed, or deleted while the job exists."""
 
     __tablename__ = "event"
     __table_args__ = (Index(None, "job_id", "id"),)
@@ -217,23 +217,23 @@ class Event(Base):
 
 
 class Addition(Base):
-    """A request that adds trials to a search, by the idempotency key that it came with."""
+    """A request that added trials to a search, by its idempotency key."""
 
     __tablename__ = "addition"
 
     search_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
     owner: Mapped[str] = mapped_column(String(100), primary_key=True)
-    """Who asked."""
+    """The caller."""
     idempotency_key: Mapped[str] = mapped_column(String(200), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
     begun_at: Mapped[datetime] = mapped_column(default=now)
-    """When somebody last began to add them."""
+    """When a request last began to add the trials."""
     numbers: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
-    """The trials; None until all are added."""
+    """The numbers of the trials; None until all are added."""
 
 
 class DeletedVersion(Base):
-    """A registered version that somebody deleted: gone for people, while the controller removes what it left."""
+    """A registered version that somebody deleted. It is hidden, while the controller removes it and its files."""
 
     __tablename__ = "deleted_version"
 
@@ -242,20 +242,20 @@ class DeletedVersion(Base):
     job_id: Mapped[str] = mapped_column(String(32))
     """The job that registered it."""
     source: Mapped[str] = mapped_column(Text)
-    """Of the version in MLflow."""
+    """The version's source in MLflow."""
     folder: Mapped[str] = mapped_column(Text)
-    """Where its files lie."""
+    """The folder of its files."""
     deleted_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Token(Base):
-    """A bearer token, known by its sha256 alone."""
+    """A bearer token. Only its sha256 is stored."""
 
     __tablename__ = "token"
 
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     id: Mapped[str] = mapped_column(String(32), unique=True, default=lambda: f"tok-{secrets.token_hex(7)}")
-    """What people call it; says nothing of the token."""
+    """Identifies it to people; reveals nothing of the token."""
     name: Mapped[str] = mapped_column(String(100), default="")
     """What it is for."""
     owner: Mapped[str] = mapped_column(String(100))
@@ -268,7 +268,7 @@ class Token(Base):
 
 
 class Audit(Base):
-    """What somebody did, or was refused. The database refuses to change or delete a line."""
+    """A change that somebody made or was refused. The database refuses to change or delete an entry."""
 
     __tablename__ = "audit"
     __table_args__ = (Index(None, "actor", "id"), Index(None, "target", "id"))
@@ -281,9 +281,9 @@ class Audit(Base):
     action: Mapped[str] = mapped_column(String(64))
     """Such as `job.submit` or `token.revoke`."""
     target: Mapped[str] = mapped_column(String(200))
-    """The id or name of what it was done to."""
+    """The id or name of what was to be changed."""
     status: Mapped[int]
-    """The answer's."""
+    """The HTTP status of the response."""
     request_id: Mapped[str | None] = mapped_column(String(64))
     address: Mapped[str | None] = mapped_column(String(64))
     """Where the request came from."""
@@ -291,16 +291,16 @@ class Audit(Base):
 
 
 class Lease(Base):
-    """The right to act as the one controller, held by beating."""
+    """The right to act as the only controller. The holder renews it with heartbeats."""
 
     __tablename__ = "lease"
 
     name: Mapped[str] = mapped_column(String(32), primary_key=True)
     holder: Mapped[str | None] = mapped_column(String(200))
-    """Host, process and a random part; None where it was given back."""
+    """Host, process and a random part; None if the lease was released."""
     beat: Mapped[int] = mapped_column(default=0)
-    """Rises with every sign of life: others compare it with what they saw before, and no clocks."""
+    """Rises with every heartbeat. Others compare it with the value they read before, so clocks do not matter."""
     beat_at: Mapped[datetime] = mapped_column(default=now)
-    """For people and for readiness."""
+    """When it last rose; for people and for readiness."""
     round_at: Mapped[datetime | None]
     """When the holder last finished a round."""

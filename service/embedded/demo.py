@@ -23,7 +23,8 @@ from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
 from service.embedded import stack
-from service.embedded.parts import S3_PROFILE_VARIABLE, Folder
+from service.embedded.folder import Folder
+from service.embedded.parts import S3_PROFILE_VARIABLE
 from service.jobs.schemas import JobView, MetricsView, State
 from trainer.protocol import names
 from trainer.spec import metric_keys
@@ -82,11 +83,11 @@ class Result(BaseModel):
     max_abs_difference: float
     """Between the features of that backbone and the trainer's own on the same images."""
     failures: list[str]
-    """What did not come out as it should."""
+    """Results that are not as they should be."""
 
 
 def run(folder: Folder, console: Console) -> Result:
-    """The whole line. Uses the stack if it is up, else starts one and stops it again; raises `ClientError`."""
+    """Run the demo in the stack if it is up, else in one that is started and stopped again; raises `ClientError`."""
     begin = time.monotonic()
     with _stack(folder, console) as url:
         start_s = time.monotonic() - begin
@@ -99,12 +100,12 @@ def run(folder: Folder, console: Console) -> Result:
             if job.state is not State.SUCCEEDED or job.result is None or job.result.backbone is None:
                 raise ClientError(f"the job is {job.state.value}: {job.message}; see `rcmae jobs logs {job.id}`")
             metrics = client.metrics(job.id)
-            place = folder.path / "demo" / job.id
-            picture = _picture(client, job, place)
-            version = client.pull(job.result.backbone.name, place / "hf", version=job.result.backbone.version)
+            output = folder.path / "demo" / job.id
+            picture = _picture(client, job, output)
+            version = client.pull(job.result.backbone.name, output / "hf", version=job.result.backbone.version)
             console.print(f"pulled {version.name}:{version.version}; comparing it with the trainer's own features")
             checkpoint = _checkpoint(client, folder, job)
-        verified = _verify(checkpoint, place / "hf")
+        verified = _verify(checkpoint, output / "hf")
     ratio = _series(metrics, metric_keys.RECONSTRUCTION_RATIO)
     result = Result(
         job=job,
@@ -117,7 +118,7 @@ def run(folder: Folder, console: Console) -> Result:
         job_s=job_s,
         wall_s=time.monotonic() - begin,
         picture=picture,
-        backbone=place / "hf",
+        backbone=output / "hf",
         max_abs_difference=verified["max_abs_difference"],
         failures=[],
     )
@@ -126,7 +127,7 @@ def run(folder: Folder, console: Console) -> Result:
 
 @contextmanager
 def _stack(folder: Folder, console: Console) -> Iterator[str]:
-    """The address of the folder's stack, up; what was not up before is stopped in the end."""
+    """The address of the folder's running stack; a stack that was started here is stopped at the end."""
     console.print(f"starting Ray, MLflow and the API in {folder.path}", highlight=False, soft_wrap=True)
     was_up = stack.is_supervised(folder)
     try:
@@ -146,20 +147,20 @@ def _series(metrics: MetricsView, key: str) -> list[float]:
     return [point.value for point in points]
 
 
-def _picture(client: Client, job: JobView, place: Path) -> Path:
+def _picture(client: Client, job: JobView, output: Path) -> Path:
     """The last reconstruction, as a file."""
     pictures = client.images(job.id)
     if not pictures:
         raise ClientError("the job made no picture of its reconstructions")
     last = max(pictures, key=lambda picture: picture.step)
-    place.mkdir(parents=True, exist_ok=True)
-    target = place / last.name
+    output.mkdir(parents=True, exist_ok=True)
+    target = output / last.name
     target.write_bytes(client.image(job.id, last.name))
     return target
 
 
 def _checkpoint(client: Client, folder: Folder, job: JobView) -> str:
-    """Where the last attempt's final checkpoint lies, below the stack's artifact root."""
+    """The folder of the last attempt's final checkpoint, below the stack's artifact root."""
     name = client.attempts(job.id)[-1].checkpoint
     artifacts = Artifacts(folder.artifact_root, os.environ.get(S3_PROFILE_VARIABLE))
     for experiment in artifacts.folders(artifacts.root):
@@ -170,7 +171,7 @@ def _checkpoint(client: Client, folder: Folder, job: JobView) -> str:
 
 
 def _verify(checkpoint: str, backbone: Path) -> dict[str, Any]:
-    """Features of both, compared in a process of the trainer's: the service itself imports no torch."""
+    """Compare the features of both in a process of the trainer: the service itself imports no torch."""
     arguments = ["--checkpoint", checkpoint, "--backbone", str(backbone)]
     profile = os.environ.get(S3_PROFILE_VARIABLE)
     done = subprocess.run(
@@ -178,13 +179,13 @@ def _verify(checkpoint: str, backbone: Path) -> dict[str, Any]:
         env=os.environ | ({"AWS_PROFILE": profile} if profile else {}),
         capture_output=True,
         text=True,
-        check=False,  # it also ends with 1 when the features differ, which is told below
+        check=False,  # its status is 1 when the features differ, which _failures reports
     )
     lines = done.stdout.strip().splitlines()
     if not lines:
         raise ClientError(f"the pulled backbone could not be compared:\n{done.stderr.strip()[-1500:]}")
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+    comparison: dict[str, Any] = json.loads(lines[-1])
+    return comparison
 
 
 def _failures(result: Result, verified: dict[str, Any]) -> Iterator[str]:
@@ -192,9 +193,9 @@ def _failures(result: Result, verified: dict[str, Any]) -> Iterator[str]:
         yield f"the reconstruction ratio is {result.reconstruction_ratio_after:.3f}, above {RATIO_LIMIT}"
     if not result.max_abs_difference <= DIFFERENCE_LIMIT:
         yield f"features of the pulled backbone differ by {result.max_abs_difference:.2g}, above {DIFFERENCE_LIMIT:g}"
-    for key, found in verified.items():
-        if key.startswith("keys_") and found:
-            yield f"{key.replace('_', ' ')} in the pulled backbone: {', '.join(found)}"
+    for key, weights in verified.items():
+        if key.startswith("keys_") and weights:
+            yield f"{key.replace('_', ' ')} in the pulled backbone: {', '.join(weights)}"
 
 
 def rendered(result: Result) -> RenderableType:

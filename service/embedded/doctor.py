@@ -18,7 +18,9 @@ from rich.text import Text
 
 from service.client import tables
 from service.embedded import processes, stack
-from service.embedded.parts import DEFAULT_PORT, Folder, StackError, database_shown
+from service.embedded.folder import Folder, StackError
+from service.embedded.locations import redacted_database_url
+from service.embedded.parts import DEFAULT_PORT
 
 Level = Literal["fine", "warning", "broken"]
 
@@ -32,17 +34,17 @@ SHOWN_PACKAGES: Final = ("torch", "ray", "mlflow", "fastapi", "sqlalchemy", "pyd
 
 
 class Check(BaseModel):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     level: Level
     found: str
     remedy: str = ""
-    """What to do; empty where all is well."""
+    """What to do; empty if all is well."""
 
 
 def examine(folder: Folder) -> list[Check]:
-    """Every check, against a stack's folder (which need not exist)."""
+    """Run every check on a stack's folder, which need not exist."""
     return [*_machine(folder), *_packages(), *_space(folder), *_artifacts(folder), *_database(folder), *_stack(folder)]
 
 
@@ -82,7 +84,7 @@ def _machine(folder: Folder) -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Packages that the project pins, against what is installed."""
+    """Compare the packages that the project requires with those that are installed."""
     try:
         requirements = [Requirement(text) for text in metadata.requires("rcmae") or ()]
     except metadata.PackageNotFoundError:
@@ -94,11 +96,11 @@ def _packages() -> Iterator[Check]:
         if name not in wanted:
             yield Check(name=name, level="fine", found=_version(name) or "not installed (optional)")
     for name, requirement in sorted(wanted.items()):
-        found = _version(name)
-        fits = found is not None and requirement.specifier.contains(found.partition("+")[0], prereleases=True)
+        installed = _version(name)
+        fits = installed is not None and requirement.specifier.contains(installed.partition("+")[0], prereleases=True)
         if name in SHOWN_PACKAGES or not fits:
             remedy = f"pip install '{name}{requirement.specifier}'"
-            yield _check(name, found or "not installed", remedy, broken=not fits)
+            yield _check(name, installed or "not installed", remedy, broken=not fits)
 
 
 def _needed(requirement: Requirement) -> bool:
@@ -147,9 +149,9 @@ def _database(folder: Folder) -> Iterator[Check]:
     try:
         stack.try_database(url)
     except StackError as error:
-        yield Check(name="database", level="broken", found=database_shown(folder), remedy=str(error))
+        yield Check(name="database", level="broken", found=redacted_database_url(folder), remedy=str(error))
     else:
-        yield Check(name="database", level="fine", found=f"{database_shown(folder)} takes connections")
+        yield Check(name="database", level="fine", found=f"{redacted_database_url(folder)} takes connections")
 
 
 def _existing(path: Path) -> Path:
@@ -157,8 +159,8 @@ def _existing(path: Path) -> Path:
 
 
 def _stack(folder: Folder) -> Iterator[Check]:
-    found = stack.status(folder)
-    if not any(part.alive for part in found.parts):
+    view = stack.status(folder)
+    if not any(part.alive for part in view.parts):
         yield Check(name="stack", level="fine", found=f"not up in {folder.path} (start it with `rcmae up`)")
         free = processes.port_is_free(DEFAULT_PORT)
         text = "free" if free else "in use by another program; `rcmae up` will choose another"
@@ -166,11 +168,11 @@ def _stack(folder: Folder) -> Iterator[Check]:
         return
     yield _check(
         "stack",
-        f"up at {found.url}" if found.supervisor else "running, but nobody watches it",
+        f"up at {view.url}" if view.supervisor else "running, but nobody watches it",
         "the supervisor has ended: run `rcmae up`, which takes up what runs",
-        broken=not found.supervisor,
+        broken=not view.supervisor,
     )
-    for part in found.parts:
+    for part in view.parts:
         state = "works" if part.works else "does not answer" if part.alive else "down"
         remedy = f"see {folder.log_of(part.name)}; `rcmae down` and `rcmae up` start everything anew"
         yield _check(part.name, f"{state}, {part.address.replace('http://', '')}", remedy, broken=not part.works)

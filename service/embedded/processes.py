@@ -1,7 +1,7 @@
-"""Processes of an embedded stack: who they are, finding all of them, ending them.
+"""Processes of an embedded stack: identifying them, finding all of them, ending them.
 
-A number alone does not name a process: numbers are used again. Here a process is its number and its start time, and
-whatever a stack starts carries the stack's id in its environment, so that it is found whatever became of its parents.
+A number alone does not identify a process, since the kernel reuses numbers: its start time is needed too. Whatever a
+stack starts carries the stack's id in its environment, so it is found even if its parents have ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Identity(BaseModel):
-    """One process, never to be confused with a later one of the same number."""
+    """One process, told apart from any later one with the same number."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,33 +42,33 @@ class Identity(BaseModel):
     @classmethod
     def of(cls, pid: int) -> Identity:
         """Of a process that exists (a zombie does); raises `ProcessLookupError`."""
-        found = _look(pid)
-        if found is None:
+        current = _look_up(pid)
+        if current is None:
             raise ProcessLookupError(f"there is no process {pid}")
-        return cls(pid=pid, started=found[1])
+        return cls(pid=pid, started=current[1])
 
     @property
     def alive(self) -> bool:
         """Whether it still runs (a zombie does not)."""
-        found = _look(self.pid)
-        return found is not None and found[0] not in "ZX" and found[1] == self.started
+        current = _look_up(self.pid)
+        return current is not None and current[0] not in "ZX" and current[1] == self.started
 
 
-def _look(pid: int) -> tuple[str, str] | None:
-    """The kernel's letter for the state, and boot and start, of the process that has this number now."""
+def _look_up(pid: int) -> tuple[str, str] | None:
+    """The kernel's letter for the state of the process that has this number now, and when it started."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    state, *fields = stat.rpartition(")")[2].split()  # the command's name before it may hold anything
+    state, *fields = stat.rpartition(")")[2].split()  # the command's name may contain anything
     return state, f"{_BOOT.read_text().strip()}:{fields[18]}"
 
 
 def members(stack: str, part: str | None = None) -> list[psutil.Process]:
-    """Every living process of a stack (or of one part of it), whoever its parent is now.
+    """Every living process of a stack or of one part of it, whoever its parent is now.
 
-    Those that carry the stack's id in their environment, and all in the same sessions: Ray's processes overwrite their
-    environment when they set their title, but share a session with one that did not.
+    These are the processes that carry the stack's id in their environment, and all others in the same sessions: Ray's
+    processes overwrite their environment when they set their title, but share a session with one that does not.
     """
     sessions: dict[int, list[psutil.Process]] = {}
     marked: set[int] = set()
@@ -91,15 +91,15 @@ def members(stack: str, part: str | None = None) -> list[psutil.Process]:
 
 
 def outside(processes: Iterable[psutil.Process], group: int) -> list[psutil.Process]:
-    """Those that are not in a process group: of Ray's, the drivers and workers of jobs."""
-    found = []
+    """The processes that are not in a process group. Among Ray's, these are the drivers and workers of jobs."""
+    others = []
     for process in processes:
         try:
             if os.getpgid(process.pid) != group:
-                found.append(process)
+                others.append(process)
         except ProcessLookupError:
             continue
-    return found
+    return others
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -143,15 +143,15 @@ def _group_alive(group: int) -> bool:
 
 
 def sweep(stack: str, part: str | None = None) -> int:
-    """SIGKILL whatever is left of a stack, or of one part; gives their number. Looks again until nothing is left."""
+    """SIGKILL whatever is left of a stack or of one part, until nothing is; returns how many processes were killed."""
     count = 0
     for _ in range(_SWEEPS):
-        found = members(stack, part)
-        if not found:
+        left = members(stack, part)
+        if not left:
             return count
-        count += len(found)
-        kill(found)
-    raise RuntimeError(f"processes that do not end on SIGKILL: {', '.join(str(process.pid) for process in found)}")
+        count += len(left)
+        kill(left)
+    raise RuntimeError(f"processes that do not end on SIGKILL: {', '.join(str(process.pid) for process in left)}")
 
 
 def port_is_free(port: int) -> bool:
@@ -166,7 +166,7 @@ def port_is_free(port: int) -> bool:
 
 
 def listens(leader: Identity, port: int) -> bool:
-    """Whether a process, or another one of its session, is the one that listens on a TCP port."""
+    """Whether a process or another one in its session listens on a TCP port."""
     for connection in psutil.net_connections("tcp"):
         if connection.status == psutil.CONN_LISTEN and connection.pid and connection.laddr[1:] == (port,):
             try:
@@ -179,15 +179,15 @@ def listens(leader: Identity, port: int) -> bool:
 
 def free_ports(count: int) -> list[int]:
     """Different ports that nothing on 127.0.0.1 uses now."""
-    found: list[int] = []
-    with ExitStack() as held:  # all held open until the last is found, so that they differ
+    ports: list[int] = []
+    with ExitStack() as probes:  # all stay open until the last is found, so that the ports differ
         for port in random.sample(_PORTS, len(_PORTS)):
-            probe = held.enter_context(socket.socket())
+            probe = probes.enter_context(socket.socket())
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            found.append(port)
-            if len(found) == count:
-                return found
+            ports.append(port)
+            if len(ports) == count:
+                return ports
     raise RuntimeError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")

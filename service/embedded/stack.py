@@ -1,7 +1,7 @@
-"""The embedded stack behind `rcmae up`: starting, ending and looking at it as a whole.
+"""The embedded stack behind `rcmae up`: starting, stopping and inspecting it as a whole.
 
 The parts (Ray's head, the MLflow server, the API) are started and watched by `service.embedded.supervisor`, a process
-of its own; here it is started, waited for and told to stop.
+of its own; this module starts it, waits for it and stops it.
 """
 
 from __future__ import annotations
@@ -20,28 +20,22 @@ from pydantic import BaseModel
 
 from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import (
-    DATABASE_VARIABLE,
-    FAILED_FILE,
-    PARTS,
-    S3_PROFILE_VARIABLE,
-    Folder,
-    PartName,
-    StackError,
-    StackState,
+from service.embedded.folder import FAILED_FILE, PARTS, Folder, PartName, StackError, StackState
+from service.embedded.locations import (
     choose_artifact_root,
     choose_database_url,
-    database_shown,
-    ports_of,
-    works,
+    redacted_database_url,
+    require_no_links,
+    require_nothing_shared,
 )
+from service.embedded.parts import DATABASE_VARIABLE, S3_PROFILE_VARIABLE, ports_of, works
 
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0
 
 
 class PartView(BaseModel):
-    """One part, for people."""
+    """The state of one part, for display."""
 
     name: PartName
     pid: int | None
@@ -52,14 +46,14 @@ class PartView(BaseModel):
 
 
 class StackView(BaseModel):
-    """What is up in a state folder."""
+    """The state of a stack, for display."""
 
     up: bool
-    """Whether the supervisor lives and every part answers."""
+    """Whether the supervisor runs and every part answers."""
     url: str
     state_dir: str
     supervisor: int | None
-    """Its process's number."""
+    """The number of its process."""
     temp_dir: str | None
     artifact_root: str
     database: str
@@ -68,7 +62,7 @@ class StackView(BaseModel):
 
 
 def status(folder: Folder) -> StackView:
-    """Look at every part now."""
+    """Check every part now."""
     state = folder.load()
     supervisor = state.supervisor if state.supervisor and state.supervisor.alive else None
     parts = []
@@ -93,7 +87,7 @@ def status(folder: Folder) -> StackView:
         supervisor=supervisor.pid if supervisor else None,
         temp_dir=str(state.temp_dir) if state.temp_dir else None,
         artifact_root=folder.artifact_root,
-        database=database_shown(folder),
+        database=redacted_database_url(folder),
         parts=parts,
     )
 
@@ -113,13 +107,17 @@ def up(
     artifact_root: str | None = None,
     database_url: str | None = None,
 ) -> tuple[StackState, bool]:
-    """Start what is not up yet and wait until all of it works; also whether it was up already.
+    """Start what is not up yet and wait until all of it works; also returns whether it was up already.
 
-    ``artifact_root`` is where artifacts are to lie and ``database_url`` where jobs are to be kept, the places of before
-    by default; they are tried before anything starts. ``report`` is told, in a word or two, what has come up. Raises
-    `StackError` with the reason and the remedy.
+    ``artifact_root`` is where artifacts are to lie and ``database_url`` where jobs are to be kept, the recorded ones by
+    default; both are tried before anything starts. ``report`` is called with each part that has come up. A folder that
+    was moved is stopped first. Raises `StackError` with the reason and the remedy.
     """
     folder.make()
+    require_nothing_shared(folder)
+    home = folder.load().home
+    if home and not home.still_there:  # it was moved: what still runs would write on to where it was
+        down(folder)
     already, before = is_supervised(folder), folder.load()
     root = choose_artifact_root(folder, artifact_root)
     database = choose_database_url(folder, database_url)
@@ -147,7 +145,7 @@ def try_artifact_root(root: str) -> None:
 
 
 def try_database(url: str | None) -> None:
-    """Connect to a Postgres database; raises `StackError` with what is wrong. SQLite's own file needs no trying."""
+    """Connect to a Postgres database; raises `StackError` with what is wrong. A SQLite file needs no check."""
     if url is None:
         return
     from service.db.database import Database, DatabaseUnreachable  # noqa: PLC0415
@@ -188,7 +186,7 @@ def _wait_until_up(
     process: subprocess.Popen[bytes] | None,
     report: Callable[[str], None],
 ) -> StackState:
-    seen: set[PartName] = set()
+    reported: set[PartName] = set()
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end:
         ended = process is not None and process.poll() is not None
@@ -196,17 +194,17 @@ def _wait_until_up(
         if state.supervisor and state.supervisor.alive:
             for part in PARTS:
                 identity = state.parts.get(part)
-                if part not in seen and identity and identity.alive and works(part, folder, state):
-                    seen.add(part)
+                if part not in reported and identity and identity.alive and works(part, folder, state):
+                    reported.add(part)
                     report(part)
-            if len(seen) == len(PARTS):
+            if len(reported) == len(PARTS):
                 return state
         elif process is None and not is_supervised(folder):
-            process = start()  # the one that held the lock was about to end
+            process = start()  # the supervisor that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)
-    missing = ", ".join(part for part in PARTS if part not in seen)
+    missing = ", ".join(part for part in PARTS if part not in reported)
     raise StackError(f"still waiting for {missing} after {START_LIMIT_S:.0f} s: see {folder.logs}, then `rcmae down`")
 
 
@@ -218,9 +216,10 @@ def _why_failed(folder: Folder) -> str:
 
 
 def down(folder: Folder) -> bool:
-    """End everything and leave the data; false where nothing ran. Raises `StackError` when it cannot be ended."""
+    """Stop everything and leave the data; returns false if nothing ran. Raises `StackError` if it cannot be stopped."""
     if not folder.used:
         return False
+    require_no_links(folder)  # a linked lock is held by the original's supervisor
     state = folder.load()
     ran = is_supervised(folder) or bool(processes.members(state.id))
     end = time.monotonic() + STOP_LIMIT_S
@@ -239,7 +238,8 @@ def down(folder: Folder) -> bool:
 def stop_parts(folder: Folder, state: StackState) -> None:
     """End every part, whoever started it, and whatever else the stack left. Call it with the lock held.
 
-    Jobs are killed, not asked: an attempt that vanishes is taken up from its last checkpoint at the next `up`.
+    The record of a folder that was moved or removed meanwhile goes with it, and names processes that have ended.
+    Jobs are killed without warning: an attempt that vanishes is resumed from its last checkpoint at the next `up`.
     """
     if api := state.parts.get("api"):
         processes.stop_group(api, patience_s=20)  # 5 s for requests, 8 s for the round, and giving the lease back
@@ -251,4 +251,6 @@ def stop_parts(folder: Folder, state: StackState) -> None:
     processes.sweep(state.id)
     if state.temp_dir:
         shutil.rmtree(state.temp_dir, ignore_errors=True)
-    folder.save(state.model_copy(update={"temp_dir": None, "supervisor": None, "parts": {}, "restarts": {}}))
+    ended = state.model_copy(update={"temp_dir": None, "supervisor": None, "parts": {}, "restarts": {}})
+    if ended != state and folder.is_home_of(state):
+        folder.save(ended)

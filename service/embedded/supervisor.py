@@ -1,8 +1,8 @@
 """The process that starts the parts of an embedded stack, watches them and starts again those that die.
 
 `python -m service.embedded.supervisor --state-dir DIR [--port N] [--artifact-root R]`, started by `rcmae up`, which
-hands over a database's URL in the environment. It ends on SIGTERM, and everything with it. Killed without warning, it
-leaves the parts running: the next one adopts them.
+passes a database's URL in the environment. On SIGTERM, or when its folder is moved or removed, it ends everything and
+then itself. Killed without warning, it leaves the parts running: the next one adopts them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from service.embedded import parts, processes
-from service.embedded.parts import PARTS, Folder, PartName, StackError, StackState
+from service.embedded import locations, parts, processes
+from service.embedded.folder import FAILED_FILE, PARTS, Folder, FolderMoved, PartName, StackError, StackState
 from service.embedded.processes import Identity
 from service.embedded.stack import stop_parts
 
 LOOK_S = 0.2
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 30.0
-"""A part that has worked this long has not failed at its start."""
+"""A part that has worked this long has started successfully."""
 STARTS_AT_FIRST = 3
 """A part that has never worked is started this often before the supervisor gives up."""
 LOG_LIMIT = 16 * 2**20
@@ -34,12 +34,12 @@ LOCK_TRIES = 20
 
 @dataclass
 class Watch:
-    """What the supervisor remembers of one part."""
+    """What the supervisor remembers about one part."""
 
     process: subprocess.Popen[bytes] | None = None
-    """Only of a part that this supervisor started itself."""
+    """Only for a part that this supervisor started itself."""
     failures: int = 0
-    """Ends in a row, with no steady time between them."""
+    """How often in a row it has ended without working steadily in between."""
     has_worked: bool = False
     works_since: float | None = None
     next_start: float = 0.0
@@ -49,23 +49,30 @@ class Supervisor:
     """Keeps the parts of one state folder running."""
 
     def __init__(self, folder: Folder, state: StackState, api_port: int | None = None) -> None:
-        """``api_port`` is the API's where the user named one: it is never given another then."""
+        """``api_port`` is the API's port if the user named one: the API then never moves to another."""
         self._folder, self._state, self._api_port = folder, state, api_port
         self._watches = {part: Watch() for part in PARTS}
         self._stop = threading.Event()
+
+    @property
+    def state(self) -> StackState:
+        """What runs, as recorded."""
+        return self._state
 
     def ask_to_stop(self, *_: object) -> None:
         """A signal handler."""
         self._stop.set()
 
     def run(self) -> None:
-        """Until asked to stop; raises `StackError` for a part that does not start."""
+        """Until asked to stop; raises `StackError` for a part that does not start, `FolderMoved` without its folder."""
         self._record(supervisor=Identity.of(os.getpid()))
         for part in PARTS:
             identity = self._state.parts.get(part)
             if identity and identity.alive:
                 _say(f"{part}: adopted process {identity.pid}")
         while not self._stop.is_set():
+            if not self._folder.is_home_of(self._state):
+                raise FolderMoved(f"the state folder is no longer at {self._folder.path}: everything that used it ends")
             for part in PARTS:
                 self._look_after(part)
             self._stop.wait(LOOK_S)
@@ -73,7 +80,7 @@ class Supervisor:
     def _look_after(self, part: PartName) -> None:
         watch, identity = self._watches[part], self._state.parts.get(part)
         if watch.process is not None:
-            watch.process.poll()  # collects it when it has ended
+            watch.process.poll()  # reaps it once it has ended
         if identity is not None and identity.alive:
             self._note_health(part, watch)
         elif identity is not None:
@@ -118,7 +125,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # its own session: it survives the supervisor, and is stopped by its group
+                start_new_session=True,  # it survives the supervisor, and is stopped as a group
             )
         self._record(parts=self._state.parts | {part: Identity.of(watch.process.pid)})
         _say(f"{part}: started process {watch.process.pid}")
@@ -145,14 +152,14 @@ def _say(text: str) -> None:
 
 
 def main() -> int:
-    """Supervise until told to stop."""
+    """Supervise until a signal to stop."""
     parser = argparse.ArgumentParser(prog="python -m service.embedded.supervisor")
     parser.add_argument("--state-dir", type=Path, required=True)
     parser.add_argument("--port", type=int)
     parser.add_argument("--artifact-root")
     arguments = parser.parse_args()
     folder = Folder.at(arguments.state_dir)
-    for _ in range(LOCK_TRIES):  # whoever looks whether there is a supervisor holds the lock for a moment
+    for _ in range(LOCK_TRIES):  # whoever checks for a supervisor holds the lock for a moment
         with folder.lock() as mine:
             if mine:
                 return _supervise(folder, arguments.port, arguments.artifact_root)
@@ -162,10 +169,10 @@ def main() -> int:
 
 
 def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> int:
-    """With the lock held. Anything unforeseen leaves the parts running, for the next supervisor to adopt."""
+    """Run a supervisor with the lock held. An unexpected error leaves the parts running, for the next one to adopt."""
     try:
-        root = parts.choose_artifact_root(folder, artifact_root)
-        database_url = parts.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
+        root = locations.choose_artifact_root(folder, artifact_root)
+        database_url = locations.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
         chosen = {"artifact_root": root, "database_url": database_url}
         state = parts.prepare(folder.load().model_copy(update=chosen), port)
     except StackError as error:
@@ -176,17 +183,21 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
         signal.signal(number, supervisor.ask_to_stop)
     try:
         supervisor.run()
+    except FolderMoved as error:
+        _say(str(error))
+        stop_parts(folder, supervisor.state)
+        return 1
     except StackError as error:
-        stop_parts(folder, folder.load())
+        stop_parts(folder, supervisor.state)
         return _give_up(folder, error)
     _say("stopping")
-    stop_parts(folder, folder.load())
+    stop_parts(folder, supervisor.state)
     return 0
 
 
 def _give_up(folder: Folder, error: StackError) -> int:
     _say(str(error))
-    (folder.path / parts.FAILED_FILE).write_text(str(error))
+    (folder.path / FAILED_FILE).write_text(str(error))
     return 1
 
 

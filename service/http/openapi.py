@@ -1,6 +1,6 @@
-"""An API's description, `/openapi.json`: the routes as FastAPI reads them, with what each can refuse and examples.
+"""The OpenAPI document, `/openapi.json`: FastAPI's reading of the routes, completed with error codes and examples.
 
-What FastAPI cannot read from the routes is handed in as a `Description`.
+A `Description` supplies what FastAPI cannot read from the routes.
 """
 
 from __future__ import annotations
@@ -21,88 +21,92 @@ SCHEMAS: Final = "#/components/schemas/"
 
 CODES: Final[dict[str, tuple[int, str]]] = {
     "bad_request": (400, "the body cannot be read"),
-    "unauthorized": (401, "no token, or one that is not known"),
-    "not_found": (404, "the path is none of these"),
+    "unauthorized": (401, "the request has no token, or an unknown one"),
+    "not_found": (404, "no route has this path"),
     "body_too_large": (413, "the body is longer than `RCMAE_BODY_LIMIT_BYTES`"),
-    "parameter_invalid": (422, "a parameter's value is wrong; `problems` says which"),
+    "parameter_invalid": (422, "a parameter has an invalid value; `problems` says which"),
     "json_invalid": (422, "the body is not JSON"),
-    "body_invalid": (422, "there is no body, or it is no JSON object"),
-    "spec_invalid": (422, "a field of the body is wrong; `problems` says which, and the remedy"),
-    "unavailable": (503, "the database or another part cannot be reached now: try again shortly"),
+    "body_invalid": (422, "the body is missing, or not a JSON object"),
+    "spec_invalid": (422, "a field of the body is invalid; `problems` says which, and the remedy"),
+    "unavailable": (503, "the database or another dependency is unreachable: try again shortly"),
 }
-"""Status of each error that requests and bodies bring by themselves, and when it comes."""
+"""The status and the cause of each error that any request with parameters or a body can get."""
 
 EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error"})
-"""Errors of any request, which a description tells of once."""
+"""Errors that any request can get. The document's introduction describes them once."""
 WITH_TOKEN: Final = ("unauthorized", "unavailable")
 WITH_PARAMETERS: Final = ("parameter_invalid",)
 WITH_BODY: Final = ("bad_request", "body_too_large", "json_invalid", "body_invalid", "spec_invalid")
 
 ETAG: Final = {
-    "ETag": {"description": "Of this content, in quotes; of a backbone its sha256.", "schema": {"type": "string"}}
+    "ETag": {
+        "description": "Identifies the content, in quotes; for a backbone's file it is the sha256.",
+        "schema": {"type": "string"},
+    }
 }
 RANGE: Final = {"Content-Range": {"description": "`bytes <first>-<last>/<size>`.", "schema": {"type": "string"}}}
 RANGE_HEADERS: Final = {
-    "Range": "One part of the file: `bytes=<first>-<last>`, `bytes=<first>-` or `bytes=-<count>`. Others are ignored.",
-    "If-Range": "The `ETag` of which the part is wanted; of another file, all comes.",
-    "If-None-Match": "The `ETag` that is there already: then the answer is 304, without a body.",
+    "Range": "One part of the file: `bytes=<first>-<last>`, `bytes=<first>-` or `bytes=-<count>`. Other forms are "
+    "ignored.",
+    "If-Range": "An `ETag`: if the file has another one, `Range` is ignored and the whole file is sent.",
+    "If-None-Match": "The `ETag` of the copy you have: if it is current, the response is 304 without a body.",
 }
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What a route's own code does not say."""
+    """What a route's signature does not say."""
 
     id: str
-    """Its name in clients."""
+    """The operation's name in generated clients."""
     refusals: tuple[str, ...] = ()
-    """Codes beside those that its token, parameters and body bring."""
+    """Error codes besides those that follow from its token, parameters and body."""
     answers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    """Answers that are no JSON, more than one, or with headers of their own."""
+    """Responses by status, if there are several, or they are not JSON, or have headers of their own."""
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Headers of the request that the route reads by itself."""
+    """Request headers that the route reads itself, with their descriptions."""
 
 
 def file_answers(content: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
-    """The answers of a route that sends a file with `service.http.ranges`."""
+    """The responses of a route that sends a file with `service.http.ranges`."""
     body = {"content": content} if content else {}
     return {
         200: {"description": "The whole file.", "headers": ETAG} | body,
-        206: {"description": "The part that `Range` asks for.", "headers": ETAG | RANGE} | body,
-        304: {"description": "It is what `If-None-Match` names.", "headers": ETAG},
-        416: {"description": "The file has no such part.", "headers": ETAG | RANGE},
+        206: {"description": "The requested range of the file.", "headers": ETAG | RANGE} | body,
+        304: {"description": "The content matches `If-None-Match`.", "headers": ETAG},
+        416: {"description": "The range lies outside the file.", "headers": ETAG | RANGE},
     }
 
 
 @dataclass(frozen=True)
 class Description:
-    """What an application's own code does not say of it."""
+    """What an application's routes do not say about its API."""
 
     info: Mapping[str, Any]
     tags: Mapping[str, str]
     codes: Mapping[str, tuple[int, str]]
-    """Status of each error, and when it comes."""
+    """The status and the cause of each error, by code."""
     operations: Mapping[str, Operation]
     """By method and path, such as `GET /v1/jobs`."""
     bodies: Mapping[str, Mapping[str, Any]]
-    """Examples, by the operation's id."""
+    """Examples of request bodies, by operation id."""
     parameters: Mapping[str, Any]
-    """Examples, by the parameter's name."""
+    """Examples of parameters, by name."""
     operation_parameters: Mapping[str, Mapping[str, Any]]
-    """Examples of the parameters of single operations, by the operation's id."""
+    """Examples of parameters that differ for one operation, by operation id."""
     answers: Mapping[str, Any]
-    """Examples, by the schema's name."""
+    """Examples of responses, by schema name."""
 
 
 class FieldProblem(View):
-    """One thing wrong with what was sent."""
+    """One invalid field or parameter of a request."""
 
     field: str
-    """As people write it, for example `optimization.epochs`; empty for the whole body."""
+    """The field's dotted path, for example `optimization.epochs`; empty for the whole body."""
     pointer: str
-    """The same place as a JSON pointer (RFC 6901); empty for parameters."""
+    """The same field as a JSON pointer (RFC 6901); empty for parameters."""
     value: Any
-    """What was given there."""
+    """The value that was sent."""
     message: str
     """What is wrong, and what to do about it."""
 
@@ -114,17 +118,17 @@ class Problem(View):
     title: str
     status: int
     code: str
-    """For programs: it stays."""
+    """A stable code for programs."""
     detail: str
     """For people: what is wrong, and what to do about it."""
     problems: list[FieldProblem]
-    """Of specs, bodies and parameters: each wrong field."""
+    """Each invalid field of a spec or body, or each invalid parameter."""
     request_id: str | None
-    """Finds the request in the service's log."""
+    """The request's id in the service's log."""
 
 
 def install(app: FastAPI, description: Description) -> None:
-    """Let an application describe itself so."""
+    """Make an application serve the document that `describe` builds."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -135,18 +139,18 @@ def install(app: FastAPI, description: Description) -> None:
 
 
 def describe(app: FastAPI, description: Description) -> dict[str, Any]:
-    """The whole document; raises `KeyError` for a route that has no row."""
-    found = get_openapi(
+    """The whole OpenAPI document. Raises `KeyError` for a route that ``description.operations`` lacks."""
+    document = get_openapi(
         **description.info,
         servers=[{"url": "/", "description": "This server"}],
         tags=[{"name": name, "description": text} for name, text in description.tags.items()],
         routes=app.routes,
     )
-    for path, methods in found["paths"].items():
+    for path, methods in document["paths"].items():
         for method, operation in methods.items():
             _complete(description, operation, method.upper(), description.operations[f"{method.upper()} {path}"])
-    found = _renamed(found)
-    components = found["components"]
+    document = _with_renamed_schemas(document)
+    components = document["components"]
     problem = Problem.model_json_schema(ref_template=f"{SCHEMAS}{{model}}")
     components["schemas"] |= problem.pop("$defs") | {"Problem": problem}
     for unused in ("HTTPValidationError", "ValidationError"):
@@ -154,11 +158,11 @@ def describe(app: FastAPI, description: Description) -> dict[str, Any]:
     for name, example in description.answers.items():
         components["schemas"][name]["examples"] = [example]
     components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "description": "A token's text."}}
-    return found
+    return document
 
 
 def _complete(description: Description, operation: dict[str, Any], method: str, row: Operation) -> None:
-    """Name, errors and examples of one operation."""
+    """Add an operation's name, headers, errors and examples."""
     operation["operationId"], operation["summary"] = row.id, row.id.replace("_", " ").capitalize()
     answers, body = operation["responses"], operation.get("requestBody")
     parameters = operation.setdefault("parameters", [])
@@ -182,30 +186,30 @@ def _complete(description: Description, operation: dict[str, Any], method: str, 
     if any(parameter["in"] == "path" for parameter in parameters):
         codes.append("not_found")
     for code in sorted(codes, key=lambda code: (description.codes[code][0], code)):
-        _refuse(answers, code, description.codes[code], method)
-    values = {**description.parameters, **description.operation_parameters.get(row.id, {})}
+        _add_error(answers, code, description.codes[code], method)
+    examples = {**description.parameters, **description.operation_parameters.get(row.id, {})}
     for parameter in parameters:
-        _show(parameter, values)
+        _complete_parameter(parameter, examples)
 
 
 def _header(name: str, description: str) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
 
 
-def _show(parameter: dict[str, Any], values: Mapping[str, Any]) -> None:
-    """An example; and no null, which neither a path nor a query nor a header can say."""
+def _complete_parameter(parameter: dict[str, Any], examples: Mapping[str, Any]) -> None:
+    """Add an example, and remove null from the schema: no path, query or header can express it."""
     schema = parameter["schema"]
     if {"type": "null"} in schema.get("anyOf", []):
-        (given,) = [kind for kind in schema.pop("anyOf") if kind != {"type": "null"}]
-        parameter["schema"] = given | schema
+        (not_null,) = [kind for kind in schema.pop("anyOf") if kind != {"type": "null"}]
+        parameter["schema"] = not_null | schema
     if parameter["in"] == "header":
         parameter["name"] = "-".join(part.capitalize() for part in parameter["name"].split("-"))
-    if parameter["name"] in values:
-        parameter["example"] = values[parameter["name"]]
+    if parameter["name"] in examples:
+        parameter["example"] = examples[parameter["name"]]
 
 
-def _refuse(answers: dict[str, Any], code: str, meaning: tuple[int, str], method: str) -> None:
-    """Add one error to the answer of its status; a HEAD request is answered without a body."""
+def _add_error(answers: dict[str, Any], code: str, meaning: tuple[int, str], method: str) -> None:
+    """Add one error to the response of its status. The response to a HEAD request has no body."""
     status, when = meaning
     answer = answers.setdefault(str(status), {"description": HTTPStatus(status).phrase})
     answer["description"] += f"\n- `{code}`: {when}."
@@ -224,10 +228,10 @@ NAMES: Final[tuple[tuple[str, str], ...]] = (
     (r"^Page_(\w+?)(View)?_$", r"\1Page"),
     (r"^(\w+)View$", r"\1"),
 )
-"""FastAPI's names of schemas, and what clients are to call them."""
+"""FastAPI's names of schemas, and their names in generated clients."""
 
 
-def _renamed(document: dict[str, Any]) -> dict[str, Any]:
+def _with_renamed_schemas(document: dict[str, Any]) -> dict[str, Any]:
     names = {}
     for name in document["components"]["schemas"]:
         new = name
@@ -237,14 +241,16 @@ def _renamed(document: dict[str, Any]) -> dict[str, Any]:
     document["components"]["schemas"] = {
         names[name]: schema | {"title": names[name]} for name, schema in document["components"]["schemas"].items()
     }
-    replaced: dict[str, Any] = _walk(document, lambda ref: SCHEMAS + names[ref.removeprefix(SCHEMAS)])
-    return replaced
+    renamed: dict[str, Any] = _rename_references(document, lambda ref: SCHEMAS + names[ref.removeprefix(SCHEMAS)])
+    return renamed
 
 
-def _walk(node: Any, rename: Callable[[str], str]) -> Any:
+def _rename_references(node: Any, rename: Callable[[str], str]) -> Any:
     if isinstance(node, dict):
         return {
-            key: rename(value) if key == "$ref" and value.removeprefix(SCHEMAS) != "Problem" else _walk(value, rename)
+            key: rename(value)
+            if key == "$ref" and value.removeprefix(SCHEMAS) != "Problem"
+            else _rename_references(value, rename)
             for key, value in node.items()
         }
-    return [_walk(item, rename) for item in node] if isinstance(node, list) else node
+    return [_rename_references(item, rename) for item in node] if isinstance(node, list) else node

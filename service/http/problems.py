@@ -1,7 +1,7 @@
 """Errors of the API: `application/problem+json` with a stable code (RFC 9457).
 
-Which exceptions of the layers above become which problem is the application's to say: it hands `Problems` to
-`service.http.handlers`, and everything that answers finds them at `app.state.problems`.
+The application decides which exception becomes which problem: it passes `Problems` to `service.http.handlers`, which
+stores them in `app.state.problems`.
 """
 
 from __future__ import annotations
@@ -18,43 +18,44 @@ from trainer.spec.masking import masked
 
 
 class ApiProblem(Exception):
-    """An error that a request is answered with."""
+    """An error response: raise it, and the request is answered with it."""
 
     def __init__(
         self,
         status: int,
         code: str,
         detail: str,
-        found: tuple[Problem, ...] = (),
+        problems: tuple[Problem, ...] = (),
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.status, self.code, self.detail, self.problems, self.headers = status, code, detail, found, headers
+        self.status, self.code, self.detail, self.problems, self.headers = status, code, detail, problems, headers
 
 
 def not_found(what: str, name: str) -> ApiProblem:
     return ApiProblem(404, f"{what}_not_found", f"there is no {what} {name!r}")
 
 
-def unavailable(what: str, error: object) -> ApiProblem:
-    return ApiProblem(503, "unavailable", f"{what} cannot be reached now: {error}. Try again shortly")
+def unavailable(dependency: str, error: object) -> ApiProblem:
+    return ApiProblem(503, "unavailable", f"{dependency} cannot be reached now: {error}. Try again shortly")
 
 
-def spec_problem(found: list[Problem] | tuple[Problem, ...]) -> ApiProblem:
-    count = len(found)
-    detail = "; ".join(str(problem) for problem in found[:3]) + (f"; and {count - 3} more" if count > 3 else "")
-    return ApiProblem(422, "spec_invalid", detail, tuple(found))
+def spec_problem(problems: list[Problem] | tuple[Problem, ...]) -> ApiProblem:
+    """The 422 for invalid fields; its detail names the first three."""
+    count = len(problems)
+    detail = "; ".join(str(problem) for problem in problems[:3]) + (f"; and {count - 3} more" if count > 3 else "")
+    return ApiProblem(422, "spec_invalid", detail, tuple(problems))
 
 
 class Problems:
-    """The problem that each exception is answered with, and headers that a part of the paths adds to its problems."""
+    """Maps exceptions to problems, and adds headers to the problems of paths with certain prefixes."""
 
     def __init__(
         self,
         by_exception: Mapping[type[Exception], Callable[[Any], ApiProblem]],
         headers_below: Mapping[str, Callable[[str, str], Mapping[str, str]]],
     ) -> None:
-        """``headers_below`` has functions of a problem's code and detail, by the prefix of the paths they are for."""
+        """``headers_below`` has functions from a problem's code and detail to headers, by path prefix."""
         self._by_exception: dict[type, Callable[[Any], ApiProblem]] = {
             ApiProblem: lambda problem: problem,
             SpecError: lambda error: spec_problem(error.problems),
@@ -64,16 +65,16 @@ class Problems:
 
     @property
     def exceptions(self) -> tuple[type[Exception], ...]:
-        """Every exception that has a problem, for `except`."""
+        """Every exception that maps to a problem, for use in `except`."""
         return tuple(self._by_exception)
 
     def of(self, error: Exception) -> ApiProblem:
-        """The problem of one of `exceptions`."""
+        """The problem of an error, which must be one of `exceptions`."""
         kind = next(kind for kind in type(error).__mro__ if kind in self._by_exception)
         return self._by_exception[kind](error)
 
     def headers(self, path: str, code: str, detail: str) -> dict[str, str]:
-        """What the path of a request adds to the headers of a problem."""
+        """The additional headers of a problem on a path."""
         added: dict[str, str] = {}
         for prefix, headers_of in self._headers_below.items():
             if path.startswith(prefix):
@@ -82,13 +83,13 @@ class Problems:
 
 
 def problems_of(request: Request) -> Problems:
-    """Those of the application that answers a request."""
+    """The exception mapping of the application that handles a request."""
     problems: Problems = request.app.state.problems
     return problems
 
 
-def answer(request: Request, problem: ApiProblem) -> Response:
-    """A problem as it is sent; the audit log finds its code in the request's state."""
+def problem_response(request: Request, problem: ApiProblem) -> Response:
+    """A problem as an HTTP response. It also stores the code in the request's state, for the audit log."""
     request.state.code = problem.code
     body = {
         "type": "about:blank",
@@ -103,6 +104,6 @@ def answer(request: Request, problem: ApiProblem) -> Response:
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     headers |= problems_of(request).headers(request.url.path, problem.code, str(body["detail"]))
-    # Refused values are shown, including those that JSON cannot hold: NaN as text, half a surrogate pair escaped.
+    # The body repeats refused values, including those that JSON cannot hold: NaN as text, lone surrogates escaped.
     clean = json.loads(json.dumps(body), parse_constant=str)
     return Response(json.dumps(clean), problem.status, headers, media_type="application/problem+json")

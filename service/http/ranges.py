@@ -1,4 +1,4 @@
-"""Stored bytes as an HTTP answer: whole or one range of them, streamed in bounded memory (RFC 9110, ch. 13, 14)."""
+"""Stored bytes as an HTTP response: all of them or one range, streamed in bounded memory (RFC 9110, ch. 13, 14)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MEDIA_TYPE = "application/octet-stream"
 RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-class Stored(Protocol):
-    """Bytes that are there: a file's, or those of several."""
+class ByteSource(Protocol):
+    """Bytes that can be read in any order: one file, or several as one archive."""
 
     @property
     def size(self) -> int: ...
@@ -22,22 +22,26 @@ class Stored(Protocol):
     def pieces(self, start: int, stop: int) -> Iterator[bytes]: ...
 
 
-def answer(
-    request: Request, file: Stored, etag: str, media_type: str = MEDIA_TYPE, further: Mapping[str, str] | None = None
+def file_response(
+    request: Request,
+    file: ByteSource,
+    etag: str,
+    media_type: str = MEDIA_TYPE,
+    extra_headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """200 with all of it; 304 where `If-None-Match` has it already; 206 or 416 for a `Range` of one part, unless
-    `If-Range` names another version.
+    """200 with all bytes; 304 if `If-None-Match` names this content; 206 or 416 for a `Range` of one part, unless
+    `If-Range` names other content.
 
-    A `Range` of several parts, or one that is none, is passed over, as the standard allows. HEAD gets the headers.
+    A malformed `Range`, or one of several parts, is ignored, as the standard allows. HEAD gets only the headers.
     """
     start, stop, status = 0, file.size, 200
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", **(further or {})}
-    if unchanged(request, etag):
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", **(extra_headers or {})}
+    if not_modified(request, etag):
         return Response(status_code=304, headers=headers)
-    wanted = RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
-    first, last = wanted.groups() if wanted else ("", "")
+    requested = RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
+    first, last = requested.groups() if requested else ("", "")
     if (first or last) and request.headers.get("If-Range", etag) == etag:
-        start, stop = _part(first, last, file.size)
+        start, stop = _bounds(first, last, file.size)
         if start >= stop:
             return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{file.size}"})
         status = 206
@@ -45,13 +49,13 @@ def answer(
     headers["Content-Length"] = str(stop - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    pieces = _begun(file.pieces(start, stop))
-    next(pieces)  # a storage that does not answer is told as such, not as a body that ends at once
+    pieces = _with_first_prefetched(file.pieces(start, stop))
+    next(pieces)  # if the storage is unreachable this raises, so the response is an error instead of a truncated body
     return StreamingResponse(pieces, status, headers, media_type)
 
 
-def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Nothing, and then the pieces: the first is read by then, and not kept longer than any other."""
+def _with_first_prefetched(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields an empty piece once the first piece is read, then all pieces. It keeps no piece after yielding it."""
     first = next(pieces, b"")
     yield b""
     yield first
@@ -59,15 +63,15 @@ def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
     yield from pieces
 
 
-def unchanged(request: Request, etag: str) -> bool:
-    """Whether who asks has this content already, and says so."""
-    known = request.headers.get("If-None-Match", "")
-    return known.strip() == "*" or etag in re.findall(r'"[^"]*"', known)
+def not_modified(request: Request, etag: str) -> bool:
+    """Whether `If-None-Match` says that the client has this content already."""
+    condition = request.headers.get("If-None-Match", "")
+    return condition.strip() == "*" or etag in re.findall(r'"[^"]*"', condition)
 
 
-def _part(first: str, last: str, size: int) -> tuple[int, int]:
-    """From where to before where; empty where the range lies outside."""
-    if not first:  # the last so many bytes
+def _bounds(first: str, last: str, size: int) -> tuple[int, int]:
+    """The start and the exclusive end of a range; equal if it lies outside the file."""
+    if not first:  # the number of bytes at the end
         return max(0, size - int(last)), size
     start, stop = int(first), min(int(last) + 1, size) if last else size
     return (start, stop) if start < stop else (size, size)

@@ -1,4 +1,4 @@
-"""The id of each request: in its answer, in the log, and in the audit log."""
+"""Request ids, which appear in the response, the log and the audit log."""
 
 from __future__ import annotations
 
@@ -8,37 +8,32 @@ from typing import Final
 import structlog
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from service.http.problems import ApiProblem, answer
+from service.http.middleware import HttpMiddleware
+from service.http.problems import ApiProblem, problem_response
 from trainer.spec.masking import masked
 
 log = structlog.get_logger()
 
 HEADER: Final = "X-Request-ID"
 LONGEST: Final = 64
-"""Characters of an id that a client chose."""
+"""Longest id, in characters, that is accepted from a client."""
 
 
-class RequestIds:
-    """ASGI middleware: gives every request an id, and answers also where something broke."""
+class RequestIds(HttpMiddleware):
+    """ASGI middleware that assigns an id to every request, and responds with 500 to unhandled exceptions."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request, begun = Request(scope), False
-        given = request.headers.get(HEADER, "")
-        sane = 0 < len(given) <= LONGEST and given.isprintable() and masked(given) == given
-        request.state.id = given if sane else uuid.uuid4().hex
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, response_started = Request(scope), False
+        client_id = request.headers.get(HEADER, "")
+        acceptable = 0 < len(client_id) <= LONGEST and client_id.isprintable() and masked(client_id) == client_id
+        request.state.id = client_id if acceptable else uuid.uuid4().hex
 
         async def send_with_id(message: Message) -> None:
-            nonlocal begun
+            nonlocal response_started
             if message["type"] == "http.response.start":
-                begun = True
+                response_started = True
                 MutableHeaders(scope=message)[HEADER] = request.state.id
             await send(message)
 
@@ -46,9 +41,9 @@ class RequestIds:
             try:
                 await self._app(scope, receive, send_with_id)
             except Exception:
-                # Here and not in a handler: Starlette's own handler of last resort runs outside this middleware.
+                # Not in an exception handler: Starlette runs the one for unhandled errors outside this middleware.
                 log.exception("request_failed", method=request.method, path=request.url.path)
-                if begun:
-                    raise  # cuts the connection: the client must not take a part of an answer for all of it
-                problem = ApiProblem(500, "internal_error", "something went wrong in the service; its log has more")
-                await answer(request, problem)(scope, receive, send_with_id)
+                if response_started:
+                    raise  # closes the connection, so that the client does not take a partial response for a whole one
+                problem = ApiProblem(500, "internal_error", "an internal error occurred: see the service's log")
+                await problem_response(request, problem)(scope, receive, send_with_id)

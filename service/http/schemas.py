@@ -1,4 +1,4 @@
-"""What the models of requests and answers have in common. Pydantic only: the client imports this module."""
+"""Base models of requests and responses. Imports pydantic only: the client uses this module."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 Item = TypeVar("Item")
 
 
-def written_out(moment: object) -> object:
-    """Refuses a number, which pydantic would take for seconds since 1970."""
+def refuse_numbers(moment: object) -> object:
+    """Refuses a number, which pydantic would read as seconds since 1970."""
     try:
         float(str(moment))
     except ValueError:
@@ -24,27 +24,27 @@ def written_out(moment: object) -> object:
     raise PydanticCustomError("moment", "must be written as 2026-03-01T09:30:00Z; without a zone it is UTC")
 
 
-Moment = Annotated[datetime, BeforeValidator(written_out)]
+Moment = Annotated[datetime, BeforeValidator(refuse_numbers)]
 """A point in time in a request."""
 
 
 class View(BaseModel):
-    """What the API answers: field docs go into OpenAPI; a newer server may add fields."""
+    """A response of the API. Field docstrings go into OpenAPI. A newer server may add fields."""
 
     model_config = ConfigDict(
         use_attribute_docstrings=True,
         extra="ignore",
-        json_schema_serialization_defaults_required=True,  # they are always there
+        json_schema_serialization_defaults_required=True,  # responses always have them
     )
 
 
 class Page(View, Generic[Item]):
     items: list[Item]
     next_cursor: str | None = None
-    """Give it as `cursor` for the items that follow; null at the end."""
+    """Pass it as `cursor` to get the next page; null on the last one."""
 
 
 class Body(BaseModel):
-    """What a verb is told: unknown fields are refused."""
+    """The body of a request. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)

@@ -1,4 +1,4 @@
-"""Requests that do not validate, as problems that name the field, the value and the remedy."""
+"""Validation errors of requests, as problems that name the field, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainer.spec.base import Problem, problems
 
 
 def validation_problem(request: Request, error: RequestValidationError) -> ApiProblem:
-    """The API's 422. What the body should have been is told by the route that the request was for."""
+    """The API's 422 for a request. The matched route says which model the body should have."""
     errors: Any = error.errors()
     first = errors[0]
     if first["type"] == "json_invalid":
@@ -26,7 +26,7 @@ def validation_problem(request: Request, error: RequestValidationError) -> ApiPr
     if first["loc"][0] == "body":
         body = request.scope["route"].body_field.field_info
         tagged = _tagged_models(body)
-        if tagged:  # the tag stands before the place in the document
+        if tagged:  # pydantic puts the tag before the field's path
             return spec_problem(problems(errors, tagged[first["loc"][1]], skip=2))
         (model,) = _models(body)
         return spec_problem(problems(errors, model, skip=1))
@@ -34,20 +34,20 @@ def validation_problem(request: Request, error: RequestValidationError) -> ApiPr
 
 
 def _tag_problem(request: Request, error: dict[str, Any]) -> ApiProblem:
-    """A body that may be one of several models, and does not say which one it is."""
+    """The problem of a body that may have one of several models, and names none of them."""
     body = request.scope["route"].body_field.field_info
-    field, known, given = body.discriminator, ", ".join(_tagged_models(body)), error["ctx"].get("tag")
-    text = f"must be one of: {known}" if given else f"is required: one of {known}"
-    return spec_problem([Problem(field, f"/{field}", given, text)])
+    field, choices, tag = body.discriminator, ", ".join(_tagged_models(body)), error["ctx"].get("tag")
+    text = f"must be one of: {choices}" if tag else f"is required: one of {choices}"
+    return spec_problem([Problem(field, f"/{field}", tag, text)])
 
 
 def _models(body: Any) -> list[type[BaseModel]]:
-    """The models that a body may be."""
+    """The models that a body may have."""
     return [each for each in get_args(body.annotation) or (body.annotation,) if each is not NoneType]
 
 
 def _tagged_models(body: Any) -> dict[str, type[BaseModel]]:
-    """Those of a union by their tags; none where the body is always of the same model."""
+    """The models of a union by their tags; empty if the body always has the same model."""
     field = body.discriminator
     if field is None:
         return {}
@@ -55,8 +55,8 @@ def _tagged_models(body: Any) -> dict[str, type[BaseModel]]:
 
 
 def _parameter_problem(errors: Any) -> ApiProblem:
-    found = [
-        # A header's value is not shown: it may be meant for others.
+    invalid = [
+        # The value of a header is left out: it may be confidential.
         Problem(
             str(each["loc"][-1]),
             "",
@@ -65,4 +65,4 @@ def _parameter_problem(errors: Any) -> ApiProblem:
         )
         for each in errors
     ]
-    return ApiProblem(422, "parameter_invalid", "; ".join(map(str, found)), tuple(found))
+    return ApiProblem(422, "parameter_invalid", "; ".join(map(str, invalid)), tuple(invalid))

@@ -1,4 +1,7 @@
-"""Hearing which jobs change, by server-sent events: one look a second at the database, however many listen."""
+"""Server-sent events that name the jobs which have changed.
+
+One poll a second reads the database, however many clients listen.
+"""
 
 from __future__ import annotations
 
@@ -28,98 +31,99 @@ from service.jobs.stream import Streams
 
 log = structlog.get_logger()
 
-LOOK_S: Final = 1.0
+POLL_S: Final = 1.0
+"""Seconds between two polls."""
 LONGEST_PAUSE_S: Final = 10.0
-"""Between two looks while the database is away."""
-ALLOWED_S: Final = 30.0
-"""Between two looks at a listener's token."""
+"""Longest time between two polls while the database is unreachable."""
+TOKEN_CHECK_S: Final = 30.0
+"""Seconds between two checks of a listener's token."""
 EVENTS: Final = 1000
-"""Of one look."""
-KEPT: Final = 600
-"""Looks that found something, for listeners that are a little behind."""
+"""Events read by one poll, at most."""
+BACKLOG: Final = 600
+"""Polls with changes that are kept for listeners which are a little behind."""
 
 
 @dataclass
-class _Seen:
-    """What has been seen of the jobs so far."""
+class _LastPoll:
+    """What the last poll read, for the next one to compare with."""
 
     event: int
     """Number of the newest event."""
     progress: dict[str, str] = field(default_factory=dict)
-    """Of each job that goes on, as JSON."""
+    """Progress of each active job, as JSON."""
 
 
-def _begin(database: Database) -> _Seen:
+def _first_poll(database: Database) -> _LastPoll:
     with database.read() as session:
-        seen = _Seen(session.scalar(select(func.max(Event.id))) or 0)
-    _look(database, seen)
-    return seen
+        last = _LastPoll(session.scalar(select(func.max(Event.id))) or 0)
+    _poll(database, last)
+    return last
 
 
-def _look(database: Database, seen: _Seen) -> dict[str, str]:
-    """The jobs that have changed since the last look, with their owners."""
-    fresh = select(Event.id, Event.job_id).where(Event.id > seen.event).order_by(Event.id).limit(EVENTS)
-    going_on = select(Job.id, Job.progress).where(Job.state.in_(ACTIVE), Job.deleted_at.is_(None))
+def _poll(database: Database, last: _LastPoll) -> dict[str, str]:
+    """The owner of each job that has changed since the last poll, by job id; updates ``last``."""
+    new_events = select(Event.id, Event.job_id).where(Event.id > last.event).order_by(Event.id).limit(EVENTS)
+    active = select(Job.id, Job.progress).where(Job.state.in_(ACTIVE), Job.deleted_at.is_(None))
     with database.read() as session:
-        events = session.execute(fresh).all()
-        progress = {job_id: json.dumps(told) for job_id, told in session.execute(going_on)}
+        events = session.execute(new_events).all()
+        progress = {job_id: json.dumps(value) for job_id, value in session.execute(active)}
         changed = {job_id for _, job_id in events}
-        changed |= {job_id for job_id, told in progress.items() if seen.progress.get(job_id) != told}
-        found = session.execute(select(Job.id, Job.owner).where(Job.id.in_(changed))) if changed else ()
-        owners = {job_id: owner for job_id, owner in found}  # noqa: C416 - a row is no pair for dict()
-    seen.event = max([seen.event, *(number for number, _ in events)])
-    seen.progress = progress
+        changed |= {job_id for job_id, value in progress.items() if last.progress.get(job_id) != value}
+        rows = session.execute(select(Job.id, Job.owner).where(Job.id.in_(changed))) if changed else ()
+        owners = {job_id: owner for job_id, owner in rows}  # noqa: C416 - a row is no pair for dict()
+    last.event = max([last.event, *(number for number, _ in events)])
+    last.progress = progress
     return owners
 
 
 class Changes:
-    """The one who looks, in each process of the service; it looks as long as somebody listens."""
+    """Polls for changed jobs, once for each process of the service and only while a client listens."""
 
     def __init__(self, database: Database, streams: Streams) -> None:
         self._database, self._streams = database, streams
-        self._kept: deque[dict[str, str]] = deque(maxlen=KEPT)
-        self._told = 0
+        self._backlog: deque[dict[str, str]] = deque(maxlen=BACKLOG)
+        self._published = 0
         self._changed = asyncio.Event()
         self._ready = asyncio.Event()
-        """Set when there is something to compare with: what changes from then on is found."""
+        """Set after the first poll: every later change is found."""
         self._task: asyncio.Task[None] | None = None
         self.listeners = 0
 
-    async def told_to(self, caller: Caller, once: bool = False) -> AsyncIterator[ServerSentEvent]:
-        """What changes from now on of what somebody may see, until the service ends or the token does."""
+    async def subscribe(self, caller: Caller, once: bool = False) -> AsyncIterator[ServerSentEvent]:
+        """Changes of the jobs that a caller may see, from now until the service stops or the token expires."""
         self._join()
         try:
             while not (self._ready.is_set() or self._streams.closing):
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ready.wait(), LOOK_S)
-            place, checked = self._told, time.monotonic()
-            yield self._event(())  # whoever hears this has missed nothing from now on
+                    await asyncio.wait_for(self._ready.wait(), POLL_S)
+            received, checked = self._published, time.monotonic()
+            yield self._event(())  # tells the client that it misses no change from now on
             while not (once or self._streams.closing):
-                if time.monotonic() - checked > ALLOWED_S:
+                if time.monotonic() - checked > TOKEN_CHECK_S:
                     checked = time.monotonic()
-                    if not await self._may_listen(caller):
+                    if not await self._token_is_valid(caller):
                         return
-                if place < self._told:
-                    behind = min(self._told - place, len(self._kept))
-                    news = [self._kept[-number] for number in range(behind, 0, -1)]
-                    place = self._told
-                    seen = {job: None for each in news for job, owner in each.items() if caller.sees(owner)}
-                    if seen:
-                        yield self._event(seen)
+                if received < self._published:
+                    behind = min(self._published - received, len(self._backlog))
+                    missed = [self._backlog[-number] for number in range(behind, 0, -1)]
+                    received = self._published
+                    visible = {job: None for each in missed for job, owner in each.items() if caller.sees(owner)}
+                    if visible:
+                        yield self._event(visible)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), LOOK_S)
+                    await asyncio.wait_for(self._changed.wait(), POLL_S)
         finally:
             self._leave()
 
     def _event(self, jobs: Iterable[str]) -> ServerSentEvent:
         return ServerSentEvent(event="jobs", raw_data=JobsChanged(jobs=list(jobs)).model_dump_json())
 
-    async def _may_listen(self, caller: Caller) -> bool:
+    async def _token_is_valid(self, caller: Caller) -> bool:
         try:
-            allowed = partial(still_valid, self._database, caller)
-            return await to_thread.run_sync(allowed, limiter=self._streams.limiter)
+            check = partial(still_valid, self._database, caller)
+            return await to_thread.run_sync(check, limiter=self._streams.limiter)
         except DatabaseUnreachable:
-            return True  # asked again, when it answers
+            return True  # the next check decides
 
     def _join(self) -> None:
         self.listeners += 1
@@ -134,39 +138,39 @@ class Changes:
             self._ready = asyncio.Event()
 
     async def _run(self) -> None:
-        seen: _Seen | None = None
-        pause = LOOK_S
+        last: _LastPoll | None = None
+        pause = POLL_S
         while True:
             try:
-                if seen is None:
-                    seen = await to_thread.run_sync(_begin, self._database, limiter=self._streams.limiter)
+                if last is None:
+                    last = await to_thread.run_sync(_first_poll, self._database, limiter=self._streams.limiter)
                     changed: dict[str, str] = {}
                 else:
-                    changed = await to_thread.run_sync(_look, self._database, seen, limiter=self._streams.limiter)
-                pause = LOOK_S
+                    changed = await to_thread.run_sync(_poll, self._database, last, limiter=self._streams.limiter)
+                pause = POLL_S
             except DatabaseUnreachable:
                 changed, pause = {}, min(2 * pause, LONGEST_PAUSE_S)
-            except Exception:  # those who listen would wait for ever
+            except Exception:  # without this task the listeners would wait for ever
                 log.exception("changes_failed")
                 changed, pause = {}, LONGEST_PAUSE_S
-            if seen:
+            if last:
                 self._ready.set()
             if changed:
-                self._kept.append(changed)
-                self._told += 1
+                self._backlog.append(changed)
+                self._published += 1
                 self._changed.set()
                 self._changed = asyncio.Event()
             await asyncio.sleep(pause)
 
 
-async def _listening(
+async def _subscription(
     request: Request,
     caller: CallerDep,
-    once: Annotated[bool, Query(description="answer the first event, then end")] = False,
+    once: Annotated[bool, Query(description="send the first event, then end")] = False,
 ) -> AsyncIterator[ServerSentEvent]:
-    """What the caller hears; nothing of it has begun."""
+    """The caller's events; polling starts when the first one is asked for."""
     changes: Changes = request.app.state.changes
-    return changes.told_to(caller, once)
+    return changes.subscribe(caller, once)
 
 
-ChangesDep = Annotated[AsyncIterator[ServerSentEvent], Depends(_listening)]
+ChangesDep = Annotated[AsyncIterator[ServerSentEvent], Depends(_subscription)]

@@ -1,4 +1,4 @@
-"""The checkpoints of a job that count."""
+"""The committed checkpoints that a job can resume from."""
 
 from __future__ import annotations
 
@@ -23,9 +23,15 @@ class _Committed(NamedTuple):
 
 
 def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
-    """Those that a next attempt could go on from, newest first; raises `StorageUnreachable` and `OutsideRoot`."""
-    found = _committed(artifacts, job.artifact_uri, job.since_attempt) if job.artifact_uri else []
-    kept, per_epoch = best(each.manifest for each in found), steps_per_epoch(job.run_spec, job.dataset_images)
+    """The checkpoints that a next attempt could resume from, newest first.
+
+    Raises `StorageUnreachable`, also for a damaged manifest, and `OutsideRoot`.
+    """
+    committed = _committed(artifacts, job.artifact_uri, job.since_attempt) if job.artifact_uri else []
+    best_manifest, per_epoch = (
+        best(each.manifest for each in committed),
+        steps_per_epoch(job.run_spec, job.dataset_images),
+    )
     return [
         CheckpointView(
             attempt=manifest.attempt,
@@ -34,20 +40,20 @@ def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
             path=path,
             bytes=sum(record.size for record in manifest.files.values()) + size,
             created_at=at,
-            best=manifest is kept,
+            best=manifest is best_manifest,
             metrics=manifest.metrics,
         )
-        for path, manifest, size, at in reversed(found)
+        for path, manifest, size, at in reversed(committed)
     ]
 
 
 def _committed(artifacts: Artifacts, folder: str, since_attempt: int) -> list[_Committed]:
-    """Oldest first."""
+    """The committed checkpoints of attempts from ``since_attempt`` on, oldest first."""
     found = []
     for attempt in _numbers(artifacts.folders(f"{folder}/{names.CHECKPOINTS}"), "a"):
-        place = names.checkpoint_folder(attempt)
-        for step in _numbers(artifacts.folders(f"{folder}/{place}")) if attempt >= since_attempt else ():
-            path = f"{place}/{step:08d}"
+        parent = names.checkpoint_folder(attempt)
+        for step in _numbers(artifacts.folders(f"{folder}/{parent}")) if attempt >= since_attempt else ():
+            path = f"{parent}/{step:08d}"
             file = artifacts.file(folder, f"{path}/{names.MANIFEST}")
             data = artifacts.read(folder, f"{path}/{names.MANIFEST}") if file else None
             if file and data is not None:
@@ -55,12 +61,12 @@ def _committed(artifacts: Artifacts, folder: str, since_attempt: int) -> list[_C
     return found
 
 
-def _manifest(place: str, data: bytes) -> Manifest:
+def _manifest(path: str, data: bytes) -> Manifest:
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
         raise StorageUnreachable(
-            f"{place}/{names.MANIFEST} is damaged: delete that checkpoint's folder to go on from the one before it"
+            f"{path}/{names.MANIFEST} is damaged: delete that checkpoint's folder to resume from an earlier checkpoint"
         ) from error
 
 

@@ -1,8 +1,9 @@
-"""What goes with a job that is deleted."""
+"""What deleting a job removes."""
 
 from __future__ import annotations
 
-from service.adapters.mlflow_store import MlflowStore, Version
+from service.adapters.mlflow_registry import Version
+from service.adapters.mlflow_store import MlflowStore
 from service.adapters.storage import Artifacts, OutsideRoot
 from service.context.app_state import AppState
 from service.context.kind import Kinds
@@ -11,16 +12,16 @@ from service.jobs.schemas import BackboneRef, Deletion
 from trainer.spec.job import parse_spec
 
 
-def preview(state: AppState, job: Job) -> Deletion:
-    """What goes with a job; raises the errors of MLflow and the storage where they do not say."""
-    mlflow = state.mlflow
-    versions = versions_of(state.kinds, job, mlflow)
+def preview(app_state: AppState, job: Job) -> Deletion:
+    """What deleting a job would remove; raises `MlflowUnreachable` and `StorageUnreachable`."""
+    mlflow = app_state.mlflow
+    versions = versions_of(app_state.kinds, job, mlflow)
     folders = [
         job.artifact_uri,
         *(mlflow.folder(version) for version in versions),
-        *state.kinds[job.kind].other_folders(job, mlflow),
+        *app_state.kinds[job.kind].other_folders(job, mlflow),
     ]
-    files = [file for folder in folders if folder for file in _files(state.artifacts, folder)]
+    files = [file for folder in folders if folder for file in _files(app_state.artifacts, folder)]
     return Deletion(
         job_id=job.id,
         run_id=job.run_id,
@@ -32,7 +33,7 @@ def preview(state: AppState, job: Job) -> Deletion:
 
 
 def versions_of(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Version]:
-    """The versions that a job registered."""
+    """The versions that a job registered, as MLflow lists them."""
     name = kinds[job.kind].registers_as(parse_spec(job.spec))
     return mlflow.versions_of_job(name, job.id) if name else []
 
@@ -40,5 +41,5 @@ def versions_of(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Version]:
 def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:
     try:
         return artifacts.files(folder)
-    except OutsideRoot:  # of an artifact root of before, or registered by somebody else: not ours to remove
+    except OutsideRoot:  # in a former artifact root, or registered by another program: not ours to remove
         return []

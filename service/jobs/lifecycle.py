@@ -1,4 +1,4 @@
-"""A job's life: the states, the verbs people have, and the one function that writes a change."""
+"""A job's life cycle: the verbs of the API, the transitions between states, and the functions that write changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ S = State
 
 
 class Verb(StrEnum):
-    """What a person may ask of a job."""
+    """What a request can ask of a job."""
 
     CANCEL = "cancel"
     PAUSE = "pause"
@@ -35,7 +35,7 @@ class Verb(StrEnum):
 
     @property
     def done(self) -> str:
-        """In a sentence: a job can be …"""
+        """The past participle, to complete "the job cannot be …"."""
         return _DONE[self]
 
 
@@ -46,21 +46,21 @@ _DONE: Final = {
     Verb.RETRY: "retried",
     Verb.STOP: "stopped",
     Verb.DELETE: "deleted",
-    Verb.PATCH_PRIORITY: "given another priority",
-    Verb.PATCH_NOTES: "given other notes",
+    Verb.PATCH_PRIORITY: "given a new priority",
+    Verb.PATCH_NOTES: "given new notes",
 }
 
 
 class Effect(StrEnum):
-    """What a verb does besides moving to a state."""
+    """What a verb does where it does not move the job to another state."""
 
     SAME = "same"
-    """Nothing changes, and that is fine."""
+    """Succeed without a change."""
     REFUSED = "refused"
     GONE = "gone"
     EDIT = "edit"
     DRAIN = "drain"
-    """Running trials finish, then the search has succeeded."""
+    """Let the running trials finish; then the search has succeeded."""
 
 
 _ALIVE: Final = (S.STARTING, S.RUNNING, S.RECOVERING)
@@ -103,7 +103,7 @@ EFFECTS: Final[dict[Verb, dict[State, State | Effect]]] = {
     Verb.PATCH_PRIORITY: _row(Effect.EDIT, succeeded=Effect.REFUSED, failed=Effect.REFUSED, cancelled=Effect.REFUSED),
     Verb.PATCH_NOTES: _row(Effect.EDIT),
 }
-"""What each verb does in each state."""
+"""The effect of each verb in each state."""
 
 TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     S.QUEUED: frozenset({S.STARTING, S.PAUSED, S.CANCELLED, S.SUCCEEDED, S.FAILED}),
@@ -115,7 +115,7 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     S.PAUSING: frozenset({S.PAUSED, S.CANCELLING, S.SUCCEEDED, S.FAILED}),
     S.PAUSED: frozenset({S.QUEUED, S.CANCELLED, S.SUCCEEDED}),
     S.CANCELLING: frozenset({S.CANCELLED, S.SUCCEEDED}),
-    S.SUCCEEDED: frozenset({S.QUEUED}),  # a search that is given more trials; of no other job
+    S.SUCCEEDED: frozenset({S.QUEUED}),  # only a search that gets more trials
     S.FAILED: frozenset({S.QUEUED}),
     S.CANCELLED: frozenset({S.QUEUED}),
 }
@@ -128,50 +128,50 @@ RUN_STATUS: Final = {
     S.CANCELLED: "KILLED",
     S.PAUSED: "SCHEDULED",
 }
-"""What MLflow shows of a job's run where the job is not under way."""
+"""Status of a job's MLflow run while no attempt is under way."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What follows from a failure."""
+    """How the controller handles a reason of failure."""
 
     retried: bool
     charged: bool
-    """Whether it counts against the spec's `retry.max_failures`."""
+    """Whether the failure counts against the spec's `retry.max_failures`."""
     advice: str
-    """What people should do."""
+    """A sentence for the user: what to do, or what happens next."""
 
 
 POLICIES: Final[dict[Reason, Policy]] = {
-    Reason.WORKER_FAILED: Policy(True, True, "The logs of its ranks have more."),
+    Reason.WORKER_FAILED: Policy(True, True, "See the logs of its ranks."),
     Reason.START_FAILED: Policy(True, True, "Check that the trainer is installed on the Ray nodes."),
-    Reason.OUT_OF_MEMORY: Policy(True, True, "Lower optimization.micro_batch_size, or give it larger nodes."),
+    Reason.OUT_OF_MEMORY: Policy(True, True, "Lower optimization.micro_batch_size, or use larger nodes."),
     Reason.STORAGE_ERROR: Policy(True, True, "Check the artifact storage and its free space."),
-    Reason.DEADLINE_EXCEEDED: Policy(True, True, "Its logs show where it hangs."),
-    Reason.NODE_LOST: Policy(True, False, "It goes on from the last checkpoint."),
-    Reason.CLUSTER_LOST: Policy(True, False, "It goes on from the last checkpoint."),
-    Reason.PREEMPTED: Policy(True, False, "It goes on from the last checkpoint."),
+    Reason.DEADLINE_EXCEEDED: Policy(True, True, "Its logs show where it hung."),
+    Reason.NODE_LOST: Policy(True, False, "It resumes from the last checkpoint."),
+    Reason.CLUSTER_LOST: Policy(True, False, "It resumes from the last checkpoint."),
+    Reason.PREEMPTED: Policy(True, False, "It resumes from the last checkpoint."),
     Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
-    Reason.DATA_ERROR: Policy(False, False, "Mend the dataset, then retry the job."),
+    Reason.DATA_ERROR: Policy(False, False, "Fix the dataset, then retry the job."),
     Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
     Reason.TRIALS_FAILED: Policy(
         False,
         False,
-        "Look at the failed trials; then retry the search, with a larger budget.max_failed if they may fail.",
+        "Look at the failed trials, then retry the search; raise budget.max_failed to tolerate more failures.",
     ),
 }
-"""Whether a failure is tried again, and who pays for it; other reasons never end an attempt by themselves."""
+"""The policy of each reason that can end an attempt."""
 
 
 def transition(session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str) -> None:
-    """Move a job to another state and append the event: the only place that writes either.
+    """Move a job to another state and append the event. Nothing else writes a state.
 
-    ``job`` was read in this transaction, so nobody else can have moved it since. Raises `ValueError` for a change that
-    does not exist.
+    ``job`` was read in this transaction, so nobody else can have moved it since. Raises `ValueError` for a transition
+    that `TRANSITIONS` does not list.
     """
-    begin, moment = State(job.state), now()
-    if to not in TRANSITIONS[begin]:
-        raise ValueError(f"a job does not go from {begin} to {to}")
+    before, moment = State(job.state), now()
+    if to not in TRANSITIONS[before]:
+        raise ValueError(f"a job cannot move from {before} to {to}")
     values: dict[str, object] = {"state": to.value, "reason": reason.value if reason else None, "message": message}
     values["ended_at"] = moment if to.terminal else None
     if to is S.RUNNING and job.started_at is None:
@@ -180,17 +180,24 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
         values["waiting_since"] = moment
     _write(job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
-    told = {"job_id": job.id, "attempt": job.attempts, "before": begin, "state": to, "reason": reason, "actor": actor}
+    fields = {
+        "job_id": job.id,
+        "attempt": job.attempts,
+        "before": before,
+        "state": to,
+        "reason": reason,
+        "actor": actor,
+    }
 
     def committed(_: Session) -> None:
-        counters.TRANSITIONS.labels(begin.value, to.value, reason or counters.NONE).inc()
-        log.info("job_moved", **told)
+        counters.TRANSITIONS.labels(before.value, to.value, reason or counters.NONE).inc()
+        log.info("job_moved", **fields)
 
     event.listen(session, "after_commit", committed, once=True)
 
 
 def edit(session: Session, job: Job, values: Mapping[str, object], message: str, actor: str) -> None:
-    """Change what people may change about a job without moving it, and append the event."""
+    """Change columns of a job without moving it to another state, and append the event."""
     _write(job, values)
     if "labels" in values:
         write_labels(session.connection(), job)
@@ -198,7 +205,7 @@ def edit(session: Session, job: Job, values: Mapping[str, object], message: str,
 
 
 def delete(job: Job) -> None:
-    """Make a job gone for people; the controller removes what it left, then the row."""
+    """Hide a job from the API; the controller then removes its data and its row."""
     _write(job, {"deleted_at": now(), "idempotency_key": None})
 
 
@@ -208,6 +215,6 @@ def _write(job: Job, values: Mapping[str, object]) -> None:
 
 
 def note(session: Session, job: Job, reason: str | None, message: str, actor: str) -> None:
-    """Say something about a job whose state stays; nothing where it has been said already."""
+    """Set the reason and message of a job whose state stays; without effect where they are set already."""
     if (job.reason, job.message) != (reason, message):
         edit(session, job, {"reason": reason, "message": message}, message, actor)

@@ -1,4 +1,4 @@
-"""The versions that came out of a job, kept beside its other results."""
+"""The registered versions that came out of a job, as its result lists them."""
 
 from __future__ import annotations
 
@@ -6,51 +6,54 @@ from collections.abc import Iterable
 
 from sqlalchemy.orm import Session
 
+from service.context.kind import Kinds
 from service.db.tables import Job
 from service.jobs.schemas import BackboneRef, Result
 
 
-def of(job: Job) -> list[BackboneRef]:
-    """Those that a job names."""
+def versions(job: Job) -> list[BackboneRef]:
+    """The versions that a job's result lists."""
     return Result.model_validate(job.result or {}).backbones
 
 
 def reset(job: Job) -> None:
-    """Forget what a job left, but for its versions: they are still there."""
-    kept = of(job)
+    """Clear a job's result except for its versions, which still exist."""
+    kept = versions(job)
     job.result = Result(backbones=kept).model_dump(mode="json") if kept else None
 
 
-def add(session: Session, job: Job, versions: Iterable[BackboneRef]) -> None:
-    """A job has registered versions; the one that trained them, where that is another, names them too."""
-    found = list(versions)
-    for each in _both(session, job):
+def add(session: Session, kinds: Kinds, job: Job, registered: Iterable[BackboneRef]) -> None:
+    """List new versions in the result of the job that registered them, and of the job that trained them."""
+    registered = list(registered)
+    for each in _with_source(session, kinds, job):
         result = Result.model_validate(each.result or {})
-        _write(each, result, [*result.backbones, *(version for version in found if version not in result.backbones)])
+        _write(each, result, [*result.backbones, *(ref for ref in registered if ref not in result.backbones)])
 
 
-def drop(session: Session, job_id: str, version: BackboneRef) -> None:
-    """A version that a job registered is gone: it is no longer named."""
+def drop(session: Session, kinds: Kinds, job_id: str, version: BackboneRef) -> None:
+    """Remove a deleted version from the results of the job that registered it and of the job that trained it."""
     job = session.get(Job, job_id)
-    for each in _both(session, job) if job else ():
+    for each in _with_source(session, kinds, job) if job else ():
         if not each.result:
             continue
         result = Result.model_validate(each.result)
-        left = [other for other in result.backbones if other != version]
+        remaining = [other for other in result.backbones if other != version]
         if result.backbone == version:
-            result.backbone = max((other for other in left if other.name == version.name), key=_number, default=None)
-        _write(each, result, left)
+            same_name = (other for other in remaining if other.name == version.name)
+            result.backbone = max(same_name, key=_number, default=None)
+        _write(each, result, remaining)
 
 
-def _both(session: Session, job: Job) -> list[Job]:
-    """A job, and the one whose checkpoint it published."""
-    trained_by = session.get(Job, str(job.spec["job"])) if job.spec.get("job") else None
-    return [job, trained_by] if trained_by else [job]
+def _with_source(session: Session, kinds: Kinds, job: Job) -> list[Job]:
+    """A job, and the job whose checkpoint it publishes, if any."""
+    source_id = kinds[job.kind].source_job(job)
+    source = session.get(Job, source_id) if source_id else None
+    return [job, source] if source else [job]
 
 
 def _number(version: BackboneRef) -> int:
     return version.version
 
 
-def _write(job: Job, result: Result, versions: list[BackboneRef]) -> None:
-    job.result = result.model_copy(update={"backbones": versions}).model_dump(mode="json")
+def _write(job: Job, result: Result, backbones: list[BackboneRef]) -> None:
+    job.result = result.model_copy(update={"backbones": backbones}).model_dump(mode="json")

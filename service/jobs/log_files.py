@@ -1,4 +1,4 @@
-"""The chunk files of a run's logs, read a bounded piece at a time, forwards and from the end."""
+"""The chunk files of a run's logs, read forwards or backwards in pieces of bounded size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from service.jobs.log_marks import Position, Positions
 from trainer.protocol.names import LOG_POSITIONS, log_folder
 
 PIECE: Final = 2**20
-"""Bytes of a chunk that are in memory at a time; a line that is longer is too."""
+"""Bytes of a chunk in memory at a time; a longer line is read whole."""
 REMEMBERED: Final = 16
-"""Saved positions that a process keeps: a followed job reads its own again and again."""
+"""Saved positions that a process caches: following a job reads the same ones again and again."""
 
 
 class UnknownPositions(LookupError):
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class LogFiles:
-    """A run's log files as they are now: each attempt's folder is listed once.
+    """A run's log files. Each attempt's folder is listed once.
 
     Every method raises `StorageUnreachable` and `OutsideRoot`.
     """
@@ -44,7 +44,7 @@ class LogFiles:
     _listed: dict[int, dict[str, list[Chunk]]] = field(default_factory=dict, init=False, repr=False)
 
     def chunks(self, attempt: int) -> Mapping[str, Sequence[Chunk]]:
-        """The chunks of each source, in order."""
+        """The chunks of each source of an attempt, in order."""
         if attempt not in self._listed:
             found: dict[str, list[Chunk]] = {}
             for file, size in self.artifacts.sizes(self.folder, log_folder(attempt)).items():
@@ -56,16 +56,16 @@ class LogFiles:
         return self._listed[attempt]
 
     def lines(self, attempt: int, source: str, start: Position, stop: Position) -> Iterator[tuple[Position, bytes]]:
-        """Every whole line that ends after ``start`` and not after ``stop``, with where it ends.
+        """Every whole line that ends after ``start`` and not after ``stop``, with the position where it ends.
 
-        Raises `StorageUnreachable` for a log that another process has seen longer.
+        Raises `StorageUnreachable` for a log that ends before ``stop``: another process has read it when it was longer.
         """
         if start >= stop:
             return
         chunks = self.chunks(attempt).get(source, ())
-        begins_beyond = any(number == start[0] and size < start[1] for number, size in chunks)
-        if begins_beyond or not chunks or chunks[-1] < stop:
-            raise StorageUnreachable(f"{self.folder}: the log of attempt {attempt}, {source}, ends too early here")
+        ends_before_start = any(number == start[0] and size < start[1] for number, size in chunks)
+        if ends_before_start or not chunks or chunks[-1] < stop:
+            raise StorageUnreachable(f"{self.folder}: the log of {source}, attempt {attempt}, is shorter than it was")
         for number, size in chunks:
             if start[0] <= number <= stop[0] and size:
                 first = start[1] if number == start[0] else 0
@@ -75,29 +75,30 @@ class LogFiles:
                         yield (number, end), raw
 
     def _chunk_lines(self, file: str, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-        """Of one chunk. Without ``stop`` up to its end, which may be later than when its folder was listed.
+        """Lines of one chunk. Without ``stop``, to its end, even if it has grown since its folder was listed.
 
-        Each read begins with the end of the line before: S3 refuses a range that begins at the end of a file.
+        Each read begins one byte early, at the end of the previous line: S3 refuses a range that begins at the end of
+        a file.
         """
-        at, given, size, aligned = max(0, start - 1), start, PIECE, start == 0
+        at, yielded, size, aligned = max(0, start - 1), start, PIECE, start == 0
         while True:
             end = at + size if stop is None else min(at + size, stop)
             piece = self._read(file, at, end)
-            if not aligned and not piece.startswith(b"\n"):  # `start` is within a line that had not ended then
+            if not aligned and not piece.startswith(b"\n"):  # `start` is within a line that was unfinished then
                 at, aligned = self._line_end_before(file, at), True
                 continue
             aligned, line_end = True, at
-            for raw in piece.split(b"\n")[:-1]:  # what follows the last line end is still being written
+            for raw in piece.split(b"\n")[:-1]:  # the rest is still being written
                 line_end += len(raw) + 1
-                if line_end > given:
-                    given = line_end
+                if line_end > yielded:
+                    yielded = line_end
                     yield line_end, raw
             if end == stop or len(piece) < size:
                 return
             at, size = (line_end - 1, PIECE) if line_end - 1 > at else (at, 2 * size)
 
     def _line_end_before(self, file: str, offset: int) -> int:
-        """Where the last line end before ``offset`` is; 0 where there is none."""
+        """Offset of the last line end before ``offset``; 0 where there is none."""
         while offset > 0:
             begin = max(0, offset - PIECE)
             found = self._read(file, begin, offset).rfind(b"\n")
@@ -107,7 +108,7 @@ class LogFiles:
         return 0
 
     def lines_backwards(self, attempt: int, source: str) -> Iterator[tuple[Position, bytes]]:
-        """Every whole line from the last to the first, with where it begins."""
+        """Every whole line from the last to the first, with the position where it begins."""
         for number, size in reversed(self.chunks(attempt)[source]):
             start, rest, whole = size, b"", False
             while start > 0:
@@ -120,21 +121,21 @@ class LogFiles:
                 end = start + len(rest)
                 lines = rest.split(b"\n")[:-1]
                 rest = b""
-                if lines and start > 0:  # the first may have begun earlier
+                if lines and start > 0:  # the first line may have begun earlier
                     rest = lines.pop(0) + b"\n"
                 for raw in reversed(lines):
                     end -= len(raw) + 1
                     yield (number, end), raw
 
     def save(self, positions: Positions) -> str:
-        """Store positions for marks to name, and give their name: a hash, so that nobody overwrites another's."""
+        """Store positions and return the name for marks to refer to: a hash, so that writers never conflict."""
         data = json.dumps({key: positions[key] for key in sorted(positions)}, separators=(",", ":")).encode()
         name = base64.urlsafe_b64encode(hashlib.blake2s(data, digest_size=12).digest()).decode()
         self.artifacts.write(self.folder, _saved_file(name), gzip.compress(data, mtime=0))
         return name
 
     def saved(self, name: str) -> Positions:
-        """What `save` stored; raises `UnknownPositions`."""
+        """The positions that `save` stored under a name; raises `UnknownPositions`."""
         return _saved(self.artifacts, self.folder, name)
 
     def _read(self, file: str, start: int, stop: int) -> bytes:
@@ -151,7 +152,7 @@ def _saved(artifacts: Artifacts, folder: str, name: str) -> Positions:
 
 @dataclass(frozen=True)
 class WholeLog:
-    """Everything a source of an attempt has logged, as one file of JSON lines."""
+    """The whole log of one source of an attempt, as one file of JSON lines."""
 
     artifacts: Artifacts
     folder: str
@@ -164,7 +165,7 @@ class WholeLog:
         return sum(chunk.size for chunk in self.chunks)
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Its bytes from ``start`` up to ``stop``, a bounded piece at a time."""
+        """Its bytes from ``start`` up to ``stop``, in pieces of bounded size."""
         offset = 0
         for number, size in self.chunks:
             name = _file(self.attempt, self.source, number)
@@ -172,13 +173,13 @@ class WholeLog:
             for first in range(begin, end, PIECE):
                 data = self.artifacts.read(self.folder, name, first, min(first + PIECE, end))
                 if data is None:
-                    raise StorageUnreachable(f"{self.folder}/{name}: it has gone meanwhile")
+                    raise StorageUnreachable(f"{self.folder}/{name}: the file was deleted during the download")
                 yield data
             offset += size
 
 
 def whole(artifacts: Artifacts, folder: str, attempt: int, source: str) -> WholeLog | None:
-    """One source's log as it is now; None where it has logged nothing."""
+    """One source's log as it is now; None where the source has logged nothing."""
     chunks = LogFiles(artifacts, folder).chunks(attempt).get(source)
     return WholeLog(artifacts, folder, attempt, source, chunks) if chunks else None
 

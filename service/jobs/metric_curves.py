@@ -1,4 +1,4 @@
-"""Curves of jobs: from MLflow, down-sampled here."""
+"""Metric curves of jobs: read from MLflow and down-sampled."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from service.adapters.mlflow_store import MetricPoint, MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_runs import MetricPoint
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Attempt
@@ -15,44 +16,48 @@ from service.jobs import repository
 from service.jobs.schemas import JobsMetricsView, MetricsView, Point
 
 
-def metrics(parts: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
-    """A job's curves by key, all of them without ``keys``; raises the API's 503 where MLflow does not answer."""
-    (found,) = _curves(parts, caller, [job_id], keys, points).values()
-    return MetricsView(series=found)
+def metrics(app_state: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:
+    """A job's curves by key, all of them without ``keys``.
+
+    Raises the API's 404, and 503 where MLflow is unreachable.
+    """
+    (series,) = _curves(app_state, caller, [job_id], keys, points).values()
+    return MetricsView(series=series)
 
 
 def metrics_of_jobs(
-    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    app_state: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> JobsMetricsView:
-    """The same of several jobs; raises the API's 404 where one of them is not there."""
-    return JobsMetricsView(jobs=_curves(parts, caller, job_ids, keys, points))
+    """The curves of several jobs; raises the API's 404 for any that the caller may not see, and 503 likewise."""
+    return JobsMetricsView(jobs=_curves(app_state, caller, job_ids, keys, points))
 
 
 def _curves(
-    parts: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
+    app_state: AppState, caller: Caller, job_ids: Sequence[str], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
-    with parts.database.read() as session:
-        jobs = [repository.seen(session, job_id, caller) for job_id in job_ids]
-        begun = [session.get(Attempt, (job.id, job.since_attempt)) if job.since_attempt > 1 else None for job in jobs]
-    # Nothing is shown that an attempt has logged from which the job no longer goes on.
-    since = {job.id: attempt.started_at if attempt else None for job, attempt in zip(jobs, begun, strict=True)}
-    shown = {job.run_id: job.id for job in jobs if job.run_id and (job.since_attempt == 1 or since[job.id] is not None)}
-    found: dict[str, dict[str, list[Point]]] = {job.id: {key: [] for key in keys} for job in jobs}
-    of_runs = curves(parts, {run_id: since[job_id] for run_id, job_id in shown.items()}, keys, points)
-    return found | {shown[run_id]: series for run_id, series in of_runs.items()}
+    with app_state.database.read() as session:
+        jobs = [repository.visible_job(session, job_id, caller) for job_id in job_ids]
+        restarted = {job.id: job.since_attempt for job in jobs if job.since_attempt > 1}
+        attempts = {job_id: session.get(Attempt, (job_id, number)) for job_id, number in restarted.items()}
+    # Metrics of attempts that the job no longer builds on are left out.
+    since = {job_id: attempt.started_at for job_id, attempt in attempts.items() if attempt}
+    job_of_run = {job.run_id: job.id for job in jobs if job.run_id and (job.id in since or job.id not in restarted)}
+    empty: dict[str, dict[str, list[Point]]] = {job.id: {key: [] for key in keys} for job in jobs}
+    by_run = curves(app_state, {run_id: since.get(job_id) for run_id, job_id in job_of_run.items()}, keys, points)
+    return empty | {job_of_run[run_id]: series for run_id, series in by_run.items()}
 
 
 def curves(
-    parts: AppState, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
+    app_state: AppState, runs: Mapping[str, datetime | None], keys: Sequence[str], points: int
 ) -> dict[str, dict[str, list[Point]]]:
-    """Curves by run and key, all keys without ``keys``, of what each run has logged since its moment.
+    """Curves by run and key, all keys without ``keys``. ``runs`` gives the moment from which each run counts.
 
-    Raises the API's 503 where MLflow does not answer.
+    Raises the API's 503 where MLflow is unreachable.
     """
     found: dict[str, dict[str, list[Point]]] = {run_id: {key: [] for key in keys} for run_id in runs}
     try:
-        for key in keys or _keys(parts, list(runs)):
-            for run_id, history in parts.mlflow.histories(list(runs), key).items():
+        for key in keys or _keys(app_state, list(runs)):
+            for run_id, history in app_state.mlflow.histories(list(runs), key).items():
                 begin = runs[run_id]
                 kept = [point for point in history if begin is None or point.time >= begin]
                 found[run_id][key] = downsampled(kept, points)
@@ -61,16 +66,16 @@ def curves(
     return found
 
 
-def _keys(parts: AppState, run_ids: Sequence[str]) -> list[str]:
-    """All that the runs have logged."""
-    keys = {key for run_id in run_ids for key in parts.mlflow.run(run_id).metrics}
+def _keys(app_state: AppState, run_ids: Sequence[str]) -> list[str]:
+    """The metric keys that any of the runs has logged."""
+    keys = {key for run_id in run_ids for key in app_state.mlflow.run(run_id).metrics}
     return sorted(key for key in keys if not key.startswith("rcmae/"))
 
 
 def downsampled(points: Sequence[MetricPoint], count: int) -> list[Point]:
-    """At most ``count`` points, each for a range of steps as long as the others'; finite values alone.
+    """At most ``count`` points, each for an equal range of steps; values that are not finite are left out.
 
-    ``points`` are sorted by step. A curve of no more than ``count`` points is given as it is.
+    ``points`` are sorted by step. A curve of no more than ``count`` points is returned as it is.
     """
     finite = [point for point in points if math.isfinite(point.value)]
     if len(finite) <= count:

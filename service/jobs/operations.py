@@ -1,4 +1,4 @@
-"""The routes of jobs as `/openapi.json` describes them, and the errors of their own."""
+"""The OpenAPI description of the jobs' routes, and their error codes."""
 
 from __future__ import annotations
 
@@ -10,37 +10,40 @@ PNG: Final = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
 EVENT: Final = {
     "type": "object",
     "properties": {
-        "event": {"type": "string", "description": "`job`, `event`, `metrics`, `log` or `end`; of all jobs `jobs`."},
-        "id": {"type": "string", "description": "Sent as `Last-Event-ID`, it goes on from there."},
+        "event": {
+            "type": "string",
+            "description": "`job`, `event`, `metrics`, `log` or `end`; on the stream of all jobs `jobs`.",
+        },
+        "id": {"type": "string", "description": "Send it as `Last-Event-ID` to continue from there."},
         "data": {"type": "string", "description": "JSON."},
     },
 }
 EVENTS: Final = {"text/event-stream": {"schema": EVENT}}
 LINES: Final = {"application/x-ndjson": {"schema": {"type": "string"}}}
-LOCATION: Final = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
+LOCATION: Final = {"Location": {"description": "Path of the job.", "schema": {"type": "string"}}}
 
 
 CONTROL: Final = ("forbidden", "job_not_found", "not_allowed_in_state")
 LOG: Final = ("job_not_found", "log_not_found", "artifacts_not_here")
 
 CODES: Final[dict[str, tuple[int, str]]] = {
-    "job_not_found": (404, "there is no such job"),
+    "job_not_found": (404, "no such job exists"),
     "log_not_found": (404, "this attempt has no log of this source"),
-    "image_not_found": (404, "the job, or the trial, has no such picture"),
-    "artifacts_not_here": (404, "its files lie outside the artifact root, which is another now"),
-    "not_allowed_in_state": (409, "the state of the job, or of the trial, does not allow it"),
-    "not_for_this_kind": (409, "the job is of another kind"),
-    "backbones_would_go": (409, "registered versions would be deleted: say `with_backbones=true`"),
-    "idempotency_key_reused": (422, "the key was used for another spec, or for other trials"),
+    "image_not_found": (404, "the job or trial has no such image"),
+    "artifacts_not_here": (404, "the job's files are outside the artifact root, which has changed since"),
+    "not_allowed_in_state": (409, "the state of the job or trial does not allow it"),
+    "not_for_this_kind": (409, "the operation does not apply to this kind of job"),
+    "backbones_would_go": (409, "registered versions would be deleted too: confirm with `with_backbones=true`"),
+    "idempotency_key_reused": (422, "the key was used before, for another spec or for other trials"),
 }
-"""Status of each error, and when it comes."""
+"""Status and meaning of each error code."""
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "POST /v1/jobs": Operation(
         "submit_job",
         ("forbidden", "idempotency_key_reused"),
         {
-            200: {"description": "The job that this key has made before.", "headers": LOCATION},
+            200: {"description": "The job that was submitted with this key before.", "headers": LOCATION},
             201: {"description": "A new job.", "headers": LOCATION},
         },
     ),
@@ -75,7 +78,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/jobs/{job_id}/images/{name}": Operation(
         "get_job_image",
         ("job_not_found", "image_not_found", "artifacts_not_here"),
-        {200: {"description": "The picture.", "content": PNG}},
+        {200: {"description": "The image.", "content": PNG}},
     ),
 }
-"""One row a route."""
+"""One entry for each route."""

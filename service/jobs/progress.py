@@ -1,11 +1,11 @@
-"""What a run's tags tell about its job."""
+"""A job's progress, read from the tags of its MLflow run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import Progress
 from trainer.protocol import names
@@ -17,15 +17,18 @@ from trainer.spec.plan import Schedule
 
 
 def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime) -> None:
-    """Take over what the run tells; nothing that an attempt has told from which the job no longer goes on."""
+    """Write a run's metrics and progress into the job's row.
+
+    What an attempt before `since_attempt` reported is ignored: the job has started over since.
+    """
     images = run.tags.get(names.TAG_IMAGES)
     job.dataset_images = int(images) if images else job.dataset_images
     newest = run.newest()
     if newest is None or newest.attempt < job.since_attempt:
         return
     job.metrics = dict(newest.values)
-    runs = [attempt.number for attempt in attempts if attempt.ended_at is None]
-    progress = progress_of(job.run_spec, newest, run.tags.get(names.TAG_STEPS), runs)
+    running = [attempt.number for attempt in attempts if attempt.ended_at is None]
+    progress = progress_of(job.run_spec, newest, run.tags.get(names.TAG_STEPS), running)
     if progress:
         progress.gpu_hours = gpu_hours(attempts, moment)
         job.progress = progress.model_dump(mode="json")
@@ -34,7 +37,7 @@ def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime
 def progress_of(
     spec: Mapping[str, object], newest: Newest, steps: str | None, running: Sequence[int]
 ) -> Progress | None:
-    """How far a run is; None before its first metrics. The end is foretold for ``running`` attempts alone."""
+    """A run's progress; None before its first metrics. The end is estimated only for ``running`` attempts."""
     values, samples = newest.values, newest.values.get(metric_keys.SAMPLES)
     if samples is None:
         return None
@@ -56,7 +59,7 @@ def progress_of(
 
 
 def steps_per_epoch(spec: Mapping[str, object], images: int | None) -> int | None:
-    """None until a dataset's readable images have been counted, and where they are too few for a batch by now."""
+    """Steps per epoch; None until the dataset's images have been counted, and where they no longer fill a batch."""
     if images is None:
         return None
     try:
@@ -66,7 +69,7 @@ def steps_per_epoch(spec: Mapping[str, object], images: int | None) -> int | Non
 
 
 def gpu_hours(attempts: Sequence[Attempt], moment: datetime) -> float:
-    """GPUs times hours of all attempts until ``moment``, to the thousandth."""
+    """GPU hours of all attempts until ``moment``, rounded to thousandths."""
     seconds = [
         (attempt.gpus or 0) * ((attempt.ended_at or moment) - attempt.started_at).total_seconds()
         for attempt in attempts

@@ -1,4 +1,4 @@
-"""Waiting jobs and running attempts as the scheduler sees them: for the plan, the cluster page and the controller."""
+"""Database rows as the scheduler's input: shared by the plan, the cluster page and the controller."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from service.context.kind import Kinds
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
 from service.queue.scheduler import Running, Waiting
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, gang, resolve
+from trainer.spec.plan import gang, resolve
 
 log = structlog.get_logger()
 
@@ -19,7 +20,7 @@ log = structlog.get_logger()
 def running_entries(
     active: Sequence[tuple[Job, Attempt | None]], placements: Mapping[str, Sequence[str]]
 ) -> list[Running]:
-    """What attempts under way take, and on which nodes, by their submissions."""
+    """The resources of live attempts, with their nodes; ``placements`` gives these by submission id."""
     entries = []
     for job, attempt in active:
         if attempt is None or attempt.ended_at is not None:
@@ -34,7 +35,7 @@ def running_entries(
 
 
 def waiting_entries(jobs: Sequence[Job], shape: ClusterShape, kinds: Kinds) -> dict[str, Waiting]:
-    """Jobs that wait, by id; one whose spec cannot be read any more is logged and left out."""
+    """Waiting jobs by id; a job whose stored spec is no longer valid is logged and left out."""
     entries: dict[str, Waiting] = {}
     for job in jobs:
         try:

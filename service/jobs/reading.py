@@ -1,4 +1,4 @@
-"""What is read of jobs: each a question to the database, and some to the storage, which no transaction waits for."""
+"""Read requests for jobs. The storage is read outside of any transaction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.log_files import LogFiles, WholeLog, whole
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.progress import steps_per_epoch
 from service.jobs.repository import Filters
 from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
@@ -25,97 +25,97 @@ from trainer.protocol import names
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
-    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.SHOWN}
+    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.VIEW_COLUMNS}
     return _view(fields | {"spec": job.run_spec})
 
 
 def _view(fields: Mapping[str, Any]) -> JobView:
-    """From what a list has of a job."""
+    """A view from the fields that a list reads."""
     search = fields["search_id"]
     origin = PromotedFrom(search=search, trial=fields["trial"]) if search else None
     return JobView.model_validate({**fields, "promoted_from": origin})
 
 
-def show(parts: AppState, caller: Caller, job_id: str) -> JobView:
-    with parts.database.read() as session:
-        return view(repository.seen(session, job_id, caller))
+def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
+    with app_state.database.read() as session:
+        return view(repository.visible_job(session, job_id, caller))
 
 
-def listing(parts: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
-    with parts.database.read() as session:
+def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
+    with app_state.database.read() as session:
         jobs, following = repository.page(session, filters, limit, cursor)
     return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 
-def events(parts: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
+def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:
     after = paging.read_number(cursor) if cursor else 0
-    with parts.database.read() as session:
-        repository.seen(session, job_id, caller)
+    with app_state.database.read() as session:
+        repository.visible_job(session, job_id, caller)
         found = repository.events(session, job_id, after, limit + 1)
         items = [EventView.model_validate(event, from_attributes=True) for event in found[:limit]]
         following = paging.write_cursor([items[-1].id]) if len(found) > limit else None
         return Page[EventView](items=items, next_cursor=following)
 
 
-def attempts(parts: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
-    with parts.database.read() as session:
-        repository.seen(session, job_id, caller)
+def attempts(app_state: AppState, caller: Caller, job_id: str) -> Page[AttemptView]:
+    with app_state.database.read() as session:
+        repository.visible_job(session, job_id, caller)
         found: list[Attempt] = repository.attempts(session, job_id)
         return Page[AttemptView](items=[AttemptView.model_validate(a, from_attributes=True) for a in found])
 
 
 def logs(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
 ) -> LogPage:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
     if not job.artifact_uri:
         return LogPage(items=[])
-    logs = Logs(LogFiles(parts.artifacts, job.artifact_uri), range(1, job.attempts + 1))
-    return page(logs, wanted, cursor, limit, tail)
+    logs = Logs(LogFiles(app_state.artifacts, job.artifact_uri), range(1, job.attempts + 1))
+    return page(logs, log_filter, cursor, limit, tail)
 
 
-def whole_log(parts: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    found = whole(parts.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
+def whole_log(app_state: AppState, caller: Caller, job_id: str, attempt: int, source: str) -> WholeLog:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    found = whole(app_state.artifacts, job.artifact_uri, attempt, source) if job.artifact_uri else None
     if found is None:
         raise not_found("log", f"{attempt}/{source}")
     return found
 
 
-def checkpoints(parts: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    return Page[CheckpointView](items=checkpoints_of(job, parts.artifacts))
+def checkpoints(app_state: AppState, caller: Caller, job_id: str) -> Page[CheckpointView]:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    return Page[CheckpointView](items=checkpoints_of(job, app_state.artifacts))
 
 
-def images(parts: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
+def images(app_state: AppState, caller: Caller, job_id: str) -> Page[ImageView]:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
     per_epoch = steps_per_epoch(job.run_spec, job.dataset_images)
-    return pictures(parts.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
+    return image_views(app_state.artifacts, job.artifact_uri, f"/v1/jobs/{job_id}", per_epoch)
 
 
-def image(parts: AppState, caller: Caller, job_id: str, name: str) -> bytes:
-    with parts.database.read() as session:
-        job = repository.seen(session, job_id, caller)
-    return picture(parts.artifacts, job.artifact_uri, name)
+def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    return image_bytes(app_state.artifacts, job.artifact_uri, name)
 
 
-def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: int | None) -> Page[ImageView]:
-    """A run's pictures by step; ``place`` is where the API has them. None where it has no artifact folder yet.
+def image_views(artifacts: Artifacts, folder: str | None, resource: str, per_epoch: int | None) -> Page[ImageView]:
+    """A run's images by step; empty where it has no artifact folder yet.
 
-    ``per_epoch`` are its steps in an epoch, where that is known.
+    ``resource`` is the path of the API's resource that they belong to; ``per_epoch`` the steps per epoch, if known.
     """
-    found = artifacts.sizes(folder, names.IMAGES) if folder else {}
-    pngs = [name for name in sorted(found) if name.startswith("reconstruction_") and name.endswith(".png")]
+    sizes = artifacts.sizes(folder, names.IMAGES) if folder else {}
+    pngs = [name for name in sorted(sizes) if name.startswith("reconstruction_") and name.endswith(".png")]
     steps = [int(name.removeprefix("reconstruction_").removesuffix(".png")) for name in pngs]
     return Page[ImageView](
         items=[
@@ -123,15 +123,15 @@ def pictures(artifacts: Artifacts, folder: str | None, place: str, per_epoch: in
                 step=step,
                 epoch=step / per_epoch if per_epoch else None,
                 name=name,
-                url=f"{place}/images/{quote(name)}",
+                url=f"{resource}/images/{quote(name)}",
             )
             for step, name in zip(steps, pngs, strict=True)
         ]
     )
 
 
-def picture(artifacts: Artifacts, folder: str | None, name: str) -> bytes:
-    """A picture's bytes: they are small. Raises the API's 404."""
+def image_bytes(artifacts: Artifacts, folder: str | None, name: str) -> bytes:
+    """The bytes of one image; raises the API's 404."""
     data = artifacts.read(folder, f"{names.IMAGES}/{name}") if folder and name.endswith(".png") else None
     if data is None:
         raise not_found("image", name)

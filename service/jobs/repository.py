@@ -1,4 +1,4 @@
-"""Reading and writing jobs. Every function works inside its caller's transaction."""
+"""Queries for jobs, attempts and events. Every function works inside its caller's transaction."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -18,27 +18,28 @@ from service.http.problems import ApiProblem, not_found
 from service.jobs.schemas import JobView, State
 from trainer.spec.job import Kind
 
-ACTIVE = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
-ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+ACTIVE: Final = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
+"""States in which an attempt may be under way."""
+ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def new_id() -> str:
-    """A short id that sorts by time: eight characters of milliseconds, six of chance."""
+    """A short id that sorts by time: eight characters of milliseconds and six random ones."""
     moment = int(now().timestamp() * 1000)
-    stamp = "".join(ALPHABET[moment >> shift & 31] for shift in range(40, -1, -5))
-    return f"job-{stamp}{''.join(secrets.choice(ALPHABET) for _ in range(6))}"
+    stamp = "".join(ID_ALPHABET[moment >> shift & 31] for shift in range(40, -1, -5))
+    return f"job-{stamp}{''.join(secrets.choice(ID_ALPHABET) for _ in range(6))}"
 
 
 def get(session: Session, job_id: str) -> Job:
-    """A job by its id; raises the API's 404. What people ask for is `seen`."""
+    """A job by its id; raises the API's 404. For a request use `visible_job`."""
     job = session.get(Job, job_id)
     if job is None or job.deleted_at is not None:
         raise not_found("job", job_id)
     return job
 
 
-def seen(session: Session, job_id: str, caller: Caller) -> Job:
-    """A job by its id, for who asks; raises the API's 404 also where it is not there for them."""
+def visible_job(session: Session, job_id: str, caller: Caller) -> Job:
+    """A job by its id; raises the API's 404 where it does not exist or the caller may not see it."""
     job = get(session, job_id)
     if not caller.sees(job.owner):
         raise not_found("job", job_id)
@@ -47,58 +48,61 @@ def seen(session: Session, job_id: str, caller: Caller) -> Job:
 
 @dataclass(frozen=True)
 class Filters:
-    """What a list of jobs is narrowed to; all in SQL."""
+    """Filters of a list of jobs, applied in SQL."""
 
     state: Sequence[State] = ()
     kind: Kind | None = None
     owner: str | None = None
     label: Sequence[str] = ()
-    """`name:value` each."""
+    """Each as `name:value`; a job has to have all of them."""
     name_contains: str | None = None
     created_after: datetime | None = None
-    seen_by: Caller | None = None
+    visible_to: Caller | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        found: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
+        conditions: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
         if self.state:
-            found.append(Job.state.in_([state.value for state in self.state]))
+            conditions.append(Job.state.in_([state.value for state in self.state]))
         if self.kind:
-            found.append(Job.kind == self.kind)
+            conditions.append(Job.kind == self.kind)
         if self.owner:
-            found.append(Job.owner == self.owner)
-        if self.seen_by and self.seen_by.sees_only is not None:
-            found.append(Job.owner == self.seen_by.sees_only)
+            conditions.append(Job.owner == self.owner)
+        if self.visible_to and self.visible_to.sees_only is not None:
+            conditions.append(Job.owner == self.visible_to.sees_only)
         if self.name_contains:
-            found.append(Job.name.icontains(self.name_contains, autoescape=True))
+            conditions.append(Job.name.icontains(self.name_contains, autoescape=True))
         if self.created_after:
-            found.append(Job.created_at > utc(self.created_after))
-        return found
+            conditions.append(Job.created_at > utc(self.created_after))
+        return conditions
 
     def labels(self) -> list[tuple[str, str]]:
-        """Name and value of each; raises the API's 422."""
+        """Name and value of each label; raises the API's 422 for a label without a colon."""
         for label in self.label:
             if ":" not in label:
                 raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
         return [(name, value) for name, _, value in (label.partition(":") for label in self.label)]
 
 
-WORKED_OUT = {"spec", "promoted_from"}
-"""Of a job as it is shown: what is no column."""
-SHOWN = [getattr(Job, name) for name in JobView.model_fields if name not in WORKED_OUT] + [Job.search_id, Job.trial]
-"""Of a job in a list; its rows hold more, and reading JSON takes most of a list's time."""
+COMPUTED: Final = {"spec", "promoted_from"}
+"""Fields of `JobView` that are not columns."""
+VIEW_COLUMNS: Final = [getattr(Job, name) for name in JobView.model_fields if name not in COMPUTED] + [
+    Job.search_id,
+    Job.trial,
+]
+"""The columns that a list of jobs reads. Rows hold more, and decoding their JSON would take most of a list's time."""
 
 
 def page(session: Session, filters: Filters, limit: int, cursor: str | None) -> tuple[list[dict[str, Any]], str | None]:
-    """What is shown of jobs, newest first, and the cursor of those that follow."""
-    query = select(*SHOWN, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
+    """The fields of a page of jobs, newest first, and the cursor of the next page."""
+    query = select(*VIEW_COLUMNS, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
     created_at, identity = Job.created_at, Job.id
     for name, value in filters.labels():
         label = aliased(Label)
         query = query.join(label, label.job_id == Job.id).where(label.name == name, label.value == value)
-        created_at, identity = label.created_at, label.job_id  # the same, in the order of an index of this label alone
+        created_at, identity = label.created_at, label.job_id  # the same values, in the order of the labels' index
     if cursor:
         moment, job_id = read_moment(cursor)
-        # The first condition alone tells the database where to begin in its index.
+        # The first condition lets the database seek in its index.
         query = query.where(created_at <= moment, or_(created_at < moment, identity < job_id))
     query = query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
     jobs: list[dict[str, Any]] = [{**row} for row in session.execute(query).mappings()]
@@ -112,36 +116,36 @@ def by_idempotency_key(session: Session, owner: str, key: str) -> Job | None:
 
 
 def active(session: Session) -> list[tuple[Job, Attempt | None]]:
-    """Jobs with something to watch, each with its last attempt."""
+    """Active jobs, oldest first, each with its last attempt."""
     jobs = session.scalars(select(Job).where(Job.state.in_(ACTIVE)).order_by(Job.created_at))
     return [(job, last_attempt(session, job)) for job in jobs]
 
 
 def waiting(session: Session) -> list[Job]:
-    """Jobs that wait for an attempt."""
+    """Jobs that wait for an attempt: queued ones, and recovering ones whose last attempt has ended."""
     states = [State.QUEUED.value, State.RECOVERING.value]
     jobs = session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.id))
     return [job for job in jobs if job.state == State.QUEUED or not live_attempt(session, job)]
 
 
 @dataclass(frozen=True)
-class Crowd:
-    """Jobs of one state and kind."""
+class StateCount:
+    """The jobs of one state and kind."""
 
     count: int
     since: datetime
-    """When the one that has waited longest last began to wait for an attempt."""
+    """When the job that has waited longest began to wait for an attempt."""
 
 
-def census(session: Session) -> dict[tuple[str, str], Crowd]:
-    """How many jobs there are by state and kind: an index holds all of it."""
+def count_by_state(session: Session) -> dict[tuple[str, str], StateCount]:
+    """The number of jobs by state and kind, read from an index alone."""
     query = select(Job.state, Job.kind, func.count(), func.min(Job.waiting_since)).where(Job.deleted_at.is_(None))
     rows = session.execute(query.group_by(Job.state, Job.kind))
-    return {(state, kind): Crowd(count, since) for state, kind, count, since in rows}
+    return {(state, kind): StateCount(count, since) for state, kind, count, since in rows}
 
 
 def running_progress(session: Session) -> dict[str, dict[str, Any]]:
-    """The progress of each running job that has told any."""
+    """The progress of each running job that has reported any."""
     query = select(Job.id, Job.progress).where(Job.state == State.RUNNING, Job.progress.is_not(None))
     return {row.id: row.progress for row in session.execute(query)}
 
@@ -164,29 +168,29 @@ def events(session: Session, job_id: str, after: int, limit: int) -> list[Event]
     return list(session.scalars(query))
 
 
-def images_of(session: Session, dataset_uri: str) -> int | None:
-    """Readable images of a dataset, from the newest job that counted them."""
+def dataset_images(session: Session, dataset_uri: str) -> int | None:
+    """The number of readable images of a dataset, from the newest job that counted them; None before any has."""
     query = select(Job.dataset_images).where(Job.dataset_uri == dataset_uri, Job.dataset_images.is_not(None))
     return session.scalar(query.order_by(Job.created_at.desc()).limit(1))
 
 
 def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
-    """Those of these jobs that there are."""
+    """The jobs with these ids, without those that do not exist."""
     return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))}
 
 
 def deleted(session: Session) -> list[Job]:
-    """Jobs that were deleted and whose remains have not been removed yet."""
+    """Deleted jobs whose data has not been removed yet."""
     return list(session.scalars(select(Job).where(Job.deleted_at.is_not(None)).order_by(Job.deleted_at)))
 
 
 def remove(session: Session, job_id: str) -> None:
-    """Delete a deleted job's row, with its attempts and events."""
+    """Delete the row of a deleted job, with its attempts and events."""
     session.execute(delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None)))
 
 
 def ended_submissions(session: Session, submission_ids: Sequence[str]) -> list[str]:
-    """Those that are attempts of ours which have ended."""
+    """Of these submissions, those of attempts that have ended."""
     query = select(Attempt.submission_id).where(
         Attempt.submission_id.in_(submission_ids), Attempt.ended_at.is_not(None)
     )
@@ -194,7 +198,7 @@ def ended_submissions(session: Session, submission_ids: Sequence[str]) -> list[s
 
 
 def unswept(session: Session, before: datetime, limit: int) -> list[tuple[Job, Attempt]]:
-    """Attempts that ended before a moment and have not been swept, oldest first."""
+    """Attempts that ended before a moment and have not been swept yet, oldest first."""
     query = select(Job, Attempt).join(Attempt, Attempt.job_id == Job.id)
     query = query.where(Attempt.ended_at < before, Attempt.swept_at.is_(None), Job.deleted_at.is_(None))
     return [(job, attempt) for job, attempt in session.execute(query.order_by(Attempt.ended_at).limit(limit))]

@@ -11,13 +11,13 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
 from service.context.app_state import CallerDep, StateDep
-from service.http.ranges import answer
+from service.http.ranges import file_response
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
 from service.jobs import reading, service
 from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
-from service.jobs.logs import Wanted
+from service.jobs.logs import LogFilter
 from service.jobs.repository import Filters
 from service.jobs.schemas import (
     LAST_ATTEMPT,
@@ -46,39 +46,41 @@ stream_router = APIRouter(prefix="/v1/stream", tags=["jobs"])
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 SpecBody = Annotated[JobSpec, Body(discriminator="kind")]
-Points = Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")]
+Points = Annotated[int, Query(ge=1, le=10_000, description="points of each curve, at most")]
 LogLimit = Annotated[int, Query(ge=1, le=5000)]
 
 
 @router.post("", status_code=201)
 def submit(
     spec: SpecBody,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
 ) -> JobView:
-    """Submit a job. The same `Idempotency-Key` with the same spec answers 200 and the same job."""
-    job, new = service.submit(parts, caller, spec, idempotency_key)
+    """Submit a job. A repeated request with the same `Idempotency-Key` and spec returns 200 and the same job."""
+    job, new = service.submit(app_state, caller, spec, idempotency_key)
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 
 
 @router.post("/plan")
-def plan(spec: SpecBody, parts: StateDep, caller: CallerDep) -> PlanView:
-    """What a spec would need, and whether it would start now, later or never, and why."""
-    return service.plan(parts, caller, spec)
+def plan(spec: SpecBody, app_state: StateDep, caller: CallerDep) -> PlanView:
+    """The resources that a spec needs, and whether it would start now, later or never, and why."""
+    return service.plan(app_state, caller, spec)
 
 
 @router.get("", response_model=Page[JobView])
 def listing(
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     state: Annotated[list[State] | None, Query()] = None,
     kind: Kind | None = None,
     owner: str | None = None,
-    label: Annotated[list[str] | None, Query(description="name:value; all of them", max_length=32)] = None,
+    label: Annotated[
+        list[str] | None, Query(description="name:value; a job has to have all of them", max_length=32)
+    ] = None,
     name_contains: str | None = None,
     created_after: Moment | None = None,
     limit: Limit = 50,
@@ -86,111 +88,115 @@ def listing(
 ) -> Response:
     """Jobs, newest first."""
     filters = Filters(state or (), kind, owner, label or (), name_contains, created_after, caller)
-    return _written(reading.listing(parts, filters, limit, cursor))
+    return _serialised(reading.listing(app_state, filters, limit, cursor))
 
 
 @router.get("/{job_id}", response_model=JobView)
-def show(job_id: str, parts: StateDep, caller: CallerDep) -> Response:
+def show(job_id: str, app_state: StateDep, caller: CallerDep) -> Response:
     """One job."""
-    return _written(reading.show(parts, caller, job_id))
+    return _serialised(reading.show(app_state, caller, job_id))
 
 
-def _written(found: BaseModel) -> Response:
-    """For what is asked all the time: FastAPI would check it again, and write it on the event loop."""
+def _serialised(found: BaseModel) -> Response:
+    """Serialised here, on the request's thread: FastAPI would validate and serialise it on the event loop."""
     return Response(found.model_dump_json(), media_type="application/json")
 
 
 @router.patch("/{job_id}")
-def patch(job_id: str, body: PatchBody, parts: StateDep, caller: CallerDep) -> JobView:
-    """Change a job's priority, labels or notes; what is left out stays."""
-    return service.patch(parts, caller, job_id, body)
+def patch(job_id: str, body: PatchBody, app_state: StateDep, caller: CallerDep) -> JobView:
+    """Change a job's priority, labels or notes; fields that are left out keep their values."""
+    return service.patch(app_state, caller, job_id, body)
 
 
 @router.delete("/{job_id}")
 def delete(
     job_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    preview: Annotated[bool, Query(description="say what would go, and delete nothing")] = False,
-    with_backbones: Annotated[bool, Query(description="delete the registered versions that it made too")] = False,
+    preview: Annotated[bool, Query(description="return what would be deleted, and delete nothing")] = False,
+    with_backbones: Annotated[bool, Query(description="also delete the versions that the job registered")] = False,
 ) -> Deletion:
-    """Delete a job that has ended, with its run, artifacts and registered versions; answers what goes."""
+    """Delete a job that has ended, with its run, artifacts and registered versions; returns what is deleted."""
     if preview:
-        caller.only_asks()
-        return service.deletion(parts, caller, job_id)
-    return service.delete_job(parts, caller, job_id, with_backbones)
+        caller.changes_nothing()
+        return service.deletion(app_state, caller, job_id)
+    return service.delete_job(app_state, caller, job_id, with_backbones)
 
 
 @router.get("/{job_id}/spec")
-def spec_of(job_id: str, parts: StateDep, caller: CallerDep) -> JobSpec:
-    """The job's spec; submitting it again runs the same."""
-    return parse_spec(reading.show(parts, caller, job_id).spec)
+def spec_of(job_id: str, app_state: StateDep, caller: CallerDep) -> JobSpec:
+    """The job's spec; submitting it runs the same job again."""
+    return parse_spec(reading.show(app_state, caller, job_id).spec)
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
-    """End a job at its next step, with a checkpoint."""
-    return service.apply_verb(parts, caller, job_id, Verb.CANCEL)
+def cancel(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+    """Cancel a job: it ends at its next step, with a checkpoint."""
+    return service.apply_verb(app_state, caller, job_id, Verb.CANCEL)
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
-    """Stop a job at its next step, with a checkpoint, until it is resumed."""
-    return service.apply_verb(parts, caller, job_id, Verb.PAUSE)
+def pause(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+    """Pause a job: it stops at its next step, with a checkpoint, until it is resumed."""
+    return service.apply_verb(app_state, caller, job_id, Verb.PAUSE)
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, parts: StateDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
-    """Queue a paused job again; it goes on from its last checkpoint, on other resources if told so."""
-    return service.apply_verb(parts, caller, job_id, Verb.RESUME, body)
+def resume(job_id: str, app_state: StateDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
+    """Queue a paused job again, optionally with other resources; it resumes from its last checkpoint."""
+    return service.apply_verb(app_state, caller, job_id, Verb.RESUME, body)
 
 
 @router.post("/{job_id}/retry")
-def retry(job_id: str, parts: StateDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
-    """Queue a failed or cancelled job again; it goes on from its last checkpoint, or begins again."""
-    return service.apply_verb(parts, caller, job_id, Verb.RETRY, body)
+def retry(job_id: str, app_state: StateDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
+    """Queue a failed or cancelled job again; it resumes from its last checkpoint, or starts over."""
+    return service.apply_verb(app_state, caller, job_id, Verb.RETRY, body)
 
 
 @router.post("/{job_id}/stop")
-def stop(job_id: str, parts: StateDep, caller: CallerDep) -> JobView:
-    """Finish a search's running trials and start no others. A job of another kind has none: 409."""
-    return service.apply_verb(parts, caller, job_id, Verb.STOP)
+def stop(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+    """Stop a search: its running trials finish, and no others start. Other kinds of jobs have no trials: 409."""
+    return service.apply_verb(app_state, caller, job_id, Verb.STOP)
 
 
 @router.get("/{job_id}/events")
 def events(
     job_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     limit: Limit = 200,
     cursor: str | None = None,
 ) -> Page[EventView]:
-    """What happened to a job, oldest first."""
-    return reading.events(parts, caller, job_id, cursor, limit)
+    """The job's events, oldest first."""
+    return reading.events(app_state, caller, job_id, cursor, limit)
 
 
 @router.get("/{job_id}/attempts")
-def attempts(job_id: str, parts: StateDep, caller: CallerDep) -> Page[AttemptView]:
+def attempts(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[AttemptView]:
     """The job's attempts, oldest first."""
-    return reading.attempts(parts, caller, job_id)
+    return reading.attempts(app_state, caller, job_id)
 
 
 @router.get("/{job_id}/logs")
 def logs(
     job_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT)] = None,
     source: Annotated[str | None, Query(description="driver or rank-<n>")] = None,
-    level: Annotated[Level | None, Query(description="this level and those above it")] = None,
-    search: Annotated[str | None, Query(max_length=200, description="text in the message, in whatever case")] = None,
-    tail: Annotated[int | None, Query(ge=0, le=5000, description="the last so many lines, by time; no cursor")] = None,
+    level: Annotated[Level | None, Query(description="the lowest level to include")] = None,
+    search: Annotated[
+        str | None, Query(max_length=200, description="text that the message contains, ignoring case")
+    ] = None,
+    tail: Annotated[
+        int | None, Query(ge=0, le=5000, description="only this many of the last lines, by time; excludes `cursor`")
+    ] = None,
     limit: LogLimit = 500,
     cursor: str | None = None,
 ) -> LogPage:
-    """Log lines by attempt and source. Ask with `next_cursor` again: at once where there is `more`, later for lines
-    that came since."""
-    return reading.logs(parts, caller, job_id, Wanted(source, level, search, attempt), cursor, limit, tail)
+    """Log lines by attempt and source. Continue with `next_cursor`: at once where there is `more`, otherwise later, for
+    lines that were logged in the meantime."""
+    return reading.logs(app_state, caller, job_id, LogFilter(source, level, search, attempt), cursor, limit, tail)
 
 
 @router.get("/{job_id}/logs/{attempt}/{source}", response_class=StreamingResponse)
@@ -199,73 +205,73 @@ def whole_log(
     job_id: str,
     attempt: Annotated[int, Path(ge=1, le=LAST_ATTEMPT)],
     source: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     request: Request,
 ) -> Response:
-    """All that one source of an attempt has logged so far, as JSON lines; `Range` is understood."""
-    found = reading.whole_log(parts, caller, job_id, attempt, source)
+    """The whole log of one source of an attempt so far, as JSON lines. Supports `Range`."""
+    found = reading.whole_log(app_state, caller, job_id, attempt, source)
     name = f"{job_id}-a{attempt}-{source}.jsonl"
-    attached = {"Content-Disposition": f'attachment; filename="{name}"'}
-    return answer(request, found, f'"{name}-{found.size}"', "application/x-ndjson", attached)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return file_response(request, found, f'"{name}-{found.size}"', "application/x-ndjson", headers)
 
 
 @router.get("/{job_id}/stream", response_class=EventSourceResponse)
 async def stream(reader: ReaderDep) -> AsyncIterable[ServerSentEvent]:
     """Follow a job by server-sent events: `job` (JobView) first and whenever it changes, `event` (EventView),
-    `metrics` (MetricsTick), `log` (LogBatch), and `end` when the job has ended and all its lines were given.
+    `metrics` (MetricsTick), `log` (LogBatch), and `end` once the job has ended and all its lines have been sent.
 
-    Every `id` is a place: sent as `Last-Event-ID`, to whatever process of the service, it goes on right after it.
+    Every `id` encodes a position: sent as `Last-Event-ID` to any process of the service, it continues right after it.
     """
     async for event in reader.events():
         yield event
 
 
 @stream_router.get("", response_class=EventSourceResponse)
-async def changes(told: ChangesDep) -> AsyncIterable[ServerSentEvent]:
-    """Hear of all jobs that one sees: an event `jobs` (JobsChanged) names those that have changed, within a second or
-    two. The first one, without any, says that it has begun: what is read after it misses nothing."""
-    async for event in told:
+async def changes(subscription: ChangesDep) -> AsyncIterable[ServerSentEvent]:
+    """Follow all jobs that the caller may see: an event `jobs` (JobsChanged) names those that have changed, within a
+    second or two. The first event names none: every change after it is reported."""
+    async for event in subscription:
         yield event
 
 
 @router.get("/{job_id}/metrics")
 def metrics(
     job_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
+    key: Annotated[list[str] | None, Query(description="metric key, repeatable; all by default")] = None,
     points: Points = 1000,
 ) -> MetricsView:
-    """Metric curves by optimiser step, of at most so many points each."""
-    return curves.metrics(parts, caller, job_id, key or (), points)
+    """Metric curves by optimiser step, each of at most `points` points."""
+    return curves.metrics(app_state, caller, job_id, key or (), points)
 
 
 @metrics_router.get("")
 def metrics_of_jobs(
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    job: Annotated[list[str], Query(min_length=1, max_length=50, description="id; repeatable")],
-    key: Annotated[list[str], Query(min_length=1, max_length=20, description="repeatable")],
+    job: Annotated[list[str], Query(min_length=1, max_length=50, description="job id; repeatable")],
+    key: Annotated[list[str], Query(min_length=1, max_length=20, description="metric key; repeatable")],
     points: Points = 1000,
 ) -> JobsMetricsView:
-    """Metric curves of several jobs at once, to compare them."""
-    return curves.metrics_of_jobs(parts, caller, job, key, points)
+    """Metric curves of several jobs, to compare them."""
+    return curves.metrics_of_jobs(app_state, caller, job, key, points)
 
 
 @router.get("/{job_id}/checkpoints")
-def checkpoints(job_id: str, parts: StateDep, caller: CallerDep) -> Page[CheckpointView]:
-    """The checkpoints that a next attempt could go on from, newest first."""
-    return reading.checkpoints(parts, caller, job_id)
+def checkpoints(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[CheckpointView]:
+    """The checkpoints from which a next attempt could resume, newest first."""
+    return reading.checkpoints(app_state, caller, job_id)
 
 
 @router.get("/{job_id}/images")
-def images(job_id: str, parts: StateDep, caller: CallerDep) -> Page[ImageView]:
-    """Pictures of reconstructions, by step."""
-    return reading.images(parts, caller, job_id)
+def images(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[ImageView]:
+    """Images of reconstructions, by step."""
+    return reading.images(app_state, caller, job_id)
 
 
 @router.get("/{job_id}/images/{name}", response_class=Response)
-def image(job_id: str, name: str, parts: StateDep, caller: CallerDep) -> Response:
-    """One picture, as PNG."""
-    return Response(reading.image(parts, caller, job_id, name), media_type="image/png")
+def image(job_id: str, name: str, app_state: StateDep, caller: CallerDep) -> Response:
+    """One image, as PNG."""
+    return Response(reading.image(app_state, caller, job_id, name), media_type="image/png")

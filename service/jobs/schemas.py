@@ -1,4 +1,4 @@
-"""What the jobs' routes take and give. Pydantic only: the client imports this module."""
+"""Request and response models of the jobs' routes. Pydantic only: the client imports this module."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, Page, View
 from trainer.protocol.logs import LogLine
-from trainer.spec.pretrain import Labels, Priority
+from trainer.spec.common import Labels, Priority
 
 Level = Literal["debug", "info", "warning", "error"]
-"""Of a log line, by weight."""
+"""Levels of log lines, in ascending order."""
 LAST_ATTEMPT = 1_000_000
-"""No job has more attempts."""
+"""Upper bound for the number of an attempt."""
 
 
 class State(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     QUEUED = "queued"
     STARTING = "starting"
@@ -46,30 +46,30 @@ class State(StrEnum):
 
 
 class Progress(View):
-    """How far training is."""
+    """Progress of training."""
 
     epoch: float
-    """Epochs done, with the share of the present one."""
+    """Epochs completed, including the fraction of the current one."""
     epochs: int
     step: int
-    """Optimiser steps done."""
+    """Optimiser steps completed."""
     steps: int | None = None
     """Optimiser steps of the whole run."""
     samples: int | None = None
     images_per_s: float | None = None
-    """Of training alone, since the last record."""
+    """Throughput of training alone, since the last record."""
     data_wait_fraction: float | None = None
-    """Share of the training time in which it waited for images, 0..1."""
+    """Fraction of the training time spent waiting for images, 0..1."""
     loss: float | None = None
     eta_s: float | None = None
-    """Seconds to the end at the rate measured over the attempt so far, with its evaluations and checkpoints; null
-    before an attempt has been measured, and while none runs."""
+    """Seconds to the end, at the average rate of the current attempt, with its evaluations and checkpoints; null before
+    that is known, and while no attempt runs."""
     gpu_hours: float = 0.0
-    """GPUs times hours, from each attempt's submission to its end, over all attempts."""
+    """GPU hours of all attempts, each from its submission to its end."""
 
 
 class TrialCounts(View):
-    """A search's trials by state, repeats among them."""
+    """Number of a search's trials by state, including repeats."""
 
     waiting: int = 0
     running: int = 0
@@ -83,23 +83,23 @@ class TrialCounts(View):
 
 
 class SearchProgress(View):
-    """How far a search is."""
+    """Progress of a search."""
 
     trials: TrialCounts
     budget: int
-    """Trials in all, without repeats."""
+    """Total number of trials, without repeats."""
     best_trial: int | None = None
-    """Number of the best one so far; of several objectives the first one's best."""
+    """Number of the best trial so far; with several objectives, by the first."""
     best_value: float | None = None
-    """Of the first objective."""
+    """Its value of the first objective."""
     eta_s: float | None = None
-    """Seconds to the end of its budget at its pace so far; null before a trial has ended, and while it does not run."""
+    """Seconds to the end of the budget at the average pace; null before a trial has ended, and while none runs."""
     gpu_hours: float = 0.0
-    """GPUs times hours, from each attempt's submission to its end, over all attempts."""
+    """GPU hours of all attempts, each from its submission to its end."""
 
 
 class PromotedFrom(View):
-    """The trial that a job was promoted from."""
+    """The trial from which a job was promoted."""
 
     search: str
     """The search's job id."""
@@ -113,14 +113,14 @@ class BackboneRef(View):
 
 
 class Result(View):
-    """What a job left behind."""
+    """The outcome of a job."""
 
     metrics: dict[str, float] = Field({})
-    """The last value of each evaluation metric and of the losses."""
+    """The last value of each evaluation metric and loss."""
     backbone: BackboneRef | None = None
-    """The newest version that it registered itself, if the spec asked for one."""
+    """The newest version that the job registered, if its spec asked for that."""
     backbones: list[BackboneRef] = Field([])
-    """Every version that its training has become: those it registered, and checkpoints of it that were published."""
+    """Every version from its training: those that it registered, and those published from its checkpoints."""
 
 
 class JobView(View):
@@ -131,25 +131,25 @@ class JobView(View):
     name: str
     state: State
     reason: str | None
-    """Typed cause of the state, for programs."""
+    """Machine-readable cause of the state."""
     message: str
-    """The same for people, with what to do next."""
+    """The cause in words, with what to do next."""
     owner: str
     priority: int
     labels: dict[str, str]
     notes: str = ""
     progress: Progress | SearchProgress | None
     promoted_from: PromotedFrom | None = None
-    """The search's trial that it was promoted from; null for others."""
+    """The trial from which it was promoted; null for other jobs."""
     created_at: datetime
     started_at: datetime | None
-    """When the first attempt began to train."""
+    """When its first attempt started training."""
     ended_at: datetime | None
     attempts: int
     run_id: str | None
     """The job's MLflow run."""
     spec: dict[str, Any]
-    """As submitted, with defaults; once the job was admitted, with every `auto` that the cluster decides filled in."""
+    """The spec with its defaults; once the job was admitted, with values for each `auto` that the cluster decides."""
     result: Result | None
 
 
@@ -171,21 +171,21 @@ class Gang(View):
 
 
 class PlanView(View):
-    """What a spec would need."""
+    """The resources that a spec needs, and when it would start."""
 
     spec: dict[str, Any]
-    """The resolved spec; submitting it runs the same."""
+    """The resolved spec; submitting it runs the same job."""
     parameters: Parameters
     steps: Steps | None
-    """Null where the dataset's number of images is not known yet."""
+    """Null until the number of images of the dataset is known."""
     memory_per_worker_bytes: int
-    """Estimated."""
+    """An estimate."""
     gang: Gang
-    """Resources of all workers together."""
+    """Total resources of all workers."""
     fits: Literal["now", "later", "never"]
-    """When it would start, were it submitted now."""
+    """When the job would start if it were submitted now."""
     message: str
-    """Why."""
+    """The explanation of `fits`."""
 
 
 class EventView(View):
@@ -195,7 +195,7 @@ class EventView(View):
     reason: str | None
     message: str
     actor: str
-    """Who caused it: a token's owner, or `controller`."""
+    """Who caused the event: the owner of a token, or `controller`."""
 
 
 class AttemptView(View):
@@ -206,15 +206,15 @@ class AttemptView(View):
     reason: str | None
     message: str
     workers: int | None = None
-    """Processes that train together."""
+    """Number of worker processes."""
     gpus: int | None = None
-    """Of all of them."""
+    """Total number of GPUs."""
     heartbeat_at: datetime | None = None
-    """When it last showed life."""
+    """Time of the last heartbeat."""
     started_at: datetime
     ended_at: datetime | None
     checkpoint: str | None
-    """Newest committed checkpoint, below the run's artifact folder."""
+    """Path of its newest committed checkpoint, relative to the run's artifact folder."""
 
 
 class LogView(LogLine):
@@ -222,58 +222,58 @@ class LogView(LogLine):
 
 
 class LogPage(Page[LogView]):
-    """Log lines. `next_cursor` is there as soon as there are logs: ask with it again for lines that came since."""
+    """Log lines. `next_cursor` is set once there are logs: use it to read lines that were logged later."""
 
     more: bool = False
-    """True where there may be more to read now: the page was full, or so much was looked through that it ended early,
-    without any line perhaps. Ask on with `next_cursor` at once."""
+    """Whether there may be more to read now. The page was full, or it ended early after a long scan, possibly without a
+    matching line: continue with `next_cursor` at once."""
 
 
 class Point(View):
-    """Points of neighbouring steps as one, where a curve has more than were asked for."""
+    """One point of a curve, or several neighbouring ones combined where the curve has more than were asked for."""
 
     step: int
-    """The last one's."""
+    """Step of the last point combined."""
     value: float
-    """The last one's."""
+    """Value of the last point combined."""
     min: float
     max: float
     time: datetime
-    """When the last one was logged."""
+    """When the last point combined was logged."""
 
 
 class MetricsView(View):
     series: dict[str, list[Point]]
-    """By metric key; one point a step, the latest attempt's."""
+    """Curves by metric key. Where attempts overlap, the latest attempt's points count."""
 
 
 class JobsMetricsView(View):
     """Curves of several jobs."""
 
     jobs: dict[str, dict[str, list[Point]]]
-    """By job, then by metric key."""
+    """Curves by job id, then by metric key."""
 
 
 class CheckpointView(View):
-    """A committed checkpoint: a later attempt can go on from it."""
+    """A committed checkpoint, from which a later attempt can resume."""
 
     attempt: int
     step: int
     epoch: float | None
-    """Null where the steps of an epoch are not known."""
+    """Null where the number of steps per epoch is unknown."""
     path: str
-    """Its folder, below the run's artifact folder."""
+    """Path of its folder, relative to the run's artifact folder."""
     bytes: int
     created_at: datetime
     """When it was committed."""
     best: bool
-    """Of those that are kept, the one with the lowest reconstruction ratio: retention never removes it."""
+    """Whether it has the lowest reconstruction ratio of the kept checkpoints: retention never removes it."""
     metrics: dict[str, float]
-    """Of an evaluation at this very step."""
+    """Metrics of an evaluation at exactly this step."""
 
 
 class MetricsTick(View):
-    """Data of a stream's event `metrics`."""
+    """Data of the event `metrics` of a job's stream."""
 
     step: int
     values: dict[str, float]
@@ -281,7 +281,7 @@ class MetricsTick(View):
 
 
 class LogBatch(View):
-    """Data of a stream's event `log`."""
+    """Data of the event `log` of a job's stream."""
 
     lines: list[LogView]
     """At most 200."""
@@ -291,52 +291,52 @@ class JobsChanged(View):
     """Data of the event `jobs` of the stream of all jobs."""
 
     jobs: list[str]
-    """Ids of those whose state, message or progress has changed."""
+    """Ids of jobs whose state, message or progress has changed."""
 
 
 class ImageView(View):
     step: int
     epoch: float | None = None
-    """None while the steps of an epoch are not known."""
+    """Null where the number of steps per epoch is unknown."""
     name: str
     url: str
-    """Where the PNG is, below the server's address."""
+    """Path of the PNG on this server."""
 
 
 class Deletion(View):
-    """What goes with a job that is deleted."""
+    """What deleting a job removes."""
 
     job_id: str
     run_id: str | None
     """Its MLflow run."""
     artifact_uri: str | None
-    """The run's artifact folder: checkpoints, pictures, logs."""
+    """The run's artifact folder, with checkpoints, images and logs."""
     files: int
-    """In that folder and of the backbones."""
+    """Number of files in that folder and of the backbones."""
     bytes: int
     backbones: list[BackboneRef]
-    """Registered versions that it made."""
+    """Versions that the job registered."""
 
 
 class ResumeBody(Body):
     resources: dict[str, StrictInt | Literal["auto"]] = Field({})
-    """Other `resources` than before, such as `{"workers": 4}`; `auto` is what the cluster has now."""
+    """Changes to `resources`, such as `{"workers": 4}`; `auto` takes what the cluster has now."""
 
 
 class RetryBody(ResumeBody):
     from_scratch: StrictBool = False
-    """Begin again instead of going on from the last checkpoint."""
+    """Start over instead of resuming from the last checkpoint."""
 
 
 class PatchBody(Body):
-    """What may be changed about a job; what is left out stays."""
+    """Changes to a job; fields that are left out keep their values."""
 
     priority: Annotated[Priority, Strict()] | None = None
-    """Jobs of higher priority start first; only while the job has not ended."""
+    """Jobs of higher priority start first. It can change until the job has ended."""
     labels: Labels | None = None
-    """All of the job's labels."""
+    """Replaces all labels of the job."""
     notes: str | None = Field(None, max_length=10_000)
-    """Text of your own."""
+    """Free text."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -346,7 +346,7 @@ class PatchBody(Body):
         return value
 
     @model_validator(mode="after")
-    def _something_given(self) -> Self:
+    def _not_empty(self) -> Self:
         if not self.model_fields_set:
             raise PydanticCustomError("nothing_given", "give priority, labels or notes")
         return self

@@ -1,4 +1,4 @@
-"""What making a job takes, whoever makes it: a person, or the controller out of a search's trial."""
+"""Creates jobs: for requests, and for the controller when it promotes a trial."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from trainer.spec.job import JobSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 
-HASHED = "sha256:"
-"""Begins every idempotency key that is kept."""
+HASH_PREFIX = "sha256:"
+"""Prefix of every stored idempotency key."""
 
 
-def kept_key(key: str) -> str:
-    """An idempotency key as it is kept. People put into it what they like: it is compared and never shown."""
-    return f"{HASHED}{sha256(key)}"
+def stored_key(key: str) -> str:
+    """An idempotency key as it is stored: hashed, as clients may put anything into it."""
+    return f"{HASH_PREFIX}{sha256(key)}"
 
 
 def insert(
@@ -33,7 +33,7 @@ def insert(
     key: str | None,
     origin: PromotedFrom | None = None,
 ) -> Job:
-    """A new job, in the caller's transaction; ``key`` is as it is kept."""
+    """Add a queued job in the caller's transaction; ``key`` is one of `stored_key`."""
     job = Job(
         id=repository.new_id(),
         kind=spec.kind,
@@ -46,38 +46,38 @@ def insert(
         dataset_uri=dataset_uri,
         idempotency_key=key,
         body_sha256=spec.sha256(),
-        request_id=structlog.contextvars.get_contextvars().get("request_id"),  # of the request that is answered now
+        request_id=structlog.contextvars.get_contextvars().get("request_id"),  # of the present request
         search_id=origin.search if origin else None,
         trial=origin.trial if origin else None,
     )
     session.add(job)
     session.flush()
-    told = f"Promoted from trial {origin.trial} of {origin.search}." if origin else "Submitted."
-    session.add(Event(job_id=job.id, state=job.state, message=told, actor=owner))
+    message = f"Promoted from trial {origin.trial} of {origin.search}." if origin else "Submitted."
+    session.add(Event(job_id=job.id, state=job.state, message=message, actor=owner))
     return job
 
 
-def check_places(settings: Settings, spec: PretrainSpec) -> None:
-    """Raises `SpecError` where a dataset lies where none may."""
-    named = ((spec.dataset, "dataset"), (spec.evaluation.dataset, "evaluation.dataset"))
-    wrong = [misplaced(dataset, field, settings.dataset_roots) for dataset, field in named if dataset]
-    found = [problem for problem in wrong if problem]
-    if found:
-        raise SpecError(found)
+def check_dataset_roots(settings: Settings, spec: PretrainSpec) -> None:
+    """Raises `SpecError` for a dataset outside the dataset roots of the settings."""
+    fields = ((spec.dataset, "dataset"), (spec.evaluation.dataset, "evaluation.dataset"))
+    checked = [misplaced(dataset, field, settings.dataset_roots) for dataset, field in fields if dataset]
+    problems = [problem for problem in checked if problem]
+    if problems:
+        raise SpecError(problems)
 
 
 def schedule(session: Session, spec: PretrainSpec) -> Schedule | None:
-    """Steps where the number of images is known; raises `SpecError` where one batch does not fit."""
-    images = DIGITS_IMAGES if spec.dataset.uri == DIGITS else repository.images_of(session, spec.dataset.uri)
+    """The schedule, where the number of images is known; raises `SpecError` where they do not fill a batch."""
+    images = DIGITS_IMAGES if spec.dataset.uri == DIGITS else repository.dataset_images(session, spec.dataset.uri)
     return Schedule.of(spec, images) if images else None
 
 
-def below(place: str, error: SpecError) -> SpecError:
-    """The same problems, of a document that is a part of another one, at ``place`` in it."""
-    head = place.replace(".", "/")
+def nested(path: str, error: SpecError) -> SpecError:
+    """The problems of a document that is nested at ``path`` in another one, with paths of the outer document."""
+    head = path.replace(".", "/")
     return SpecError(
         [
-            Problem(f"{place}.{each.field}".rstrip("."), f"/{head}{each.pointer}", each.value, each.message)
+            Problem(f"{path}.{each.field}".rstrip("."), f"/{head}{each.pointer}", each.value, each.message)
             for each in error.problems
         ]
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
@@ -14,28 +14,29 @@ from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import State
-from service.jobs.submission import check_places, schedule
-from service.kinds.run_standing import RunStanding, settled
+from service.jobs.submission import check_dataset_roots, schedule
+from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
-from trainer.spec.plan import ClusterShape, Schedule, memory_per_worker
+from trainer.spec.plan import Schedule, memory_per_worker
 from trainer.spec.pretrain import PretrainSpec
 
-DONE = "Training is complete."
+COMPLETE = "Training is complete."
 
 
 class Pretrain(ControllerKind[PretrainSpec]):
-    """A job that pretrains."""
+    """A job that pretrains a backbone."""
 
     name = Kind.PRETRAIN
 
-    def check(self, state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
-        check_places(state.settings, spec)
+    def check(self, app_state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
+        check_dataset_roots(app_state.settings, spec)
         return Subject(spec.dataset.uri, spec)
 
-    def check_again(self, settings: Settings, spec: PretrainSpec) -> None:
-        check_places(settings, spec)
+    def recheck(self, settings: Settings, spec: PretrainSpec) -> None:
+        check_dataset_roots(settings, spec)
 
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:
         return schedule(session, spec)
@@ -49,20 +50,20 @@ class Pretrain(ControllerKind[PretrainSpec]):
     def run_tags(self, spec: PretrainSpec) -> Mapping[str, str]:
         return {names.TAG_METHOD: spec.method.name, names.TAG_EPOCHS: str(spec.optimization.epochs)}
 
-    def working(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
+    def running_message(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
         return f"Attempt {attempt.number} is training."
 
-    def observe(self, context: ControllerContext, job: Job, run: RunView | None) -> RunStanding | None:  # noqa: ARG002
-        return RunStanding(run, DONE) if run and not run.gone else None
+    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> RunReport | None:  # noqa: ARG002
+        return RunReport(run, COMPLETE) if run and not run.gone else None
 
-    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunStanding:
-        return settled(context, job, run, state, DONE)
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunReport:
+        return final_report(context, job, run, state, COMPLETE)
 
 
 def training_memory(resolved: PretrainSpec) -> int:
-    """Bytes that one worker takes."""
+    """Estimated memory of one worker, in bytes."""
     optimization = resolved.optimization
     micro_batch = optimization.micro_batch_size
-    least = 1 if micro_batch == "auto" else micro_batch  # a GPU's is settled on the worker, by its memory
+    smallest = 1 if micro_batch == "auto" else micro_batch  # on a GPU the worker chooses it by the memory
     bf16 = bool(resolved.resources.gpus_per_worker) and optimization.precision != "fp32"
-    return memory_per_worker(resolved.model, resolved.method, least, bf16 or optimization.precision == "bf16")
+    return memory_per_worker(resolved.model, resolved.method, smallest, bf16 or optimization.precision == "bf16")

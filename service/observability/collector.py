@@ -1,4 +1,4 @@
-"""What a service finds out about itself and its jobs when somebody asks for its metrics."""
+"""Metrics that are collected when Prometheus scrapes: about the service, its controller and its jobs."""
 
 from __future__ import annotations
 
@@ -20,95 +20,95 @@ from service.observability.readiness import Probe
 from trainer.spec.job import Kind
 
 LIMIT_S: Final = 3.0
-"""For the database: Prometheus itself waits for ten seconds."""
+"""How long to wait for the database. Prometheus' own limit is ten seconds."""
 WAITING: Final = (State.QUEUED, State.RECOVERING)
 RUNNING: Final = {
-    "images_per_s": ("rcmae_job_images_per_second", "Images a second of a running job."),
+    "images_per_s": ("rcmae_job_images_per_second", "Images per second of a running job."),
     "loss": ("rcmae_job_loss", "Training loss of a running job."),
-    "epoch": ("rcmae_job_epoch", "Epochs that a running job has done."),
+    "epoch": ("rcmae_job_epoch", "Epochs completed by a running job."),
 }
-"""Gauges of each running job, by the name in its progress."""
+"""Gauges of each running job, by the field of its progress."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The database's part, read in one transaction."""
+    """What the metrics need from the database, read in one transaction."""
 
-    census: Mapping[tuple[str, str], repository.Crowd]
+    job_counts: Mapping[tuple[str, str], repository.StateCount]
     """By state and kind."""
     running: Mapping[str, Mapping[str, Any]]
-    """Progress of running jobs by their ids."""
+    """Progress of running jobs, by job id."""
     round_at: datetime | None
 
 
 class ServiceCollector:
-    """A service's own metrics, worked out when they are asked for."""
+    """Collects the service's metrics for one scrape."""
 
-    def __init__(self, parts: AppState, reconciler: Reconciler | None) -> None:
-        """``reconciler``: None where the controller's loop runs in another process."""
-        self._parts, self._reconciler = parts, reconciler
+    def __init__(self, state: AppState, reconciler: Reconciler | None) -> None:
+        """``reconciler`` is None if the controller runs in another process."""
+        self._state, self._reconciler = state, reconciler
         self._probe = Probe("database", self._read)
         self._snapshot: Snapshot | None = None
 
     def collect(self) -> Iterator[Metric]:
-        """The metrics of now; those of the database are absent while it does not answer."""
+        """The current metrics. Those from the database are absent while it does not respond."""
         if self._reconciler:
-            yield from _of_loop(self._reconciler)
-        question = self._probe.start()
-        up = not self._probe.answer(question, time.monotonic() + LIMIT_S)
-        yield GaugeMetricFamily("rcmae_database_up", "1 where the database answers.", value=float(up))
+            yield from _controller_metrics(self._reconciler)
+        query = self._probe.start()
+        up = not self._probe.problems(query, time.monotonic() + LIMIT_S)
+        yield GaugeMetricFamily("rcmae_database_up", "1 if the database responds.", value=float(up))
         if up and self._snapshot:
-            yield from _of_jobs(self._snapshot)
+            yield from _job_metrics(self._snapshot)
 
     def _read(self) -> list[str]:
-        """Look into the database; nothing is wrong where it answers."""
-        with self._parts.database.read() as session:
+        """Takes a new snapshot. Returns no problems: it raises if the database does not respond."""
+        with self._state.database.read() as session:
             lease = view(session)
             self._snapshot = Snapshot(
-                census=repository.census(session),
+                job_counts=repository.count_by_state(session),
                 running=repository.running_progress(session),
                 round_at=lease.round_at if lease else None,
             )
         return []
 
 
-def _of_loop(reconciler: Reconciler) -> Iterator[Metric]:
+def _controller_metrics(reconciler: Reconciler) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "rcmae_reconcile_lag_seconds",
-        "Since the loop of this process ended a round, or stood by.",
+        "Time since this process finished a round of its control loop, or checked the lease as a standby.",
         value=reconciler.lag(),
     )
     yield GaugeMetricFamily(
-        "rcmae_lease_held", "1 where this process is the controller.", value=float(reconciler.context.lease.held())
+        "rcmae_lease_held", "1 if this process is the controller.", value=float(reconciler.context.lease.held())
     )
     away = GaugeMetricFamily(
-        "rcmae_dependency_away", "1 where the controller was refused or not answered.", labels=["part"]
+        "rcmae_dependency_away", "1 if the controller's last request failed or was refused.", labels=["part"]
     )
-    needs = reconciler.context.needs
+    needs = reconciler.context.dependencies
     for part, need in (("ray", needs.ray), ("mlflow", needs.mlflow), ("storage", needs.storage)):
         away.add_metric([part], float(need.error is not None))
     yield away
 
 
-def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
+def _job_metrics(snapshot: Snapshot) -> Iterator[Metric]:
     moment = now()
-    jobs = GaugeMetricFamily("rcmae_jobs", "Jobs by their state and kind.", labels=["state", "kind"])
+    jobs = GaugeMetricFamily("rcmae_jobs", "Jobs by state and kind.", labels=["state", "kind"])
     for state in State:
         for kind in Kind:
-            crowd = snapshot.census.get((state.value, kind))
-            jobs.add_metric([state.value, kind], crowd.count if crowd else 0)
+            found = snapshot.job_counts.get((state.value, kind))
+            jobs.add_metric([state.value, kind], found.count if found else 0)
     yield jobs
     oldest = GaugeMetricFamily(
-        "rcmae_oldest_waiting_seconds", "For how long the job has waited that waits longest.", labels=["state"]
+        "rcmae_oldest_waiting_seconds", "Waiting time of the job that has waited longest.", labels=["state"]
     )
     for state in WAITING:
-        since = min((crowd.since for (found, _), crowd in snapshot.census.items() if found == state), default=moment)
+        since = min((crowd.since for (name, _), crowd in snapshot.job_counts.items() if name == state), default=moment)
         oldest.add_metric([state.value], _age(since, moment))
     yield oldest
     if snapshot.round_at:
         yield GaugeMetricFamily(
             "rcmae_controller_round_age_seconds",
-            "Since the controller, whichever process it is, ended a round, as the database has it.",
+            "Time since the controller, in whichever process, finished a round, according to the database.",
             value=_age(snapshot.round_at, moment),
         )
     for name, (metric, text) in RUNNING.items():
@@ -120,5 +120,5 @@ def _of_jobs(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _age(since: datetime, moment: datetime) -> float:
-    """Never below zero: the clocks of two hosts differ."""
+    """Seconds since a moment, never negative: the clocks of two hosts may differ."""
     return max(0.0, (moment - since).total_seconds())

@@ -1,4 +1,4 @@
-"""Whether all that jobs need is there: asked at the same time, and each given a few seconds."""
+"""Readiness: probes all dependencies of jobs in parallel, with a few seconds for each."""
 
 from __future__ import annotations
 
@@ -16,54 +16,55 @@ from service.db.database import DatabaseUnreachable
 from service.db.tables import now
 
 LIMIT_S: Final = 3.0
+"""How long to wait for each dependency."""
 
 
-class _Question:
-    """One time that something is asked, on a thread that may hang."""
+class _Query:
+    """One execution of a check, on a thread of its own because it may hang."""
 
-    def __init__(self, name: str, ask: Callable[[], list[str]]) -> None:
-        self._ask = ask
-        self.begun = time.monotonic()
-        self.reasons: list[str] = []
+    def __init__(self, name: str, check: Callable[[], list[str]]) -> None:
+        self._check = check
+        self.started_at = time.monotonic()
+        self.problems: list[str] = []
         self.thread = threading.Thread(target=self._run, name=f"ready-{name}", daemon=True)
         self.thread.start()
 
     def _run(self) -> None:
         try:
-            self.reasons = self._ask()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is a reason
-            self.reasons = [str(error)]
+            self.problems = self._check()
+        except Exception as error:  # noqa: BLE001 - any error means that the dependency is not ready
+            self.problems = [str(error)]
 
 
 class Probe:
-    """Asks one part how it is. While it hangs nothing more is asked of it: its threads do not pile up."""
+    """Checks one dependency. While a check hangs no other is started, so that threads do not pile up."""
 
-    def __init__(self, name: str, ask: Callable[[], list[str]]) -> None:
-        """``ask`` gives what is wrong, or raises it."""
-        self._name, self._ask = name, ask
+    def __init__(self, name: str, check: Callable[[], list[str]]) -> None:
+        """``check`` returns what is wrong, or raises."""
+        self._name, self._check = name, check
         self._lock = threading.Lock()
-        self._last: _Question | None = None
+        self._last: _Query | None = None
 
-    def start(self) -> _Question:
-        """Ask, or join who is asking already."""
+    def start(self) -> _Query:
+        """Start a check, unless one is running."""
         with self._lock:
             if self._last is None or not self._last.thread.is_alive():
-                self._last = _Question(self._name, self._ask)
+                self._last = _Query(self._name, self._check)
             return self._last
 
-    def answer(self, question: _Question, until: float) -> list[str]:
-        """What is wrong, as far as it is known by then (of `time.monotonic`)."""
-        question.thread.join(max(0.0, until - time.monotonic()))
-        if question.thread.is_alive():
-            return [f"{self._name}: no answer for {time.monotonic() - question.begun:.0f} s"]
-        return [f"{self._name}: {reason}" for reason in question.reasons]
+    def problems(self, query: _Query, deadline: float) -> list[str]:
+        """What is wrong with the dependency. Waits for the check until ``deadline``, a time of `time.monotonic`."""
+        query.thread.join(max(0.0, deadline - time.monotonic()))
+        if query.thread.is_alive():
+            return [f"{self._name}: no answer for {time.monotonic() - query.started_at:.0f} s"]
+        return [f"{self._name}: {problem}" for problem in query.problems]
 
 
 class Readiness:
-    """All that a running service is asked for."""
+    """The probes of everything a running service needs."""
 
-    def __init__(self, parts: AppState, reconciler: Reconciler | None, limit_s: float = LIMIT_S) -> None:
-        self._parts, self._reconciler, self._limit_s = parts, reconciler, limit_s
+    def __init__(self, state: AppState, reconciler: Reconciler | None, limit_s: float = LIMIT_S) -> None:
+        self._state, self._reconciler, self._limit_s = state, reconciler, limit_s
         self._probes = [
             Probe("database", self._database),
             Probe("MLflow", self._mlflow),
@@ -73,43 +74,43 @@ class Readiness:
         ]
 
     def reasons(self) -> list[str]:
-        """Why the service is not ready; nothing where it is."""
-        until = time.monotonic() + self._limit_s
-        asked = [(probe, probe.start()) for probe in self._probes]
-        return [reason for probe, question in asked for reason in probe.answer(question, until)]
+        """Why the service is not ready; empty if it is."""
+        deadline = time.monotonic() + self._limit_s
+        queries = [(probe, probe.start()) for probe in self._probes]
+        return [problem for probe, query in queries for problem in probe.problems(query, deadline)]
 
     def _database(self) -> list[str]:
-        with self._parts.database.read() as session:
+        with self._state.database.read() as session:
             session.execute(select(1))
         return []
 
     def _mlflow(self) -> list[str]:
-        self._parts.mlflow.ping()
+        self._state.mlflow.ping()
         return []
 
     def _ray(self) -> list[str]:
-        return [] if self._parts.ray.shape().cpus else ["no node has joined the cluster yet"]
+        return [] if self._state.ray.shape().cpus else ["no node has joined the cluster yet"]
 
     def _storage(self) -> list[str]:
-        self._parts.artifacts.ping()
+        self._state.artifacts.ping()
         return []
 
     def _controller(self) -> list[str]:
-        """Of the loop in this process, which may be one that stands by; without one, of whoever holds the lease."""
-        settings = self._parts.settings
+        """Checks the control loop of this process, which may be a standby; without one, the holder of the lease."""
+        settings = self._state.settings
         if self._reconciler:
             stuck = self._reconciler.stuck()
             return [] if stuck is None else [f"the reconciler has not finished a round for {stuck:.0f} s"]
         try:
-            with self._parts.database.read() as session:
-                found = view(session)
+            with self._state.database.read() as session:
+                lease = view(session)
         except DatabaseUnreachable:
-            return []  # which is told already
-        if found is None or found.holder is None:
+            return []  # the database's own probe reports it
+        if lease is None or lease.holder is None:
             return ["none is running: start one with `rcmae controller`"]
-        if found.round_at is None:
-            return [f"{named(found.holder)} has not finished a round yet"]
-        age = (now() - found.round_at).total_seconds()  # of two hosts' clocks, which may differ by seconds
+        if lease.round_at is None:
+            return [f"{named(lease.holder)} has not finished a round yet"]
+        age = (now() - lease.round_at).total_seconds()  # by the clocks of two hosts, which may differ by seconds
         return (
-            [f"{named(found.holder)} has not finished a round for {age:.0f} s"] if age > settings.stuck_after_s else []
+            [f"{named(lease.holder)} has not finished a round for {age:.0f} s"] if age > settings.stuck_after_s else []
         )

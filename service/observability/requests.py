@@ -1,4 +1,4 @@
-"""Every request counted, timed and logged; `/metrics`."""
+"""Counts, times and logs every request, and serves `/metrics`."""
 
 from __future__ import annotations
 
@@ -9,63 +9,59 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.context.app_state import AppState
 from service.controller.loop import Reconciler
 from service.counters import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
+from service.http.middleware import HttpMiddleware
 from service.observability.collector import ServiceCollector
 from trainer.spec.masking import masked
 
 log = structlog.get_logger()
 
 UNMATCHED: Final = "unmatched"
-"""The route of what no route is for: any number of paths, one label."""
+"""The route label of all requests that match no route, so that unknown paths do not create labels."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-ASKED_ALL_THE_TIME: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""By machines, every few seconds: not logged while all is well."""
+POLLED: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Routes that machines poll every few seconds. They are logged only if they fail."""
 
 
-class Requests:
-    """Around the whole application: an answer from whichever part of it is one of them."""
+class RequestMetrics(HttpMiddleware):
+    """ASGI middleware around the whole application, which measures and logs all responses."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start, status = time.perf_counter(), 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        begin, status = time.perf_counter(), 0
-
-        async def watched(message: Message) -> None:
+        async def send_measured(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                passed = time.perf_counter() - begin
-                REQUEST_SECONDS.labels(_method(scope), _route(scope), f"{status // 100}xx").observe(passed)
+                elapsed = time.perf_counter() - start
+                REQUEST_SECONDS.labels(_method(scope), _route(scope), f"{status // 100}xx").observe(elapsed)
             await send(message)
 
         with REQUESTS.track_inprogress():
             try:
-                await self._app(scope, receive, watched)
+                await self._app(scope, receive, send_measured)
             finally:
-                _tell(scope, status, time.perf_counter() - begin)
+                _log_request(scope, status, time.perf_counter() - start)
 
 
-def _tell(scope: Scope, status: int, seconds: float) -> None:
-    """One line when a request is over; without a status the client had left before there was one."""
+def _log_request(scope: Scope, status: int, seconds: float) -> None:
+    """Logs one line when a request is over. A status of 0 means that the client left before the response began."""
     route, state = _route(scope), scope.get("state", {})
-    if route in ASKED_ALL_THE_TIME and status == 200:
+    if route in POLLED and status == 200:
         return
     trail, job_id = state.get("trail"), scope.get("path_params", {}).get("job_id")
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "request_id": state.get("id"),
         "owner": trail.actor if trail else None,
         "job_id": masked(job_id)[:32] if job_id else None,
     }
-    told = {name: value for name, value in told.items() if value is not None}
-    log.info("request", method=_method(scope), route=route, status=status or None, duration_s=round(seconds, 4), **told)
+    known = {name: value for name, value in fields.items() if value is not None}
+    duration_s = round(seconds, 4)
+    log.info("request", method=_method(scope), route=route, status=status or None, duration_s=duration_s, **known)
 
 
 def _method(scope: Scope) -> str:
@@ -73,18 +69,18 @@ def _method(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The template of the route that took it, such as ``/v1/jobs/{job_id}``."""
+    """The path template of the matched route, such as ``/v1/jobs/{job_id}``."""
     return getattr(scope.get("route"), "path", None) or UNMATCHED
 
 
-def install(app: FastAPI, parts: AppState, reconciler: Reconciler | None) -> None:
-    """Watch every request, and answer `/metrics`, to everybody as `/healthz` is."""
-    app.add_middleware(Requests)
-    registry = registry_of(ServiceCollector(parts, reconciler))
+def install(app: FastAPI, state: AppState, reconciler: Reconciler | None) -> None:
+    """Measure every request, and serve `/metrics`, which needs no token, like `/healthz`."""
+    app.add_middleware(RequestMetrics)
+    registry = registry_of(ServiceCollector(state, reconciler))
 
     @app.get("/metrics", tags=["health"], response_class=Response)
     async def metrics(request: Request) -> Response:
-        """What the service counts and measures, for Prometheus: its text or OpenMetrics, by `Accept`."""
-        STREAMS.set(app.state.streams.readers)  # on the event loop, where readers come and go
+        """The service's metrics, in Prometheus' text format or OpenMetrics, depending on `Accept`."""
+        STREAMS.set(app.state.streams.readers)  # on the event loop, where readers are added and removed
         body, content_type = await run_in_threadpool(exposition, registry, request.headers.get("Accept", ""))
         return Response(body, media_type=content_type)

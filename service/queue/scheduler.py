@@ -1,15 +1,15 @@
-"""Who starts next.
+"""Decides which waiting jobs start.
 
-Order: recovering jobs, then by priority, then by the time they have waited. A job starts with all its workers or not
-at all, each worker whole on one node.
+The order is: recovering jobs, then priority, then waiting time. Jobs are scheduled as gangs: one starts with all its
+workers or not at all, and each worker fits on one node.
 
-A job may pass one before it that has to wait, within a bound: until the one passed has waited for
-`Limits.passing_s`, whatever is free may be used; from then on only what cannot delay it, so that the cluster drains
-for it. A job that can never run here and one over its user's limit hold back nobody.
+A later job may overtake an earlier one that has to wait, within a bound. Until the earlier job has waited for
+`Limits.passing_s`, later jobs may use any free resources; from then on only those that cannot delay it, so that the
+cluster drains for it. A job that can never run on the cluster, or whose owner is at the limit, holds back no other.
 
-Ray chooses the nodes, by its PACK strategy, and this module goes by the same rule. Running gangs whose nodes are not
-known are packed, in the order given, beside those whose nodes are. Ray has the last word: where it did otherwise, an
-attempt waits in `starting`, and on several nodes a job may be delayed beyond its bound.
+Ray places workers by its PACK strategy, and this module predicts placements by the same rule. Running gangs whose nodes
+are unknown are packed, in the order given, after those whose nodes are known. Where Ray places workers differently, an
+attempt waits in `starting`, and a job that needs several nodes may be delayed beyond its bound.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Literal
 
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape, plural
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, impossible, plural, resolve
+from trainer.spec.plan import gang, impossible, resolve
 
 NEWCOMER = "~"
-"""Stands for the id of a job that is not submitted yet; sorts after all that are."""
+"""The id of a job that is not submitted yet; it sorts after all real ids."""
 
 
 @dataclass(frozen=True)
@@ -36,35 +37,35 @@ class Waiting:
     job_id: str
     owner: str
     spec: JobSpec
-    """Resolved."""
+    """The resolved spec."""
     priority: int
     since: datetime
     """When it began to wait."""
     not_before: datetime | None = None
-    """It backs off until then. A recovering job that would fit keeps its room meanwhile: a newcomer could else take
+    """The end of its back-off. A recovering job that would fit keeps its place until then: a new job could else take
     what it is about to use again."""
     recovering: bool = False
 
 
 @dataclass(frozen=True)
 class Running:
-    """A job with an attempt under way."""
+    """A job with a live attempt."""
 
     job_id: str
     owner: str
     gang: Gang
     nodes: Sequence[str] = ()
-    """The ids of its workers' nodes, one for each worker; empty where Ray has not placed it or is not asked."""
+    """Ids of the nodes of its workers, one for each worker; empty where they are unknown."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an operator sets."""
+    """Scheduling limits from the settings."""
 
     running_per_user: int | None
-    """Jobs of one user that may run at a time, recovering ones among them; None for any number."""
+    """Jobs that one user may run at a time, including recovering ones; None for no limit."""
     passing_s: float
-    """Seconds for which a waiting job may be passed by others that delay it."""
+    """Seconds for which others may overtake a waiting job and delay it."""
 
     @classmethod
     def of(cls, settings: Settings) -> Limits:
@@ -73,7 +74,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Admission:
-    """What was decided about a waiting job."""
+    """The decision about a waiting job."""
 
     job_id: str
     start: bool
@@ -85,18 +86,18 @@ class Admission:
 def admit(
     waiting: Sequence[Waiting], running: Sequence[Running], cluster: ClusterShape, moment: datetime, limits: Limits
 ) -> list[Admission]:
-    """Decide about every waiting job that does not back off, in the order they get their turn.
+    """Decide about every waiting job that is not backing off, in scheduling order.
 
-    Pure. ``waiting`` may come in any order, ``running`` should come in the order of their start where their nodes
-    are not known.
+    A pure function. ``waiting`` may be in any order; ``running`` should be in the order of starting, for jobs whose
+    nodes are unknown.
     """
-    turn = _Turn(waiting, running, cluster, moment, limits)
-    decisions = [turn.decide(job) for job in in_turn(waiting)]
+    allocation = _Allocation(waiting, running, cluster, moment, limits)
+    decisions = [allocation.decide(job) for job in scheduling_order(waiting)]
     return [decision for decision in decisions if decision]
 
 
-def in_turn(waiting: Iterable[Waiting]) -> list[Waiting]:
-    """Waiting jobs in the order in which they are decided about."""
+def scheduling_order(waiting: Iterable[Waiting]) -> list[Waiting]:
+    """Waiting jobs in the order in which they are considered."""
     return sorted(waiting, key=lambda job: (not job.recovering, -job.priority, job.since, job.job_id))
 
 
@@ -109,18 +110,18 @@ def fits(
     moment: datetime,
     limits: Limits,
 ) -> tuple[Literal["now", "later", "never"], str]:
-    """When a spec would start, were it submitted now by this owner, and why, in a sentence."""
+    """When a spec would start if this owner submitted it now, and a sentence that says why."""
     resolved = resolve(spec, cluster)
     newcomer = Waiting(NEWCOMER, owner, resolved, spec.priority, since=moment)
-    found = admit([*waiting, newcomer], running, cluster, moment, limits)
-    decision = next(admission for admission in found if admission.job_id == NEWCOMER)
+    admissions = admit([*waiting, newcomer], running, cluster, moment, limits)
+    decision = next(admission for admission in admissions if admission.job_id == NEWCOMER)
     if decision.start:
         return "now", decision.message
     return "never" if impossible(resolved, cluster) else "later", decision.message
 
 
-class _Turn:
-    """The nodes while jobs are decided about, one after the other."""
+class _Allocation:
+    """The free resources of the nodes while jobs are considered one after the other."""
 
     def __init__(
         self,
@@ -131,16 +132,17 @@ class _Turn:
         limits: Limits,
     ) -> None:
         self._cluster, self._moment, self._limits = cluster, moment, limits
-        self._free = left(running, cluster)
+        self._free = free_nodes(running, cluster)
         self._spare = list(self._free)
-        """What of the free is of no use to any job that may no longer be delayed."""
+        """Free resources that no overdue job can use."""
         self._overdue: list[Waiting] = []
+        """Jobs that may no longer be delayed."""
         self._backing_off: list[Waiting] = []
         self._counts = Counter(job.owner for job in running)
         self._counts.update(job.owner for job in waiting if job.recovering)
 
     def decide(self, job: Waiting) -> Admission | None:
-        """None for a job that backs off."""
+        """The decision about a job; None where it is backing off."""
         never, needs = impossible(job.spec, self._cluster), gang(job.spec)
         if never:
             return _waits(job, Reason.INSUFFICIENT_RESOURCES, f"Cannot start on this cluster: {never}.")
@@ -165,34 +167,34 @@ class _Turn:
         return Admission(job.job_id, True, None, f"It takes {needs}.")
 
     def _obstacle(self, places: list[int], needs: Gang) -> str | None:
-        """Whom a gang that would fit must let go before it, and why."""
-        left = _less(self._free, places, needs)
+        """Why a gang that would fit must not start before another job; None where it may."""
+        remaining = _less(self._free, places, needs)
         for job in self._backing_off:
-            own = _place(left, gang(job.spec))
+            own = _place(remaining, gang(job.spec))
             if own is None:
                 return f"behind {job.job_id}, which keeps its place while it recovers"
-            left = _less(left, own, gang(job.spec))
+            remaining = _less(remaining, own, gang(job.spec))
         if _covers(self._spare, places, needs):
             return None
-        first = next(job for job in self._overdue if not _covers(self._useless(gang(job.spec)), places, needs))
+        first = next(job for job in self._overdue if not _covers(self._unusable(gang(job.spec)), places, needs))
         return (
-            f"behind {first.job_id}: it has waited for {self._limits.passing_s / 60:g} minutes or more, "
-            "and nothing that would delay it starts before it"
+            f"behind {first.job_id}, which has waited for {self._limits.passing_s / 60:g} minutes or more: "
+            "no job that would delay it may start before it"
         )
 
     def _hold(self, job: Waiting, needs: Gang) -> None:
-        """From its bound on, those behind a job that waits get only what is of no use to it."""
+        """Where a waiting job is past its bound, keep for it what it can use."""
         if self._moment - job.since < timedelta(seconds=self._limits.passing_s):
             return
         self._overdue.append(job)
-        both = zip(self._spare, self._useless(needs), strict=True)
+        both = zip(self._spare, self._unusable(needs), strict=True)
         self._spare = [replace(a, cpus=min(a.cpus, b.cpus), gpus=min(a.gpus, b.gpus)) for a, b in both]
 
-    def _useless(self, needs: Gang) -> list[NodeShape]:
-        """What of the free a gang can never use, whichever of the running jobs end."""
+    def _unusable(self, needs: Gang) -> list[NodeShape]:
+        """Free resources that a gang cannot use, whichever running jobs end."""
         most = [min(needs.workers, node.holds(needs.cpus, needs.gpus)) for node in self._cluster.nodes]
-        left = _less(self._free, most, needs)
-        return [replace(node, cpus=max(0, node.cpus), gpus=max(0, node.gpus)) for node in left]
+        remaining = _less(self._free, most, needs)
+        return [replace(node, cpus=max(0, node.cpus), gpus=max(0, node.gpus)) for node in remaining]
 
     def _shortfall(self, needs: Gang) -> str:
         free, whole = ClusterShape(tuple(self._free)), self._cluster
@@ -206,7 +208,7 @@ class _Turn:
             )
         fitting = free.holds(needs.cpus, needs.gpus)
         fit = f"{fitting} fit" if fitting > 1 else f"{fitting or 'none'} fits"
-        return f"for resources: needs {needs}; {fit} on the nodes as they are"
+        return f"for resources: needs {needs}; {fit} on the nodes now"
 
 
 def _waits(job: Waiting, reason: Reason, message: str) -> Admission:
@@ -221,27 +223,28 @@ def _over_limit(owner: str, runs: int, limit: int) -> str:
 
 
 def _place(free: Sequence[NodeShape], needs: Gang) -> list[int] | None:
-    """How many workers each node gets; None where they do not all fit."""
+    """The number of workers on each node; None where they do not all fit."""
     places = _pack(free, needs)
     return places if sum(places) == needs.workers else None
 
 
 def _pack(free: Sequence[NodeShape], needs: Gang) -> list[int]:
-    """As many workers as fit, as Ray packs them: the emptiest node is filled up first, then the next."""
-    places, left = [0] * len(free), needs.workers
+    """As many workers as fit, packed as Ray does: the emptiest node is filled first, then the next."""
+    places, unplaced = [0] * len(free), needs.workers
     for index in sorted(range(len(free)), key=lambda index: -_score(free[index], needs)):
-        places[index] = min(left, free[index].holds(needs.cpus, needs.gpus))
-        left -= places[index]
+        places[index] = min(unplaced, free[index].holds(needs.cpus, needs.gpus))
+        unplaced -= places[index]
     return places
 
 
 def _score(node: NodeShape, needs: Gang) -> float:
-    """Ray's: the shares of what is free that a worker would leave."""
-    wanted = [(node.cpus, needs.cpus), (node.gpus, needs.gpus)]
-    return sum((has - takes) / has for has, takes in wanted if has and takes)
+    """Ray's score of a node: the fractions of its free resources that a worker would leave."""
+    resources = [(node.cpus, needs.cpus), (node.gpus, needs.gpus)]
+    return sum((has - takes) / has for has, takes in resources if has and takes)
 
 
 def _less(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> list[NodeShape]:
+    """What remains free once a gang is placed."""
     return [
         replace(node, cpus=node.cpus - count * needs.cpus, gpus=node.gpus - count * needs.gpus)
         for node, count in zip(free, places, strict=True)
@@ -249,18 +252,19 @@ def _less(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> list
 
 
 def _covers(free: Sequence[NodeShape], places: Sequence[int], needs: Gang) -> bool:
-    left = _less(free, places, needs)
-    return all(node.cpus >= 0 and node.gpus >= 0 for node, count in zip(left, places, strict=True) if count)
+    """Whether the free resources are enough for these placements."""
+    remaining = _less(free, places, needs)
+    return all(node.cpus >= 0 and node.gpus >= 0 for node, count in zip(remaining, places, strict=True) if count)
 
 
-def left(running: Sequence[Running], cluster: ClusterShape) -> list[NodeShape]:
-    """What running gangs leave free of each node.
+def free_nodes(running: Sequence[Running], cluster: ClusterShape) -> list[NodeShape]:
+    """The free resources of each node beside the running gangs.
 
-    What does not fit where it is said to be, on a cluster that shrank or because Ray placed it otherwise, is taken from
-    whatever node has it, so that the sums are right.
+    A gang may not fit where it is reported, as when the cluster has shrunk. What is missing is then taken from any node
+    that has it, so that the totals are right.
     """
     free, ids = list(cluster.nodes), [node.id for node in cluster.nodes]
-    for job in sorted(running, key=lambda job: not job.nodes):  # those whose nodes are known come first
+    for job in sorted(running, key=lambda job: not job.nodes):  # known placements first
         places = [job.nodes.count(node) for node in ids] if job.nodes else _pack(free, job.gang)
         missing = job.gang.workers - sum(places)
         free = _less(free, places, job.gang)

@@ -1,4 +1,4 @@
-"""The routes of searches as `/openapi.json` describes them, and the errors of their own."""
+"""The OpenAPI description of the searches' routes, and their error codes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TRIAL: Final = (*SEARCH, "trial_not_found")
 
 CODES: Final[dict[str, tuple[int, str]]] = {
     "trial_not_found": (404, "the search has no such trial"),
-    "budget_spent": (409, "the search's budget has no room for so many trials: say `beyond_budget`"),
-    "trial_not_settled": (409, "the trial's values are no spec, or not all known before it begins"),
+    "budget_spent": (409, "the search's budget has no room for so many trials: set `beyond_budget`"),
+    "trial_not_settled": (409, "the trial's values are invalid, or not all known before it starts"),
 }
-"""Status of each error, and when it comes."""
+"""Status and meaning of each error code."""
 
 OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/searches/{search_id}": Operation("get_search", SEARCH),
@@ -26,12 +26,12 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "add_trials",
         ("forbidden", *SEARCH, "not_allowed_in_state", "budget_spent", "idempotency_key_reused"),
         {
-            200: {"description": "The trials that this key has added before."},
-            201: {"description": "Trials that wait."},
+            200: {"description": "The trials that were added with this key before."},
+            201: {"description": "New trials, which wait."},
         },
     ),
     "GET /v1/searches/{search_id}/trials.csv": Operation(
-        "download_trials", SEARCH, {200: {"description": "A header, and one line a trial.", "content": CSV}}
+        "download_trials", SEARCH, {200: {"description": "A header, and one line for each trial.", "content": CSV}}
     ),
     "GET /v1/searches/{search_id}/trials/{number}": Operation("get_trial", TRIAL),
     "POST /v1/searches/{search_id}/trials/{number}/stop": Operation(
@@ -44,7 +44,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "promote_trial",
         ("forbidden", *TRIAL, "trial_not_settled"),
         {
-            200: {"description": "The job that this promotion has made before.", "headers": LOCATION},
+            200: {"description": "The job that the same promotion created before.", "headers": LOCATION},
             201: {"description": "A new job.", "headers": LOCATION},
         },
     ),
@@ -56,8 +56,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/searches/{search_id}/trials/{number}/images/{name}": Operation(
         "get_trial_image",
         (*TRIAL, "image_not_found", "artifacts_not_here"),
-        {200: {"description": "The picture.", "content": PNG}},
+        {200: {"description": "The image.", "content": PNG}},
     ),
     "GET /v1/searches/{search_id}/plots/{name}": Operation("get_search_plot", SEARCH),
 }
-"""One row a route."""
+"""One entry for each route."""

@@ -1,6 +1,6 @@
-"""A trial of a search that becomes a pretraining job of its own.
+"""Promotes a trial of a search to a pretraining job.
 
-It needs a transaction and the settings alone: people promote through the API, and the controller at a search's end.
+This module needs only a transaction and the settings, as both the API and the controller promote trials.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from service.db.tables import Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom
-from service.jobs.submission import check_places, insert, kept_key, schedule
-from service.searches.trials import point_of, spec_of
+from service.jobs.submission import check_dataset_roots, insert, schedule, stored_key
+from service.searches.analysis import point_of, spec_of
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.pretrain import PretrainSpec
@@ -26,36 +26,36 @@ from trainer.spec.search import PromoteSpec, SearchSpec
 def promote_trial(
     session: Session, settings: Settings, search: Job, trial: FrozenTrial, promote: PromoteSpec, owner: str
 ) -> tuple[Job, bool]:
-    """The job that a trial becomes, in the caller's transaction; False where the same promotion has made it before.
+    """Promote a trial in the caller's transaction; returns the job, and False where the same promotion had created it.
 
-    Raises the API's 409 for a trial whose values are no spec, or not all known yet, and `SpecError` at
-    `overrides.<path>` for what cannot be trained.
+    Raises the API's 409 for a trial whose values do not form a valid spec or are not all known yet, and `SpecError` at
+    `overrides.<path>` for a spec that cannot be trained.
     """
-    key = kept_key(f"promotion:{_digest(search, trial, promote)}")
+    key = stored_key(f"promotion:{_digest(search, trial, promote)}")
     earlier = repository.by_idempotency_key(session, owner, key)
     if earlier:
         return earlier, False
     spec = _promoted(search, trial, promote)
     try:
-        check_places(settings, spec)
+        check_dataset_roots(settings, spec)
         schedule(session, spec)
     except SpecError as error:
         raise _at_overrides(error, promote) from error
-    made = insert(session, owner, spec, spec.dataset.uri, key, PromotedFrom(search=search.id, trial=trial.number))
-    told = f"Trial {trial.number} was promoted to {made.id}."
-    session.add(Event(job_id=search.id, state=search.state, reason=search.reason, message=told, actor=owner))
-    return made, True
+    job = insert(session, owner, spec, spec.dataset.uri, key, PromotedFrom(search=search.id, trial=trial.number))
+    message = f"Trial {trial.number} was promoted to {job.id}."
+    session.add(Event(job_id=search.id, state=search.state, reason=search.reason, message=message, actor=owner))
+    return job, True
 
 
 def _digest(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> str:
-    """What tells a promotion from others."""
+    """Identifies a promotion."""
     return sha256(json.dumps([search.id, trial.number, promote.overrides, promote.register_as], sort_keys=True))
 
 
 def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> PretrainSpec:
     spec = SearchSpec.parse(search.spec)
     if spec_of(trial, spec) is None:
-        text = f"trial {trial.number} of {search.id} cannot be promoted: its values are no spec, or not all known yet"
+        text = f"trial {trial.number} of {search.id} cannot be promoted: its values are invalid, or not all known yet"
         raise ApiProblem(409, "trial_not_settled", text)
     try:
         document = spec.promoted(point_of(trial, spec), promote, spec.base.get("resources") or {})
@@ -65,7 +65,7 @@ def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> Pretrain
 
 
 def _at_overrides(error: SpecError, promote: PromoteSpec) -> SpecError:
-    """The same problems, where the one who promotes has written what they are about."""
+    """The same problems, at the paths of the request's overrides."""
     return SpecError([_moved(problem, promote) for problem in error.problems])
 
 

@@ -1,5 +1,6 @@
-"""What is read of searches: the job from the control plane's database, its trials from the study, the rest from each
-trial's own run. No transaction waits for another part.
+"""Read requests for searches: the job comes from the database, its trials from the study, the rest from their runs.
+
+The study, MLflow and the storage are read outside of any transaction.
 """
 
 from __future__ import annotations
@@ -23,10 +24,9 @@ from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
 from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
-from service.jobs.logs import Logs, Wanted, page
+from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
-from service.searches import repository
-from service.searches import trials as made
+from service.searches import analysis, repository
 from service.searches.schemas import (
     BudgetView,
     Difference,
@@ -39,12 +39,13 @@ from service.searches.schemas import (
 )
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.search import CategoricalParameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter
 
 NEWEST_FIRST: Final = "-number"
-OF_PARAMETER: Final = "param:"
+PARAMETER_PREFIX: Final = "param:"
 ROWS: Final = 200
-"""Of the CSV that are written at a time."""
+"""Rows of CSV in one piece."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +54,22 @@ class Search:
 
     job: Job
     spec: SearchSpec
-    """As submitted, with the budget that it has now."""
+    """The submitted spec with the present budget."""
     trials: Sequence[FrozenTrial]
-    """By number; none before its study was made."""
+    """By number; empty before the study was created."""
     moment: datetime
 
     @classmethod
-    def load(cls, parts: AppState, caller: Caller, job_id: str) -> Search:
+    def load(cls, app_state: AppState, caller: Caller, job_id: str) -> Search:
         """Raises the API's 404 and 409, and `StudiesUnreachable`."""
-        with parts.database.read() as session:
-            job = repository.search(session, parts.kinds, job_id, caller)
-        return cls.of(parts, job)
+        with app_state.database.read() as session:
+            job = repository.visible_search(session, app_state.kinds, job_id, caller)
+        return cls.of(app_state, job)
 
     @classmethod
-    def of(cls, parts: AppState, job: Job) -> Search:
+    def of(cls, app_state: AppState, job: Job) -> Search:
         """Raises `StudiesUnreachable`. No transaction may be open."""
-        return cls(job, SearchSpec.parse(job.spec), parts.studies.trials(job.id), now())
+        return cls(job, SearchSpec.parse(job.spec), app_state.studies.trials(job.id), now())
 
     def trial(self, number: int) -> FrozenTrial:
         """Raises the API's 404."""
@@ -76,30 +77,30 @@ class Search:
             raise not_found("trial", f"{self.job.id}/{number}")
         return self.trials[number]
 
-    def views(self, parts: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
-        """Some of its trials as the API shows them. Opens a transaction."""
-        with parts.database.read() as session:
-            jobs = repository.promoted(session, self.job.id, caller, [trial.number for trial in trials])
-        front = {trial.number for trial in made.best(self.trials, self.spec)}
+    def views(self, app_state: AppState, caller: Caller, trials: Sequence[FrozenTrial]) -> list[TrialView]:
+        """Views of some of its trials. Opens a transaction."""
+        with app_state.database.read() as session:
+            jobs = repository.promoted_jobs(session, self.job.id, caller, [trial.number for trial in trials])
+        front = {trial.number for trial in analysis.best(self.trials, self.spec)}
         return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
 
     def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
-        """Of `TrialView`."""
+        """The fields of a `TrialView`; ``front`` are the best trials, ``jobs`` those promoted from each trial."""
         attributes = trial.user_attrs
         return {
             "number": trial.number,
-            "state": made.state_of(trial),
+            "state": analysis.state_of(trial),
             "reason": attributes.get(names.TRIAL_REASON),
             "message": attributes.get(names.TRIAL_MESSAGE, ""),
-            "values": made.values_of(trial, self.spec),
-            "params": made.point_of(trial, self.spec),
+            "values": analysis.values_of(trial, self.spec),
+            "params": analysis.point_of(trial, self.spec),
             "epoch": attributes.get(names.TRIAL_EPOCH),
             "best": trial.number in front,
             "repeat_of": attributes.get(names.TRIAL_REPEAT_OF),
             "retry_of": attributes.get(names.TRIAL_RETRY_OF),
-            "started_at": made.started(trial),
-            "ended_at": made.ended(trial),
-            "duration_s": made.duration(trial, self.moment),
+            "started_at": analysis.started(trial),
+            "ended_at": analysis.ended(trial),
+            "duration_s": analysis.duration(trial, self.moment),
             "run_id": attributes.get(names.TRIAL_RUN),
             "promoted": jobs.get(trial.number, []),
         }
@@ -108,20 +109,20 @@ class Search:
 # --- the search -------------------------------------------------------------------------------------------------------
 
 
-def spec_of(parts: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
+def spec_of(app_state: AppState, caller: Caller, job_id: str) -> tuple[str, SearchSpec]:
     """A search's id and spec; raises the API's 404 and 409."""
-    with parts.database.read() as session:
-        job = repository.search(session, parts.kinds, job_id, caller)
+    with app_state.database.read() as session:
+        job = repository.visible_search(session, app_state.kinds, job_id, caller)
     return job.id, SearchSpec.parse(job.spec)
 
 
-def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
-    """A search with what is best so far."""
-    found = Search.load(parts, caller, job_id)
-    job, spec, seconds = found.job, found.spec, parts.studies.seconds(job_id)
-    with parts.database.read() as session:
-        jobs = repository.promoted(session, job_id, caller)
-    best = made.best(found.trials, spec)
+def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
+    """A search with its best trials so far."""
+    found = Search.load(app_state, caller, job_id)
+    job, spec, seconds = found.job, found.spec, app_state.studies.seconds(job_id)
+    with app_state.database.read() as session:
+        jobs = repository.promoted_jobs(session, job_id, caller)
+    best = analysis.best(found.trials, spec)
     front = {trial.number for trial in best}
     progress = SearchProgress.model_validate(job.progress) if job.progress else None
     return SearchView(
@@ -142,15 +143,15 @@ def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
             max_failed=spec.budget.max_failed,
             max_hours=spec.budget.max_hours,
         ),
-        trials=made.counts(found.trials),
+        trials=analysis.counts(found.trials),
         draining=job.draining,
         best=[TrialView(**found.fields(trial, front, jobs)) for trial in best],
-        repeats=made.repeats(found.trials, spec),
+        repeats=analysis.repeats(found.trials, spec),
         grid_size=spec.grid_size,
         elapsed_s=seconds,
-        eta_s=made.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
+        eta_s=analysis.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
         gpu_hours=progress.gpu_hours if progress else 0.0,
-        promoted={str(number): made_of for number, made_of in jobs.items()},
+        promoted={str(number): job_ids for number, job_ids in jobs.items()},
         created_at=job.created_at,
         started_at=job.started_at,
         ended_at=job.ended_at,
@@ -161,7 +162,7 @@ def show(parts: AppState, caller: Caller, job_id: str) -> SearchView:
 
 
 def listing(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     states: Sequence[TrialState],
@@ -169,66 +170,68 @@ def listing(
     limit: int,
     cursor: str | None,
 ) -> TrialPage:
-    """Trials in some order; those without what it goes by come last."""
-    found = Search.load(parts, caller, job_id)
+    """A page of trials, sorted; trials without a value to sort by come last."""
+    found = Search.load(app_state, caller, job_id)
     order = Order.of(sort, found)
-    chosen = [trial for trial in found.trials if not states or made.state_of(trial) in states]
-    placed = sorted(((order.place(trial), trial) for trial in chosen), key=lambda each: each[0])
+    selected = [trial for trial in found.trials if not states or analysis.state_of(trial) in states]
+    keyed = sorted(((order.sort_key(trial), trial) for trial in selected), key=lambda each: each[0])
     if cursor:
-        last = _read_place(cursor, sort)
-        placed = [each for each in placed if each[0] > last]
-    following = write_cursor([sort, *placed[limit - 1][0]]) if len(placed) > limit else None
-    views = found.views(parts, caller, [trial for _, trial in placed[:limit]])
+        last = _read_sort_key(cursor, sort)
+        keyed = [each for each in keyed if each[0] > last]
+    following = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
+    views = found.views(app_state, caller, [trial for _, trial in keyed[:limit]])
     return TrialPage(items=views, next_cursor=following)
 
 
-Place = tuple[bool, float, int]
-"""Where a trial stands in a list: those without what it is sorted by last, then by that, then by number."""
+SortKey = tuple[bool, float, int]
+"""Whether the value to sort by is missing, that value, and the trial's number."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a list of trials goes by."""
+    """How a list of trials is sorted."""
 
     search: Search
     key: str
     sign: int
-    """-1 where the greatest comes first."""
+    """-1 for descending order."""
 
     @classmethod
     def of(cls, sort: str, search: Search) -> Order:
-        """Raises the API's 422 for a parameter that there is not."""
+        """Parse a sort expression; raises the API's 422 for an unknown parameter."""
         key = sort.removeprefix("-")
-        path = key.removeprefix(OF_PARAMETER)
+        path = key.removeprefix(PARAMETER_PREFIX)
         if key != path and path not in search.spec.space:
             known = ", ".join(search.spec.space)
-            raise ApiProblem(422, "parameter_invalid", f"sort: {path!r} is no parameter: there are {known}")
+            raise ApiProblem(
+                422, "parameter_invalid", f"sort: {path!r} is not a parameter of this search, which has {known}"
+            )
         return cls(search, key, -1 if sort.startswith("-") else 1)
 
-    def place(self, trial: FrozenTrial) -> Place:
+    def sort_key(self, trial: FrozenTrial) -> SortKey:
         value = self._value(trial)
         return value is None, self.sign * (value or 0.0), self.sign * trial.number
 
     def _value(self, trial: FrozenTrial) -> float | None:
         match self.key:
             case "number":
-                return 0.0  # which decides anyway
+                return 0.0  # the sort key ends with it anyway
             case "value":
-                values = made.values_of(trial, self.search.spec)
+                values = analysis.values_of(trial, self.search.spec)
                 return values[0] if values else None
             case "epoch":
                 epoch: float | None = trial.user_attrs.get(names.TRIAL_EPOCH)
                 return epoch
-            case "duration":  # of one that runs it would be another one on the next page
-                return made.duration(trial, self.search.moment) if made.ended(trial) else None
+            case "duration":  # a running trial's would differ on the next page
+                return analysis.duration(trial, self.search.moment) if analysis.ended(trial) else None
             case "started":
-                begin = made.started(trial)
-                return begin.timestamp() if begin else None
-        return self._of_parameter(trial, self.key.removeprefix(OF_PARAMETER))
+                start = analysis.started(trial)
+                return start.timestamp() if start else None
+        return self._of_parameter(trial, self.key.removeprefix(PARAMETER_PREFIX))
 
     def _of_parameter(self, trial: FrozenTrial, path: str) -> float | None:
-        """A number by itself, anything else by its place among the choices."""
-        point, parameter = made.point_of(trial, self.search.spec), self.search.spec.space[path]
+        """A numeric value itself, or the index of any other value among the choices."""
+        point, parameter = analysis.point_of(trial, self.search.spec), self.search.spec.space[path]
         if path not in point:
             return None
         if isinstance(parameter, CategoricalParameter) and not all(map(_is_number, parameter.choices)):
@@ -240,24 +243,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _read_place(cursor: str, sort: str) -> Place:
+def _read_sort_key(cursor: str, sort: str) -> SortKey:
     match read_cursor(cursor):
         case [before, bool(missing), float(value) | int(value), int(number)] if before == sort:
             return missing, float(value), number
     raise bad_cursor(cursor)
 
 
-def detail(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
-    """One trial with all that is known of it."""
-    found = Search.load(parts, caller, job_id)
+def detail(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialDetail:
+    """One trial with everything that is known of it."""
+    found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
-    (view,) = found.views(parts, caller, [trial])
-    spec = made.spec_of(trial, SearchSpec.parse(found.job.run_spec))
+    (view,) = found.views(app_state, caller, [trial])
+    spec = analysis.spec_of(trial, SearchSpec.parse(found.job.run_spec))
     finite = {step: value for step, value in trial.intermediate_values.items() if math.isfinite(value)}
     return TrialDetail(
         **view.model_dump(),
         intermediate=[Intermediate(epoch=step, value=value) for step, value in sorted(finite.items())],
-        metrics=made.metrics_of(trial),
+        metrics=analysis.metrics_of(trial),
         difference=_difference(found, trial),
         attempts=trial.user_attrs.get(names.TRIAL_ATTEMPTS, []),
         spec=spec.model_dump(mode="json") if spec else {},
@@ -265,41 +268,41 @@ def detail(parts: AppState, caller: Caller, job_id: str, number: int) -> TrialDe
 
 
 def _difference(found: Search, trial: FrozenTrial) -> dict[str, Difference]:
-    """Parameters whose value is another than the best trial's; none where there is no best one."""
-    leader = made.leader(found.trials, found.spec)
+    """Parameters whose values differ from those of the best trial; empty where there is none."""
+    leader = analysis.leader(found.trials, found.spec)
     if leader is None:
         return {}
-    own, best = made.point_of(trial, found.spec), made.point_of(leader, found.spec)
+    own, best = analysis.point_of(trial, found.spec), analysis.point_of(leader, found.spec)
     pairs = {path: (own.get(path), best.get(path)) for path in found.spec.space}
     return {path: Difference(value=one, best=two) for path, (one, two) in pairs.items() if one != two}
 
 
-def table(parts: AppState, caller: Caller, job_id: str) -> Iterator[str]:
-    """All trials as CSV, by number, a bounded piece at a time; with a header."""
-    found = Search.load(parts, caller, job_id)
-    metrics_, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
-    header = ["number", "state", "reason", *metrics_, "epoch", "started", "ended", "duration_s", *paths]
+def table(app_state: AppState, caller: Caller, job_id: str) -> Iterator[str]:
+    """All trials as CSV with a header, by number, in pieces of bounded size."""
+    found = Search.load(app_state, caller, job_id)
+    metrics, paths = [each.metric for each in found.spec.objectives], list(found.spec.space)
+    header = ["number", "state", "reason", *metrics, "epoch", "started", "ended", "duration_s", *paths]
     return _written(header, [_row(found, trial, paths) for trial in found.trials])
 
 
 def _row(found: Search, trial: FrozenTrial, paths: Sequence[str]) -> list[Any]:
-    values: Sequence[float | None] = made.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
-    begin, end, point = made.started(trial), made.ended(trial), made.point_of(trial, found.spec)
+    values: Sequence[float | None] = analysis.values_of(trial, found.spec) or [None] * len(found.spec.objectives)
+    start, end, point = analysis.started(trial), analysis.ended(trial), analysis.point_of(trial, found.spec)
     return [
         trial.number,
-        made.state_of(trial).value,
+        analysis.state_of(trial).value,
         trial.user_attrs.get(names.TRIAL_REASON),
         *values,
         trial.user_attrs.get(names.TRIAL_EPOCH),
-        begin.isoformat() if begin else None,
+        start.isoformat() if start else None,
         end.isoformat() if end else None,
-        made.duration(trial, found.moment),
+        analysis.duration(trial, found.moment),
         *(_cell(point.get(path)) for path in paths),
     ]
 
 
 def _cell(value: Any) -> Any:
-    """What is neither text nor a number is JSON."""
+    """Text and numbers as they are, other values as JSON."""
     return value if value is None or isinstance(value, str) or _is_number(value) else json.dumps(value)
 
 
@@ -313,12 +316,12 @@ def _written(header: Sequence[str], rows: Sequence[Iterable[Any]]) -> Iterator[s
         yield text.getvalue()
 
 
-# --- what a trial's own run has ---------------------------------------------------------------------------------------
+# --- the runs of trials ---------------------------------------------------------------------------------------
 
 
-def _run(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
-    """A trial's run, its artifact folder and the attempts that it ran in; raises the API's 404."""
-    attributes = Search.load(parts, caller, job_id).trial(number).user_attrs
+def _run(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[str | None, str | None, list[int]]:
+    """A trial's run, its artifact folder and the numbers of its starts; raises the API's 404."""
+    attributes = Search.load(app_state, caller, job_id).trial(number).user_attrs
     return (
         attributes.get(names.TRIAL_RUN),
         attributes.get(names.TRIAL_FOLDER),
@@ -327,39 +330,41 @@ def _run(parts: AppState, caller: Caller, job_id: str, number: int) -> tuple[str
 
 
 def logs(
-    parts: AppState,
+    app_state: AppState,
     caller: Caller,
     job_id: str,
     number: int,
-    wanted: Wanted,
+    log_filter: LogFilter,
     cursor: str | None,
     limit: int,
     tail: int | None,
 ) -> LogPage:
-    _, folder, attempts = _run(parts, caller, job_id, number)
+    _, folder, attempts = _run(app_state, caller, job_id, number)
     if not folder:
         return LogPage(items=[])
-    return page(Logs(LogFiles(parts.artifacts, folder), attempts), wanted, cursor, limit, tail)
+    return page(Logs(LogFiles(app_state.artifacts, folder), attempts), log_filter, cursor, limit, tail)
 
 
-def images(parts: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
-    found = Search.load(parts, caller, job_id)
+def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Page[ImageView]:
+    found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
-    spec, metric_curves = made.spec_of(trial, found.spec), made.metrics_of(trial)
+    spec, metric_curves = analysis.spec_of(trial, found.spec), analysis.metrics_of(trial)
     epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
     if spec and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
-    return reading.pictures(parts.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
+    return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 
 
-def image(parts: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
-    _, folder, _ = _run(parts, caller, job_id, number)
-    return reading.picture(parts.artifacts, folder, name)
+def image(app_state: AppState, caller: Caller, job_id: str, number: int, name: str) -> bytes:
+    _, folder, _ = _run(app_state, caller, job_id, number)
+    return reading.image_bytes(app_state.artifacts, folder, name)
 
 
-def curves(parts: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int) -> MetricsView:
-    """A trial's curves by key; raises the API's 503 where MLflow does not answer."""
-    run_id, _, _ = _run(parts, caller, job_id, number)
-    found = metric_curves.curves(parts, {run_id: None}, keys, points) if run_id else {}
-    return MetricsView(series=found.get(run_id or "", {key: [] for key in keys}))
+def curves(
+    app_state: AppState, caller: Caller, job_id: str, number: int, keys: Sequence[str], points: int
+) -> MetricsView:
+    """A trial's curves by key; raises the API's 503 where MLflow is unreachable."""
+    run_id, _, _ = _run(app_state, caller, job_id, number)
+    by_run = metric_curves.curves(app_state, {run_id: None}, keys, points) if run_id else {}
+    return MetricsView(series=by_run.get(run_id or "", {key: [] for key in keys}))

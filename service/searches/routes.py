@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
-from service.jobs.logs import Wanted
+from service.jobs.logs import LogFilter
 from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
 from service.searches import reading, service
 from service.searches.plots import Plots
@@ -29,15 +29,15 @@ from service.searches.schemas import (
 router = APIRouter(prefix="/v1/searches", tags=["searches"])
 
 LAST_TRIAL = 1_000_000
-"""No search has more trials."""
-Number = Annotated[int, Path(ge=0, le=LAST_TRIAL, description="the trial's")]
+"""Upper bound for the number of a trial."""
+Number = Annotated[int, Path(ge=0, le=LAST_TRIAL, description="number of the trial")]
 Limit = Annotated[int, Query(ge=1, le=500)]
 LogLimit = Annotated[int, Query(ge=1, le=5000)]
 SORTS = r"^-?(number|value|epoch|duration|started|param:[a-z0-9_.]{1,200})$"
 
 
 async def _plots(request: Request) -> Plots:
-    """Not a plain function: that would be called on a thread."""
+    """Declared async so that FastAPI does not run it on a thread."""
     found: Plots = request.app.state.plots
     return found
 
@@ -46,92 +46,92 @@ PlotsDep = Annotated[Plots, Depends(_plots)]
 
 
 @router.get("/{search_id}")
-def show(search_id: str, parts: StateDep, caller: CallerDep) -> SearchView:
-    """One search: what it seeks, how far it is, and what is best so far."""
-    return reading.show(parts, caller, search_id)
+def show(search_id: str, app_state: StateDep, caller: CallerDep) -> SearchView:
+    """One search: its objectives, its progress and its best trials so far."""
+    return reading.show(app_state, caller, search_id)
 
 
 @router.patch("/{search_id}")
-def patch(search_id: str, body: SearchPatch, parts: StateDep, caller: CallerDep) -> SearchView:
-    """Change a search's budget, also while it runs; what is left out stays. More trials than before, or more hours
-    where they had run out, let one that has succeeded go on."""
-    return service.patch(parts, caller, search_id, body)
+def patch(search_id: str, body: SearchPatch, app_state: StateDep, caller: CallerDep) -> SearchView:
+    """Change a search's budget, also while it runs; fields that are left out keep their values. A search that has
+    succeeded continues with more trials, or with more hours where those had run out."""
+    return service.patch(app_state, caller, search_id, body)
 
 
 @router.get("/{search_id}/trials")
 def trials(
     search_id: str,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    state: Annotated[list[TrialState] | None, Query(description="repeatable; any of them")] = None,
+    state: Annotated[list[TrialState] | None, Query(description="repeatable; trials in any of these states")] = None,
     sort: Annotated[
         str,
         Query(
             pattern=SORTS,
             description="`number`, `value` (of the first objective), `epoch`, `duration` (of those that have ended), "
-            "`started` or `param:<path>`; with `-` before it the greatest first, those without it last",
+            "`started` or `param:<path>`; with a `-` prefix in descending order; trials without a value come last",
         ),
     ] = reading.NEWEST_FIRST,
     limit: Limit = 50,
     cursor: str | None = None,
 ) -> TrialPage:
-    """Trials, repeats among them; the newest first unless told otherwise."""
-    return reading.listing(parts, caller, search_id, state or (), sort, limit, cursor)
+    """Trials, including repeats; the newest first by default."""
+    return reading.listing(app_state, caller, search_id, state or (), sort, limit, cursor)
 
 
 @router.post("/{search_id}/trials", status_code=201)
 def add_trials(
     search_id: str,
     body: PointsBody,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
 ) -> TrialPage:
-    """Let chosen points be tried, before the algorithm chooses others; answers the trials that wait for it. The same
-    `Idempotency-Key` with the same body adds nothing: it answers 200 and the same trials as they are now."""
-    page, new = service.add_points(parts, caller, search_id, body, idempotency_key)
+    """Add trials with chosen points, to run before those that the algorithm chooses; returns the trials. A repeated
+    request with the same `Idempotency-Key` and body adds nothing: it returns 200 and these trials as they are now."""
+    page, new = service.add_points(app_state, caller, search_id, body, idempotency_key)
     response.status_code = 201 if new else 200
     return page
 
 
 @router.get("/{search_id}/trials.csv", response_class=StreamingResponse)
-def table(search_id: str, parts: StateDep, caller: CallerDep) -> StreamingResponse:
-    """All trials by number, one a line."""
-    attached = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
-    return StreamingResponse(reading.table(parts, caller, search_id), media_type="text/csv", headers=attached)
+def table(search_id: str, app_state: StateDep, caller: CallerDep) -> StreamingResponse:
+    """All trials as CSV, by number, one in each line."""
+    headers = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
+    return StreamingResponse(reading.table(app_state, caller, search_id), media_type="text/csv", headers=headers)
 
 
 @router.get("/{search_id}/trials/{number}")
-def trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialDetail:
-    """One trial with all that is known of it."""
-    return reading.detail(parts, caller, search_id, number)
+def trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialDetail:
+    """One trial with everything that is known of it."""
+    return reading.detail(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/stop")
-def stop_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
-    """End a running trial at its next step: it is pruned then, with what it has reached."""
-    return service.stop_trial(parts, caller, search_id, number)
+def stop_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
+    """Stop a running trial at its next step: it is then pruned, and keeps its last value."""
+    return service.stop_trial(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/retry")
-def retry_trial(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> TrialView:
-    """Try a failed trial's values once more, beyond the budget; answers the new trial."""
-    return service.retry_trial(parts, caller, search_id, number)
+def retry_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
+    """Retry a failed trial's values, beyond the budget; returns the new trial."""
+    return service.retry_trial(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/promote", status_code=201)
 def promote(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     response: Response,
     body: PromoteBody | None = None,
 ) -> JobView:
-    """Submit a trial's spec, perhaps with some of it changed, as a pretraining job of its own. The same promotion again
-    answers 200 and the same job."""
-    job, new = service.promote(parts, caller, search_id, number, body or PromoteBody())
+    """Submit a trial's spec, optionally with changes, as a pretraining job. A repeated promotion returns 200 and the
+    same job."""
+    job, new = service.promote(app_state, caller, search_id, number, body or PromoteBody())
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
@@ -141,57 +141,61 @@ def promote(
 def logs(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="of the search")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="number of a start of the trial")] = None,
     source: Annotated[str | None, Query(description="rank-<n>")] = None,
-    level: Annotated[Level | None, Query(description="this level and those above it")] = None,
-    search: Annotated[str | None, Query(max_length=200, description="text in the message, in whatever case")] = None,
-    tail: Annotated[int | None, Query(ge=0, le=5000, description="the last so many lines, by time; no cursor")] = None,
+    level: Annotated[Level | None, Query(description="the lowest level to include")] = None,
+    search: Annotated[
+        str | None, Query(max_length=200, description="text that the message contains, ignoring case")
+    ] = None,
+    tail: Annotated[
+        int | None, Query(ge=0, le=5000, description="only this many of the last lines, by time; excludes `cursor`")
+    ] = None,
     limit: LogLimit = 500,
     cursor: str | None = None,
 ) -> LogPage:
-    """A trial's log lines, as `list_job_logs` gives those of a job."""
-    wanted = Wanted(source, level, search, attempt)
-    return reading.logs(parts, caller, search_id, number, wanted, cursor, limit, tail)
+    """A trial's log lines, paged like those of `list_job_logs`."""
+    log_filter = LogFilter(source, level, search, attempt)
+    return reading.logs(app_state, caller, search_id, number, log_filter, cursor, limit, tail)
 
 
 @router.get("/{search_id}/trials/{number}/metrics")
 def metrics(
     search_id: str,
     number: Number,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
-    key: Annotated[list[str] | None, Query(description="repeatable; all by default")] = None,
-    points: Annotated[int, Query(ge=1, le=10_000, description="at most, of each curve")] = 1000,
+    key: Annotated[list[str] | None, Query(description="metric key, repeatable; all by default")] = None,
+    points: Annotated[int, Query(ge=1, le=10_000, description="points of each curve, at most")] = 1000,
 ) -> MetricsView:
-    """A trial's metric curves by optimiser step, of at most so many points each."""
-    return reading.curves(parts, caller, search_id, number, key or (), points)
+    """A trial's metric curves by optimiser step, each of at most `points` points."""
+    return reading.curves(app_state, caller, search_id, number, key or (), points)
 
 
 @router.get("/{search_id}/trials/{number}/images")
-def images(search_id: str, number: Number, parts: StateDep, caller: CallerDep) -> Page[ImageView]:
-    """A trial's pictures of reconstructions, by step."""
-    return reading.images(parts, caller, search_id, number)
+def images(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> Page[ImageView]:
+    """A trial's images of reconstructions, by step."""
+    return reading.images(app_state, caller, search_id, number)
 
 
 @router.get("/{search_id}/trials/{number}/images/{name}", response_class=Response)
-def image(search_id: str, number: Number, name: str, parts: StateDep, caller: CallerDep) -> Response:
-    """One picture, as PNG."""
-    return Response(reading.image(parts, caller, search_id, number, name), media_type="image/png")
+def image(search_id: str, number: Number, name: str, app_state: StateDep, caller: CallerDep) -> Response:
+    """One image, as PNG."""
+    return Response(reading.image(app_state, caller, search_id, number, name), media_type="image/png")
 
 
 @router.get("/{search_id}/plots/{name}", response_model=PlotView)
 def plot(
     search_id: str,
     name: PlotName,
-    parts: StateDep,
+    app_state: StateDep,
     caller: CallerDep,
     plots: PlotsDep,
     param: Annotated[list[str] | None, Query(max_length=50, description="path in the space; repeatable")] = None,
 ) -> Response:
-    """A figure for plotly.js, of the trials that there are now. `contour` needs two parameters."""
-    job_id, spec = reading.spec_of(parts, caller, search_id)
+    """A figure of the present trials, for plotly.js. `contour` needs two parameters."""
+    job_id, spec = reading.spec_of(app_state, caller, search_id)
     figure = plots.figure(job_id, spec, name, tuple(param or ()))
-    # Written here, on this thread: it is shared, and long.
+    # Serialised here, on this thread, as the view is shared and large.
     return Response(figure.model_dump_json(), media_type="application/json")

@@ -1,4 +1,4 @@
-"""What the searches' routes take and give. Pydantic only: the client imports this module."""
+"""Request and response models of the searches' routes. Pydantic only: the client imports this module."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from trainer.spec.export import BackboneName
 
 
 class TrialState(StrEnum):
-    """Where a trial is in its life."""
+    """The state of a trial."""
 
     WAITING = "waiting"
-    """Somebody chose its values, and no place has been free for it."""
+    """A request chose its values, and it has not started yet."""
     RUNNING = "running"
     COMPLETE = "complete"
     PRUNED = "pruned"
-    """Ended early: by the scheduler, or because somebody stopped it; its last value is kept."""
+    """Ended early, by the scheduler or by a request to stop it; it keeps its last value."""
     FAILED = "failed"
-    """By an error of its own, or because its values are no spec: `reason` says."""
+    """Failed by an error, or because its values are invalid: see `reason`."""
 
     @property
     def ended(self) -> bool:
@@ -36,11 +36,11 @@ PlotName = Literal["history", "curves", "parallel", "importance", "slice", "cont
 
 class BudgetView(View):
     trials: int
-    """In all, without repeats and failed ones tried again; of a grid no more than its combinations."""
+    """Total number of trials, without repeats and retries; for a grid, no more than its combinations."""
     concurrency: int
-    """Trials at a time that fit on the cluster: what is asked for, or less."""
+    """Trials that run at a time: the requested number, or fewer where no more fit on the cluster."""
     concurrency_wanted: int
-    """What is asked for."""
+    """The requested number."""
     max_failed: int
     max_hours: float | None
 
@@ -49,35 +49,35 @@ class TrialView(View):
     """One trial of a search."""
 
     number: int
-    """From 0, in the order in which they were made."""
+    """From 0, in the order of creation."""
     state: TrialState
     reason: str | None
-    """Typed cause of its end; null where it simply finished."""
+    """Machine-readable cause of its end; null where it simply finished."""
     message: str
-    """The same for people."""
+    """The cause in words."""
     values: list[float] | None
-    """One for each objective: of its last evaluation, also where it was pruned; null before there was one."""
+    """The objectives at its last evaluation, also where it was pruned; null before the first one."""
     params: dict[str, JsonValue]
-    """By path in the base spec."""
+    """Values by path in the base spec."""
     epoch: float | None
-    """Epochs it had at its last evaluation."""
+    """Epochs trained at its last evaluation."""
     best: bool
-    """Whether no other is better; of several objectives, whether none beats it in all of them."""
+    """Whether it is the best trial; with several objectives, whether it is on the Pareto front."""
     repeat_of: int | None
-    """The trial whose values it has, with another seed."""
+    """Number of the trial that it repeats with another seed."""
     retry_of: int | None
-    """The failed trial whose values it has."""
+    """Number of the failed trial that it retries."""
     started_at: datetime | None
     ended_at: datetime | None
     duration_s: float | None
     run_id: str | None
-    """Its MLflow run, below the search's."""
+    """Its MLflow run, nested in the search's."""
     promoted: list[str] = Field(default_factory=list)
-    """Jobs that it was promoted to."""
+    """Ids of the jobs that it was promoted to."""
 
 
 class TrialPage(Page[TrialView]):
-    """Trials in the order asked for."""
+    """A page of trials in the requested order."""
 
 
 class Intermediate(View):
@@ -87,9 +87,9 @@ class Intermediate(View):
 
 class Difference(View):
     value: JsonValue
-    """This trial's; null where the parameter does not apply to it."""
+    """This trial's value; null where the parameter does not apply to it."""
     best: JsonValue
-    """The best trial's."""
+    """The best trial's value."""
 
 
 class TrialDetail(TrialView):
@@ -98,13 +98,13 @@ class TrialDetail(TrialView):
     intermediate: list[Intermediate]
     """The first objective at each evaluation."""
     metrics: dict[str, float]
-    """All that its last evaluation measured."""
+    """All metrics of its last evaluation."""
     difference: dict[str, Difference]
-    """Parameters whose value is another than the best trial's."""
+    """Parameters whose values differ from those of the best trial."""
     attempts: list[int]
-    """Numbers of its starts, each with logs of its own."""
+    """Numbers of its starts, each of which has its own logs."""
     spec: dict[str, Any]
-    """What it trains, as far as the search settles it; empty where its values are no spec."""
+    """The spec that it trains, with the values that the search determines; empty where its values are invalid."""
 
 
 class RepeatView(View):
@@ -113,18 +113,18 @@ class RepeatView(View):
     number: int
     params: dict[str, JsonValue]
     values: list[float]
-    """The trial's own and each finished repeat's."""
+    """Values of the trial and of each finished repeat."""
     mean: float
     low: float | None
-    """Of the interval that holds the true mean with 95 % probability (Student's t); null for fewer than two values."""
+    """Lower end of the 95 % confidence interval of the mean (Student's t); null for fewer than two values."""
     high: float | None
 
 
 class SearchView(View):
-    """A search: what it seeks, how far it is, and what is best so far."""
+    """A search: its objectives, its progress and its best trials so far."""
 
     id: str
-    """The job's."""
+    """Id of the search's job."""
     name: str
     state: State
     reason: str | None
@@ -138,39 +138,39 @@ class SearchView(View):
     budget: BudgetView
     trials: TrialCounts
     draining: bool
-    """Whether it was told to start no other trial."""
+    """Whether it was stopped: it starts no more trials."""
     best: list[TrialView]
-    """The best trial; of several objectives all that no other beats; none before one has a value."""
+    """The best trial; with several objectives, the Pareto front. Empty before a trial has a value."""
     repeats: list[RepeatView]
-    """The best trials with their repeats, by their mean; none where no repeats were asked for."""
+    """The best trials with their repeats, sorted by mean; empty where the spec asks for no repeats."""
     grid_size: int | None
-    """Combinations of the space; null where they cannot be counted."""
+    """Number of combinations in the space; null where it is infinite."""
     elapsed_s: float
-    """Seconds in which its attempts have run."""
+    """Seconds for which its attempts have run."""
     eta_s: float | None
-    """Seconds to the end of its budget at its pace so far; null before a trial has ended, and while it does not run."""
+    """Seconds to the end of the budget at the average pace; null before a trial has ended, and while none runs."""
     gpu_hours: float
     promoted: dict[str, list[str]]
-    """Jobs that its trials were promoted to, by the trial's number."""
+    """Ids of the jobs that its trials were promoted to, by the trial's number."""
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
 
 
 class SearchPatch(Body):
-    """What may be changed about a search, also while it runs; what is left out stays.
+    """Changes to a search's budget, also while it runs; fields that are left out keep their values.
 
-    More trials than before let a search that has succeeded go on, and so do more hours where those had run out.
+    A search that has succeeded continues with more trials, or with more hours where those had run out.
     """
 
     trials: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
     concurrency: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
     max_failed: Annotated[StrictInt, Field(ge=0, le=10_000)] | None = None
     max_hours: Annotated[float, Field(gt=0)] | None = None
-    """Null, where it is given, is no limit."""
+    """An explicit null removes the limit."""
 
     @model_validator(mode="after")
-    def _something_given(self) -> Self:
+    def _not_empty(self) -> Self:
         if not self.model_fields_set:
             raise PydanticCustomError("nothing_given", "give trials, concurrency, max_failed or max_hours")
         for name in self.model_fields_set - {"max_hours"}:
@@ -180,21 +180,21 @@ class SearchPatch(Body):
 
 
 class PointsBody(Body):
-    """Trials that somebody wants to see tried."""
+    """Trials to add to a search."""
 
     points: list[dict[str, JsonValue]] = Field(min_length=1, max_length=1000)
-    """Values by path; what one leaves out the algorithm chooses."""
+    """Values by path; the algorithm chooses those that are left out."""
     beyond_budget: StrictBool = False
-    """Raise the budget's number of trials by as many."""
+    """Raise the budget's number of trials by the number of points."""
 
 
 class PromoteBody(Body):
-    """What a trial becomes; without any, the trial's spec as it is."""
+    """Changes to a promoted trial's spec; none by default."""
 
     overrides: dict[str, JsonValue] = Field({}, examples=[{"optimization.epochs": 400}])
-    """Other values than the trial's, by their path in the spec."""
+    """New values by path in the spec."""
     register_as: BackboneName | None = None
-    """Name under which the job's backbone is registered; null is what the base says."""
+    """Name under which to register the job's backbone; null keeps that of the base."""
 
 
 class PlotView(View):
@@ -204,6 +204,6 @@ class PlotView(View):
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     trials: int
-    """Ended ones that it shows."""
+    """Number of ended trials that it shows."""
     note: str | None = None
-    """What was left out to keep it small, or why it is empty."""
+    """What was left out to limit its size, or why it is empty."""

@@ -40,7 +40,8 @@ from service.db.database import Database
 from service.db.tables import Attempt, Base, Event, Job, Label, now
 from service.embedded import processes
 from service.http.paging import write_cursor
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 
 HOST = "127.0.0.1"

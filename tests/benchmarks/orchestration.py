@@ -28,12 +28,13 @@ sys.path.append(str(Path(__file__).parents[1]))
 from live import make_spec, members, poll, wait_state
 from local_stack import Stack, running_stack
 
+from service.client.server import HOST
 from service.embedded import parts, processes
-from service.embedded.parts import HOST
 from service.jobs.schemas import JobView, State
 from trainer.spec import metric_keys
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.plan import resolve
 
 BARE = Path(__file__).with_name("bare.py")
 LIMIT_S = 180

@@ -45,13 +45,14 @@ from service_fakes import add_job
 
 from service.adapters.studies import Studies
 from service.app import create_app
+from service.client.server import HOST
 from service.db.database import Database
 from service.embedded import parts
-from service.embedded.parts import HOST
 from service.jobs.schemas import State
 from service.searches.schemas import PlotName
 from service.settings import Settings
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
 from trainer.spec.search import SearchSpec
 
 TOKEN = "benchmark-token-0123456789"

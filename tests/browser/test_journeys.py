@@ -39,7 +39,7 @@ def test_log_in_and_out(browser: Browser, stack: Stack) -> None:
     page.goto(f"{stack.url}/jobs?state=failed")
     page.get_by_label("Your token").fill("not-a-token-of-this-service")
     page.get_by_role("button", name="Log in").click()
-    expect(page.get_by_text("this token is not known here")).to_be_visible()
+    expect(page.get_by_text("this service does not know the token")).to_be_visible()
     page.get_by_label("Your token").fill(stack.token)
     page.keyboard.press("Enter")
     expect(page).to_have_url(f"{stack.url}/jobs?state=failed")
@@ -340,6 +340,37 @@ def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stac
     poll(lambda: page.evaluate(asked), lambda count: count > before + 1, timeout_s=60)
     assert chart.evaluate(TOP) == pytest.approx(top, abs=1)  # also where a line has come above it
     assert chart.evaluate("chart => chart.layout.xaxis.range") == [1, 3]
+
+
+NOTE = "<p>A note that goes away</p>"
+CONTENT = """
+<details><summary>More</summary>Details</details><p id="words">Words to select</p><form><input name="q"></form>
+<dialog>A question</dialog><p data-keep id="drawn"></p><p>Two jobs</p>
+"""
+
+
+def test_what_is_typed_opened_and_selected_stays_when_a_line_above_goes_away(visit: Visit) -> None:
+    page = visit.open("/tokens")
+    page.locator("[data-live-switch]").click()  # no refresh but the one below
+    page.evaluate("html => { document.getElementById('main').innerHTML = html; }", NOTE + CONTENT)
+    page.get_by_text("More").click()
+    page.get_by_role("textbox").fill("half a wo")
+    page.evaluate("""() => {
+        document.querySelector("#main dialog").show();
+        document.getElementById("drawn").textContent = "a chart";
+        const words = document.getElementById("words").firstChild;
+        getSelection().setBaseAndExtent(words, 9, words, 15);
+    }""")
+    refreshed = f'<main id="main">{CONTENT.replace("Two jobs", "Three jobs")}</main>'
+    page.route("**/tokens", lambda route: route.fulfill(body=refreshed, content_type="text/html"))
+    page.evaluate("document.querySelector('[data-live-switch]').click()")
+    expect(page.get_by_text("Three jobs")).to_be_visible()
+    expect(page.get_by_text("A note that goes away")).to_have_count(0)
+    expect(page.get_by_text("Details")).to_be_visible()
+    expect(page.get_by_role("textbox")).to_have_value("half a wo")
+    expect(page.get_by_text("A question")).to_be_visible()
+    expect(page.get_by_text("a chart")).to_be_visible()
+    assert page.evaluate("getSelection().toString()") == "select"
 
 
 def test_by_keyboard_alone(visit: Visit) -> None:

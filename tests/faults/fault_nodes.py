@@ -12,8 +12,8 @@ from live import poll
 from local_stack import Stack
 
 from service.adapters.ray_cluster import RayCluster
+from service.client.server import HOST
 from service.embedded import parts, processes
-from service.embedded.parts import HOST
 
 SECOND_HOST = "127.0.0.2"
 SECOND_NODE = "second-node"

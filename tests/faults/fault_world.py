@@ -24,7 +24,7 @@ from postgres_server import PostgresServer
 from s3_server import FaultProxy, S3Server
 from s3fs import S3FileSystem
 
-from service.embedded.parts import HOST
+from service.client.server import HOST
 from service.embedded.processes import Identity
 from service.jobs.schemas import AttemptView, EventView, JobView, State
 from trainer.protocol.names import heartbeat

@@ -73,7 +73,7 @@ def test_one_id_is_found_everywhere_and_the_metrics_tell_of_the_job(stack):
     logs = artifacts(stack, job) / "attempts/1/logs"
     for source in ("driver", "rank-0", "rank-1"):
         first = json.loads((logs / f"{source}.0001.jsonl").read_text().splitlines()[0])
-        assert first["message"] == f"Attempt 1 of {job_id} begins, asked for by request {request_id}"
+        assert first["message"] == f"Attempt 1 of {job_id} begins, submitted by request {request_id}"
 
     errors = [named(file.read_text(errors="replace"), request_id) for file in sessions(stack)]
     said = [line for lines in errors for line in lines]

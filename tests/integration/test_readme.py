@@ -1,4 +1,4 @@
-"""What the READMEs tell people to type works as it stands there, and what they list is all there is."""
+"""The commands in the READMEs work as written, links resolve, and tables of settings and reasons are complete."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_a_job_with_curl_alone(stack, tmp_path):
 
 
 def anchors(page: Path) -> set[str]:
-    """What `#…` may name in a page, as code hosts make it of headings."""
+    """The anchors of a page, as code hosts derive them from its headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("name", PAGES, ids=str)
-def test_what_a_page_points_to_exists(name):
+def test_every_link_of_a_page_leads_somewhere(name):
     page = README.parent / name
     for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", page.read_text()):
         there = page.parent / target if target else page
@@ -59,17 +59,17 @@ def test_what_a_page_points_to_exists(name):
 
 
 def rows(page: str, first: str) -> dict[str, list[str]]:
-    """The cells of a page's tables, by a first cell of this form; one may name several, with commas."""
+    """The other cells of each table row whose first cell holds such names, by name. A cell may hold several names."""
     text = (SERVICE / page).read_text()
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| `")]
     return {name: cells[1:] for cells in lines for name in re.findall(rf"`({first})`", cells[0])}
 
 
-def test_every_setting_is_told_with_its_default():
-    told = rows("operations.md", "RCMAE_[A-Z0-9_]+")
-    assert set(told) == {f"RCMAE_{name.upper()}" for name in Settings.model_fields}
+def test_every_setting_is_documented_with_its_default():
+    documented = rows("operations.md", "RCMAE_[A-Z0-9_]+")
+    assert set(documented) == {f"RCMAE_{name.upper()}" for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
-        shown, default = told[f"RCMAE_{name.upper()}"][0].split(" (")[0], field.default
+        shown, default = documented[f"RCMAE_{name.upper()}"][0].split(" (")[0], field.default
         if isinstance(default, bool) or default is None or isinstance(default, str):
             words = {"none", "any number"} if default is None else {str(default).lower(), f"`{default}`"}
             assert shown in words, name
@@ -79,7 +79,7 @@ def test_every_setting_is_told_with_its_default():
             assert float(shown) == default, name
 
 
-def test_every_reason_is_told_with_what_follows():
-    told = {reason: cells[1:] for reason, cells in rows("jobs.md", "[a-z_]+").items() if len(cells) == 3}
+def test_every_reason_is_documented_with_its_policy():
+    documented = {reason: cells[1:] for reason, cells in rows("jobs.md", "[a-z_]+").items() if len(cells) == 3}
     yes = {True: "yes", False: "no"}
-    assert told == {str(reason): [yes[p.retried], yes[p.charged]] for reason, p in POLICIES.items()}
+    assert documented == {str(reason): [yes[p.retried], yes[p.charged]] for reason, p in POLICIES.items()}

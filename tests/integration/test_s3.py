@@ -17,7 +17,8 @@ from local_stack import Stack, rcmae, running_stack
 from s3_server import FaultProxy
 
 from service.adapters.storage import Artifacts
-from service.embedded.parts import HOST, Folder
+from service.client.server import HOST
+from service.embedded.folder import Folder
 from service.jobs.schemas import JobView, State
 from trainer.data.dataset import open_images
 from trainer.export import verify

@@ -22,8 +22,10 @@ from live import make_spec, wait_state
 from local_stack import Stack, rcmae, running_stack
 from postgres_server import PASSWORD
 
+from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.parts import HOST, PARTS, Folder, works
+from service.embedded.folder import PARTS, Folder
+from service.embedded.parts import works
 from service.jobs.schemas import State
 
 LIMIT_S = 120.0
@@ -111,7 +113,7 @@ def test_up_adopts_what_a_killed_supervisor_left(stack):
     until(lambda: not before.supervisor.alive and not before.parts["api"].alive)
     shown = stack.rcmae("status")
     assert shown.returncode == 1
-    assert "nobody watches them" in shown.stdout
+    assert "the supervisor has ended" in shown.stdout
     examined = stack.rcmae("doctor")
     assert examined.returncode == 1
     assert "rcmae up" in examined.stdout

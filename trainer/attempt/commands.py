@@ -1,4 +1,4 @@
-"""How an attempt hears commands and shows that it is alive. Without torch: the driver of a search listens too."""
+"""An attempt's commands and heartbeat. Without torch: the driver of a search listens for commands too."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ HEARTBEAT_SECONDS = 5.0
 class CommandChannel(Protocol):
     """The attempt's channel to the service: tags and metrics of its MLflow run."""
 
-    def read_command(self) -> Command | None: ...
+    def read_command(self) -> Command | None:
+        """The newest command; None if there is none."""
 
-    def acknowledge(self, command: Command) -> None: ...
+    def acknowledge(self, command: Command) -> None:
+        """Tell the service that the attempt has received a command."""
 
-    def heartbeat(self) -> None: ...
+    def heartbeat(self) -> None:
+        """Tell the service that the attempt is alive."""
 
 
 class CommandListener:
@@ -44,7 +47,7 @@ class CommandListener:
         self._thread.join(timeout=60)
 
     def requested_action(self) -> Action | None:
-        """What the service wants this attempt to do now."""
+        """The newest command that the service has sent to this attempt; None if there is none."""
         return self._action
 
     def _run(self) -> None:
@@ -61,7 +64,7 @@ class CommandListener:
             self._down = False
         except Exception as error:  # noqa: BLE001 - training goes on without the channel, whatever its error
             if not self._down:
-                logger.warning("MLflow cannot be reached; commands and heartbeat wait for it: %s", error)
+                logger.warning("MLflow is unreachable; commands and heartbeats wait until it is back: %s", error)
             self._down = True
 
     def _read_command(self) -> None:

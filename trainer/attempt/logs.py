@@ -18,17 +18,18 @@ from trainer.storage import Store, patience
 
 CHUNK_BYTES = 256 * 1024
 FLUSH_SECONDS, REMOTE_FLUSH_SECONDS = 1.0, 3.0
-"""How late a line may be on a disk, and in an object store, which charges for each write."""
+"""How often lines are written to a disk, and to an object store, which charges for each write."""
 PATIENCE_SECONDS = 10.0
+"""How long one write is retried."""
 CLOSE_TRIES = 3
 
 Level = Literal["debug", "info", "warning", "error"]
 
 
 class LogWriter(logging.Handler):
-    """Writes records as `LogLine` JSON to ``logs/<source>.<chunk>.jsonl``, seconds late at most.
+    """Writes records as `LogLine` JSON to ``logs/<source>.<chunk>.jsonl``, with a delay of a few seconds.
 
-    Object stores cannot append, so the newest chunk is written anew until it is full.
+    Object stores cannot append, so the newest chunk is written again and again until it is full.
     """
 
     def __init__(self, store: Store, attempt: int, source: str) -> None:
@@ -46,13 +47,13 @@ class LogWriter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-        except Exception:  # noqa: BLE001 - logging's own rule: a bad log call never ends the program
+        except Exception:  # noqa: BLE001 - as in logging's own handlers, a bad log call never ends the program
             self.handleError(record)
             return
         self._buffer += _line(record, self._source, text).model_dump_json().encode() + b"\n"
 
     def flush(self) -> None:
-        """Store what has been logged so far, or else keep it for the next time: no need to try for long."""
+        """Store all lines so far. If that fails, they are kept for the next call, so it is not retried for long."""
         with self._write_lock, patience(PATIENCE_SECONDS):
             with self._guard():
                 data = bytes(self._buffer)
@@ -61,8 +62,8 @@ class LogWriter(logging.Handler):
             try:
                 self._store.write(f"{self._folder}/{self._source}.{self._chunk:04d}.jsonl", data)
             except StorageError as error:
-                # The lines stay in the buffer and go with the next write; standard error reaches Ray's own log.
-                print(f"log lines not stored yet: {error}", file=sys.stderr)  # noqa: T201 - no other place is left
+                # The lines stay in the buffer for the next write. Standard error ends up in Ray's own log.
+                print(f"log lines not stored yet: {error}", file=sys.stderr)  # noqa: T201 - nowhere else to report it
                 self._stored = False
                 return
             self._written, self._stored = len(data), True
@@ -90,8 +91,8 @@ class LogWriter(logging.Handler):
             self.flush()
 
 
-class _Labelled(logging.Formatter):
-    """A `LogLine` as JSON with the ids of what it is about, for where lines of many jobs come together."""
+class _FormatterWithIds(logging.Formatter):
+    """A `LogLine` as JSON with the ids of job, attempt and request, for logs that hold lines of many jobs."""
 
     def __init__(self, source: str, ids: dict[str, str | int]) -> None:
         super().__init__("%(message)s")
@@ -108,24 +109,24 @@ def _line(record: logging.LogRecord, source: str, text: str) -> LogLine:
         time=record.created,
         level=cast(Level, level if level in {"debug", "info", "warning"} else "error"),
         source=source,
-        message=text.encode(errors="backslashreplace").decode(),  # file names may be no Unicode
+        message=text.encode(errors="backslashreplace").decode(),  # file names may be invalid Unicode
     )
 
 
 @dataclass(frozen=True)
 class Logging:
-    """Where a process's log records go, and where they went before."""
+    """The logging of a process, as `start_logging` has set it up."""
 
     writer: LogWriter
-    before: list[logging.Handler]
+    previous_handlers: list[logging.Handler]
 
 
 def start_logging(store: Store, request: AttemptRequest, source: str) -> Logging:
-    """Send this process's log records, warnings too, to the attempt's logs and to standard error.
+    """Send this process's log records, warnings included, to the attempt's logs and to standard error.
 
-    On standard error, which Ray keeps with that of other jobs, each line has the ids of the job, the attempt and the
-    request. In the attempt's logs, whose place says the first two, the first line has them: in each it would be half as
-    much again to store and to send.
+    On standard error, which Ray stores together with that of other jobs, each line has the ids of the job, the attempt
+    and the request. In the attempt's own logs only the first line names them: in every line they would make the logs
+    half as large again.
     """
     writer = LogWriter(store, request.attempt, source)
     writer.setFormatter(logging.Formatter("%(message)s"))
@@ -133,22 +134,22 @@ def start_logging(store: Store, request: AttemptRequest, source: str) -> Logging
     if request.request_id:
         ids["request_id"] = request.request_id
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(_Labelled(source, ids))
+    stream.setFormatter(_FormatterWithIds(source, ids))
     root = logging.getLogger()
-    # In place of Ray Train's own, which would write every line a second and a third time.
-    before, root.handlers = root.handlers, [writer, stream]
+    # These replace Ray Train's handlers, which would write every line a second and a third time.
+    previous_handlers, root.handlers = root.handlers, [writer, stream]
     root.setLevel(logging.INFO)
-    # Ray Train notes every report with the whole of its arguments: what matters of it is in our own lines.
+    # Ray Train logs every report with all its arguments; our own lines say what matters.
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    for name in ("matplotlib", "onnx_ir", "onnxscript"):  # they tell of their caches and of every rewritten node
+    for name in ("matplotlib", "onnx_ir", "onnxscript"):  # they log their caches and every rewritten node
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
-    asked = f", asked for by request {request.request_id}" if request.request_id else ""
-    logger.info("Attempt %d of %s begins%s", request.attempt, request.job_id, asked)
-    return Logging(writer, before)
+    cause = f", submitted by request {request.request_id}" if request.request_id else ""
+    logger.info("Attempt %d of %s begins%s", request.attempt, request.job_id, cause)
+    return Logging(writer, previous_handlers)
 
 
 def stop_logging(started: Logging) -> None:
-    """Store the last lines; a process that is used again starts clean."""
-    logging.getLogger().handlers = started.before
+    """Store the last lines and restore the previous handlers, since the process may run another attempt."""
+    logging.getLogger().handlers = started.previous_handlers
     started.writer.close()

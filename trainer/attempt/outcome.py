@@ -1,4 +1,4 @@
-"""The outcome file, an attempt's last word. Without torch: the driver writes it too."""
+"""The outcome file, which an attempt writes last. Without torch: the driver writes it too."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.storage import Store, patience
 
 PATIENCE_SECONDS = {Reason.STORAGE_ERROR: 20.0, Reason.PREEMPTED: 8.0}
-"""How long to retry after failures that leave little time: after a storage error the storage has been waited for
-already, while the service hears nothing of the attempt; a process that was told to stop is killed before long."""
+"""Seconds to retry after failures that leave little time: after a storage error the attempt has already waited for the
+storage, without a heartbeat to the service; a process that is preempted will soon be killed."""
 
 
 def outcome_after(action: Action | None, checkpoint: str | None = None) -> Outcome:
@@ -27,12 +27,13 @@ def write_outcome(store: Store, attempt: int, outcome: Outcome) -> None:
 
 
 def read_outcome(store: Store, attempt: int) -> Outcome:
+    """The outcome that an attempt has stored; raises `StorageError`."""
     return Outcome.model_validate_json(store.read(outcome_file(attempt)))
 
 
 def settle_outcome(store: Store, attempt: int, outcome: Outcome) -> Outcome:
-    """The outcome that counts: the one already stored, which no later failure replaces, or else ``outcome``, stored
-    now. Raises `StorageError`.
+    """The attempt's final outcome: the one already stored, which no later failure replaces, or else ``outcome``, which
+    is stored now. Raises `StorageError`.
     """
     seconds = PATIENCE_SECONDS.get(outcome.reason) if outcome.reason else None
     with patience(seconds) if seconds else nullcontext():

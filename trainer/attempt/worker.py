@@ -1,13 +1,14 @@
-"""One worker's process: its logs, its process group, rank 0's connection to the service, and the outcome it leaves.
+"""One worker's process: its logs, its process group, rank 0's connection to the service, and its outcome.
 
-What a worker does is handed in. torch is imported inside functions: the driver shares this module and does without.
+The work itself is passed in as a function. torch is imported inside functions, because the driver imports this module
+too and does not need it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train.collective
@@ -21,26 +22,12 @@ from trainer.protocol.command import Action
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import resources_of
 from trainer.storage import Store
 from trainer.temporary import sweep_temporary_folders
+from trainer.tracking.interface import Recorder
 
 if TYPE_CHECKING:
     from torch import device as Device
-
-
-class Recorder(Protocol):
-    """Where rank 0's metrics and tags go."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def tag(self, tags: Mapping[str, str]) -> None: ...
-
-    def drain(self) -> None:
-        """Wait until all of it has been sent; raises `StorageError`."""
-
-    def close(self) -> None:
-        """The same, for the last time."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker, as the work of a kind sees it."""
+    """A worker, as the function that does a kind's work sees it."""
 
     request: AttemptRequest
     store: Store
@@ -62,16 +49,16 @@ class Worker:
     recorder: Recorder | None
     """None on every rank but the first."""
     requested_action: Callable[[], Action | None]
-    """The command this rank knows of."""
+    """The command that this rank has received, if any."""
 
 
 Connect = Callable[[AttemptRequest], Connection]
 Work = Callable[[Worker], Outcome]
-"""What every worker of an attempt does, as a function of a module: it is pickled by its name."""
+"""What every worker of an attempt does: a module-level function, because it is pickled by name."""
 
 
 def connect_to_run(request: AttemptRequest) -> Connection:
-    """A job's own connection, through its MLflow run."""
+    """A job's connection to the service, through its MLflow run."""
     # Imported here: MLflow takes three seconds, and only rank 0 needs it.
     from trainer.tracking.channels import RunChannel  # noqa: PLC0415
     from trainer.tracking.recorder import RunRecorder  # noqa: PLC0415
@@ -101,7 +88,7 @@ def run_worker(request: AttemptRequest, rank: int, world: int, work: Work, conne
         if connection:
             connection.recorder.close()
             write_outcome(store, request.attempt, outcome)
-    except SystemExit:  # no error: a search's scheduler has stopped this trial, and the trial has logged it
+    except SystemExit:  # not an error: a search's scheduler has stopped this trial, and the trial has logged it
         raise
     except BaseException:
         logger.exception("Worker %d failed", rank)
@@ -121,10 +108,10 @@ def _worker(request: AttemptRequest, store: Store, device: Device, connection: C
 
 
 def _device(spec: JobSpec) -> Device:
-    """Where this worker computes."""
+    """The device that this worker computes on."""
     import torch  # noqa: PLC0415
 
-    gpus = resources_of(spec).gpus_per_worker
+    gpus = spec.worker_resources.gpus_per_worker
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
 
 
@@ -136,7 +123,7 @@ def _join_process_group(rank: int, world: int, device: Device) -> None:
 
 
 def _rendezvous(rank: int, world: int) -> Any:
-    """A `torch.distributed.TCPStore` where the workers meet, on a port chosen by rank 0's system."""
+    """A `torch.distributed.TCPStore` that connects the workers, on a free port of rank 0's node."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined] # noqa: PLC0415 - torch exports it silently
 
     server = None

@@ -27,48 +27,51 @@ from trainer.logger import logger
 from trainer.protocol.names import CHECKPOINTS, checkpoint_folder
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
-from trainer.spec.plan import resources_of
-from trainer.storage import Store, told
+from trainer.storage import Store, storage_errors
 
 _REQUEST, _WORK, _CONNECT = "request", "work", "connect"
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's trainer, without two actors that would each be a process to start in every attempt.
+    """Ray Train's trainer without two actors, each of which would start another process in every attempt.
 
-    One hands out shards of Ray Data, which is not used. The other frees what workers held when their controller dies;
-    here the driver ends with its controller, and Ray then frees what its job held.
+    One distributes shards of Ray Data, which is not used. The other releases the workers' resources if their controller
+    dies; here the driver ends with its controller, and Ray then releases everything that belongs to the job.
     """
 
-    left_out: tuple[type[RayTrainCallback], ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
+    omitted_callbacks: tuple[type[RayTrainCallback], ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.left_out)]
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, self.omitted_callbacks)
+        ]
 
 
 class _NestedTrainer(_Trainer):
-    """For workers that share a Ray job with others, which outlives them."""
+    """For workers that share a Ray job with others and end before it does."""
 
-    left_out = (DatasetsCallback,)
+    omitted_callbacks = (DatasetsCallback,)
 
 
 def join_cluster() -> None:
     """Make this process the driver of a Ray job on the cluster it belongs to."""
-    on_stop = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    signal.signal(signal.SIGTERM, on_stop)  # Ray has replaced it
+    signal.signal(signal.SIGTERM, handler)  # Ray has replaced it
 
 
 def run_workers(
     request: AttemptRequest, store: Store, work: Work, connect: Connect = connect_to_run, nested: bool = False
 ) -> Outcome:
-    """Do ``work`` in workers of an attempt, with the resources the spec names.
+    """Do ``work`` in the workers of an attempt, with the resources that the spec names.
 
-    ``nested`` says that the Ray job has other work too. Returns the outcome that rank 0 stored, or how the workers
-    failed, which is not stored yet. Raises `StorageError` if Ray Train cannot use the artifact storage.
+    ``nested`` says that the Ray job does other work too. Returns the outcome that rank 0 stored, or, if the workers
+    failed, one that is not stored yet. Raises `StorageError` if Ray Train cannot use the artifact storage.
     """
-    resources = resources_of(request.spec)
-    place = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
+    resources = request.spec.worker_resources
+    checkpoints_uri = f"{store.uri.rstrip('/')}/{CHECKPOINTS}"
     trainer = (_NestedTrainer if nested else _Trainer)(
         train_worker,
         train_loop_config={_REQUEST: request.model_dump_json(), _WORK: work, _CONNECT: connect},
@@ -78,22 +81,22 @@ def run_workers(
             resources_per_worker={"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)},
         ),
         run_config=RunConfig(
-            # A name of its own for each attempt: with the same name and path Ray Train would resume by itself.
+            # Each attempt has its own name: with the same name and path Ray Train would resume by itself.
             name=checkpoint_folder(request.attempt).rpartition("/")[2],
             storage_path=store.path(CHECKPOINTS),
-            # Ours, for its retries; a process that unpickles it uses its own credentials.
+            # Our file system, because it retries; a process that unpickles it uses its own credentials.
             storage_filesystem=None if store.is_local else PyFileSystem(FSSpecHandler(store.fs)),
             failure_config=FailureConfig(
                 max_failures=0,
-                max_preemption_failures=0,  # type: ignore[call-arg]  # its types are those of the previous version
+                max_preemption_failures=0,  # type: ignore[call-arg]  # Ray's type stub is that of an earlier version
             ),
         ),
     )
     try:
-        with told(place):
+        with storage_errors(checkpoints_uri):
             trainer.fit()
     except TrainingFailedError as error:
-        reason, message = explain(error, place)
+        reason, message = explain(error, checkpoints_uri)
         if reason is Reason.WORKER_FAILED:
             reason, message = look_further(message, store, request.attempt) or (reason, message)
     except RayActorError as error:
@@ -105,7 +108,7 @@ def run_workers(
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Ray Train's entry into a worker's process."""
+    """The function that Ray Train calls in each worker's process."""
     request = AttemptRequest.model_validate_json(config[_REQUEST])
     context = ray.train.get_context()
     run_worker(request, context.get_world_rank(), context.get_world_size(), config[_WORK], config[_CONNECT])

@@ -1,4 +1,4 @@
-"""Random resized crops and flips for many samples at once, each sample's from its own hash."""
+"""Random resized crops and flips for many samples at once, each drawn from the sample's own hash."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def crop_boxes(
     widths: NDArray[np.int64],
     scale: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Boxes (B, 4) of left, top, right, bottom in whole pixels.
+    """Random resized crops: boxes (B, 4) of left, top, right, bottom in whole pixels.
 
-    The area's share is uniform in ``scale``, the ratio of width to height log-uniform in 3/4..4/3. Ten tries to fit
-    a box in its image, then the largest central box within the ratios: the usual random resized crop.
+    The box's share of the image's area is uniform in ``scale``, its ratio of width to height log-uniform in 3/4..4/3.
+    If none of ten boxes fits in the image, the largest central box within the ratios is taken, as in torchvision.
     """
-    # A try is a stream of its own: sample ids stay below 2**48, so tries never meet.
+    # Each try has its own random stream: sample ids stay below 2**48, so the streams never overlap.
     tries = samples[:, None] + (np.arange(TRIES, dtype=np.int64) << 48)[None, :]
     area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform(seed, epoch, tries, CROP_AREA))
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
@@ -37,13 +37,13 @@ def crop_boxes(
     first = fits.argmax(axis=1)
     rows = np.arange(len(samples))
     fallback_wide, fallback_tall = _largest_central(heights, widths)
-    found = fits[rows, first]
-    width = np.where(found, wide[rows, first], fallback_wide)
-    height = np.where(found, tall[rows, first], fallback_tall)
+    any_fits = fits[rows, first]
+    width = np.where(any_fits, wide[rows, first], fallback_wide)
+    height = np.where(any_fits, tall[rows, first], fallback_tall)
     left = np.floor(uniform(seed, epoch, samples, CROP_LEFT) * (widths - width + 1)).astype(np.int64)
     top = np.floor(uniform(seed, epoch, samples, CROP_TOP) * (heights - height + 1)).astype(np.int64)
-    left = np.where(found, left, (widths - width) // 2)
-    top = np.where(found, top, (heights - height) // 2)
+    left = np.where(any_fits, left, (widths - width) // 2)
+    top = np.where(any_fits, top, (heights - height) // 2)
     return np.stack([left, top, left + width, top + height], axis=1)
 
 
@@ -56,5 +56,5 @@ def _largest_central(
 
 
 def flips(seed: int, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether each sample (B,) is mirrored: every second one."""
+    """Whether each sample (B,) is mirrored, with probability one half."""
     return (hash64(seed, epoch, samples, FLIP) & np.uint64(1)).astype(np.bool_)

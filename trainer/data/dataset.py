@@ -1,4 +1,4 @@
-"""A job's images: found, indexed, brought near, split into training and held-out ones, the same on every rank."""
+"""Opening a job's dataset: list, cache, index and split its images, the same on every rank."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.agreement import Agreement
-from trainer.data.cache import Cache, keep_decoded, stage
+from trainer.data.cache import Cache
+from trainer.data.decoded import keep_decoded
 from trainer.data.images import Images, channel_statistics
 from trainer.data.index import VERSION, Index, build_index, check_readable, split
 from trainer.data.readers import DigitsReader, Reader, open_reader
 from trainer.data.scan import Table, scan
 from trainer.data.sources import Files, find_files
+from trainer.data.staging import stage
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.protocol.names import TAG_DATASET, TAG_IMAGES
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.pretrain import PretrainSpec
-from trainer.storage import told
+from trainer.storage import storage_errors
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Images of a job."""
+    """A job's images, split into training and held-out ones."""
 
     images: Images
     train: NDArray[np.int64]
-    """Rows of `images` to train on; a sample's id is its place in this array."""
+    """Rows of `images` to train on; a sample's id is its index in this array."""
     held_out_images: Images
     held_out: NDArray[np.int64]
-    """Rows of `held_out_images`, never trained on."""
+    """Rows of `held_out_images`, which are never trained on."""
     mean: tuple[float, ...]
-    """Of each channel, 0..1."""
+    """Of each channel, for values in 0..1."""
     std: tuple[float, ...]
 
     @property
     def fingerprint(self) -> str:
+        """Identity of the training dataset, as `Index` defines it."""
         return self.images.index.fingerprint
 
     def tags(self) -> dict[str, str]:
+        """Tags of the run that describe the data."""
         return {TAG_DATASET: self.fingerprint, TAG_IMAGES: str(len(self.images))}
 
 
 @dataclass(frozen=True)
 class DatasetContext:
-    """What one rank opens datasets with."""
+    """What one rank needs to open datasets."""
 
     cache: Cache
     threads: int
@@ -57,9 +61,9 @@ class DatasetContext:
 
 
 def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingData:
-    """Open the spec's dataset; every rank calls it. The first looks at every image once and tells the others.
+    """Open the spec's dataset. Every rank calls this; rank 0 inspects all images and shares the result.
 
-    Raises `DataError` where there are no images or too many damaged ones, `StorageError` where files cannot be read.
+    Raises `DataError` if there are no images or too many damaged ones, `StorageError` if files cannot be read.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
     images = open_images(spec.dataset, "dataset", channels, size, context)
@@ -72,10 +76,10 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingD
     for each, dataset in ((images, spec.dataset), (held_out_images, spec.evaluation.dataset or spec.dataset)):
         if spec.evaluation.probes not in {"auto", ()} and each.labels is None:
             raise DataError(
-                f"evaluation.probes: {dataset.uri} has no labels: sort its images into a folder for each class, give "
-                "its shards .cls members or its Parquet files a label column, or set evaluation.probes to []"
+                f"evaluation.probes: {dataset.uri} has no labels: sort its images into a folder for each class, add "
+                ".cls members to its shards or a label column to its Parquet files, or set evaluation.probes to []"
             )
-    # Shared also where it is given: nobody goes on before all have their data, however long that takes.
+    # Shared even if the spec gives the values: no rank continues before all have their data, however long that takes.
     mean, std = context.agree.share(_statistics(spec, images, train) if context.rank == 0 else None)
     return TrainingData(images, train, held_out_images, held_out, mean, std)
 
@@ -83,56 +87,62 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingD
 def _statistics(
     spec: PretrainSpec, images: Images, train: NDArray[np.int64]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    given = spec.augmentation
-    if given.mean != "auto" and given.std != "auto":
-        return given.mean, given.std
+    augmentation = spec.augmentation
+    if augmentation.mean != "auto" and augmentation.std != "auto":
+        return augmentation.mean, augmentation.std
     return channel_statistics(images, train)
 
 
 def open_images(
     dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], context: DatasetContext
 ) -> Images:
-    """The readable images of a dataset; ``field`` is where the spec names it."""
+    """The readable images of a dataset. Every rank calls this.
+
+    ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops. Raises as `open_training_data`.
+    """
     if dataset.uri == DIGITS:
         digits = DigitsReader(channels)
         return Images(DIGITS, _index_of_digits(digits, context.threads), digits, channels)
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
-    files = _staged(files, dataset, field, context)
+    files = _stage_if_wanted(files, dataset, field, context)
     index: Index = context.agree.share(_index(files, context) if context.rank == 0 else None)
     if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
     reader = open_reader(files, index.table)
     if dataset.cache in {"auto", "ram"}:
-        reader = _decoded(index, reader, dataset, field, channels, size, context)
+        reader = _decode_if_possible(index, reader, dataset, field, channels, size, context)
     return Images(dataset.uri, index, reader, channels)
 
 
-def _staged(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
+def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
+    """The files on this node's disk if `cache` says so and they fit; raises `DataError` if they must and do not."""
     if not (dataset.cache == "disk" or (dataset.cache == "auto" and files.remote)):
         return files
     staged = stage(files, context.cache)
     if isinstance(staged, Files):
         return staged
     if dataset.cache == "disk":
-        raise DataError(f"{field}.cache: disk is not possible for {dataset.uri}: {staged}")
-    logger.warning("%s is read where it lies, again in each epoch: %s", dataset.uri, staged)
+        raise DataError(f"{field}.cache: disk is not possible for {dataset.uri}: {staged}: make room, or use none")
+    logger.warning(
+        "Reading %s from its own storage in each epoch, because it cannot be cached: %s", dataset.uri, staged
+    )
     return files
 
 
 def _index(files: Files, context: DatasetContext) -> Index:
-    """The kept index of just these files, or a new one."""
-    kept = context.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
-    with told(str(kept)):
-        if kept.is_file():
-            return Index.load(kept)
+    """The index of these files: the one kept on this node, or a new one, which is then kept."""
+    kept_index = context.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
+    with storage_errors(str(kept_index)):
+        if kept_index.is_file():
+            return Index.load(kept_index)
     table = scan(files)
     index = build_index(table, open_reader(files, table), files.uri, context.threads, files.dangling)
-    with told(str(kept)):
-        index.save(kept)
+    with storage_errors(str(kept_index)):
+        index.save(kept_index)
     return index
 
 
-def _decoded(
+def _decode_if_possible(
     index: Index,
     reader: Reader,
     dataset: DatasetSpec,
@@ -141,13 +151,16 @@ def _decoded(
     size: tuple[int, int],
     context: DatasetContext,
 ) -> Reader:
-    must = dataset.cache == "ram"
-    decoded = keep_decoded(index, reader, channels, size, context.cache, context.threads, must=must)
+    """A reader of images kept decoded if they fit, or else ``reader``; raises `DataError` if they must and do not."""
+    required = dataset.cache == "ram"
+    decoded = keep_decoded(index, reader, channels, size, context.cache, context.threads, required=required)
     if not isinstance(decoded, str):
         return decoded
-    if must:
-        raise DataError(f"{field}.cache: ram is not possible for {dataset.uri}: {decoded}")
-    logger.info("%s is decoded anew in each epoch: %s", dataset.uri, decoded)
+    if required:
+        raise DataError(f"{field}.cache: ram is not possible for {dataset.uri}: {decoded}. Use auto, disk or none")
+    logger.info(
+        "Decoding the images of %s in each epoch, because they cannot be kept decoded: %s", dataset.uri, decoded
+    )
     return reader
 
 

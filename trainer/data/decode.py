@@ -1,11 +1,11 @@
-"""Bytes to pixels: one image file of any common kind to uint8 of the wanted channels, whole or straight to a crop."""
+"""Decoding: an image file of any common format to uint8 pixels with the wanted channels, whole or as a crop."""
 
 from __future__ import annotations
 
 import io
 import struct
 import warnings
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import cv2
 import numpy as np
@@ -14,24 +14,24 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 178_956_970
-"""A larger image is taken for a decompression bomb: Pillow's own limit, here for JPEG as well."""
+"""A larger image is treated as a decompression bomb: Pillow's own limit, applied to JPEG as well."""
 MAX_SCANS = 100
-"""Encoders write some ten. Each scan passes over the whole picture: a small file with thousands would take hours."""
+"""Encoders write about ten. Each scan passes over the whole image: a small file with thousands would take hours."""
 MAX_PIXELS_PER_BYTE = 1024
-"""Of a JPEG: it spends at least a bit on every 64 pixels, and some spare. A damaged size is found out at once."""
+"""Of a JPEG, which spends at least one bit on 64 pixels, with some to spare: a damaged size is noticed at once."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""What Pillow may try. Its other readers are rare among pictures, and some start programs."""
-JPEG_START = b"\xff\xd8\xff"
-"""How every JPEG file begins."""
+"""Formats that Pillow may try. The others are rare for photographs, and some of their readers start programs."""
+_JPEG_MAGIC = b"\xff\xd8\xff"
+"""The first bytes of every JPEG file."""
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _JPEG_COLOURS = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 _WIDE_MODES = {"I", "I;16", "I;16B", "I;16L", "F"}
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 _EIGHTHS = (1, 2, 4)
-"""Scales, in eighths, at which JPEG decodes faster than whole: the others have no vector code in libjpeg-turbo."""
+"""Scales, in eighths, at which a JPEG decodes faster than at full size: libjpeg-turbo vectorises no others."""
 _SMOOTHED_FROM, _AVERAGED_FROM = 1.05, 2.5
-"""Times that a side shrinks: from the first on it is smoothed before, from the second on it is averaged."""
-# EXIF orientation -> the stored picture, mirrored left to right and top to bottom, then transposed, is upright.
+"""Shrink factors of a side: from the first on it is smoothed before resizing, from the second on it is averaged."""
+# EXIF orientation -> (mirror left to right, mirror top to bottom, transpose), in this order, to turn the image upright.
 _TURNS = {
     1: (False, False, False),
     2: (True, False, False),
@@ -42,12 +42,12 @@ _TURNS = {
     7: (True, True, True),
     8: (True, False, True),
 }
-# Pillow's readers raise many kinds of errors on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
+# Pillow's readers raise many kinds of errors for damaged files.
+_DAMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error)
 
 Image.init()
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow warns above this and refuses above twice as many
-cv2.setNumThreads(1)  # the loader spreads images over cores; threads within one would only fight
+cv2.setNumThreads(1)  # the loader spreads images over the cores; more threads for each would only compete
 
 Raw = bytes | memoryview | NDArray[np.uint8]
 """An encoded image file, or pixels (H, W, C) already decoded with the wanted channels."""
@@ -58,16 +58,16 @@ class Unreadable(ValueError):
 
 
 def decode(raw: Raw, channels: int) -> NDArray[np.uint8]:
-    """Pixels (H, W, C), upright as the EXIF orientation says, C-contiguous.
+    """Pixels (H, W, C) uint8, turned upright by the EXIF orientation, C-contiguous.
 
-    JPEG, PNG, WebP, BMP, TIFF, GIF and PPM; of animations and pages the first. Greyscale, palette, CMYK, alpha, 16-bit
-    and float images become the wanted channels: one is luma; transparency is dropped, not blended; floats span 0..1,
-    0..255 or 0..65535, whichever holds their maximum. Raises `Unreadable`, also for a truncated file, and for a
-    decompression bomb before its memory is taken.
+    Reads JPEG, PNG, WebP, BMP, TIFF, GIF and PPM, and the first frame or page of a file with several. Greyscale,
+    palette, CMYK, alpha, 16-bit and float images are converted to ``channels``: a single channel is luma, transparency
+    is dropped without blending, and the range of floats is the first of 0..1, 0..255 and 0..65535 that holds their
+    maximum. Raises `Unreadable`, also for a truncated file, and for a decompression bomb before its memory is taken.
     """
     if isinstance(raw, np.ndarray):
         return np.ascontiguousarray(raw)
-    header = _jpeg_header(raw) if _is_jpeg(raw) else None
+    header = _jpeg_header(raw) if is_jpeg(raw) else None
     if header is None:
         return _pillow_pixels(raw, channels, None)
     pixels = _jpeg_pixels(raw, channels)
@@ -84,14 +84,14 @@ def decode_crop(
     size: tuple[int, int],
     flip: bool,
 ) -> NDArray[np.uint8]:
-    """The box (left, top, right, bottom) of an image as pixels (h, w, C) of ``size`` (h, w), mirrored where ``flip``.
+    """The box (left, top, right, bottom) of an image as pixels (h, w, C) of ``size`` (h, w), mirrored if ``flip``.
 
     ``shape`` (H, W) is that of the whole upright image; the box lies in it, in whole pixels. A JPEG much larger than
-    the crop needs is decoded at a half, a quarter or an eighth, the box then rounded to that scale's pixels. Raises
-    `Unreadable`, also for an image of another shape.
+    the crop needs is decoded at a half, a quarter or an eighth of its size, with the box rounded to that scale's
+    pixels. Raises `Unreadable`, also for an image of another shape.
     """
     pixels = None
-    if not isinstance(raw, np.ndarray) and _is_jpeg(raw):
+    if is_jpeg(raw):
         pixels = _jpeg_crop(raw, channels, shape, box, size)
     if pixels is None:
         whole = decode(raw, channels)
@@ -104,22 +104,29 @@ def decode_crop(
 
 
 def decodes_whole(raw: Raw, shape: tuple[int, int], size: tuple[int, int]) -> bool:
-    """Whether `decode_crop` gives for every box what it gives for the same box of `decode`'s pixels.
+    """Whether `decode_crop` returns the same for ``raw`` and for `decode`'s pixels of it, whatever the box.
 
-    Such images may be kept decoded. False where a JPEG of ``shape`` (H, W) may be decoded at a smaller scale for a crop
-    of ``size`` (h, w).
+    Such images may be kept decoded. ``shape`` (H, W) is the image's, ``size`` (h, w) the crop's.
     """
-    if isinstance(raw, np.ndarray) or not _is_jpeg(raw):
-        return True
-    # No box needs fewer pixels of the file than the largest.
+    return not is_jpeg(raw) or jpeg_decodes_whole(shape, size)
+
+
+def jpeg_decodes_whole(shape: tuple[int, int], size: tuple[int, int]) -> bool:
+    """`decodes_whole` of a JPEG: False if it may be decoded at a smaller scale for a crop."""
+    # The largest box allows the smallest scale.
     return _scale((0, 0, shape[1], shape[0]), size) == 8
+
+
+def is_jpeg(raw: Raw) -> TypeGuard[bytes | memoryview]:
+    """Whether ``raw`` is an encoded JPEG file, by its first bytes."""
+    return not isinstance(raw, np.ndarray) and bytes(raw[: len(_JPEG_MAGIC)]) == _JPEG_MAGIC
 
 
 # --- JPEG -----------------------------------------------------------------------------------------------------------
 
 
 class _Jpeg(NamedTuple):
-    """What a JPEG's header says of the stored picture, and how it is turned upright."""
+    """What a JPEG's header says about the stored image: its size in pixels, and the EXIF orientation."""
 
     height: int
     width: int
@@ -127,27 +134,26 @@ class _Jpeg(NamedTuple):
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width of the upright picture."""
+        """Height and width of the upright image."""
         return (self.width, self.height) if _TURNS[self.orientation][2] else (self.height, self.width)
 
 
-def _is_jpeg(raw: bytes | memoryview) -> bool:
-    return bytes(raw[:3]) == b"\xff\xd8\xff"
-
-
 def _jpeg_header(raw: bytes | memoryview) -> _Jpeg | None:
-    """None where Pillow has to decide: the file has faults, or colours that libjpeg-turbo leaves to others."""
+    """The header; None if Pillow must decode the file, which is faulty or in colours that libjpeg-turbo cannot convert.
+
+    Raises `Unreadable` for a decompression bomb and for a size that the file is too short for.
+    """
     segments = _jpeg_segments(raw)
     if segments is None or segments.many_scans:
         scans = bytes(raw).count(b"\xff\xda")
         if scans > MAX_SCANS:
-            raise Unreadable(f"too many scans: {scans}, where {MAX_SCANS} are allowed")
+            raise Unreadable(f"too many scans: {scans}, {MAX_SCANS} are allowed")
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
     except (ValueError, LookupError):
         return None
     if height * width > MAX_PIXELS:
-        raise Unreadable(f"too many pixels: {width} x {height}, where {MAX_PIXELS} are allowed")
+        raise Unreadable(f"too many pixels: {width} x {height}, {MAX_PIXELS} are allowed")
     if height * width > len(raw) * MAX_PIXELS_PER_BYTE:
         raise Unreadable(f"truncated: {len(raw)} bytes cannot hold {width} x {height} pixels")
     if segments is None or colours in ("CMYK", "YCCK"):
@@ -161,7 +167,7 @@ class _Segments(NamedTuple):
 
 
 def _jpeg_segments(raw: bytes | memoryview) -> _Segments | None:
-    """A walk over the segments before the first scan; None where they are not in order."""
+    """Orientation and number of scans, read from the segments before the first scan; None if these are damaged."""
     at, orientation, components, progressive = 2, None, 0, False
     while at + 10 <= len(raw) and raw[at] == 0xFF:
         marker, length = raw[at + 1], (raw[at + 2] << 8) | raw[at + 3]
@@ -170,7 +176,7 @@ def _jpeg_segments(raw: bytes | memoryview) -> _Segments | None:
             continue
         if marker == 0xDA:
             return _Segments(orientation or 1, progressive or raw[at + 4] < components)
-        if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # these have no length, and no place here
+        if marker < 0xC0 or 0xD0 <= marker <= 0xD9:  # markers without a length, which must not stand here
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             components, progressive = raw[at + 9], marker & 3 == 2
@@ -181,9 +187,9 @@ def _jpeg_segments(raw: bytes | memoryview) -> _Segments | None:
 
 
 def _jpeg_pixels(raw: bytes | memoryview, channels: int, least: tuple[int, int] = (0, 0)) -> NDArray[np.uint8] | None:
-    """Stored pixels at the smallest scale of at least a height and width, 0 being the whole.
+    """Stored pixels (H, W, C) at the smallest scale with at least the height and width ``least``; (0, 0) is full size.
 
-    None where the file has faults: Pillow decides which of them to forgive.
+    None if the file is faulty: Pillow decides which faults to forgive.
     """
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
@@ -201,7 +207,7 @@ def _jpeg_crop(
     box: tuple[int, int, int, int],
     size: tuple[int, int],
 ) -> NDArray[np.uint8] | None:
-    """The upright box at the smallest fast scale that holds ``size``, not yet resized; None where Pillow decides."""
+    """The upright box at the smallest fast scale that holds ``size``, not yet resized; None if Pillow must decode."""
     header = _jpeg_header(raw)
     if header is None:
         return None
@@ -223,13 +229,13 @@ def _jpeg_crop(
 
 
 def _scaled(box: tuple[int, int, int, int], eighths: int) -> tuple[int, int, int, int]:
-    """The box in the pixels of the picture at a scale, its edges rounded to the nearest, halves up."""
+    """The box in the pixels of the scaled image, with its edges rounded to the nearest, halves up."""
     left, top, right, bottom = ((edge * eighths + 4) // 8 for edge in box)
     return left, top, right, bottom
 
 
 def _scale(box: tuple[int, int, int, int], size: tuple[int, int]) -> int:
-    """The smallest scale, in eighths, at which the box still has ``size`` (h, w); 8 where none has."""
+    """The smallest scale, in eighths, at which the box is at least ``size`` (h, w) large; 8 (full size) if none is."""
     for eighths in _EIGHTHS:
         left, top, right, bottom = _scaled(box, eighths)
         if bottom - top >= size[0] and right - left >= size[1]:
@@ -238,7 +244,7 @@ def _scale(box: tuple[int, int, int, int], size: tuple[int, int]) -> int:
 
 
 def _exif_orientation(tiff: bytes) -> int:
-    """Tag 274 of the first directory of a TIFF header; 1 where it is missing or makes no sense."""
+    """Tag 274 of the first directory of a TIFF header; 1 (upright) if it is missing or invalid."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:
         return 1
@@ -264,10 +270,10 @@ def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _pillow_pixels(raw: bytes | memoryview, channels: int, orientation: int | None) -> NDArray[np.uint8]:
-    """Upright pixels (H, W, C) of whatever Pillow can read; it finds the orientation where that is None."""
+    """Upright pixels (H, W, C) of any file that Pillow can read; Pillow finds the orientation if it is None."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that does not matter to pixels
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata, which does not change the pixels
             with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
                 image.load()
                 upright = ImageOps.exif_transpose(image) if orientation is None else image
@@ -275,8 +281,8 @@ def _pillow_pixels(raw: bytes | memoryview, channels: int, orientation: int | No
     except Image.DecompressionBombError as error:
         raise Unreadable(f"too many pixels: {error}") from error
     except UnidentifiedImageError as error:
-        raise Unreadable(f"cannot identify the kind of image; known are {', '.join(FORMATS)}") from error
-    except _DAMAGE as error:
+        raise Unreadable(f"cannot identify the image format; supported formats are {', '.join(FORMATS)}") from error
+    except _DAMAGE_ERRORS as error:
         raise Unreadable(f"{type(error).__name__}: {error}") from error
     pixels = pixels.reshape(pixels.shape[0], pixels.shape[1], channels)
     return np.ascontiguousarray(_turn(pixels, orientation or 1))
@@ -298,13 +304,13 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 # --- crops ----------------------------------------------------------------------------------------------------------
 
 
-def _check_shape(found: tuple[int, int], expected: tuple[int, int]) -> None:
-    if found != tuple(expected):
-        raise Unreadable(f"is {found[1]} x {found[0]} pixels, where {expected[1]} x {expected[0]} were expected")
+def _check_shape(actual: tuple[int, int], expected: tuple[int, int]) -> None:
+    if actual != tuple(expected):
+        raise Unreadable(f"is {actual[1]} x {actual[0]} pixels, but {expected[1]} x {expected[0]} were expected")
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], flip: bool) -> NDArray[np.uint8]:
-    """Pixels (H, W, C) resized bicubically to ``size`` (h, w), without aliasing where they shrink."""
+    """Pixels (H, W, C) resized bicubically to ``size`` (h, w), without aliasing if they shrink."""
     out: NDArray[Any] = pixels if min(pixels.strides) > 0 else np.ascontiguousarray(pixels)
     (tall, wide, channels), (height, width) = out.shape, size
     shrink = (tall / height, wide / width)
@@ -320,11 +326,11 @@ def _resize(pixels: NDArray[np.uint8], size: tuple[int, int], flip: bool) -> NDA
 
 
 def _smoothing(shrink: float) -> NDArray[np.float32]:
-    """Three taps that rid a line of what cannot be seen once it is so many times shorter.
+    """A low-pass filter of three taps for a line that is about to become ``shrink`` times shorter.
 
-    Bicubic interpolation after them is nearer to an antialiased bicubic filter than averages over areas are, and takes
-    a third of their time. The weight fits Pillow's filter on photographs.
+    Bicubic interpolation after it is closer to an antialiased bicubic filter than averaging over areas, and takes a
+    third of the time. The weight is fitted to Pillow's filter on photographs.
     """
-    over = max(shrink - 1, 0.0)
-    side = 0.3 * over + 0.15 * over * over
+    excess = max(shrink - 1, 0.0)
+    side = 0.3 * excess + 0.15 * excess * excess
     return np.array([side, 1, side], dtype=np.float32) / np.float32(1 + 2 * side)

@@ -20,6 +20,7 @@ from trainer.data.readers import Reader
 from trainer.errors import DataError
 
 STATISTICS_IMAGES: Final = 2000
+"""The most images that the channel statistics are measured on."""
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
@@ -28,7 +29,7 @@ Rows = Sequence[int] | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Images:
-    """Readable images by row of the index. Safe from several threads; survives pickling.
+    """Readable images by their row in the index. Safe for several threads; survives pickling.
 
     Its methods raise `DataError` for an image that can no longer be decoded, and `StorageError` for one whose bytes
     cannot be read.
@@ -44,11 +45,11 @@ class Images:
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """Class of each row; None where there are none."""
+        """Class (n,) of each row; None if the dataset has no labels."""
         return self.index.table.labels
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
-        """One image whole (H, W, C)."""
+        """A whole image (H, W, C) uint8."""
         raw = self.reader.fetch([row])[0]
         with self._decodable(row):
             return decode(raw, self.channels)
@@ -56,7 +57,7 @@ class Images:
     def crops(
         self, rows: Rows, boxes: NDArray[np.int64], mirrored: NDArray[np.bool_], size: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """Boxes (n, 4) of images, resized to ``size``, some mirrored: (n, C, height, width)."""
+        """Crops (n, C, h, w) uint8 of images: boxes (n, 4) in pixels, resized to ``size`` (h, w), some mirrored."""
         out = np.empty((len(rows), self.channels, *size), dtype=np.uint8)
         heights, widths = self.index.heights[rows].tolist(), self.index.widths[rows].tolist()
         raws = self.reader.fetch(rows)
@@ -72,28 +73,27 @@ class Images:
             yield
         except Unreadable as error:
             raise DataError(
-                f"{self.index.table.names[row]} of {self.uri} could be decoded when the index was made and cannot now: "
-                f"{error}. Put it back as it was, or remove it and retry from scratch"
+                f"{self.index.table.names[row]} of {self.uri} could be decoded when the index was made and cannot be "
+                f"now: {error}. Restore the file, or remove it and retry from scratch"
             ) from error
 
 
 def fixed_images(images: Images, rows: Rows, size: tuple[int, int], threads: int) -> Tensor:
     """Images (n, C, H, W) uint8 as evaluations see them: the largest central box of ``size``'s shape, resized."""
-    chosen = np.asarray(rows)
-    boxes = _central_boxes(images.index.heights[chosen], images.index.widths[chosen], size)
-    straight = np.zeros(CHUNK, dtype=np.bool_)
-    firsts = range(0, len(chosen), CHUNK)
+    selected = np.asarray(rows)
+    boxes = _central_boxes(images.index.heights[selected], images.index.widths[selected], size)
+    not_mirrored = np.zeros(CHUNK, dtype=np.bool_)
 
-    def part(first: int) -> NDArray[np.uint8]:
-        mine = slice(first, first + CHUNK)
-        return images.crops(chosen[mine], boxes[mine], straight[: len(chosen[mine])], size)
+    def crop_chunk(first: int) -> NDArray[np.uint8]:
+        chunk = slice(first, first + CHUNK)
+        return images.crops(selected[chunk], boxes[chunk], not_mirrored[: len(selected[chunk])], size)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(part, firsts))))
+        return torch.from_numpy(np.concatenate(list(pool.map(crop_chunk, range(0, len(selected), CHUNK)))))
 
 
 def _central_boxes(heights: NDArray[np.int32], widths: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int64]:
-    """Left, top, right, bottom (n, 4) in whole pixels."""
+    """The largest central box with the shape of ``size`` in each image: left, top, right, bottom (n, 4) in pixels."""
     scale = np.minimum(heights / size[0], widths / size[1])
     tall, wide = (np.maximum(1, np.rint(side * scale)).astype(np.int64) for side in size)
     tall, wide = np.minimum(tall, heights), np.minimum(wide, widths)
@@ -102,7 +102,7 @@ def _central_boxes(heights: NDArray[np.int32], widths: NDArray[np.int32], size: 
 
 
 def channel_statistics(images: Images, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel in 0..1: ImageNet's for three, else measured on up to 2,000 images."""
+    """Mean and deviation of each channel in 0..1: ImageNet's for three, or else measured on up to 2,000 images."""
     channels = images.channels
     if channels == len(IMAGENET_MEAN):
         return IMAGENET_MEAN, IMAGENET_STD

@@ -1,4 +1,4 @@
-"""The encoded bytes of any image of a dataset, a few at a time, from wherever it lies."""
+"""Readers: the encoded bytes of a dataset's images, a few at a time, from a disk, a mount or S3."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from trainer.errors import DataError
 from trainer.storage import REMOTE_ERRORS, error_code, open_filesystem
 
 ROW_GROUP_BYTES: Final = 512 * 2**20
-"""Row groups of Parquet files that a process keeps, by their images' bytes."""
+"""Bytes of row groups that a process keeps in memory."""
 DIGITS_SIDE: Final = 32
+"""Pixels."""
 
 
 class Reader(Protocol):
-    """Gives images by row. Safe from several threads, and in another process after pickling."""
+    """Reads images by their row. Safe for several threads, and in another process after pickling."""
 
     def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
-        """Encoded files, or pixels (H, W, C).
+        """Encoded image files, or pixels (H, W, C).
 
-        Raises `StorageError` for one that cannot be read, and `DataError` for one in a file that is damaged or not as
-        long as it was.
+        Raises `StorageError` if the bytes cannot be read, and `DataError` if the file that holds an image is damaged or
+        shorter than when it was listed.
         """
         ...
 
 
 def open_reader(files: Files, table: Table) -> Reader:
-    """A reader of a scanned dataset; raises `DataError` where this node does not have its files."""
+    """A reader of a scanned dataset; raises `DataError` if this node does not have its files."""
     present = (path for number, path in enumerate(files.paths) if number not in files.dangling)
     first = None if files.remote else next(present, None)
     if first is not None and not read_patiently(first, lambda: _exists(first)):
@@ -52,16 +53,16 @@ def open_reader(files: Files, table: Table) -> Reader:
 
 
 def _exists(path: str) -> bool:
-    """Unlike `os.path.exists`, raises where that cannot be found out."""
+    """Like `os.path.exists`, but raises `OSError` if the answer cannot be found out."""
     try:
-        os.stat(path)  # noqa: PTH116 - names may be no Unicode, a path is all that is needed
+        os.stat(path)  # noqa: PTH116 - names may be invalid Unicode; the path is all that is needed
     except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 
 
 class _Descriptor:
-    """An open file, closed once nobody uses it any more: threads may still read from one that was replaced."""
+    """An open file descriptor, closed with its last reference: threads may still read from one that was replaced."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -72,11 +73,11 @@ class _Descriptor:
 
 
 class RangeReader:
-    """Images that are runs of bytes in files: members of tars, or whole files."""
+    """Reads images that are ranges of bytes: members of tars, or whole files."""
 
     def __init__(self, files: Files, table: Table) -> None:
         self._files, self._table = files, table
-        self._whole = files.kind == "folder"
+        self._whole_files = files.kind == "folder"
         self._open: dict[int, _Descriptor] = {}
         self._lock = threading.Lock()
 
@@ -93,12 +94,12 @@ class RangeReader:
 
     def _read(self, row: int) -> bytes:
         path = self._files.paths[self._table.file[row]]
-        if self._whole:
+        if self._whole_files:
             return read_patiently(path, Path(path).read_bytes)
-        return self._whole_length(row, read_patiently(path, lambda: self._read_range(row)))
+        return self._check_length(row, read_patiently(path, lambda: self._read_range(row)))
 
     def _read_range(self, row: int) -> bytes:
-        """Read, not mapped: a shard cut short under a mapping would end the process without a word."""
+        """Read, not mapped: truncating a mapped shard would kill the process without a message."""
         number = int(self._table.file[row])
         descriptor = self._descriptor(number)
         try:
@@ -117,47 +118,48 @@ class RangeReader:
 
     def _fetch_remote(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
         table = self._table
-        filled = [int(row) for row in rows if table.second[row]]  # an empty file has no range to ask for
+        nonempty = [int(row) for row in rows if table.second[row]]  # an empty file has no range to request
         fs, _ = open_filesystem(self._files.uri)
         answers = fs.cat_ranges(
-            [self._files.paths[table.file[row]] for row in filled],
-            [int(table.first[row]) for row in filled],
-            [int(table.first[row] + table.second[row]) for row in filled],
+            [self._files.paths[table.file[row]] for row in nonempty],
+            [int(table.first[row]) for row in nonempty],
+            [int(table.first[row] + table.second[row]) for row in nonempty],
             on_error="return",
         )
-        found = {
-            row: self._whole_length(row, self._data(row, answer)) for row, answer in zip(filled, answers, strict=True)
+        images = {
+            row: self._check_length(row, self._data(row, answer)) for row, answer in zip(nonempty, answers, strict=True)
         }
-        return [found.get(int(row), b"") for row in rows]
+        return [images.get(int(row), b"") for row in rows]
 
     def _data(self, row: int, answer: bytes | BaseException) -> bytes:
-        """The bytes that S3 sent of an image, or the error that it ended with raised."""
+        """The bytes of an image that S3 has sent; raises the error if the request failed."""
         if isinstance(answer, bytes):
             return answer
         if isinstance(answer, (OSError, *REMOTE_ERRORS)):
-            if error_code(answer) == "InvalidRange":  # the object ends before
+            if error_code(answer) == "InvalidRange":  # the object is too short
                 return b""
-            raise reading_error(self._files.place(int(self._table.file[row])), answer) from answer
+            raise reading_error(self._files.location(int(self._table.file[row])), answer) from answer
         raise answer
 
-    def _whole_length(self, row: int, data: bytes) -> bytes:
+    def _check_length(self, row: int, data: bytes) -> bytes:
+        """``data`` if it is complete; raises `DataError` if the file has been truncated."""
         if len(data) == self._table.second[row]:
             return data
         raise DataError(
-            f"{self._table.names[row]}: {self._files.place(int(self._table.file[row]))} is shorter than when it was "
-            "listed: put it back as it was, or retry from scratch"
+            f"{self._table.names[row]}: {self._files.location(int(self._table.file[row]))} is shorter than when it was "
+            "listed: restore it, or retry from scratch"
         )
 
 
 class ParquetReader:
-    """Images in the rows of Parquet files. A row comes with its whole row group; the last groups used are kept."""
+    """Reads images from rows of Parquet files: whole row groups, of which the most recently used stay in memory."""
 
     def __init__(self, files: Files, table: Table) -> None:
         self._files, self._table = files, table
         self._lock = threading.Lock()
         self._parquets: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Array] = OrderedDict()
-        self._kept = 0
+        self._kept_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_files": self._files, "_table": self._table}
@@ -166,14 +168,14 @@ class ParquetReader:
         self.__init__(state["_files"], state["_table"])  # type: ignore[misc]
 
     def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
-        found: list[Raw] = [b""] * len(rows)
-        places = sorted(range(len(rows)), key=lambda i: (self._table.file[rows[i]], self._table.first[rows[i]]))
-        for place in places:
-            row = int(rows[place])
+        images: list[Raw] = [b""] * len(rows)
+        by_group = sorted(range(len(rows)), key=lambda i: (self._table.file[rows[i]], self._table.first[rows[i]]))
+        for position in by_group:
+            row = int(rows[position])
             group = self._group(int(self._table.file[row]), int(self._table.first[row]))
             value = group[int(self._table.second[row])]
-            found[place] = memoryview(value.as_buffer()).cast("B") if value.is_valid else b""
-        return found
+            images[position] = memoryview(value.as_buffer()).cast("B") if value.is_valid else b""
+        return images
 
     def _group(self, number: int, group: int) -> pa.Array:
         with self._lock:
@@ -183,9 +185,9 @@ class ParquetReader:
                 return self._groups[key]
             values = self._load(number, group)
             self._groups[key] = values
-            self._kept += values.nbytes
-            while self._kept > ROW_GROUP_BYTES and len(self._groups) > 1:
-                self._kept -= self._groups.popitem(last=False)[1].nbytes
+            self._kept_bytes += values.nbytes
+            while self._kept_bytes > ROW_GROUP_BYTES and len(self._groups) > 1:
+                self._kept_bytes -= self._groups.popitem(last=False)[1].nbytes
             return values
 
     def _load(self, number: int, group: int) -> pa.Array:
@@ -195,8 +197,8 @@ class ParquetReader:
             nested = pa.types.is_struct(parquet.schema_arrow.field(name).type)
             table = parquet.read_row_group(group, columns=[f"{name}.bytes" if nested else name])
         except (pa.ArrowException, OSError) as error:
-            place = self._files.place(number)
-            raise DataError(f"{place}: row group {group} is damaged: {error}; make the file anew") from error
+            location = self._files.location(number)
+            raise DataError(f"{location}: row group {group} is damaged: {error}; create the file again") from error
         values = table.column(0).combine_chunks()
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks)
@@ -204,13 +206,13 @@ class ParquetReader:
 
     def _parquet(self, number: int) -> pq.ParquetFile:
         if number not in self._parquets:
-            # Not mapped either, for the same reason.
+            # Read, not mapped, for the same reason as in `_read_range`.
             self._parquets[number] = pq.ParquetFile(self._files.open_file(number, cache_type="none"))
         return self._parquets[number]
 
 
 class DigitsReader:
-    """Scikit-learn's 1,797 handwritten digits, 8 x 8, enlarged bicubically to 32 x 32: pixels, already decoded."""
+    """Scikit-learn's 1,797 handwritten digits, 8 x 8, enlarged bicubically to 32 x 32: pixels, not encoded files."""
 
     def __init__(self, channels: int) -> None:
         table = np.loadtxt(_digits_file(), delimiter=",", dtype=np.float64)
@@ -228,10 +230,11 @@ class DigitsReader:
 
 
 def _digits_file() -> Path:
-    """The file behind `sklearn.datasets.load_digits`, without importing scikit-learn: that takes more than a second of
-    every worker's start. A row is an image's 64 values of 0 to 16 and its digit.
+    """The file behind `sklearn.datasets.load_digits`. A row is an image's 64 values of 0 to 16 and its digit.
+
+    scikit-learn is not imported: that would add more than a second to every worker's start.
     """
-    found = find_spec("sklearn")
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError("builtin://digits comes with scikit-learn, which is not installed")
-    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("builtin://digits comes with scikit-learn, which is not installed: install it")
+    return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"

@@ -1,7 +1,7 @@
-"""Which sample comes when, and each sample's randomness: pure functions of (seed, epoch, sample).
+"""The order of samples and each sample's random numbers, as pure functions of (seed, epoch, sample).
 
-No generator has a state to save: any worker, at any time, gets the same values for the same sample. The hash mixes
-its inputs with the finaliser of SplitMix64 (Steele, Lea, Flood 2014), over whole arrays at once.
+There is no generator whose state would have to be saved: any worker gets the same values for the same sample at any
+time. The hash mixes its inputs with the finaliser of SplitMix64 (Steele, Lea, Flood 2014), over whole arrays at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-# One stream for each use, so that no two draws of a sample are related.
+# One random stream for each use, so that no two draws for a sample are correlated.
 ORDER: Final = 1
 CROP_AREA: Final = 2
 CROP_RATIO: Final = 3
@@ -26,7 +26,7 @@ _WORD: Final = (1 << 64) - 1
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, in place on a fresh array: every input bit reaches every output bit."""
+    """SplitMix64's finaliser, in place: every input bit affects every output bit."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -36,7 +36,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def hash64(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> NDArray[np.uint64]:
-    """64 random bits for each sample id, of the shape of ``samples``."""
+    """64 random bits for each sample id, in the shape of ``samples``."""
     key = 0
     for part in (seed, epoch, stream):
         key = int(_mix(np.array([(key + part + 1) * _GOLDEN & _WORD], dtype=np.uint64))[0])
@@ -56,10 +56,10 @@ def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 def batch_samples(
     order: NDArray[np.int64], step: int, global_batch: int, rank: int = 0, world: int = 1
 ) -> NDArray[np.int64]:
-    """A rank's sample ids of step ``step`` within an epoch of the given order.
+    """A rank's sample ids (B,) in step ``step`` of an epoch with the given order.
 
-    Ranks take neighbouring runs of one global batch, so that any number of workers sees the same one. The epoch's
-    remainder below a whole batch is dropped.
+    The ranks divide each global batch into consecutive shares, so it is the same for any number of workers. Samples
+    left over at the end of an epoch are dropped.
     """
     share = global_batch // world
     first = step * global_batch + rank * share
@@ -67,7 +67,7 @@ def batch_samples(
 
 
 def mask_orders(seed: int, epoch: int, samples: NDArray[np.int64], patches: int) -> NDArray[np.int64]:
-    """A random permutation (B, L) of the patches for each sample; the first ones are the visible ones."""
+    """A random permutation (B, L) of the patches for each sample, visible patches first."""
     keys = hash64(seed, epoch, samples, MASK)
     noise = _mix(keys[:, None] + np.arange(1, patches + 1, dtype=np.uint64)[None, :] * np.uint64(_GOLDEN))
     return np.argsort(noise, axis=1)

@@ -1,4 +1,4 @@
-"""Which files a dataset consists of, on a disk or in S3."""
+"""The files that a dataset consists of, on a disk or in S3."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainer.data.reading import DatasetFile, read_patiently
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
-from trainer.storage import open_filesystem, told
+from trainer.storage import open_filesystem, storage_errors
 
 Kind = Literal["folder", "tar", "parquet"]
 
@@ -28,150 +28,152 @@ SUFFIXES: Final[dict[Kind, frozenset[str]]] = {
     "parquet": frozenset({".parquet"}),
 }
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_IMPOSSIBLE: Final = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
-"""Errors of paths that no disk or mount could resolve."""
+_INVALID_PATH_ERRORS: Final = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
+"""Errors for paths that no disk or mount could resolve."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """A dataset's files, by name."""
+    """A dataset's files, sorted by name. A file's number is its index."""
 
     uri: str
-    """The dataset's, as people know it."""
+    """The dataset's URI, as the spec names it."""
     kind: Kind
     remote: bool
     names: tuple[str, ...]
-    """Below the dataset's folder, sorted."""
+    """Relative to the dataset's folder."""
     paths: tuple[str, ...]
-    """Where each lies, in the file system's own terms."""
+    """Path of each file within its file system."""
     sizes: tuple[int, ...]
     """Bytes."""
     dangling: frozenset[int]
-    """Numbers of those that were links to nowhere when they were listed."""
+    """Numbers of the files that were broken links when they were listed."""
     listing: str
-    """Identity of the list as it is now: changes when a file is added, taken away or written again."""
+    """Identity of the list: it changes when a file is added, removed or overwritten."""
 
-    def place(self, number: int) -> str:
-        """Where a file lies, for people."""
+    def location(self, number: int) -> str:
+        """A file's path or S3 URI, for messages."""
         return f"s3://{self.paths[number]}" if self.remote else self.paths[number]
 
     def open_file(self, number: int, **s3_options: Any) -> DatasetFile:
-        """A file, to be read from any place in it; ``s3_options`` are for s3fs's `open`."""
+        """A file for random access; ``s3_options`` are passed to s3fs's `open`."""
         path = self.paths[number]
 
         def opener() -> IO[bytes]:
             if not self.remote:
-                return open(path, "rb", buffering=0)  # noqa: PTH123 - names may be no Unicode, a path is all that is needed
+                return open(path, "rb", buffering=0)  # noqa: PTH123 - names may be invalid Unicode; the path is all that is needed
             fs, _ = open_filesystem(self.uri)
             file: IO[bytes] = fs.open(path, "rb", **s3_options)
             return file
 
-        return DatasetFile(self.place(number), opener)
+        return DatasetFile(self.location(number), opener)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ListedFile:
     name: str
     path: str
     size: int
     stamp: str
-    """Changes when the file is written again; empty for a link to nowhere."""
+    """Changes when the file is overwritten; empty for a broken link."""
 
 
 def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> Files:
-    """List the files behind a dataset's URI, which must lie below one of the roots, wherever links lead.
+    """List the files behind a dataset's URI. If there are roots, all files must lie below them, links followed.
 
-    Raises `DataError` where there are none or one lies elsewhere, `StorageError` out of reach.
+    Raises `DataError` if there are no files or one lies outside the roots, `StorageError` if they cannot be listed.
     """
     uri = dataset.uri
     if uri == DIGITS:
         raise ValueError(f"{DIGITS} has no files")
-    wrong = misplaced(dataset, "dataset", roots)
-    if wrong:
-        raise DataError(str(wrong))
+    problem = misplaced(dataset, "dataset", roots)
+    if problem:
+        raise DataError(str(problem))
     parent, _, last = uri.rpartition("/")
     pattern = last if "*" in last else None
-    place, remote = parent if pattern else uri, uri.startswith("s3://")
-    found = _list_remote(place, (pattern or "").partition("*")[0]) if remote else _list_local(place, roots)
+    root, remote = parent if pattern else uri, uri.startswith("s3://")
+    listed = _list_remote(root, (pattern or "").partition("*")[0]) if remote else _list_local(root, roots)
     if pattern:
-        # The pattern is of names directly below the folder: a folder that fits gives all that is below it.
-        found = [file for file in found if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
-    kind = _kind(dataset, found)
-    mine = sorted((file for file in found if suffix_of(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
-    passed = len(found) - len(mine)
-    if passed:
-        logger.info("%s: %d other files beside its %d %s files are passed over", uri, passed, len(mine), kind)
-    dangling = frozenset(number for number, file in enumerate(mine) if not file.stamp)
+        # The pattern applies to names directly below the folder: a folder that matches includes everything below it.
+        listed = [file for file in listed if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
+    kind = _kind(dataset, listed)
+    chosen = sorted((file for file in listed if suffix_of(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
+    ignored = len(listed) - len(chosen)
+    if ignored:
+        logger.info("%s: ignoring %d other files beside the %d %s files", uri, ignored, len(chosen), kind)
+    dangling = frozenset(number for number, file in enumerate(chosen) if not file.stamp)
     if dangling and kind != "folder":
         raise DataError(
-            f"dataset.uri: {mine[min(dangling)].name} of {uri} is a link to nowhere: "
-            "put the file where it leads, or remove the link"
+            f"dataset.uri: {chosen[min(dangling)].name} of {uri} is a broken link: "
+            "restore the file that it points to, or remove the link"
         )
-    listed = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in mine)
+    lines = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in chosen)
     return Files(
         uri=uri,
         kind=kind,
         remote=remote,
-        names=tuple(file.name for file in mine),
-        paths=tuple(file.path for file in mine),
-        sizes=tuple(file.size for file in mine),
+        names=tuple(file.name for file in chosen),
+        paths=tuple(file.path for file in chosen),
+        sizes=tuple(file.size for file in chosen),
         dangling=dangling,
-        listing=hashlib.sha256(f"{kind}\n{listed}".encode(errors="surrogateescape")).hexdigest(),
+        listing=hashlib.sha256(f"{kind}\n{lines}".encode(errors="surrogateescape")).hexdigest(),
     )
 
 
-def _kind(dataset: DatasetSpec, found: Sequence[_Found]) -> Kind:
-    """The format asked for, or the only one whose files there are."""
-    there: dict[Kind, int] = {
-        kind: sum(suffix_of(file.name) in suffixes for file in found) for kind, suffixes in SUFFIXES.items()
+def _kind(dataset: DatasetSpec, listed: Sequence[_ListedFile]) -> Kind:
+    """The format that the spec names, or with `auto` the only one that has files. Raises `DataError`."""
+    counts: dict[Kind, int] = {
+        kind: sum(suffix_of(file.name) in suffixes for file in listed) for kind, suffixes in SUFFIXES.items()
     }
-    kinds = [kind for kind, count in there.items() if count]
+    kinds = [kind for kind, count in counts.items() if count]
     if dataset.format == "auto" and len(kinds) == 1:
         return kinds[0]
-    if dataset.format != "auto" and there[dataset.format]:
+    if dataset.format != "auto" and counts[dataset.format]:
         return dataset.format
-    counts = ", ".join(f"{count} of {kind}" for kind, count in there.items() if count)
-    if dataset.format == "auto" and counts:
-        raise DataError(f"dataset.format: {dataset.uri} holds files of several formats ({counts}): say which to read")
-    packed = next((file.name for file in found if file.name.endswith(COMPRESSED_TARS)), None)
-    if packed:
+    summary = ", ".join(f"{count} of {kind}" for kind, count in counts.items() if count)
+    if dataset.format == "auto" and summary:
+        raise DataError(f"dataset.format: {dataset.uri} has files of several formats ({summary}): name one of them")
+    compressed = next((file.name for file in listed if file.name.endswith(COMPRESSED_TARS)), None)
+    if compressed:
         raise DataError(
-            f"dataset.uri: {packed} in {dataset.uri} is compressed, so its images cannot be read one by one: "
+            f"dataset.uri: {compressed} in {dataset.uri} is compressed, so its images cannot be read one by one: "
             "unpack it to .tar (the images in it are compressed already)"
         )
     wanted = SUFFIXES[dataset.format] if dataset.format != "auto" else frozenset().union(*SUFFIXES.values())
     raise DataError(
-        f"dataset.uri: {'no files' if counts or dataset.format != 'auto' else 'no images'} in {dataset.uri}: "
-        f"it needs files named {', '.join(sorted(wanted))}" + (f"; there are {counts}" if counts else "")
+        f"dataset.uri: {'no files' if summary or dataset.format != 'auto' else 'no images'} in {dataset.uri}: "
+        f"it needs files named {', '.join(sorted(wanted))}" + (f"; there are {summary}" if summary else "")
     )
 
 
 def suffix_of(name: str) -> str:
+    """A file name's suffix in lower case, for example `.jpg`."""
     return posixpath.splitext(name)[1].lower()
 
 
-def _hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
+def is_hidden(name: str) -> bool:
+    """Whether a file or one of the folders in its name is hidden; `.` and `..` are not."""
+    return any(part.startswith(".") and part not in {".", ".."} for part in name.split("/"))
 
 
-def _list_local(uri: str, roots: Sequence[str] | None) -> list[_Found]:
-    root = Path(uri.removeprefix("file://"))
+def _list_local(uri: str, roots: Sequence[str] | None) -> list[_ListedFile]:
+    path = Path(uri.removeprefix("file://"))
     real = None if roots is None else [os.path.realpath(r.removeprefix("file://")) for r in roots if _is_local(r)]
-    _check_real(root, real)
-    mode = read_patiently(str(root), lambda: _mode(root))
+    _check_below_roots(path, real)
+    mode = read_patiently(str(path), lambda: _mode(path))
     if stat.S_ISREG(mode):
-        return [read_patiently(str(root), lambda: _stamped(root, root.name))]
+        return [read_patiently(str(path), lambda: _list_file(path, path.name))]
     if not stat.S_ISDIR(mode):
-        raise DataError(f"dataset.uri: there is no folder or file {root} on this node: check the path and its mount")
-    return _below(root, "", real)
+        raise DataError(f"dataset.uri: there is no folder or file {path} on this node: check the path and its mount")
+    return _list_tree(path, "", real)
 
 
 def _mode(path: Path) -> int:
-    """What kind of file it is; 0 where there is none."""
+    """The mode bits of a file or folder; 0 if it does not exist."""
     try:
         return path.stat().st_mode
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, *_IMPOSSIBLE}:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, *_INVALID_PATH_ERRORS}:
             return 0
         raise
 
@@ -180,72 +182,72 @@ def _is_local(root: str) -> bool:
     return root.startswith(("/", "file://"))
 
 
-def _check_real(path: Path, real_roots: Sequence[str] | None) -> None:
-    """Raises `DataError` for what lies elsewhere once links are followed."""
+def _check_below_roots(path: Path, real_roots: Sequence[str] | None) -> None:
+    """Raise `DataError` if a path lies outside the roots once links are followed."""
     if real_roots is None:
         return
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(root) for root in real_roots):
         raise DataError(
-            f"dataset.uri: {path} leads to {real}, outside of the places for datasets ({', '.join(real_roots)}): "
-            "put the files themselves there"
+            f"dataset.uri: {path} leads to {real}, outside the folders for datasets ({', '.join(real_roots)}): "
+            "move or copy the files into one of them"
         )
 
 
-def _below(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> list[_Found]:
-    """Every file below a folder; hidden files and folders are passed over."""
-    found, folders = read_patiently(str(folder), lambda: _entries(folder, prefix, real_roots))
+def _list_tree(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> list[_ListedFile]:
+    """Every file below a folder, except hidden files and those in hidden folders."""
+    files, folders = read_patiently(str(folder), lambda: _list_folder(folder, prefix, real_roots))
     for name in folders:
-        found += _below(folder / name, f"{prefix}{name}/", real_roots)
-    return found
+        files += _list_tree(folder / name, f"{prefix}{name}/", real_roots)
+    return files
 
 
-def _entries(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> tuple[list[_Found], list[str]]:
-    """The files directly in a folder, and the names of its folders."""
-    found: list[_Found] = []
+def _list_folder(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> tuple[list[_ListedFile], list[str]]:
+    """The files directly in a folder, and the names of its sub-folders."""
+    files: list[_ListedFile] = []
     folders: list[str] = []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_symlink():  # all else lies where its folder does
-                    _check_real(Path(entry.path), real_roots)
+                if entry.is_symlink():  # everything else lies where its folder does
+                    _check_below_roots(Path(entry.path), real_roots)
                 if entry.is_dir():
                     folders.append(entry.name)
                 else:
-                    found.append(_stamped(Path(entry.path), f"{prefix}{entry.name}"))
+                    files.append(_list_file(Path(entry.path), f"{prefix}{entry.name}"))
     except OSError as error:
-        if error.errno in _IMPOSSIBLE:
+        if error.errno in _INVALID_PATH_ERRORS:
             raise DataError(f"dataset.uri: {folder} cannot be listed: {error}") from error
         raise
-    return found, folders
+    return files, folders
 
 
-def _stamped(path: Path, name: str) -> _Found:
+def _list_file(path: Path, name: str) -> _ListedFile:
     try:
         status = path.stat()
     except FileNotFoundError:
-        if not path.is_symlink():  # it has just been removed, or its mount is away: list the folder again
+        if not path.is_symlink():  # it has just been removed, or its mount is gone: the folder has to be listed again
             raise
-        return _Found(name, str(path), 0, "")
-    return _Found(name, str(path), status.st_size, str(status.st_mtime_ns))
+        return _ListedFile(name, str(path), 0, "")
+    return _ListedFile(name, str(path), status.st_size, str(status.st_mtime_ns))
 
 
-def _list_remote(uri: str, prefix: str) -> list[_Found]:
-    """Every object below a place whose name there begins with ``prefix``."""
-    with told(uri):
+def _list_remote(uri: str, prefix: str) -> list[_ListedFile]:
+    """Every object below a URI whose name, relative to it, begins with ``prefix``."""
+    with storage_errors(uri):
         fs, root = open_filesystem(uri)
         try:
-            listed = fs.find(root, detail=True, prefix=prefix)
+            objects = fs.find(root, detail=True, prefix=prefix)
         except FileNotFoundError:
-            listed = {}
-    if not listed and not prefix:
+            objects = {}
+    if not objects and not prefix:
         raise DataError(f"dataset.uri: there is nothing at {uri}: check the bucket and the path")
-    found = []
-    for path, detail in listed.items():
+    files = []
+    for path, detail in objects.items():
         name = posixpath.basename(path) if path == root else str(path)[len(root) + 1 :]
-        if not _hidden(name) and not name.endswith("/"):
+        if not is_hidden(name) and not name.endswith("/"):
             stamp = str(detail.get("ETag") or detail.get("LastModified"))
-            found.append(_Found(name, str(path), int(detail["size"]), stamp))
-    return found
+            files.append(_ListedFile(name, str(path), int(detail["size"]), stamp))
+    return files

@@ -1,4 +1,4 @@
-"""Frozen features of whole images."""
+"""Features of whole images from a frozen backbone."""
 
 from __future__ import annotations
 

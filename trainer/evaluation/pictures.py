@@ -1,4 +1,4 @@
-"""A picture of reconstructions, for people."""
+"""A picture of reconstructions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trainer.models.pixels import normalised, patch_statistics, patchify, take_p
 from trainer.models.rc_mae import MaskedAutoencoder
 
 CELL = 160
-"""Images are shown at least this high."""
+"""The least height of an image in the picture, in pixels."""
 GAP, HEADING = 8, 36
 MASK_GREY = 0.5
 BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
@@ -33,8 +33,9 @@ def reconstruction_grid(
 ) -> bytes:
     """A PNG with a row for each image (n, C, H, W) uint8: input, masked, reconstruction.
 
-    The reconstruction keeps the visible patches. With ``norm_pix_loss`` the prediction is of normalised pixels: each
-    patch's own mean and deviation are put back, and the heading says so.
+    ``orders`` (n, L), of which the first ``visible`` patches are visible; the reconstruction shows those unchanged.
+    With ``norm_pix_loss`` the network predicts normalised pixels: each patch's own mean and deviation are applied to
+    the prediction, and the heading says so.
     """
     device = next(model.parameters()).device
     pixels, order = normalised(images.to(device), mean, std), orders.to(device)
@@ -48,13 +49,13 @@ def reconstruction_grid(
         prediction = prediction * deviation + centre
     index = order[:, visible:, None].expand(-1, -1, patches.shape[2])
     shown = patchify(pixels, patch).scatter(1, index, prediction)
-    rebuilt = _to_pixels(unpatchify(shown, patch, grid, channels), mean, std)
+    reconstructed = _to_pixels(unpatchify(shown, patch, grid, channels), mean, std)
     original = _to_pixels(pixels, mean, std)
     hidden = patchify(torch.from_numpy(original).permute(0, 3, 1, 2), patch)
     hidden.scatter_(1, index.cpu(), MASK_GREY)
     masked = unpatchify(hidden, patch, grid, channels).permute(0, 2, 3, 1).numpy()
     heading = "reconstruction,\npatch statistics put back" if norm_pix_loss else "reconstruction"
-    return _draw([original, masked, rebuilt], ["input", "masked", heading])
+    return _draw([original, masked, reconstructed], ["input", "masked", heading])
 
 
 def _to_pixels(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""How well masked patches are predicted, against predicting nothing."""
+"""How well masked patches are predicted, compared with predicting zeros."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def reconstruction_ratio(
 ) -> float:
     """Squared error of the model's prediction over that of predicting zeros, on the same masked patches.
 
-    ``images`` (n, C, H, W) uint8, ``orders`` (n, L). Below 1 is learning. Errors are summed in float64.
+    ``images`` (n, C, H, W) uint8, ``orders`` (n, L). Below 1, the model has learned something. Errors are summed in
+    float64.
     """
     device = next(model.parameters()).device
     error = zero = 0.0

@@ -1,4 +1,4 @@
-"""The model card of a registered backbone: README.md, with its pictures beside it."""
+"""The model card of a registered backbone: README.md and its pictures."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from trainer.export.curves import draw_curves
 from trainer.export.snippets import Subject, snippets
 from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PICTURES, BACKBONE_SPEC
 from trainer.spec import metric_keys
+from trainer.spec.cluster import plural
 from trainer.spec.export import ExportSpec
 from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
-from trainer.spec.plan import parameters, plural
+from trainer.spec.plan import parameters
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
@@ -26,13 +27,14 @@ LIBRARIES: Final = {
     BACKBONE_ONNX: "onnx",
     BACKBONE_TORCH_EXPORT: "pytorch",
 }
-"""By format; the first of these that a backbone has is its card's."""
+"""The hub's library names by format. The card names that of the first format which the backbone has."""
 EVALUATIONS: Final = {
     metric_keys.RECONSTRUCTION_RATIO: (
-        "error of the masked patches of held-out images over that of predicting zeros; below 1 is learning"
+        "error on the masked patches of held-out images, divided by the error of predicting zeros; below 1, the "
+        "network has learned something"
     ),
-    metric_keys.LINEAR_TOP1: "top-1 accuracy on held-out images of a linear classifier on the frozen mean patch token",
-    metric_keys.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights",
+    metric_keys.LINEAR_TOP1: "top-1 accuracy of a linear classifier on the frozen mean patch token, on held-out images",
+    metric_keys.LINEAR_TOP1_RANDOM_INIT: "the same with untrained weights, for comparison",
 }
 
 
@@ -53,11 +55,11 @@ class Lineage:
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a card tells."""
+    """Everything that a card says."""
 
     name: str
     spec: PretrainSpec
-    """As trained, resolved."""
+    """The resolved spec that it was trained with."""
     export: ExportSpec
     lineage: Lineage
     dataset_fingerprint: str
@@ -66,7 +68,7 @@ class Facts:
     std: tuple[float, ...]
     step: int
     epochs: float
-    """Had by the weights, of the spec's."""
+    """Epochs of training that the weights have had."""
     evaluation: Mapping[str, float]
     evaluation_step: int | None
     curves: Mapping[str, list[tuple[float, float]]] = field(default_factory=dict)
@@ -76,7 +78,7 @@ class Facts:
 
 
 def write_card(facts: Facts, directory: Path) -> None:
-    """``README.md``, and ``card/`` with what pictures there are."""
+    """Write ``README.md``, and ``card/`` with the pictures if there are any."""
     pictures = {CURVES: draw_curves(facts.curves), RECONSTRUCTIONS: facts.reconstructions}
     drawn = {name: data for name, data in pictures.items() if data is not None}
     if drawn:
@@ -105,10 +107,13 @@ def _sections(facts: Facts, pictures: set[str]) -> Iterator[str]:
     if facts.evaluation:
         yield f"## Evaluation\n\n{_evaluation(facts)}"
     if RECONSTRUCTIONS in pictures:
-        text = "Of held-out images, by the student: the image, what of it is seen, and what is made of the rest."
-        place = f"{BACKBONE_PICTURES}/{RECONSTRUCTIONS}"
-        yield f"## Reconstructions\n\n{text}\n\n![Held-out images, masked and reconstructed]({place})\n"
-    yield f"## How to load it\n\n{_ways(facts)}"
+        text = (
+            "The student's reconstructions of held-out images. Left to right: the image, its visible patches, and the "
+            "image with the masked patches predicted."
+        )
+        path = f"{BACKBONE_PICTURES}/{RECONSTRUCTIONS}"
+        yield f"## Reconstructions\n\n{text}\n\n![Held-out images, masked and reconstructed]({path})\n"
+    yield f"## How to load it\n\n{_loading(facts)}"
     for snippet in snippets(_subject(facts)):
         yield f"### {snippet.title}\n\n{snippet.text}\n\n```python\n{snippet.code}\n```\n"
     yield f"## Licence\n\n{_licence(facts)}\n"
@@ -117,12 +122,12 @@ def _sections(facts: Facts, pictures: set[str]) -> Iterator[str]:
 
 def _summary(facts: Facts) -> str:
     spec, model = facts.spec, facts.spec.model
-    how = "RC-MAE (a masked auto-encoder with a mean teacher)" if spec.method.name == "rc_mae" else "MAE"
-    whose = "the teacher's" if facts.export.network == "teacher" else "the student's"
+    method = "RC-MAE (a masked auto-encoder with a mean teacher)" if spec.method.name == "rc_mae" else "MAE"
     return (
-        f"A Vision Transformer of {parameters(model)[0]:,} parameters, pretrained without labels with {how} on "
-        f"`{spec.dataset.uri}`. The weights are {whose} after {facts.epochs:g} of {spec.optimization.epochs} epochs. "
-        f"Of an image it makes a class token and {model.patches} patch tokens of width {model.embed_dim}."
+        f"A Vision Transformer of {parameters(model)[0]:,} parameters, pretrained without labels with {method} on "
+        f"`{spec.dataset.uri}`. The weights are the {facts.export.network}'s after {facts.epochs:g} of "
+        f"{spec.optimization.epochs} epochs. For each image it computes a class token and {model.patches} patch tokens "
+        f"of width {model.embed_dim}."
     )
 
 
@@ -132,8 +137,8 @@ def _trained(facts: Facts) -> dict[str, str]:
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
     return {
         "data": f"`{spec.dataset.uri}`{images}",
-        "input": f"{model.height} x {model.width} pixels, {plural(model.in_chans, 'channel')}; in 0..1 less {mean}, "
-        f"over {std}",
+        "input": f"{model.height} x {model.width} pixels, {plural(model.in_chans, 'channel')}; values in 0..1, minus "
+        f"the mean {mean}, divided by the deviation {std}",
         "encoder": f"patches of {model.patch_size}, width {model.embed_dim}, {plural(model.depth, 'block')}, "
         f"{plural(model.num_heads, 'head')}",
         "decoder": f"width {model.decoder_embed_dim}, {plural(model.decoder_depth, 'block')}, "
@@ -142,18 +147,18 @@ def _trained(facts: Facts) -> dict[str, str]:
         f"{'normalised' if spec.method.norm_pix_loss else 'plain'} pixels",
         "optimisation": f"{facts.step:,} steps of {spec.optimization.global_batch_size} images, AdamW, peak learning "
         f"rate {spec.optimization.peak_lr:.4g}, weight decay {spec.optimization.weight_decay:g}",
-        "everything else": f"[{BACKBONE_SPEC}]({BACKBONE_SPEC}), a spec that trains it again",
+        "everything else": f"[{BACKBONE_SPEC}]({BACKBONE_SPEC}), the spec that it was trained with",
     }
 
 
 def _evaluation(facts: Facts) -> str:
     probed = "teacher" if facts.spec.method.teacher else "student"
-    lines = ["| metric | value | of | what it is |", "|---|---|---|---|"]
+    lines = ["| metric | value | network | meaning |", "|---|---|---|---|"]
     for key, value in facts.evaluation.items():
-        of = "student" if key == metric_keys.RECONSTRUCTION_RATIO else probed
+        network = "student" if key == metric_keys.RECONSTRUCTION_RATIO else probed
         if key == metric_keys.LINEAR_TOP1_RANDOM_INIT:
-            of = "none"
-        lines.append(f"| `{key}` | {value:.4f} | {of} | {EVALUATIONS.get(key, '')} |")
+            network = "none"
+        lines.append(f"| `{key}` | {value:.4f} | {network} | {EVALUATIONS.get(key, '')} |")
     at = "" if facts.evaluation_step is None else f" of step {facts.evaluation_step:,}"
     return (
         f"The last evaluation{at}; [{BACKBONE_METRICS}]({BACKBONE_METRICS}) has the curves.\n\n"
@@ -165,7 +170,7 @@ def _evaluation(facts: Facts) -> str:
 def _licence(facts: Facts) -> str:
     if facts.export.license:
         return f"`{facts.export.license}`"
-    return "None was said: ask who trained it, and mind the licence of the images."
+    return "No licence was given: ask the people who trained it, and respect the licence of the images."
 
 
 def _lineage(facts: Facts) -> dict[str, str]:
@@ -182,18 +187,18 @@ def _lineage(facts: Facts) -> dict[str, str]:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    """What separates cells is escaped: an URI may have it."""
+    """A Markdown table. The separator of cells is escaped, since a URI may contain it."""
     cells = (f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items())
-    return "\n".join(["| what | value |", "|---|---|", *cells]) + "\n"
+    return "\n".join(["| property | value |", "|---|---|", *cells]) + "\n"
 
 
-def _ways(facts: Facts) -> str:
+def _loading(facts: Facts) -> str:
     formats, first = facts.export.formats, facts.export.formats[0]
     return (
-        f"There are the formats {', '.join(f'`{form}`' for form in formats)}. The service gives them out as the "
-        "Hugging Face Hub would: set `HF_ENDPOINT` to its address with `/hf` at the end, and `HF_TOKEN` to a token of "
-        "yours, before Python starts. `revision` may be `v3` for version 3, or an alias; by default it is the alias "
-        "`champion`, or else the newest version. Or pull a folder, and give its path in place of the name:\n\n"
+        f"The available formats are {', '.join(f'`{form}`' for form in formats)}. The service offers them like the "
+        "Hugging Face Hub: before Python starts, set `HF_ENDPOINT` to the service's address followed by `/hf`, and "
+        "`HF_TOKEN` to one of your tokens. `revision` may be `v3` for version 3, or an alias; by default it is the "
+        "alias `champion`, or else the newest version. Or pull a folder, and use its path instead of the name:\n\n"
         f"```bash\nrcmae backbones pull {facts.name} --format {first} --out {facts.name}-{first}\n```\n"
     )
 

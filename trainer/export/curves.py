@@ -1,4 +1,4 @@
-"""The curves of a run as a picture."""
+"""A picture of a run's curves."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 EVALUATIONS = "eval/"
 WIDTH, HEIGHT, DPI = 4.4, 3.2, 120
-"""Inches of a panel, and dots an inch."""
-FEW = 60
-"""Points up to which each is marked: a line alone would not show a single one."""
+"""Size of a panel in inches, and dots per inch."""
+MARKED_POINTS = 60
+"""The most points that are marked on a line: a line alone would not show a single point."""
 
 
 def draw_curves(curves: Mapping[str, Points]) -> bytes | None:
-    """A PNG with a panel for each training loss and one for all evaluations, over epochs; None of no curves."""
+    """A PNG with a panel for each training loss and one for all evaluations, over epochs; None without any curves."""
     evaluations = tuple(sorted(key for key in curves if key.startswith(EVALUATIONS)))
     panels = [(title, keys) for title, keys in (*PANELS, ("evaluation", evaluations)) if any(map(curves.get, keys))]
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH * len(panels), HEIGHT), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # draws into memory, wherever there is a screen or none
+    FigureCanvasAgg(figure)  # draws into memory, with or without a display
     for axes, (title, keys) in zip(_row(figure, len(panels)), panels, strict=True):
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
@@ -41,7 +41,7 @@ def draw_curves(curves: Mapping[str, Points]) -> bytes | None:
         axes.grid(alpha=0.3)
         for key in keys:
             epochs, values = zip(*curves[key], strict=True)
-            marker = "o" if len(epochs) <= FEW else ""
+            marker = "o" if len(epochs) <= MARKED_POINTS else ""
             axes.plot(epochs, values, marker=marker, markersize=3, linewidth=1.3, label=key.removeprefix(EVALUATIONS))
         if len(keys) > 1:
             axes.legend(fontsize=8)
@@ -51,5 +51,5 @@ def draw_curves(curves: Mapping[str, Points]) -> bytes | None:
 
 
 def _row(figure: Figure, count: int) -> Iterable[Axes]:
-    found: Iterable[Axes] = figure.subplots(1, count, squeeze=False)[0]
-    return found
+    row: Iterable[Axes] = figure.subplots(1, count, squeeze=False)[0]
+    return row

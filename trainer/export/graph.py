@@ -23,12 +23,12 @@ INPUT, OUTPUT = "pixel_values", "last_hidden_state"
 ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE = "model.onnx", "model.pt2", "signature.json"
 OPSET: Final = 18
 ONE_FILE_BYTES: Final = 2**31 - 2**27
-"""Weights up to which an ONNX model is one file: protobuf ends at 2 GiB."""
+"""Bytes of weights up to which an ONNX model is one file: protobuf's limit is 2 GiB."""
 NEEDED: Final = ("onnx", "onnxscript")
 
 
 class Encoder(nn.Module):
-    """`MaskedAutoencoder.encode` with the convolution written as one, and nothing tied to a device or a batch."""
+    """`MaskedAutoencoder.encode` with an ordinary convolution, independent of device and batch size."""
 
     cls_token: Tensor
     pos_embed: Tensor
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
 
 
 def encoder_of(weights: Mapping[str, Tensor], model: ModelSpec) -> Encoder:
-    """The encoder with a `MaskedAutoencoder`'s weights, to evaluate."""
+    """The encoder with a `MaskedAutoencoder`'s weights, in evaluation mode."""
     encoder = Encoder(model)
     encoder.load_state_dict({name: value for name, value in weights.items() if not is_decoder(name)})
     return encoder.eval().requires_grad_(False)
@@ -65,7 +65,7 @@ def export_program(
     """Write ``model.pt2`` for `torch.export.load`, and ``signature.json``, into the new folder ``out``."""
     out.mkdir(parents=True)
     program = _program(weights, model)
-    # Stored examples would be a pickle that loading has to open; weights and graph are raw numbers and JSON.
+    # Stored examples would be a pickle, which loading would have to open; weights and graph are raw numbers and JSON.
     program._example_inputs = None  # noqa: SLF001 - its property has no setter
     torch.export.save(program, out / PROGRAM_FILE)
     _write_signature(out, model, mean, std)
@@ -74,14 +74,14 @@ def export_program(
 def export_onnx(
     weights: Mapping[str, Tensor], model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], out: Path
 ) -> None:
-    """Write ``model.onnx`` and ``signature.json`` into the new folder ``out``; beside them ``model.onnx.data`` where
-    weights are more than ONNX takes in one file. Raises `SpecRefused` where the packages for it are missing.
+    """Write ``model.onnx`` and ``signature.json`` into the new folder ``out``, and ``model.onnx.data`` if the weights
+    are too large for one file. Raises `SpecRefused` if a package that it needs is missing.
     """
     check_onnx()
     out.mkdir(parents=True)
     size = sum(value.numel() * value.element_size() for name, value in weights.items() if not is_decoder(name))
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own about its own
+        warnings.simplefilter("ignore")  # torch warns about its own code
         torch.onnx.export(
             encoder_of(weights, model), (_two_images(model),), out / ONNX_FILE, dynamo=True, opset_version=OPSET,
             input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: "batch"},),
@@ -91,25 +91,25 @@ def export_onnx(
 
 
 def check_onnx() -> None:
-    """Raise `SpecRefused` where this worker lacks what an ONNX file is written with."""
+    """Raise `SpecRefused` if this worker lacks a package that writing an ONNX file needs."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise SpecRefused(
-            f"export.formats: onnx needs {' and '.join(missing)}, which this worker lacks: install "
+            f"export.formats: onnx needs {' and '.join(missing)}, which this worker does not have: install "
             "rcmae[trainer] on the workers, or leave onnx out"
         )
 
 
 def _program(weights: Mapping[str, Tensor], model: ModelSpec) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own about its own
+        warnings.simplefilter("ignore")  # torch warns about its own code
         return torch.export.export(
             encoder_of(weights, model), (_two_images(model),), dynamic_shapes=({0: Dim("batch")},)
         )
 
 
 def _two_images(model: ModelSpec) -> Tensor:
-    """An example to trace with: of a single image the number would be taken as fixed."""
+    """An example for tracing: with a single image, torch would treat the batch size as fixed."""
     return torch.zeros(2, model.in_chans, model.height, model.width)
 
 

@@ -25,7 +25,7 @@ def export_vit(
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` into the new folder ``out``.
 
-    ``weights`` is a `MaskedAutoencoder`'s state; of it the encoder's tensors are written, value for value.
+    ``weights`` is a `MaskedAutoencoder`'s state; only the encoder's tensors are written, with unchanged values.
     """
     encoder = {name: value for name, value in weights.items() if not is_decoder(name)}
     _write(out, encoder, hf_names, _config(model) | {"architectures": ["ViTModel"], "model_type": "vit"})
@@ -40,7 +40,7 @@ def export_vit_mae(
     std: tuple[float, ...],
     out: Path,
 ) -> None:
-    """The same with every tensor, for continued pretraining and reconstructions; images must be square."""
+    """Like `export_vit`, with the decoder, for further pretraining and reconstructions; images must be square."""
     config = _config(model) | {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
@@ -56,7 +56,7 @@ def export_vit_mae(
 
 
 def preprocessor(model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
-    """How pixels become the network's input, as transformers' ViTImageProcessor has it."""
+    """How pixels become the network's input, in the form of transformers' ViTImageProcessor."""
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -73,7 +73,7 @@ def preprocessor(model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ..
 def _write(
     out: Path, weights: Mapping[str, Tensor], names: Callable[[str], tuple[str, ...]], config: dict[str, Any]
 ) -> None:
-    """Each tensor under its Hugging Face names; the joint projection becomes query, key and value."""
+    """Write each tensor under its Hugging Face names; the joint projection becomes query, key and value."""
     out.mkdir(parents=True)
     tensors: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -88,7 +88,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _config(model: ModelSpec) -> dict[str, Any]:
-    """What both kinds share."""
+    """The fields that both formats share."""
     return {
         "hidden_size": model.embed_dim,
         "num_hidden_layers": model.depth,

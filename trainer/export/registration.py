@@ -67,10 +67,10 @@ def register_checkpoint(
 def _facts(
     kept: KeptCheckpoint, name: str, export: ExportSpec, registered_by: str, stored: StoredState, history: History
 ) -> Facts:
-    """What the checkpoint and its run say of the version."""
+    """The facts about the version that its checkpoint and its run know."""
     spec, state = stored.spec, stored.metadata
     steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
-    # A run without its total, which is logged before the first checkpoint, can only be at its end.
+    # The total is tagged before the first checkpoint; a run without the tag must have reached its end.
     per_epoch = int(steps) / spec.optimization.epochs if steps else state.step / spec.optimization.epochs
     evaluated = [points[-1][0] for key, points in history.curves.items() if key in state.metrics]
     return Facts(

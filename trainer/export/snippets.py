@@ -1,4 +1,4 @@
-"""How a backbone is loaded with each tool: the code of its model card, which stands alone and runs as it is written."""
+"""Code for the model card that loads a backbone with each tool. Each snippet is complete and runs as it is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trainer.spec.pretrain import ModelSpec
 
 @dataclass(frozen=True)
 class Subject:
-    """What the code is about."""
+    """The backbone that the code loads."""
 
     name: str
     formats: tuple[str, ...]
@@ -31,7 +31,7 @@ class Subject:
 
     @property
     def pixels(self) -> str:
-        """Code for an input."""
+        """Code that makes a normalised input."""
         model, mean, std = self.model, list(self.mean), list(self.std)
         return (
             f"images = torch.rand(2, {model.in_chans}, {model.height}, {model.width})  # yours, scaled to 0..1\n"
@@ -41,7 +41,7 @@ class Subject:
 
     @property
     def shape(self) -> str:
-        """Of the tokens, as a comment."""
+        """The shape of the tokens, as a comment."""
         return f"(2, {1 + self.model.patches}, {self.model.embed_dim}): class token first, then patch by patch"
 
 
@@ -52,11 +52,11 @@ class Snippet:
     title: str
     text: str
     code: str
-    """Python; tokens end up in ``features``."""
+    """Python that leaves the tokens in ``features``."""
 
 
 def snippets(subject: Subject) -> Iterator[Snippet]:
-    """Those of the formats that a backbone has, and MLflow's."""
+    """Sections for the formats that a backbone has, and for MLflow."""
     for form, title, text, code in _TOOLS:
         if form is None or form in subject.formats:
             yield Snippet(title, text, code(subject).strip("\n"))
@@ -87,20 +87,20 @@ with torch.inference_mode():
 
 
 def _mlflow(subject: Subject) -> str:
-    """Which tool takes the files then is another question: transformers where there are any for it."""
-    where = f"models:/{subject.name}"
+    """Downloads the version; loads it with transformers if it has that format."""
+    uri = f"models:/{subject.name}"
     if BACKBONE_HF not in subject.formats:
         return f"""
 import mlflow
 
-folder = mlflow.artifacts.download_artifacts("{where}/latest")  # or {where}@champion
+folder = mlflow.artifacts.download_artifacts("{uri}/latest")  # or {uri}@champion
 """
     return f"""
 import mlflow
 import torch
 from transformers import ViTModel
 
-folder = mlflow.artifacts.download_artifacts("{where}/latest")  # or {where}@champion
+folder = mlflow.artifacts.download_artifacts("{uri}/latest")  # or {uri}@champion
 model = ViTModel.from_pretrained(f"{{folder}}/{BACKBONE_HF}", add_pooling_layer=False).eval()
 {subject.pixels}
 with torch.inference_mode():
@@ -153,8 +153,8 @@ from transformers import ViTMAEForPreTraining
 model = ViTMAEForPreTraining.from_pretrained("{HUB_ORGANISATION}/{subject.name}-mae").eval()
 {subject.pixels}
 with torch.inference_mode():
-    answer = model(pixels)  # hides {subject.mask_ratio:.0%} of the patches at random, also when it only evaluates
-    predicted, hidden = answer.logits, answer.mask  # (2, {model.patches}, {model.patch_values}); 1 where hidden
+    answer = model(pixels)  # masks {subject.mask_ratio:.0%} of the patches at random, in evaluation mode too
+    predicted, masked = answer.logits, answer.mask  # (2, {model.patches}, {model.patch_values}); 1 where masked
 """
 
 
@@ -185,11 +185,11 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
     (
         BACKBONE_TIMM,
         "timm",
-        "From version 1.0.16 on; a pulled folder is `local-dir:` and its path. Without `pretrained=True` it is random.",
+        "1.0.16 or later; for a pulled folder write `local-dir:` and its path. `pretrained=True` loads the weights.",
         _timm,
     ),
-    (None, "MLflow", "From where MLflow and its artifacts can be reached; `MLFLOW_TRACKING_URI` names it.", _mlflow),
-    (BACKBONE_TIMM, "torch", "With torch and safetensors alone, from a pulled folder of the format `timm`.", _torch),
+    (None, "MLflow", "Where MLflow and its artifacts can be reached; set `MLFLOW_TRACKING_URI`.", _mlflow),
+    (BACKBONE_TIMM, "torch", "With only torch and safetensors, from a pulled folder of the format `timm`.", _torch),
     (
         BACKBONE_HF_MAE,
         "Reconstructions and further pretraining",
@@ -199,4 +199,4 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
     (BACKBONE_ONNX, "ONNX Runtime", "From a pulled folder; any number of images at once.", _onnx),
     (BACKBONE_TORCH_EXPORT, "torch.export", "From a pulled folder; any number of images at once.", _torch_export),
 )
-"""Format that it needs, title, a sentence, code."""
+"""The format that it needs (None for any), title, a sentence, and the function that writes the code."""

@@ -15,8 +15,8 @@ from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
 
 ADAPTED_CHANNELS = (1, 3)
-"""timm can sum or repeat the first layer's channels for another number of them; of other inputs some of its versions
-would take that layer at random instead of as it is."""
+"""For these channels timm can adapt the first layer to another number of channels, by summing or repeating. For others
+some of its versions would initialise the layer at random, so it is not told where the layer is."""
 
 
 def export_timm(
@@ -30,8 +30,8 @@ def export_timm(
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into the new folder ``out``.
 
-    ``weights`` is a `MaskedAutoencoder`'s state; of it the encoder's tensors are written as they are: the names are
-    timm's. ``provenance`` goes where timm looks at nothing.
+    ``weights`` is a `MaskedAutoencoder`'s state; the encoder's tensors are written under their own names, which are
+    timm's. ``provenance`` goes into a field that timm ignores.
     """
     out.mkdir(parents=True)
     tensors = {name: value.contiguous() for name, value in weights.items() if not is_decoder(name)}
@@ -44,7 +44,7 @@ def _config(
     model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], license_id: str | None
 ) -> dict[str, Any]:
     return {
-        "architecture": model.preset,  # any of the same family would do: the arguments below are what counts
+        "architecture": model.preset,  # any architecture of the family would do: the arguments below define the network
         "num_classes": 0,
         "num_features": model.embed_dim,
         "global_pool": "token",

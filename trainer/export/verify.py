@@ -1,4 +1,4 @@
-"""`python -m trainer.export.verify`: does a pulled backbone give the trainer's own features?"""
+"""`python -m trainer.export.verify`: compares the features of a pulled backbone with the trainer's own."""
 
 from __future__ import annotations
 
@@ -29,42 +29,43 @@ KEYS: Final = ("keys_missing", "keys_unexpected", "keys_mismatched")
 
 
 class VerifyError(ValueError):
-    """A folder that cannot be compared; the text says why and what to do."""
+    """A folder cannot be compared; the message says why and what to do."""
 
 
 def compare(checkpoint: Path, backbone: Path, network: Network | None = None) -> dict[str, object]:
-    """Largest difference of all tokens on fixed random images, and keys that the reader missed or did not know.
+    """The largest difference of all tokens on fixed random images, and the keys that the library reports as missing,
+    unexpected or mismatched.
 
     ``checkpoint`` is a checkpoint's folder, ``backbone`` a pulled folder of the format `hf`, `hf-mae`, `onnx` or
-    `torch_export`, whose reader must be installed; of `hf-mae` the predicted pixels are compared too, and of a graph
+    `torch_export`, whose library must be installed. For `hf-mae` the predicted pixels are compared too, and for graphs
     batches of several sizes. ``network`` is by default the one that the checkpoint's spec exports.
-    Raises `VerifyError` for a folder of any other kind.
+    Raises `VerifyError` for any other folder.
     """
     spec = parse_pretrain(read_document((checkpoint / SPEC).read_text()))
-    compared = _reader(backbone)
-    ours = _ours(checkpoint, spec, network)
+    compare_with = _comparison(backbone)
+    ours = _load_checkpoint(checkpoint, spec, network)
     with torch.no_grad():
-        difference, loading = compared(ours, spec, backbone)
-    keys = {key: loading.get(key.removeprefix("keys_") + "_keys", ()) for key in KEYS}
-    return {"max_abs_difference": difference} | {key: sorted(map(str, found)) for key, found in keys.items()}
+        difference, report = compare_with(ours, spec, backbone)
+    keys = {key: report.get(key.removeprefix("keys_") + "_keys", ()) for key in KEYS}
+    return {"max_abs_difference": difference} | {key: sorted(map(str, names)) for key, names in keys.items()}
 
 
-def _ours(checkpoint: Path, spec: PretrainSpec, network: Network | None) -> MaskedAutoencoder:
+def _load_checkpoint(checkpoint: Path, spec: PretrainSpec, network: Network | None) -> MaskedAutoencoder:
     chosen = network or spec.export.network
     weights = checkpoint / {"teacher": TEACHER, "student": STUDENT}[chosen]
     if not weights.is_file():
-        raise VerifyError(f"{weights} is not there: a checkpoint of method {spec.method.name} has no {chosen}")
+        raise VerifyError(f"{weights} does not exist: a checkpoint of method {spec.method.name} has no {chosen}")
     ours = MaskedAutoencoder(spec.model).eval()
     ours.load_state_dict(load_file(weights))
     return ours
 
 
-Compared = tuple[float, Mapping[str, Any]]
-"""Largest difference, and transformers' report on keys; of a graph, which has none to miss, it is empty."""
+Comparison = tuple[float, Mapping[str, Any]]
+"""The largest difference, and transformers' report on keys, which is empty for a graph."""
 
 
-def _reader(backbone: Path) -> Callable[[MaskedAutoencoder, PretrainSpec, Path], Compared]:
-    """By what is in the folder."""
+def _comparison(backbone: Path) -> Callable[[MaskedAutoencoder, PretrainSpec, Path], Comparison]:
+    """The function that compares a folder of this format; raises `VerifyError` if there is none."""
     if (backbone / ONNX_FILE).is_file():
         return _onnx
     if (backbone / PROGRAM_FILE).is_file():
@@ -72,18 +73,18 @@ def _reader(backbone: Path) -> Callable[[MaskedAutoencoder, PretrainSpec, Path],
     config = backbone / "config.json"
     if not config.is_file():
         raise VerifyError(f"{backbone} has no {ONNX_FILE}, {PROGRAM_FILE} or config.json: give a pulled folder")
-    found = json.loads(config.read_text())
-    readers = {"vit": _vit, "vit_mae": _vit_mae}
-    if found.get("model_type") in readers:
-        return readers[found["model_type"]]
-    if "model_args" in found:
+    settings = json.loads(config.read_text())
+    comparisons = {"vit": _vit, "vit_mae": _vit_mae}
+    if settings.get("model_type") in comparisons:
+        return comparisons[settings["model_type"]]
+    if "model_args" in settings:
         raise VerifyError(
             f"{backbone} is for timm, which needs torchvision: compare it in an environment that has both"
         )
-    raise VerifyError(f"{config} is of no format that this compares: hf, hf-mae, onnx, torch_export")
+    raise VerifyError(f"{config} has another format than hf, hf-mae, onnx and torch_export: pull one of these")
 
 
-def _vit(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+def _vit(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Comparison:
     from transformers import ViTModel  # noqa: PLC0415 - not needed to train or serve
 
     loaded: Any = ViTModel.from_pretrained(backbone, add_pooling_layer=False, output_loading_info=True)
@@ -92,8 +93,8 @@ def _vit(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compare
     return _difference(ours.encode(images), theirs.eval()(images).last_hidden_state), loading
 
 
-def _vit_mae(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
-    """With a mask that both are told: as noise, which they sort."""
+def _vit_mae(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Comparison:
+    """Both networks get the same mask, as noise that transformers sorts."""
     from transformers import ViTMAEForPreTraining  # noqa: PLC0415 - as above
 
     loaded: Any = ViTMAEForPreTraining.from_pretrained(backbone, output_loading_info=True)
@@ -102,23 +103,24 @@ def _vit_mae(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Com
     images = _images(model, IMAGES)
     noise = torch.rand(IMAGES, model.patches, generator=torch.Generator().manual_seed(1))
     order = noise.argsort(dim=1)
-    seen = patchify(images, model.patch_size).gather(1, order[:, :visible, None].expand(-1, -1, model.patch_values))
-    predicted = ours(seen, order)
+    index = order[:, :, None].expand(-1, -1, model.patch_values)
+    visible_patches = patchify(images, model.patch_size).gather(1, index[:, :visible])
+    predicted = ours(visible_patches, order)
     answer = theirs.eval()(images, noise=noise)
-    masked = answer.logits.gather(1, order[:, visible:, None].expand(-1, -1, model.patch_values))
-    # Unmasked, the encoder alone: of the tokens in the order of the picture.
+    masked = answer.logits.gather(1, index[:, visible:])
+    # The encoder alone, without a mask, with the tokens in the order of the image.
     theirs.config.mask_ratio = 0.0
     straight = torch.arange(model.patches).expand(IMAGES, -1).float()
     tokens = theirs.vit(images, noise=straight).last_hidden_state
     return _largest([_difference(predicted, masked), _difference(ours.encode(images), tokens)]), loading
 
 
-def _program(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+def _program(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Comparison:
     theirs = torch.export.load(backbone / PROGRAM_FILE).module()
     return _batches(ours, spec, theirs), {}
 
 
-def _onnx(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Compared:
+def _onnx(ours: MaskedAutoencoder, spec: PretrainSpec, backbone: Path) -> Comparison:
     import onnxruntime  # noqa: PLC0415 - as above
 
     session = onnxruntime.InferenceSession(backbone / ONNX_FILE, providers=["CPUExecutionProvider"])
@@ -136,19 +138,22 @@ def _images(model: ModelSpec, count: int) -> Tensor:
 
 
 def _largest(differences: list[float]) -> float:
-    """Not a number where any of them is not one, which Python's own would hide."""
+    """The largest difference; NaN if any is NaN, which Python's `max` would hide."""
     return float(torch.tensor(differences, dtype=torch.float64).max())
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    """The largest; not a number where any value is not one."""
+    """The largest absolute difference; NaN if any value is NaN."""
     if ours.shape != theirs.shape:
-        raise VerifyError(f"the backbone gives {tuple(theirs.shape)}, and the trainer {tuple(ours.shape)}")
+        raise VerifyError(
+            f"the backbone's output has the shape {tuple(theirs.shape)}, and the trainer's {tuple(ours.shape)}: "
+            "compare a backbone with the checkpoint that it was exported from"
+        )
     return float((ours - theirs).abs().max())
 
 
 def main() -> int:
-    """Print the comparison as JSON; exit status 1 where the features or the keys differ."""
+    """Print the comparison as JSON; exit status 1 if the features or the keys differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder of a committed checkpoint: a path or an s3:// URI")
     parser.add_argument("--backbone", type=Path, required=True, help="a pulled folder: hf, hf-mae, onnx, torch_export")

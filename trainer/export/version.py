@@ -83,7 +83,7 @@ def _provenance(facts: Facts) -> dict[str, Any]:
 
 
 def _metrics(facts: Facts) -> dict[str, Any]:
-    """The last evaluation, and for each curve, by epoch, its ends, its extremes and some of its points."""
+    """The last evaluation, and for each curve over epochs its first, last and extreme points and a sample of points."""
 
     def summary(points: list[tuple[float, float]]) -> dict[str, Any]:
         every = -(-len(points) // CURVE_POINTS)
@@ -106,7 +106,7 @@ def _metrics(facts: Facts) -> dict[str, Any]:
 
 @functools.cache
 def code_version() -> str:
-    """The package's version and, to tell unreleased code apart, twelve digits of a sha256 over the trainer's source."""
+    """The package's version, and twelve digits of a sha256 over the trainer's source, for unreleased code."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):

@@ -34,7 +34,7 @@ def train(worker: Worker) -> Outcome:
         attempt=request.attempt,
         since_attempt=request.since_attempt,
         recorder=worker.recorder,
-        wanted=worker.requested_action,
+        requested_action=worker.requested_action,
         device=worker.device,
         dataset_roots=request.dataset_roots,
     )

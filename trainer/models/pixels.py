@@ -14,13 +14,13 @@ Channels = tuple[float, ...] | Tensor
 
 
 def normalised(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """Images (B, C, H, W) uint8 as float32, each channel less its mean over its deviation (of values in 0..1)."""
+    """Images (B, C, H, W) uint8 as float32, normalised by each channel's mean and deviation (of values in 0..1)."""
     centre, spread = (torch.as_tensor(v, device=images.device).view(1, -1, 1, 1) for v in (mean, std))
     return torch.addcmul(-centre / spread, images.float(), 1 / (255 * spread))  # one pass over the pixels
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
-    """Images (B, C, H, W) as patches (B, L, V), row by row; values of a patch by row, column, channel."""
+    """Images (B, C, H, W) as patches (B, L, V) in rows; a patch's values are ordered by row, column, channel."""
     return _as_grid(images, patch).flatten(3).flatten(1, 2)
 
 
@@ -32,7 +32,10 @@ def unpatchify(patches: Tensor, patch: int, grid: tuple[int, int], channels: int
 
 
 def take_patches(images: Tensor, index: Tensor, patch: int) -> Tensor:
-    """Chosen patches (B, M, V) of images (B, C, H, W); ``index`` (B, M) int64 in 0..L-1. Reads no other patch."""
+    """The patches (B, M, V) with the numbers ``index`` (B, M) int64, in 0..L-1, of images (B, C, H, W).
+
+    Reads no other patches.
+    """
     grid = _as_grid(images, patch)
     columns = grid.shape[2]
     batch = torch.arange(len(images), device=images.device)[:, None]
@@ -46,16 +49,16 @@ def _as_grid(images: Tensor, patch: int) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (..., 1) of each patch (..., V): unbiased, with a floor, so that it divides a flat one."""
+    """Mean and unbiased deviation (..., 1) of each patch (..., V); the deviation is above 0 for uniform patches too."""
     mean = patches.mean(dim=-1, keepdim=True)
-    # Two passes with the vectorised norm: several times as fast as var_mean, and as exact.
+    # Two passes with the vectorised norm are several times faster than var_mean, and as exact.
     squares = torch.linalg.vector_norm(patches - mean, dim=-1, keepdim=True).square()
     deviation: Tensor = (squares / (patches.shape[-1] - 1) + TARGET_EPS).sqrt()
     return mean, deviation
 
 
 def targets(patches: Tensor, norm_pix_loss: bool) -> Tensor:
-    """What the decoder should predict for patches (..., V): them, or each less its mean over its deviation."""
+    """The decoder's targets for patches (..., V): their pixels, or their pixels normalised within each patch."""
     if not norm_pix_loss:
         return patches
     mean, deviation = patch_statistics(patches)

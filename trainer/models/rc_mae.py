@@ -1,4 +1,4 @@
-"""Masked auto-encoder, and what RC-MAE adds: a mean teacher and the consistency loss (arXiv 2210.02077).
+"""The masked auto-encoder (arXiv 2111.06377), and RC-MAE's mean teacher and consistency loss (arXiv 2210.02077).
 
 Shapes: B images, C channels, L patches of V = p*p*C values, v visible and M = L - v masked patches, D width.
 An order (B, L) is a permutation of each image's patches: the first v are visible.
@@ -20,8 +20,8 @@ from trainer.spec.pretrain import ModelSpec
 class MaskedAutoencoder(nn.Module):
     """ViT encoder over the visible patches and a light decoder that predicts the pixels of the masked ones.
 
-    The decoder sees the tokens in the order of the mask instead of the picture's: attention does not depend on the
-    order of its tokens and each carries its position, so nothing has to be put back in place.
+    The decoder gets the tokens in the mask's order, not the image's: attention does not depend on the order of tokens,
+    and each carries its position, so they need not be reordered.
     """
 
     cls_token: Tensor
@@ -59,32 +59,32 @@ class MaskedAutoencoder(nn.Module):
 
     def forward(self, patches: Tensor, orders: Tensor) -> Tensor:
         """Predicted pixels (B, M, V) of the masked patches ``orders[:, v:]``, from the visible ones (B, v, V)."""
-        places = F.pad(orders + 1, (1, 0))  # (B, 1+L): of every token's position embedding, the class token's first
-        return self._decode(self._encode(patches, places[:, : 1 + patches.shape[1]]), places)
+        positions = F.pad(orders + 1, (1, 0))  # (B, 1+L): rows of the position embedding, the class token's first
+        return self._decode(self._encode(patches, positions[:, : 1 + patches.shape[1]]), positions)
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokens (B, 1+L, D) of whole images (B, C, H, W), class token first, after the final norm."""
-        places = torch.arange(self.pos_embed.shape[1], device=images.device).expand(len(images), -1)
-        return self._encode(patchify(images, self.patch_size), places)
+        positions = torch.arange(self.pos_embed.shape[1], device=images.device).expand(len(images), -1)
+        return self._encode(patchify(images, self.patch_size), positions)
 
-    def _encode(self, patches: Tensor, places: Tensor) -> Tensor:
+    def _encode(self, patches: Tensor, positions: Tensor) -> Tensor:
         tokens = self.patch_embed(patches)
         # Flattened: the gradient of an expanded (1, 1, D) would come in strides that DDP's buckets have to copy.
         cls = self.cls_token.flatten().to(tokens.dtype).expand(len(tokens), 1, -1)
-        x = torch.cat([cls, tokens], dim=1) + F.embedding(places, self.pos_embed[0])
+        x = torch.cat([cls, tokens], dim=1) + F.embedding(positions, self.pos_embed[0])
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
         return out
 
-    def _decode(self, latent: Tensor, places: Tensor) -> Tensor:
+    def _decode(self, latent: Tensor, positions: Tensor) -> Tensor:
         x = self.decoder_embed(latent)
         visible = x.shape[1]
-        masked = self.mask_token.flatten().to(x.dtype).expand(len(x), places.shape[1] - visible, -1)
-        x = torch.cat([x, masked], dim=1) + F.embedding(places, self.decoder_pos_embed[0])
+        masked = self.mask_token.flatten().to(x.dtype).expand(len(x), positions.shape[1] - visible, -1)
+        x = torch.cat([x, masked], dim=1) + F.embedding(positions, self.decoder_pos_embed[0])
         for block in self.decoder_blocks[:-1]:
             x = block(x)
-        # Only masked patches are predicted: of the others nothing is needed that the last block would still add.
+        # Only masked patches are predicted, so the last block need not compute the other tokens.
         out: Tensor = self.decoder_pred(self.decoder_norm(self.decoder_blocks[-1](x, first=visible)))
         return out
 
@@ -106,5 +106,8 @@ def reconstruction_loss(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def consistency_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """The same distance between the student's and the teacher's raw predictions (B, M, V); the teacher is fixed."""
+    """Mean squared error between the student's and the teacher's predictions (B, M, V); the teacher gets no gradient.
+
+    Both are raw predictions, before any normalisation is undone (arXiv 2210.02077).
+    """
     return reconstruction_loss(student, teacher.detach())

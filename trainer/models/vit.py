@@ -12,8 +12,8 @@ from torch import Tensor, nn
 NORM_EPS = 1e-6
 MLP_RATIO = 4
 SHORT_SEQUENCE = 256
-"""Tokens up to which two batched products beat the fused attention kernel on a CPU: up to twice as fast in fp32 and
-four times in bf16. The scores of longer ones no longer fit in the cache."""
+"""Tokens up to which two batched matrix products are faster than the fused attention kernel on a CPU: up to twice in
+fp32 and four times in bf16. The attention scores of longer sequences no longer fit in the cache."""
 
 
 def position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
@@ -33,21 +33,21 @@ def position_embedding(grid: tuple[int, int], dim: int) -> Tensor:
 
 
 class PatchEmbed(nn.Module):
-    """Linear map of flattened patches, held as the equal convolution so that weights carry over to other libraries."""
+    """Linear map of flattened patches. Its weights are those of the equivalent convolution, as in other libraries."""
 
-    place: Tensor
+    value_order: Tensor
 
     def __init__(self, patch: int, channels: int, dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, dim, kernel_size=patch, stride=patch)
-        # A patch's values come by row, column, channel; the convolution has them by channel, row, column. Picking
-        # columns, not permuting, leaves the gradient contiguous, as DDP's buckets want it.
-        place = torch.arange(channels * patch * patch).view(channels, patch, patch).permute(1, 2, 0).flatten()
-        self.register_buffer("place", place, persistent=False)
+        # A patch's values are ordered by row, column, channel; the convolution's by channel, row, column. Selecting
+        # columns instead of permuting leaves the gradient contiguous, as DDP's buckets need it.
+        order = torch.arange(channels * patch * patch).view(channels, patch, patch).permute(1, 2, 0).flatten()
+        self.register_buffer("value_order", order, persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
         """Patches (B, M, V) to tokens (B, M, D)."""
-        weight = self.proj.weight.flatten(1).index_select(1, self.place)  # (D, V) in the order of `patchify`
+        weight = self.proj.weight.flatten(1).index_select(1, self.value_order)  # (D, V) in the order of `patchify`
         return F.linear(patches, weight, self.proj.bias)
 
 
@@ -64,8 +64,8 @@ class Attention(nn.Module):
         """(B, N, D) to (B, N - first, D): the tokens from ``first`` on, each attending to all."""
         b, n, d = x.shape
         queries, keys, values = self.qkv.bias.chunk(3)
-        # The key's bias adds the same to all scores of a query: softmax does not see it and its gradient is zero but
-        # for rounding, which Adam would blow up into steps. Without that gradient it stays where it is.
+        # The key's bias adds the same value to all scores of a query, which softmax cancels: its gradient is zero
+        # except for rounding errors, which Adam would scale up into steps. Detached, the bias stays as it is.
         joint = F.linear(x, self.qkv.weight, torch.cat([queries, keys.detach(), values]))
         split = joint.view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         if x.device.type == "cpu" and n <= SHORT_SEQUENCE:

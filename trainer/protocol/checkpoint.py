@@ -1,4 +1,4 @@
-"""What makes a checkpoint count, and which one is the best: trainer and service read it alike."""
+"""A checkpoint's manifest, and which checkpoint is the best, for trainer and service alike."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
 
 
 class FileRecord(BaseModel):
+    """Size and checksum of a checkpoint's file."""
+
     size: int
+    """Bytes."""
     sha256: str
 
 
 class Manifest(BaseModel):
-    """What makes a checkpoint count: written last."""
+    """Lists a checkpoint's files. It is written last: a checkpoint without a manifest does not count."""
 
     attempt: int
     step: int
     metrics: dict[str, float]
-    """Of an evaluation at this very step."""
+    """Metrics of an evaluation at the checkpoint's own step; empty if there was none."""
     files: dict[str, FileRecord]
 
 
 def best(manifests: Iterable[Manifest], metric: str = RECONSTRUCTION_RATIO) -> Manifest | None:
-    """The one with the lowest ``metric``, which retention keeps; None where none was evaluated."""
+    """The checkpoint with the lowest ``metric``, which retention keeps; None if none was evaluated."""
     rated = [manifest for manifest in manifests if metric in manifest.metrics]
     return min(rated, key=lambda manifest: manifest.metrics[metric], default=None)

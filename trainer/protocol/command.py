@@ -1,4 +1,4 @@
-"""What the control plane tells a running attempt."""
+"""Commands and orders from the control plane to a running attempt."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from trainer.protocol.message import Message
 
 Action = Literal["cancel", "pause"]
 ACTIONS: tuple[Action | None, ...] = (None, "pause", "cancel")
-"""By weight: where two are wanted at once the later one wins."""
+"""In order of precedence: if ranks want different actions, the later one wins."""
 
 
 class Command(Message):
-    """What the service wants a running attempt to do; the run tag `rcmae.command`."""
+    """An action that a running attempt is to take; the run tag `rcmae.command`."""
 
     attempt: int
     generation: int
-    """Rises with each command of an attempt."""
+    """Increases with each command to an attempt."""
     action: Action
 
 
 class SearchOrders(Message):
-    """What a running search is to do; the run tag `rcmae.search`, written whenever it changes."""
+    """The current limits of a running search; the run tag `rcmae.search`, written whenever they change."""
 
     trials: int
     concurrency: int
     max_failed: int
     max_hours: float | None = None
     draining: bool = False
-    """Start no other trial; those that run finish."""
+    """Start no new trials, and let running ones finish."""
     stopped: tuple[int, ...] = ()
-    """Numbers of trials that are to end now, as they are."""
+    """Numbers of trials that are to stop now."""

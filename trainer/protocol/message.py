@@ -1,4 +1,4 @@
-"""What every stored or sent record is made of."""
+"""The base class of all stored or sent records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Message(BaseModel):
-    """A stored or sent record: reading ignores fields a newer version may have added."""
+    """A stored or sent record. Reading ignores unknown fields, which a newer version may have added."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)

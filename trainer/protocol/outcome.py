@@ -1,4 +1,4 @@
-"""How an attempt ended: its own last word."""
+"""The outcome with which an attempt reports how it ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Reason(StrEnum):
     """Why an attempt or a job ended, or waits."""
 
     WORKER_FAILED = "worker_failed"
-    """A worker process died or raised an error of no other kind."""
+    """A worker process died, or raised an error for which there is no other reason."""
     OUT_OF_MEMORY = "out_of_memory"
     NODE_LOST = "node_lost"
     CLUSTER_LOST = "cluster_lost"
@@ -24,22 +24,22 @@ class Reason(StrEnum):
     START_FAILED = "start_failed"
     """The attempt's process ended before it could run."""
     PREEMPTED = "preempted"
-    """Its node was drained or taken away, or somebody else stopped it."""
+    """Its node was drained or taken away, or it was stopped from outside."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
-    """It showed no life for too long and was stopped."""
+    """It sent no heartbeat for too long and was stopped."""
     INSUFFICIENT_RESOURCES = "insufficient_resources"
     TRIALS_FAILED = "trials_failed"
     """More trials of a search failed than its budget allows."""
     INFEASIBLE = "infeasible"
-    """Of a trial: its combination of values is no spec."""
+    """Only for trials: the combination of values is not a valid spec."""
     USER_LIMIT = "user_limit"
-    """Its owner runs as many jobs as are allowed at a time."""
+    """Its owner already runs the most jobs that are allowed at a time."""
     CANCELLED_BY_USER = "cancelled_by_user"
     PAUSED_BY_USER = "paused_by_user"
 
 
 class Outcome(Message):
-    """An attempt's own last word; the file `attempts/<n>/outcome.json`."""
+    """How an attempt ended, by its own account; the file `attempts/<n>/outcome.json`."""
 
     state: Literal["succeeded", "failed", "cancelled", "paused"]
     reason: Reason | None = None

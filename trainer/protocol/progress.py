@@ -1,4 +1,4 @@
-"""What a running attempt says of its progress."""
+"""The progress that a running attempt reports."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ class Newest(Message):
     values: dict[str, float]
     """The newest value of every metric that the attempt has logged."""
     images_per_s: float | None = None
-    """By the clock since its first record, with evaluations and checkpoints; None before there are two."""
+    """Wall-clock rate since the first record, evaluations and checkpoints included; None before the second record."""

@@ -1,4 +1,4 @@
-"""What an attempt is told when it starts."""
+"""The request that starts an attempt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from trainer.protocol.message import Message
 from trainer.spec.job import JobSpec
-from trainer.spec.publish import PublishSpec
 
 ATTEMPT_VARIABLE: Final = "RCMAE_ATTEMPT"
 """Environment variable that holds an `AttemptRequest` as JSON."""
@@ -22,33 +21,35 @@ class Source(Message):
     artifact_uri: str
     """Its artifact folder."""
     since_attempt: int = 1
-    """Checkpoints of this attempt and later ones count."""
+    """Only checkpoints of this attempt or later ones count."""
 
 
 class AttemptRequest(Message):
-    """Everything an attempt is told at its start."""
+    """Everything that an attempt needs to know at its start."""
 
     job_id: str
     attempt: int
     """1 for the first."""
     run_id: str
-    """The job's MLflow run, made before the first attempt; another one only where that was removed for good."""
+    """The job's MLflow run, created before the first attempt; another one only if that was permanently deleted."""
     tracking_uri: str
     artifact_uri: str
     """The job's artifact folder: that of its first run."""
     since_attempt: int = 1
-    """Go on from the newest committed checkpoint of this attempt or a later one; its own number begins again."""
+    """Resume from the newest committed checkpoint of this attempt or a later one; its own number means from scratch."""
     request_id: str | None = None
-    """Of the request that submitted the job, for the logs."""
+    """The id of the HTTP request that submitted the job, for the logs."""
     dataset_roots: tuple[str, ...] | None = None
-    """Where datasets may lie, links followed; None is anywhere."""
+    """Folders that datasets must lie in, links followed; None allows any location."""
     source: Source | None = None
-    """Of a `publish` job, and of no other."""
+    """Required for a `publish` job, and for no other kind."""
     spec: Annotated[JobSpec, Field(discriminator="kind")]
     """The resolved spec."""
 
     @model_validator(mode="after")
     def _source_fits_kind(self) -> Self:
-        if (self.source is not None) != isinstance(self.spec, PublishSpec):
-            raise ValueError(f"source: a publish job has one, and no other; the kind is {self.spec.kind}")
+        if self.spec.reads_source and self.source is None:
+            raise ValueError(f"source: is required for a job of kind {self.spec.kind}")
+        if self.source is not None and not self.spec.reads_source:
+            raise ValueError(f"source: a job of kind {self.spec.kind} has none: leave it out")
         return self

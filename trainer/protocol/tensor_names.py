@@ -1,4 +1,4 @@
-"""Names of a backbone's tensors in other libraries. The trainer's own are timm's. No library is needed here."""
+"""Names of a backbone's tensors in other libraries, without importing any. The trainer's own names are timm's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MM_INNER: Final = {
 }
 _LAYERS: Final = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 MAE_ENCODER: Final = "vit."
-"""Before the encoder's names in transformers' ViTMAE."""
+"""Prefix of the encoder's names in transformers' ViTMAE."""
 
 
 def encoder_names(depth: int) -> list[str]:
@@ -48,9 +48,9 @@ def is_decoder(name: str) -> bool:
 
 
 def hf_names(name: str) -> tuple[str, ...]:
-    """What transformers calls an encoder's tensor; three names for a joint projection: query's, key's and value's rows.
+    """Names of an encoder's tensor in transformers: three for the joint projection, for query, key and value rows.
 
-    They are those of transformers 4, which 4 and 5 load alike.
+    These are the names in transformers 4, which version 5 loads too.
     """
     layer, leaf = _split(name, _HF_OUTER)
     if layer in _HF_OUTER:
@@ -60,7 +60,7 @@ def hf_names(name: str) -> tuple[str, ...]:
 
 
 def hf_mae_names(name: str) -> tuple[str, ...]:
-    """The same in transformers' ViTMAE, which has the decoder too."""
+    """Names of a tensor in transformers' ViTMAE, which has the decoder too."""
     if not is_decoder(name):
         return tuple(f"{MAE_ENCODER}{hf}" for hf in hf_names(name))
     if not name.startswith("decoder_blocks."):
@@ -71,7 +71,7 @@ def hf_mae_names(name: str) -> tuple[str, ...]:
 
 
 def mmpretrain_name(name: str) -> str:
-    """What mmpretrain's VisionTransformer calls an encoder's tensor, inside of a model that has it as its backbone."""
+    """Name of an encoder's tensor in mmpretrain's VisionTransformer, as the backbone of a model."""
     layer, leaf = _split(name, _MM_OUTER)
     if layer in _MM_OUTER:
         return f"backbone.{_MM_OUTER[layer]}{leaf}"
@@ -80,14 +80,14 @@ def mmpretrain_name(name: str) -> str:
 
 
 def _split(name: str, outer: dict[str, str]) -> tuple[str, str]:
-    """A layer and `.weight` or `.bias`; a tensor that stands alone has nothing after it."""
+    """The layer, and `.weight` or `.bias`; empty for a tensor that belongs to no layer."""
     if name in outer:
         return name, ""
     layer, _, leaf = name.rpartition(".")
     return layer, f".{leaf}"
 
 
-def _hf_block(place: str, inner: str, leaf: str) -> tuple[str, ...]:
+def _hf_block(block: str, inner: str, leaf: str) -> tuple[str, ...]:
     if inner == "attn.qkv":
-        return tuple(f"{place}.attention.attention.{part}{leaf}" for part in ("query", "key", "value"))
-    return (f"{place}.{_HF_INNER[inner]}{leaf}",)
+        return tuple(f"{block}.attention.attention.{part}{leaf}" for part in ("query", "key", "value"))
+    return (f"{block}.{_HF_INNER[inner]}{leaf}",)

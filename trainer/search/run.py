@@ -23,7 +23,6 @@ from trainer.protocol.request import AttemptRequest
 from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
 from trainer.search.trial import run_trial, runs_in_process
-from trainer.spec.plan import resources_of
 from trainer.spec.search import SearchSpec
 from trainer.tracking.channels import SearchChannel
 from trainer.tracking.trials import TrialRuns
@@ -58,7 +57,7 @@ def _tune(spec: SearchSpec, search: StudySearch, train: Work, folder: str) -> No
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial may be stopped before its first evaluation
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # it would print a table for every trial
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # our own log lines say it
-    # Ray Tune would pass on S3's credentials, and Ray shows to everybody what is passed on; nodes have their own.
+    # Ray Tune would propagate S3's credentials, and Ray shows propagated variables to everybody; nodes have their own.
     # RAY_ADDRESS is needed on a machine with two clusters, to find the one where a dead trial's workers are freed.
     propagated = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
     class_cache.ENV_VARS_TO_PROPAGATE = propagated | {"RAY_ADDRESS"}
@@ -66,7 +65,7 @@ def _tune(spec: SearchSpec, search: StudySearch, train: Work, folder: str) -> No
         tune.with_resources(partial(run_trial, work=train), _resources(spec)),
         tune_config=TuneConfig(
             search_alg=search, scheduler=make_scheduler(spec, search), num_samples=-1,
-            # A process that waits for workers elsewhere cannot be stopped in any other way than by ending it.
+            # A process that waits for workers elsewhere can only be stopped by killing it.
             reuse_actors=runs_in_process(spec),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -85,5 +84,5 @@ def _resources(spec: SearchSpec) -> PlacementGroupFactory:
         return PlacementGroupFactory(
             [{"memory": 1}]
         )  # one byte: Ray refuses an empty bundle, and there may be no free CPU
-    resources = resources_of(spec)
+    resources = spec.worker_resources
     return PlacementGroupFactory([{"CPU": float(resources.cpus_per_worker), "GPU": float(resources.gpus_per_worker)}])

@@ -97,7 +97,7 @@ class Asha(_SchedulerMixin, AsyncHyperBandScheduler):
         super().on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:  # noqa: ARG002
-        """Without Ray's last look: the last report has been judged already."""
+        """Without Ray's final evaluation: the last report has been judged already."""
         self._trial_info.pop(trial.trial_id, None)
 
     def on_trial_remove(self, tune_controller: Any, trial: TuneTrial) -> None:  # noqa: ARG002
@@ -106,7 +106,7 @@ class Asha(_SchedulerMixin, AsyncHyperBandScheduler):
     def _explain_stop(self, epoch: float, value: float) -> str:
         return (
             f"Stopped by asha at epoch {epoch:g} with {value:.6g}: not among the best 1/{self._factor} of the "
-            "trials that had come this far"
+            "trials that have reached this epoch"
         )
 
 
@@ -128,9 +128,9 @@ class Median(_SchedulerMixin, MedianStoppingRule):
                 self._replay(f"trial {trial.number}", trial)
 
     def _replay(self, key: Any, trial: FrozenTrial) -> None:
-        known = sorted(trial.intermediate_values.items())
-        if known:  # Ray's rule expects at least one result
-            self._results[key] = [{metric_keys.EPOCH: epoch, self._metric: value} for epoch, value in known]
+        values = sorted(trial.intermediate_values.items())
+        if values:  # Ray's rule expects at least one result
+            self._results[key] = [{metric_keys.EPOCH: epoch, self._metric: value} for epoch, value in values]
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         super().on_trial_add(tune_controller, trial)
@@ -151,7 +151,7 @@ class Median(_SchedulerMixin, MedianStoppingRule):
         super().on_trial_error(tune_controller, trial)
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """Without Ray's last look: the last report has been judged already."""
+        """Nothing: the last report has been judged already."""
 
     def _explain_stop(self, epoch: float, value: float) -> str:
         return f"Stopped by median at epoch {epoch:g} with {value:.6g}: the median of the others is better"

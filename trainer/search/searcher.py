@@ -19,12 +19,15 @@ from trainer.protocol import names
 from trainer.protocol.command import Action, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
+from trainer.search.running_trial import RunningTrial
 from trainer.search.study import STUDIES, ask, connect, open_study, ranked, tell
 from trainer.search.trial import REQUEST, TRIAL, TrialContext
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
-from trainer.spec.plan import ClusterShape, resolve
-from trainer.spec.search import Point, SearchSpec
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import Point
 from trainer.storage import Store
 from trainer.tracking.channels import LAST_GENERATION, SearchChannel
 from trainer.tracking.trials import TrialRuns
@@ -35,22 +38,6 @@ RESUMABLE: Final = frozenset({Reason.STORAGE_ERROR, Reason.NODE_LOST, Reason.PRE
 """Failures that say nothing of a trial's values: it resumes from its checkpoint."""
 STATUS: Final = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 """What MLflow shows as the status of an ended trial's run."""
-
-
-class RunningTrial:
-    """A trial that Ray Tune is running."""
-
-    def __init__(self, number: int, point: Point, start: int, store: Store, run_id: str) -> None:
-        self.number, self.point, self.start, self.store, self.run_id = number, point, start, store, run_id
-        self.repeat = False
-        self.reported: set[int] = set()
-        """Epochs whose evaluation the study has."""
-        self.newest: Mapping[str, float] = {}
-        """The newest evaluation."""
-        self.stop_reason: str | None = None
-        """Why the scheduler stopped it; None while it has not."""
-        self.death: str | None = None
-        """How its process died, as Ray reports it."""
 
 
 class StudySearch(OptunaSearch):
@@ -72,19 +59,19 @@ class StudySearch(OptunaSearch):
         Searcher.__init__(self, first.metric, first.mode)
         self._study: Study = open_study(spec, request.job_id, connect())
         self.running: dict[str, RunningTrial] = {}
-        """By Ray Tune's id."""
+        """By Ray Tune's id of the trial."""
         self._to_resume: list[int] = []
         """Numbers of interrupted trials that are to resume."""
         self._started_at = self._stored_at = time.monotonic()
-        notes = STUDIES.call("read the trials", lambda: self._study.user_attrs)
-        self._earlier_seconds = float(notes.get(names.STUDY_SECONDS, 0.0))
-        self._swept = set(notes.get(names.STUDY_SWEPT, ()))
+        attributes = STUDIES.call("read the trials", lambda: self._study.user_attrs)
+        self._earlier_seconds = float(attributes.get(names.STUDY_SECONDS, 0.0))
+        self._swept = set(attributes.get(names.STUDY_SWEPT, ()))
         """Ended trials whose checkpoints have been removed."""
         self._adopt_running_trials()
         self._trial_action: Action | None = None
         """The command that a trial obeyed: a trial may read it before the search does."""
         self.error: Exception | None = None
-        """What ends this attempt. `run_search` raises it, because Ray Tune ignores errors of a searcher."""
+        """The error that ends this attempt. `run_search` raises it, because Ray Tune ignores errors of a searcher."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StudySearch:
         """This object itself: Ray Tune copies its searcher, and two copies would diverge."""
@@ -111,7 +98,7 @@ class StudySearch(OptunaSearch):
             return Searcher.FINISHED
 
     def _abort(self, error: Exception) -> None:
-        logger.error("The search cannot go on: %s", error)
+        logger.error("The search cannot continue: %s", error)
         self.error = self.error or error
 
     def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -121,9 +108,9 @@ class StudySearch(OptunaSearch):
             if self._to_resume:
                 return self._resume_trial(trial_id, self._to_resume.pop(0))
             while self._may_start_new_trial(orders) or (not self.running and self._enqueue_repeats(orders)):
-                begun = self._start_new_trial(trial_id)
-                if begun is not None:
-                    return begun
+                configuration = self._start_new_trial(trial_id)
+                if configuration is not None:
+                    return configuration
         return None if self.running else Searcher.FINISHED
 
     def requested_action(self) -> Action | None:
@@ -140,8 +127,8 @@ class StudySearch(OptunaSearch):
 
     def trials(self) -> list[FrozenTrial]:
         """All trials of the study, by number."""
-        found: list[FrozenTrial] = STUDIES.call("read the trials", lambda: self._study.get_trials(deepcopy=False))
-        return found
+        trials: list[FrozenTrial] = STUDIES.call("read the trials", lambda: self._study.get_trials(deepcopy=False))
+        return trials
 
     def _may_start_new_trial(self, orders: SearchOrders) -> bool:
         if orders.draining or self._out_of_time(orders):
@@ -169,7 +156,7 @@ class StudySearch(OptunaSearch):
         STUDIES.call("store the elapsed time", lambda: self._study.set_user_attr(names.STUDY_SECONDS, seconds))
 
     def _adopt_running_trials(self) -> None:
-        """Resume trials that the study calls running, but which an earlier attempt has left."""
+        """Resume trials that the study records as running because an earlier attempt ended meanwhile."""
         known = {running.number for running in self.running.values()} | set(self._to_resume)
         self._to_resume += [
             trial.number for trial in self.trials() if trial.state is TrialState.RUNNING and trial.number not in known
@@ -192,11 +179,11 @@ class StudySearch(OptunaSearch):
             self._end_trial(number, TrialState.FAIL, Reason.INFEASIBLE, str(error))
             return None
         shown = {path: str(value) for path, value in point.items()}
-        known = attributes.get(names.TRIAL_RUN)
-        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", shown, known)
-        if known not in {None, run_id}:
+        recorded_run = attributes.get(names.TRIAL_RUN)
+        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", shown, recorded_run)
+        if recorded_run not in {None, run_id}:
             logger.warning(
-                "Trial %d starts over in a new MLflow run: %s was removed, with its checkpoints", number, known
+                "Trial %d starts over in a new MLflow run: %s was removed, with its checkpoints", number, recorded_run
             )
         starts = [*attributes.get(names.TRIAL_ATTEMPTS, ()), len(attributes.get(names.TRIAL_ATTEMPTS, ())) + 1]
         self._set_attributes(
@@ -206,17 +193,18 @@ class StudySearch(OptunaSearch):
         running.repeat = names.TRIAL_REPEAT_OF in attributes
         running.reported = set(trial.intermediate_values)
         self.running[trial_id] = running
-        mine = self._request
-        own = AttemptRequest(
-            job_id=mine.job_id, attempt=running.start, run_id=run_id, tracking_uri=mine.tracking_uri,
-            artifact_uri=folder, request_id=mine.request_id, dataset_roots=mine.dataset_roots, spec=spec,
+        search_request = self._request
+        trial_request = AttemptRequest(
+            job_id=search_request.job_id, attempt=running.start, run_id=run_id,
+            tracking_uri=search_request.tracking_uri, artifact_uri=folder, request_id=search_request.request_id,
+            dataset_roots=search_request.dataset_roots, spec=spec,
         )  # fmt: skip
         context = TrialContext(
-            run_id=mine.run_id, attempt=mine.attempt, number=number,
+            run_id=search_request.run_id, attempt=search_request.attempt, number=number,
             metrics=tuple(each.metric for each in self._spec.objectives), epochs=spec.optimization.epochs,
         )  # fmt: skip
         logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", shown)
-        return {REQUEST: own.model_dump_json(), TRIAL: context.model_dump_json()}
+        return {REQUEST: trial_request.model_dump_json(), TRIAL: context.model_dump_json()}
 
     def _enqueue_repeats(self, orders: SearchOrders) -> bool:
         """Add the best trials again with other seeds, after all others have ended; returns whether any were added."""
@@ -224,17 +212,17 @@ class StudySearch(OptunaSearch):
         if not repeats.best or orders.draining or self._out_of_time(orders):
             return False
         trials = self.trials()
-        there = {(t.user_attrs.get(names.TRIAL_REPEAT_OF), t.user_attrs.get(names.TRIAL_SEED)) for t in trials}
+        existing = {(t.user_attrs.get(names.TRIAL_REPEAT_OF), t.user_attrs.get(names.TRIAL_SEED)) for t in trials}
         added = False
         best = [trial for trial in ranked(trials, self._spec.objectives[0]) if trial.state is TrialState.COMPLETE]
         for trial in best[: repeats.best]:
             base = self._spec.at(self._spec.point(trial.params)).seed
             for each in range(1, repeats.seeds + 1):
                 seed = (base + each) % 2**32
-                if (trial.number, seed) in there:
+                if (trial.number, seed) in existing:
                     continue
-                notes = {names.TRIAL_REPEAT_OF: trial.number, names.TRIAL_SEED: seed}
-                STUDIES.call("add a repeat", partial(self._study.enqueue_trial, trial.params, user_attrs=notes))
+                attributes = {names.TRIAL_REPEAT_OF: trial.number, names.TRIAL_SEED: seed}
+                STUDIES.call("add a repeat", partial(self._study.enqueue_trial, trial.params, user_attrs=attributes))
                 added = True
         return added
 
@@ -251,15 +239,15 @@ class StudySearch(OptunaSearch):
 
     def _record(self, running: RunningTrial, result: Mapping[str, Any]) -> None:
         epoch = round(float(result[metric_keys.EPOCH]))
-        measured = {key: float(value) for key, value in result.items() if _is_metric(key, value)}
-        running.newest = measured
+        metrics = {key: float(value) for key, value in result.items() if _is_metric(key, value)}
+        running.newest = metrics
         if epoch in running.reported:  # a resumed trial repeats some evaluations
             return
         if len(self._spec.objectives) == 1:
-            value = measured[self._spec.objectives[0].metric]
+            value = metrics[self._spec.objectives[0].metric]
             storage, identity = self._study._storage, self._storage_id(running.number)  # noqa: SLF001 - Optuna's Trial does so
             STUDIES.call("store a value", lambda: storage.set_trial_intermediate_value(identity, epoch, value))
-        self._set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: measured})
+        self._set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         running.reported.add(epoch)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -292,14 +280,14 @@ class StudySearch(OptunaSearch):
             values = [running.newest[each.metric] for each in self._spec.objectives]
             self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
         else:
-            self._record_obeyed(running, "pause" if outcome.state == "paused" else "cancel")
+            self._record_stop(running, "pause" if outcome.state == "paused" else "cancel")
 
-    def _record_obeyed(self, running: RunningTrial, action: Action) -> None:
-        """A trial has obeyed the search's command, or one that stopped this trial alone."""
-        command, by_hand = self._channel.read_command_patiently(), running.number in self.orders.stopped
+    def _record_stop(self, running: RunningTrial, action: Action) -> None:
+        """Record that a trial obeyed the search's command, or a user's command to stop this trial alone."""
+        command, stopped_by_user = self._channel.read_command_patiently(), running.number in self.orders.stopped
         if command and command.generation == LAST_GENERATION:
             self._trial_action = "cancel"  # a later attempt has begun, and the running trials belong to it
-        elif by_hand and (command is None or command.action == "pause"):
+        elif stopped_by_user and (command is None or command.action == "pause"):
             self._end_trial(
                 running.number, TrialState.PRUNED, Reason.CANCELLED_BY_USER, "Stopped by a user.", run_id=running.run_id
             )
@@ -313,9 +301,8 @@ class StudySearch(OptunaSearch):
 
     def _record_failure(self, running: RunningTrial, outcome: Outcome | None) -> None:
         """A trial that lost its process, node or storage resumes from its checkpoint; any other has failed."""
-        died = f"its process {running.death or 'died without a message'}"
         reason = outcome.reason if outcome and outcome.reason else Reason.WORKER_FAILED
-        message = outcome.message if outcome else died
+        message = outcome.message if outcome else f"its process {running.death or 'died without a message'}"
         allowed = self._spec.base_spec.retry.max_failures
         if (outcome is None or reason in RESUMABLE) and running.start <= allowed and not self.requested_action():
             logger.warning("Trial %d resumes from its last checkpoint: %s", running.number, message)
@@ -334,26 +321,26 @@ class StudySearch(OptunaSearch):
         values: Sequence[float] | None = None,
         run_id: str | None = None,
     ) -> None:
-        notes: dict[str, Any] = {names.TRIAL_MESSAGE: message} if message else {}
-        self._set_attributes(number, notes | ({names.TRIAL_REASON: reason.value} if reason else {}))
+        attributes: dict[str, Any] = {names.TRIAL_MESSAGE: message} if message else {}
+        self._set_attributes(number, attributes | ({names.TRIAL_REASON: reason.value} if reason else {}))
         tell(self._study, number, state, values)
         if run_id:
             self._runs.end(run_id, STATUS[state])
         logger.info("Trial %d is %s. %s", number, state.name.lower(), message)
 
-    def _set_attributes(self, number: int, notes: Mapping[str, Any]) -> None:
+    def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         """Set attributes of a trial in the study."""
         storage, identity = self._study._storage, self._storage_id(number)  # noqa: SLF001 - the public API needs a live `Trial`
-        for key, value in notes.items():
+        for key, value in attributes.items():
             STUDIES.call("store a trial's attributes", partial(storage.set_trial_user_attr, identity, key, value))
 
     def _storage_id(self, number: int) -> int:
         study = self._study
-        found: int = STUDIES.call(
+        identity: int = STUDIES.call(
             "read a trial",
             lambda: study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number),  # noqa: SLF001
         )
-        return found
+        return identity
 
     def _remove_checkpoints(self) -> None:
         """Remove the checkpoints of ended trials, except those of the best."""
@@ -372,9 +359,9 @@ class StudySearch(OptunaSearch):
             )
 
     def epochs_of(self, running: RunningTrial) -> float:
-        """A trial's full length."""
-        own = running.point.get("optimization.epochs")
-        return float(own if own is not None else self._spec.base_spec.optimization.epochs)
+        """A trial's full length in epochs."""
+        searched = running.point.get("optimization.epochs")
+        return float(searched if searched is not None else self._spec.base_spec.optimization.epochs)
 
     # -- The end of the attempt
 
@@ -387,8 +374,10 @@ class StudySearch(OptunaSearch):
         failed = _failed(trials)
         if failed > orders.max_failed:
             last = max(filter(_has_failed, trials), key=lambda trial: str(trial.datetime_complete))
-            said = last.user_attrs.get(names.TRIAL_MESSAGE, "")
-            text = f"{failed} trials failed, budget.max_failed is {orders.max_failed}; the last, {last.number}: {said}"
+            text = (
+                f"{failed} trials failed, and budget.max_failed is {orders.max_failed}. The last was trial "
+                f"{last.number}: {last.user_attrs.get(names.TRIAL_MESSAGE, '')}"
+            )
             return Outcome(state="failed", reason=Reason.TRIALS_FAILED, message=text)
         return outcome_after(None)
 

@@ -1,4 +1,4 @@
-"""A search's study in its database: the algorithm that chooses values, and the record of every trial."""
+"""A search's Optuna study: the algorithm that chooses values, and the record of every trial."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from trainer.errors import StorageError
 from trainer.logger import logger
 from trainer.patience import Dependency
 from trainer.protocol import names
-from trainer.spec.search import CategoricalParameter, FloatParameter, ObjectiveSpec, Point, SearchSpec
+from trainer.spec.search import ObjectiveSpec, SearchSpec
+from trainer.spec.space import CategoricalParameter, FloatParameter, Point
 
 BUSY_SECONDS: Final = 20
+"""How long SQLite waits for another process's write."""
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -40,10 +42,12 @@ STUDIES: Final = Dependency(
 
 
 def connect() -> RDBStorage:
-    """The studies' database, by this node's environment; raises `StorageError`."""
+    """The studies' database, whose URL this node's environment names; raises `StorageError`."""
     url = os.environ.get(names.STUDY_VARIABLE)
     if not url:
-        raise StorageError(f"{names.STUDY_VARIABLE} is not set on this node: searches keep their trials there")
+        raise StorageError(
+            f"{names.STUDY_VARIABLE} is not set on this node: set it to the URL of the database for searches' trials"
+        )
     local = url.startswith("sqlite")
     arguments: dict[str, Any] = {"timeout": BUSY_SECONDS} if local else {"connect_timeout": 5}
     settings: dict[str, Any] = {"connect_args": arguments, "hide_parameters": True} | (
@@ -55,7 +59,7 @@ def connect() -> RDBStorage:
     return storage
 
 
-def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - a listener's form
+def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - the signature of a listener
     """Let readers and the one writer work without waiting for each other."""
     connection.execute("PRAGMA journal_mode=WAL")
 
@@ -67,16 +71,16 @@ class _Grid(GridSampler):
     """
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        chosen = trial.system_attrs.get("fixed_params", {})
-        left = set(self._get_unvisited_grid_ids(study))
-        fitting = (each for each in range(len(self._all_grids)) if self._fits(each, chosen))
-        taken = min(fitting, key=lambda each: (each not in left, each))
+        fixed = trial.system_attrs.get("fixed_params", {})
+        unvisited = set(self._get_unvisited_grid_ids(study))
+        matches = (grid_id for grid_id in range(len(self._all_grids)) if self._matches(grid_id, fixed))
+        grid_id = min(matches, key=lambda each: (each not in unvisited, each))
         study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)  # noqa: SLF001
-        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", taken)  # noqa: SLF001 - as Optuna's own does
+        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", grid_id)  # noqa: SLF001 - as Optuna's own does
 
-    def _fits(self, grid_id: int, chosen: Mapping[str, Any]) -> bool:
-        found = dict(zip(self._param_names, self._all_grids[grid_id], strict=True))
-        return all(_equal(found[path], value) for path, value in chosen.items())
+    def _matches(self, grid_id: int, fixed: Mapping[str, Any]) -> bool:
+        point = dict(zip(self._param_names, self._all_grids[grid_id], strict=True))
+        return all(_equal(point[path], value) for path, value in fixed.items())
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         """Nothing: Optuna's own would stop `Study.optimize`, which is not used here."""
@@ -87,7 +91,7 @@ def _equal(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-9) if isinstance(one, float) else bool(one == other)
 
 
-class _WiderStudy(Study):
+class _WidenedStudy(Study):
     """The study as a warm-started sampler sees it: the trials of earlier searches, then its own, in one sequence of
     numbers. Trial ids are unchanged, so what the sampler stores goes to the right trial.
     """
@@ -112,7 +116,7 @@ def _with_number(trial: FrozenTrial, number: int) -> FrozenTrial:
     return renumbered
 
 
-class _WarmStarted(BaseSampler):
+class _WarmStartedSampler(BaseSampler):
     """A sampler that also learns from the trials of earlier searches. Only the sampler sees them: the search itself
     counts, ranks and sweeps its own trials.
     """
@@ -125,28 +129,28 @@ class _WarmStarted(BaseSampler):
         self._sampler.reseed_rng()
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        wider = _WiderStudy(study, self._earlier)
-        return self._sampler.infer_relative_search_space(wider, wider.renumbered(trial))
+        widened = _WidenedStudy(study, self._earlier)
+        return self._sampler.infer_relative_search_space(widened, widened.renumbered(trial))
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        wider = _WiderStudy(study, self._earlier)
-        return self._sampler.sample_relative(wider, wider.renumbered(trial), search_space)
+        widened = _WidenedStudy(study, self._earlier)
+        return self._sampler.sample_relative(widened, widened.renumbered(trial), search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        wider = _WiderStudy(study, self._earlier)
-        return self._sampler.sample_independent(wider, wider.renumbered(trial), param_name, param_distribution)
+        widened = _WidenedStudy(study, self._earlier)
+        return self._sampler.sample_independent(widened, widened.renumbered(trial), param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        wider = _WiderStudy(study, self._earlier)
-        self._sampler.before_trial(wider, wider.renumbered(trial))
+        widened = _WidenedStudy(study, self._earlier)
+        self._sampler.before_trial(widened, widened.renumbered(trial))
 
     def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        wider = _WiderStudy(study, self._earlier)
-        self._sampler.after_trial(wider, wider.renumbered(trial), state, values)
+        widened = _WidenedStudy(study, self._earlier)
+        self._sampler.after_trial(widened, widened.renumbered(trial), state, values)
 
 
 def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
@@ -157,7 +161,7 @@ def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
 
     def open_or_create() -> tuple[Study, list[FrozenTrial]]:
         study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-        return study, _earlier(spec, storage)
+        return study, _earlier_trials(spec, storage)
 
     study, earlier = STUDIES.call("open the study", open_or_create)
     existing = len(STUDIES.call("read the trials", lambda: study.get_trials(deepcopy=False)))
@@ -165,18 +169,18 @@ def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
     return study
 
 
-def _earlier(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
+def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
     """Evaluated trials of earlier searches, from which the algorithm learns; deleted searches are skipped."""
-    found: list[FrozenTrial] = []
+    trials: list[FrozenTrial] = []
     for name in spec.warm_start:
         try:
             study = optuna.load_study(study_name=name, storage=storage)
         except KeyError:
             logger.warning("warm_start: the search %s no longer exists; nothing is learned from it", name)
             continue
-        measured = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        found += [trial for trial in measured if set(trial.params) <= set(spec.space)]
-    return found
+        evaluated = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        trials += [trial for trial in evaluated if set(trial.params) <= set(spec.space)]
+    return trials
 
 
 def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:
@@ -186,26 +190,28 @@ def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]
     seed = (spec.algorithm.seed + existing + len(earlier)) % 2**32
     match spec.algorithm.name:
         case "tpe":
-            return _learning(TPESampler(seed=seed, constant_liar=True), earlier)
+            return _warm_started(TPESampler(seed=seed, constant_liar=True), earlier)
         case "random":
             return RandomSampler(seed=seed)
         case "grid":
-            values = {path: parameter.values() or () for path, parameter in spec.space.items()}
-            grid = {path: [spec.stored({path: value})[path] for value in found] for path, found in values.items()}
+            grid = {
+                path: [spec.stored({path: value})[path] for value in parameter.values() or ()]
+                for path, parameter in spec.space.items()
+            }
             return _Grid(grid, seed=spec.algorithm.seed)
         case "qmc":  # it counts its points in the study itself
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since version 3
             return QMCSampler(seed=spec.algorithm.seed, scramble=True, warn_independent_sampling=False)
         case "cmaes":  # it restores its state from the trials of its study, and must not find that of another search
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # `source_trials`, since version 2
-            done = [trial for trial in earlier if trial.state is TrialState.COMPLETE]
-            return CmaEsSampler(seed=seed, source_trials=done or None, warn_independent_sampling=False)
+            complete = [trial for trial in earlier if trial.state is TrialState.COMPLETE]
+            return CmaEsSampler(seed=seed, source_trials=complete or None, warn_independent_sampling=False)
         case "gp":
-            return _learning(GPSampler(seed=seed), earlier)
+            return _warm_started(GPSampler(seed=seed), earlier)
 
 
-def _learning(sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> BaseSampler:
-    return _WarmStarted(sampler, earlier) if earlier else sampler
+def _warm_started(sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> BaseSampler:
+    return _WarmStartedSampler(sampler, earlier) if earlier else sampler
 
 
 def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
@@ -230,17 +236,18 @@ def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
 
 def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
     """Record a trial's end, unless it has one already. Raises `StorageError`."""
-    final = list(values) if values is not None else None
+    final_values = list(values) if values is not None else None
     STUDIES.call(
-        f"record the end of trial {number}", lambda: study.tell(number, final, state=state, skip_if_finished=True)
+        f"record the end of trial {number}",
+        lambda: study.tell(number, final_values, state=state, skip_if_finished=True),
     )
 
 
 def ranked(trials: Sequence[FrozenTrial], objective: ObjectiveSpec) -> list[FrozenTrial]:
     """Ended trials that have a value, the best first, without repeats."""
     sign = -1 if objective.mode == "max" else 1
-    found = [(sign * value, trial.number, trial) for trial in trials if (value := first_value(trial)) is not None]
-    return [trial for _, _, trial in sorted(found, key=lambda each: each[:2])]
+    rated = [(sign * value, trial.number, trial) for trial in trials if (value := first_value(trial)) is not None]
+    return [trial for _, _, trial in sorted(rated, key=lambda each: each[:2])]
 
 
 def first_value(trial: FrozenTrial) -> float | None:

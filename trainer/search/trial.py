@@ -1,4 +1,4 @@
-"""What one trial's process does: the same work as a job's worker, with each evaluation reported to the search."""
+"""One trial's process: it does the same work as a job's worker, and reports each evaluation to the search."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.attempt.commands import CommandListener
-from trainer.attempt.evidence import reason_of
+from trainer.attempt.evidence import diagnose
 from trainer.attempt.outcome import settle_outcome
 from trainer.attempt.worker import Connection, Work, run_worker
 from trainer.attempt.workers import run_workers
@@ -22,7 +22,6 @@ from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
 from trainer.spec import metric_keys
 from trainer.spec.job import JobSpec
-from trainer.spec.plan import resources_of
 from trainer.storage import Store
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ STOP_SECONDS: Final = "60"
 """How long a trial that is stopped at a report has to clean up before its process is killed."""
 
 Report = Callable[[Mapping[str, float]], None]
-"""Takes an evaluation and its epoch; raises `SystemExit` if the trial is to end there."""
+"""Reports an evaluation and its epoch to the search; raises `SystemExit` if the trial is to end there."""
 
 
 class TrialFailed(Exception):
@@ -81,7 +80,7 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
             outcome = run_workers(request, store, work, connect, nested=True)
             failure = outcome if outcome.state == "failed" else None
     except Exception as error:  # noqa: BLE001 - the outcome must report any error
-        reason, message = reason_of(error, f"trial {context.number}", store.uri)
+        reason, message = diagnose(error, f"trial {context.number}", store.uri)
         failure = Outcome(state="failed", reason=reason, message=message)
     if failure:
         settle_outcome(store, request.attempt, failure)
@@ -90,14 +89,14 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
 
 def runs_in_process(spec: JobSpec) -> bool:
     """Whether a trial has one worker, which then runs in the trial's own process."""
-    return int(resources_of(spec).workers) == 1
+    return int(spec.worker_resources.workers) == 1
 
 
 def _release_memory() -> None:
     """Free what the previous trial has left in this process, on the GPU too."""
     gc.collect()
     if "torch" in sys.modules and not gc.get_freeze_count():
-        gc.freeze()  # this is not the first trial: torch and the like stay, so later collections can skip them
+        gc.freeze()  # not the first trial: torch and other modules stay, so later collections can skip them
 
 
 def _report_here(tune_report: Callable[[dict[str, Any]], None], metrics: Mapping[str, float]) -> None:

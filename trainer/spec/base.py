@@ -1,4 +1,4 @@
-"""What every spec model shares: strict fields, and errors that say what to do."""
+"""What all spec models share: strict fields, and errors that say what to do."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
@@ -21,7 +21,7 @@ from trainer.spec.masking import masked
 
 
 class SpecModel(BaseModel):
-    """A part of a spec: unknown fields are refused, numbers are finite, values never change after validation."""
+    """A part of a spec: unknown fields are refused, numbers are finite, and values cannot change after validation."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -36,11 +36,11 @@ class Problem:
     """One thing wrong with a spec."""
 
     field: str
-    """Dotted path as people write it, for example ``optimization.epochs``; empty for the whole document."""
+    """Dotted path, for example ``optimization.epochs``; empty for the whole document."""
     pointer: str
-    """The same place as a JSON pointer (RFC 6901)."""
+    """The field as a JSON pointer (RFC 6901)."""
     value: Any
-    """What was given there."""
+    """The value that was given."""
     message: str
     """What is wrong and what to do about it."""
 
@@ -49,12 +49,12 @@ class Problem:
         return f"{self.field or 'spec'}: {self.message}{shown}"
 
     def as_dict(self) -> dict[str, Any]:
-        """As people may see it: credentials in the value are masked."""
+        """As users may see it: credentials in the value are masked."""
         return asdict(self) | {"value": masked(self.value, self.field)}
 
 
 class SpecError(ValueError):
-    """A spec that cannot be accepted, with every problem found in it."""
+    """A spec is invalid; holds every problem in it."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
@@ -64,10 +64,10 @@ class SpecError(ValueError):
 def refuse(field: str | Sequence[str], message: str, value: Any = None) -> PydanticCustomError:
     """An error for a cross-field check, raised inside a validator.
 
-    ``field`` is the dotted path below the model whose validator raises it, or its parts where one has dots itself; the
-    reader sees the full path.
+    ``field`` is the dotted path below the model whose validator raises it, or a list of its parts if a part contains
+    dots. The message shows the full path.
     """
-    # The text goes in through the context: pydantic would read braces in it as a format.
+    # The text is passed as context because pydantic would treat braces in it as a format.
     return PydanticCustomError("spec", "{message}", {"message": message, "field": field, "value": value})
 
 
@@ -77,23 +77,23 @@ def problems(errors: Iterable[ErrorDetails], model: type[BaseModel], skip: int =
     ``model`` is where names are looked up to suggest the nearest one; ``skip`` drops leading parts of each location
     (FastAPI puts ``body`` there).
     """
-    found: dict[str, Problem] = {}
+    by_pointer: dict[str, Problem] = {}
     for error in errors:
         problem = _problem(error, model, skip)
-        earlier = found.get(problem.pointer)
-        if earlier:  # a union reports once for each of its types
+        earlier = by_pointer.get(problem.pointer)
+        if earlier:  # a union reports an error for each of its types
             problem = replace(earlier, message=f"{earlier.message}, or {problem.message.removeprefix('must be ')}")
-        found[problem.pointer] = problem
-    return list(found.values())
+        by_pointer[problem.pointer] = problem
+    return list(by_pointer.values())
 
 
 def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
     context = error.get("ctx", {})
-    # Parts such as "function-after[…]" name pydantic's own branches of a union, not places in the document.
-    given = error["loc"][skip:]
-    # An unknown field's own name is the document's, whatever it looks like.
-    own = given[-1:] if error["type"] == "extra_forbidden" else ()
-    location = [part for part in given[: len(given) - len(own)] if not _is_branch(part)] + list(own)
+    # Parts such as "function-after[…]" name branches of a union in pydantic, not fields of the document.
+    path = error["loc"][skip:]
+    # The name of an unknown field is always part of the document, even if it looks like a branch.
+    unknown = path[-1:] if error["type"] == "extra_forbidden" else ()
+    location = [part for part in path[: len(path) - len(unknown)] if not _is_branch(part)] + list(unknown)
     value = error.get("input")
     if error["type"] == "spec":
         field = context["field"]
@@ -124,7 +124,7 @@ def _is_branch(part: object) -> bool:
 
 
 def unknown_field(model: type[BaseModel], path: str) -> str:
-    """What to say of a dotted path that names nothing: the nearest name, or those that there are."""
+    """The message for a dotted path that names no field: it suggests the nearest name, or lists the known ones."""
     parts = path.split(".")
     while len(parts) > 1 and not _fields_at(model, parts[:-1]):
         parts.pop()
@@ -151,7 +151,7 @@ def _fields_at(model: type[BaseModel], path: Sequence[object]) -> list[str]:
 
 
 def field_at(model: type[BaseModel], path: str) -> FieldInfo | None:
-    """The field that a dotted path names; None where there is none."""
+    """The field that a dotted path names; None if there is none."""
     *parents, last = path.split(".")
     for part in parents:
         field = model.model_fields.get(part)
@@ -163,7 +163,7 @@ def field_at(model: type[BaseModel], path: str) -> FieldInfo | None:
 
 
 def model_at(model: type[BaseModel], path: str) -> type[BaseModel] | None:
-    """The model that a dotted path names; None where it names a value, or nothing."""
+    """The model that a dotted path names; None if it names a plain field, or none."""
     field = field_at(model, path)
     return _model_of(field) if field else None
 
@@ -181,23 +181,23 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 @dataclass(frozen=True)
 class AsWritten:
-    """Marks a mapping that must be a ``model``, and is kept as it was written: what it leaves out stays open.
+    """Marks a mapping that must be a valid ``model`` and is stored as it was written, without the defaults.
 
-    ``given`` is what need not be written.
+    ``implied`` are fields that need not be written.
     """
 
     model: type[BaseModel]
-    given: Mapping[str, Any]
+    implied: Mapping[str, Any]
 
     def __hash__(self) -> int:
         return hash(self.model)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Checked by the model, whose schema it has."""
+        """Validates with the model and has the model's JSON schema."""
         del source
 
         def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-            inner({**self.given, **value} if isinstance(value, Mapping) else value)
+            inner({**self.implied, **value} if isinstance(value, Mapping) else value)
             return copy.deepcopy(dict(value))
 
         schema = handler.generate_schema(self.model)
@@ -206,7 +206,10 @@ class AsWritten:
 
 
 class Document(SpecModel):
-    """A spec that stands on its own: read from YAML or JSON, written as JSON."""
+    """A complete spec: read from YAML or JSON, written as JSON."""
+
+    reads_source: ClassVar[bool] = False
+    """Whether an attempt reads a checkpoint of another job, so that its request has to say where that is."""
 
     @classmethod
     def parse(cls, data: Any) -> Self:
@@ -217,12 +220,12 @@ class Document(SpecModel):
             raise SpecError(problems(error.errors(include_url=False), cls)) from error
 
     def sha256(self) -> str:
-        """Identity of the document's content."""
+        """Identity of the document's content: a sha256 over its JSON with sorted keys."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with JSON's numbers: of those, YAML 1.1 takes `1e-4` for text."""
+    """YAML that reads all of JSON's numbers: in YAML 1.1, `1e-4` is text."""
 
 
 _Loader.add_implicit_resolver(
@@ -235,7 +238,7 @@ def _load(text: str) -> Any:
 
 
 def read_yaml(text: str) -> Any:
-    """What YAML or JSON text holds (JSON is YAML); raises `SpecError` where it is neither."""
+    """The content of YAML or JSON text (JSON is YAML); raises `SpecError` if it is neither."""
     try:
         return _load(text)
     except yaml.YAMLError as error:
@@ -243,7 +246,7 @@ def read_yaml(text: str) -> Any:
 
 
 def read_document(text: str) -> dict[str, Any]:
-    """A mapping from YAML or JSON text; raises `SpecError` where it is neither."""
+    """The mapping in YAML or JSON text; raises `SpecError` if it is neither, or no mapping."""
     data = read_yaml(text)
     if not isinstance(data, dict):
         raise SpecError([Problem("", "", data, "must be a mapping of fields, for example `kind: pretrain`")])
@@ -269,7 +272,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A spec's mapping with ``a.b=c`` assignments over it, as `parse_overrides`. The input is left as it was.
+    """A copy of a spec's mapping with ``a.b=c`` assignments applied, as `parse_overrides` reads them.
 
     >>> apply_overrides({"seed": 0}, ["optimization.epochs=5", "seed=1"])
     {'seed': 1, 'optimization': {'epochs': 5}}
@@ -281,13 +284,13 @@ def apply_overrides(data: Mapping[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def set_value(document: dict[str, Any], path: str, value: Any) -> None:
-    """Put a value at a dotted path; raises `SpecError` where something on the way is no mapping."""
+    """Set the value at a dotted path; raises `SpecError` if a field on the way is not a mapping."""
     *parents, last = path.split(".")
     node = document
     for depth, part in enumerate(parents):
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             here = ".".join(parents[: depth + 1])
-            raise SpecError([Problem(here, "", child, f"is a value, so {path!r} cannot be set below it")])
+            raise SpecError([Problem(here, "", child, f"is not a mapping, so {path!r} cannot be set in it")])
         node = child
     node[last] = value

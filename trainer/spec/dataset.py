@@ -1,4 +1,4 @@
-"""A dataset, as every kind of job names one."""
+"""The dataset section of a spec."""
 
 from __future__ import annotations
 
@@ -23,43 +23,46 @@ _ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 
 class DatasetSpec(SpecModel):
-    """Where the images are, and how they are kept near the training."""
+    """Where the images are, and how they are cached."""
 
     uri: str = Field(examples=["/data/photos", "s3://datasets/cifar10/train-*.parquet", DIGITS])
     """A folder of images (nested or flat), of tar shards or of Parquet files, or one such file: an absolute path,
-    `file:///path` or `s3://bucket/path`; `*` in the last part stands for anything. Or `builtin://digits`. The workers'
-    environment says where S3 is and holds the credentials. A service may name the places below which it lies."""
+    `file:///path` or `s3://bucket/path`; `*` in the last part matches anything. Or `builtin://digits`. The environment
+    of the workers holds S3's endpoint and credentials. A service may restrict where datasets are."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
-    """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto` is told by
+    """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto`: chosen by
     the files' names."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
-    """`ram`: decoded once a node and mapped into its workers' memory; `disk`: files copied to it once; `none`: read
-    where they lie each time; `auto`: remote files to disk, images that fit into a quarter of the free memory to ram."""
+    """`ram`: decoded once per node and mapped into its workers' memory; `disk`: files copied to each node once; `none`:
+    read from their own storage in each epoch; `auto`: `disk` for remote files, and `ram` if the images fit into a
+    quarter of the free memory."""
     max_bad_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of images that may be unreadable; they are left out and named in the log. More end the job."""
+    """Share of the images that may be unreadable: they are left out and named in the log. More end the job."""
 
     @field_validator("uri")
     @classmethod
     def _readable(cls, uri: str) -> str:
         if uri == DIGITS:
             return uri
-        carried = credentials_in(uri)
-        if carried:
-            raise ValueError(f"no credentials here, and it has {carried}: the environment of the workers holds them")
+        credentials = credentials_in(uri)
+        if credentials:
+            raise ValueError(
+                f"must not hold credentials, but has {credentials}: set them in the environment of the workers"
+            )
         scheme, separator, rest = uri.partition("://") if "://" in uri else ("file", "://", uri)
         if scheme == "builtin":
             raise ValueError(f"there is one built-in dataset: {DIGITS}")
         if scheme not in {"file", "s3"}:
             raise ValueError(f"{scheme}:// cannot be read: give /path, file:///path, s3://bucket/path or {DIGITS}")
         if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
-            raise ValueError("`*` may stand in the last part of the path only, and no zero byte anywhere")
+            raise ValueError("may have `*` only in the last part of the path, and no zero byte")
         if ".." in rest.split("/") or _ENCODED.search(rest):
             raise ValueError("write the path as it is, without .. and without encoded dots and slashes")
         if scheme == "file" and not rest.startswith("/"):
             raise ValueError("must be an absolute path, for example /data/photos or file:///data/photos")
         bucket = rest.partition("/")[0]
         if scheme == "s3" and ("@" in bucket or ":" in bucket):
-            raise ValueError("no credentials or ports here: the environment of the workers holds them")
+            raise ValueError("must not hold credentials or ports: set them in the environment of the workers")
         if scheme == "s3" and not _BUCKET.match(bucket):
             raise ValueError("must name a bucket, for example s3://datasets/cifar10")
         return f"{scheme}{separator}{rest.rstrip('/') or '/'}"
@@ -68,39 +71,41 @@ class DatasetSpec(SpecModel):
     def _builtin_is_as_it_is(self) -> Self:
         for name in ("format", "cache"):
             if self.uri == DIGITS and getattr(self, name) != "auto":
-                raise refuse(name, f"{DIGITS} is made in memory: leave it out", getattr(self, name))
+                raise refuse(name, f"must be left out: {DIGITS} is created in memory", getattr(self, name))
         return self
 
 
 def misplaced(dataset: DatasetSpec, field: str, roots: Sequence[str] | None) -> Problem | None:
-    """What is wrong where a dataset lies below none of the roots; ``field`` is where the spec names it."""
-    if roots is None or any(_below(dataset.uri, root) for root in roots):
+    """The problem if a dataset is outside all roots; None if it is not. ``field`` is where the spec names it."""
+    if roots is None or any(_is_below(dataset.uri, root) for root in roots):
         return None
-    text = f"must lie below one of the places for datasets here: {', '.join(roots)}"
+    text = f"must be below one of the locations for datasets: {', '.join(roots)}"
     return Problem(f"{field}.uri", f"/{field.replace('.', '/')}/uri", dataset.uri, text)
 
 
 def check_root(root: str) -> str:
-    """A place below which datasets may lie; raises `ValueError` where it is none."""
-    scheme, *parts = _place(root)
-    fine = {
+    """The root, if it is a valid location for datasets; raises `ValueError` if it is not."""
+    scheme, *parts = _parts(root)
+    valid = {
         "file": root.partition("://")[2].startswith("/") or root.startswith("/"),
         "s3": bool(parts and _BUCKET.match(parts[0])),
         "builtin": root in {"builtin://", DIGITS},
     }
-    if not fine.get(scheme) or ".." in parts or "*" in root or _ENCODED.search(root):
-        raise ValueError(f"{masked(root)} is no place: write /folder, file:///folder, s3://bucket/prefix or builtin://")
+    if not valid.get(scheme) or ".." in parts or "*" in root or _ENCODED.search(root):
+        raise ValueError(
+            f"{masked(root)} is not a location: write /folder, file:///folder, s3://bucket/prefix or builtin://"
+        )
     return root
 
 
-def _below(uri: str, root: str) -> bool:
-    """By whole parts of the path: /data2 is not below /data."""
-    place, above = _place(uri), _place(root)
-    return place[: len(above)] == above and ".." not in place
+def _is_below(uri: str, root: str) -> bool:
+    """Compares whole parts of the path: /data2 is not below /data."""
+    parts, root_parts = _parts(uri), _parts(root)
+    return parts[: len(root_parts)] == root_parts and ".." not in parts
 
 
-def _place(uri: str) -> tuple[str, ...]:
-    """The scheme, and the parts of what follows it: on a disk those that count, in S3 every one."""
+def _parts(uri: str) -> tuple[str, ...]:
+    """The scheme and the parts of the path, which for a local path are normalised."""
     scheme, _, rest = uri.partition("://") if "://" in uri else ("file", "", uri)
     if scheme == "file":
         return (scheme, *PurePosixPath(rest).parts)

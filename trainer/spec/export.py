@@ -1,4 +1,4 @@
-"""What is registered of a trained network, and in which formats."""
+"""The export section of a spec: which network is registered, and in which formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _each_once(formats: tuple[BackboneFormat, ...]) -> tuple[BackboneFormat, ...
         raise ValueError(f"name at least one of {', '.join(BACKBONE_FORMATS)}")
     twice = sorted({name for name in formats if formats.count(name) > 1})
     if twice:
-        raise ValueError(f"name each format once: {', '.join(twice)} is there again")
+        raise ValueError(f"name each format once: {', '.join(twice)} is repeated")
     return formats
 
 
@@ -55,33 +55,30 @@ class ExportSpec(SpecModel):
     """Which network a registered backbone is, and the formats it comes in."""
 
     network: Network = "teacher"
-    """The mean teacher, or the student that learned by gradients; `mae` has the student alone, and it is the default
-    there."""
+    """The mean teacher, or the student, which gradients train; `mae` has only the student, its default."""
     formats: Formats = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE)
-    """`timm` and `hf` (transformers' ViTModel) hold the encoder, `hf-mae` (ViTMAEForPreTraining, square images only)
-    the decoder too; `onnx` and `torch_export` are graphs that take any number of images. By default the first three,
-    and the first two where images are not square."""
+    """`timm` and `hf` (transformers' ViTModel) hold the encoder; `hf-mae` (ViTMAEForPreTraining, square images only)
+    holds the decoder too; `onnx` and `torch_export` are graphs of the encoder that take any number of images. The
+    default is the first three, or the first two if images are not square."""
     license: License | None = None
-    """The weights' licence for the model card, as a Hugging Face or SPDX identifier; null: not said."""
+    """The weights' licence for the model card, as a Hugging Face or SPDX identifier; null: not specified."""
 
     @staticmethod
     def defaults(method: object, img_size: object) -> dict[str, Any]:
-        """What a method's name and a size as written leave to be the default, where that is not the class's own."""
-        found: dict[str, Any] = {}
+        """Defaults that differ from the class's own for a method's name and an image size, both as written."""
+        defaults: dict[str, Any] = {}
         if method == "mae":
-            found["network"] = "student"
+            defaults["network"] = "student"
         if isinstance(img_size, (list, tuple)) and len(img_size) == 2 and img_size[0] != img_size[1]:
-            found["formats"] = [BACKBONE_TIMM, BACKBONE_HF]
-        return found
+            defaults["formats"] = [BACKBONE_TIMM, BACKBONE_HF]
+        return defaults
 
 
 def misfit(export: ExportSpec, method: str, size: tuple[int, int]) -> tuple[str, str, object] | None:
-    """What of ``export`` a method and images of ``size`` (height, width) cannot have: field, reason, value."""
+    """What a method and images of ``size`` (height, width) make impossible in ``export``: field, reason, value."""
     if method == "mae" and export.network == "teacher":
         return "export.network", "method mae has no teacher: use student, or leave it out", export.network
     if BACKBONE_HF_MAE in export.formats and size[0] != size[1]:
-        reason = (
-            f"hf-mae is for square images, and these are {size[0]} x {size[1]}: transformers' ViTMAE takes no others"
-        )
-        return "export.formats", f"{reason}. Leave hf-mae out; timm and hf take them", list(export.formats)
+        reason = f"hf-mae supports only square images, as transformers' ViTMAE does; these are {size[0]} x {size[1]}"
+        return "export.formats", f"{reason}. Leave hf-mae out, and use timm or hf", list(export.formats)
     return None

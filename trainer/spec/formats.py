@@ -1,4 +1,4 @@
-"""The formats of a registered backbone, and the names that they give to repositories of the hub's protocol."""
+"""The formats of a registered backbone, and their repository names in the Hugging Face Hub's protocol."""
 
 from __future__ import annotations
 
@@ -18,4 +18,5 @@ BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE
 # Repositories of the Hugging Face Hub's protocol.
 HUB_ORGANISATION: Final = "rcmae"
 HUB_ENDINGS: Final = {"-mae": BACKBONE_HF_MAE, "-timm": BACKBONE_TIMM}
-"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No backbone's name ends so."""
+"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No backbone's name has these
+endings."""

@@ -15,7 +15,7 @@ JobSpec = PretrainSpec | PublishSpec | SearchSpec
 
 
 class Kind(StrEnum):
-    """Of a job, as its spec names it."""
+    """A kind of job, as specs name it."""
 
     PRETRAIN = "pretrain"
     PUBLISH = "publish"

@@ -1,4 +1,4 @@
-"""Credentials in text that people sent: found, so that they are refused, and masked wherever a refusal shows them."""
+"""Credentials in users' text: detecting them, to refuse the text, and masking them in messages."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _NAMES: Final = (
     r"credential|token|api_?key|access_?key|private_?key)[a-z_.-]*"
 )
 _USER: Final = re.compile(r"(?<=://)(?:[^/?#@\s'\"]*:(?!\d+/)[^\s'\"]*|[^/?#@\s'\"]*)@|^[^\s/:@]+:(?!//)[^\s@]+@")
-"""What stands before the host: `s3://key:secret@bucket`, or the same without a scheme. A secret may hold slashes."""
+"""User and secret before the host: `s3://key:secret@bucket`, or without a scheme. A secret may contain slashes."""
 _QUERY: Final = re.compile(rf"(?<=[?&;#])({_NAMES})=([^&;#\s'\"]*)", re.IGNORECASE)
 _TOKEN: Final = re.compile(r"rcmae_[A-Za-z0-9_-]{16,}|(?<=bearer )[^\s'\"]+", re.IGNORECASE)
 _SECRET_FIELD: Final = re.compile(r"secret|password|passwd|credential|token|api_?key|access_?key|private_?key", re.I)
 
 
 def credentials_in(uri: str) -> str | None:
-    """How a URI carries credentials, in words; None where it does not."""
+    """Describes the credentials in a URI; None if it has none."""
     if _USER.search(uri):
         return "a user or key before the host"
-    found = _QUERY.search(uri)
-    return f"credentials in its query ({found.group(1)})" if found else None
+    match = _QUERY.search(uri)
+    return f"credentials in its query ({match.group(1)})" if match else None
 
 
 def masked(value: Any, field: str = "") -> Any:
-    """A value as it may be shown. ``field`` is its name: that of a secret hides all of it."""
+    """A value as it may be shown to users. If ``field``, its name, is that of a secret, all of it is masked."""
     if field and _SECRET_FIELD.search(field.rpartition(".")[2]) and value is not None:
         return MASK
     if isinstance(value, str):

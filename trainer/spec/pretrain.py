@@ -1,29 +1,27 @@
-"""The pretraining spec: what people write, with the paper's values as defaults."""
+"""The pretraining spec, with the paper's values (arXiv 2210.02077) as defaults."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from trainer.spec.base import Document, SpecModel, refuse
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.common import Auto, Labels, PositiveFloat, PositiveInt, Priority, RetrySpec
 from trainer.spec.dataset import FOLDER_CHANNELS, DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
 
-Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-_LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+CPU_TOKENS: Final = 8192
+"""Tokens that the decoder processes at once on a CPU: more would be no faster and need more memory."""
 
 
 class ModelSpec(SpecModel):
-    """A preset, and any size over it. Without a preset's value written out, the preset decides."""
+    """The network's sizes: a preset, and sizes that override it."""
 
     preset: str = Field(DEFAULT_PRESET, examples=list(PRESETS))
-    """Where the sizes below come from unless given."""
+    """The preset that gives the sizes below unless they are set."""
     img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
     """Side of the square crop in pixels, or [height, width]."""
     patch_size: PositiveInt = 16
@@ -177,15 +175,15 @@ class OptimizationSpec(SpecModel):
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the end of training, not scaled by the batch."""
     clip_grad_norm: float | None = Field(None, gt=0)
-    """Largest norm of the gradient; null for no clipping."""
+    """The gradient is scaled down to this norm; null: no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` is autocast over fp32 weights; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
     compile: bool | Auto = "auto"
-    """Whether torch.compile makes the step's kernels: a minute or two at each start, then fewer passes over memory.
-    `auto` does so on a GPU, and on the CPU in runs of more than about an hour; not where a node has no C++ compiler."""
+    """Whether torch.compile compiles the step, which takes a minute or two at each start and makes the steps faster.
+    `auto`: on a GPU, and on the CPU in runs of more than about an hour, if the nodes have a C++ compiler."""
     micro_batch_size: PositiveInt | Auto = "auto"
-    """Images that go through the network at once on a worker; the rest of its share of the batch follows part by part.
-    `auto` is as many as fit into a GPU's memory; on the CPU as many as keep it busy."""
+    """Images that a worker processes at once; its share of the batch is processed in parts of this size.
+    `auto`: on a GPU as many as fit into its memory, on the CPU as many as keep it busy."""
 
     @model_validator(mode="before")
     @classmethod
@@ -234,7 +232,7 @@ class AugmentationSpec(SpecModel):
 
 
 class ResourcesSpec(SpecModel):
-    """Workers of the job, each a process with its own devices. `auto` is filled from the cluster; the plan says how."""
+    """The job's workers, each a process with its own devices. `auto` is chosen for the cluster; the plan shows it."""
 
     workers: PositiveInt | Auto = "auto"
     """Processes that train together; divides `optimization.global_batch_size`."""
@@ -243,49 +241,30 @@ class ResourcesSpec(SpecModel):
     cpus_per_worker: PositiveInt | Auto = "auto"
     """CPU cores of one worker; on a CPU also the number of threads (which changes the last bits of the result)."""
     loader_processes: Annotated[int, Field(ge=0, le=256)] | Auto = "auto"
-    """Processes of each worker that read, decode and crop; 0 does so in threads of the worker itself. `auto`: on a GPU
-    one less than `cpus_per_worker`, on the CPU 0."""
+    """Processes of each worker that read, decode and crop images; 0: threads of the worker itself. `auto`: on a GPU one
+    less than `cpus_per_worker`, on the CPU 0."""
 
 
 class CheckpointSpec(SpecModel):
-    """When the state of training is stored, besides at the end and at a pause."""
+    """When checkpoints are stored, in addition to those at the end and at a pause."""
 
     every_epochs: PositiveInt = 20
     """Epochs between two checkpoints."""
     every_minutes: PositiveFloat | None = 30.0
-    """Minutes after the last checkpoint at which another is taken, in the middle of an epoch too; null for none."""
+    """Minutes after which another checkpoint is taken, even in the middle of an epoch; null: no limit."""
     keep: PositiveInt = 3
-    """Newest checkpoints kept; the one with the best reconstruction is kept beside them."""
+    """The number of newest checkpoints to keep; the one with the best reconstruction is kept too."""
 
 
 class EvaluationSpec(SpecModel):
-    """What is measured while training, besides at the end."""
+    """What is measured during training, and at its end."""
 
     every_epochs: PositiveInt = 20
     """Epochs between two evaluations."""
     probes: tuple[Literal["linear"], ...] | Auto = "auto"
     """Probes of the frozen backbone; they need labels. `auto` is `[linear]` where the dataset has labels."""
     dataset: DatasetSpec | None = None
-    """Held-out images; null sets a fixed tenth of the training images aside, at most 2,048."""
-
-
-def _label_form(labels: dict[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if not _LABEL.match(key) or not _LABEL.match(value):
-            raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
-    return labels
-
-
-Labels = Annotated[dict[str, str], Field(max_length=32), AfterValidator(_label_form)]
-"""Names and values of people's own."""
-Priority = Annotated[int, Field(ge=-100, le=100)]
-
-
-class RetrySpec(SpecModel):
-    """What happens after a failure that another attempt may cure."""
-
-    max_failures: int = Field(3, ge=0, le=1000)
-    """Further attempts after failures; each goes on from the last checkpoint."""
+    """Held-out images; null: a fixed tenth of the dataset, at most 2,048 images, which are not trained on."""
 
 
 class PretrainSpec(Document):
@@ -294,7 +273,7 @@ class PretrainSpec(Document):
     kind: Literal["pretrain"]
     """What the job does."""
     name: str = Field("", max_length=200)
-    """A name for people; by default the dataset's and the preset's."""
+    """A descriptive name; by default made of the dataset's and the preset's."""
     dataset: DatasetSpec
     model: ModelSpec = Field(default_factory=lambda: ModelSpec.model_validate({}))
     method: MethodSpec = Field(default_factory=MethodSpec)
@@ -307,13 +286,52 @@ class PretrainSpec(Document):
     register_as: BackboneName | None = None
     """Name under which the pretrained backbone is registered; null registers none."""
     export: ExportSpec = Field(default_factory=ExportSpec)
-    """What is registered, and in which formats."""
+    """Which network is registered, and in which formats."""
     labels: Labels = Field(default_factory=dict)
-    """Names and values of your own, to find jobs by."""
+    """Your own names and values, by which you can find jobs."""
     priority: Priority = 0
     """Jobs of higher priority start first."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of initial weights, order, crops, flips and masks."""
+
+    @property
+    def worker_resources(self) -> ResourcesSpec:
+        """The resources of an attempt's workers."""
+        return self.resources
+
+    @property
+    def concurrent_runs(self) -> int:
+        """Training runs that take place at a time, each with workers of its own."""
+        return 1
+
+    def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:
+        """The sections in which `trainer.spec.plan.resolve` fills in `auto` values."""
+        resources, batch = self.resources, self.optimization.global_batch_size
+        gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
+        cpus = resources.cpus_per_worker
+        micro_batch = self.optimization.micro_batch_size
+        if resources.workers != "auto":
+            workers = resources.workers
+        else:
+            limit = max(1, cluster.holds(1 if cpus == "auto" else cpus, gpus)) if gpus else 1
+            shares = batch if micro_batch == "auto" else batch // micro_batch
+            workers = max(n for n in range(1, min(limit, shares) + 1) if shares % n == 0)
+        if cpus == "auto":
+            cpus = cluster.cpus_for(workers, gpus)
+        loaders = resources.loader_processes
+        if loaders == "auto":
+            loaders = max(1, cpus - 1) if gpus else 0
+        if micro_batch == "auto" and not gpus:
+            micro_batch = divisor(batch // workers, max(1, CPU_TOKENS // (1 + self.model.patches)))
+        return {
+            "resources": {
+                "workers": workers,
+                "gpus_per_worker": gpus,
+                "cpus_per_worker": cpus,
+                "loader_processes": loaders,
+            },
+            "optimization": self.optimization.model_dump(mode="json") | {"micro_batch_size": micro_batch},
+        }
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -340,15 +358,15 @@ class PretrainSpec(Document):
             raise refuse(
                 "optimization.micro_batch_size", f"must divide a worker's share of the batch, {batch // workers}", micro
             )
-        found = misfit(self.export, self.method.name, (self.model.height, self.model.width))
-        if found:
-            raise refuse(*found)
+        problem = misfit(self.export, self.method.name, (self.model.height, self.model.width))
+        if problem:
+            raise refuse(*problem)
         return self
 
     @model_validator(mode="before")
     @classmethod
     def _export_follows(cls, data: Any) -> Any:
-        """What the spec leaves out of `export` is what its method and its images can have."""
+        """Fill in the defaults of `export`, which depend on the method and the image size."""
         export = data.get("export", {}) if isinstance(data, dict) else None
         if not isinstance(export, dict):
             return data
@@ -368,3 +386,8 @@ class PretrainSpec(Document):
         if isinstance(uri, str) and isinstance(preset, str):
             return data | {"name": f"{uri.rstrip('/').rpartition('/')[2]}-{preset}"[:200]}
         return data
+
+
+def divisor(share: int, limit: int) -> int:
+    """The largest divisor of ``share`` that is at most ``limit`` (and at least 1)."""
+    return max(n for n in range(1, max(1, min(share, limit)) + 1) if share % n == 0)

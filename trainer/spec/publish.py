@@ -1,15 +1,16 @@
-"""The spec of a job that registers a checkpoint which another job has kept."""
+"""The spec of a job that registers a checkpoint of another job."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.base import Document, SpecModel
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
 from trainer.spec.export import BackboneName, ExportSpec, Formats, License, Network
-from trainer.spec.pretrain import Labels, PositiveInt, Priority, RetrySpec
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
 
@@ -20,13 +21,13 @@ class PublishResources(SpecModel):
     workers: Literal[1] = 1
     """Processes."""
     gpus_per_worker: Literal[0] = 0
-    """GPUs; writing files needs none."""
+    """GPUs: none, since the job only writes files."""
     cpus_per_worker: PositiveInt = 1
     """CPU cores."""
 
 
 class PublishExport(SpecModel):
-    """What to export otherwise than the pretraining job does; null leaves it as there."""
+    """Overrides of the pretraining job's `export`; null keeps its value."""
 
     network: Network | None = None
     """`teacher` or `student`."""
@@ -36,7 +37,7 @@ class PublishExport(SpecModel):
     """The weights' licence, as a Hugging Face or SPDX identifier."""
 
     def over(self, trained: ExportSpec) -> ExportSpec:
-        """What is exported of a checkpoint whose job says ``trained``."""
+        """The export section for a checkpoint whose own job has ``trained``."""
         return trained.model_copy(update=self.model_dump(exclude_none=True))
 
 
@@ -46,7 +47,7 @@ class PublishSpec(Document):
     kind: Literal["publish"]
     """What the job does."""
     name: str = Field("", max_length=200)
-    """A name for people; by default the backbone's."""
+    """A descriptive name; by default derived from the backbone's."""
     job: str = Field(min_length=1, max_length=100, examples=["job-7f3k2m"])
     """The pretraining job whose checkpoint it is."""
     checkpoint: str | None = Field(None, examples=["checkpoints/a1/00000100"])
@@ -54,24 +55,41 @@ class PublishSpec(Document):
     register_as: BackboneName
     """Name under which the backbone is registered."""
     export: PublishExport = Field(default_factory=PublishExport)
-    """What is registered, and in which formats, where that is other than the pretraining job says."""
+    """Which network is registered, and in which formats, if not as in the pretraining job."""
     resources: PublishResources = Field(default_factory=PublishResources)
     retry: RetrySpec = Field(default_factory=RetrySpec)
     labels: Labels = Field(default_factory=dict)
-    """Names and values of your own, to find jobs by."""
+    """Your own names and values, by which you can find jobs."""
     priority: Priority = 0
     """Jobs of higher priority start first."""
 
+    reads_source: ClassVar[bool] = True
+    """An attempt reads the checkpoint of another job, which its request names."""
+
+    @property
+    def worker_resources(self) -> PublishResources:
+        """The resources of an attempt's only worker."""
+        return self.resources
+
+    @property
+    def concurrent_runs(self) -> int:
+        """One worker does everything."""
+        return 1
+
+    def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:  # noqa: ARG002 - the signature of every kind
+        """None: there is no `auto` value to fill in."""
+        return {}
+
     @field_validator("checkpoint")
     @classmethod
-    def _a_checkpoint_s_folder(cls, folder: str | None) -> str | None:
+    def _check_checkpoint_folder(cls, folder: str | None) -> str | None:
         if folder is not None and not _FOLDER.fullmatch(folder):
-            raise ValueError("write it as the job's list of checkpoints has it, for example checkpoints/a1/00000100")
+            raise ValueError("must be a folder from the job's list of checkpoints, for example checkpoints/a1/00000100")
         return folder
 
     @field_validator("export", mode="before")
     @classmethod
-    def _null_is_nothing_else(cls, export: Any) -> Any:
+    def _null_is_empty(cls, export: Any) -> Any:
         return {} if export is None else export
 
     @model_validator(mode="before")

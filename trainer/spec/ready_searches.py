@@ -1,4 +1,4 @@
-"""Searches that are ready to run over a pretraining spec, by name."""
+"""Ready-made searches over a pretraining spec, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import AlgorithmSpec, BudgetSpec, ObjectiveSpec, RepeatsSpec, SchedulerSpec
 
 Parameter = dict[str, Any]
-"""As it is written in a search's space."""
+"""A parameter as it is written in a search's space."""
 
 MOMENTA: Final = (0.9, 0.95, 0.98, 0.99, 0.996, 0.998, 0.999, 0.9995, 0.9999)
 """The teacher averages over about 1 / (1 - momentum) steps, here 10 to 10,000, each about twice the one before: in an
@@ -21,12 +21,12 @@ even range of momenta nearly all would be below 100."""
 
 
 class ReadySearch(NamedTuple):
-    """What a ready-made search is about."""
+    """A ready-made search."""
 
     about: str
-    """In a sentence."""
+    """What it searches, in a sentence."""
     space: Mapping[str, Callable[[PretrainSpec], Parameter]]
-    """What varies, by path, and how far over a spec."""
+    """By path, the function that makes the parameter for a base spec."""
     algorithm: Literal["tpe", "grid"]
     trials: int
 
@@ -68,7 +68,7 @@ READY: Final[dict[str, ReadySearch]] = {
         trials=32,
     ),
 }
-"""By name."""
+"""The ready-made searches by name."""
 
 
 def ready_search(name: str, base: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,6 +70,6 @@ class BackboneRegistry:
         That is the oldest with its tags, as people copy versions with their tags; one that names no attempt was not
         registered by any.
         """
-        found = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
-        versions = [(int(each.tags.get(TAG_ATTEMPT, 0)), int(each.version)) for each in found]
+        matches = self._client.search_model_versions(f"name = '{name}' AND tags.`{TAG_JOB}` = '{self._job_id}'")
+        versions = [(int(each.tags.get(TAG_ATTEMPT, 0)), int(each.version)) for each in matches]
         return min((number for attempt, number in versions if attempt >= self._since_attempt), default=None)

@@ -23,16 +23,16 @@ class TrialRuns:
         """``search_id`` is the search's job id."""
         self._client, self._search_run_id, self._search_id = MlflowClient(tracking_uri), search_run_id, search_id
 
-    def open(self, number: int, name: str, params: Mapping[str, str], known: str | None) -> tuple[str, str]:
-        """The id and the artifact folder of a trial's run. Asked again, it is the same.
+    def open(self, number: int, name: str, params: Mapping[str, str], recorded: str | None) -> tuple[str, str]:
+        """The id and the artifact folder of a trial's run, which is created by the first call.
 
-        ``known`` is the run that the study has for the trial: whatever other runs carry the trial's tags, that one is
-        used, and restored if somebody deleted it. Only if it was removed for good is another one made.
+        ``recorded`` is the run that the study has for the trial: whatever other runs carry the trial's tags, that one
+        is used, and restored if somebody deleted it. Only if it was permanently deleted, another one is created.
         """
-        return MLFLOW.call(f"open the run of trial {number}", lambda: self._open(number, name, params, known))
+        return MLFLOW.call(f"open the run of trial {number}", lambda: self._open(number, name, params, recorded))
 
-    def _open(self, number: int, name: str, params: Mapping[str, str], known: str | None) -> tuple[str, str]:
-        run = (self._run_or_none(known) if known else None) or self._find_or_create(number, name, known)
+    def _open(self, number: int, name: str, params: Mapping[str, str], recorded: str | None) -> tuple[str, str]:
+        run = (self._run_or_none(recorded) if recorded else None) or self._find_or_create(number, name, recorded)
         run_id = run.info.run_id
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_run(run_id)

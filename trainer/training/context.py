@@ -1,27 +1,16 @@
-"""What the training loop is given by the process that runs it."""
+"""What the training loop needs from the process that runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
 from trainer.data.cache import Cache
 from trainer.protocol.command import Action
 from trainer.storage import Store
-
-
-class Recorder(Protocol):
-    """Receives metrics and the run's tags, on rank 0 only.
-
-    Neither method blocks, and neither fails while the tracking server is unreachable.
-    """
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def tag(self, tags: Mapping[str, str]) -> None: ...
+from trainer.tracking.interface import Recorder
 
 
 @dataclass
@@ -35,7 +24,7 @@ class WorkerContext:
     """Training resumes from checkpoints of this attempt or later ones."""
     recorder: Recorder | None
     """None on every rank but the first."""
-    wanted: Callable[[], Action | None] = lambda: None
+    requested_action: Callable[[], Action | None] = lambda: None
     """The command that this rank has received."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Cache = field(default_factory=Cache)

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.errors import SpecRefused
 from trainer.logger import logger
-from trainer.spec.plan import Schedule, divisor, memory_per_worker, step_flops
-from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.plan import Schedule, memory_per_worker, step_flops
+from trainer.spec.pretrain import PretrainSpec, divisor
 from trainer.training.step import Objective
 
 CPU_RATE = 100e9

@@ -20,8 +20,9 @@ from trainer.protocol import names
 from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
+from trainer.tracking.interface import Recorder
 from trainer.training import checkpoint as checkpoints
-from trainer.training.context import Recorder, WorkerContext
+from trainer.training.context import WorkerContext
 from trainer.training.execution import compile_if_it_pays, distribute, settle_micro_batch, uses_bf16
 from trainer.training.meter import Meter, StepReport
 from trainer.training.optim import learning_rate, teacher_momentum
@@ -87,7 +88,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
     evaluate = Evaluate(evaluator, recorder, meter, schedule, spec.evaluation.every_epochs, start)
-    save = Save(saver, context.wanted, agree, meter, schedule, spec.checkpoint.every_epochs, state)
+    save = Save(saver, context.requested_action, agree, meter, schedule, spec.checkpoint.every_epochs, state)
     periodic: tuple[PeriodicWork, ...] = (log, evaluate, save)
 
     batches = loader.batches(start, schedule.steps)

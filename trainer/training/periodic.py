@@ -15,8 +15,8 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.logger import logger
 from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
+from trainer.tracking.interface import Recorder
 from trainer.training.checkpoint import Committed
-from trainer.training.context import Recorder
 from trainer.training.meter import Meter
 from trainer.training.saving import Saver
 from trainer.training.state import TrainState
@@ -91,14 +91,15 @@ class Save:
     def __init__(
         self,
         saver: Saver | None,
-        wanted: Callable[[], Action | None],
+        requested_action: Callable[[], Action | None],
         agree: Agreement,
         meter: Meter,
         schedule: Schedule,
         every_epochs: int,
         state: TrainState,
     ) -> None:
-        self._saver, self._wanted, self._agree, self._meter, self._schedule = saver, wanted, agree, meter, schedule
+        self._saver, self._requested_action, self._agree = saver, requested_action, agree
+        self._meter, self._schedule = meter, schedule
         self._every_epochs, self._start, self._saved_at = every_epochs, state.step, state.saved_at
         self.action: Action | None = None
         """The command that the ranks agreed to obey, unless training was complete anyway."""
@@ -108,7 +109,7 @@ class Save:
     def due(self, step: int) -> bool:
         """Agree with the other ranks on commands and on a checkpoint at this step."""
         ready = self._saver is not None and step > self._start and self._ready(self._saver, step)
-        action, ready = self._agree(self._wanted(), ready)
+        action, ready = self._agree(self._requested_action(), ready)
         complete = step == self._schedule.steps
         self.ended = complete or action is not None
         self.action = None if complete else action

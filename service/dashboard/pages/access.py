@@ -1,4 +1,4 @@
-"""Tokens, and who did what."""
+"""Pages of tokens and of the audit log."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 PAGE: Final = 50
 GRACES: Final = {0: "at once", 600: "after 10 minutes", 3600: "after an hour", 86_400: "after a day"}
-"""Seconds for which a replaced token may stay valid."""
+"""Choices of how long a replaced token stays valid, by seconds."""
 MEANINGS: Final = {
     Role.VIEWER: "read everything",
-    Role.SUBMITTER: "submit, and see and control one's own",
-    Role.OPERATOR: "see and control everybody's",
-    Role.ADMIN: "tokens and the audit log too",
+    Role.SUBMITTER: "submit jobs; see and control its owner's",
+    Role.OPERATOR: "see and control everybody's jobs",
+    Role.ADMIN: "manage tokens and read the audit log too",
 }
-"""What the form for a new token says of each role."""
+"""The descriptions of the roles in the form for a new token."""
 Time = datetime | Literal[""] | None
 
 
 @router.get("/tokens")
 def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -> Response:
-    """One's own tokens, and for admins everybody's."""
-    found = service.tokens(page.parts, page.caller, owner or None, PAGE, cursor)
+    """The caller's own tokens; for admins, all tokens."""
+    found = service.tokens(page.state, page.caller, owner or None, PAGE, cursor)
     return page.render(
         "access/tokens.html",
         found=found,
@@ -46,12 +46,12 @@ def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -
 
 
 def _may_replace(page: Page, token: TokenView) -> bool:
-    """Whether the caller may rotate a token, as the service decides."""
+    """Whether the caller may rotate a token, by the same rules as the service's."""
     return _may_revoke(page, token) and Role[token.role.upper()] in page.caller.role.can_grant
 
 
 def _may_revoke(page: Page, token: TokenView) -> bool:
-    """Whether the caller may end a token, as the service decides."""
+    """Whether the caller may revoke a token, by the same rules as the service's."""
     own = token.owner == page.caller.owner or page.administers
     return page.submits and own and token.state == "active" and Role[token.role.upper()] <= page.caller.role
 
@@ -66,11 +66,11 @@ def audit(
     before: Annotated[Time, Query()] = None,
     cursor: str | None = None,
 ) -> Response:
-    """What was asked to be changed, by whom, and whether it was done. Times without a zone are UTC."""
-    given = (actor or None, action or None, target or None)
-    filters = AuditFilters(*given, _utc(after), _utc(before))
-    found = service.audit(page.parts, page.caller, filters, PAGE, cursor)
-    filtered = any((*given, after, before))
+    """The audit log. Times without a zone are UTC."""
+    values = (actor or None, action or None, target or None)
+    filters = AuditFilters(*values, _utc(after), _utc(before))
+    found = service.audit(page.state, page.caller, filters, PAGE, cursor)
+    filtered = any((*values, after, before))
     actions = sorted(set(ACTIONS.values()))
     return page.render("access/audit.html", found=found, actions=actions, filtered=filtered)
 

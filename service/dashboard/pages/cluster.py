@@ -1,4 +1,4 @@
-"""The machines, what runs on them, and who waits."""
+"""The cluster page: nodes, running jobs and the queue."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ PAGE: Final = 50
 
 @router.get("/cluster")
 def show(page: PageDep) -> Response:
-    """Nodes with what is used of them, running jobs, and the queue; what waits is told without Ray too."""
-    found, trouble = page.attempt(lambda: service.show(page.parts, page.caller))
-    waiting = Filters(state=(State.QUEUED, State.RECOVERING), seen_by=page.caller)
+    """Nodes with their usage, running jobs, and the queue. Waiting jobs are listed even if Ray is unreachable."""
+    found, trouble = page.attempt(lambda: service.show(page.state, page.caller))
+    waiting = Filters(state=(State.QUEUED, State.RECOVERING), visible_to=page.caller)
     return page.render(
         "cluster/show.html",
         cluster=found,
         trouble=trouble,
-        on=_on(found) if found else {},
-        waiting=reading.listing(page.parts, waiting, PAGE, None).items if trouble else [],
+        jobs_by_node=_jobs_by_node(found) if found else {},
+        waiting=reading.listing(page.state, waiting, PAGE, None).items if trouble else [],
     )
 
 
-def _on(cluster: ClusterView) -> dict[str, list[tuple[RunningView, int]]]:
-    """By node, the jobs that run there with how many of their workers."""
-    found: dict[str, list[tuple[RunningView, int]]] = {}
+def _jobs_by_node(cluster: ClusterView) -> dict[str, list[tuple[RunningView, int]]]:
+    """The jobs that run on each node, with the number of their workers there."""
+    jobs: dict[str, list[tuple[RunningView, int]]] = {}
     for job in cluster.running:
         for node, workers in Counter(job.nodes).items():
-            found.setdefault(node, []).append((job, workers))
-    return found
+            jobs.setdefault(node, []).append((job, workers))
+    return jobs

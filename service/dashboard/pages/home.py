@@ -1,4 +1,4 @@
-"""The first page: what runs, what waits and why, what failed since one last looked, and the best results."""
+"""The home page: running and waiting jobs, recent failures and successes, and the newest backbones."""
 
 from __future__ import annotations
 
@@ -18,44 +18,47 @@ from service.jobs.schemas import JobView, State
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
-LOOKED: Final = "rcmae_looked"
-"""The cookie that says when failures were last called seen."""
-FIRST_LOOK: Final = timedelta(days=7)
+SEEN_COOKIE: Final = "rcmae_looked"
+"""The cookie with the time when failures were last marked as seen."""
+FIRST_VISIT: Final = timedelta(days=7)
+"""Age of the oldest failures that are shown if there is no such cookie."""
 SHOWN: Final = 20
-BEST: Final = 6
+BACKBONES: Final = 6
 
 
 def _jobs(page: Page, *states: State, limit: int = SHOWN, after: datetime | None = None) -> list[JobView]:
-    filters = Filters(state=states, seen_by=page.caller, created_after=after)
-    return reading.listing(page.parts, filters, limit, None).items
+    filters = Filters(state=states, visible_to=page.caller, created_after=after)
+    return reading.listing(page.state, filters, limit, None).items
 
 
-def _looked(page: Page) -> datetime:
-    """When failures were called seen; a week ago where that was never."""
+def _failures_seen_at(page: Page) -> datetime:
+    """When failures were last marked as seen; a week ago if never."""
     with contextlib.suppress(ValueError):
-        found = datetime.fromisoformat(page.request.cookies.get(LOOKED, ""))
-        if found.tzinfo:
-            return found
-    return now() - FIRST_LOOK
+        moment = datetime.fromisoformat(page.request.cookies.get(SEEN_COOKIE, ""))
+        if moment.tzinfo:
+            return moment
+    return now() - FIRST_VISIT
 
 
 @router.get("/")
 def home(page: PageDep) -> Response:
-    """How things are."""
-    shape, trouble = page.attempt(lambda: cluster.show(page.parts, page.caller))
-    looked = _looked(page)
-    failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > looked]
-    newest = f"-{backbones.BY_TIME}"
-    best, registry = page.attempt(lambda: backbones.listing(page.parts, backbones.Filters(), newest, BEST, None).items)
+    """An overview of everything."""
+    cluster_view, trouble = page.attempt(lambda: cluster.show(page.state, page.caller))
+    seen_at = _failures_seen_at(page)
+    failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > seen_at]
+    newest_first = f"-{backbones.BY_TIME}"
+    newest, registry_trouble = page.attempt(
+        lambda: backbones.listing(page.state, backbones.Filters(), newest_first, BACKBONES, None).items
+    )
     return page.render(
         "home.html",
         running=_jobs(page, *ACTIVE),
         waiting=_jobs(page, State.QUEUED, State.PAUSED),
         failed=failed,
-        looked=looked,
+        seen_at=seen_at,
         done=_jobs(page, State.SUCCEEDED, limit=8),
-        backbones=best,
-        registry=registry,
-        cluster=shape,
+        backbones=newest,
+        registry_trouble=registry_trouble,
+        cluster=cluster_view,
         trouble=trouble,
     )

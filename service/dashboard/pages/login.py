@@ -1,4 +1,4 @@
-"""Logging in with a token, and out."""
+"""Login with a token, and logout."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ HOME: Final = "/"
 LONGEST: Final = 2000
 
 
-def _own(there: str) -> str:
-    """A place on this site; anything else is the first page."""
-    parts = urlsplit(there)
-    here = there.startswith("/") and not there.startswith(("//", "/\\")) and not parts.scheme and not parts.netloc
-    return there if here and there.isprintable() else HOME
+def _local_path(target: str) -> str:
+    """A path on this site, or the home page if the target is anything else: prevents open redirects."""
+    url = urlsplit(target)
+    local = target.startswith("/") and not target.startswith(("//", "/\\")) and not url.scheme and not url.netloc
+    return target if local and target.isprintable() else HOME
 
 
 @router.get("/login")
 def login(request: Request, to: Annotated[str, Query(alias="next", max_length=LONGEST)] = HOME) -> Response:
-    """Where one logs in; whoever has a session goes on at once."""
+    """The login page. It redirects at once if there is a session."""
     sessions: Sessions = request.app.state.sessions
     if sessions.token_id(request):
-        return RedirectResponse(_own(to), 303)
-    return login_page(to=_own(to), error=None)
+        return RedirectResponse(_local_path(to), 303)
+    return login_page(to=_local_path(to), error=None)
 
 
 @router.post("/login")
 def log_in(
     request: Request,
-    parts: StateDep,
+    state: StateDep,
     token: Annotated[str, Form(max_length=LONGEST)] = "",
     to: Annotated[str, Form(alias="next", max_length=LONGEST)] = HOME,
 ) -> Response:
@@ -47,23 +47,23 @@ def log_in(
     sessions: Sessions = request.app.state.sessions
     try:
         if request.headers.get("Sec-Fetch-Site", "same-origin") not in OWN_SITE:
-            raise ApiProblem(401, "unauthorized", "this was sent by a page of another site: log in here")  # noqa: TRY301
+            raise ApiProblem(401, "unauthorized", "a page of another site sent this form: log in here")  # noqa: TRY301
         if not token.strip():
             raise ApiProblem(401, "unauthorized", "enter your token")  # noqa: TRY301
-        caller = caller_of(parts.database, f"Bearer {token.strip()}", request.state.trail)
+        caller = caller_of(state.database, f"Bearer {token.strip()}", request.state.trail)
     except ApiProblem as problem:
         if problem.status != 401:
             raise
         request.state.code = problem.code
-        return login_page(401, to=_own(to), error=problem.detail)
-    response = RedirectResponse(_own(to), 303)
+        return login_page(401, to=_local_path(to), error=problem.detail)
+    response = RedirectResponse(_local_path(to), 303)
     sessions.begin(request, response, caller.token_id or "")
     return response
 
 
 @router.post("/logout")
 def log_out(page: PageDep, csrf: Annotated[str, Form()] = "") -> Response:
-    """End the session in this browser. The token stays as it is."""
+    """End the session in this browser. The token stays valid."""
     response = RedirectResponse("/login", 303)
     if csrf == page.csrf:
         page.sessions.end(response)

@@ -1,4 +1,4 @@
-"""Searches: the list, one with its tabs, and one trial."""
+"""Pages of searches: the list, one search with its tabs, a comparison of trials, and one trial."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
-from service.dashboard.shown import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment, written
+from service.dashboard.formatting import number as rounded
+from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
 from service.jobs.repository import Filters
 from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
+from service.searches import analysis as trial_analysis
 from service.searches import reading
-from service.searches import trials as made
 from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
 from trainer.protocol import names
 from trainer.spec import metric_keys
 from trainer.spec.job import Kind
-from trainer.spec.search import CategoricalParameter
+from trainer.spec.space import CategoricalParameter
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
-environment.globals["colour"] = made.colour
+environment.globals["colour"] = trial_analysis.colour
 
 Chosen = Annotated[int, Field(ge=0, le=LAST_TRIAL)]
 TABS: Final = ("overview", "trials", "analysis", "logs", "config")
 PAGE: Final = 50
 COMPARED: Final = (2, 6)
-"""Trials that can be told apart side by side."""
+"""Least and most trials that can be compared."""
 PRUNED: Final = "#c26a08"
-"""The colour of what was pruned, in both appearances."""
+"""The colour of pruned trials, in both themes."""
 CURVES: Final[list[dict[str, Any]]] = [
     {"title": "Loss", "keys": [metric_keys.LOSS]},
     {"title": "Linear probe, top 1", "keys": [metric_keys.LINEAR_TOP1]},
@@ -46,7 +46,7 @@ CURVES: Final[list[dict[str, Any]]] = [
     {"title": "Teacher momentum", "keys": [metric_keys.TEACHER_MOMENTUM]},
     {"title": "Gradient norm", "keys": [metric_keys.GRAD_NORM], "log": True},
 ]
-"""Of each trial; the objectives' own come before them."""
+"""Charts of each trial; those of the objectives come before them."""
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------
@@ -61,10 +61,10 @@ def listing(
     name_contains: str | None = None,
     cursor: str | None = None,
 ) -> Response:
-    """All searches that one sees, the newest first."""
+    """All searches that the caller sees, newest first."""
     labels = (label,) if label else ()
-    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, seen_by=page.caller)
-    found = jobs.listing(page.parts, filters, PAGE, cursor)
+    filters = Filters(state or (), Kind.SEARCH, owner or None, labels, name_contains or None, visible_to=page.caller)
+    found = jobs.listing(page.state, filters, PAGE, cursor)
     filtered = bool(state or owner or label or name_contains)
     return page.render("searches/list.html", found=found, states=list(State), chosen=state or [], filtered=filtered)
 
@@ -73,9 +73,9 @@ def listing(
 
 
 def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
-    """A page of a search, with its head; ``search`` is None where its trials cannot be read, ``trouble`` says why."""
+    """A page of a search, with its header. ``search`` is None if its trials cannot be read; ``trouble`` says why."""
     if "search" not in context:
-        context["search"], context["trouble"] = page.attempt(lambda: reading.show(page.parts, page.caller, job.id))
+        context["search"], context["trouble"] = page.attempt(lambda: reading.show(page.state, page.caller, job.id))
     search: SearchView | None = context["search"]
     counts = (
         search.trials if search else job.progress.trials if isinstance(job.progress, SearchProgress) else TrialCounts()
@@ -86,30 +86,30 @@ def _search(page: Page, template: str, job: JobView, tab: str, *, charts: bool =
 
 
 def _job(page: Page, search_id: str) -> JobView:
-    """Raises the API's 404, and 409 for a job of another kind."""
-    job = jobs.show(page.parts, page.caller, search_id)
+    """A search's job. Raises the API's 404, and 409 for a job of another kind."""
+    job = jobs.show(page.state, page.caller, search_id)
     if job.kind != Kind.SEARCH:
-        raise ApiProblem(409, "not_for_this_kind", f"{job.id} is a {job.kind} job, and no search: see /jobs/{job.id}")
+        raise ApiProblem(409, "not_for_this_kind", f"{job.id} is a {job.kind} job, not a search: see /jobs/{job.id}")
     return job
 
 
 @router.get("/searches/{search_id}/overview")
 def overview(page: PageDep, search_id: str) -> Response:
-    """What is best, how far it is, and what shows how it got there."""
+    """The best trial, the progress, and plots of the search so far."""
     job = _job(page, search_id)
-    search, trouble = page.attempt(lambda: reading.show(page.parts, page.caller, search_id))
+    search, trouble = page.attempt(lambda: reading.show(page.state, page.caller, search_id))
     best = search.best[0] if search and search.best else None
     detail, picture = None, None
     if best:
-        detail = reading.detail(page.parts, page.caller, search_id, best.number)
+        detail = reading.detail(page.state, page.caller, search_id, best.number)
         picture, _ = page.attempt(lambda: _newest_picture(page, search_id, best.number))
     context = {"search": search, "trouble": trouble, "best": detail, "picture": picture}
-    context["best_written"] = written(detail.spec) if detail else ""
+    context["best_spec_yaml"] = to_yaml(detail.spec) if detail else ""
     return _search(page, "searches/overview.html", job, "overview", charts=True, **context)
 
 
 def _newest_picture(page: Page, search_id: str, number: int) -> ImageView | None:
-    found = reading.images(page.parts, page.caller, search_id, number).items
+    found = reading.images(page.state, page.caller, search_id, number).items
     return found[-1] if found else None
 
 
@@ -121,12 +121,12 @@ def trials(
     sort: Annotated[str, Query(pattern=SORTS)] = reading.NEWEST_FIRST,
     cursor: str | None = None,
 ) -> Response:
-    """All trials, a page at a time; the best one stays on top."""
+    """All trials, with pagination; the best one stays on top."""
     job = _job(page, search_id)
 
     def read() -> tuple[SearchView, Any]:
-        search = reading.show(page.parts, page.caller, search_id)
-        return search, reading.listing(page.parts, page.caller, search_id, state or (), sort, PAGE, cursor)
+        search = reading.show(page.state, page.caller, search_id)
+        return search, reading.listing(page.state, page.caller, search_id, state or (), sort, PAGE, cursor)
 
     found, trouble = page.attempt(read)
     search, listed = found or (None, None)
@@ -138,12 +138,12 @@ def trials(
 
 @router.get("/searches/{search_id}/analysis")
 def analysis(page: PageDep, search_id: str, first: str | None = None, second: str | None = None) -> Response:
-    """What the parameters do to the objective. ``first`` and ``second`` are the contour's axes."""
+    """How the parameters affect the objective. ``first`` and ``second`` are the axes of the contour plot."""
     job = _job(page, search_id)
     paths = list(job.spec["space"])
     for name, path in (("first", first), ("second", second)):
         if path is not None and path not in paths:
-            text = f"{name}: {path!r} is no parameter: there are {', '.join(paths)}"
+            text = f"{name}: {path!r} is not a parameter of this search: use one of {', '.join(paths)}"
             raise ApiProblem(422, "parameter_invalid", text)
     first = first or paths[0]
     second = second or next((path for path in paths if path != first), first)
@@ -152,25 +152,25 @@ def analysis(page: PageDep, search_id: str, first: str | None = None, second: st
 
 @router.get("/searches/{search_id}/logs")
 def logs(page: PageDep, search_id: str) -> Response:
-    """The driver's own log; each trial has one of its own."""
+    """The driver's log. Each trial has a log of its own on its page."""
     job = _job(page, search_id)
-    attempts = jobs.attempts(page.parts, page.caller, search_id).items
+    attempts = jobs.attempts(page.state, page.caller, search_id).items
     return _search(page, "searches/logs.html", job, "logs", attempts=attempts)
 
 
 @router.get("/searches/{search_id}/config")
 def config(page: PageDep, search_id: str) -> Response:
-    """What was submitted."""
+    """The submitted spec."""
     job = _job(page, search_id)
-    return _search(page, "searches/config.html", job, "config", written=written(job.spec))
+    return _search(page, "searches/config.html", job, "config", spec_yaml=to_yaml(job.spec))
 
 
 @router.get("/searches/{search_id}/delete")
 def delete(page: PageDep, search_id: str) -> Response:
-    """What would go with a search, before it goes."""
+    """What the deletion of a search removes, to confirm."""
     job = _job(page, search_id)
-    going = changing.deletion(page.parts, page.caller, search_id)
-    return _search(page, "searches/delete.html", job, "", going=going)
+    deletion = changing.deletion(page.state, page.caller, search_id)
+    return _search(page, "searches/delete.html", job, "", deletion=deletion)
 
 
 # --- several trials, and one ------------------------------------------------------------------------------------------
@@ -178,14 +178,14 @@ def delete(page: PageDep, search_id: str) -> Response:
 
 @router.get("/searches/{search_id}/compare")
 def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
-    """Two to six trials: what differs, and their curves and pictures side by side."""
+    """Two to six trials: their differences, and their curves and pictures side by side."""
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
     least, most = COMPARED
     chosen = least <= len(numbers) <= most
-    found, trouble = page.attempt(lambda: Search.load(page.parts, page.caller, search_id)) if chosen else (None, None)
+    found, trouble = page.attempt(lambda: Search.load(page.state, page.caller, search_id)) if chosen else (None, None)
     context: dict[str, Any] = {"numbers": numbers, "compared": None}
     if found:
-        views = found.views(page.parts, page.caller, [found.trial(number) for number in numbers])
+        views = found.views(page.state, page.caller, [found.trial(number) for number in numbers])
         paths = list(found.spec.space)
         differ = [path for path in paths if any(each.params.get(path) != views[0].params.get(path) for each in views)]
         context["compared"] = {
@@ -200,56 +200,56 @@ def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None,
 
 
 def _best_of(found: Search, numbers: Sequence[int]) -> int | None:
-    """The one with the best first objective; None where none has a value."""
-    costs = {number: made.costs(found.trial(number), found.spec) for number in numbers}
+    """The trial with the best first objective; None if none has a value."""
+    costs = {number: trial_analysis.costs(found.trial(number), found.spec) for number in numbers}
     known = {number: cost[0] for number, cost in costs.items() if cost}
     return min(known, key=lambda number: known[number]) if known else None
 
 
 def _pictures(page: Page, search_id: str, number: int) -> list[ImageView]:
-    return reading.images(page.parts, page.caller, search_id, number).items
+    return reading.images(page.state, page.caller, search_id, number).items
 
 
 def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """What charts.js is to draw of trials: each keeps its colour."""
-    sought = [each.metric for each in found.spec.objectives]
-    drawn = {key for chart in CURVES for key in chart["keys"]}
-    charts = [{"title": metric, "keys": [metric]} for metric in sought if metric not in drawn] + CURVES
+    """The curves of some trials, each in its own colour, for charts.js."""
+    objectives = [each.metric for each in found.spec.objectives]
+    charted = {key for chart in CURVES for key in chart["keys"]}
+    charts = [{"title": metric, "keys": [metric]} for metric in objectives if metric not in charted] + CURVES
     runs = [
         {
             "id": number,
             "label": f"trial {number}",
             "url": f"/v1/searches/{search_id}/trials/{number}/metrics",
-            "colour": made.colour(number),
+            "colour": trial_analysis.colour(number),
         }
         for number in numbers
     ]
-    return {"curves": runs, "figures": sorted(charts, key=lambda chart: chart["keys"][0] not in sought)}
+    return {"curves": runs, "figures": sorted(charts, key=lambda chart: chart["keys"][0] not in objectives)}
 
 
 @router.get("/searches/{search_id}/trials/{number}")
 def trial(page: PageDep, search_id: str, number: Number) -> Response:
-    """One trial: what it has been given, what it made of it, and where it stands among the others."""
+    """One trial: its parameters, its results, and how it compares with the others."""
     job = _job(page, search_id)
 
     def read() -> tuple[Search, TrialDetail, SearchView]:
-        found = Search.load(page.parts, page.caller, search_id)
+        found = Search.load(page.state, page.caller, search_id)
         found.trial(number)
-        detail = reading.detail(page.parts, page.caller, search_id, number)
-        return found, detail, reading.show(page.parts, page.caller, search_id)
+        detail = reading.detail(page.state, page.caller, search_id, number)
+        return found, detail, reading.show(page.state, page.caller, search_id)
 
-    read_, trouble = page.attempt(read)
+    result, trouble = page.attempt(read)
     context: dict[str, Any] = {"number": number, "search": None, "trouble": trouble, "detail": None}
-    if read_:
-        found, detail, search = read_
+    if result:
+        found, detail, search = result
         pictures, no_pictures = page.attempt(lambda: _pictures(page, search_id, number))
         context |= {
             "search": search,
             "detail": detail,
-            "written": written(detail.spec) if detail.spec else "",
+            "spec_yaml": to_yaml(detail.spec) if detail.spec else "",
             "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
-            "figure": _among_others(found, detail),
-            "repeats": [each.number for each in found.trials if made.repeat_of(each) == number],
+            "figure": _comparison_figure(found, detail),
+            "repeats": [each.number for each in found.trials if trial_analysis.repeat_of(each) == number],
             "retries": [each.number for each in found.trials if each.user_attrs.get(names.TRIAL_RETRY_OF) == number],
             "pictures": pictures,
             "no_pictures": no_pictures,
@@ -259,13 +259,13 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
 
 
 def _workers(detail: TrialDetail) -> int:
-    """Those whose lines are in its log; 0 where that is not settled."""
-    found = detail.spec.get("resources", {}).get("workers")
-    return found if isinstance(found, int) else 0
+    """The number of workers whose lines are in the trial's log; 0 if it is not known yet."""
+    workers = detail.spec.get("resources", {}).get("workers")
+    return workers if isinstance(workers, int) else 0
 
 
 def _difference(found: Search, path: str, each: Difference) -> str:
-    """How far a value is from the best trial's: by how much, or by what factor on a logarithmic scale."""
+    """How a value differs from the best trial's: the difference, or the factor on a logarithmic scale."""
     own, best = each.value, each.best
     parameter = found.spec.space[path]
     if (
@@ -279,7 +279,7 @@ def _difference(found: Search, path: str, each: Difference) -> str:
     return f"{'+' if own > best else '−'}{rounded(abs(own - best))}"
 
 
-def _among_others(found: Search, detail: TrialDetail) -> dict[str, Any]:
+def _comparison_figure(found: Search, detail: TrialDetail) -> dict[str, Any]:
     """A figure for plotly.js: the first objective at each evaluation against the median of the other trials."""
     others: dict[int, list[float]] = {}
     for each in found.trials:
@@ -308,7 +308,7 @@ def _among_others(found: Search, detail: TrialDetail) -> dict[str, Any]:
             "x": [epoch for epoch, _ in own],
             "y": [value for _, value in own],
             "mode": "lines+markers",
-            "line": {"color": made.colour(detail.number)},
+            "line": {"color": trial_analysis.colour(detail.number)},
         },
     ]
     layout: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Starting work: a job or a search as a form and as YAML, which are two views of one spec.
+"""Pages that start a job or a search, with two views of the spec: a form and YAML.
 
-The routes below `/forms` only turn one view into the other. Plans and submissions go to the REST API.
+The routes below `/forms` only convert one view into the other. Plans and submissions go to the REST API.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service import examples
-from service.dashboard.site import Page, PageDep, PageRoute, environment, written
+from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
 from service.dashboard.specform import groups, lines_of, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
@@ -27,25 +27,27 @@ from trainer.spec.search import METRICS
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 forms = APIRouter(include_in_schema=False)
-"""Their errors are the API's: scripts ask."""
+"""Routes for scripts: their errors are the API's, not pages."""
 
 
-def choices(found: Sequence[Any]) -> str:
-    """Choices as one types them: with commas between, or as JSON where they are no plain values."""
-    plain = all(isinstance(each, int | float) or (isinstance(each, str) and each and "," not in each) for each in found)
-    numbers = [json.dumps(each) if isinstance(each, int | float) else each for each in found]
-    return ", ".join(numbers) if plain else json.dumps(list(found))
+def choices(values: Sequence[Any]) -> str:
+    """Choices as they are typed into the form: separated by commas, or as JSON unless all are plain values."""
+    plain = all(
+        isinstance(each, int | float) or (isinstance(each, str) and each and "," not in each) for each in values
+    )
+    texts = [json.dumps(each) if isinstance(each, int | float) else each for each in values]
+    return ", ".join(texts) if plain else json.dumps(list(values))
 
 
 environment.filters["choices"] = choices
 Kind = Literal["pretrain", "search"]
 TITLES: Final[dict[str, str]] = {"pretrain": "Pretrain a backbone", "search": "Search for hyperparameters"}
 LONGEST: Final = 500_000
-"""Characters of a spec."""
+"""Longest spec, in characters."""
 
 
 def _first_job() -> dict[str, Any]:
-    """What runs in a minute on two cores, with images that come along."""
+    """A job that takes a minute on two cores, with built-in images."""
     return {**copy.deepcopy(examples.DIGITS), "name": "digits", "register_as": "digits", "labels": {}}
 
 
@@ -66,22 +68,21 @@ def _first_search() -> dict[str, Any]:
 
 
 def _of(page: Page, job_id: str, kind: Kind) -> dict[str, Any]:
-    """What somebody meant by a job of theirs; raises the API's errors."""
-    with page.parts.database.read() as session:
-        job = repository.seen(session, job_id, page.caller)
+    """The spec of a job without its defaults. Raises the API's 404, and 409 for a job of another kind."""
+    with page.state.database.read() as session:
+        job = repository.visible_job(session, job_id, page.caller)
     if job.kind != kind:
         raise ApiProblem(409, "not_for_this_kind", f"{job_id} is a {job.kind} job: choose one of kind {kind}")
     return pruned(kind, job.spec)
 
 
 def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], source: str) -> Response:
-    """The page with a spec to begin with."""
-    shown = _form(kind, document) if page.submits else ""
+    """The page, filled with a spec."""
     context: dict[str, Any] = {
         "kind": kind,
         "title": TITLES[kind],
-        "form": shown,
-        "text": written(document),
+        "form": _form(kind, document) if page.submits else "",
+        "text": to_yaml(document),
         "source": source,
     }
     return page.render(template, ready=READY, presets=list(PRESETS), **context)
@@ -107,16 +108,18 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
 
 @router.get("/jobs/new")
 def new_job(page: PageDep, like: str | None = None, preset: str | None = None) -> Response:
-    """A job, from what runs anywhere, from another one, or from a preset."""
+    """The form for a job, filled from an example that runs anywhere, from another job, or from a preset."""
     if preset is not None and preset not in PRESETS:
-        raise ApiProblem(422, "parameter_invalid", f"preset: {preset!r} is none: there are {', '.join(PRESETS)}")
+        raise ApiProblem(
+            422, "parameter_invalid", f"preset: {preset!r} does not exist: use one of {', '.join(PRESETS)}"
+        )
     if like:
-        document, source = _of(page, like, "pretrain"), f"As job {like}, which stays as it is."
+        document, source = _of(page, like, "pretrain"), f"A copy of job {like}, which is not changed."
     elif preset:
         document = {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": {"preset": preset}}
-        source = f"The paper's recipe for {preset}: name your own images."
+        source = f"The paper's recipe for {preset}: enter the URI of your own images."
     else:
-        document, source = _first_job(), "An example that runs in a minute on two cores: change what you like."
+        document, source = _first_job(), "An example that takes a minute on two cores: change anything you like."
     return _fill(page, "pretrain", "starting/new.html", document, source)
 
 
@@ -129,19 +132,21 @@ def new_search(
     trial: Annotated[int | None, Query(ge=0)] = None,
     ready: str | None = None,
 ) -> Response:
-    """A search, from what runs anywhere, from another one, or over the spec of a job or of a trial."""
-    document, source = _first_search(), "An example that runs in minutes on two cores: change what you like."
+    """The form for a search, filled from an example, from another search, or from the spec of a job or trial."""
+    document, source = _first_search(), "An example that takes minutes on two cores: change anything you like."
     if like:
-        document, source = _of(page, like, "search"), f"As search {like}, which stays as it is."
+        document, source = _of(page, like, "search"), f"A copy of search {like}, which is not changed."
     if job:
-        document, source = document | {"base": _of(page, job, "pretrain")}, f"Over the spec of job {job}."
+        document, source = document | {"base": _of(page, job, "pretrain")}, f"A search based on the spec of job {job}."
     if search and trial is not None:
-        spec = searches.detail(page.parts, page.caller, search, trial).spec
+        spec = searches.detail(page.state, page.caller, search, trial).spec
         if not spec:
-            raise ApiProblem(409, "trial_not_settled", f"the values of trial {trial} are no spec: choose another one")
+            raise ApiProblem(
+                409, "trial_not_settled", f"the values of trial {trial} do not form a valid spec: choose another trial"
+            )
         over = _of(page, search, "search")
         document = over | {"base": pruned("pretrain", spec)}
-        source = f"Around trial {trial} of search {search}."
+        source = f"A search based on trial {trial} of search {search}."
     if ready:
         document = ready_search(ready, document["base"])
         source = READY[ready].about
@@ -152,14 +157,14 @@ def new_search(
 
 
 class DocumentBody(BaseModel):
-    """A spec as a form has it."""
+    """A spec as the form's document."""
 
     model_config = ConfigDict(extra="forbid")
     document: dict[str, Any]
 
 
 class TextBody(BaseModel):
-    """A spec as somebody writes it."""
+    """A spec as YAML."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Kind
@@ -167,38 +172,37 @@ class TextBody(BaseModel):
 
 
 def _read(text: str) -> dict[str, Any]:
-    """Raises the API's 422, with the line where it is no YAML."""
+    """The document in a YAML text. Raises the API's 422, with the line of a syntax error."""
     try:
         return read_document(text)
     except SpecError as error:
         raise spec_problem(error.problems) from error
 
 
-def _checked(page: Page) -> None:
-    """Only pages of ours ask."""
+def _check_csrf(page: Page) -> None:
+    """Raises the API's 401 unless a page of this service sent the request."""
     page.sessions.check_csrf(page.request, page.caller.token_id or "")
 
 
 @forms.post("/forms/yaml")
 def as_yaml(page: PageDep, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
     """A form's document as YAML."""
-    _checked(page)
-    return JSONResponse({"text": written(body.document)})
+    _check_csrf(page)
+    return JSONResponse({"text": to_yaml(body.document)})
 
 
 @forms.post("/forms/document")
 def as_document(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
-    """YAML as a document, with the line of each field."""
-    _checked(page)
+    """A YAML text as a document, with the line number of each field."""
+    _check_csrf(page)
     return JSONResponse({"document": _read(body.text), "lines": lines_of(body.text)})
 
 
 @forms.post("/forms/form")
 def as_form(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
-    """YAML as a filled form. What the form has no field for is told: it would be lost."""
-    _checked(page)
+    """A YAML text as a filled form."""
+    _check_csrf(page)
     document = _read(body.text)
     if document.get("kind", body.kind) != body.kind:
-        found = Problem("kind", "/kind", document["kind"], f"must be {body.kind} here")
-        raise spec_problem([found])
+        raise spec_problem([Problem("kind", "/kind", document["kind"], f"must be {body.kind} on this page")])
     return JSONResponse({"html": _form(body.kind, document)})

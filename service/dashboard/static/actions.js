@@ -14,7 +14,7 @@ export async function ask(method, url, body, headers = {}) {
       body: body === undefined ? undefined : JSON.stringify(body),
     });
   } catch {
-    throw problem({ title: "No connection", detail: "The service cannot be reached. Nothing was changed as far as is known: look, then try again.", status: 0 });
+    throw problem({ title: "No connection", detail: "The service is unreachable. Your change may not have been made: check before you try again.", status: 0 });
   }
   if (answer.status === 401) document.getElementById("ended").showModal();
   if (!answer.ok) throw problem(await answer.json().catch(() => ({ title: answer.statusText, detail: `the service answered ${answer.status}`, status: answer.status })));

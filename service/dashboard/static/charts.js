@@ -67,7 +67,7 @@ function tabulate(place, data, layout) {
     for (let index = 0; index < Math.min(xs.length, ys.length) && rows.length < ROWS; index++) rows.push([trace.name ?? "", xs[index], Array.isArray(ys[index]) ? ys[index].map(number).join(", ") : ys[index]]);
   }
   const table = document.createElement("table");
-  table.append(Object.assign(document.createElement("caption"), { textContent: rows.length < ROWS ? "What the figure shows" : `The first ${ROWS} points` }));
+  table.append(Object.assign(document.createElement("caption"), { textContent: rows.length < ROWS ? "Values of the chart" : `The first ${ROWS} points` }));
   const line = (cells, kind) => { const row = document.createElement("tr"); for (const each of cells) { const cell = document.createElement(kind); if (kind === "th") cell.scope = "col"; cell.textContent = typeof each === "number" ? number(each) : each; if (typeof each === "number") cell.className = "num"; row.append(cell); } return row; };
   const top = table.createTHead();
   top.append(line(head, "th"));

@@ -257,7 +257,7 @@ class SpecForm {
       this.root.querySelector("[data-draft]").hidden = false;
     } catch (error) {
       if (!error.problem) throw error;
-      toast(`Your draft could not be brought back: ${error.problem.detail}`, { bad: true });
+      toast(`Your draft could not be restored: ${error.problem.detail}`, { bad: true });
     }
   }
 

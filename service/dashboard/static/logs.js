@@ -146,7 +146,7 @@ class Log {
     // Of a large log the service looks through the last part alone.
     const near = filtered && this.follows && count < TAIL ? " near the end; from the beginning all of it is searched" : "";
     if (count) this.note.textContent = `${count} line${count === 1 ? "" : "s"}${count >= MOST ? ", the newest" : near}`;
-    else this.note.textContent = filtered ? `No line is like that${near}.` : this.root.dataset.ended !== undefined ? "Nothing was logged." : "Nothing is logged yet.";
+    else this.note.textContent = filtered ? `No line matches the filters${near}.` : this.root.dataset.ended !== undefined ? "The log is empty." : "The log is empty so far.";
   }
 }
 

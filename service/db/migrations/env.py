@@ -1,4 +1,4 @@
-"""Alembic's entry: migrations run on the connection that `service.db.database` hands over."""
+"""Alembic's entry point: runs migrations on the connection that `service.db.database` provides."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from service.db.tables import Base, UtcTime
 
 
 def plain_types(kind: str, item: object, _context: object) -> str | Literal[False]:
-    """Migrations name SQLAlchemy's own types, so that they do not change with our classes."""
+    """Renders our types as SQLAlchemy's own, so that migrations do not depend on our classes."""
     return "sa.DateTime()" if kind == "type" and isinstance(item, UtcTime) else False
 
 

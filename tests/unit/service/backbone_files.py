@@ -7,7 +7,7 @@ from pathlib import Path
 
 from service_fakes import FakeMlflow, add_job, spec_with
 
-from service.adapters.mlflow_store import Version
+from service.adapters.mlflow_registry import Version
 from service.db.database import Database
 from trainer.protocol import names
 

@@ -221,13 +221,13 @@ def searches(
 
 @pytest.fixture
 def swept(world, monkeypatch) -> Callable[[], list[dict[str, Any]]]:
-    """Makes a round that sweeps; gives what it logged of that."""
+    """Makes a round and each sweep; gives what was logged of the sweeps."""
     monkeypatch.setattr(sweeps, "log", structlog.get_logger())  # a cached logger cannot be captured
 
     def sweep() -> list[dict[str, Any]]:
-        world.reconciler._sweeper._next = 0.0
         with capture_logs() as lines:
             world.rounds()
+            world.sweep()
         return [line for line in lines if line["event"].startswith("swept")]
 
     return sweep

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from service.adapters.mlflow_store import EXPERIMENT
+from service.adapters.mlflow_runs import EXPERIMENT
 
 
 @contextmanager

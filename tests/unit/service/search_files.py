@@ -15,7 +15,8 @@ from service.adapters.studies import Studies
 from service.db.database import Database
 from service.db.tables import Job
 from trainer.protocol import names
-from trainer.spec.search import CategoricalParameter, FloatParameter, Parameter, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter
 
 MOMENTUM, RATE, BETAS = "method.teacher.momentum", "optimization.base_lr", "optimization.betas"
 SEARCH: dict[str, Any] = {

@@ -11,15 +11,9 @@ from typing import Any
 import httpx
 from fastapi.testclient import TestClient
 
-from service.adapters.mlflow_store import (
-    MetricPoint,
-    MlflowRefused,
-    MlflowUnreachable,
-    OpenRun,
-    RunView,
-    TrialRun,
-    Version,
-)
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
+from service.adapters.mlflow_registry import Version
+from service.adapters.mlflow_runs import MetricPoint, OpenRun, RunView, TrialRun
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
 from service.db.database import Database
 from service.db.tables import Attempt, Event, Job
@@ -27,9 +21,9 @@ from service.jobs import repository
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.request import AttemptRequest
+from trainer.spec.cluster import ClusterShape, NodeShape
 from trainer.spec.dataset import DIGITS
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.plan import ClusterShape, NodeShape
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 

@@ -48,11 +48,18 @@ class World:
         return add_job(self.database, **fields)
 
     def rounds(self, count: int = 1) -> None:
-        """Rounds far enough apart that whatever was away is asked again in each."""
+        """Rounds, each with the removals after it, far enough apart that whatever was away is asked again in each."""
         for _ in range(count):
-            for need in vars(self.context.needs).values():
+            for need in vars(self.context.dependencies).values():
                 need._next = 0.0
             self.reconciler.round()
+            self.reconciler.removals.run()
+
+    def sweep(self) -> None:
+        """Make each sweep once, whatever was away before."""
+        for need in vars(self.context.dependencies).values():
+            need._next = 0.0
+        self.reconciler.sweeps.run()
 
     def state(self, job_id: str) -> str:
         return job_of(self.database, job_id).state
@@ -68,7 +75,7 @@ class World:
         with self.database.session() as session:
             attempt = session.get(Attempt, (job_id, number))
             attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
-        self.context.needs.mlflow._since = time.monotonic() - mlflow_up
+        self.context.dependencies.mlflow._since = time.monotonic() - mlflow_up
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

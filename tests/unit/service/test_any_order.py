@@ -312,7 +312,7 @@ class AnyOrder(RuleBasedStateMachine):
                 attempt.commanded_at = attempt.commanded_at and attempt.commanded_at - LATER
                 attempt.stop_asked_at = attempt.stop_asked_at and attempt.stop_asked_at - LATER
                 attempt.started_at -= LATER
-        self.world.context.needs.mlflow._since = time.monotonic() - 1e6
+        self.world.context.dependencies.mlflow._since = time.monotonic() - 1e6
 
     @rule()
     def ray_notes_ends(self) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, post, problem, spec_with
 
-from service.adapters.mlflow_store import MetricPoint
+from service.adapters.mlflow_runs import MetricPoint
 from service.jobs import reading
 from trainer.spec.dataset import DIGITS_IMAGES
 from trainer.spec.plan import HELD_OUT_SHARE

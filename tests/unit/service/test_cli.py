@@ -140,7 +140,7 @@ def test_other_resources_that_do_not_fit_are_told_like_a_spec_s(server, capsys):
 @pytest.mark.parametrize("override", ["optimization.epochs=5", "resources=4"])
 def test_only_resources_are_changed_on_the_way(server, capsys, override):
     assert run("jobs", "resume", "job-1", "--set", override) == 2
-    assert "cannot be changed here" in capsys.readouterr().err
+    assert "cannot be changed: only" in capsys.readouterr().err
     assert server.asked == []
 
 
@@ -196,7 +196,7 @@ def test_delete_without_anybody_to_ask_deletes_nothing(server, monkeypatch):
 def test_backbones_go_only_when_they_are_named(server, capsys):
     server.on("DELETE", "/v1/jobs/job-1", Answer(200, deletion(("digits", 2))))
     assert run("jobs", "delete", "job-1", "--yes") == 1
-    assert "digits:2 would go with it: nothing is deleted without --with-backbones" in capsys.readouterr().err
+    assert "digits:2 would be deleted too: nothing is deleted without --with-backbones" in capsys.readouterr().err
     assert _asked_to_delete(server) == []
     assert run("jobs", "delete", "job-1", "--preview", "--json") == 0
     assert json.loads(capsys.readouterr().out)["backbones"] == [{"name": "digits", "version": 2}]
@@ -219,9 +219,9 @@ def test_show_has_notes_and_attempts(server, capsys):
     assert run("jobs", "show", "job-1") == 0
     told = capsys.readouterr().out
     assert "try [2] of /it" in told
-    first, second = [line.split() for line in told.splitlines()[-2:]]
-    assert first == ["1", "lost", "node_lost", "2", "1:35", "-", "a1/40"]
-    assert second[:4] + second[6:] == ["2", "running", "-", "4", "ago", "a1/40"]
+    first, second = told.splitlines()[-2:]
+    assert first.split() == ["1", "lost", "node_lost", "2", "1", "m", "35", "s", "-", "a1/40"]
+    assert second.split()[:4] + second.split()[-2:] == ["2", "running", "-", "4", "ago", "a1/40"]
 
 
 def test_logs_are_read_to_their_end_with_every_filter(server, capsys):
@@ -258,7 +258,7 @@ def test_a_log_is_downloaded_whole(server, tmp_path, capsys):
     assert run(*arguments) == 2
     assert "--attempt 1 --source rank-0" in capsys.readouterr().err
     assert run(*arguments, "--attempt", "2", "--source", "rank-0", "--level", "error") == 2
-    assert "brings one log whole" in capsys.readouterr().err
+    assert "downloads one whole log" in capsys.readouterr().err
 
 
 def _point(step: int, value: float) -> dict[str, object]:
@@ -283,7 +283,7 @@ def test_metrics_are_a_line_a_curve_or_their_points(server, capsys):
     both = {"job": ["job-1", "job-2"], "key": ["train/loss"]}
     assert [asked.query for asked in server.asked] == [both | {"points": ["24"]}, both | {"points": ["5"]}, {}]
     assert run("jobs", "metrics", "job-1", "job-2") == 2
-    assert "compare several jobs" in capsys.readouterr().err
+    assert "name the metrics to compare" in capsys.readouterr().err
 
 
 def test_checkpoints_say_which_is_best(server, capsys):
@@ -408,7 +408,7 @@ def test_an_error_is_a_sentence_and_status_1(server, capsys):
 def test_a_backbone_reference_is_checked(server, tmp_path, capsys):
     for wrong in ("digits:last", "digits:", "digits@", "@champion", ":3", "digits:-1"):
         assert run("backbones", "pull", wrong, "--out", str(tmp_path / "o")) == 2
-        assert "is no backbone" in capsys.readouterr().err
+        assert "is not a backbone" in capsys.readouterr().err
     assert run("backbones", "pull", "digits", "--format", "pickle", "--out", str(tmp_path / "o")) == 2
     assert "torch_export" in capsys.readouterr().err
     for command in ("delete", "alias"):

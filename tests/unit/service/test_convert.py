@@ -9,7 +9,7 @@ from backbones import model_of, shaken, statistics
 from safetensors.torch import load_file, save_file
 
 from service.client import convert as module
-from service.client.convert import READERS, ConvertError, convert
+from service.client.convert import LIBRARIES, ConvertError, convert
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.timm import export_timm
 from trainer.protocol.tensor_names import encoder_names
@@ -88,7 +88,7 @@ def test_mmpretrain_gets_its_names(tmp_path, form, shape):
     assert config["data_preprocessor"]["mean"] == pytest.approx([255 * v for v in statistics(model.in_chans)[0]])
 
 
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("reader", LIBRARIES)
 def test_all_formats_give_the_same_bytes(tmp_path, encoder, reader):
     for form in FORMATS:
         convert(tmp_path / form, tmp_path / f"out-{form}", reader)
@@ -131,7 +131,7 @@ def test_images_that_are_not_square_are_refused_for_detectron2_with_the_reason(t
 
 def test_a_folder_that_is_there_is_never_written_over(tmp_path, encoder):
     (tmp_path / "out").mkdir()
-    assert "there already" in refusal(tmp_path / "hf", tmp_path / "out")
+    assert "exists: name a new folder" in refusal(tmp_path / "hf", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     assert encoder
 
@@ -141,7 +141,7 @@ def test_what_is_no_backbone_is_refused(tmp_path, encoder):
     (tmp_path / "hf/config.json").write_text('{"model_type": "bert"}')
     assert "no ViT in the format" in refusal(tmp_path / "hf", tmp_path / "out")
     (tmp_path / "hf/config.json").write_text('{"model_type": "vit"}')
-    assert "not what a pulled backbone has" in refusal(tmp_path / "hf", tmp_path / "out")
+    assert "not that of a pulled backbone" in refusal(tmp_path / "hf", tmp_path / "out")
     (tmp_path / "hf/config.json").write_text("{")
     assert "is not JSON" in refusal(tmp_path / "hf", tmp_path / "out")
     assert encoder
@@ -153,9 +153,9 @@ def test_a_tensor_too_many_or_too_few_is_told(tmp_path, encoder, form):
     tensors = load_file(file)
     gone = next(name for name in tensors if name.endswith(("1.norm2.bias", "1.layernorm_after.bias")))
     save_file({name: value for name, value in tensors.items() if name != gone}, file)
-    assert f"lacks {gone}" in refusal(tmp_path / form, tmp_path / "out")
+    assert f"lacks the tensor {gone}" in refusal(tmp_path / form, tmp_path / "out")
     save_file(tensors | {"head.weight": torch.zeros(2)}, file)
-    assert "does not tell of: head.weight" in refusal(tmp_path / form, tmp_path / "out")
+    assert "lacks: head.weight" in refusal(tmp_path / form, tmp_path / "out")
     assert encoder
 
 

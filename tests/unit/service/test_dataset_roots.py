@@ -118,7 +118,7 @@ def test_the_setting_is_a_list(monkeypatch):
     "root", ["data", "gs://x", "s3://", "s3:///x", "file://data", "/data/../etc", "/data/*", "/a%2f"]
 )
 def test_a_root_that_is_none_is_told_at_the_start(monkeypatch, root):
-    with pytest.raises(ValidationError, match=r"is no place: write /folder"):
+    with pytest.raises(ValidationError, match=r"is not a location: write /folder"):
         roots_of(f"/data,{root}", monkeypatch)
 
 
@@ -229,10 +229,10 @@ def test_other_ways_out_end_the_job_too(data, tmp_path):
 
 def test_a_dataset_outside_the_roots_ends_the_job_though_nobody_asked_before(data, tmp_path):
     """As one that was submitted before there were roots."""
-    with pytest.raises(DataError, match="must lie below"):
+    with pytest.raises(DataError, match="must be below"):
         listed(tmp_path / "private", data)
     shutil.copytree(tmp_path / "private", tmp_path / "data2")
-    with pytest.raises(DataError, match="must lie below"):
+    with pytest.raises(DataError, match="must be below"):
         listed(tmp_path / "data2", data)
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
-from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Patience, Seen, decide, settle
+from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Observation, Patience, decide, settle
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.schemas import State
 from trainer.protocol.names import heartbeat
 from trainer.protocol.outcome import Outcome, Reason
 
-GOES_ON = "from the last checkpoint"
+CONTINUATION = "from the last checkpoint"
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))
@@ -41,12 +41,12 @@ def beat(seconds_ago: float = 1.0, number: int = 2) -> RunView:
     return RunView({}, {heartbeat(number): NOW.timestamp() - seconds_ago})
 
 
-def seen(ray: RayState = RayState.RUNNING, **fields: Any) -> Seen:
+def observation(ray: RayState = RayState.RUNNING, **fields: Any) -> Observation:
     """What was seen; the attempt's last heartbeat came when the run says."""
     run = fields.setdefault("run", SILENT_RUN)
     last = run.heartbeat(2) if run else None
     silent = timedelta(seconds=NOW.timestamp() - last) if last else timedelta(0)
-    return Seen(**({"now": NOW, "ray": ray, "beat": last, "silent": silent} | fields))
+    return Observation(**({"now": NOW, "ray": ray, "beat": last, "silent": silent} | fields))
 
 
 def ago(seconds: float) -> datetime:
@@ -63,22 +63,22 @@ def ago(seconds: float) -> datetime:
 def test_nothing_follows_from_a_cluster_out_of_reach(state, accepted, run, asked):
     tried = attempt(accepted=accepted, stop_asked_at=asked, command="cancel", commanded_at=asked)
     outcome = Outcome(state="failed", reason=Reason.DATA_ERROR)
-    assert decide(job(state), tried, seen(RayState.UNKNOWN, run=run, outcome=outcome), PATIENCE) == "wait"
+    assert decide(job(state), tried, observation(RayState.UNKNOWN, run=run, outcome=outcome), PATIENCE) == "wait"
 
 
 @pytest.mark.parametrize("state", ["starting", "running"])
 def test_a_submission_that_ray_does_not_know_is_sent_again(state):
-    assert decide(job(state), attempt(accepted=False), seen(RayState.ABSENT), PATIENCE) == "submit"
+    assert decide(job(state), attempt(accepted=False), observation(RayState.ABSENT), PATIENCE) == "submit"
 
 
 @pytest.mark.parametrize("state", ["starting", "running"])
 def test_a_submission_that_ray_does_not_know_waits_for_mlflow_which_alone_can_tell_whether_it_ran(state):
-    assert decide(job(state), attempt(accepted=False), seen(RayState.ABSENT, run=None), PATIENCE) == "wait"
+    assert decide(job(state), attempt(accepted=False), observation(RayState.ABSENT, run=None), PATIENCE) == "wait"
 
 
 @pytest.mark.parametrize(("state", "end"), [("cancelling", "cancelled"), ("pausing", "paused")])
 def test_a_submission_that_never_arrived_ends_with_its_job(state, end):
-    decision = decide(job(state), attempt(accepted=False), seen(RayState.ABSENT, run=None), PATIENCE)
+    decision = decide(job(state), attempt(accepted=False), observation(RayState.ABSENT, run=None), PATIENCE)
     assert isinstance(decision, Ended)
     assert decision.state == end
 
@@ -86,7 +86,7 @@ def test_a_submission_that_never_arrived_ends_with_its_job(state, end):
 @pytest.mark.parametrize("state", LIVE)
 @pytest.mark.parametrize("ray", PRESENT)
 def test_a_submission_that_ray_knows_is_accepted_first(state, ray):
-    assert decide(job(state), attempt(accepted=False), seen(ray), PATIENCE) == "accept"
+    assert decide(job(state), attempt(accepted=False), observation(ray), PATIENCE) == "accept"
 
 
 # --- the end ----------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_a_submission_that_ray_knows_is_accepted_first(state, ray):
 @pytest.mark.parametrize("ray", GONE)
 def test_the_end_waits_for_mlflow(state, ray):
     outcome = Outcome(state="succeeded")
-    assert decide(job(state), attempt(), seen(ray, run=None, outcome=outcome), PATIENCE) == "wait"
+    assert decide(job(state), attempt(), observation(ray, run=None, outcome=outcome), PATIENCE) == "wait"
 
 
 @pytest.mark.parametrize("ray", GONE)
@@ -111,13 +111,13 @@ def test_the_end_waits_for_mlflow(state, ray):
     ],
 )
 def test_the_attempts_own_last_word_counts(ray, asked, outcome):
-    decision = decide(job(), attempt(stop_asked_at=asked), seen(ray, outcome=outcome), PATIENCE)
+    decision = decide(job(), attempt(stop_asked_at=asked), observation(ray, outcome=outcome), PATIENCE)
     assert decision == Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
 
 
 @pytest.mark.parametrize("asked", [None, ago(5)])
 def test_an_attempt_that_ray_forgot_was_lost_with_the_cluster(asked):
-    decision = decide(job(), attempt(stop_asked_at=asked), seen(RayState.ABSENT, run=beat(15)), PATIENCE)
+    decision = decide(job(), attempt(stop_asked_at=asked), observation(RayState.ABSENT, run=beat(15)), PATIENCE)
     assert isinstance(decision, Ended)
     assert (decision.state, decision.reason) == ("lost", Reason.CLUSTER_LOST)
 
@@ -126,30 +126,30 @@ def test_an_attempt_that_ray_forgot_was_lost_with_the_cluster(asked):
 def test_an_attempt_that_ray_forgot_is_alive_until_it_misses_heartbeats(state):
     """Its workers may be on nodes that outlived the head."""
     for seconds in (1, 14):
-        assert decide(job(state), attempt(), seen(RayState.ABSENT, run=beat(seconds)), PATIENCE) == "wait"
-    assert isinstance(decide(job(state), attempt(), seen(RayState.ABSENT), PATIENCE), Ended), "it never lived"
+        assert decide(job(state), attempt(), observation(RayState.ABSENT, run=beat(seconds)), PATIENCE) == "wait"
+    assert isinstance(decide(job(state), attempt(), observation(RayState.ABSENT), PATIENCE), Ended), "it never lived"
 
 
 @pytest.mark.parametrize("ray", [RayState.FAILED, RayState.STOPPED, RayState.SUCCEEDED])
 @pytest.mark.parametrize("run", [SILENT_RUN, beat(number=1)])
 def test_an_attempt_without_outcome_and_heartbeat_failed_to_start(ray, run):
-    decision = decide(job("starting"), attempt(), seen(ray, run=run), PATIENCE)
+    decision = decide(job("starting"), attempt(), observation(ray, run=run), PATIENCE)
     assert isinstance(decision, Ended)
     assert (decision.state, decision.reason) == ("failed", Reason.START_FAILED)
 
 
 @pytest.mark.parametrize("ray", [RayState.FAILED, RayState.STOPPED, RayState.SUCCEEDED])
 def test_an_attempt_that_ran_and_left_no_outcome_is_lost(ray):
-    decision = decide(job(), attempt(), seen(ray, run=beat()), PATIENCE)
+    decision = decide(job(), attempt(), observation(ray, run=beat()), PATIENCE)
     assert isinstance(decision, Ended)
     assert (decision.state, decision.reason) == ("lost", Reason.WORKER_FAILED)
 
 
 def test_a_silent_attempt_that_was_stopped_says_so():
-    decision = decide(job(), attempt(stop_asked_at=ago(5)), seen(RayState.STOPPED, run=beat(500)), PATIENCE)
+    decision = decide(job(), attempt(stop_asked_at=ago(5)), observation(RayState.STOPPED, run=beat(500)), PATIENCE)
     assert isinstance(decision, Ended)
     assert decision.reason == Reason.DEADLINE_EXCEEDED
-    assert "no life" in decision.message
+    assert "sent no heartbeat" in decision.message
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_silent_attempt_that_was_stopped_says_so():
 )
 def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(state, asked, end, reason):
     outcome = Outcome(state="failed", reason=Reason.PREEMPTED, message="Stopped from outside.")
-    found = seen(RayState.FAILED, run=beat(), outcome=outcome)
+    found = observation(RayState.FAILED, run=beat(), outcome=outcome)
     decision = decide(job(state), attempt(stop_asked_at=asked), found, PATIENCE)
     assert isinstance(decision, Ended)
     assert (decision.state, decision.reason) == (end, reason)
@@ -171,9 +171,9 @@ def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(stat
 
 def test_an_attempt_that_does_not_start_in_time_is_stopped():
     for seconds, decision in ((900, "wait"), (901, "stop")):
-        assert decide(job("starting"), attempt(started_at=ago(seconds)), seen(), PATIENCE) == decision
+        assert decide(job("starting"), attempt(started_at=ago(seconds)), observation(), PATIENCE) == decision
     late = attempt(started_at=ago(901))
-    assert decide(job("starting"), late, seen(run=None), PATIENCE) == "wait", "MLflow cannot say"
+    assert decide(job("starting"), late, observation(run=None), PATIENCE) == "wait", "MLflow cannot say"
 
 
 # --- alive ------------------------------------------------------------------------------------------------------------
@@ -193,12 +193,12 @@ def test_an_attempt_that_does_not_start_in_time_is_stopped():
     ],
 )
 def test_a_live_attempt_starts_with_its_first_heartbeat(state, run, decision):
-    assert decide(job(state), attempt(), seen(run=run), PATIENCE) == decision
+    assert decide(job(state), attempt(), observation(run=run), PATIENCE) == decision
 
 
 @pytest.mark.parametrize(("silent", "decision"), [(0, "wait"), (100, "wait"), (101, "stop")])
 def test_a_silent_attempt_is_stopped(silent, decision):
-    found = seen(run=beat(9999), silent=timedelta(seconds=silent))  # the worker's clock says nothing
+    found = observation(run=beat(9999), silent=timedelta(seconds=silent))  # the worker's clock says nothing
     assert decide(job(), attempt(), found, PATIENCE) == decision
 
 
@@ -207,31 +207,31 @@ def test_a_stop_is_asked_for_again_only_after_a_while(state):
     wait = STOP_AGAIN.total_seconds()
     for seconds, decision in ((0, "wait"), (wait, "wait"), (wait + 1, "stop")):
         tried = attempt(stop_asked_at=ago(seconds))
-        assert decide(job(state), tried, seen(run=beat(9999)), PATIENCE) == decision
+        assert decide(job(state), tried, observation(run=beat(9999)), PATIENCE) == decision
 
 
 @pytest.mark.parametrize("state", ["cancelling", "pausing"])
 def test_an_attempt_that_has_not_started_is_stopped(state):
-    assert decide(job(state), attempt(), seen(RayState.PENDING), PATIENCE) == "stop"
+    assert decide(job(state), attempt(), observation(RayState.PENDING), PATIENCE) == "stop"
 
 
 @pytest.mark.parametrize(("state", "action"), [("cancelling", "cancel"), ("pausing", "pause")])
 def test_a_running_attempt_is_told_then_stopped_past_the_deadline(state, action):
-    assert decide(job(state), attempt(), seen(run=beat()), PATIENCE) == "command"
+    assert decide(job(state), attempt(), observation(run=beat()), PATIENCE) == "command"
     for seconds, decision in ((0, "wait"), (120, "wait"), (121, "stop")):
         told = attempt(command=action, commanded_at=ago(seconds), generation=1)
-        assert decide(job(state), told, seen(run=beat()), PATIENCE) == decision
+        assert decide(job(state), told, observation(run=beat()), PATIENCE) == decision
 
 
 def test_a_cancel_after_a_pause_is_a_command_of_its_own():
     told = attempt(command="pause", commanded_at=ago(500), generation=1)
-    assert decide(job("cancelling"), told, seen(run=beat()), PATIENCE) == "command"
+    assert decide(job("cancelling"), told, observation(run=beat()), PATIENCE) == "command"
 
 
 @pytest.mark.parametrize(("state", "action"), [("cancelling", "cancel"), ("pausing", "pause")])
 @pytest.mark.parametrize("run", [None, REMOVED_RUN])
 def test_an_attempt_that_cannot_be_told_is_stopped_past_the_deadline(state, action, run):
-    look = seen(run=run, beat=NOW.timestamp() - 5)
+    look = observation(run=run, beat=NOW.timestamp() - 5)
     assert decide(job(state), attempt(), look, PATIENCE) == "command"
     for seconds, untold, told in ((5, "command", "wait"), (121, "stop", "stop")):
         assert decide(job(state), attempt(commanded_at=ago(seconds)), look, PATIENCE) == untold
@@ -242,16 +242,17 @@ def test_an_attempt_that_cannot_be_told_is_stopped_past_the_deadline(state, acti
 @pytest.mark.parametrize("state", ["starting", "running"])
 def test_an_attempt_whose_run_was_removed_is_left_alone_until_it_ends(state):
     look = {"run": REMOVED_RUN, "beat": NOW.timestamp() - 9999, "silent": timedelta(seconds=9999)}
-    assert decide(job(state), attempt(started_at=ago(9999)), seen(**look), PATIENCE) == "wait"
-    ended = decide(job(state), attempt(), seen(RayState.FAILED, **look), PATIENCE)
+    assert decide(job(state), attempt(started_at=ago(9999)), observation(**look), PATIENCE) == "wait"
+    ended = decide(job(state), attempt(), observation(RayState.FAILED, **look), PATIENCE)
     assert isinstance(ended, Ended)
     outcome = Outcome(state="succeeded")
     assert (
-        decide(job(state), attempt(), seen(RayState.SUCCEEDED, outcome=outcome, **look), PATIENCE).state == "succeeded"
+        decide(job(state), attempt(), observation(RayState.SUCCEEDED, outcome=outcome, **look), PATIENCE).state
+        == "succeeded"
     )
-    forgotten = decide(job(state), attempt(), seen(RayState.ABSENT, **look), PATIENCE)
+    forgotten = decide(job(state), attempt(), observation(RayState.ABSENT, **look), PATIENCE)
     assert (forgotten.state, forgotten.reason) == ("lost", Reason.CLUSTER_LOST)
-    fresh = decide(job("starting"), attempt(accepted=False), seen(RayState.ABSENT, run=REMOVED_RUN), PATIENCE)
+    fresh = decide(job("starting"), attempt(accepted=False), observation(RayState.ABSENT, run=REMOVED_RUN), PATIENCE)
     assert (fresh.state, fresh.reason) == ("lost", Reason.STORAGE_ERROR)
 
 
@@ -284,7 +285,7 @@ def test_the_table_of_retries_is_whole():
 
 @pytest.mark.parametrize(("reason", "retried", "charged"), RETRIES)
 def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, charged):
-    step = settle(job(), failed(reason), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert (step.state is State.RECOVERING) == retried
     assert (step.state is State.FAILED) != retried
     assert (step.charged, step.reason) == (charged, reason)
@@ -295,30 +296,31 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
 
 @pytest.mark.parametrize(("told", "reason"), [(None, Reason.WORKER_FAILED), (Reason.INFEASIBLE, Reason.INFEASIBLE)])
 def test_a_failure_of_a_reason_that_ends_no_attempt_is_tried_again_as_the_workers_would_be(told, reason):
-    step = settle(job(), failed(told), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), failed(told), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, reason, True)
 
 
 @pytest.mark.parametrize(
     ("said", "begin"),
     [
-        ("CUDA error", "CUDA error. The logs"),
-        ("Oh!", "Oh! The logs"),
-        ("So what?", "So what? The logs"),
-        ("And then …", "And then … The logs"),
-        ("Stopped.", "Stopped. The logs"),
-        ("X", "X. The logs"),
-        ("", "The logs"),
+        ("CUDA error", "CUDA error. See the logs"),
+        ("Oh!", "Oh! See the logs"),
+        ("So what?", "So what? See the logs"),
+        ("And then …", "And then … See the logs"),
+        ("Stopped.", "Stopped. See the logs"),
+        ("X", "X. See the logs"),
+        ("", "See the logs"),
     ],
 )
 def test_what_an_attempt_said_last_reads_as_a_sentence_before_the_advice(said, begin):
-    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), Ended("failed", Reason.WORKER_FAILED, said), max_failures=3, continuation=CONTINUATION)
     assert step.message.startswith(begin)
 
 
 def test_the_delay_doubles_up_to_a_limit():
     delays = [
-        settle(job(restarts=n), failed(), max_failures=99, goes_on=GOES_ON).delay.total_seconds() for n in range(9)
+        settle(job(restarts=n), failed(), max_failures=99, continuation=CONTINUATION).delay.total_seconds()
+        for n in range(9)
     ]
     assert delays[:6] == [1, 2, 4, 8, 16, 32]
     assert delays[6:] == [MAX_DELAY_S] * 3
@@ -329,7 +331,7 @@ def test_the_delay_doubles_up_to_a_limit():
     [(0, 0, "failed"), (0, 1, "recovering"), (1, 1, "failed"), (2, 3, "recovering"), (3, 3, "failed")],
 )
 def test_charged_failures_run_out(failures, allowed, state):
-    step = settle(job(failures=failures), failed(), max_failures=allowed, goes_on=GOES_ON)
+    step = settle(job(failures=failures), failed(), max_failures=allowed, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (state, Reason.WORKER_FAILED, True)
     if state == "failed":
         assert f"{failures + 1} failures, {allowed} allowed" in step.message
@@ -339,14 +341,16 @@ def test_charged_failures_run_out(failures, allowed, state):
 
 @pytest.mark.parametrize("reason", [Reason.NODE_LOST, Reason.CLUSTER_LOST, Reason.PREEMPTED])
 def test_a_lost_cluster_never_uses_up_failures(reason):
-    step = settle(job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, goes_on=GOES_ON)
+    step = settle(
+        job(failures=3, restarts=50), Ended("lost", reason, "Gone."), max_failures=3, continuation=CONTINUATION
+    )
     assert (step.state, step.charged) == (State.RECOVERING, False)
     assert "not counted" in step.message
 
 
 @pytest.mark.parametrize("state", LIVE)
 def test_success_is_success_whatever_was_asked(state):
-    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(state), Ended("succeeded", None, ""), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.SUCCEEDED, None, False)
 
 
@@ -357,15 +361,15 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         job("cancelling", failures=9),
         Ended(end, reason, "It broke."),
         max_failures=3,
-        goes_on="from the last checkpoint",
+        continuation="from the last checkpoint",
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
-    assert step.message == "Cancelled. Retry it to go on from the last checkpoint."
+    assert step.message == "Cancelled. Retry the job to continue from the last checkpoint."
 
 
 @pytest.mark.parametrize(("reason", "retried", "_charged"), RETRIES)
 def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retried, _charged):
-    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, goes_on=GOES_ON)
+    step = settle(job("pausing", failures=9), failed(reason), max_failures=3, continuation=CONTINUATION)
     assert step.state is (State.PAUSED if retried else State.FAILED)
     assert step.reason == (Reason.PAUSED_BY_USER if retried else reason)
     assert not step.charged
@@ -373,21 +377,21 @@ def test_a_job_being_paused_is_paused_unless_no_attempt_could_help(reason, retri
 
 @pytest.mark.parametrize("state", ["pausing", "running", "starting"])
 def test_a_paused_attempt_pauses_its_job(state):
-    step = settle(job(state), Ended("paused", None, ""), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(state), Ended("paused", None, ""), max_failures=3, continuation=CONTINUATION)
     assert step.state is State.PAUSED
-    assert step.message == "Paused. Resume it to go on from the last checkpoint."
+    assert step.message == "Paused. Resume the job to continue from the last checkpoint."
 
 
 def test_an_attempt_stopped_while_pausing_pauses_its_job():
     assert (
-        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, goes_on=GOES_ON).state
+        settle(job("pausing"), Ended("lost", Reason.CLUSTER_LOST, ""), max_failures=0, continuation=CONTINUATION).state
         is State.PAUSED
     )
 
 
 def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop():
-    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, goes_on=GOES_ON)
+    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, continuation=CONTINUATION)
     assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.DEADLINE_EXCEEDED, True)
-    assert step.message.startswith("The attempt showed no life for too long and was stopped. Its logs show")
-    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, goes_on=GOES_ON)
+    assert step.message.startswith("The attempt sent no heartbeat for too long and was stopped. Its logs show")
+    paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=CONTINUATION)
     assert paused.state is State.PAUSED

@@ -13,7 +13,7 @@ from service_fakes import SPEC, job_of, problem, spec_with
 from service_world import World
 from sqlalchemy import select
 
-from service.adapters.mlflow_store import MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
 from service.app import create_app

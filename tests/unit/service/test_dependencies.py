@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable, RayCluster
 from service.controller import dependencies
-from service.controller.dependencies import Away, Dependency
+from service.controller.dependencies import Dependency, Unavailable
 
 
 class Broken(Exception):
@@ -44,11 +44,11 @@ def asked(dependency: Dependency, error: str) -> bool:
     questions = []
 
     def ask() -> None:
-        with dependency.asked():
+        with dependency.call():
             questions.append(error)
             raise Broken(error)
 
-    with pytest.raises(Away, match="Ray does not answer: "):
+    with pytest.raises(Unavailable, match="Ray does not answer: "):
         ask()
     return bool(questions)
 
@@ -65,7 +65,7 @@ def test_it_is_asked_again_after_longer_and_longer_pauses(ray, clock):
     for pause in (1, 2, 4, 8, 10, 10, 10):
         fails(ray)
         clock.seconds += pause - 0.01
-        with pytest.raises(Away, match="Ray does not answer: refused"), ray.asked():
+        with pytest.raises(Unavailable, match="Ray does not answer: refused"), ray.call():
             pytest.fail("it was asked too early")
         clock.seconds += 0.01
 
@@ -74,9 +74,9 @@ def test_an_answer_begins_the_pauses_anew(ray, clock):
     for pause in (1, 2, 4):
         fails(ray)
         clock.seconds += pause
-    with ray.asked():
+    with ray.call():
         pass
-    with ray.asked():
+    with ray.call():
         pass
     fails(ray)
     clock.seconds += 1
@@ -85,7 +85,7 @@ def test_an_answer_begins_the_pauses_anew(ray, clock):
 
 def test_its_going_and_its_coming_back_are_logged_once_each(ray, clock):
     with capture_logs() as lines:
-        with ray.asked():
+        with ray.call():
             pass
         for error in ("refused", "refused", "timed out"):
             fails(ray, error)
@@ -93,7 +93,7 @@ def test_its_going_and_its_coming_back_are_logged_once_each(ray, clock):
             clock.seconds += 10
         assert ray.error == "timed out"
         for _ in range(3):
-            with ray.asked():
+            with ray.call():
                 pass
         fails(ray)
     told = [(line["event"], line["part"], line.get("error")) for line in lines]
@@ -106,28 +106,28 @@ def test_its_going_and_its_coming_back_are_logged_once_each(ray, clock):
 
 
 def test_how_long_it_has_answered_begins_with_the_first_answer_after_a_break(ray, clock):
-    assert ray.answering() == timedelta(0), "never asked"
+    assert ray.available_for() == timedelta(0), "never asked"
     clock.seconds += 5
-    with ray.asked():
+    with ray.call():
         pass
     clock.seconds += 60
-    with ray.asked():
+    with ray.call():
         pass
-    assert ray.answering() == timedelta(seconds=60)
+    assert ray.available_for() == timedelta(seconds=60)
     fails(ray)
     clock.seconds += 30
-    assert ray.answering() == timedelta(0)
-    with ray.asked():
+    assert ray.available_for() == timedelta(0)
+    with ray.call():
         pass
     clock.seconds += 7
-    assert ray.answering() == timedelta(seconds=7)
+    assert ray.available_for() == timedelta(seconds=7)
 
 
 def test_an_error_of_another_kind_says_nothing_about_it(ray):
-    with pytest.raises(ZeroDivisionError), ray.asked():
+    with pytest.raises(ZeroDivisionError), ray.call():
         1 / 0  # noqa: B018
     assert ray.error is None
-    with ray.asked():
+    with ray.call():
         pass
 
 
@@ -140,17 +140,17 @@ def test_a_refusal_is_an_answer(clock):
     mlflow = Dependency("MLflow", Broken, clock, refusal=Refused)
 
     def ask() -> None:
-        with mlflow.asked():
+        with mlflow.call():
             raise Refused("no such run")
 
     for _ in range(3):
-        with pytest.raises(Away, match="MLflow refuses: no such run"):
+        with pytest.raises(Unavailable, match="MLflow refuses: no such run"):
             ask()
-    with mlflow.asked():
+    with mlflow.call():
         pass
     clock.seconds += 5
     assert mlflow.error is None
-    assert mlflow.answering() == timedelta(seconds=5)
+    assert mlflow.available_for() == timedelta(seconds=5)
 
 
 @pytest.mark.parametrize(("status", "kind"), [(500, ClusterRefused), (404, ClusterRefused), (503, ClusterUnreachable)])

@@ -97,8 +97,8 @@ def test_files_have_the_forms_that_their_readers_take(folder):
     ("line", "said"),
     [
         ("RCMAE_RAY_TOKEN=", "RCMAE_RAY_TOKEN must not be empty"),
-        ("RCMAE_RAY_TOKEN=with space in it x", "RCMAE_RAY_TOKEN must not be empty and holds letters"),
-        ("RCMAE_RAY_TOKEN=$HOME/very/long/indeed", "RCMAE_RAY_TOKEN must not be empty and holds letters"),
+        ("RCMAE_RAY_TOKEN=with space in it x", "RCMAE_RAY_TOKEN must not be empty, and may contain only letters"),
+        ("RCMAE_RAY_TOKEN=$HOME/very/long/indeed", "RCMAE_RAY_TOKEN must not be empty, and may contain only letters"),
         ("RCMAE_RAY_TOKEN=short", "fewer than 16 characters"),
         ("export X=1", "line 1 is not NAME=value"),
     ],

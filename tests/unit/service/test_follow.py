@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -18,7 +19,6 @@ from service import cli
 from service.client import errors, progress, streaming
 from service.client.errors import ApiError, ClientError, ConnectionFailed
 from service.client.sdk import Client
-from service.client.streaming import Frame, frames
 from service.jobs.schemas import EventView, JobView, LogBatch, MetricsTick, State
 
 PATH = "/v1/jobs/job-1/stream"
@@ -40,42 +40,46 @@ def run(*arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
-TEXT = (
-    "\ufeff: hello\r\n\r\n"
-    "event: job\r\ndata: {\"a\":\r\ndata:  1}\r\nid: 1\r\n\r\n"
-    "data: naïve 🦙\nid: 2\n\n"
-    "event: no data\rid: 3\r\r"
-    "id: 4\0\nretry: 10\nunknown\ndata\n\n"
-    "event: log\ndata:x\n\n"
-    ":\n"
-    "event: cut\ndata: off\n"
-)  # fmt: skip
-FRAMES = [
-    None, Frame("job", '{"a":\n 1}', "1"), Frame("message", "naïve 🦙", "2"), Frame("message", "", "3"),
-    Frame("log", "x", "3"), None,
-]  # fmt: skip
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_events_are_read_wherever_their_bytes_are_parted(size):
-    data = TEXT.encode()
-    for shift in range(size):
-        chunks = [data[:shift], *(data[at : at + size] for at in range(shift, len(data), size))]
-        assert list(frames(chunks)) == FRAMES
+def test_events_are_read_wherever_their_bytes_are_parted(server, client, size):
+    message = "naïve \N{LLAMA}"
+    data = b": hello\r\n\r\n" + sent("job", job("running", name=message), 1).replace(b"\n", b"\r\n")
+    data += b": still here\n\n" + sent("event", event(1, "running", message), 2) + b"retry: 10\n\n" + END
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    server.on("GET", PATH, streamed(pieces))
+    found_job, found_event = client.stream("job-1")
+    assert (found_job.name, found_event.message) == (message, message)
 
 
-def test_an_event_is_there_as_soon_as_its_last_byte():
-    came: list[bytes] = []
+def test_an_update_is_there_before_the_next_one_is_sent(server, client):
+    taken = threading.Event()
 
-    def chunks() -> Iterator[bytes]:
-        for piece in (b"data: 1\r", b"\r", b"\ndata: 2\n\n"):
-            came.append(piece)
-            yield piece
+    def pieces() -> Iterator[bytes]:
+        yield sent("job", job("running"), 1)
+        assert taken.wait(LIMIT_S)
+        yield END
 
-    seen = frames(chunks())
-    assert next(seen) == Frame("message", "1", "")
-    assert len(came) == 2
-    assert next(seen) == Frame("message", "2", "")
+    server.on("GET", PATH, streamed(pieces()))
+    updates = client.stream("job-1")
+    assert next(updates).state is State.RUNNING
+    taken.set()
+    assert list(updates) == []
+
+
+def test_a_service_that_only_says_it_is_there_is_not_away(server, client, monkeypatch):
+    """A queued job may have no news for days; what counts is how long nothing at all came before a connection broke."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(errors.time, "monotonic", lambda: clock.now)
+
+    def quiet() -> Iterator[bytes]:
+        yield sent("job", job("queued"), "a")
+        for _ in range(10):
+            clock.now += 15
+            yield b": still here\n\n"
+
+    server.on("GET", PATH, streamed(quiet()), streamed([sent("job", job("succeeded"), "b"), END]))
+    states = [update.state for update in client.stream("job-1", away_limit_s=60)]
+    assert states == [State.QUEUED, State.SUCCEEDED]
 
 
 def test_updates_are_typed_and_what_is_new_is_left_out(server, client):
@@ -243,7 +247,7 @@ def test_following_survives_a_restart_and_tells_how_it_ended(server, tmp_path, c
     assert run("submit", str(tmp_path / "spec.yaml"), "--follow", "--json") == status
     shown, told = capsys.readouterr()
     assert json.loads(shown)["state"] == last
-    assert "epoch 3.5/10  loss 0.9123  321 images/s  data wait 4%  ETA 1:15" in told
+    assert "epoch 3.5/10  loss 0.9123  321 images/s  data wait 4%  ETA 1 m 15 s" in told
     assert told.count("It trains.") == told.count("That is all.") == 1
     assert told.count("waiting for the service") == told.count("the service is back") == 1
     assert [asked.headers.get("last-event-id") for asked in server.asked[1:]] == [None, "2", "2", "2", "2", "4"]

@@ -26,7 +26,7 @@ from service.jobs.schemas import State
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"LOOK_S": 0.03, "LONGEST_PAUSE_S": 0.1, "ALLOWED_S": 0.1}.items():
+    for name, seconds in {"POLL_S": 0.03, "LONGEST_PAUSE_S": 0.1, "TOKEN_CHECK_S": 0.1}.items():
         monkeypatch.setattr(changes, name, seconds)
 
 
@@ -98,13 +98,13 @@ def test_a_job_that_is_submitted_is_news(url, clients):
 def test_what_changes_right_after_the_beginning_is_not_missed(app, database, monkeypatch):
     """Also where the first look takes its time: nothing is told to have begun before it."""
     job_id = add_job(database, "queued")
-    look, may_look = changes._begin, threading.Event()
+    look, may_look = changes._first_poll, threading.Event()
 
     def slowly(found: Database) -> Any:
         may_look.wait(20)
         return look(found)
 
-    monkeypatch.setattr(changes, "_begin", slowly)
+    monkeypatch.setattr(changes, "_first_poll", slowly)
     with serving(app) as url:
         threading.Timer(0.3, may_look.set).start()
         with listening(url) as alice:
@@ -114,8 +114,8 @@ def test_what_changes_right_after_the_beginning_is_not_missed(app, database, mon
 
 def test_many_listen_and_one_looks(app, url, database, monkeypatch):
     looks: list[str] = []
-    look = changes._look
-    monkeypatch.setattr(changes, "_look", lambda *found: looks.append(threading.current_thread().name) or look(*found))
+    look = changes._poll
+    monkeypatch.setattr(changes, "_poll", lambda *found: looks.append(threading.current_thread().name) or look(*found))
     job_id = add_job(database, "running")
     heard = [listening(url) for _ in range(20)]
     streams = [each.__enter__() for each in heard]
@@ -154,14 +154,14 @@ def test_it_ends_with_the_service(app, url):
 
 def test_a_database_that_was_away_costs_no_news(url, database, monkeypatch):
     job_id = add_job(database, "queued")
-    look, away = changes._look, threading.Event()
+    look, away = changes._poll, threading.Event()
 
     def looking(*found: Any) -> Any:
         if away.is_set():
             raise DatabaseUnreachable("connection refused")
         return look(*found)
 
-    monkeypatch.setattr(changes, "_look", looking)
+    monkeypatch.setattr(changes, "_poll", looking)
     with listening(url) as alice:
         away.set()
         move(database, job_id)
@@ -171,7 +171,7 @@ def test_a_database_that_was_away_costs_no_news(url, database, monkeypatch):
 
 def test_a_look_that_fails_costs_no_news(url, database, monkeypatch):
     job_id = add_job(database, "queued")
-    look, broken = changes._look, threading.Event()
+    look, broken = changes._poll, threading.Event()
 
     def looking(*found: Any) -> Any:
         if broken.is_set():
@@ -179,7 +179,7 @@ def test_a_look_that_fails_costs_no_news(url, database, monkeypatch):
             raise RuntimeError("never seen before")
         return look(*found)
 
-    monkeypatch.setattr(changes, "_look", looking)
+    monkeypatch.setattr(changes, "_poll", looking)
     with listening(url) as alice:
         broken.set()
         eventually(lambda: not broken.is_set())

@@ -17,7 +17,7 @@ from service_fakes import add_job, problem
 from service.adapters.storage import Artifacts, StorageUnreachable
 from service.db.database import Database
 from service.http import paging
-from service.jobs import log_files, log_marks, news, repository, stream
+from service.jobs import log_files, log_marks, repository, stream, updates
 from trainer.protocol.names import LOG_POSITIONS, log_folder
 
 LONGEST = 1000
@@ -145,7 +145,7 @@ def test_every_line_comes_once_whatever_is_late(api, database, root, monkeypatch
     for module, name, value in (
         (log_marks, "SHORT", short),
         (log_files, "PIECE", piece),
-        (news, "LINES", limit),
+        (updates, "LINES", limit),
         (stream, "BATCH", 2),
     ):
         monkeypatch.setattr(module, name, value)
@@ -261,7 +261,7 @@ def test_the_last_lines_of_many_ranks_come_once_over_a_break(api, ranks, monkeyp
 
 
 def test_what_was_sorted_together_is_sorted_together_again_after_a_break(api, ranks, monkeypatch):
-    monkeypatch.setattr(news, "LINES", 4)
+    monkeypatch.setattr(updates, "LINES", 4)
     monkeypatch.setattr(stream, "BATCH", 2)
     ranks.store(1, "rank-0", 4, 9.0)
     ranks.store(1, "rank-1", 4, 1.0)

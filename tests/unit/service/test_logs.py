@@ -188,7 +188,7 @@ def test_a_page_says_whether_more_is_there_now(api, logs, read, monkeypatch):
     monkeypatch.setattr("service.jobs.logs.READ_AT_MOST", 100)
     assert more(search="nothing like it") == (0, True)
     monkeypatch.setattr("service.jobs.logs.READ_AT_MOST", 2**20)
-    monkeypatch.setattr("service.jobs.logs.GIVEN_AT_MOST", 100)
+    monkeypatch.setattr("service.jobs.logs.RETURN_AT_MOST", 100)
     assert more() == (2, True)
 
 
@@ -265,7 +265,7 @@ import resource, sys
 from service.adapters.storage import Artifacts
 from service.jobs.log_files import LogFiles, whole
 from service.jobs.log_marks import Mark
-from service.jobs.logs import Logs, Wanted
+from service.jobs.logs import Logs, LogFilter
 
 def peak():  # bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -273,17 +273,17 @@ def peak():  # bytes
 folder = sys.argv[1]
 artifacts = Artifacts(folder.rpartition("/")[0])
 logs = Logs(LogFiles(artifacts, folder), [1])
-logs.read(Mark(), Wanted(), 1)
+logs.read(Mark(), LogFilter(), 1)
 before = peak()
 found, mark, pages = [], Mark(), 0
 while pages == 0 or mark.until:
-    batch = logs.read(mark, Wanted(search="needle"), 500)
+    batch = logs.read(mark, LogFilter(search="needle"), 500)
     found += [each.line.message for each in batch.lines]
     mark, pages = batch.stop, pages + 1
 assert found == [f"needle {n}" for n in range(1, 401)] * 2, len(found)
 assert pages > 3, "one request looks through a part alone"
-assert logs.read(logs.last(3, Wanted(level="error")), Wanted(level="error"), 5).lines == []
-assert len(logs.read(logs.last(5000, Wanted()), Wanted(), 5000).lines) > 1000
+assert logs.read(logs.last(3, LogFilter(level="error")), LogFilter(level="error"), 5).lines == []
+assert len(logs.read(logs.last(5000, LogFilter()), LogFilter(), 5000).lines) > 1000
 log = whole(artifacts, folder, 1, "rank-1")
 assert sum(len(piece) for piece in log.pieces(0, log.size)) == log.size > 100_000_000
 print(peak() - before)

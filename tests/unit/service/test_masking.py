@@ -134,7 +134,7 @@ def test_the_databases_password_is_shown_nowhere(postgres: PostgresServer, tmp_p
     settings = Settings(database_url=url, artifact_root=str(tmp_path), reconcile=False)
     assert CANARY not in f"{settings!r} {settings}"
     database = Database(url)
-    assert CANARY not in database.shown
+    assert CANARY not in database.masked_url
     with caplog.at_level(logging.DEBUG), pytest.raises(DatabaseUnreachable) as told:
         database.migrate()
     database.close()

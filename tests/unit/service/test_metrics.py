@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_fakes import add_job, problem
 
-from service.adapters.mlflow_store import MetricPoint
+from service.adapters.mlflow_runs import MetricPoint
 from service.db.tables import Attempt
 from service.jobs.metric_curves import downsampled
 

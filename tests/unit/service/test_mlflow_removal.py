@@ -15,7 +15,9 @@ from service_fakes import events_of, job_of, spec_with
 from service_world import World
 from sqlalchemy import select
 
-from service.adapters.mlflow_store import EXPERIMENT, MlflowRefused, MlflowStore
+from service.adapters.mlflow_connection import MlflowRefused
+from service.adapters.mlflow_runs import EXPERIMENT
+from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller, Role
 from service.backbones import service as backbones
 from service.db.tables import Job

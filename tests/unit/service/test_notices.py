@@ -78,7 +78,7 @@ def test_an_ended_attempt_waits_for_mlflow_and_says_so(world):
     assert said(world, job_id) == (
         "running",
         None,
-        "Attempt 1 has ended; MLflow, which has its metrics, does not answer.",
+        "Attempt 1 has ended; its metrics are not known yet: MLflow does not answer.",
     )
     assert len(events_of(world.database, job_id)) == 3
     assert attempts_of(world.database, job_id)[0].ended_at is None
@@ -94,7 +94,9 @@ def test_an_ended_attempt_waits_for_the_storage_and_says_so(world, root):
     world.rounds(3)
     state, reason, message = said(world, job_id)
     assert (state, reason) == ("running", None)
-    assert message.startswith("Attempt 1 has ended; how, is not known yet: the artifact storage does not answer:")
+    assert message.startswith(
+        "Attempt 1 has ended; its outcome is not known yet: the artifact storage does not answer:"
+    )
     assert "is its disk mounted?" in message
     assert len(events_of(world.database, job_id)) == 3
     away.rename(root)
@@ -148,7 +150,7 @@ def test_a_waiting_job_says_that_mlflow_does_not_answer(world):
     job_id = world.add()
     world.mlflow.reachable = False
     world.rounds(3)
-    text = "Waits for MLflow, which keeps its run: MLflow does not answer: connection refused."
+    text = "Waits for MLflow, which stores the job's run: MLflow does not answer: connection refused."
     assert said(world, job_id) == ("queued", None, text)
     assert world.ray.requests == []
     world.mlflow.reachable = True

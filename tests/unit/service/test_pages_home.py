@@ -6,7 +6,7 @@ import pytest
 from service_world import add_job
 
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.dashboard.pages.home import LOOKED
+from service.dashboard.pages.home import SEEN_COOKIE
 from service.db.tables import now
 
 
@@ -37,8 +37,8 @@ def test_jobs_are_told_by_what_becomes_of_them(browsers, database):
 def test_failures_that_were_seen_are_gone(browsers, database):
     add_job(database, "failed", owner="alice", name="went-wrong", ended_at=now() - timedelta(minutes=1))
     assert "went-wrong" in home(browsers.alice)
-    assert "went-wrong" not in home(browsers.alice, **{LOOKED: now().isoformat()})
-    assert "went-wrong" in home(browsers.alice, **{LOOKED: "yesterday"})
+    assert "went-wrong" not in home(browsers.alice, **{SEEN_COOKIE: now().isoformat()})
+    assert "went-wrong" in home(browsers.alice, **{SEEN_COOKIE: "yesterday"})
 
 
 def test_a_name_is_text_and_no_markup(browsers, database):
@@ -70,7 +70,7 @@ def test_the_page_stands_without_ray(browsers, database, ray, monkeypatch):
     monkeypatch.setattr(ray, "machines", away)
     add_job(database, "queued", owner="alice", name="still-here")
     text = home(browsers.alice)
-    assert "The cluster does not answer." in text
+    assert "The cluster is unreachable." in text
     assert "connection refused" in text
     assert "still-here" in text
 

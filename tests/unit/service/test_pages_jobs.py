@@ -39,7 +39,7 @@ def test_the_list_is_filtered_and_paged_by_its_address(browsers, database):
     failed = page(browsers.alice, "/jobs?state=failed")
     assert "number-07" in failed
     assert "number-08" not in failed
-    assert "No job is like that." in page(browsers.alice, "/jobs?name_contains=nowhere")
+    assert "No job matches the filters." in page(browsers.alice, "/jobs?name_contains=nowhere")
     assert "number-08" not in page(browsers.alice, "/jobs?kind=search")
     refused = browsers.alice.get("/jobs?kind=nonsense")
     assert refused.status_code == 422
@@ -86,7 +86,7 @@ def test_a_job_leads_to_its_first_tab_and_an_unknown_one_nowhere(browsers, datab
 def test_what_goes_with_a_job_is_said_before(browsers, database):
     job_id = job(database, "failed", ended_at=now())
     text = page(browsers.alice, f"/jobs/{job_id}/delete")
-    assert "With it go 0 files" in text
+    assert "This also deletes 0 files" in text
     assert "This cannot be undone." in text
 
 

@@ -19,7 +19,7 @@ from service.auth.caller import Role, ensure_token, sha256
 from service.auth.sessions import CSRF_HEADER
 from service.db.database import Database
 from service.db.tables import Attempt, Token, now
-from trainer.spec.plan import NodeShape
+from trainer.spec.cluster import NodeShape
 
 CARD = """---
 license: apache-2.0
@@ -103,14 +103,14 @@ def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry, mlflow
         found = page(browsers.alice, "/backbones", **query)
         assert 'id="backbone-dogs"' in found, query
         assert 'id="backbone-cats"' not in found, query
-    assert "No backbone is like that" in page(browsers.alice, "/backbones", name_contains="zebra")
+    assert "No backbone matches the filters" in page(browsers.alice, "/backbones", name_contains="zebra")
     assert 'id="backbone-cats"' in page(browsers.alice, "/backbones", name_contains="", format="", sort="")
 
 
 def test_no_backbone_and_no_registry_are_two_things(browsers, mlflow):
     assert "No backbone is registered yet" in page(browsers.alice, "/backbones")
     mlflow.reachable = False
-    assert "The registry does not answer" in page(browsers.alice, "/backbones")
+    assert "The registry is unreachable" in page(browsers.alice, "/backbones")
     page(browsers.alice, "/backbones/digits", status=503)
 
 
@@ -160,7 +160,7 @@ def test_what_cannot_be_shown_of_a_card_is_said(browsers, registry):
     registry.add("digits", 3, files=FILES | {"README.md": b"x" * (2**20 + 1)}, formats="timm")
     assert "has no model card" in page(browsers.alice, "/backbones/digits", version="1")
     assert "\ufffd\ufffd broken" in page(browsers.alice, "/backbones/digits", version="2")
-    assert "too long to be shown" in page(browsers.alice, "/backbones/digits", version="3")
+    assert "too long to show here" in page(browsers.alice, "/backbones/digits", version="3")
 
 
 def test_how_to_load_is_the_cards_code_with_this_address(browsers, registry):
@@ -201,9 +201,9 @@ def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, regi
         registry.add("digits", number)
     mlflow.set_alias("digits", "champion", 1)
     text = page(browsers.alice, "/backbones/digits")
-    assert "digits@champion stands for version 1 now" in text
-    assert "loaded from then on where no version is named" in text
-    assert "version 2 is loaded where no version is named" in text, "once the champion is removed"
+    assert "digits@champion points at version 1 now" in text
+    assert "That version is then also loaded by default." in text
+    assert "version 2 will be loaded by default" in text, "once the champion is removed"
     answer = browsers.alice.put(
         "/v1/backbones/digits/aliases/champion", json={"version": 2}, headers=csrf(browsers.alice)
     )
@@ -216,7 +216,7 @@ def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry,
         registry.add("digits", number)
     mlflow.set_alias("digits", "best", 1)
     kept = page(browsers.alice, "/backbones/digits/delete", version=1)
-    assert "cannot be deleted while an alias stands for it: best" in kept
+    assert "cannot be deleted while an alias points at it: best" in kept
     assert controls(kept) == set()
     going = page(browsers.alice, "/backbones/digits/delete", version=2)
     assert controls(going) == {"DELETE /v1/backbones/digits/versions/2"}
@@ -258,12 +258,12 @@ def test_the_cluster_shows_nodes_what_runs_and_who_waits(browsers, database, ray
     others = page(browsers.bob, "/cluster")
     assert "goes-on" not in others
     assert runs not in others
-    assert others.count("a job of somebody else") >= 2
+    assert others.count("somebody else's job") >= 2
 
 
 def test_a_cluster_without_work_says_so(browsers):
     text = page(browsers.alice, "/cluster")
-    for shown in ("Nothing runs now.", "Nobody waits.", "0/4"):
+    for shown in ("Nothing is running.", "The queue is empty.", "0/4"):
         assert shown in text
 
 
@@ -272,7 +272,7 @@ def test_without_ray_one_sees_who_waits(browsers, database, ray):
     add_job(database, "queued", name="has-to-wait", message="Waits for its turn.")
     add_job(database, "queued", owner="bob", name="of-bob")
     text = page(browsers.alice, "/cluster")
-    for shown in ("The cluster does not answer.", "has-to-wait", "Waits for its turn."):
+    for shown in ("The cluster is unreachable.", "has-to-wait", "Waits for its turn."):
         assert shown in text
     assert "of-bob" not in text
 
@@ -379,7 +379,7 @@ def test_an_admin_sees_who_did_what(browsers):
     moment = now() + timedelta(minutes=5)
     assert lines(page(browsers.admin, "/audit", after=f"{moment:%Y-%m-%dT%H:%M}")) == []
     assert len(lines(page(browsers.admin, "/audit", before=f"{moment:%Y-%m-%dT%H:%M}", after="", target=job_id))) == 2
-    assert "Nothing is like that" in page(browsers.admin, "/audit", actor="nobody-there")
+    assert "No change matches the filters" in page(browsers.admin, "/audit", actor="nobody-there")
     assert "Unprocessable" in page(browsers.admin, "/audit", status=422, after="yesterday")
 
 

@@ -89,12 +89,12 @@ def test_the_list_is_filtered_and_says_where_nothing_is_left(browsers, searches)
     assert "needs 4 CPUs, 2 free" in text
     assert "waits" not in page(browsers.alice, "/searches?state=failed&owner=&label=")
     assert "waits" not in page(browsers.alice, "/searches?label=team:vision")
-    assert "No search is like that." in page(browsers.alice, "/searches?name_contains=none")
+    assert "No search matches the filters." in page(browsers.alice, "/searches?name_contains=none")
 
 
 def test_the_first_search_is_offered_to_those_who_may_start_one(browsers):
     assert 'href="/searches/new"' in page(browsers.alice, "/searches")
-    assert "There is no search yet." in page(browsers.viewer, "/searches")
+    assert "There are no searches yet." in page(browsers.viewer, "/searches")
     assert 'href="/searches/new"' not in page(browsers.viewer, "/searches")
 
 
@@ -105,7 +105,7 @@ def test_ids_lead_to_the_page_of_their_kind(browsers, database, search):
     job = add_job(database, "running")
     assert browsers.alice.get(f"/searches/{search}").headers["Location"] == f"/searches/{search}/overview"
     assert browsers.alice.get(f"/searches/{job}").headers["Location"] == f"/jobs/{job}/overview"
-    assert "no search" in page(browsers.alice, f"/searches/{job}/overview", 409)
+    assert "not a search" in page(browsers.alice, f"/searches/{job}/overview", 409)
     page(browsers.bob, f"/searches/{search}/overview", 404)
 
 
@@ -145,7 +145,7 @@ def test_confirmations_name_how_many_trials_they_touch(browsers, searches, searc
     searches.change(search, draining=True)
     text = page(browsers.alice, f"/searches/{search}/overview")
     assert f"POST /v1/jobs/{search}/stop" not in offers(text)
-    assert "It starts no other trial: 2 running trials finish first." in text
+    assert "It starts no more trials: 2 running trials finish first." in text
 
 
 def test_a_viewer_is_offered_nothing(browsers, search):
@@ -161,7 +161,7 @@ def test_the_budget_says_why_fewer_run_at_a_time(browsers, searches, search):
         resolved_spec=document | {"budget": document["budget"] | {"concurrency": 2}},
     )
     text = page(browsers.alice, f"/searches/{search}/overview")
-    assert "2 of 4 trials at a time: no more fit on the cluster." in text
+    assert "Only 2 of 4 trials run at a time: no more fit on the cluster." in text
     assert f"PATCH /v1/searches/{search}" in offers(text)
 
 
@@ -182,7 +182,7 @@ def test_a_deletion_is_shown_before_it_is_done(browsers, searches):
     job_id = searches.add("succeeded", SPEC, run_id=run_id, artifact_uri=folder)
     searches.trial(job_id, values=[0.5], curve=[0.5])
     text = page(browsers.alice, f"/searches/{job_id}/delete")
-    assert "those of its 1 trial" in text
+    assert "the runs of its 1 trial" in text
     assert f"DELETE /v1/jobs/{job_id}?with_backbones={{with}}" in offers(text)
     page(browsers.alice, f"/searches/{searches.add('running', SPEC)}/delete", 409)
 
@@ -241,7 +241,7 @@ def test_the_contour_is_of_the_pair_in_the_address(browsers, search):
     assert f'data-plot="/v1/searches/{search}/plots/contour?param={RATE}&amp;param={MOMENTUM}"' in text
     assert "pareto" not in text
     assert "Choose two different" in page(browsers.alice, f"/searches/{search}/analysis?first={RATE}&second={RATE}")
-    assert "no parameter" in page(browsers.alice, f"/searches/{search}/analysis?first=none", 422)
+    assert "not a parameter" in page(browsers.alice, f"/searches/{search}/analysis?first=none", 422)
 
 
 def test_several_objectives_have_a_front(browsers, searches):
@@ -253,7 +253,7 @@ def test_several_objectives_have_a_front(browsers, searches):
     for value in (0.5, 0.6):
         searches.trial(job_id, values=[value, 100 * (1 - value)])
     assert f"/v1/searches/{job_id}/plots/pareto" in page(browsers.alice, f"/searches/{job_id}/analysis")
-    assert "None beats another in all objectives" in page(browsers.alice, f"/searches/{job_id}/overview")
+    assert "The Pareto-optimal trials" in page(browsers.alice, f"/searches/{job_id}/overview")
 
 
 # --- several trials, and one ------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_lines_of_fields():
 def test_a_viewer_is_told_why_there_is_no_form(browsers):
     page = browsers.viewer.get("/jobs/new")
     assert page.status_code == 200
-    assert "A token of the role submitter may" in page.text
+    assert "You need a token of the role submitter" in page.text
     assert "data-spec-form" not in page.text
 
 

@@ -12,10 +12,9 @@ import sys
 import pytest
 from live import poll
 
-from service.client.errors import ClientError
-from service.client.server import Home, find_server
-from service.embedded import parts, processes, stack
-from service.embedded.parts import Folder, StackError, StackState
+from service.client.server import Home
+from service.embedded import locations, parts, processes
+from service.embedded.folder import PARTS, Folder, Ports, StackError, StackState
 from service.embedded.processes import Identity
 
 
@@ -56,60 +55,16 @@ def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
 
 
 def test_the_state_is_read_back_as_written(folder, prepare):
-    state = prepare(StackState()).model_copy(update={"parts": {"ray": Identity.of(os.getpid())}})
+    state = prepare(folder.load()).model_copy(update={"parts": {"ray": Identity.of(os.getpid())}})
     folder.save(state)
-    assert folder.load() == state.model_copy(update={"home": Home.of(folder.path)})
+    assert folder.load() == state
     assert folder.load().parts["ray"].alive
-
-
-@pytest.fixture
-def running(folder, prepare):
-    """A stack of one part, a process that carries its id and does nothing."""
-    state = prepare(StackState())
-    program = [sys.executable, "-c", "import time; time.sleep(600)"]
-    process = subprocess.Popen(program, env=parts.environment("ray", folder, state), start_new_session=True)
-    with folder.lock():
-        folder.save(state.model_copy(update={"parts": {"ray": Identity.of(process.pid)}}))
-    yield process
-    process.kill()
-    process.wait()
-
-
-def test_what_is_done_in_a_copy_of_the_folder_leaves_the_original_alone(folder, running, tmp_path, monkeypatch):
-    copy = Folder.at(shutil.copytree(folder.path, tmp_path / "copy"))
-    assert not stack.status(copy).parts
-    assert not stack.down(copy)
-    copied = parts.prepare(copy.load(), None)
-    shutil.rmtree(copied.temp_dir)
-    original = folder.load()
-    assert copied.id != original.id
-    assert copied.temp_dir != original.temp_dir
-    assert not copied.parts
-    assert running.poll() is None
-    assert original.parts["ray"].alive
-    assert original.temp_dir.is_dir()
-
-    shutil.copyfile(folder.path / "stack.json", copy.path / "stack.json")
-    monkeypatch.setenv("RCMAE_STATE_DIR", str(copy.path))
-    with pytest.raises(ClientError, match=f"{copy.path} is a copy of the state folder {folder.path}"):
-        find_server()
-
-
-@pytest.mark.usefixtures("running")
-def test_a_folder_that_was_moved_or_is_reached_by_a_link_is_the_same_stack(folder, tmp_path):
-    before, link = folder.load(), tmp_path / "link"
-    link.symlink_to(folder.path)
-    assert Folder.at(link).load() == before
-    moved = Folder.at(folder.path.rename(tmp_path / "moved"))
-    assert moved.load() == before
-    assert stack.down(moved)
-    assert not before.parts["ray"].alive
 
 
 def test_a_file_of_an_earlier_release_belongs_to_the_folder_it_lies_in(folder):
     old = StackState(artifact_root="/artifacts")
     (folder.path / "stack.json").write_text(old.model_dump_json(exclude={"home"}))
-    assert folder.load() == old
+    assert folder.load() == old.model_copy(update={"home": Home.of(folder.path)})
 
 
 def test_only_one_holds_the_lock(folder):
@@ -128,7 +83,7 @@ def test_the_temporary_folder_is_short_and_private(prepare):
 
 def test_everything_keeps_its_place_from_one_start_to_the_next(prepare):
     first = prepare(StackState())
-    assert len(set(first.ports.model_dump().values())) == len(parts.Ports.model_fields)
+    assert len(set(first.ports.model_dump().values())) == len(Ports.model_fields)
     assert prepare(first) == first
 
 
@@ -213,7 +168,7 @@ def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
         monkeypatch.setenv(name, "http://elsewhere")
     monkeypatch.setenv("RCMAE_POLL_INTERVAL_S", "0.25")
     state = prepare(StackState())
-    for part in parts.PARTS:
+    for part in PARTS:
         variables = parts.environment(part, folder, state)
         assert "RAY_ADDRESS" not in variables
         assert "MLFLOW_TRACKING_URI" not in variables
@@ -227,7 +182,7 @@ def test_parts_are_not_led_to_another_cluster(folder, prepare, monkeypatch):
 def test_the_api_and_the_drivers_of_searches_have_the_trials_in_one_file(folder, prepare, monkeypatch):
     monkeypatch.setenv("RCMAE_STUDY_URL", "postgresql://rcmae:hidden@elsewhere/studies")
     state = prepare(StackState())
-    found = {part: parts.environment(part, folder, state).get("RCMAE_STUDY_URL") for part in parts.PARTS}
+    found = {part: parts.environment(part, folder, state).get("RCMAE_STUDY_URL") for part in PARTS}
     ours = f"sqlite:///{folder.path}/studies.db"
     assert found == {"ray": ours, "api": ours, "mlflow": None}
 
@@ -241,7 +196,7 @@ def test_the_users_own_variables_reach_the_attempts(folder, prepare, monkeypatch
 
 def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
     state = prepare(StackState())
-    for part in parts.PARTS:
+    for part in PARTS:
         shown = " ".join(parts.command(part, folder, state)) + str(parts.environment(part, folder, state))
         assert folder.token.read_text() not in shown
         assert folder.ray_token.read_text() not in shown
@@ -251,7 +206,8 @@ def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
 
 
 def recorded(folder, wanted) -> str:
-    folder.save(StackState(artifact_root=parts.choose_artifact_root(folder, wanted)))
+    chosen = locations.choose_artifact_root(folder, wanted)
+    folder.save(folder.load().model_copy(update={"artifact_root": chosen}))
     return folder.artifact_root
 
 
@@ -262,7 +218,7 @@ def test_artifacts_lie_in_the_folder_unless_told_otherwise(folder, tmp_path, mon
         assert recorded(folder, wanted) == str(tmp_path / "elsewhere")
     assert recorded(folder, "s3://bucket/some/prefix/") == "s3://bucket/some/prefix"
     assert recorded(folder, None) == "s3://bucket/some/prefix"
-    command = parts.command("mlflow", folder, StackState(ports=dict.fromkeys(parts.Ports.model_fields, 1)))
+    command = parts.command("mlflow", folder, StackState(ports=dict.fromkeys(Ports.model_fields, 1)))
     assert command[command.index("--default-artifact-root") + 1] == "s3://bucket/some/prefix"
 
 
@@ -272,7 +228,7 @@ def test_an_artifact_root_stays_where_runs_are_recorded(folder):
     assert recorded(folder, "s3://bucket/one/") == "s3://bucket/one"
     for other in ("s3://bucket/two", "elsewhere", str(folder.path / "artifacts")):
         with pytest.raises(StackError, match=r"keeps its artifacts in s3://bucket/one.*--state-dir"):
-            parts.choose_artifact_root(folder, other)
+            locations.choose_artifact_root(folder, other)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +243,7 @@ def test_an_artifact_root_stays_where_runs_are_recorded(folder):
 )
 def test_artifact_roots_that_are_refused(folder, root, said):
     with pytest.raises(StackError, match=said) as error:
-        parts.choose_artifact_root(folder, root)
+        locations.choose_artifact_root(folder, root)
     assert "hidden" not in str(error.value)
 
 
@@ -297,20 +253,25 @@ URL = "postgresql://rcmae:hidden@db:5432/jobs"
 
 
 def recorded_database(folder, wanted) -> str:
-    folder.save(StackState(database_url=parts.choose_database_url(folder, wanted)))
+    chosen = locations.choose_database_url(folder, wanted)
+    folder.save(folder.load().model_copy(update={"database_url": chosen}))
     return folder.database_url
 
 
 def test_jobs_are_kept_in_the_folder_unless_told_otherwise(folder, prepare):
-    assert recorded_database(folder, None) == parts.database_shown(folder) == f"sqlite:///{folder.path}/rcmae.db"
+    assert (
+        recorded_database(folder, None)
+        == locations.redacted_database_url(folder)
+        == f"sqlite:///{folder.path}/rcmae.db"
+    )
     assert recorded_database(folder, URL) == URL
     assert recorded_database(folder, None) == URL
-    assert parts.database_shown(folder) == "postgresql+psycopg://rcmae:***@db:5432/jobs"
+    assert locations.redacted_database_url(folder) == "postgresql+psycopg://rcmae:***@db:5432/jobs"
     assert mode(folder.path / "stack.json") == 0o600
     state = prepare(folder.load())
     assert "hidden" not in str(state)
     assert parts.environment("api", folder, state)["RCMAE_DATABASE_URL"] == URL
-    for part in parts.PARTS:
+    for part in PARTS:
         assert "hidden" not in " ".join(parts.command(part, folder, state))
         assert part == "api" or "hidden" not in str(parts.environment(part, folder, state))
 
@@ -322,7 +283,7 @@ def test_jobs_stay_in_the_database_where_they_are(folder):
     recorded_database(folder, URL)
     (folder.path / "mlflow.db").touch()
     with pytest.raises(StackError, match=r"keeps its jobs in postgresql\+psycopg://rcmae:\*\*\*@db.*--state-dir"):
-        parts.choose_database_url(folder, other)
+        locations.choose_database_url(folder, other)
     changed = "postgresql+psycopg://rcmae:new@db:5432/jobs?sslmode=require"
     assert recorded_database(folder, changed) == changed, "a password may change"
 
@@ -330,7 +291,7 @@ def test_jobs_stay_in_the_database_where_they_are(folder):
 def test_jobs_in_sqlite_stay_there(folder):
     (folder.path / "rcmae.db").touch()
     with pytest.raises(StackError, match=r"keeps its jobs in sqlite:///.*--database-url.*--state-dir") as refused:
-        parts.choose_database_url(folder, URL)
+        locations.choose_database_url(folder, URL)
     assert "hidden" not in str(refused.value)
 
 
@@ -344,6 +305,6 @@ def test_jobs_in_sqlite_stay_there(folder):
 )
 def test_databases_that_are_refused(folder, url, said):
     with pytest.raises(StackError, match=said) as refused:
-        parts.choose_database_url(folder, url)
+        locations.choose_database_url(folder, url)
     assert "hidden" not in str(refused.value)
     assert "RCMAE_DATABASE_URL" not in str(refused.value)

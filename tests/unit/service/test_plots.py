@@ -280,7 +280,7 @@ def test_importance_needs_a_few_trials_and_finds_what_decides(search: Search):
     assert bars["y"][-1] == RATE
     assert set(bars["y"]) == {RATE, PATCH, NAME}  # no trial has the fourth
     assert sum(bars["x"]) == pytest.approx(1, abs=1e-4)
-    assert view.note == "Of 31 complete trials only: it can be trusted from 50."
+    assert view.note == "Based on only 31 complete trials: it is reliable from 50."
 
 
 def test_parameters_can_be_chosen(search: Search):
@@ -351,22 +351,25 @@ def test_before_there_are_trials_a_figure_is_empty_and_says_why(search: Search, 
     assert unknown == view
 
 
+TWO_NEEDED = f"param: contour needs two parameters, each as param=…, of {RATE}, {PATCH}, {NAME}, {WEIGHT}"
+
+
 @pytest.mark.parametrize(
     ("name", "params", "said"),
     [
-        ("contour", (), f"param: give two, each as param=…, of {RATE}, {PATCH}, {NAME}, {WEIGHT}"),
+        ("contour", (), TWO_NEEDED),
         (
             "contour",
             (RATE,),
-            f"param: give two, each as param=…, of {RATE}, {PATCH}, {NAME}, {WEIGHT} (given: {RATE!r})",
+            f"{TWO_NEEDED} (given: {RATE!r})",
         ),
-        ("contour", (RATE, RATE), f"param: must not name a parameter twice (given: '{RATE}, {RATE}')"),
+        ("contour", (RATE, RATE), f"param: names a parameter twice (given: '{RATE}, {RATE}')"),
         (
             "slice",
             (RATE, "optimization.lr"),
-            f"param: is no parameter of this search: there are {', '.join(SPEC.space)} (given: 'optimization.lr')",
+            f"param: is not a parameter of this search, which has {', '.join(SPEC.space)} (given: 'optimization.lr')",
         ),
-        ("history", (RATE,), f"param: history shows no parameters: leave it out (given: {RATE!r})"),
+        ("history", (RATE,), f"param: history shows no parameters: leave `param` out (given: {RATE!r})"),
     ],
 )
 def test_parameters_that_make_no_figure_are_refused(search: Search, name: PlotName, params: tuple[str, ...], said: str):

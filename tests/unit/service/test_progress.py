@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from service_fakes import add_job, attempts_of, job_of, problem, spec_with
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.db.tables import Attempt
 from service.jobs.lifecycle import Verb
 from service.jobs.progress import gpu_hours, progress_of

@@ -90,15 +90,15 @@ def test_what_cannot_be_published_is_refused_with_the_field_and_what_to_do(serve
     for spec, field, text in (
         (spec_of("job-none"), "job", "there is no job"),
         (spec_of(others), "job", "there is no job"),
-        (spec_of(publishing), "job", "name the one that trained"),
+        (spec_of(publishing), "job", "name the job that trained"),
         (spec_of(search), "job", "promote a trial, and name the job it becomes"),
         (spec_of(empty), "job", "no checkpoint yet"),
         (
             spec_of(source, checkpoint="checkpoints/a1/00000300"),
             "checkpoint",
-            "there are checkpoints/a1/00000200, checkpoints/a1/00000100",
+            "it has checkpoints/a1/00000200, checkpoints/a1/00000100",
         ),
-        (spec_of(source, checkpoint="checkpoints/a2/00000100"), "checkpoint", "is none that"),
+        (spec_of(source, checkpoint="checkpoints/a2/00000100"), "checkpoint", "is not a checkpoint of"),
         (spec_of(source, export={"network": "teacher"}), "export.network", "student"),
     ):
         for path in ("/v1/jobs", "/v1/jobs/plan"):

@@ -97,7 +97,7 @@ def test_a_loop_that_hangs_is_told(parts, reconciler, hang, monkeypatch):
     entered = threading.Event()
     monkeypatch.setattr(reconciler, "round", lambda: (entered.set(), hang()))
     assert entered.wait(60)
-    monkeypatch.setattr(reconciler, "round_at", time.monotonic() - 31)
+    monkeypatch.setattr(reconciler._loop, "finished_at", time.monotonic() - 31)
     (reason,) = Readiness(parts, reconciler).reasons()
     assert reason.startswith("controller: the reconciler has not finished a round for 3")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 from service_fakes import attempts_of, events_of, job_of, spec_with
 from service_world import World
 
+from service.adapters.ray_cluster import RayState
+from service.adapters.storage import Artifacts
+from service.db.tables import Attempt
 from service.jobs import repository
-from service.jobs.lifecycle import Verb
+from service.jobs.lifecycle import Verb, delete
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Newest
@@ -170,7 +174,7 @@ def test_an_outcome_that_cannot_be_read_ends_the_attempt(world, content):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (world.state(job_id), attempt.state, attempt.reason) == ("recovering", "failed", "storage_error")
-    assert f"attempts/1/outcome.json holds {len(content)} bytes that are no outcome" in attempt.message
+    assert f"attempts/1/outcome.json holds {len(content)} bytes that are not an outcome" in attempt.message
     assert job_of(world.database, job_id).failures == 1
 
 
@@ -180,7 +184,7 @@ def test_an_attempt_without_an_outcome_shows_the_end_of_rays_log(world):
     world.rounds()
     (attempt,) = attempts_of(world.database, job_id)
     assert (attempt.state, attempt.reason) == ("lost", "worker_failed")
-    assert f"Its log ends: log of {job_id}-a1" in attempt.message
+    assert f"Its log ends with: log of {job_id}-a1" in attempt.message
 
 
 def test_a_recovering_job_says_what_it_waits_for_and_keeps_its_reason(world):
@@ -325,6 +329,42 @@ def test_a_job_between_attempts_whose_run_was_removed_can_be_cancelled(world):
     assert world.state(job_id) == "cancelled"
 
 
+def test_no_attempt_starts_whose_files_lie_outside_the_artifact_root(world, tmp_path):
+    """As in a copy of a state folder, where MLflow's records lead to the original's files."""
+    original = tmp_path / "original"
+    original.mkdir()
+    recovering = world.running()
+    world.end_attempt(recovering, Outcome(state="failed", reason=Reason.WORKER_FAILED))
+    world.rounds()
+    with world.database.session() as session:
+        repository.get(session, recovering).artifact_uri = str(original / "run" / "artifacts")
+    world.due(recovering)
+    world.rounds()
+    world.mlflow.root = original
+    new = world.add()
+    world.rounds()
+    for job_id in (recovering, new):
+        job = job_of(world.database, job_id)
+        assert (job.state, job.reason) == ("failed", "storage_error")
+        assert f"lie in {original}" in job.message
+        assert "outside the artifact root" in job.message
+    assert len(world.ray.requests) == 1
+
+
+def test_a_job_that_ran_when_its_state_folder_was_copied_ends_in_the_copy(world, tmp_path):
+    """The copy's Ray never heard of the attempt, whose outcome lies in the original's folder."""
+    job_id = world.running()
+    with world.database.session() as session:
+        repository.get(session, job_id).artifact_uri = str(tmp_path / "original" / "run" / "artifacts")
+    world.ray.jobs[f"{job_id}-a1"] = RayState.ABSENT
+    world.rounds()
+    world.due(job_id)
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason) == ("failed", "storage_error")
+    assert f"lie in {tmp_path / 'original'}" in job.message
+
+
 def test_jobs_wait_for_room_and_say_so_once(world):
     first, second, third = world.add(), world.add(), world.add()
     world.rounds(5)
@@ -365,7 +405,7 @@ def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
     world.rounds()
     job = job_of(world.database, job_id)
     assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
-    assert "showed no life for too long" in job.message
+    assert "sent no heartbeat for too long" in job.message
     assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
 
 
@@ -395,6 +435,34 @@ def test_the_thread_makes_rounds_until_it_is_stopped(world):
     finally:
         world.reconciler.stop()
     assert world.reconciler.stuck() is not None
+
+
+@pytest.mark.parametrize("work", ["removal", "sweep"])
+def test_rounds_go_on_while_a_storage_takes_its_time_with_what_is_deleted(world, monkeypatch, work):
+    """A job's folder can hold a hundred thousand files: other jobs start and end meanwhile."""
+    old = world.running()
+    world.end_attempt(old, Outcome(state="failed", reason=Reason.SPEC_ERROR), ray="FAILED")
+    world.rounds()
+    (Path(job_of(world.database, old).artifact_uri) / names.checkpoint_folder(1) / "00000010").mkdir(parents=True)
+    with world.database.session() as session:
+        session.get(Attempt, (old, 1)).ended_at = datetime(2020, 1, 1, tzinfo=UTC)
+        if work == "removal":
+            delete(session, repository.get(session, old))
+    entered, done = threading.Event(), threading.Event()
+    monkeypatch.setattr(Artifacts, "delete", lambda *_: (entered.set(), done.wait(60)))
+    world.reconciler.start()
+    try:
+        assert entered.wait(60)
+        job_id = world.add()
+        until = time.monotonic() + 60
+        while world.state(job_id) != "starting" and time.monotonic() < until:
+            world.parts.wake.set()
+            time.sleep(0.01)
+        assert world.state(job_id) == "starting"
+        assert not done.is_set()
+    finally:
+        done.set()
+        world.reconciler.stop()
 
 
 def test_a_spec_that_is_none_any_more_keeps_no_other_job_from_starting(world):

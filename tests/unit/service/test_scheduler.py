@@ -19,12 +19,13 @@ from service.jobs import repository
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape
+from trainer.spec.plan import gang
 from trainer.spec.pretrain import PretrainSpec
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 LIMITS = Limits(running_per_user=None, passing_s=1800.0)
-BEHIND = "Waits behind large: it has waited for 30 minutes or more, and nothing that would delay it starts before it."
+BEHIND = "Waits behind large, which has waited for 30 minutes or more: no job that would delay it may start before it."
 NEVER = "Cannot start on this cluster"
 ADVICE = "lower resources.workers or resources.cpus_per_worker, or add nodes."
 
@@ -203,13 +204,13 @@ def test_who_starts(shape, taken, jobs, start):
             cluster((4, 0), (4, 0)),
             [Gang(1, 2)],
             [waiting("a", 3, workers=2)],
-            "Waits for resources: needs 2 workers of 3 CPUs each; 1 fits on the nodes as they are.",
+            "Waits for resources: needs 2 workers of 3 CPUs each; 1 fits on the nodes now.",
         ),
         (
             cluster((4, 0), (4, 0)),
             [Gang(1, 2), Gang(1, 2)],
             [waiting("a", 3)],
-            "Waits for resources: needs 1 worker of 3 CPUs; none fits on the nodes as they are.",
+            "Waits for resources: needs 1 worker of 3 CPUs; none fits on the nodes now.",
         ),
         (
             cluster((4, 0)),
@@ -299,7 +300,7 @@ def test_a_plan_goes_by_the_rules_for_jobs():
     assert plan(spec) == ("now", "It takes 1 worker of 2 CPUs.")
     assert plan(spec, [waiting("large", 4)])[0] == "now"
     when, why = plan(spec, overdue)
-    assert (when, why[:19]) == ("later", "Waits behind large:")
+    assert (when, why[:19]) == ("later", "Waits behind large,")
     assert plan(spec, [waiting("same", 2)]) == ("later", "Waits for resources: needs 2 CPUs, 0 free, 4 in the cluster.")
     assert plan(spec.model_copy(update={"priority": 1}), [*overdue, waiting("same", 2)])[0] == "now"
     assert plan(spec_of(1, 64, 0))[0] == "never"

@@ -249,7 +249,7 @@ def test_an_answer_that_is_not_the_services_is_an_error_too(server, client):
     with pytest.raises(ApiError, match="418: <h1>a teapot"):
         client.job("job-1")
     server.on("GET", "/v1/jobs/job-1", Answer(200, b"<h1>Sign in</h1>"))
-    with pytest.raises(ClientError, match="answered what this client cannot read"):
+    with pytest.raises(ClientError, match="this client cannot read the answer"):
         client.job("job-1")
 
 
@@ -268,6 +268,12 @@ def test_jobs_goes_through_the_pages_with_the_filters(server, client):
         assert asked.query["label"] == ["team:vision"]
         assert asked.query["limit"] == ["2"]
         assert "owner" not in asked.query
+
+
+def test_a_misspelt_filter_of_log_lines_is_refused(server, client):
+    with pytest.raises(TypeError, match="by levle"):
+        client.logs("job-1", levle="error")
+    assert server.asked == []
 
 
 def test_wait_returns_the_ended_job_and_gives_up_in_time(server, client):

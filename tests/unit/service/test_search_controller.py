@@ -105,7 +105,9 @@ def test_a_search_goes_from_queued_to_succeeded(world):
     assert request.spec.budget.concurrency == 2, "of four trials of two CPUs, two fit on four"
     job = job_of(world.database, job_id)
     assert (job.spec["budget"]["concurrency"], attempts_of(world.database, job_id)[0].workers) == (4, 2)
-    assert job.message == ("Attempt 1 is searching, 2 trials at a time: of the 4 asked for no more fit on the cluster.")
+    assert job.message == (
+        "Attempt 1 is searching with 2 trials at a time: no more of the 4 requested fit on the cluster."
+    )
     complete(world, job_id, 0.5)
     best = complete(world, job_id, 0.7)
     begin(world, job_id)
@@ -148,7 +150,7 @@ def test_a_search_is_told_what_people_ask_for_and_only_when_that_changes(world):
     assert len(world.mlflow.orders) == 3
     job = job_of(world.database, job_id)
     assert (job.state, job.message) == (
-        "running", "Attempt 1 lets the trials that run finish, and begins no other."
+        "running", "Attempt 1 lets running trials finish, and starts no more."
     )  # fmt: skip
 
 
@@ -177,7 +179,7 @@ def test_a_search_waits_for_the_studies_database_and_says_so(world, away):
     world.rounds(2)
     job = job_of(world.database, job_id)
     assert (job.state, job.reason) == ("queued", None)
-    assert job.message.startswith("Waits for the studies' database, which keeps its trials: ")
+    assert job.message.startswith("Waits for the studies' database, which stores the search's trials: ")
     assert world.state(other) == "starting"
     back()
     world.rounds()
@@ -348,7 +350,7 @@ def test_several_objectives_end_with_all_that_no_other_beats(world):
     world.end_attempt(job_id, Outcome(state="succeeded"))
     world.rounds()
     job = job_of(world.database, job_id)
-    assert job.message == "The search is complete: 3 trials, 2 of which no other beats: 1, 0."
+    assert job.message == "The search is complete: 3 trials, 2 of them on the Pareto front: 1, 0."
     assert job.result["metrics"] == {metric_keys.LINEAR_TOP1: 0.9, metric_keys.IMAGES_PER_S: 100.0}
     assert (job.progress["best_trial"], job.progress["best_value"]) == (1, 0.9)
 

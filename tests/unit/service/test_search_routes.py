@@ -14,7 +14,7 @@ from verb_table import ROWS, STATES
 
 from service.app import create_app
 from service.jobs.schemas import JobView
-from service.searches import trials as made
+from service.searches import analysis
 from trainer.protocol import names
 from trainer.spec.search import SearchSpec
 
@@ -77,7 +77,7 @@ def test_a_batch_that_does_not_fit_is_told_at_the_base(api):
     [
         (None, "there is no job"),
         (SPEC, "is a pretrain job"),
-        (search_with(space={RATE: SEARCH["space"][RATE]}), "is over another space"),
+        (search_with(space={RATE: SEARCH["space"][RATE]}), "has another space"),
         (search_with(objective={"metric": "eval/reconstruction_ratio"}), "has another objective"),
         (search_with(name="like it", budget={"trials": 3}), None),
     ],
@@ -110,7 +110,7 @@ def test_a_plan_says_how_many_trials_run_at_a_time_and_why(api, ray):
     assert (plan["fits"], plan["gang"]) == ("now", {"cpus": 4, "gpus": 0})
     assert plan["spec"]["budget"]["concurrency"] == 2
     assert plan["message"].endswith(
-        "It makes 8 trials, 2 at a time. 5 were asked for: the cluster has room for 2 trials of this size."
+        "It runs 8 trials, 2 at a time. 5 were requested: the cluster has room for 2 trials of this size."
     )
     alone = api.post("/v1/jobs/plan", json=SEARCH["base"]).json()
     assert (plan["parameters"], plan["steps"]) == (alone["parameters"], alone["steps"])
@@ -120,7 +120,7 @@ def test_a_plan_says_how_many_trials_run_at_a_time_and_why(api, ray):
 def test_the_plan_of_a_grid_says_how_many_points_it_has(api):
     space = CHOICES | {"method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}}
     plan = api.post("/v1/jobs/plan", json=search_with(space=space, algorithm={"name": "grid"})).json()
-    assert "It makes 6 trials of the grid's 6, 2 at a time." in plan["message"]
+    assert "It runs 6 trials of the grid's 6, 2 at a time." in plan["message"]
 
 
 # --- stop, resume, retry ----------------------------------------------------------------------------------------------
@@ -216,11 +216,11 @@ def test_repeats_tell_the_best_from_the_lucky(api, searches):
 
 
 def test_intervals_are_students():
-    assert made.interval([1.0]) == (None, None)
-    low, high = made.interval([1.0, 2.0])
+    assert analysis.interval([1.0]) == (None, None)
+    low, high = analysis.interval([1.0, 2.0])
     assert (low, high) == (pytest.approx(1.5 - 12.7062 * 0.5, abs=1e-4), pytest.approx(1.5 + 12.7062 * 0.5, abs=1e-4))
     many = [float(index % 2) for index in range(40)]
-    low, high = made.interval(many)
+    low, high = analysis.interval(many)
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(10 / 39 / 40), rel=1e-6)
 
 
@@ -289,7 +289,7 @@ def test_a_search_that_has_succeeded_goes_on_when_there_is_more_to_do(api, searc
         ("queued", False) if goes_on else ("succeeded", bool(fields.get("draining")))
     )
     if goes_on:
-        assert events_of(database, job_id)[-1].message.endswith("The search goes on.")
+        assert events_of(database, job_id)[-1].message.endswith("The search continues.")
 
 
 def test_more_hours_let_a_search_go_on_that_had_run_out_of_them(api, searches):

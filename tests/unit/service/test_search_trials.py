@@ -14,7 +14,7 @@ from service_fakes import FakeMlflow, events_of, job_of, problem
 from sqlalchemy import select
 from verb_table import STATES
 
-from service.adapters.mlflow_store import MetricPoint
+from service.adapters.mlflow_runs import MetricPoint
 from service.adapters.studies import Studies, StudiesUnreachable
 from service.db.tables import Addition, Audit, now
 from trainer.protocol import names
@@ -294,7 +294,7 @@ def test_a_grid_has_no_points_beyond_its_own(api, searches):
         searches.trial(job_id, point={"method.mask_ratio": ratio}, values=[ratio])
     body = {"points": [{"method.mask_ratio": 0.5}], "beyond_budget": True}
     detail = problem(api.post(f"/v1/searches/{job_id}/trials", json=body), 409, "budget_spent")["detail"]
-    assert "a grid has no more" in detail
+    assert "its grid has no more combinations" in detail
 
 
 def test_a_search_that_was_stopped_takes_points_beyond_its_budget_alone(api, searches, database):

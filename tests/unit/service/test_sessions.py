@@ -56,10 +56,10 @@ def test_a_valid_token_begins_a_session(browsers):
 @pytest.mark.parametrize(
     ("token", "told"),
     [
-        ("a-token-that-nobody-has", "not known"),
+        ("a-token-that-nobody-has", "does not know"),
         ("", "enter your token"),
         (token_of("alice"), "was revoked"),
-        (token_of("operator"), "ended at"),
+        (token_of("operator"), "expired at"),
     ],
 )
 def test_a_token_that_is_none_begins_no_session(browsers, database, token, told):
@@ -321,7 +321,7 @@ def test_an_asset_of_another_release_is_not_kept(browsers):
 
 def test_every_script_that_a_page_or_a_script_names_is_there(browsers):
     page = browsers.alice.get("/").text
-    for name in ("app.css", "app.js", "htmx.min.js", "theme.js"):
+    for name in ("app.css", "app.js", "htmx.min.js", "idiomorph.min.js", "theme.js"):
         assert url_of(name) in page
     for name in ASSETS:
         answer = browsers.anonymous.get(url_of(name))

@@ -31,8 +31,8 @@ from service.db.tables import Token, now
 from service.http import paging
 from service.jobs import repository, stream
 from service.jobs.lifecycle import transition
-from service.jobs.news import Look
 from service.jobs.schemas import State
+from service.jobs.updates import UpdateSource
 
 LIMIT_S = 20.0
 START_S = 180.0
@@ -348,15 +348,15 @@ def test_the_last_lines_of_an_attempt_that_still_ends_beside_the_next_come_too(u
 
 
 def test_a_slow_reader_holds_nobody_and_misses_nothing(url, job, monkeypatch):
-    monkeypatch.setattr(stream, "KEPT", 2)
+    monkeypatch.setattr(stream, "BACKLOG", 2)
     reads: list[stream.Reader] = []
-    own = stream.Reader._own
+    own = stream.Reader._read
 
     async def counted(reader: stream.Reader, *until: Any) -> Any:
         reads.append(reader)
         return await own(reader, *until)
 
-    monkeypatch.setattr(stream.Reader, "_own", counted)
+    monkeypatch.setattr(stream.Reader, "_read", counted)
     with following(url, job.id, tail="all") as slow, following(url, job.id, tail="all") as quick:
         slow.until_kind("job")
         quick.until_kind("job")
@@ -375,14 +375,14 @@ def test_a_slow_reader_holds_nobody_and_misses_nothing(url, job, monkeypatch):
 
 
 def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
-    looks: list[Look] = []
-    since = Look.since
+    looks: list[UpdateSource] = []
+    since = UpdateSource.since
 
-    def counted(look: Look, *place: Any) -> Any:
-        looks.append(look)
-        return since(look, *place)
+    def counted(source: UpdateSource, *cursor: Any) -> Any:
+        looks.append(source)
+        return since(source, *cursor)
 
-    monkeypatch.setattr(Look, "since", counted)
+    monkeypatch.setattr(UpdateSource, "since", counted)
     streams: stream.Streams = app.state.streams
     together, lines = threading.Barrier(51), list[list[str]]()
 
@@ -406,7 +406,7 @@ def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
         """All have come to the present, and wait for the poller."""
         looks.clear()
         time.sleep(0.2)
-        return bool(looks) and all(look is hub.look for look in looks)
+        return bool(looks) and all(look is hub.source for look in looks)
 
     eventually(settled)
     job.log("world")
@@ -414,7 +414,7 @@ def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
         reader.join(LIMIT_S)
     assert lines == [["hello", "world"]] * 50
     assert looks
-    assert all(look is hub.look for look in looks), "each reader reads what the poller found"
+    assert all(look is hub.source for look in looks), "each reader reads what the poller found"
     eventually(lambda: streams.hubs == {})
     time_of_last = len(looks)
     time.sleep(0.2)
@@ -422,7 +422,7 @@ def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
 
 
 def test_a_revoked_token_ends_its_stream(url, job, database, monkeypatch):
-    monkeypatch.setattr(stream, "ALLOWED_S", 0.1)
+    monkeypatch.setattr(stream, "TOKEN_CHECK_S", 0.1)
     with following(url, job.id) as alice, following(url, job.id, owner="operator") as operator:
         alice.until_kind("job")
         operator.until_kind("job")

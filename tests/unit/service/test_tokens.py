@@ -132,10 +132,10 @@ def test_a_submitter_gets_no_viewers_token_and_is_told_what_it_can_have(clients)
     watching = make(clients.admin, owner="alice", role="viewer")
     for path, body in (("/v1/tokens", {"role": "viewer"}), (f"/v1/tokens/{watching['id']}/rotate", None)):
         refused = problem(clients.alice.post(path, json=body), 403, "forbidden")["detail"]
-        assert "viewer, which sees everybody's jobs: it can make submitter" in refused
+        assert "viewer, which sees everybody's jobs: it can create submitter" in refused
     assert status(clients.anonymous, watching["token"]) == 200, "a refusal ends nothing"
     refused = problem(clients.operator.post("/v1/tokens", json={"role": "admin"}), 403, "forbidden")["detail"]
-    assert "it can make viewer, submitter, operator;" in refused
+    assert "it can create viewer, submitter, operator;" in refused
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -180,7 +180,7 @@ def test_a_token_ends_when_it_was_to(clients, database):
     assert timedelta(0) <= ends - moment - 30 * DAY < timedelta(minutes=1)
     assert status(clients.anonymous, made["token"]) == 200
     change(database, made["token"], expires_at=now() - timedelta(seconds=1))
-    assert "ended at" in told(clients.anonymous, made["token"])
+    assert "expired at" in told(clients.anonymous, made["token"])
     listed = {token["id"]: token["state"] for token in clients.admin.get("/v1/tokens").json()["items"]}
     assert listed[made["id"]] == "ended"
     exact = make(clients.admin, owner="dora", expires_at="2030-06-01T12:00:00+02:00")
@@ -191,7 +191,7 @@ def test_why_a_token_opens_nothing_is_told(clients):
     revoked = make(clients.admin, owner="dora")
     clients.admin.delete(f"/v1/tokens/{revoked['id']}")
     assert "revoked" in told(clients.anonymous, revoked["token"])
-    assert "not known" in told(clients.anonymous, "rcmae_nobody-has-this-one-000000")
+    assert "does not know" in told(clients.anonymous, "rcmae_nobody-has-this-one-000000")
     assert "Authorization: Bearer" in problem(clients.anonymous.get("/v1/jobs"), 401, "unauthorized")["detail"]
 
 
@@ -283,7 +283,7 @@ def test_the_old_text_may_have_a_grace(clients, database):
     left = row(database, old["token"]).expires_at - now()
     assert timedelta(minutes=59) < left <= timedelta(hours=1)
     change(database, old["token"], expires_at=now() - timedelta(seconds=1))
-    assert "ended" in told(clients.anonymous, old["token"])
+    assert "expired" in told(clients.anonymous, old["token"])
     short = make(clients.admin, owner="dora", expires_at=(now() + timedelta(minutes=5)).isoformat())
     clients.admin.post(f"/v1/tokens/{short['id']}/rotate", json={"grace_s": 3600})
     assert row(database, short["token"]).expires_at - now() < timedelta(minutes=6), "a grace makes no life longer"
@@ -366,8 +366,10 @@ def test_the_minute_of_the_last_use_is_kept(clients, database):
 
 def test_it_is_written_once_a_minute(clients, monkeypatch):
     written: list[str] = []
-    real = trail.note_use
-    monkeypatch.setattr("service.access.audit.note_use", lambda *given: (written.append(given[1]), real(*given)))
+    real = trail.record_token_use
+    monkeypatch.setattr(
+        "service.access.audit.record_token_use", lambda *given: (written.append(given[1]), real(*given))
+    )
     made = make(clients.admin, owner="dora")
     monkeypatch.setattr(trail, "now", lambda: datetime(2031, 1, 1, 12, 0, 30, tzinfo=UTC))
     for _ in range(3):

@@ -182,8 +182,7 @@ def sweep_everything(world: Any, job_id: str) -> None:
         session.get(Attempt, (job_id, 1)).ended_at = long_ago
     world.ray.records[f"{job_id}-a1"] = Submission(RayState.FAILED, long_ago)
     world.mlflow.runs[f"run-{job_id}"].status = "RUNNING"
-    world.reconciler._sweeper._next = 0.0
-    world.rounds()
+    world.sweep()
     assert world.ray.deleted == [f"{job_id}-a1"]
     assert world.mlflow.runs[f"run-{job_id}"].status == "FINISHED"
     assert job_of(world.database, job_id).state == "succeeded"

@@ -131,13 +131,13 @@ def test_a_refusal_names_the_states_that_allow_it(api, database, what):
     for state in set(STATES) - allowed:
         detail = problem(send(api, add_job(database, state), what), 409, "not_allowed_in_state")["detail"]
         assert f"is {state} and cannot be" in detail
-        assert set(detail.partition("jobs that are ")[2].split(", ")) == allowed
+        assert set(detail.partition(": only ")[2].removesuffix(" jobs can be").split(", ")) == allowed
 
 
 def test_stop_on_a_job_that_is_no_search_says_what_to_do_instead(api, database):
     detail = problem(send(api, add_job(database, "running"), "stop"), 409, "not_for_this_kind")["detail"]
-    assert "only searches" in detail
-    assert "pause it, or cancel it" in detail
+    assert "has no trials to finish" in detail
+    assert "pause or cancel it" in detail
 
 
 # --- two callers at once ----------------------------------------------------------------------------------------------

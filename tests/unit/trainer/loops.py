@@ -20,8 +20,9 @@ from torch.distributed.constants import default_pg_timeout
 
 from trainer.data.cache import Cache
 from trainer.protocol.command import Action
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
 from trainer.training import checkpoint as checkpoints
@@ -100,7 +101,8 @@ def run_loop(
     rank = dist.get_rank() if dist.is_initialized() else 0
 
     context = WorkerContext(
-        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None, wanted=wanted,
+        store=store, attempt=attempt, since_attempt=1, recorder=memory if rank == 0 else None,
+        requested_action=wanted,
         cache=Cache(folder / "cache"),
     )  # fmt: skip
     return pretrain(spec, context), memory

@@ -130,12 +130,12 @@ def test_a_failing_line_is_told_once_and_survived(channel, listener, caplog):
     channel.broken = {"read", "heartbeat"}
     channel.read_twice_more()
     channel.read_twice_more()
-    assert caplog.text.count("MLflow cannot be reached") == 1
+    assert caplog.text.count("MLflow is unreachable") == 1
     channel.broken = set()
     channel.command = command(1, "cancel")
     wait_for(lambda: listener.requested_action() == "cancel")
     channel.broken = {"heartbeat"}
-    wait_for(lambda: caplog.text.count("MLflow cannot be reached") == 2)
+    wait_for(lambda: caplog.text.count("MLflow is unreachable") == 2)
 
 
 def test_an_acknowledgement_that_fails_is_sent_again_and_the_command_obeyed_meanwhile(channel, listener):
@@ -221,7 +221,7 @@ def lines_of(store: Store) -> list[LogLine]:
 def test_the_first_line_says_whose_the_others_are(store, writer):
     writer.flush()
     (line,) = store.read(f"{FOLDER}/rank-1.0001.jsonl").splitlines()
-    assert LogLine.model_validate_json(line).message == "Attempt 2 of job-1 begins, asked for by request request-7"
+    assert LogLine.model_validate_json(line).message == "Attempt 2 of job-1 begins, submitted by request request-7"
 
 
 def test_on_standard_error_every_line_says_whose_it_is(store, capsys):

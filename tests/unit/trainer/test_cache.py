@@ -15,12 +15,14 @@ from image_sets import WRITERS, picture, samples, write_folder, write_parquet, w
 from loops import make_spec, run_loop
 
 from trainer.agreement import Agreement
-from trainer.data import cache as caches
-from trainer.data.cache import Cache, DecodedReader, stage
+from trainer.data import decoded, staging
+from trainer.data.cache import Cache
 from trainer.data.dataset import DatasetContext, open_images
+from trainer.data.decoded import DecodedReader
 from trainer.data.images import Images
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
+from trainer.data.staging import stage
 from trainer.errors import DataError, StorageError
 from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
@@ -103,7 +105,7 @@ def test_staged_files_are_the_same_and_are_copied_once(tmp_path, monkeypatch):
     assert (staged.names, staged.sizes, staged.listing) == (files.names, files.sizes, files.listing)
     assert [Path(path).read_bytes() for path in staged.paths] == [Path(path).read_bytes() for path in files.paths]
     assert all(path.startswith(str(tmp_path / "cache")) for path in staged.paths)
-    monkeypatch.setattr(caches, "_copy_one", None)  # nothing is copied again
+    monkeypatch.setattr(staging, "_copy_one", None)  # nothing is copied again
     assert stage(files, cache) == staged
 
 
@@ -140,7 +142,7 @@ def test_hostile_names_stay_inside_the_cache(tmp_path):
 def test_a_file_written_anew_while_it_is_staged_is_refused(tmp_path):
     files = files_of(write_tars(tmp_path / "data", samples(8), shards=1))
     Path(files.paths[0]).write_bytes(b"0" * 512)
-    with pytest.raises(StorageError, match=r"shard-000\.tar: 512 bytes came where it has \d+"):
+    with pytest.raises(StorageError, match=r"shard-000\.tar: 512 bytes were copied, but the file had \d+"):
         stage(files, Cache(tmp_path / "cache"))
 
 
@@ -162,8 +164,8 @@ def in_process(work) -> int:
 def test_the_workers_of_a_node_share_one_copy(tmp_path, monkeypatch):
     files = files_of(write_tars(tmp_path / "data", samples(20)))
     copied = []
-    copy = caches._copy_one
-    monkeypatch.setattr(caches, "_copy_one", lambda *a: time.sleep(0.05) or copied.append(a[1]) or copy(*a))
+    copy = staging._copy_one
+    monkeypatch.setattr(staging, "_copy_one", lambda *a: time.sleep(0.05) or copied.append(a[1]) or copy(*a))
     found = []
     workers = [threading.Thread(target=lambda: found.append(stage(files, Cache(tmp_path / "cache")))) for _ in range(4)]
     for worker in workers:
@@ -195,15 +197,15 @@ def test_what_does_not_fit_is_told_or_read_where_it_lies(tmp_path, monkeypatch, 
         with pytest.raises(DataError, match=rf"dataset\.cache: {kind} is not possible .*RCMAE_CACHE_BYTES"):
             opened(uri, Cache(tmp_path / "cache"), kind)
     assert opened(uri, Cache(tmp_path / "cache"), "auto").pixels(3).shape[2] == 3
-    assert "decoded anew in each epoch" in caplog.text
+    assert "in each epoch, because they cannot be kept decoded" in caplog.text
     monkeypatch.setenv("RCMAE_CACHE_BYTES", "many")
-    with pytest.raises(StorageError, match="RCMAE_CACHE_BYTES: 'many' is no number of bytes"):
+    with pytest.raises(StorageError, match="RCMAE_CACHE_BYTES: 'many' is not a number of bytes"):
         opened(uri, Cache(tmp_path / "cache"), "disk")
 
 
 def test_decoded_images_larger_than_the_free_memory_are_refused(tmp_path, monkeypatch):
     uri = write_folder(tmp_path / "data", samples(20))
-    monkeypatch.setattr(caches.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
+    monkeypatch.setattr(decoded.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10_000}))
     with pytest.raises(DataError, match=r"dataset\.cache: ram is not possible .* free memory"):
         opened(uri, Cache(tmp_path / "cache"), "ram")
 
@@ -251,7 +253,7 @@ def _kill(pid: int) -> None:
 
 def test_a_half_made_copy_of_decoded_images_does_not_count(tmp_path, monkeypatch):
     uri = write_folder(tmp_path / "data", samples(20))
-    decode, calls = caches.decode, []
+    decode, calls = decoded.decode, []
 
     def dies(*arguments):
         calls.append(1)
@@ -260,7 +262,7 @@ def test_a_half_made_copy_of_decoded_images_does_not_count(tmp_path, monkeypatch
         return decode(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(caches, "decode", dies)
+        patch.setattr(decoded, "decode", dies)
         with pytest.raises(DataError, match="killed here"):
             opened(uri, Cache(tmp_path / "cache"), "ram")
     kept = opened(uri, Cache(tmp_path / "cache"), "ram")

@@ -107,10 +107,10 @@ def test_a_file_that_is_lost_after_indexing_is_named(tmp_path):
     images = opened(fill(tmp_path / "data", "a.png", "b.png"), tmp_path)
     (tmp_path / "data/b.png").unlink()
     assert images.pixels(0).shape == (4, 6, 3)
-    with pytest.raises(StorageError, match=r"/data/b\.png: it was there when the dataset was listed and is gone"):
+    with pytest.raises(StorageError, match=r"/data/b\.png: the file was there when the dataset was listed and is gone"):
         images.pixels(1)
     (tmp_path / "data/a.png").write_bytes(b"overwritten")
-    with pytest.raises(DataError, match=r"a\.png of .* could be decoded when the index was made and cannot now"):
+    with pytest.raises(DataError, match=r"a\.png of .* could be decoded when the index was made and cannot be now"):
         images.pixels(0)
 
 
@@ -119,7 +119,7 @@ def test_a_file_that_is_lost_after_indexing_is_named(tmp_path):
 
 def test_too_many_bad_images_end_the_job(tmp_path):
     root = messy(tmp_path / "data", good=6)
-    with pytest.raises(DataError, match=r"dataset\.max_bad_fraction: 2 of 8 .* \(25\.0%, allowed are 24\.0%\); .*001a"):
+    with pytest.raises(DataError, match=r"dataset\.max_bad_fraction: 2 of 8 .* \(25\.0%, 24\.0% are allowed\); .*001a"):
         opened(root, tmp_path, max_bad_fraction=0.24)
     assert len(opened(root, tmp_path, max_bad_fraction=0.25)) == 6
 

@@ -282,7 +282,7 @@ def test_the_largest_image_is_allowed_and_one_pixel_more_is_not(monkeypatch):
 
 def test_an_image_of_another_shape_than_the_index_knows_is_refused():
     for raw in (jpeg(), saved(colours(), "PNG"), decode(jpeg(), 3)):
-        with pytest.raises(Unreadable, match=f"is {WIDTH} x {HEIGHT} pixels, where {WIDTH} x {HEIGHT + 1} were"):
+        with pytest.raises(Unreadable, match=f"is {WIDTH} x {HEIGHT} pixels, but {WIDTH} x {HEIGHT + 1} were"):
             decode_crop(raw, 3, (HEIGHT + 1, WIDTH), (0, 0, 8, 8), (8, 8), flip=False)
 
 

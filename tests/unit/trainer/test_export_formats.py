@@ -197,7 +197,7 @@ def test_onnx_runtime_takes_any_number_of_images(tmp_path, shape):
 def test_onnx_without_its_packages_is_refused_with_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None if name == "onnxscript" else name)
     model = model_of()
-    with pytest.raises(SpecRefused, match=r"export\.formats: onnx needs onnxscript, which this worker lacks"):
+    with pytest.raises(SpecRefused, match=r"export\.formats: onnx needs onnxscript, which this worker does not have"):
         export_onnx(shaken(model).state_dict(), model, *statistics(3), tmp_path / "onnx")
     assert not (tmp_path / "onnx").exists()
 

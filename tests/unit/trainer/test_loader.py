@@ -153,7 +153,9 @@ def test_an_image_damaged_while_training_ends_the_batches_with_its_name(tmp_path
     folder = folder_of(tmp_path / "data")
     (tmp_path / "data/07.png").write_bytes(b"overwritten")
     spec = spec_of(4, {"in_chans": 3}, resources={"loader_processes": processes})
-    with pytest.raises(DataError, match=r"^07\.png of .*/data could be decoded when the index was made and cannot now"):
+    with pytest.raises(
+        DataError, match=r"^07\.png of .*/data could be decoded when the index was made and cannot be now"
+    ):
         list(Loader(folder, np.arange(12), spec, 0, 1, 2, pin=False).batches(0, 3))
     assert not alive("images")
 
@@ -162,7 +164,9 @@ def test_an_image_damaged_while_training_ends_the_batches_with_its_name(tmp_path
 def test_an_image_lost_while_training_ends_the_batches_with_its_name(tmp_path):
     folder = folder_of(tmp_path / "data")
     (tmp_path / "data/07.png").unlink()
-    with pytest.raises(StorageError, match=r"/data/07\.png: it was there when the dataset was listed and is gone"):
+    with pytest.raises(
+        StorageError, match=r"/data/07\.png: the file was there when the dataset was listed and is gone"
+    ):
         list(Loader(folder, np.arange(12), spec_of(4, {"in_chans": 3}), 0, 1, 2, pin=False).batches(0, 3))
     assert not alive("images")
 

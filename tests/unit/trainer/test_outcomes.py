@@ -78,11 +78,11 @@ def workers(*causes: Exception) -> WorkerGroupError:
             Reason.PREEMPTED,
             "of worker 1 was drained",
         ),
-        (PreemptionError(PreemptionInfo(None, {"n": [0]})), Reason.PREEMPTED, "goes on from the last checkpoint"),
+        (PreemptionError(PreemptionInfo(None, {"n": [0]})), Reason.PREEMPTED, "resumes from its last checkpoint"),
         (workers(RuntimeError("gloo"), MemoryError()), Reason.OUT_OF_MEMORY, "worker 1 ran out of memory"),
         (workers(NodeOutOfMemory("low on memory")), Reason.OUT_OF_MEMORY, "lower optimization.micro_batch_size"),
-        (workers(died(BY_MONITOR)), Reason.OUT_OF_MEMORY, "Ray ended worker 0, its node ran out of memory"),
-        (workers(died(VANISHED)), Reason.WORKER_FAILED, "worker 0 died without a word: it was killed (SIGKILL) or"),
+        (workers(died(BY_MONITOR)), Reason.OUT_OF_MEMORY, "Ray killed worker 0 because its node ran out of memory"),
+        (workers(died(VANISHED)), Reason.WORKER_FAILED, "worker 0 died without a message: it was killed (SIGKILL) or"),
         (workers(died(TERMINATED)), Reason.WORKER_FAILED, "worker 0 was ended by SIGTERM"),
         (workers(FileNotFoundError(2, "No such file", "/x")), Reason.WORKER_FAILED, "worker 0: FileNotFoundError"),
         (workers(ConnectionResetError(104, "peer")), Reason.WORKER_FAILED, "worker 0: ConnectionResetError"),
@@ -147,8 +147,8 @@ def test_a_vanished_worker_where_the_kernel_has_killed_since_ran_out_of_memory(c
     cluster.killed = 3  # all of them before that worker began
     reason, message = evidence.look_further("worker 0: RuntimeError: gloo", store, 2)
     assert reason is Reason.WORKER_FAILED
-    assert "died without a word" in message
-    assert "the others saw: worker 0: RuntimeError: gloo" in message
+    assert "died without a message" in message
+    assert "the others reported: worker 0: RuntimeError: gloo" in message
 
 
 def test_without_a_count_from_its_start_nobody_says_out_of_memory(cluster, tmp_path):

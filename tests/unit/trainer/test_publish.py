@@ -377,7 +377,7 @@ def test_a_card_leaves_out_what_there_is_not(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
     assert front_matter(card)["license"] == "unknown"
-    assert "None was said" in card
+    assert "No licence was given" in card
     for absent in ("## Curves", "## Evaluation", "## Reconstructions\n\nOf"):
         assert absent not in card
 

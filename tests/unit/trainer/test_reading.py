@@ -63,7 +63,7 @@ def test_a_file_that_stays_unreadable_is_a_storage_error_and_nothing_is_kept(tmp
     uri = WRITERS[kind](tmp_path / "data", samples(12))
     victim = Path(find_files(dataset(uri)).paths[1])
     victim.chmod(0)
-    said = rf"^{victim}: \[Errno 13\] Permission denied: let the user with id {os.geteuid()}, .* read it$"
+    said = rf"^{victim}: \[Errno 13\] Permission denied: give read permission to user id {os.geteuid()}, which"
     with pytest.raises(StorageError, match=said) as error:
         opened(uri, tmp_path)
     assert error.value.reason is Reason.STORAGE_ERROR
@@ -89,7 +89,7 @@ def test_a_file_that_goes_between_the_listing_and_the_reading_is_no_bad_image(tm
     table = scan(files)
     (tmp_path / "data/b.png").unlink()
     with pytest.raises(
-        StorageError, match=r"/data/b\.png: it was there when the dataset was listed and is gone: put it"
+        StorageError, match=r"/data/b\.png: the file was there when the dataset was listed and is gone: restore it"
     ):
         build_index(table, open_reader(files, table), files.uri, 1)
 
@@ -133,7 +133,7 @@ def test_a_damaged_page_of_parquet_is_a_data_error_at_once(tmp_path, pauses):
     data = bytearray(file.read_bytes())
     data[25:31] = b"\xff" * 6
     file.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.parquet: row group 0 is damaged: .*; make the file anew"):
+    with pytest.raises(DataError, match=r"a\.parquet: row group 0 is damaged: .*; create the file again"):
         opened(tmp_path / "data", tmp_path)
     assert pauses.now == 0
 
@@ -154,13 +154,13 @@ def test_a_link_to_nowhere_is_one_bad_image(tmp_path, cache):
     (root / "a.png").symlink_to("/nowhere/at/all.png")
     index = opened(root, tmp_path, cache=cache).index
     assert list(index.table.names) == ["b.png", "c.png"]
-    assert [(bad.name, bad.reason) for bad in index.bad] == [("a.png", "a link to nowhere")]
+    assert [(bad.name, bad.reason) for bad in index.bad] == [("a.png", "a broken link")]
 
 
 def test_a_shard_that_is_a_link_to_nowhere_is_a_data_error(tmp_path):
     root = tar_of(tmp_path / "data", ("1.jpg", picture(1, (20, 20))))
     (root / "b.tar").symlink_to("/nowhere/at/all.tar")
-    with pytest.raises(DataError, match=r"b\.tar of .* is a link to nowhere"):
+    with pytest.raises(DataError, match=r"b\.tar of .* is a broken link"):
         opened(root, tmp_path)
 
 
@@ -238,7 +238,7 @@ def test_an_image_written_anew_before_it_is_kept_decoded_is_a_data_error(tmp_pat
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     file.write_bytes(b"x" * file.stat().st_size)
     os.utime(file, ns=times)
-    with pytest.raises(DataError, match=r"^b\.png is not what it was when the index was made"):
+    with pytest.raises(DataError, match=r"^b\.png has changed since the index was made"):
         opened(root, tmp_path, cache="ram")
 
 

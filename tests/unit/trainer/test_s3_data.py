@@ -208,14 +208,16 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     assert len(images) == 40
     lost = images.index.table.names[7]
     fs.rm(f"{bucket}/{key}/{lost}")
-    with pytest.raises(StorageError, match=rf"^{bucket}/{key}/{lost}: it was there when the dataset was listed and"):
+    with pytest.raises(
+        StorageError, match=rf"^{bucket}/{key}/{lost}: the file was there when the dataset was listed and"
+    ):
         images.crops([6, 7], np.array([[0, 0, 8, 8]] * 2), np.zeros(2, dtype=bool), (8, 8))
     # One that goes while the index is made is no bad image either.
     files = find_files(spec.dataset)
     table = scan(files)
-    gone = files.place(20)
+    gone = files.location(20)
     fs.rm(gone)
-    with pytest.raises(StorageError, match=f"^{gone}: it was there when"):
+    with pytest.raises(StorageError, match=f"^{gone}: the file was there when"):
         build_index(table, open_reader(files, table), files.uri, 1)
     again = open_images(
         spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)

@@ -342,7 +342,7 @@ def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):
     assert search.suggest("a") == Searcher.FINISHED
     outcome = search.outcome()
     assert (outcome.state, outcome.reason) == ("failed", Reason.TRIALS_FAILED)
-    assert outcome.message == "2 trials failed, budget.max_failed is 1; the last, 1: no images in /data"
+    assert outcome.message == "2 trials failed, and budget.max_failed is 1. The last was trial 1: no images in /data"
 
 
 def test_a_trial_that_was_stopped_by_hand_is_pruned_and_the_others_go_on(bench):

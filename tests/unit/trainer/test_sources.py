@@ -234,7 +234,7 @@ def test_a_damaged_shard_ends_the_job_with_its_name(tmp_path, damage):
     members = [(f"{number:04d}.jpg", picture(number, (60, 60))) for number in range(6)]
     root = tar_of(tmp_path / "data", *members)
     damage(root / "a.tar")
-    with pytest.raises(DataError, match=r"the shard a\.tar of .* is damaged or no tar"):
+    with pytest.raises(DataError, match=r"the shard a\.tar of .* is damaged or not a tar file"):
         opened(root, tmp_path)
 
 
@@ -295,4 +295,4 @@ def test_row_groups_are_kept_within_bounds(tmp_path, monkeypatch):
     for row in [*range(24), *range(23, -1, -1)]:
         assert bytes(images.reader.fetch([row])[0]) == made[row].data
     assert 1 <= len(images.reader._groups) < 8
-    assert images.reader._kept == sum(group.nbytes for group in images.reader._groups.values())
+    assert images.reader._kept_bytes == sum(group.nbytes for group in images.reader._groups.values())

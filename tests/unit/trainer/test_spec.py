@@ -9,19 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.spec.base import SpecError, apply_overrides, read_document
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import (
-    ClusterShape,
-    Gang,
-    NodeShape,
-    Schedule,
-    gang,
-    impossible,
-    memory_per_worker,
-    parameters,
-    resolve,
-    step_flops,
-)
+from trainer.spec.plan import Schedule, gang, impossible, memory_per_worker, parameters, resolve, step_flops
 from trainer.spec.presets import PRESETS
 from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
 

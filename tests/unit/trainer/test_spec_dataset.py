@@ -3,7 +3,8 @@
 import pytest
 
 from trainer.spec.base import SpecError
-from trainer.spec.plan import ClusterShape, resolve
+from trainer.spec.cluster import ClusterShape
+from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 
 
@@ -30,16 +31,16 @@ def test_buckets_files_and_patterns(uri, read):
     [
         ({"uri": "s3://"}, "dataset.uri", "must name a bucket"),
         ({"uri": "s3:///folder"}, "dataset.uri", "must name a bucket"),
-        ({"uri": "s3://key:secret@bucket/a"}, "dataset.uri", "no credentials"),
-        ({"uri": "s3://bucket:9000/a"}, "dataset.uri", "no credentials or ports"),
-        ({"uri": "/data/*/train.tar"}, "dataset.uri", "in the last part of the path only"),
-        ({"uri": "s3://buck*/train.tar"}, "dataset.uri", "in the last part of the path only"),
+        ({"uri": "s3://key:secret@bucket/a"}, "dataset.uri", "must not hold credentials"),
+        ({"uri": "s3://bucket:9000/a"}, "dataset.uri", "must not hold credentials or ports"),
+        ({"uri": "/data/*/train.tar"}, "dataset.uri", "only in the last part of the path"),
+        ({"uri": "s3://buck*/train.tar"}, "dataset.uri", "only in the last part of the path"),
         ({"uri": "/data\x00"}, "dataset.uri", "no zero byte"),
         ({"uri": "/data", "format": "zip"}, "dataset.format", "'folder', 'tar' or 'parquet'"),
         ({"uri": "/data", "cache": "gpu"}, "dataset.cache", "'ram', 'disk' or 'none'"),
         ({"uri": "/data", "max_bad_fraction": 1.5}, "dataset.max_bad_fraction", "less than or equal to 1"),
-        ({"uri": "builtin://digits", "cache": "disk"}, "dataset.cache", "made in memory: leave it out"),
-        ({"uri": "builtin://digits", "format": "tar"}, "dataset.format", "made in memory: leave it out"),
+        ({"uri": "builtin://digits", "cache": "disk"}, "dataset.cache", "must be left out"),
+        ({"uri": "builtin://digits", "format": "tar"}, "dataset.format", "must be left out"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_field(dataset, field, words):

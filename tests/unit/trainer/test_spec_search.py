@@ -6,8 +6,9 @@ from random import Random
 import pytest
 
 from trainer.spec.base import SpecError
+from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import ClusterShape, Gang, NodeShape, gang, resolve
+from trainer.spec.plan import gang, resolve
 from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
 
 MOMENTUM, WEIGHT, RATE = "method.teacher.momentum", "method.consistency_weight", "optimization.base_lr"
@@ -94,7 +95,7 @@ def test_trials_register_nothing_and_a_promoted_one_what_the_base_says():
         ({"space": {"resources.workers": choices(1, 2)}}, "space.resources.workers", "set it in base"),
         ({"space": {"dataset.uri": choices("/a", "/b")}}, "space.dataset.uri", "a search for each"),
         ({"space": {MOMENTUM: floats(0.9, 1.5)}}, f"space.{MOMENTUM}.high", "less than or equal to 1"),
-        ({"space": {RATE: floats(0, 1, log=True)}}, f"space.{RATE}.low", "above 0 where log"),
+        ({"space": {RATE: floats(0, 1, log=True)}}, f"space.{RATE}.low", "above 0 if log"),
         ({"space": {RATE: floats(2, 1)}}, f"space.{RATE}.high", "greater than low 2.0"),
         ({"space": {RATE: floats(1, 2, log=True, step=1)}}, f"space.{RATE}.step", "remove one"),
         ({"space": {"optimization.epochs": floats(4, 8)}}, "space.optimization.epochs.type", "use type int"),
@@ -106,11 +107,11 @@ def test_trials_register_nothing_and_a_promoted_one_what_the_base_says():
         ({"space": {"seed": {"type": "categorial", "choices": [1, 2]}}}, "space.seed", "'float', 'int', 'categorical'"),
         (
             {"space": {"method.mask_ratio": floats(0.99, 0.999)}},
-            "space", "no point that is a spec; at the first one that was tried method.mask_ratio: leaves 0 of 16",
+            "space", "none is a valid spec; the first: method.mask_ratio: leaves 0 of 16",
         ),
         ({"objective": {"metric": "eval/lineer"}}, "objective.metric", "there are eval/linear_top1"),
         ({"objective": {"metric": "train/loss"}, "space": {WEIGHT: {"type": "float", "low": 0, "high": 2}}},
-         "objective.metric", f"another thing for each {WEIGHT}"),
+         "objective.metric", f"cannot be compared between trials, because {WEIGHT} is searched"),
         ({"objective": [{"metric": "train/loss"}, {"metric": "train/loss"}], "scheduler": {"name": "none"}},
          "objective", "must not name a metric twice"),
         ({"base": BASE | {"evaluation": {"every_epochs": 2, "probes": []}}}, "objective.metric", "probes is empty"),
@@ -121,10 +122,10 @@ def test_trials_register_nothing_and_a_promoted_one_what_the_base_says():
          "scheduler.name", "several objectives: use none"),
         ({"algorithm": {"name": "grid"}}, f"space.{MOMENTUM}", "too many values for a grid"),
         ({"algorithm": {"name": "cmaes"}, "space": {"seed": {"type": "categorical", "choices": [1, 2]}, **SPACE}},
-         "space.seed.type", "numbers alone"),
+         "space.seed.type", "supports only numbers"),
         ({"base": BASE | {"optimisation": {}}}, "base.optimisation", "did you mean 'optimization'?"),
         ({"base": BASE | {"optimization": {"epochs": -1}}}, "base.optimization.epochs", "greater than 0"),
-        ({"warm_start": ["job-1"], "algorithm": {"name": "random"}}, "warm_start", "random learns from no trial"),
+        ({"warm_start": ["job-1"], "algorithm": {"name": "random"}}, "warm_start", "random does not learn from trials"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_searched_is_refused_at_its_place(parts, field, text):
@@ -156,8 +157,8 @@ def test_a_parameter_with_a_condition_is_there_only_where_it_applies():
 @pytest.mark.parametrize(
     ("when", "text"),
     [
-        ({"method.nam": "mae"}, "is no other parameter"),
-        ({"method.name": "dino"}, "never is 'dino'"),
+        ({"method.nam": "mae"}, "is not another parameter"),
+        ({"method.name": "dino"}, "is never 'dino'"),
         ({RATE: 1e-4}, "too many values"),
     ],
 )
@@ -174,7 +175,7 @@ def test_conditions_in_a_circle_are_refused():
         "method.name": {"type": "categorical", "choices": ["mae", "rc_mae"], "when": {"seed": 1}},
         "seed": {"type": "int", "low": 1, "high": 2, "when": {"method.name": "mae"}},
     }
-    assert "waits for itself" in problem_of(space=both).message
+    assert "is circular" in problem_of(space=both).message
 
 
 # --- grids, points, resources -----------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ def test_a_chosen_value_of_a_parameter_with_steps_is_one_of_them(value, fits):
     if fits:
         assert parse_point(spec, {"method.mask_ratio": value})
         return
-    with pytest.raises(SpecError, match=r"must be 0\.5 and so many steps of 0\.1"):
+    with pytest.raises(SpecError, match=r"must be 0\.5 plus a multiple of step 0\.1"):
         parse_point(spec, {"method.mask_ratio": value})
 
 

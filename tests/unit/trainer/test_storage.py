@@ -13,7 +13,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from trainer import storage
 from trainer.errors import StorageError
-from trainer.storage import S3, Store, open_filesystem, told
+from trainer.storage import S3, Store, open_filesystem, storage_errors
 
 CONTENT = bytes(range(256)) * 800
 
@@ -145,7 +145,7 @@ def test_a_server_that_only_fails_is_an_error_in_time(store, s3_proxy, monkeypat
 def test_bodies_cut_for_ever_are_an_error(store, s3_proxy):
     store.write("x", CONTENT)
     s3_proxy.faults.cut_every = 1
-    with pytest.raises(StorageError, match=f"{store.uri}/x: the connection was cut again and again"):
+    with pytest.raises(StorageError, match=f"{store.uri}/x: the connection was lost repeatedly"):
         store.read("x")
 
 
@@ -179,7 +179,7 @@ def test_no_credentials_are_told(s3, use_s3, bucket, monkeypatch):
     use_s3(s3.environment())
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StorageError, match="s3://storage/run/x: no complete credentials: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StorageError, match="s3://storage/run/x: the credentials are missing or incomplete: set AWS"):
         Store(f"{bucket}/run").read("x")
 
 
@@ -241,7 +241,7 @@ def test_a_profile_has_credentials_and_endpoint(s3, use_s3, bucket, tmp_path, mo
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("s3://key:hidden@bucket/run", "a URI holds no credentials"),
+        ("s3://key:hidden@bucket/run", "a URI must not hold credentials"),
         ("gs://bucket/run", "neither a local path nor an s3:// URI"),
         ("http://user:hidden@host/run", "neither a local path nor an s3:// URI"),
     ],
@@ -287,9 +287,9 @@ def stand_in_endpoint():
 
 
 def test_told_leaves_other_errors_alone():
-    with pytest.raises(ValueError, match="no storage"), told("s3://b/x"):
+    with pytest.raises(ValueError, match="no storage"), storage_errors("s3://b/x"):
         raise ValueError("no storage")
-    with pytest.raises(StorageError, match=r"^s3://b/x: \[Errno 28\] No space left"), told("s3://b/x"):
+    with pytest.raises(StorageError, match=r"^s3://b/x: \[Errno 28\] No space left"), storage_errors("s3://b/x"):
         raise OSError(28, "No space left on device")
 
 

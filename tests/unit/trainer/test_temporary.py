@@ -1,5 +1,6 @@
-"""Temporary folders of processes that live, and of those that were killed."""
+"""Temporary folders of processes that live, and of those that were killed; atomic writes."""
 
+import errno
 import multiprocessing
 import os
 import tempfile
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer import temporary
-from trainer.temporary import sweep_temporary_folders, temporary_folder
+from trainer.temporary import atomic_write, sweep_temporary_folders, temporary_folder
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def test_what_a_killed_process_leaves_is_removed_and_what_a_living_one_holds_sta
     owner.join()
     sweep_temporary_folders()
     assert not folder.exists()
-    assert f"Removed {folder}, which a process left 120 minutes ago" in caplog.text
+    assert f"Removed {folder}, which a process left behind 120 minutes ago" in caplog.text
 
 
 def test_what_is_young_or_another_s_stays(place):
@@ -63,3 +64,15 @@ def test_what_is_young_or_another_s_stays(place):
     before = sorted(place.iterdir())
     sweep_temporary_folders()
     assert sorted(place.iterdir()) == before
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial_one(tmp_path):
+    target = tmp_path / "index"
+    with atomic_write(target, fsync=True) as partial:
+        partial.write_text("old")
+        assert not target.exists()
+    with pytest.raises(OSError, match="full"), atomic_write(target, fsync=False) as partial:  # noqa: PT012 - the point
+        partial.write_text("ne")
+        raise OSError(errno.ENOSPC, "full")
+    assert [file.name for file in tmp_path.iterdir()] == ["index"]
+    assert target.read_text() == "old"

@@ -29,7 +29,7 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("notes", sa.Text(), nullable=False, server_default=""))
         batch_op.add_column(sa.Column("waiting_since", sa.DateTime(), nullable=True))
         batch_op.add_column(sa.Column("deleted_at", sa.DateTime(), nullable=True))
-    # The spec of an admitted job was filled in where it stood: from now on that is the resolved one.
+    # Until now the spec of an admitted job was overwritten with the resolved one: copy it to its own column.
     op.execute("UPDATE job SET resolved_spec = spec WHERE resolved")
     op.execute("UPDATE job SET waiting_since = created_at")
     with op.batch_alter_table("job", schema=None) as batch_op:

@@ -1,4 +1,4 @@
-"""tokens that end, the audit log, a request's way to its job, GPU-hours and the newest metrics"""
+"""token expiry, the audit log, request ids of jobs, GPU-hours and the newest metrics"""
 
 import hashlib
 import re
@@ -34,7 +34,7 @@ APPEND_ONLY = {
         ),
     ],
 }
-"""The database itself refuses to change or delete a line."""
+"""Triggers with which the database refuses to change or delete an entry."""
 LABEL_EVERY_JOB = {
     "sqlite": (
         "INSERT INTO label (job_id, name, value, created_at) "
@@ -123,9 +123,9 @@ def _label_every_job() -> None:
 
 
 def _hash_idempotency_keys() -> None:
-    """They are kept as hashes from now on; one that was used before finds its job all the same.
+    """Replaces the keys with their hashes, by which a repeated request still finds its job.
 
-    Those that an upgrade hashed before the schema was taken back say so, and stay.
+    A key that an earlier upgrade hashed, before a downgrade, has the prefix `sha256:` and is left alone.
     """
     job = sa.table("job", sa.column("id", sa.String), sa.column("idempotency_key", sa.String))
     keys = sa.select(job.c.id, job.c.idempotency_key).where(job.c.idempotency_key.is_not(None))
@@ -149,7 +149,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_job_state_kind_deleted_at_waiting_since"))
         batch_op.drop_column("metrics")
         batch_op.drop_column("request_id")
-    # An older service knows no end of a token: what has ended must not come back.
+    # An older service ignores expiry: an expired or revoked token must not become valid again.
     op.execute("DELETE FROM token WHERE revoked_at IS NOT NULL OR expires_at IS NOT NULL")
     with op.batch_alter_table("token", schema=None) as batch_op:
         batch_op.drop_constraint(batch_op.f("uq_token_id"), type_="unique")

@@ -1,4 +1,4 @@
-"""registered versions that were deleted and are not yet removed"""
+"""registered versions that are deleted but not yet removed"""
 
 import sqlalchemy as sa
 from alembic import op

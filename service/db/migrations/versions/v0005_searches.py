@@ -1,4 +1,4 @@
-"""what searches are told, and the trials that jobs were promoted from"""
+"""orders to searches, and the trials that jobs were promoted from"""
 
 import sqlalchemy as sa
 from alembic import op

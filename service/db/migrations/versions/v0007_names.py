@@ -1,4 +1,4 @@
-"""jobs by name are looked for in the index of lists"""
+"""the index of job lists covers searches by name"""
 
 from alembic import op
 

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.dashboard.shown import ago, coded, duration, flat, full, number
+from service.dashboard.formatting import ago, coded, duration, flat, full, number
 from service.db.tables import now
 
 

@@ -1,4 +1,4 @@
-"""How the dashboard writes numbers, times and sizes."""
+"""How the dashboard formats numbers, times and sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from markupsafe import Markup, escape
 
+from service.client.tables import duration as elapsed
 from service.client.tables import number as significant
 from service.client.tables import size
 from service.db.tables import now
@@ -17,7 +18,7 @@ NOTHING: Final = "–"
 
 
 def number(value: object) -> str:
-    """Six significant digits, with an exponent below 1e-4 and from 1e6 on; whole numbers with their thousands apart."""
+    """Six significant digits, with an exponent below 1e-4 and from 1e6 on; integers with thousands separators."""
     if isinstance(value, bool) or value is None:
         return NOTHING if value is None else str(value).lower()
     if isinstance(value, int):
@@ -26,23 +27,17 @@ def number(value: object) -> str:
 
 
 def full(value: object) -> str:
-    """All of a value, for a tooltip."""
+    """A value in full, for a tooltip."""
     return NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def duration(seconds: float | None) -> str:
-    """Two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
-    if seconds is None:
-        return NOTHING
-    left = max(0, round(seconds))
-    for unit, smaller, length, part in (("d", "h", 86_400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
-        if left >= length:
-            return f"{left // length} {unit} {left % length // part:02} {smaller}"
-    return f"{left} s"
+    """Seconds in at most two units: `12 s`, `3 m 04 s`, `2 h 05 m`, `3 d 04 h`."""
+    return NOTHING if seconds is None else elapsed(seconds)
 
 
 def ago(moment: datetime) -> str:
-    """How long since a moment, or until it, in one unit."""
+    """The time since a moment, or until it, in one unit."""
     seconds = (now() - aware(moment)).total_seconds()
     length, unit = next(
         (each for each in ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s")) if abs(seconds) >= each[0]), (1, "s")
@@ -52,6 +47,7 @@ def ago(moment: datetime) -> str:
 
 
 def aware(moment: datetime) -> datetime:
+    """A moment with a time zone: UTC if it has none."""
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -69,21 +65,21 @@ def percent(share: float | None) -> str:
 
 
 def seconds_between(start: datetime | None, end: datetime | None) -> float | None:
-    """From a start to an end, or to now; None before there is a start."""
+    """Seconds from a start to an end, or to now; None without a start."""
     return None if start is None else ((aware(end) if end else now()) - aware(start)).total_seconds()
 
 
-def flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """A spec by dotted paths, as `method.teacher.momentum`."""
-    found: dict[str, Any] = {}
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A spec's values by dotted path, such as `method.teacher.momentum`."""
+    values: dict[str, Any] = {}
     for name, value in document.items():
-        path = f"{before}{name}"
-        found |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return found
+        path = f"{prefix}{name}"
+        values |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return values
 
 
 def coded(text: str) -> Markup:
-    """Text with what stands between backticks as code; all else is escaped."""
+    """Escaped text, with what is between backticks as code."""
     parts = text.split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if index % 2 and index < len(parts) - 1 else escape(part)

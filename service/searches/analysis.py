@@ -1,6 +1,6 @@
-"""What a search's trials come to: their states, values and times, the best of them, and what their repeats say.
+"""Analysis of a search's trials: states, values, times, the best trials, and statistics of repeats.
 
-Pure, over Optuna's trials, which others read too: nothing here changes them.
+Pure functions of Optuna's trials, which are shared with other readers and must not be changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
 from trainer.spec.pretrain import PretrainSpec
-from trainer.spec.search import Point, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.space import Point
 
 STATES: Final = {
     StudyState.WAITING: TrialState.WAITING,
@@ -30,17 +31,17 @@ STATES: Final = {
     StudyState.PRUNED: TrialState.PRUNED,
     StudyState.FAIL: TrialState.FAILED,
 }
-"""What the API calls the states that Optuna has."""
+"""The API's name of each of Optuna's states."""
 
-CHOSEN: Final = "fixed_params"
-"""Optuna's own attribute of a trial whose values somebody has chosen."""
+FIXED_PARAMS: Final = "fixed_params"
+"""Optuna's attribute with the values that a request chose for a trial."""
 
 T_QUANTILES: Final = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
     2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
     2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
 )  # fmt: skip
-"""97.5 % quantiles of Student's t for 1, 2, 3 … degrees of freedom; beyond them it is the normal distribution's."""
+"""97.5 % quantiles of Student's t for 1, 2, 3 … degrees of freedom; the normal distribution's is used beyond."""
 NORMAL_QUANTILE: Final = 1.9600
 
 
@@ -49,12 +50,12 @@ def state_of(trial: FrozenTrial) -> TrialState:
 
 
 def colour(number: int) -> str:
-    """A trial's own, in whatever figure it is."""
+    """The colour of a trial, the same in every figure."""
     return f"hsl({number * 137.508 % 360:.0f},65%,50%)"  # the golden angle: neighbours differ most
 
 
 def repeat_of(trial: FrozenTrial) -> int | None:
-    """The trial that it is a repeat of; None for others."""
+    """The number of the trial that it repeats; None where it is not a repeat."""
     number: int | None = trial.user_attrs.get(names.TRIAL_REPEAT_OF)
     return number
 
@@ -64,19 +65,19 @@ def is_repeat(trial: FrozenTrial) -> bool:
 
 
 def point_of(trial: FrozenTrial, spec: SearchSpec) -> Point:
-    """Its values by path; of one that waits those that somebody has chosen."""
-    return spec.point(trial.system_attrs.get(CHOSEN, {}) if trial.state is StudyState.WAITING else trial.params)
+    """A trial's values by path; of a waiting trial those that a request chose."""
+    return spec.point(trial.system_attrs.get(FIXED_PARAMS, {}) if trial.state is StudyState.WAITING else trial.params)
 
 
-def settled(trial: FrozenTrial, spec: SearchSpec) -> bool:
-    """Whether all its values are known: the algorithm chooses what nobody has, when the trial begins."""
+def is_fully_known(trial: FrozenTrial, spec: SearchSpec) -> bool:
+    """Whether all values of a trial are known: the algorithm chooses the others when the trial starts."""
     point = point_of(trial, spec)
     return all(path in point for path in spec.space if spec.applies(path, point))
 
 
 def spec_of(trial: FrozenTrial, spec: SearchSpec) -> PretrainSpec | None:
-    """What it trains, by the search's ``spec``; None where its values are not all known, or are no spec."""
-    if not settled(trial, spec):
+    """The spec that a trial trains; None where its values are not all known, or invalid."""
+    if not is_fully_known(trial, spec):
         return None
     try:
         return spec.at(point_of(trial, spec), trial.user_attrs.get(names.TRIAL_SEED))
@@ -85,26 +86,26 @@ def spec_of(trial: FrozenTrial, spec: SearchSpec) -> PretrainSpec | None:
 
 
 def values_of(trial: FrozenTrial, spec: SearchSpec) -> list[float] | None:
-    """One for each objective, of its last evaluation; None where there was none, or one of them is not finite."""
+    """The objectives at the last evaluation; None before the first one, and where a value is not finite."""
     metrics: Mapping[str, float] = trial.user_attrs.get(names.TRIAL_METRICS, {})
     if trial.state is StudyState.COMPLETE:
         found = list(trial.values)
     elif len(spec.objectives) == 1:
         steps = trial.intermediate_values
         found = [steps[max(steps)]] if steps else []
-    else:  # Optuna keeps no values of several objectives on the way
+    else:  # Optuna stores no intermediate values of several objectives
         found = [metrics[each.metric] for each in spec.objectives if each.metric in metrics]
     return found if len(found) == len(spec.objectives) and all(map(math.isfinite, found)) else None
 
 
 def metrics_of(trial: FrozenTrial) -> dict[str, float]:
-    """All that its last evaluation measured; finite values alone."""
+    """The finite metrics of the last evaluation."""
     found = trial.user_attrs.get(names.TRIAL_METRICS, {})
     return {key: float(value) for key, value in found.items() if math.isfinite(value)}
 
 
 def started(trial: FrozenTrial) -> datetime | None:
-    """When it began. Optuna writes the local time of the node without its zone, which has to be ours."""
+    """When it started. Optuna writes local time without a zone: the nodes' zone has to be the service's."""
     return trial.datetime_start.astimezone(UTC) if trial.datetime_start else None
 
 
@@ -113,34 +114,33 @@ def ended(trial: FrozenTrial) -> datetime | None:
 
 
 def duration(trial: FrozenTrial, moment: datetime) -> float | None:
-    """Seconds until its end, or until ``moment``; None before it began."""
-    begin = started(trial)
-    return max(0.0, ((ended(trial) or moment) - begin).total_seconds()) if begin else None
+    """Seconds from its start to its end, or to ``moment``; None before it started."""
+    start = started(trial)
+    return max(0.0, ((ended(trial) or moment) - start).total_seconds()) if start else None
 
 
 def beyond_budget(trial: FrozenTrial) -> bool:
-    """Whether no budget counts it: a repeat, or a failed trial's values once more."""
+    """Whether it does not count towards the budget: a repeat, or the retry of a failed trial."""
     return not names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
 
 
 def infeasible(trial: FrozenTrial) -> bool:
-    """Whether its values are no spec."""
+    """Whether its values are invalid."""
     return trial.user_attrs.get(names.TRIAL_REASON) == Reason.INFEASIBLE
 
 
 def counts(trials: Iterable[FrozenTrial]) -> TrialCounts:
-    """How many there are by state, repeats among them."""
-    found = Counter(state_of(trial).value for trial in trials)
-    return TrialCounts(**found)
+    """The number of trials by state, including repeats."""
+    return TrialCounts(**Counter(state_of(trial).value for trial in trials))
 
 
 def counted(trials: Iterable[FrozenTrial]) -> int:
-    """How many of the budget's trials have been made, waiting ones among them."""
+    """The number of trials that count towards the budget, including waiting ones."""
     return sum(not beyond_budget(trial) for trial in trials)
 
 
 def costs(trial: FrozenTrial, spec: SearchSpec) -> list[float] | None:
-    """Its values, such that less is better in each; None where it has none."""
+    """Its values with signs such that less is better; None where it has none."""
     values = values_of(trial, spec)
     if values is None:
         return None
@@ -148,68 +148,68 @@ def costs(trial: FrozenTrial, spec: SearchSpec) -> list[float] | None:
 
 
 def best(trials: Iterable[FrozenTrial], spec: SearchSpec) -> list[FrozenTrial]:
-    """Of one objective the best trial that is complete or pruned; of several, all complete ones that none beats, the
-    best of the first objective first.
+    """With one objective, the best complete or pruned trial; with several, the Pareto front of the complete trials,
+    sorted by the first objective.
 
-    Repeats are not among them. Empty where there is no value yet; of equal ones of one objective it is the earliest.
+    Repeats are excluded. Empty before there is a value. The earliest of equally good trials wins.
     """
     several = len(spec.objectives) > 1
     states = {StudyState.COMPLETE} if several else {StudyState.COMPLETE, StudyState.PRUNED}
-    found = [
+    candidates = [
         (cost, trial.number, trial)
         for trial in trials
         if trial.state in states and not is_repeat(trial) and (cost := costs(trial, spec)) is not None
     ]
     if not several:
-        return [min(found, key=lambda each: each[:2])[2]] if found else []
+        return [min(candidates, key=lambda each: each[:2])[2]] if candidates else []
     front: list[tuple[list[float], FrozenTrial]] = []
-    for cost, _, trial in sorted(found, key=lambda each: each[:2]):  # what comes later beats nothing before it
-        if not any(_beats(other, cost) for other, _ in front):
+    for cost, _, trial in sorted(candidates, key=lambda each: each[:2]):  # none dominates an earlier one
+        if not any(_dominates(other, cost) for other, _ in front):
             front.append((cost, trial))
     return [trial for _, trial in front]
 
 
 def leader(trials: Iterable[FrozenTrial], spec: SearchSpec) -> FrozenTrial | None:
-    """The best trial; of several objectives the best one of the first."""
+    """The best trial; with several objectives, by the first."""
     return next(iter(best(trials, spec)), None)
 
 
-def _beats(cost: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether one is nowhere worse and not the same."""
+def _dominates(cost: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether ``cost`` is nowhere worse than ``other``, and differs from it."""
     return cost != other and all(one <= two for one, two in zip(cost, other, strict=True))
 
 
 def eta(trials: Sequence[FrozenTrial], spec: SearchSpec, seconds: float, draining: bool) -> float | None:
-    """Seconds to the end of the budget at the pace of the ``seconds`` so far; None before a trial has ended.
+    """Seconds to the end of the budget, at the average pace of the ``seconds`` so far; None before a trial has ended.
 
-    Of a search that is ``draining``, to the end of the trials that run.
+    For a ``draining`` search, seconds to the end of its running trials.
     """
     done = sum(trial.state.is_finished() for trial in trials)
     if not done or seconds <= 0:
         return None
     running = sum(trial.state is StudyState.RUNNING for trial in trials)
     counted_done = counted(trial for trial in trials if trial.state.is_finished())
-    left = running if draining else max(running, spec.trials - counted_done)
-    return left * seconds / done
+    remaining = running if draining else max(running, spec.trials - counted_done)
+    return remaining * seconds / done
 
 
 def repeated(trials: Sequence[FrozenTrial], spec: SearchSpec) -> dict[int, list[float]]:
-    """The first objective's value of each trial that was repeated, and of its finished repeats, by its number."""
-    again: dict[int, list[float]] = {}
+    """The first objective of each repeated trial and of its finished repeats, by the trial's number."""
+    repeat_values: dict[int, list[float]] = {}
     for trial in trials:
-        of, values = repeat_of(trial), values_of(trial, spec)
-        if of is not None and values and trial.state is StudyState.COMPLETE:
-            again.setdefault(of, []).append(values[0])
-    own = {trial.number: values_of(trial, spec) or [] for trial in trials if trial.number in again}
-    return {number: values[:1] + again[number] for number, values in own.items()}
+        original, values = repeat_of(trial), values_of(trial, spec)
+        if original is not None and values and trial.state is StudyState.COMPLETE:
+            repeat_values.setdefault(original, []).append(values[0])
+    own = {trial.number: values_of(trial, spec) or [] for trial in trials if trial.number in repeat_values}
+    return {number: values[:1] + repeat_values[number] for number, values in own.items()}
 
 
 def repeats(trials: Sequence[FrozenTrial], spec: SearchSpec) -> list[RepeatView]:
-    """The trials that were repeated, the best mean of the first objective first."""
-    found = repeated(trials, spec)
+    """The repeated trials, sorted by their mean of the first objective, best first."""
+    values_by_number = repeated(trials, spec)
     views = []
     for trial in trials:
-        values = found.get(trial.number)
+        values = values_by_number.get(trial.number)
         if values:
             low, high = interval(values)
             params, mean = point_of(trial, spec), statistics.fmean(values)
@@ -219,7 +219,7 @@ def repeats(trials: Sequence[FrozenTrial], spec: SearchSpec) -> list[RepeatView]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """Where the true mean lies with 95 % probability; nothing is known of fewer than two values."""
+    """The 95 % confidence interval of the mean; (None, None) for fewer than two values."""
     if len(values) < 2:
         return None, None
     freedom = len(values) - 1

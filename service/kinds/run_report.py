@@ -1,4 +1,4 @@
-"""How far a job is whose own MLflow run has all its metrics, and what it leaves behind."""
+"""Progress and result of a job that has a single MLflow run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_store import RunView
+from service.adapters.mlflow_runs import RunView
 from service.controller.context import ControllerContext
 from service.db.tables import Attempt, Job
 from service.jobs import progress
@@ -19,24 +19,24 @@ RESULT_METRICS = ("eval/", "train/loss", "progress/")
 
 
 @dataclass(frozen=True)
-class RunStanding:
-    """What a job's run tells."""
+class RunReport:
+    """A job's progress and result, read from its run."""
 
     run: RunView | None
-    """None where MLflow is out of reach or was not asked, and where the run was removed."""
-    done: str
-    """What a job that has succeeded says."""
+    """None where MLflow is unavailable or was not called, and where the run was removed."""
+    complete: str
+    """The message of a job that has succeeded."""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """The newest value of each."""
+    """The newest value of each metric."""
     versions: Sequence[BackboneRef] = ()
-    """Those that it registered."""
+    """The versions that the job registered."""
 
     def record(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> None:
         if self.run:
             progress.record(job, attempts, self.run, moment)
 
     def summary(self) -> str:
-        return self.done
+        return self.complete
 
     def result(self) -> Result:
         metrics = {key: value for key, value in self.metrics.items() if key.startswith(RESULT_METRICS)}
@@ -44,19 +44,19 @@ class RunStanding:
         return Result(metrics=metrics, backbone=versions[-1] if versions else None, backbones=versions)
 
     def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
-        """Nothing else happens."""
+        """Nothing else to write."""
 
 
-def settled(context: ControllerContext, job: Job, run: RunView | None, state: State, done: str) -> RunStanding:
-    """What a job's run tells at its end; raises `Away`."""
-    there = run if run and not run.gone else None
+def final_report(context: ControllerContext, job: Job, run: RunView | None, state: State, complete: str) -> RunReport:
+    """The final report of a job that moves to ``state``; raises `Unavailable`."""
+    existing = run if run and not run.gone else None
     if state is not State.SUCCEEDED:
-        return RunStanding(there, done)
-    with context.needs.mlflow.asked():
+        return RunReport(existing, complete)
+    with context.dependencies.mlflow.call():
         versions = versions_of(context.kinds, job, context.app.mlflow)
-    return RunStanding(
-        there,
-        done,
-        there.metrics if there else job.metrics or {},  # of a run that is gone: as last seen
+    return RunReport(
+        existing,
+        complete,
+        existing.metrics if existing else job.metrics or {},  # of a removed run: the last known ones
         [BackboneRef(name=version.name, version=version.version) for version in versions],
     )

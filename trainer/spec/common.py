@@ -1,0 +1,35 @@
+"""Types and fields that the specs of several kinds of job share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, Field
+
+from trainer.spec.base import SpecModel
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+_LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+
+
+def _check_labels(labels: dict[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not _LABEL.match(key) or not _LABEL.match(value):
+            raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
+    return labels
+
+
+Labels = Annotated[dict[str, str], Field(max_length=32), AfterValidator(_check_labels)]
+"""Names and values that users choose."""
+Priority = Annotated[int, Field(ge=-100, le=100)]
+
+
+class RetrySpec(SpecModel):
+    """Retries after failures."""
+
+    max_failures: int = Field(3, ge=0, le=1000)
+    """Attempts after failures; each resumes from the last checkpoint."""

@@ -1,0 +1,220 @@
+"""The space of a search: its parameters, and which fields of a pretraining spec they may vary."""
+
+from __future__ import annotations
+
+import json
+import math
+from random import Random
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
+
+from trainer.spec.base import SpecModel, field_at, model_at, refuse, unknown_field
+from trainer.spec.common import PositiveFloat, PositiveInt
+from trainer.spec.pretrain import PretrainSpec
+
+Scalar = bool | int | float | str
+Point = dict[str, Any]
+"""The values of all parameters that apply, by their path in the base spec."""
+
+FIXED: Final = {
+    "kind": "is the same for every trial",
+    "name": "does not affect trials",
+    "labels": "does not affect trials",
+    "priority": "does not affect trials",
+    "retry": "does not affect trials",
+    "register_as": "does not affect trials",
+    "export": "does not affect trials",
+    "checkpoint": "does not affect the results of trials",
+    "resources": "is the same for all trials: set it in base",
+    "dataset": "must be the same for trials that are compared: submit a search for each",
+    "evaluation": "must be the same for all trials, because it compares them",
+}
+"""Sections of a spec that a search cannot vary, and why."""
+
+
+class _Parameter(SpecModel):
+    """The fields and methods of every type of parameter."""
+
+    when: dict[str, tuple[Scalar, ...]] | None = None
+    """The parameter applies only if these other parameters have one of these values; null: it always applies."""
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value_is_a_list_of_one(cls, when: Any) -> Any:
+        if not isinstance(when, dict):
+            return when
+        return {path: values if isinstance(values, list | tuple) else [values] for path, values in when.items()}
+
+    def values(self) -> tuple[Any, ...] | None:
+        """All possible values; None if there are too many to list."""
+        raise NotImplementedError
+
+    def values_to_check(self) -> dict[str, Any]:
+        """Values that the field must accept, by where the parameter has them: the ends of a range, or the choices."""
+        raise NotImplementedError
+
+    def draw(self, random: Random) -> Any:
+        """A random value."""
+        raise NotImplementedError
+
+
+class FloatParameter(_Parameter):
+    """A number in a range."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    """Greater than `low`; both ends belong to the range."""
+    log: bool = False
+    """Whether values are spread evenly on a logarithmic scale; `low` must then be above 0."""
+    step: PositiveFloat | None = None
+    """Only `low` plus multiples of this step; null: any number."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Self:
+        _check_range(self)
+        if self.log and self.step is not None:
+            raise refuse("step", "cannot be combined with log: remove one of the two", self.step)
+        return self
+
+    def values(self) -> tuple[float, ...] | None:
+        if self.step is None:
+            return None
+        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(self.low + self.step * index for index in range(count)) if count <= _MOST_VALUES else None
+
+    def values_to_check(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high, "type": self.low + (self.high - self.low) * 0.3717}
+
+    def draw(self, random: Random) -> float:
+        if self.log:
+            return math.exp(random.uniform(math.log(self.low), math.log(self.high)))
+        if self.step is not None:
+            return self.low + self.step * random.randint(0, math.floor((self.high - self.low) / self.step + 1e-9))
+        return random.uniform(self.low, self.high)
+
+
+class IntParameter(_Parameter):
+    """A whole number in a range."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    """Greater than `low`; both ends belong to the range."""
+    log: bool = False
+    """Whether values are spread evenly on a logarithmic scale; `low` must then be above 0."""
+    step: PositiveInt = 1
+    """Only `low` plus multiples of this step."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Self:
+        _check_range(self)
+        if self.log and self.step != 1:
+            raise refuse("step", "cannot be combined with log: remove one of the two", self.step)
+        return self
+
+    def values(self) -> tuple[int, ...] | None:
+        values = range(self.low, self.high + 1, self.step)
+        return tuple(values) if len(values) <= _MOST_VALUES else None
+
+    def values_to_check(self) -> dict[str, Any]:
+        return {"low": self.low, "high": self.high}
+
+    def draw(self, random: Random) -> int:
+        if self.log:
+            return round(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
+        return random.randrange(self.low, self.high + 1, self.step)
+
+
+class CategoricalParameter(_Parameter):
+    """One of a few given values."""
+
+    type: Literal["categorical"]
+    choices: tuple[JsonValue, ...] = Field(min_length=2, max_length=100)
+    """Values of any type that the field accepts."""
+
+    @field_validator("choices")
+    @classmethod
+    def _check_different(cls, choices: tuple[JsonValue, ...]) -> tuple[JsonValue, ...]:
+        if len({json.dumps(choice) for choice in choices}) < len(choices):
+            raise ValueError("must all be different: remove the repeated one")
+        return choices
+
+    def values(self) -> tuple[Any, ...]:
+        return self.choices
+
+    def values_to_check(self) -> dict[str, Any]:
+        return {f"choices.{index}": choice for index, choice in enumerate(self.choices)}
+
+    def draw(self, random: Random) -> Any:
+        return random.choice(self.choices)
+
+    def stored(self, value: Any) -> Scalar | None:
+        """A choice as the study stores it: lists and mappings, which a study cannot hold, become JSON."""
+        return json.dumps(value) if isinstance(value, list | dict) else value
+
+    def read(self, stored: Any) -> Any:
+        """The choice that the study has stored as ``stored``."""
+        return next((choice for choice in self.choices if self.stored(choice) == stored), stored)
+
+
+Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
+_MOST_VALUES: Final = 100_000
+"""The most values of a parameter that are listed."""
+
+
+def _check_range(parameter: FloatParameter | IntParameter) -> None:
+    if parameter.low >= parameter.high:
+        raise refuse("high", f"must be greater than low {parameter.low}", parameter.high)
+    if parameter.log and parameter.low <= 0:
+        raise refuse("low", "must be above 0 if log is true", parameter.low)
+
+
+def check_path(path: str) -> None:
+    """Raise the error of `refuse` if a path does not name a field that a search can vary."""
+    part = path.partition(".")[0]
+    if part in FIXED:
+        raise refuse(("space", path), f"cannot be searched: {part} {FIXED[part]}")
+    if field_at(PretrainSpec, path) is None:
+        raise refuse(("space", path), unknown_field(PretrainSpec, path))
+    inner = model_at(PretrainSpec, path)
+    if inner:
+        raise refuse(
+            ("space", path),
+            f"is a section of a spec: name one of its fields, such as {path}.{next(iter(inner.model_fields))}",
+        )
+
+
+def check_values(path: str, parameter: Parameter) -> None:
+    """Raise the error of `refuse` if the field does not accept an end of the range, or one of the choices."""
+    field = field_at(PretrainSpec, path)
+    if field is None:
+        raise TypeError(f"{path} was not checked")
+    annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    adapter = TypeAdapter[Any](annotation)
+    for where, value in parameter.values_to_check().items():
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+            if where == "type":
+                problem += ": use type int or categorical"
+            raise refuse(("space", path, *where.split(".")), f"{path} {problem}", value) from error
+
+
+def misfit(parameter: Parameter, value: Any) -> str | None:
+    """Why a parameter cannot have a value; None if it can."""
+    if isinstance(parameter, CategoricalParameter):
+        choices = ", ".join(map(repr, parameter.choices))
+        return None if value in parameter.choices else f"must be one of {choices}"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or (isinstance(parameter, IntParameter) and value != int(value)):
+        return f"must be a number of type {parameter.type}"
+    if not parameter.low <= value <= parameter.high:
+        return f"must be between {parameter.low} and {parameter.high}"
+    if parameter.step is not None:
+        steps = (value - parameter.low) / parameter.step
+        if abs(steps - round(steps)) > 1e-6:
+            return f"must be {parameter.low} plus a multiple of step {parameter.step}"
+    return None

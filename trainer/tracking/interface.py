@@ -1,0 +1,22 @@
+"""What records an attempt's metrics and tags, without MLflow: the driver and the training loop know only this."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+
+class Recorder(Protocol):
+    """Sends metrics and tags to the attempt's MLflow run; on rank 0 only."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of optimiser step ``step``. Neither waits for MLflow nor fails while it is unreachable."""
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the run. Neither waits for MLflow nor fails while it is unreachable."""
+
+    def drain(self) -> None:
+        """Wait until everything has been sent; raises `StorageError`."""
+
+    def close(self) -> None:
+        """`drain`, and stop recording."""
