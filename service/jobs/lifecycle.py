@@ -178,7 +178,7 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
         values["started_at"] = moment
     if to in {S.QUEUED, S.RECOVERING}:
         values["waiting_since"] = moment
-    _write(session, job, values)
+    _write(job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
     fields = {
         "job_id": job.id,
@@ -198,20 +198,20 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
 
 def edit(session: Session, job: Job, values: Mapping[str, object], message: str, actor: str) -> None:
     """Change columns of a job without moving it to another state, and append the event."""
-    _write(session, job, values)
+    _write(job, values)
+    if "labels" in values:
+        write_labels(session.connection(), job)
     session.add(Event(job_id=job.id, state=job.state, reason=job.reason, message=message, actor=actor))
 
 
-def delete(session: Session, job: Job) -> None:
+def delete(job: Job) -> None:
     """Hide a job from the API; the controller then removes its data and its row."""
-    _write(session, job, {"deleted_at": now(), "idempotency_key": None})
+    _write(job, {"deleted_at": now(), "idempotency_key": None})
 
 
-def _write(session: Session, job: Job, values: Mapping[str, object]) -> None:
+def _write(job: Job, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         setattr(job, name, value)
-    if "labels" in values:
-        write_labels(session.connection(), job)
 
 
 def note(session: Session, job: Job, reason: str | None, message: str, actor: str) -> None:

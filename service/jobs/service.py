@@ -225,10 +225,10 @@ def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones:
         raise ApiProblem(409, "backbones_would_go", text)
     _must_have_no_alias(app_state, removed)
 
-    def change(session: Session, job: Job) -> Deletion:
+    def change(_: Session, job: Job) -> Deletion:
         if _effect(job, Verb.DELETE) is not Effect.GONE:
             raise _refused(job, Verb.DELETE)
-        delete(session, job)
+        delete(job)
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)
         return removed
 

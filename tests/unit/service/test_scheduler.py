@@ -17,6 +17,7 @@ from service_fakes import add_job, spec_with
 from service.db.tables import Attempt
 from service.jobs import repository
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
+from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.plan import gang
@@ -117,6 +118,13 @@ def started(
             [waiting("gpus", workers=2, gpus=1, minutes=600), waiting("cpu", 6)],
             "",
             id="but not by what takes a CPU that it will need",
+        ),
+        pytest.param(
+            cluster((8, 2)),
+            [Gang(1, 1, 1)],
+            [waiting("gpus", workers=2, gpus=1, minutes=600), waiting("small-gpu", gpus=1)],
+            "",
+            id="nor by what takes a GPU that it will need",
         ),
         pytest.param(
             cluster((4, 0)),
@@ -300,6 +308,21 @@ def test_a_plan_goes_by_the_rules_for_jobs():
     assert (when, why) == ("later", "bob runs 1 job, and 1 is allowed at a time.")
     auto = PretrainSpec.parse(spec_with(resources={"workers": 1}))
     assert fits(auto, "alice", (), (), shape, NOW, LIMITS) == ("now", "It takes 1 worker of 4 CPUs.")
+
+
+def test_an_operator_says_how_many_a_user_runs_and_how_long_a_job_may_be_passed():
+    def set_to(running_per_user: int | None, passing_s: float) -> Limits:
+        named = {"running_per_user": running_per_user, "passing_s": passing_s}
+        return Limits.of(Settings(database_url="sqlite://", artifact_root="/artifacts", **named))
+
+    limits = set_to(1, 60.0)
+    two = [waiting("a1", minutes=2), waiting("a2")]
+    assert started(two, cluster((4, 0)), limits=limits) == "a1"
+    behind = [waiting("large", 4, owner="bob", minutes=2), waiting("small")]
+    assert started(behind, cluster((4, 0)), running(Gang(1, 1), owner="eve"), limits) == ""
+    patient = set_to(None, 600.0)
+    assert started(behind, cluster((4, 0)), running(Gang(1, 1), owner="eve"), patient) == "small"
+    assert started(two, cluster((4, 0)), limits=patient) == "a1 a2"
 
 
 # --- random queues ----------------------------------------------------------------------------------------------------
