@@ -38,7 +38,7 @@ class World:
         self.studies = Studies(settings.study_url)
         lease = Lease(database, 3600, standby=True)
         lease.tick()
-        lease._seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
+        lease._last_seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
         lease.tick()
         self.parts = AppState(settings, database, ray, mlflow, artifacts, self.studies, KINDS)
         self.context = ControllerContext(self.parts, KINDS, lease)

@@ -239,7 +239,7 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
     folder = registered(client, name, job_id)
     (folder / names.BACKBONE_SUMS).write_text("")
     backbones.set_alias(world.parts, ALICE, name, "champion", 1)
-    with pytest.raises(ApiProblem, match=f"is {name}@champion"):
+    with pytest.raises(ApiProblem, match=f"has the alias {name}@champion"):
         backbones.delete_version(world.parts, ALICE, name, 1)
     assert backbones.delete_alias(world.parts, ALICE, name, "champion").aliases == {}
     assert backbones.delete_version(world.parts, ALICE, name, 1).files == 2

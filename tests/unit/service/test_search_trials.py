@@ -375,7 +375,7 @@ def test_while_a_request_is_answered_the_same_one_has_to_wait(api, searches, mon
 
     monkeypatch.setattr(Studies, "enqueue", meanwhile)
     assert api.post(path, json=TWO, headers=KEY).status_code == 201
-    assert "answered now" in problem(seen[0], 503, "unavailable")["detail"]
+    assert "in progress" in problem(seen[0], 503, "unavailable")["detail"]
     assert searches.states(job_id) == ["WAITING"] * 2
 
 

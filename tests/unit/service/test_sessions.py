@@ -307,8 +307,8 @@ def test_assets_are_packed_and_kept_for_ever(browsers):
     assert packed.headers["Content-Encoding"] == "gzip"
     assert packed.headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
     assert packed.content == plain.content
-    assert int(packed.headers["Content-Length"]) == len(ASSETS["app.css"].packed) < len(plain.content)
-    assert gzip.decompress(ASSETS["app.css"].packed) == plain.content
+    assert int(packed.headers["Content-Length"]) == len(ASSETS["app.css"].compressed) < len(plain.content)
+    assert gzip.decompress(ASSETS["app.css"].compressed) == plain.content
 
 
 def test_an_asset_of_another_release_is_not_kept(browsers):

@@ -75,7 +75,7 @@ class Watch:
 @pytest.fixture
 def watch(monkeypatch) -> Watch:
     watch = Watch()
-    monkeypatch.setattr(Database, "_reached", watch.transactions(Database._reached))
+    monkeypatch.setattr(Database, "_connection_errors", watch.transactions(Database._connection_errors))
     for part, found in PARTS.items():
         for name in found:
             monkeypatch.setattr(part, name, watch.question(part, name))
