@@ -17,7 +17,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Stored
 
 from service.searches.analysis import values_of
-from trainer.spec.search import ObjectiveSpec, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.search_sections import ObjectiveSpec
 
 LONGEST: Final = 60
 """Characters of a value in a hover text, at most."""

@@ -20,7 +20,8 @@ from service.searches.analysis import point_of, spec_of
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.pretrain import PretrainSpec
-from trainer.spec.search import PromoteSpec, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.search_sections import PromoteSpec
 
 
 def promote_trial(

@@ -33,7 +33,8 @@ from trainer.protocol import names
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.cluster import ClusterShape, plural
 from trainer.spec.plan import resolve
-from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
+from trainer.spec.search import SearchSpec, parse_point
+from trainer.spec.search_sections import PromoteSpec
 from trainer.spec.space import Point
 
 CLOSED: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)

@@ -22,7 +22,8 @@ from trainer.errors import StorageError
 from trainer.logger import logger
 from trainer.patience import Dependency
 from trainer.protocol import names
-from trainer.spec.search import ObjectiveSpec, SearchSpec
+from trainer.spec.search import SearchSpec
+from trainer.spec.search_sections import ObjectiveSpec
 from trainer.spec.space import CategoricalParameter, FloatParameter, Point
 
 BUSY_SECONDS: Final = 20

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.metric_keys import LINEAR_TOP1
 from trainer.spec.pretrain import PretrainSpec
-from trainer.spec.search import AlgorithmSpec, BudgetSpec, ObjectiveSpec, RepeatsSpec, SchedulerSpec
+from trainer.spec.search_sections import AlgorithmSpec, BudgetSpec, ObjectiveSpec, RepeatsSpec, SchedulerSpec
 
 Parameter = dict[str, Any]
 """A parameter as it is written in a search's space."""

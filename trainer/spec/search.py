@@ -10,11 +10,7 @@ from random import Random
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
-    Discriminator,
     Field,
-    JsonValue,
-    Tag,
-    field_validator,
     model_validator,
 )
 
@@ -24,130 +20,26 @@ from trainer.spec.base import (
     Document,
     Problem,
     SpecError,
-    SpecModel,
     refuse,
     set_value,
 )
 from trainer.spec.cluster import ClusterShape
-from trainer.spec.common import Auto, Labels, PositiveFloat, PositiveInt, Priority, RetrySpec
-from trainer.spec.export import BackboneName
+from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
 from trainer.spec.pretrain import PretrainSpec, ResourcesSpec
-from trainer.spec.space import CategoricalParameter, Parameter, Point, Scalar, check_path, check_values, misfit
-
-METRICS: Final[dict[str, Literal["min", "max"]]] = {
-    metric_keys.LINEAR_TOP1: "max",
-    metric_keys.RECONSTRUCTION_RATIO: "min",
-    metric_keys.LOSS: "min",
-    metric_keys.LOSS_RECONSTRUCTION: "min",
-    metric_keys.IMAGES_PER_S: "max",
-}
-"""The metrics that a search can optimise, each with its default mode."""
-
-_TASK_FIELDS: Final = (
-    "method.mask_ratio",
-    "method.norm_pix_loss",
-    "model.patch_size",
-    "model.img_size",
-    "model.preset",
+from trainer.spec.search_sections import (
+    INCOMPARABLE,
+    AlgorithmSpec,
+    BudgetSpec,
+    Objectives,
+    ObjectiveSpec,
+    PromoteSpec,
+    RepeatsSpec,
+    SchedulerSpec,
 )
-INCOMPARABLE: Final[dict[str, tuple[str, ...]]] = {
-    metric_keys.LOSS: (*_TASK_FIELDS, "method.name", "method.consistency_weight"),
-    metric_keys.LOSS_RECONSTRUCTION: _TASK_FIELDS,
-    metric_keys.RECONSTRUCTION_RATIO: _TASK_FIELDS,
-}
-"""Fields that must not vary, or the metric would not be comparable between trials."""
+from trainer.spec.space import CategoricalParameter, Parameter, Point, Scalar, check_path, check_values, misfit
 
 TRIES: Final = 64
 """Random points that are tried to find out whether the space has a valid one."""
-
-
-class ObjectiveSpec(SpecModel):
-    """The metric that a search optimises."""
-
-    metric: str = Field(metric_keys.LINEAR_TOP1, examples=list(METRICS))
-    """A metric of the trials; its value at a trial's last evaluation counts."""
-    mode: Literal["min", "max"]
-    """Whether lower or higher values are better; the default depends on the metric."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        if metric not in METRICS:
-            raise ValueError(f"is not a metric that a search can optimise: there are {', '.join(METRICS)}")
-        return metric
-
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_mode(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "mode" in data:
-            return data
-        metric = data.get("metric", metric_keys.LINEAR_TOP1)
-        return data | {"mode": METRICS.get(metric, "max") if isinstance(metric, str) else "max"}
-
-
-def _form(objective: object) -> str:
-    return "[many]" if isinstance(objective, list | tuple) else "[one]"
-
-
-Objectives = Annotated[
-    Annotated[ObjectiveSpec, Tag("[one]")] | Annotated[tuple[ObjectiveSpec, ...], Tag("[many]")], Discriminator(_form)
-]
-
-
-class AlgorithmSpec(SpecModel):
-    """The algorithm that chooses the next trial's values."""
-
-    name: Literal["tpe", "random", "grid", "qmc", "cmaes", "gp"] = "tpe"
-    """`tpe` learns from earlier trials, with conditions too; `gp` (a Gaussian process) needs fewer trials if there are
-    few parameters; `cmaes` suits many numeric parameters; `qmc` spreads points evenly; `grid` tries every
-    combination."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of the algorithm's random choices."""
-
-
-class SchedulerSpec(SpecModel):
-    """Which trials are stopped early."""
-
-    name: Literal["asha", "median", "none"] = "asha"
-    """`asha` lets the best trials of each rung continue; `median` stops trials that are worse than the median of the
-    others."""
-    grace_epochs: PositiveInt | Auto = "auto"
-    """Epochs before which no trial is stopped: a multiple of `base.evaluation.every_epochs`, which is also the value of
-    `auto`."""
-    reduction_factor: int = Field(3, ge=2, le=100)
-    """For `asha`: each rung has this many times the epochs of the previous one, and one in this many trials reaches
-    it."""
-
-
-class BudgetSpec(SpecModel):
-    """How many trials run. All fields can be changed while the search runs and after it has ended."""
-
-    trials: int = Field(32, ge=1, le=10_000)
-    """Trials in total, including infeasible and failed ones."""
-    concurrency: int = Field(4, ge=1, le=1000)
-    """Trials that run at a time, if the cluster has room for them."""
-    max_failed: int = Field(8, ge=0, le=10_000)
-    """Trials that may fail by errors of their own; one more ends the search."""
-    max_hours: PositiveFloat | None = None
-    """Hours after which no new trial starts; running trials finish. Null: no limit."""
-
-
-class RepeatsSpec(SpecModel):
-    """Repeats of the best trials with other seeds, to tell good values from a lucky run."""
-
-    best: int = Field(0, ge=0, le=20)
-    """How many of the best trials are repeated."""
-    seeds: int = Field(3, ge=1, le=20)
-    """How many other seeds each of them is repeated with."""
-
-
-class PromoteSpec(SpecModel):
-    """How a trial becomes a pretraining job of its own."""
-
-    overrides: dict[str, JsonValue] = Field(default_factory=dict, examples=[{"optimization.epochs": 400}])
-    """Values that differ from the trial's, by their path in the spec."""
-    register_as: BackboneName | None = None
-    """Name under which the job's backbone is registered; null: the name in the base."""
 
 
 class SearchSpec(Document):

@@ -23,7 +23,7 @@ from service.searches import reading as searches
 from trainer.spec.base import Problem, SpecError, read_document
 from trainer.spec.presets import PRESETS
 from trainer.spec.ready_searches import READY, ready_search
-from trainer.spec.search import METRICS
+from trainer.spec.search_sections import METRICS
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 forms = APIRouter(include_in_schema=False)

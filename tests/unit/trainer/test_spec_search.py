@@ -9,7 +9,8 @@ from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.job import parse_spec
 from trainer.spec.plan import gang, resolve
-from trainer.spec.search import PromoteSpec, SearchSpec, parse_point
+from trainer.spec.search import SearchSpec, parse_point
+from trainer.spec.search_sections import PromoteSpec
 
 MOMENTUM, WEIGHT, RATE = "method.teacher.momentum", "method.consistency_weight", "optimization.base_lr"
 BASE = {
