@@ -295,7 +295,7 @@ def test_an_artifact_root_that_is_gone_is_told(clients, api, database, root):
     root.rmdir()
     assert any("storage" in reason for reason in clients.anonymous.get("/readyz").json()["reasons"])
     body = problem(api.get(f"/v1/jobs/{job_id}/logs"), 503, "unavailable")
-    assert "is its disk mounted?" in body["detail"]
+    assert "check that its disk is mounted" in body["detail"]
 
 
 def test_docs_come_from_the_service_alone(clients):

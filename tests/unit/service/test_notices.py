@@ -97,7 +97,7 @@ def test_an_ended_attempt_waits_for_the_storage_and_says_so(world, root):
     assert message.startswith(
         "Attempt 1 has ended; its outcome is not known yet: the artifact storage does not answer:"
     )
-    assert "is its disk mounted?" in message
+    assert "check that its disk is mounted" in message
     assert len(events_of(world.database, job_id)) == 3
     away.rename(root)
     world.rounds()

@@ -454,7 +454,7 @@ def test_the_snippet_with_the_decoder_predicts_patches(version):
     code = blocks((version.folder / "README.md").read_text())["Reconstructions and further pretraining"]
     space = run(code, {"rcmae/digits-mae": str(version.folder / "hf-mae")})
     assert space["predicted"].shape == (2, 16, 64)
-    assert space["hidden"].sum(dim=1).tolist() == [12, 12]
+    assert space["masked"].sum(dim=1).tolist() == [12, 12]
 
 
 def test_the_snippet_of_onnx(trained, tmp_path):
