@@ -447,7 +447,7 @@ def test_rounds_go_on_while_a_storage_takes_its_time_with_what_is_deleted(world,
     with world.database.session() as session:
         session.get(Attempt, (old, 1)).ended_at = datetime(2020, 1, 1, tzinfo=UTC)
         if work == "removal":
-            delete(session, repository.get(session, old))
+            delete(repository.get(session, old))
     entered, done = threading.Event(), threading.Event()
     monkeypatch.setattr(Artifacts, "delete", lambda *_: (entered.set(), done.wait(60)))
     world.reconciler.start()
