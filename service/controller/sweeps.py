@@ -90,7 +90,11 @@ class Sweeps:
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.dependencies.mlflow.call():
             runs = self._context.app.mlflow.open_runs()
+        with self._context.app.database.read() as session:
+            jobs = repository.jobs_by_id(session, [run.job_id for run in runs])
         for run in runs:
+            if not _is_stale(run, jobs.get(run.job_id), limit):
+                continue
             # An attempt that starts meanwhile opens its run after this, or its job is seen here.
             with self._context.opening_runs, self._context.dependencies.mlflow.call():
                 with self._context.app.database.read() as session:
