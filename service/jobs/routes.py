@@ -47,6 +47,11 @@ stream_router = APIRouter(prefix="/v1/stream", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
 SpecBody = Annotated[JobSpec, Body(discriminator="kind")]
 Points = Annotated[int, Query(ge=1, le=10_000, description="points of each curve, at most")]
+LogLevel = Annotated[Level | None, Query(description="the lowest level to include")]
+LogSearch = Annotated[str | None, Query(max_length=200, description="text that the message contains, ignoring case")]
+LogTail = Annotated[
+    int | None, Query(ge=0, le=5000, description="only this many of the last lines, by time; excludes `cursor`")
+]
 LogLimit = Annotated[int, Query(ge=1, le=5000)]
 
 
@@ -184,13 +189,9 @@ def logs(
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT)] = None,
     source: Annotated[str | None, Query(description="driver or rank-<n>")] = None,
-    level: Annotated[Level | None, Query(description="the lowest level to include")] = None,
-    search: Annotated[
-        str | None, Query(max_length=200, description="text that the message contains, ignoring case")
-    ] = None,
-    tail: Annotated[
-        int | None, Query(ge=0, le=5000, description="only this many of the last lines, by time; excludes `cursor`")
-    ] = None,
+    level: LogLevel = None,
+    search: LogSearch = None,
+    tail: LogTail = None,
     limit: LogLimit = 500,
     cursor: str | None = None,
 ) -> LogPage:

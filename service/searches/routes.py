@@ -10,7 +10,8 @@ from fastapi.responses import StreamingResponse
 from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
 from service.jobs.logs import LogFilter
-from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, Level, LogPage, MetricsView
+from service.jobs.routes import LogLevel, LogLimit, LogSearch, LogTail
+from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, LogPage, MetricsView
 from service.searches import reading, service
 from service.searches.plots import Plots
 from service.searches.schemas import (
@@ -32,7 +33,6 @@ LAST_TRIAL = 1_000_000
 """Upper bound for the number of a trial."""
 Number = Annotated[int, Path(ge=0, le=LAST_TRIAL, description="number of the trial")]
 Limit = Annotated[int, Query(ge=1, le=500)]
-LogLimit = Annotated[int, Query(ge=1, le=5000)]
 SORTS = r"^-?(number|value|epoch|duration|started|param:[a-z0-9_.]{1,200})$"
 
 
@@ -145,13 +145,9 @@ def logs(
     caller: CallerDep,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="number of a start of the trial")] = None,
     source: Annotated[str | None, Query(description="rank-<n>")] = None,
-    level: Annotated[Level | None, Query(description="the lowest level to include")] = None,
-    search: Annotated[
-        str | None, Query(max_length=200, description="text that the message contains, ignoring case")
-    ] = None,
-    tail: Annotated[
-        int | None, Query(ge=0, le=5000, description="only this many of the last lines, by time; excludes `cursor`")
-    ] = None,
+    level: LogLevel = None,
+    search: LogSearch = None,
+    tail: LogTail = None,
     limit: LogLimit = 500,
     cursor: str | None = None,
 ) -> LogPage:
