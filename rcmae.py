@@ -8,7 +8,8 @@ from __future__ import annotations
 from service.client.errors import ApiError, ClientError, ConnectionFailed
 from service.client.sdk import Client
 from service.client.streaming import Update
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.pretrain import PretrainSpec

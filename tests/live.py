@@ -11,7 +11,8 @@ import psutil
 
 from service.adapters.storage import Artifacts
 from service.embedded import processes
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 if TYPE_CHECKING:
     from local_stack import Stack

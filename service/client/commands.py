@@ -15,7 +15,8 @@ from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
 from service.client.shell import JobId, Json, connected, err, following, out, print_json
-from service.jobs.schemas import Deletion, JobView, State
+from service.jobs.schemas import Deletion, JobView
+from service.jobs.state import State
 from trainer.spec.base import apply_overrides, read_document
 from trainer.spec.job import Kind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypedDict
 
-from service.jobs.schemas import Level
+from service.jobs.output_schemas import Level
 
 PAGE_SIZE: Final = 500
 

@@ -13,7 +13,8 @@ from rich.text import Text
 from service.client import render, tables
 from service.client.sdk import Client
 from service.client.shell import Outages
-from service.jobs.schemas import EventView, JobView, State
+from service.jobs.schemas import EventView, JobView
+from service.jobs.state import State
 
 LINE_EVERY_S: Final = 15.0
 """Seconds between two progress lines where the output is not a terminal."""

@@ -14,18 +14,9 @@ from rich.text import Text
 from service.access.schemas import AuditView, TokenView
 from service.client.tables import duration, fields, number, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView
-from service.jobs.schemas import (
-    AttemptView,
-    CheckpointView,
-    Deletion,
-    JobsMetricsView,
-    JobView,
-    PlanView,
-    Point,
-    Progress,
-    SearchProgress,
-    State,
-)
+from service.jobs.output_schemas import CheckpointView, JobsMetricsView, Point
+from service.jobs.schemas import AttemptView, Deletion, JobView, PlanView, Progress, SearchProgress
+from service.jobs.state import State
 from trainer.spec.base import Problem
 from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
 

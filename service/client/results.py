@@ -15,7 +15,7 @@ from service.client import render, tables
 from service.client.sdk import Client
 from service.client.shell import JobId, Json, Outages, connected, download_bar, err, following, out, print_json
 from service.client.streaming import Update
-from service.jobs.schemas import JobsMetricsView, Level, LogBatch, LogPage, LogView
+from service.jobs.output_schemas import JobsMetricsView, Level, LogBatch, LogPage, LogView
 
 LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
 

@@ -27,20 +27,9 @@ from service.client.streaming import Stream, Update
 from service.client.transport import without_none
 from service.cluster.schemas import ClusterView
 from service.http.schemas import Page
-from service.jobs.schemas import (
-    AttemptView,
-    CheckpointView,
-    Deletion,
-    EventView,
-    ImageView,
-    JobsMetricsView,
-    JobView,
-    Level,
-    LogPage,
-    MetricsView,
-    PlanView,
-    State,
-)
+from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsView, Level, LogPage, MetricsView
+from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PlanView
+from service.jobs.state import State
 from trainer.spec.base import Document
 from trainer.spec.job import JobSpec, Kind, parse_spec
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, Unpack
 from service.client.log_query import LogQuery, log_params
 from service.client.transport import Transport, without_none
 from service.http.schemas import Page
-from service.jobs.schemas import ImageView, JobView, LogPage, MetricsView
+from service.jobs.output_schemas import ImageView, LogPage, MetricsView
+from service.jobs.schemas import JobView
 from service.searches.schemas import PlotName, PlotView, SearchView, TrialDetail, TrialPage, TrialState, TrialView
 
 

@@ -10,7 +10,8 @@ from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
 from service.client.errors import ApiError, ClientError, Patience
-from service.jobs.schemas import EventView, JobView, LogBatch, MetricsTick
+from service.jobs.output_schemas import LogBatch, MetricsTick
+from service.jobs.schemas import EventView, JobView
 
 Update = JobView | EventView | MetricsTick | LogBatch
 """The job as it is now, something that happened to it, its newest metrics, or lines of its logs."""

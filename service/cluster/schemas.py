@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Literal
 
 from service.http.schemas import View
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 
 class Amounts(View):

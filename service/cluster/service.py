@@ -13,7 +13,7 @@ from service.db.tables import Attempt, Job, now
 from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, free_nodes, scheduling_order
 from trainer.spec.cluster import Gang, NodeShape
 from trainer.spec.plan import gang

@@ -20,7 +20,7 @@ from service.db.database import DatabaseUnreachable
 from service.db.tables import Job
 from service.jobs import repository
 from service.jobs.lifecycle import note
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 log = structlog.get_logger()

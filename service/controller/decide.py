@@ -10,7 +10,7 @@ from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.outcome import Outcome, Reason
 
 STOP_AGAIN = timedelta(seconds=60)

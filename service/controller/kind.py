@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_runs import RunView
 from service.context.kind import JobKind, Spec
 from service.db.tables import Attempt, Job
-from service.jobs.schemas import Result, State
+from service.jobs.schemas import Result
+from service.jobs.state import State
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.protocol.request import Source

@@ -27,7 +27,7 @@ from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
 from service.jobs.lifecycle import RUN_STATUS, note, transition
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Outcome, Reason

@@ -14,7 +14,7 @@ from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import transition
 from service.jobs.queueing import running_entries, waiting_entries
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.queue.scheduler import Limits, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason

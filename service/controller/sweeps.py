@@ -16,7 +16,7 @@ from service.db.database import DatabaseUnreachable
 from service.db.tables import Attempt, Job, now
 from service.jobs import repository
 from service.jobs.lifecycle import RUN_STATUS
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol import names
 
 log = structlog.get_logger()

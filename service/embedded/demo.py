@@ -25,7 +25,9 @@ from service.client.sdk import Client
 from service.embedded import stack
 from service.embedded.folder import Folder
 from service.embedded.parts import S3_PROFILE_VARIABLE
-from service.jobs.schemas import JobView, MetricsView, State
+from service.jobs.output_schemas import MetricsView
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.protocol import names
 from trainer.spec import metric_keys
 

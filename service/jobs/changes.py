@@ -25,8 +25,8 @@ from service.auth.caller import Caller, still_valid
 from service.context.app_state import CallerDep
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Event, Job
-from service.jobs.repository import ACTIVE
 from service.jobs.schemas import JobsChanged
+from service.jobs.state import ACTIVE
 from service.jobs.stream import Streams
 
 log = structlog.get_logger()

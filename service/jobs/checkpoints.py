@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from service.adapters.storage import Artifacts, StorageUnreachable
 from service.db.tables import Job
+from service.jobs.output_schemas import CheckpointView
 from service.jobs.progress import steps_per_epoch
-from service.jobs.schemas import CheckpointView
 from trainer.protocol import names
 from trainer.protocol.checkpoint import Manifest, best
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from service import counters
 from service.db.tables import Event, Job, now, write_labels
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 log = structlog.get_logger()

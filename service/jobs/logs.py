@@ -13,7 +13,7 @@ from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem
 from service.jobs.log_files import LogFiles, UnknownPositions
 from service.jobs.log_marks import START, Extent, LineEnd, Mark, Position, Positions, attempt_of, since
-from service.jobs.schemas import Level, LogPage, LogView
+from service.jobs.output_schemas import Level, LogPage, LogView
 
 READ_AT_MOST: Final = 64 * 2**20
 """Bytes that one read scans before it ends early."""

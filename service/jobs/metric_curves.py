@@ -13,7 +13,7 @@ from service.context.app_state import AppState
 from service.db.tables import Attempt
 from service.http.problems import unavailable
 from service.jobs import repository
-from service.jobs.schemas import JobsMetricsView, MetricsView, Point
+from service.jobs.output_schemas import JobsMetricsView, MetricsView, Point
 
 
 def metrics(app_state: AppState, caller: Caller, job_id: str, keys: Sequence[str], points: int) -> MetricsView:

@@ -8,7 +8,7 @@ import structlog
 
 from service.context.kind import Kinds
 from service.db.tables import Attempt, Job
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.queue.scheduler import Running, Waiting
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec

@@ -15,17 +15,18 @@ from service.http.problems import not_found
 from service.http.schemas import Page
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
+from service.jobs.listing import VIEW_COLUMNS, Filters, jobs_page
 from service.jobs.log_files import LogFiles, WholeLog, whole
 from service.jobs.logs import LogFilter, Logs, page
+from service.jobs.output_schemas import CheckpointView, ImageView, LogPage
 from service.jobs.progress import steps_per_epoch
-from service.jobs.repository import Filters
-from service.jobs.schemas import AttemptView, CheckpointView, EventView, ImageView, JobView, LogPage, PromotedFrom
+from service.jobs.schemas import AttemptView, EventView, JobView, PromotedFrom
 from trainer.protocol import names
 
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
-    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in repository.VIEW_COLUMNS}
+    fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in VIEW_COLUMNS}
     return _view(fields | {"spec": job.run_spec})
 
 
@@ -43,7 +44,7 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
 
 def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
     with app_state.database.read() as session:
-        jobs, following = repository.page(session, filters, limit, cursor)
+        jobs, following = jobs_page(session, filters, limit, cursor)
     return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
 
 

@@ -17,26 +17,19 @@ from service.jobs import metric_curves as curves
 from service.jobs import reading, service
 from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
+from service.jobs.listing import Filters
 from service.jobs.logs import LogFilter
-from service.jobs.repository import Filters
-from service.jobs.schemas import (
+from service.jobs.output_schemas import (
     LAST_ATTEMPT,
-    AttemptView,
     CheckpointView,
-    Deletion,
-    EventView,
     ImageView,
     JobsMetricsView,
-    JobView,
     Level,
     LogPage,
     MetricsView,
-    PatchBody,
-    PlanView,
-    ResumeBody,
-    RetryBody,
-    State,
 )
+from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PatchBody, PlanView, ResumeBody, RetryBody
+from service.jobs.state import State
 from service.jobs.stream import ReaderDep
 from trainer.spec.job import JobSpec, Kind, parse_spec
 

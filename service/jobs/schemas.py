@@ -1,48 +1,17 @@
-"""Request and response models of the jobs' routes. Pydantic only: the client imports this module."""
+"""Request and response models of jobs: what a job is, how far it is, and what is asked of it. Pydantic only: the client
+imports this module. `output_schemas` has what a run leaves: logs, metrics, checkpoints and images."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    Strict,
-    StrictBool,
-    StrictInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, Strict, StrictBool, StrictInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.http.schemas import Body, Page, View
-from trainer.protocol.logs import LogLine
+from service.http.schemas import Body, View
+from service.jobs.state import State
 from trainer.spec.common import Labels, Priority
-
-Level = Literal["debug", "info", "warning", "error"]
-"""Levels of log lines, in ascending order."""
-LAST_ATTEMPT = 1_000_000
-"""Upper bound for the number of an attempt."""
-
-
-class State(StrEnum):
-    """The state of a job."""
-
-    QUEUED = "queued"
-    STARTING = "starting"
-    RUNNING = "running"
-    RECOVERING = "recovering"
-    PAUSING = "pausing"
-    PAUSED = "paused"
-    CANCELLING = "cancelling"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-    @property
-    def terminal(self) -> bool:
-        return self in {State.SUCCEEDED, State.FAILED, State.CANCELLED}
 
 
 class Progress(View):
@@ -217,90 +186,11 @@ class AttemptView(View):
     """Path of its newest committed checkpoint, relative to the run's artifact folder."""
 
 
-class LogView(LogLine):
-    attempt: int
-
-
-class LogPage(Page[LogView]):
-    """Log lines. `next_cursor` is set once there are logs: use it to read lines that were logged later."""
-
-    more: bool = False
-    """Whether there may be more to read now. The page was full, or it ended early after a long scan, possibly without a
-    matching line: continue with `next_cursor` at once."""
-
-
-class Point(View):
-    """One point of a curve, or several neighbouring ones combined where the curve has more than were asked for."""
-
-    step: int
-    """Step of the last point combined."""
-    value: float
-    """Value of the last point combined."""
-    min: float
-    max: float
-    time: datetime
-    """When the last point combined was logged."""
-
-
-class MetricsView(View):
-    series: dict[str, list[Point]]
-    """Curves by metric key. Where attempts overlap, the latest attempt's points count."""
-
-
-class JobsMetricsView(View):
-    """Curves of several jobs."""
-
-    jobs: dict[str, dict[str, list[Point]]]
-    """Curves by job id, then by metric key."""
-
-
-class CheckpointView(View):
-    """A committed checkpoint, from which a later attempt can resume."""
-
-    attempt: int
-    step: int
-    epoch: float | None
-    """Null where the number of steps per epoch is unknown."""
-    path: str
-    """Path of its folder, relative to the run's artifact folder."""
-    bytes: int
-    created_at: datetime
-    """When it was committed."""
-    best: bool
-    """Whether it has the lowest reconstruction ratio of the kept checkpoints: retention never removes it."""
-    metrics: dict[str, float]
-    """Metrics of an evaluation at exactly this step."""
-
-
-class MetricsTick(View):
-    """Data of the event `metrics` of a job's stream."""
-
-    step: int
-    values: dict[str, float]
-    """The newest value of every metric."""
-
-
-class LogBatch(View):
-    """Data of the event `log` of a job's stream."""
-
-    lines: list[LogView]
-    """At most 200."""
-
-
 class JobsChanged(View):
     """Data of the event `jobs` of the stream of all jobs."""
 
     jobs: list[str]
     """Ids of jobs whose state, message or progress has changed."""
-
-
-class ImageView(View):
-    step: int
-    epoch: float | None = None
-    """Null where the number of steps per epoch is unknown."""
-    name: str
-    url: str
-    """Path of the PNG on this server."""
 
 
 class Deletion(View):

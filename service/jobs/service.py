@@ -23,18 +23,8 @@ from service.jobs.deletion import preview
 from service.jobs.lifecycle import EFFECTS, Effect, Verb, delete, edit, transition
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.reading import view
-from service.jobs.schemas import (
-    Deletion,
-    Gang,
-    JobView,
-    Parameters,
-    PatchBody,
-    PlanView,
-    ResumeBody,
-    RetryBody,
-    State,
-    Steps,
-)
+from service.jobs.schemas import Deletion, Gang, JobView, Parameters, PatchBody, PlanView, ResumeBody, RetryBody, Steps
+from service.jobs.state import State
 from service.jobs.submission import insert, stored_key
 from service.queue.scheduler import Limits, fits
 from service.settings import Settings

@@ -29,7 +29,7 @@ from service.jobs import repository
 from service.jobs.log_files import UnknownPositions
 from service.jobs.log_marks import Extent
 from service.jobs.logs import Batch, LogFilter
-from service.jobs.schemas import LAST_ATTEMPT, Level, LogBatch, LogView
+from service.jobs.output_schemas import LAST_ATTEMPT, Level, LogBatch, LogView
 from service.jobs.updates import StreamCursor, Update, UpdateSource, invalid_event_id
 
 log = structlog.get_logger()

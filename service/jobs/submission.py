@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 from service.auth.caller import sha256
 from service.db.tables import Event, Job
 from service.jobs import repository
-from service.jobs.schemas import PromotedFrom, State
+from service.jobs.schemas import PromotedFrom
+from service.jobs.state import State
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, misplaced

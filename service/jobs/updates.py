@@ -19,8 +19,10 @@ from service.jobs import repository
 from service.jobs.log_files import LogFiles
 from service.jobs.log_marks import Extent, Mark
 from service.jobs.logs import Batch, LogFilter, Logs
+from service.jobs.output_schemas import MetricsTick
 from service.jobs.reading import view
-from service.jobs.schemas import EventView, MetricsTick, State
+from service.jobs.schemas import EventView
+from service.jobs.state import State
 
 EVENTS: Final = 200
 """Events in one update, at most."""

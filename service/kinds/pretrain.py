@@ -13,7 +13,7 @@ from service.context.kind import Subject
 from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings

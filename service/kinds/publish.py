@@ -18,7 +18,7 @@ from service.db.tables import Attempt, Job
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol.request import Source

@@ -13,7 +13,8 @@ from service.controller.context import ControllerContext
 from service.db.tables import Attempt, Job
 from service.jobs import progress
 from service.jobs.deletion import versions_of
-from service.jobs.schemas import BackboneRef, Result, State
+from service.jobs.schemas import BackboneRef, Result
+from service.jobs.state import State
 
 RESULT_METRICS = ("eval/", "train/loss", "progress/")
 

@@ -15,7 +15,7 @@ from service.controller.lease import view
 from service.controller.loop import Reconciler
 from service.db.tables import now
 from service.jobs import repository
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.observability.readiness import Probe
 from trainer.spec.job import Kind
 

@@ -25,7 +25,9 @@ from service.http.schemas import Page
 from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
 from service.jobs.logs import LogFilter, Logs, page
-from service.jobs.schemas import ImageView, LogPage, MetricsView, SearchProgress, State
+from service.jobs.output_schemas import ImageView, LogPage, MetricsView
+from service.jobs.schemas import SearchProgress
+from service.jobs.state import State
 from service.searches import analysis, repository
 from service.searches.schemas import (
     BudgetView,

@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from service.context.app_state import CallerDep, StateDep
 from service.http.schemas import Page
 from service.jobs.logs import LogFilter
+from service.jobs.output_schemas import LAST_ATTEMPT, ImageView, LogPage, MetricsView
 from service.jobs.routes import LogLevel, LogLimit, LogSearch, LogTail
-from service.jobs.schemas import LAST_ATTEMPT, ImageView, JobView, LogPage, MetricsView
+from service.jobs.schemas import JobView
 from service.searches import reading, service
 from service.searches.plots import Plots
 from service.searches.schemas import (

@@ -10,7 +10,8 @@ from pydantic import Field, JsonValue, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, Page, View
-from service.jobs.schemas import State, TrialCounts
+from service.jobs.schemas import TrialCounts
+from service.jobs.state import State
 from trainer.spec.export import BackboneName
 
 

@@ -22,8 +22,9 @@ from service.http.problems import ApiProblem, unavailable
 from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
 from service.jobs.service import change_job
+from service.jobs.state import State
 from service.jobs.submission import stored_key
 from service.searches import analysis, reading, repository
 from service.searches.promotion import promote_trial

@@ -30,7 +30,8 @@ from local_stack import Stack, running_stack
 
 from service.client.server import HOST
 from service.embedded import parts, processes
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.spec import metric_keys
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec

@@ -35,7 +35,7 @@ from live import make_spec, wait_state
 from local_stack import Stack, running_stack
 
 from service.embedded import processes
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 HOST = "127.0.0.1"
 FILE = "hf/model.safetensors"

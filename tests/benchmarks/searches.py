@@ -48,7 +48,7 @@ from service.app import create_app
 from service.client.server import HOST
 from service.db.database import Database
 from service.embedded import parts
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.searches.schemas import PlotName
 from service.settings import Settings
 from trainer.spec.cluster import ClusterShape

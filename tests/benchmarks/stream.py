@@ -25,7 +25,9 @@ from live import make_spec, wait_state
 from local_stack import Stack, running_stack
 
 from service.embedded import processes
-from service.jobs.schemas import JobView, LogBatch, State
+from service.jobs.output_schemas import LogBatch
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 READERS = (0, 1, 50)
 # It logs a line with each checkpoint and evaluation: several a second.

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from service.auth.sessions import COOKIE
 from service.client.errors import ApiError
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 expect.set_options(timeout=20_000)  # two cores, and a job that trains on them
 

@@ -13,7 +13,7 @@ from live import make_spec, poll, wait_state
 from local_stack import Stack
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.searches.schemas import TrialState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the longest trains four times, on shared cores

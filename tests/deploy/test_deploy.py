@@ -38,7 +38,8 @@ from PIL import Image
 
 from rcmae import Client
 from service.client.errors import ApiError
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(3600)]
 

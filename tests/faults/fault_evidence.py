@@ -8,7 +8,8 @@ from itertools import pairwise
 from fault_world import World
 
 from service.jobs.lifecycle import POLICIES
-from service.jobs.schemas import AttemptView, EventView, JobView, State
+from service.jobs.schemas import AttemptView, EventView, JobView
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 CHARGED = {True: "more failures are allowed", False: "not counted as a failure"}

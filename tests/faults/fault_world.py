@@ -26,7 +26,8 @@ from s3fs import S3FileSystem
 
 from service.client.server import HOST
 from service.embedded.processes import Identity
-from service.jobs.schemas import AttemptView, EventView, JobView, State
+from service.jobs.schemas import AttemptView, EventView, JobView
+from service.jobs.state import State
 from trainer.protocol.names import heartbeat
 
 CPUS = 12

@@ -19,7 +19,8 @@ from fault_world import END_SECONDS, FILES, STEPS_PER_EPOCH, World, small_spec
 from live import poll
 
 from service.adapters.mlflow_store import MlflowStore
-from service.jobs.schemas import AttemptView, JobView, State
+from service.jobs.schemas import AttemptView, JobView
+from service.jobs.state import State
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -9,7 +9,7 @@ from fault_nodes import SECOND_HOST, kill_second_node, second_node
 from fault_world import CPUS, END_SECONDS, small_spec
 from live import wait, wait_state
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

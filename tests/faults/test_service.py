@@ -15,7 +15,8 @@ from fault_world import CPUS, END_SECONDS, World, small_spec
 from live import make_spec, poll, wait_state
 
 from service.embedded import processes
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

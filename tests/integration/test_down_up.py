@@ -6,7 +6,7 @@ import pytest
 from live import make_spec, wait, wait_state
 from local_stack import rcmae, running_stack
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.spec import metric_keys
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,8 @@ import yaml
 from live import make_spec, poll, wait
 from local_stack import NOT_INHERITED, Stack
 
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 EVENT = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ([a-z]+)(?:  (.*))?$", re.MULTILINE)
 LIMIT_S = 180.0

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from service.client.errors import ApiError
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.export.verify import compare
 
 

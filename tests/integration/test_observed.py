@@ -12,7 +12,7 @@ from live import artifacts, make_spec, poll, wait_state
 from local_stack import Stack
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 Labels = frozenset[tuple[str, str]]
 

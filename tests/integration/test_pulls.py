@@ -17,7 +17,8 @@ from mlflow.tracking import MlflowClient
 
 from rcmae import Client
 from service.client.errors import ApiError
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 MEBIBYTES = 96
 

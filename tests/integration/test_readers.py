@@ -20,7 +20,7 @@ from live import checkpoint_of, make_spec, wait_state
 from readers import run
 from safetensors.torch import load_file, save_file
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.export import verify
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.timm import export_timm

@@ -19,7 +19,8 @@ from s3_server import FaultProxy
 from service.adapters.storage import Artifacts
 from service.client.server import HOST
 from service.embedded.folder import Folder
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.data.dataset import open_images
 from trainer.export import verify
 from trainer.spec.dataset import DatasetSpec

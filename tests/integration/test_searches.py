@@ -13,7 +13,7 @@ import pytest
 from live import make_spec, members, poll, wait_state
 from mlflow.tracking import MlflowClient
 
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.searches.schemas import TrialState
 from trainer.protocol import names
 from trainer.spec import metric_keys

@@ -15,7 +15,8 @@ from live import make_spec, wait_state
 from local_stack import S3_SECRET, Stack
 
 from rcmae import Client
-from service.jobs.schemas import JobView, State
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 
 
 def canary() -> str:

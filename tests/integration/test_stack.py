@@ -26,7 +26,7 @@ from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import PARTS, Folder
 from service.embedded.parts import works
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 LIMIT_S = 120.0
 

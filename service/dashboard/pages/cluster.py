@@ -11,8 +11,8 @@ from service.cluster import service
 from service.cluster.schemas import ClusterView, RunningView
 from service.dashboard.site import PageDep, PageRoute
 from service.jobs import reading
-from service.jobs.repository import Filters
-from service.jobs.schemas import State
+from service.jobs.listing import Filters
+from service.jobs.state import State
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 

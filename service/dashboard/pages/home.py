@@ -13,8 +13,9 @@ from service.cluster import service as cluster
 from service.dashboard.site import Page, PageDep, PageRoute
 from service.db.tables import now
 from service.jobs import reading
-from service.jobs.repository import ACTIVE, Filters
-from service.jobs.schemas import JobView, State
+from service.jobs.listing import Filters
+from service.jobs.schemas import JobView
+from service.jobs.state import ACTIVE, State
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 

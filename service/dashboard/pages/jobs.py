@@ -15,8 +15,10 @@ from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yam
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
-from service.jobs.repository import Filters
-from service.jobs.schemas import ImageView, JobView, State
+from service.jobs.listing import Filters
+from service.jobs.output_schemas import ImageView
+from service.jobs.schemas import JobView
+from service.jobs.state import State
 from trainer.spec import metric_keys
 from trainer.spec.job import Kind
 

@@ -16,8 +16,10 @@ from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yam
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
-from service.jobs.repository import Filters
-from service.jobs.schemas import ImageView, JobView, SearchProgress, State, TrialCounts
+from service.jobs.listing import Filters
+from service.jobs.output_schemas import ImageView
+from service.jobs.schemas import JobView, SearchProgress, TrialCounts
+from service.jobs.state import State
 from service.searches import analysis as trial_analysis
 from service.searches import reading
 from service.searches.reading import Search

@@ -33,8 +33,9 @@ from service.db.tables import Attempt, Base, Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import reading, service
 from service.jobs.lifecycle import POLICIES, TRANSITIONS, Verb
-from service.jobs.repository import Filters
-from service.jobs.schemas import PatchBody, ResumeBody, RetryBody, State
+from service.jobs.listing import Filters
+from service.jobs.schemas import PatchBody, ResumeBody, RetryBody
+from service.jobs.state import State
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.command import Command

@@ -13,7 +13,7 @@ from scripted_server import Answer, ScriptedServer, deletion, job, line, problem
 from service import cli
 from service.client import errors, shell
 from service.client.server import find_server
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 SPEC = "kind: pretrain\ndataset: {uri: builtin://digits}\n"
 

@@ -9,7 +9,7 @@ from service_fakes import SPEC, add_job, problem, spec_with
 
 from service.adapters.ray_cluster import Machine
 from service.db.tables import Attempt, Job
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.spec.cluster import NodeShape
 
 TWO = (NodeShape(4, 0, "node-a", "10.0.0.1"), NodeShape(4, 2, "node-b", "10.0.0.2"))

@@ -12,7 +12,8 @@ from service_world import World
 
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
-from service.jobs.schemas import RetryBody, State
+from service.jobs.schemas import RetryBody
+from service.jobs.state import State
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Outcome, Reason
 

@@ -12,7 +12,7 @@ from service.adapters.ray_cluster import RayState
 from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Observation, Patience, decide, settle
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.names import heartbeat
 from trainer.protocol.outcome import Outcome, Reason
 

@@ -19,7 +19,9 @@ from service import cli
 from service.client import errors, progress, streaming
 from service.client.errors import ApiError, ClientError, ConnectionFailed
 from service.client.sdk import Client
-from service.jobs.schemas import EventView, JobView, LogBatch, MetricsTick, State
+from service.jobs.output_schemas import LogBatch, MetricsTick
+from service.jobs.schemas import EventView, JobView
+from service.jobs.state import State
 
 PATH = "/v1/jobs/job-1/stream"
 END = sent("end", {}, "end")

@@ -21,7 +21,7 @@ from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Token, now
 from service.jobs import changes, repository
 from service.jobs.lifecycle import transition
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from service.db.database import Database
 from service.db.tables import Job
 from service.jobs import repository
 from service.jobs.lifecycle import POLICIES, TRANSITIONS, note, transition
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 
 # What may follow a state.

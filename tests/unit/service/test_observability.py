@@ -31,7 +31,7 @@ from service.db.tables import Attempt, Job, now
 from service.embedded.processes import free_ports
 from service.jobs import lifecycle
 from service.jobs.lifecycle import Verb
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.observability import requests
 from service.observability.collector import ServiceCollector
 from trainer.protocol import names

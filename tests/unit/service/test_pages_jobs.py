@@ -6,7 +6,7 @@ from service_fakes import SPEC, add_job
 from service.db.tables import now
 from service.jobs import repository
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.spec.pretrain import PretrainSpec
 
 DOCUMENT = PretrainSpec.parse(SPEC).model_dump(mode="json")

@@ -16,7 +16,7 @@ from service.client import errors
 from service.client.download import DownloadError
 from service.client.errors import ApiError, ClientError, ConnectionFailed
 from service.client.sdk import Client
-from service.jobs.schemas import State
+from service.jobs.state import State
 from trainer.spec.job import parse_spec
 
 SPEC = {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}}

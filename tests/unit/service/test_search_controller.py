@@ -22,8 +22,8 @@ from service.auth.caller import Caller, Role
 from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import Verb, transition
-from service.jobs.schemas import State
 from service.jobs.service import delete_job, deletion
+from service.jobs.state import State
 from trainer.protocol import names
 from trainer.protocol.command import SearchOrders
 from trainer.protocol.outcome import Outcome, Reason

@@ -7,7 +7,8 @@ from scripted_server import Answer, Asked, ScriptedServer, job, line, problem, s
 
 from service.client.errors import ApiError
 from service.client.sdk import Client
-from service.jobs.schemas import Progress, SearchProgress, State
+from service.jobs.schemas import Progress, SearchProgress
+from service.jobs.state import State
 from service.searches.schemas import TrialState
 
 SEARCH = "/v1/searches/job-1"

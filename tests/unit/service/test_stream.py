@@ -31,7 +31,7 @@ from service.db.tables import Token, now
 from service.http import paging
 from service.jobs import repository, stream
 from service.jobs.lifecycle import transition
-from service.jobs.schemas import State
+from service.jobs.state import State
 from service.jobs.updates import UpdateSource
 
 LIMIT_S = 20.0

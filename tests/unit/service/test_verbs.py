@@ -20,7 +20,7 @@ from service.db.database import Database
 from service.db.tables import Job
 from service.jobs.lifecycle import EFFECTS, TRANSITIONS, Effect, Verb
 from service.jobs.repository import new_id
-from service.jobs.schemas import State
+from service.jobs.state import State
 
 # What people can send, and the row of the table that it belongs to.
 REQUESTS: dict[str, tuple[str, str, str, dict[str, Any] | None]] = {

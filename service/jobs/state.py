@@ -1,0 +1,29 @@
+"""The states of a job."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class State(StrEnum):
+    """The state of a job."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    PAUSING = "pausing"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in {State.SUCCEEDED, State.FAILED, State.CANCELLED}
+
+
+ACTIVE: Final = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
+"""States in which an attempt may be under way."""
