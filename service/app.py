@@ -137,7 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         log.info("service_ended")
 
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.parts, app.state.streams, app.state.plots = state, streams, Plots(state.studies)
+    app.state.app_state, app.state.streams, app.state.plots = state, streams, Plots(state.studies)
     app.state.sessions, app.state.changes = Sessions(state.settings.admin_token_file), Changes(state.database, streams)
     app.add_middleware(AuditLog)  # the middleware added last is the outermost
     handlers.install(app, PROBLEMS, state.settings.body_limit_bytes)

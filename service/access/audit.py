@@ -36,7 +36,7 @@ class AuditLog(HttpMiddleware):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = scope.setdefault("state", {})["trail"] = Trail(scope)
-        database: Database = scope["app"].state.parts.database
+        database: Database = scope["app"].state.app_state.database
         request = Request(scope, receive)
 
         async def send_recorded(message: Message) -> None:

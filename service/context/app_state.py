@@ -36,7 +36,7 @@ class AppState:
 
 
 def app_state_of(request: Request) -> AppState:
-    found: AppState = request.app.state.parts
+    found: AppState = request.app.state.app_state
     return found
 
 

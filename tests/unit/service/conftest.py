@@ -150,7 +150,7 @@ def _forgotten() -> Iterator[None]:
 @pytest.fixture
 def app(settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> FastAPI:
     app = create_app(settings)
-    app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow)
+    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow)
     return app
 
 

@@ -40,8 +40,8 @@ class World:
         lease.tick()
         lease._last_seen_at = float("-inf")  # as if the holder before, if there is one, had stood still for long enough
         lease.tick()
-        self.parts = AppState(settings, database, ray, mlflow, artifacts, self.studies, KINDS)
-        self.context = ControllerContext(self.parts, KINDS, lease)
+        self.app_state = AppState(settings, database, ray, mlflow, artifacts, self.studies, KINDS)
+        self.context = ControllerContext(self.app_state, KINDS, lease)
         self.reconciler = Reconciler(self.context)
 
     def add(self, **fields: Any) -> str:
@@ -68,7 +68,7 @@ class World:
         return [event.state for event in events_of(self.database, job_id)]
 
     def verb(self, job_id: str, verb: Verb, body: ResumeBody | None = None) -> str:
-        return apply_verb(self.parts, Caller("alice", Role.SUBMITTER), job_id, verb, body).state
+        return apply_verb(self.app_state, Caller("alice", Role.SUBMITTER), job_id, verb, body).state
 
     def silent(self, job_id: str, seconds: float, mlflow_up: float = 1e6, number: int = 1) -> None:
         """As if the last heartbeat had been seen so long ago, and MLflow had answered for so long."""

@@ -140,7 +140,7 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(spec=st.sampled_from(SPECS), priority=st.integers(-1, 1))
     def submit(self, spec: dict[str, Any], priority: int) -> None:
         parsed = PretrainSpec.parse(spec | {"priority": priority})
-        job, new = service.submit(self.world.parts, CALLERS[0], parsed, f"key-{len(self.jobs) + len(self.deleted)}")
+        job, new = service.submit(self.world.app_state, CALLERS[0], parsed, f"key-{len(self.jobs) + len(self.deleted)}")
         assert new
         self.jobs.append(job.id)
 
@@ -155,10 +155,10 @@ class AnyOrder(RuleBasedStateMachine):
     )
     def ask(self, data: st.DataObject, verb: Verb, caller: Caller) -> None:
         job_id, body = self.a_job(data), data.draw(st.sampled_from(BODIES.get(verb, [None])), label="body")
-        before = reading.show(self.world.parts, CALLERS[0], job_id)
-        after = allowed({404, 409}, service.apply_verb, self.world.parts, caller, job_id, verb, body)
+        before = reading.show(self.world.app_state, CALLERS[0], job_id)
+        after = allowed({404, 409}, service.apply_verb, self.world.app_state, caller, job_id, verb, body)
         if after is None:
-            assert reading.show(self.world.parts, CALLERS[0], job_id) == before
+            assert reading.show(self.world.app_state, CALLERS[0], job_id) == before
         elif verb is Verb.RETRY:
             self.retried_at[job_id] = after.attempts
             del self.ended[job_id]
@@ -167,14 +167,14 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(data=st.data(), caller=st.sampled_from(CALLERS), priority=st.integers(-1, 1))
     def patch(self, data: st.DataObject, caller: Caller, priority: int) -> None:
         body = PatchBody(priority=priority, notes=f"now {priority}")
-        allowed({404, 409}, service.patch, self.world.parts, caller, self.a_job(data), body)
+        allowed({404, 409}, service.patch, self.world.app_state, caller, self.a_job(data), body)
 
     @precondition(lambda self: self.ended)
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.ended)), label="job")
         refusals = set() if self.mlflow.reachable and self.root.exists() else {503}
-        if allowed(refusals, service.delete_job, self.world.parts, CALLERS[0], job_id, with_backbones=True):
+        if allowed(refusals, service.delete_job, self.world.app_state, CALLERS[0], job_id, with_backbones=True):
             self.jobs.remove(job_id)
             self.deleted.append(job_id)
             del self.ended[job_id]
@@ -256,7 +256,7 @@ class AnyOrder(RuleBasedStateMachine):
             self.ray.jobs[identity] = RayState.SUCCEEDED if fine else RayState.FAILED
 
     def register(self, job_id: str) -> None:
-        spec = reading.show(self.world.parts, CALLERS[0], job_id).spec
+        spec = reading.show(self.world.app_state, CALLERS[0], job_id).spec
         if spec["register_as"] and self.mlflow.reachable and not self.mlflow.versions_of_job("digits", job_id):
             number = len(self.mlflow.registered) + 1
             folder = self.root / "models" / f"m-{job_id}"
@@ -375,12 +375,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def deleted_jobs_are_seen_nowhere(self) -> None:
-        listed = {job.id for job in reading.listing(self.world.parts, Filters(), 100, None).items}
+        listed = {job.id for job in reading.listing(self.world.app_state, Filters(), 100, None).items}
         assert listed == set(self.jobs)
         for job_id in self.deleted[-1:]:
             for read in (reading.show, reading.attempts):
                 with pytest.raises(ApiProblem, match="there is no job"):
-                    read(self.world.parts, CALLERS[0], job_id)
+                    read(self.world.app_state, CALLERS[0], job_id)
 
     # --- in the end ---------------------------------------------------------------------------------------------------
 
@@ -403,7 +403,7 @@ class AnyOrder(RuleBasedStateMachine):
                     else:
                         self.show_life(identity)
             self.nobody_shows_life_for_an_hour()
-            states = [reading.show(self.world.parts, CALLERS[0], job_id).state for job_id in self.jobs]
+            states = [reading.show(self.world.app_state, CALLERS[0], job_id).state for job_id in self.jobs]
             if all(state.terminal or state is State.PAUSED for state in states) and not self.remains():
                 break
         assert all(state.terminal or state is State.PAUSED for state in states), states

@@ -58,7 +58,7 @@ def folder(put, root) -> str:
 @pytest.fixture
 def app(artifacts, settings, ray, mlflow):
     app = create_app(settings.model_copy(update={"artifact_root": artifacts.root}))
-    app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow, artifacts=artifacts)
+    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow, artifacts=artifacts)
     return app
 
 
@@ -162,8 +162,8 @@ def test_a_file_can_be_had_whole_in_part_or_not_at_all(api, url):
 
 
 def test_a_signed_link_gives_the_bytes_to_who_has_no_token(app, url):
-    parts = app.state.parts
-    app.state.parts = replace(parts, settings=parts.settings.model_copy(update={"presigned_downloads": True}))
+    parts = app.state.app_state
+    app.state.app_state = replace(parts, settings=parts.settings.model_copy(update={"presigned_downloads": True}))
     api = TestClient(app, headers={"Authorization": f"Bearer {token_of('viewer')}"}, follow_redirects=False)
     answer = api.get(f"{url}/hf/model.safetensors")
     assert (answer.status_code, answer.content) == (302, b"")

@@ -37,8 +37,8 @@ def registry(database, mlflow, root) -> Registry:
 @pytest.fixture
 def served(world) -> TestClient:
     """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.parts.settings)
-    app.state.parts = world.parts
+    app = create_app(world.app_state.settings)
+    app.state.app_state = world.app_state
     return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
@@ -500,9 +500,9 @@ def test_any_part_of_an_archive_is_that_part_of_it(tmp_path_factory, data):
 def test_a_link_into_s3_is_sent_in_place_of_the_bytes_where_that_is_wanted(app, registry, monkeypatch):
     registry.add()
     etag = f'"{sha256(WEIGHTS)}"'
-    parts = app.state.parts
-    settings = parts.settings.model_copy(update={"presigned_downloads": True, "presigned_s": 120})
-    app.state.parts = replace(parts, settings=settings)
+    app_state = app.state.app_state
+    settings = app_state.settings.model_copy(update={"presigned_downloads": True, "presigned_s": 120})
+    app.state.app_state = replace(app_state, settings=settings)
     asked = []
     monkeypatch.setattr(
         Artifacts, "link", lambda _, file, seconds: asked.append((file.size, seconds)) or "https://s3/x?y=z"
@@ -526,8 +526,8 @@ def test_a_link_into_s3_is_sent_in_place_of_the_bytes_where_that_is_wanted(app, 
 
 def test_files_on_a_disk_are_streamed_whatever_is_set(app, registry):
     registry.add()
-    parts = app.state.parts
-    app.state.parts = replace(parts, settings=parts.settings.model_copy(update={"presigned_downloads": True}))
+    app_state = app.state.app_state
+    app.state.app_state = replace(app_state, settings=app_state.settings.model_copy(update={"presigned_downloads": True}))
     api = TestClient(app, headers={"Authorization": f"Bearer {token_of('viewer')}"}, follow_redirects=False)
     assert api.get(f"{BASE}/digits/versions/1/files/hf/model.safetensors").content == WEIGHTS
 
@@ -551,7 +551,7 @@ def test_versions_deleted_at_once_are_all_removed_in_one_round(world: World, reg
 
     for number in (1, 2, 3):
         registry.add(number=number)
-        service.delete_version(world.parts, Caller("alice", Role.SUBMITTER), "digits", number)
+        service.delete_version(world.app_state, Caller("alice", Role.SUBMITTER), "digits", number)
     world.rounds()
     assert world.mlflow.registered == []
     assert names.BACKBONE_SUMS not in {file.name for file in registry.folder("digits", 1).parent.parent.rglob("*")}

@@ -22,7 +22,7 @@ CHUNK = b" " * 512
 @pytest.fixture
 def narrow(settings, ray, mlflow) -> FastAPI:
     app = create_app(settings.model_copy(update={"body_limit_bytes": LIMIT}))
-    app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow)
+    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow)
     return app
 
 

@@ -20,8 +20,8 @@ STOPPED = {"resume": "paused", "retry": "failed"}
 @pytest.fixture
 def served(world) -> TestClient:
     """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.parts.settings)
-    app.state.parts = world.parts
+    app = create_app(world.app_state.settings)
+    app.state.app_state = world.app_state
     return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 

@@ -133,8 +133,8 @@ def narrow(settings, database, ray, mlflow) -> World:
 @pytest.fixture
 def served(narrow) -> TestClient:
     """Alice's client of a service with roots."""
-    app = create_app(narrow.parts.settings)
-    app.state.parts = narrow.parts
+    app = create_app(narrow.app_state.settings)
+    app.state.app_state = narrow.app_state
     return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 

@@ -273,20 +273,20 @@ def test_a_reader_does_not_wait_for_a_writer(database):
 
 
 def test_the_same_key_at_the_same_time_makes_one_job(settings: Settings, database):
-    parts = create_app(settings).state.parts
+    app_state = create_app(settings).state.app_state
     spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/data"}})
     start = threading.Barrier(4)
 
     def post(_: int) -> tuple[str, bool]:
         start.wait()
-        job, new = submit(parts, Caller("alice", Role.SUBMITTER), spec, "key")
+        job, new = submit(app_state, Caller("alice", Role.SUBMITTER), spec, "key")
         return job.id, new
 
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(post, range(4)))
     assert len({job_id for job_id, _ in made}) == 1
     assert [new for _, new in made].count(True) == 1
-    parts.database.close()
+    app_state.database.close()
     with database.read() as session:
         assert count_jobs(session) == 1
 

@@ -27,8 +27,8 @@ from trainer.protocol.outcome import Outcome, Reason
 @pytest.fixture
 def served(world) -> TestClient:
     """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.parts.settings)
-    app.state.parts = world.parts
+    app = create_app(world.app_state.settings)
+    app.state.app_state = world.app_state
     return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
@@ -245,7 +245,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root, when):
     cut = Interruption(world)
     for at in range(len(CALLS) + 1):
         job_id = finished(world, root)
-        delete_job(world.parts, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
+        delete_job(world.app_state, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
         cut.calls, cut.at, cut.when = [], at, when
         world.rounds()
         assert cut.calls == (CALLS[:at] if at else CALLS)
@@ -258,7 +258,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root, when):
 
 def test_another_controller_finishes_a_removal(world, root, settings, ray, mlflow):
     job_id = finished(world, root)
-    delete_job(world.parts, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
+    delete_job(world.app_state, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
     Interruption(world).at = 5
     world.rounds()
     world.context.lease.release()

@@ -140,6 +140,6 @@ def test_the_databases_password_is_shown_nowhere(postgres: PostgresServer, tmp_p
     database.close()
     app = create_app(settings)
     assert CANARY not in str(told.value) + caplog.text
-    assert CANARY not in repr(app.state.parts)
-    app.state.parts.database.close()
+    assert CANARY not in repr(app.state.app_state)
+    app.state.app_state.database.close()
     assert CANARY not in capsys.readouterr().out

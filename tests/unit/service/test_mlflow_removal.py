@@ -218,10 +218,10 @@ def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "a.png").write_bytes(b"123")
     model = registered(client, name, job_id)
-    told = deletion(world.parts, ALICE, job_id)
+    told = deletion(world.app_state, ALICE, job_id)
     assert (told.files, told.bytes) == (2, 5)
     assert [(backbone.name, backbone.version) for backbone in told.backbones] == [(name, 1)]
-    delete_job(world.parts, ALICE, job_id, with_backbones=True)
+    delete_job(world.app_state, ALICE, job_id, with_backbones=True)
     world.rounds()
     assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
     assert store.versions(name) == []
@@ -238,14 +238,14 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
     job_id = world.add(state="succeeded", spec=spec_with(register_as=name))
     folder = registered(client, name, job_id)
     (folder / names.BACKBONE_SUMS).write_text("")
-    backbones.set_alias(world.parts, ALICE, name, "champion", 1)
+    backbones.set_alias(world.app_state, ALICE, name, "champion", 1)
     with pytest.raises(ApiProblem, match=f"has the alias {name}@champion"):
-        backbones.delete_version(world.parts, ALICE, name, 1)
-    assert backbones.delete_alias(world.parts, ALICE, name, "champion").aliases == {}
-    assert backbones.delete_version(world.parts, ALICE, name, 1).files == 2
+        backbones.delete_version(world.app_state, ALICE, name, 1)
+    assert backbones.delete_alias(world.app_state, ALICE, name, "champion").aliases == {}
+    assert backbones.delete_version(world.app_state, ALICE, name, 1).files == 2
     with pytest.raises(ApiProblem, match="there is no backbone"):
-        backbones.show(world.parts, name)
+        backbones.show(world.app_state, name)
     world.rounds()
     assert not folder.exists()
     assert (store.versions(name), store.aliases(name)) == ([], {})
-    assert backbones.listing(world.parts, backbones.Filters(), None, 10, None).items == []
+    assert backbones.listing(world.app_state, backbones.Filters(), None, 10, None).items == []

@@ -69,7 +69,7 @@ Look = Callable[[], Values]
 @pytest.fixture
 def look(world: World) -> Look:
     """The metrics of a process in which the controller's loop runs, as they are now."""
-    registry = registry_of(ServiceCollector(world.parts, world.reconciler))
+    registry = registry_of(ServiceCollector(world.app_state, world.reconciler))
     return lambda: values_of(exposition(registry, "")[0].decode())
 
 
@@ -172,7 +172,7 @@ def test_the_loop_tells_how_it_gets_on(world, look):
 
 
 def test_a_process_without_the_loop_says_nothing_of_one(world):
-    body, _ = exposition(registry_of(ServiceCollector(world.parts, None)), "")
+    body, _ = exposition(registry_of(ServiceCollector(world.app_state, None)), "")
     shown = {name for name, _ in values_of(body.decode())}
     assert "rcmae_jobs" in shown
     assert not shown & {"rcmae_lease_held", "rcmae_reconcile_lag_seconds", "rcmae_dependency_away"}
@@ -242,13 +242,13 @@ def test_no_text_of_peoples_is_shown(clients, database):
 def lost(world: World) -> Iterator[World]:
     """A world whose database is away."""
     away = Database("postgresql+psycopg://nobody@127.0.0.1:1/none")
-    world.parts = replace(world.parts, database=away)
+    world.app_state = replace(world.app_state, database=away)
     yield world
     away.close()
 
 
 def test_without_the_database_the_rest_is_shown(lost):
-    body, _ = exposition(registry_of(ServiceCollector(lost.parts, lost.reconciler)), "")
+    body, _ = exposition(registry_of(ServiceCollector(lost.app_state, lost.reconciler)), "")
     seen = values_of(body.decode())
     assert value(seen, "rcmae_database_up") == 0
     assert value(seen, "rcmae_lease_held") == 1
@@ -257,9 +257,9 @@ def test_without_the_database_the_rest_is_shown(lost):
 
 def test_the_controller_answers_at_a_port_of_its_own(world):
     (port,) = free_ports(1)
-    settings = world.parts.settings.model_copy(update={"metrics_port": port})
+    settings = world.app_state.settings.model_copy(update={"metrics_port": port})
     url = f"http://127.0.0.1:{port}/metrics"
-    with _metrics(replace(world.parts, settings=settings), world.reconciler):
+    with _metrics(replace(world.app_state, settings=settings), world.reconciler):
         answer = httpx.get(url, headers={"Accept": OPENMETRICS}, trust_env=False)
         assert answer.headers["content-type"].startswith("application/openmetrics-text")
         assert "rcmae_lease_held 1.0" in answer.text
@@ -272,10 +272,10 @@ def test_a_controller_whose_port_is_taken_says_so(world):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        settings = world.parts.settings.model_copy(update={"metrics_port": port})
+        settings = world.app_state.settings.model_copy(update={"metrics_port": port})
         with (
             pytest.raises(ControllerRefused, match=f"127.0.0.1:{port}: .*in use.* Change RCMAE_METRICS_PORT"),
-            _metrics(replace(world.parts, settings=settings), world.reconciler),
+            _metrics(replace(world.app_state, settings=settings), world.reconciler),
         ):
             pass
 
@@ -344,7 +344,7 @@ def families(clients, world) -> dict[str, Metric]:
     world.context.lease.finished_round()
     world.context.lease.tick()
     clients.anonymous.get("/healthz")
-    registry = registry_of(ServiceCollector(world.parts, world.reconciler))
+    registry = registry_of(ServiceCollector(world.app_state, world.reconciler))
     return {family.name: family for family in registry.collect() if family.name.startswith("rcmae_")}
 
 

@@ -169,7 +169,7 @@ def test_the_rest_stands_while_trials_cannot_be_read(browsers, search, app, monk
     def away(*_: object) -> None:
         raise StudiesUnreachable("connection refused")
 
-    monkeypatch.setattr(app.state.parts.studies, "trials", away)
+    monkeypatch.setattr(app.state.app_state.studies, "trials", away)
     for path in ("overview", "trials", "analysis", "config", "logs", "trials/1", "compare?trial=0&trial=1"):
         text = page(browsers.alice, f"/searches/{search}/{path}")
         assert "connection refused" in text

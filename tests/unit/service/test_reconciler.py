@@ -427,7 +427,7 @@ def test_the_thread_makes_rounds_until_it_is_stopped(world):
     world.reconciler.start()
     try:
         assert world.reconciler.stuck() is None
-        world.parts.wake.set()
+        world.app_state.wake.set()
         until = time.monotonic() + 20
         while world.state(job_id) != "starting" and time.monotonic() < until:
             time.sleep(0.01)
@@ -456,7 +456,7 @@ def test_rounds_go_on_while_a_storage_takes_its_time_with_what_is_deleted(world,
         job_id = world.add()
         until = time.monotonic() + 60
         while world.state(job_id) != "starting" and time.monotonic() < until:
-            world.parts.wake.set()
+            world.app_state.wake.set()
             time.sleep(0.01)
         assert world.state(job_id) == "starting"
         assert not done.is_set()

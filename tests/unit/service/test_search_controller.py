@@ -467,10 +467,10 @@ def test_a_search_goes_with_its_trials_and_nothing_of_another(world, root):
     gone, kept = finished(world), finished(world)
     before, trials = left_of(world, root, kept), world.studies.trials(kept)
     promoted_to = world.add(search_id=gone, trial=1, state="succeeded")
-    told = deletion(world.parts, ALICE, gone)
+    told = deletion(world.app_state, ALICE, gone)
     own = sum(path.stat().st_size for path in (root / f"run-{gone}").rglob("*") if path.is_file())
     assert (told.files, told.bytes) == (3, own + 6), "its outcome, and a picture of each trial"
-    delete_job(world.parts, ALICE, gone, with_backbones=False)
+    delete_job(world.app_state, ALICE, gone, with_backbones=False)
     world.rounds()
     assert left_of(world, root, gone) == []
     assert left_of(world, root, kept) == before
@@ -511,7 +511,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root):
         setattr(part, method, cutting(name, getattr(part, method)))
     for cut in range(len(CALLS) + 1):
         job_id = finished(world)
-        delete_job(world.parts, ALICE, job_id, with_backbones=False)
+        delete_job(world.app_state, ALICE, job_id, with_backbones=False)
         calls.clear()
         at = cut
         world.rounds()

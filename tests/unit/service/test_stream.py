@@ -182,7 +182,7 @@ def url(app: FastAPI) -> Iterator[str]:
 def replica(settings, ray, mlflow) -> Iterator[str]:
     """Another process's application over the same database and files."""
     app = create_app(settings)
-    app.state.parts = replace(app.state.parts, ray=ray, mlflow=mlflow)
+    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow)
     with serving(app) as url:
         yield url
 
@@ -444,7 +444,7 @@ def test_a_deleted_job_ends_its_stream(url, job):
 
 
 def test_a_database_that_is_away_for_a_moment_ends_no_stream(app, url, job, monkeypatch):
-    database = app.state.parts.database
+    database = app.state.app_state.database
     with following(url, job.id) as stream_:
         stream_.until_kind("job")
 

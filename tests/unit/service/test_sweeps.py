@@ -186,7 +186,7 @@ def test_unfinished_checkpoints_in_s3_go_too(s3, use_s3, world, swept):
     job_id = ended(world, HOUR + SECOND)
     with world.database.session() as session:
         repository.get(session, job_id).artifact_uri = f"{root}/run"
-    world.reconciler.sweeps._context = replace(world.context, app=replace(world.parts, artifacts=Artifacts(root)))
+    world.reconciler.sweeps._context = replace(world.context, app=replace(world.app_state, artifacts=Artifacts(root)))
     fs, folder = s3.filesystem(), f"{root}/run/{names.checkpoint_folder(1)}"
     for name in ("00000010/student.safetensors", f"00000010/{names.MANIFEST}", "00000020/student.safetensors"):
         fs.pipe_file(f"{folder}/{name}", b"x")

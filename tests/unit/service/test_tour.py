@@ -163,8 +163,8 @@ def attempt(monkeypatch, tmp_path, head) -> Iterator[Callable[[], int]]:
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_job_reaches_the_files_of_the_tour_in_its_order(world, head, attempt, tmp_path):
-    app = create_app(world.parts.settings)
-    app.state.parts = world.parts
+    app = create_app(world.app_state.settings)
+    app.state.app_state = world.app_state
     client = Client("http://testserver", token_of("alice"))
     client.close()
     client._http = TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})

@@ -92,8 +92,8 @@ def test_a_transaction_that_is_open_is_noticed(watch, world):
 
 def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch, world, root):
     """A job's whole life, with everything that people look at, all sweeps and its deletion."""
-    app = create_app(world.parts.settings)
-    app.state.parts = world.parts
+    app = create_app(world.app_state.settings)
+    app.state.app_state = world.app_state
     served = TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
     def get(path: str) -> None:

@@ -32,7 +32,7 @@ def test_two_workers_train_as_one_and_not_without_synchronisation(tmp_path):
                 "micro_batch_size": micro_batch,
                 "base_lr": 2e-3,
                 "precision": "fp32",
-            },  # fmt: skip
+            },
             checkpoint={"every_epochs": 10},
             resources={"workers": workers},
         )
