@@ -527,7 +527,9 @@ def test_a_link_into_s3_is_sent_in_place_of_the_bytes_where_that_is_wanted(app, 
 def test_files_on_a_disk_are_streamed_whatever_is_set(app, registry):
     registry.add()
     app_state = app.state.app_state
-    app.state.app_state = replace(app_state, settings=app_state.settings.model_copy(update={"presigned_downloads": True}))
+    app.state.app_state = replace(
+        app_state, settings=app_state.settings.model_copy(update={"presigned_downloads": True})
+    )
     api = TestClient(app, headers={"Authorization": f"Bearer {token_of('viewer')}"}, follow_redirects=False)
     assert api.get(f"{BASE}/digits/versions/1/files/hf/model.safetensors").content == WEIGHTS
 
