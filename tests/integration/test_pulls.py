@@ -11,26 +11,21 @@ import urllib.request
 import httpx
 import pytest
 from handmade import registered, write_weights
-from live import make_spec, poll, wait_state
+from live import poll
 from local_stack import Stack
 from mlflow.tracking import MlflowClient
 
 from rcmae import Client
 from service.client.errors import ApiError
 from service.jobs.schemas import JobView
-from service.jobs.state import State
 
 MEBIBYTES = 96
 
 
-@pytest.fixture(scope="module")
-def job(stack: Stack) -> JobView:
-    """A job of two checkpoints that registered `pulled`."""
-    spec = make_spec(
-        register_as="pulled", optimization={"epochs": 2}, checkpoint={"every_epochs": 1, "keep": 5},
-        evaluation={"every_epochs": 1, "probes": []},
-    )  # fmt: skip
-    return wait_state(stack, stack.client.submit(spec).id, State.SUCCEEDED, timeout_s=300)
+@pytest.fixture
+def job(finished: tuple[JobView, object]) -> JobView:
+    """It has several checkpoints."""
+    return finished[0]
 
 
 @pytest.fixture
@@ -43,7 +38,7 @@ def mlflow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
 @pytest.mark.slow
 def test_a_pull_goes_on_when_the_api_is_killed_in_the_middle_of_it(stack, job, mlflow, tmp_path):
     experiment = mlflow.get_run(job.run_id).info.experiment_id
-    number, folder = registered(mlflow, "pulled", job.id, experiment)
+    number, folder = registered(mlflow, "tiny-digits", job.id, experiment)
     digest = write_weights(folder, MEBIBYTES)
     before = stack.state.parts["api"]
     came, killed_at = [], []
@@ -55,39 +50,39 @@ def test_a_pull_goes_on_when_the_api_is_killed_in_the_middle_of_it(stack, job, m
         came.append(done)
 
     with Client(stack.url, stack.token, patience_s=180) as client:  # other tests may keep it from starting soon
-        version = client.pull("pulled", tmp_path / "big", version=number, progress=progress)
+        version = client.pull("tiny-digits", tmp_path / "big", version=number, progress=progress)
     assert version.version == number
     assert 0 < killed_at[0] < came[-1]
     assert stack.state.parts["api"] != before
     assert came == sorted(came), "it went on, and did not begin again"
     with (tmp_path / "big/model.safetensors").open("rb") as file:
         assert hashlib.file_digest(file, "sha256").hexdigest() == digest
-    stack.client.delete_version("pulled", number)
+    stack.client.delete_version("tiny-digits", number)
     poll(folder.exists, lambda there: not there)
 
 
 def test_what_was_registered_by_hand_is_not_served(stack, job, mlflow, tmp_path):
     experiment = mlflow.get_run(job.run_id).info.experiment_id
-    before = stack.client.backbone("pulled").versions
+    before = stack.client.backbone("tiny-digits").versions
     elsewhere = mlflow.create_experiment(f"elsewhere-{job.id}", artifact_location=str(tmp_path / "outside"))
     made = [
-        registered(mlflow, "pulled", None, experiment),
-        registered(mlflow, "pulled", "job-of-nobody", experiment),
-        registered(mlflow, "pulled", job.id, elsewhere),
+        registered(mlflow, "tiny-digits", None, experiment),
+        registered(mlflow, "tiny-digits", "job-of-nobody", experiment),
+        registered(mlflow, "tiny-digits", job.id, elsewhere),
     ]
     for number, folder in made:
         write_weights(folder, 1)
         for reference in (str(number), "latest", "main"):
             shown = httpx.get(
-                f"{stack.url}/v1/backbones/pulled/versions/{reference}/files/hf/model.safetensors",
+                f"{stack.url}/v1/backbones/tiny-digits/versions/{reference}/files/hf/model.safetensors",
                 headers={"Authorization": f"Bearer {stack.token}", "Range": "bytes=0-7"},
             )
             assert shown.status_code == 404 or shown.content != bytes(8), reference
         with pytest.raises(ApiError, match="there is no version"):
-            stack.client.version("pulled", number)
-        hub = f"{stack.url}/hf/rcmae/pulled/resolve/v{number}/model.safetensors"
+            stack.client.version("tiny-digits", number)
+        hub = f"{stack.url}/hf/rcmae/tiny-digits/resolve/v{number}/model.safetensors"
         assert httpx.get(hub, headers={"Authorization": f"Bearer {stack.token}"}).status_code == 404
-    assert stack.client.backbone("pulled").versions == before
+    assert stack.client.backbone("tiny-digits").versions == before
 
 
 @pytest.mark.slow
@@ -102,7 +97,7 @@ def test_an_earlier_checkpoint_is_published_named_pulled_and_deleted(stack, job,
     assert "pulled-early" in [each.name for each in stack.client.job(job.id).result.backbones]
     version = stack.client.version("pulled-early", 1)
     assert (version.checkpoint_step, version.trained_by, version.job_id) == (first.step, job.id, published["id"])
-    assert {each.name for each in stack.client.backbones(job=job.id)} == {"pulled", "pulled-early"}
+    assert {each.name for each in stack.client.backbones(job=job.id)} == {"tiny-digits", "pulled-early"}
 
     assert stack.rcmae("backbones", "alias", "pulled-early:1", "champion").returncode == 0
     refused = stack.rcmae("backbones", "delete", "pulled-early:1", "--yes")
@@ -116,14 +111,16 @@ def test_an_earlier_checkpoint_is_published_named_pulled_and_deleted(stack, job,
     assert stack.rcmae("backbones", "alias", "pulled-early", "champion", "--remove").returncode == 0
     assert stack.rcmae("backbones", "delete", "pulled-early:1", "--yes").returncode == 0
     assert "pulled-early" not in [backbone.name for backbone in stack.client.backbones()]
-    poll(lambda: [each.name for each in stack.client.job(job.id).result.backbones], lambda left: left == ["pulled"])
+    poll(
+        lambda: [each.name for each in stack.client.job(job.id).result.backbones], lambda left: left == ["tiny-digits"]
+    )
 
 
 def test_an_archive_is_a_tar_that_checks_itself(stack, job, tmp_path):
     assert job.result.backbone
-    url = f"{stack.url}/v1/backbones/pulled/versions/{job.result.backbone.version}/archive?format=hf"
+    url = f"{stack.url}/v1/backbones/tiny-digits/versions/{job.result.backbone.version}/archive?format=hf"
     asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {stack.token}"})
     with urllib.request.urlopen(asked) as answer:
         (tmp_path / "it.tar").write_bytes(answer.read())
-    script = "tar xf it.tar && cd pulled-v* && sha256sum --check --ignore-missing SHA256SUMS"
+    script = "tar xf it.tar && cd tiny-digits-v* && sha256sum --check --ignore-missing SHA256SUMS"
     assert "hf/model.safetensors: OK" in stack.bash(script, tmp_path, timeout=60)
