@@ -19,7 +19,7 @@ from rich.text import Text
 from service.client import tables
 from service.embedded import processes, stack
 from service.embedded.folder import Folder, StackError
-from service.embedded.locations import redacted_database_url
+from service.embedded.locations import redacted_database_url, require_nothing_shared
 from service.embedded.parts import DEFAULT_PORT
 
 Level = Literal["fine", "warning", "broken"]
@@ -45,7 +45,8 @@ class Check(BaseModel):
 
 def examine(folder: Folder) -> list[Check]:
     """Run every check on a stack's folder, which need not exist."""
-    return [*_machine(folder), *_packages(), *_space(folder), *_artifacts(folder), *_database(folder), *_stack(folder)]
+    of_the_folder = [*_copied(folder), *_artifacts(folder), *_database(folder), *_stack(folder)]
+    return [*_machine(folder), *_packages(), *_space(folder), *of_the_folder]
 
 
 def rendered(checks: list[Check]) -> Table:
@@ -126,6 +127,18 @@ def _space(folder: Folder) -> Iterator[Check]:
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
     remedy = "give the machine (or the container, with --shm-size=1g) more shared memory; Ray falls back to slow files"
     yield _check(str(SHARED), f"{tables.size(free)} free", remedy, warn=free < GIB / 2)
+
+
+def _copied(folder: Folder) -> Iterator[Check]:
+    """Whether a copied state folder would share with its original what two stacks cannot share."""
+    if folder.original is None:
+        return
+    try:
+        require_nothing_shared(folder)
+    except StackError as error:
+        yield Check(name="state folder", level="broken", found=f"a copy of {folder.original}", remedy=str(error))
+    else:
+        yield Check(name="state folder", level="fine", found=f"a copy of {folder.original}, sharing nothing with it")
 
 
 def _artifacts(folder: Folder) -> Iterator[Check]:

@@ -16,7 +16,7 @@ from live import poll
 
 from service.client.errors import ClientError
 from service.client.server import find_server
-from service.embedded import processes, stack
+from service.embedded import doctor, processes, stack
 from service.embedded.folder import PARTS, Folder, StackError, StackState
 from service.embedded.locations import require_nothing_shared
 
@@ -168,6 +168,8 @@ def test_what_lies_outside_a_folder_is_not_shared_with_its_copy(tmp_path, outsid
         with pytest.raises(StackError, match=f"a copy of {folder.path}, which keeps its {said}") as refused:
             stack.up(copy, None, lambda _: None)
         assert "hidden" not in str(refused.value)
+        (check,) = (check for check in doctor.examine(copy) if check.name == "state folder")
+        assert (check.level, check.remedy) == ("broken", str(refused.value))
         stack.down(copy)  # does not make it a stack of its own
     shutil.rmtree(folder.path)
     require_nothing_shared(copy)
