@@ -139,10 +139,11 @@ LONG = {"img_size": [136, 144], "patch_size": 8, "depth": 1}
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, LONG])
-def test_a_graph_takes_any_number_of_images(tmp_path, shape):
+def test_a_graph_takes_any_number_of_images_and_its_signature_says_what_goes_in_and_out(tmp_path, shape):
     model = model_of(**shape)
     network = shaken(model)
-    export_program(network.state_dict(), model, *statistics(model.in_chans), tmp_path / "torch_export")
+    mean, std = statistics(model.in_chans)
+    export_program(network.state_dict(), model, mean, std, tmp_path / "torch_export")
     program = torch.export.load(tmp_path / "torch_export/model.pt2").module()
     for count in (1, 2, 7):
         images = images_for(model, count)
@@ -151,6 +152,13 @@ def test_a_graph_takes_any_number_of_images(tmp_path, shape):
         assert theirs.shape == (count, 1 + model.patches, 24)
         assert (ours - theirs).abs().max() < 1e-5
         assert ours.std() > 0.1
+    told = json.loads((tmp_path / "torch_export/signature.json").read_text())
+    ((given,), (made,)) = told["inputs"], told["outputs"]
+    assert given == {
+        "name": "pixel_values", "dtype": "float32", "shape": ["batch", model.in_chans, model.height, model.width],
+    }  # fmt: skip
+    assert made == {"name": "last_hidden_state", "dtype": "float32", "shape": ["batch", 1 + model.patches, 24]}
+    assert (told["preprocessing"]["image_mean"], told["preprocessing"]["image_std"]) == (list(mean), list(std))
 
 
 def test_a_graph_s_file_holds_no_pickle(tmp_path):
@@ -162,21 +170,7 @@ def test_a_graph_s_file_holds_no_pickle(tmp_path):
     assert not [name for name, start in starts.items() if start in {b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"}]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_what_goes_in_and_comes_out_of_a_graph_is_told(tmp_path, shape):
-    model = model_of(**shape)
-    mean, std = statistics(model.in_chans)
-    export_program(shaken(model).state_dict(), model, mean, std, tmp_path / "torch_export")
-    told = json.loads((tmp_path / "torch_export/signature.json").read_text())
-    ((given,), (made,)) = told["inputs"], told["outputs"]
-    assert given == {
-        "name": "pixel_values", "dtype": "float32", "shape": ["batch", model.in_chans, model.height, model.width],
-    }  # fmt: skip
-    assert made == {"name": "last_hidden_state", "dtype": "float32", "shape": ["batch", 1 + model.patches, 24]}
-    assert (told["preprocessing"]["image_mean"], told["preprocessing"]["image_std"]) == (list(mean), list(std))
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, LONG])
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], LONG])
 def test_onnx_runtime_takes_any_number_of_images(tmp_path, shape):
     model = model_of(**shape)
     network = shaken(model)
