@@ -33,7 +33,7 @@ def test_one_id_is_found_everywhere_and_the_metrics_tell_of_the_job(stack):
     before, request_id = metrics(stack), f"observed-{secrets.token_hex(6)}"
     answer = httpx.post(
         f"{stack.url}/v1/jobs",
-        json=make_spec(name="observed", optimization={"epochs": 60}),
+        json=make_spec(name="observed", optimization={"epochs": 30}),
         headers={"Authorization": f"Bearer {stack.token}", "X-Request-ID": request_id},
         trust_env=False,
     )

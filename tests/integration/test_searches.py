@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from live import make_spec, members, poll, wait_state
 from mlflow.tracking import MlflowClient
+from pages import script_of
 
 from service.jobs.state import State
 from service.searches.schemas import TrialState
@@ -68,32 +70,35 @@ def agree(stack, job_id: str, trials: int) -> int:
     return evaluations
 
 
-def test_a_search_finds_its_best_trial_and_promotes_it(stack):
-    job = stack.client.submit(spec_of("found", base={"register_as": "found"}))
-    done = wait_state(stack, job.id, State.SUCCEEDED, timeout_s=400)
-    agree(stack, job.id, 4)
-    view = stack.client.search(job.id)
-    (best,) = view.best
-    values = [trial.values[0] for trial in trials_of(stack, job.id) if trial.values]
-    assert best.values[0] == max(values)
+@pytest.mark.timeout(900)
+def test_a_search_with_curl_finds_its_best_trial_and_promotes_it(stack, tmp_path):
+    """The walk of the page, then what the study, MLflow and the trials' logs say of the same search."""
+    printed = stack.bash(script_of(stack.url, "searches.md", "A search, with curl"), tmp_path, timeout=800)
+    shown = next(json.loads(line) for line in printed.splitlines() if line.startswith('{"id":'))
+    assert (shown["trials"]["failed"], shown["budget"]["trials"], shown["state"]) == (0, 5, "succeeded")
+    assert sum(shown["trials"].values()) >= 5
+    assert [line for line in printed.splitlines() if line.startswith("number,")]
+    for plot in ("history", "curves", "parallel", "importance", "slice", "timeline", "contour"):
+        assert json.loads((tmp_path / f"{plot}.json").read_text())["name"] == plot
+    assert "walk-search-v1/hf/model.safetensors" in printed.splitlines()
+
+    job_id, trials = shown["id"], trials_of(stack, shown["id"])
+    agree(stack, job_id, sum(shown["trials"].values()))
+    (best,) = stack.client.search(job_id).best
+    done = stack.client.job(job_id)
+    assert best.values[0] == max(trial.values[0] for trial in trials if trial.values)
     assert done.result.metrics[metric_keys.LINEAR_TOP1] == best.values[0]
     assert f"trial {best.number}" in done.message
-    promoted = stack.client.promote(
-        job.id, best.number, overrides={"optimization.epochs": 2, "evaluation.every_epochs": 2}
-    )
-    again = stack.client.promote(
-        job.id, best.number, overrides={"optimization.epochs": 2, "evaluation.every_epochs": 2}
-    )
-    assert again.id == promoted.id
-    assert (promoted.promoted_from.search, promoted.promoted_from.trial) == (job.id, best.number)
+    promoted = stack.client.promote(job_id, best.number, overrides={"optimization.epochs": 20})
+    assert promoted.state is State.SUCCEEDED, "the walk has promoted it"
+    assert (promoted.promoted_from.search, promoted.promoted_from.trial) == (job_id, best.number)
     assert promoted.spec["optimization"]["base_lr"] == best.params[RATE]
-    wait_state(stack, promoted.id, State.SUCCEEDED)
-    assert stack.client.backbone("found").versions == [1]
-    for trial in trials_of(stack, job.id):  # pruned or not
-        last = round(stack.client.trial(job.id, trial.number).intermediate[-1].epoch)
-        logs = stack.client.trial_logs(job.id, trial.number).items
+    assert stack.client.backbone("walk-search").versions == [1]
+    for trial in trials:  # pruned or not
+        last = round(stack.client.trial(job_id, trial.number).intermediate[-1].epoch)
+        logs = stack.client.trial_logs(job_id, trial.number).items
         assert any(f"Evaluation at step {last * 10}:" in line.message for line in logs), (trial, logs)
-    assert stack.client.trial_images(job.id, best.number)
+    assert stack.client.trial_images(job_id, best.number)
 
 
 def test_what_is_asked_for_while_it_runs_is_done(stack):
@@ -161,10 +166,9 @@ def strike(stack, what: str) -> None:
         process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    "what", ["driver", *(pytest.param(each, marks=pytest.mark.slow) for each in CALLED if each != "driver")]
-)
+@pytest.mark.parametrize("what", CALLED)
 def test_whatever_is_killed_every_trial_ends_once(stack, table, what):
     job = stack.client.submit(spec_of(f"killed-{what}", scheduler={"name": "none"}))
     wait_state(stack, job.id, State.RUNNING)

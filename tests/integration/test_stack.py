@@ -178,6 +178,7 @@ def test_a_stack_beside_another_and_down_leaves_nothing_of_it(stack, tmp_path):
     assert all_works(stack)
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_while_the_api_starts_is_left_to_the_other(tmp_path):
     """As by a second stack that starts at the same moment, and whose API answers like our own."""
     folder = Folder(tmp_path / "crowded")
