@@ -8,15 +8,10 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import structlog
-from fastapi import FastAPI, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi import FastAPI
 from sqlalchemy.exc import DataError
 
 from service.access.audit import AuditLog
@@ -35,26 +30,27 @@ from service.context.app_state import AppState
 from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
+from service.counters import registry_of
 from service.dashboard import mount
 from service.db.database import Database, DatabaseUnreachable
-from service.http import handlers, openapi
+from service.http import docs, handlers, openapi
 from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
-from service.http.schemas import View
 from service.jobs.changes import Changes
 from service.jobs.routes import metrics_router, stream_router
 from service.jobs.routes import router as jobs
 from service.jobs.stream import Streams
 from service.kinds.registry import KINDS
-from service.observability import requests
+from service.observability.collector import ServiceCollector
 from service.observability.readiness import Readiness
+from service.observability.requests import RequestMetrics
+from service.observability.routes import router as monitoring
 from service.searches.plots import Plots
 from service.searches.routes import router as searches
 from service.settings import Settings
 
 log = structlog.get_logger()
 
-DOCS_ASSETS = "/docs/assets"
 PROBLEMS: Final = Problems(
     {
         BodyTooLarge: body_too_large,
@@ -116,33 +112,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The whole service. The reconciler starts and stops with the application."""
     configure_logs()
     state, reconciler = assemble(settings or Settings(), refused=_end_process)
-    streams, own_reconciler = Streams(), reconciler if state.settings.reconcile else None
+    app = build_app(state.settings.body_limit_bytes)
+    attach(app, state, reconciler if state.settings.reconcile else None)
+    return app
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 - FastAPI's form
-        state.database.migrate()
-        if state.settings.admin_token_file:
-            ensure_admin(state.database, state.settings.admin_token_file)
-        if own_reconciler:
-            own_reconciler.start()
-        # Objects that exist by now are permanent: scanning them blocked requests for 180 ms.
-        gc.freeze()
-        log.info("service_started", version=version("rcmae"))
-        with streams.closed_by_signals():
-            yield
-        gc.unfreeze()
-        if own_reconciler:
-            own_reconciler.stop()
-        close(state)
-        log.info("service_ended")
 
-    app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.app_state, app.state.streams, app.state.plots = state, streams, Plots(state.studies)
-    app.state.sessions, app.state.changes = Sessions(state.settings.admin_token_file), Changes(state.database, streams)
+def build_app(body_limit_bytes: int) -> FastAPI:
+    """All routes, middleware and exception handlers; `attach` gives them what they work with."""
+    app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=_lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(AuditLog)  # the middleware added last is the outermost
-    handlers.install(app, PROBLEMS, state.settings.body_limit_bytes)
-    requests.install(app, state, own_reconciler)
+    handlers.install(app, PROBLEMS, body_limit_bytes)
+    app.add_middleware(RequestMetrics)
     openapi.install(app, API)
+    app.include_router(monitoring)
     app.include_router(jobs)
     app.include_router(metrics_router)
     app.include_router(stream_router)
@@ -152,52 +134,37 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(cluster)
     app.include_router(access)
     mount.install(app)
-    _health(app, Readiness(state, own_reconciler))
-    _docs(app)
+    docs.install(app)
     return app
 
 
-class HealthView(View):
-    status: Literal["ok"] = "ok"
+def attach(app: FastAPI, state: AppState, own_reconciler: Reconciler | None) -> None:
+    """Give an application the state that its requests work with, and the reconciler of its process, if it has one."""
+    streams = Streams()
+    app.state.app_state, app.state.own_reconciler = state, own_reconciler
+    app.state.streams, app.state.changes = streams, Changes(state.database, streams)
+    app.state.plots = Plots(state.studies)
+    app.state.sessions = Sessions(state.settings.admin_token_file)
+    app.state.readiness = Readiness(state, own_reconciler)
+    app.state.metrics = registry_of(ServiceCollector(state, own_reconciler))
 
 
-class ReadyView(View):
-    status: Literal["ready", "not ready"]
-    reasons: list[str]
-    """What is wrong, for people."""
-
-
-def _health(app: FastAPI, readiness: Readiness) -> None:
-    @app.get("/healthz", tags=["health"])
-    def healthz() -> HealthView:
-        """Whether the process responds."""
-        return HealthView()
-
-    @app.get(
-        "/readyz", tags=["health"], responses={503: {"model": ReadyView, "description": "A dependency is unreachable."}}
-    )
-    def readyz(response: Response) -> ReadyView:
-        """Whether all dependencies of jobs are reachable and the controller makes progress; 503 with reasons if not."""
-        reasons = readiness.reasons()
-        response.status_code = 503 if reasons else 200
-        return ReadyView(status="not ready" if reasons else "ready", reasons=reasons)
-
-
-def _docs(app: FastAPI) -> None:
-    """Serves Swagger UI from an installed package: FastAPI's own page loads it from a CDN."""
-    package = find_spec("flask_swagger_ui")  # only for its files: Flask is not imported
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("Swagger UI is missing: install flask-swagger-ui")
-    assets = Path(package.submodule_search_locations[0]) / "dist"
-    app.mount(DOCS_ASSETS, StaticFiles(directory=assets), name="docs-assets")
-
-    @app.get("/docs", include_in_schema=False)
-    def docs() -> HTMLResponse:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="rcmae",
-            swagger_js_url=f"{DOCS_ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{DOCS_ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{DOCS_ASSETS}/favicon-32x32.png",
-            swagger_ui_parameters={"validatorUrl": None},
-        )
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    state: AppState = app.state.app_state
+    reconciler: Reconciler | None = app.state.own_reconciler
+    state.database.migrate()
+    if state.settings.admin_token_file:
+        ensure_admin(state.database, state.settings.admin_token_file)
+    if reconciler:
+        reconciler.start()
+    # Objects that exist by now are permanent: scanning them blocked requests for 180 ms.
+    gc.freeze()
+    log.info("service_started", version=version("rcmae"))
+    with app.state.streams.closed_by_signals():
+        yield
+    gc.unfreeze()
+    if reconciler:
+        reconciler.stop()
+    close(state)
+    log.info("service_ended")

@@ -1,4 +1,4 @@
-"""Counts, times and logs every request, and serves `/metrics`."""
+"""Counts, times and logs every request."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import time
 from typing import Any, Final
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.context.app_state import AppState
-from service.controller.loop import Reconciler
-from service.counters import REQUEST_SECONDS, REQUESTS, STREAMS, exposition, registry_of
+from service.counters import REQUEST_SECONDS, REQUESTS
 from service.http.middleware import HttpMiddleware
-from service.observability.collector import ServiceCollector
 from trainer.spec.masking import masked
 
 log = structlog.get_logger()
@@ -71,16 +65,3 @@ def _method(scope: Scope) -> str:
 def _route(scope: Scope) -> str:
     """The path template of the matched route, such as ``/v1/jobs/{job_id}``."""
     return getattr(scope.get("route"), "path", None) or UNMATCHED
-
-
-def install(app: FastAPI, state: AppState, reconciler: Reconciler | None) -> None:
-    """Measure every request, and serve `/metrics`, which needs no token, like `/healthz`."""
-    app.add_middleware(RequestMetrics)
-    registry = registry_of(ServiceCollector(state, reconciler))
-
-    @app.get("/metrics", tags=["health"], response_class=Response)
-    async def metrics(request: Request) -> Response:
-        """The service's metrics, in Prometheus' text format or OpenMetrics, depending on `Accept`."""
-        STREAMS.set(app.state.streams.readers)  # on the event loop, where readers are added and removed
-        body, content_type = await run_in_threadpool(exposition, registry, request.headers.get("Accept", ""))
-        return Response(body, media_type=content_type)

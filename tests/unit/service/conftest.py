@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 from fastapi import FastAPI
-from fastapi.dependencies import models as fastapi_models
 from fastapi.testclient import TestClient
 from postgres_server import PostgresServer
 from scripted_server import ScriptedServer
@@ -21,16 +21,20 @@ from service_world import World
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
+from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.app import configure_logs, create_app
+from service.app import attach, build_app, configure_logs
 from service.auth.caller import Role, sha256
 from service.auth.sessions import Sessions
 from service.client import errors as client_errors
+from service.context.app_state import AppState
 from service.controller import sweeps
 from service.db.database import Database
 from service.db.tables import Base, Token
+from service.kinds.registry import KINDS
 from service.settings import Settings
 
+DATABASES = "RCMAE_TEST_DATABASES"
 ROLES = {
     "viewer": Role.VIEWER,
     "alice": Role.SUBMITTER,
@@ -79,7 +83,15 @@ def shared_url(postgres: PostgresServer) -> str:
     return url
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """On SQLite; on Postgres too what is marked so, or everything where RCMAE_TEST_DATABASES says both."""
+    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "database_url" in metafunc.fixturenames and "database_url" not in chosen:
+        both = metafunc.definition.get_closest_marker("both_databases") or os.environ.get(DATABASES) == "both"
+        metafunc.parametrize("database_url", ["sqlite", "postgres"] if both else ["sqlite"], indirect=True)
+
+
+@pytest.fixture
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database that knows a token of each role and nothing else."""
     if request.param == "sqlite":
@@ -135,23 +147,18 @@ def settings(database_url: str, root: Path, tmp_path: Path) -> Settings:
     )
 
 
-REMEMBERED = [found for name, found in vars(fastapi_models).items() if name.endswith("_callable_cached")]
-"""What FastAPI knows of functions, by the functions themselves."""
-
-
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    """A route's function holds its whole application: of a thousand that were kept, each collection takes seconds."""
-    yield
-    for each in REMEMBERED:
-        each.cache_clear()
+@pytest.fixture(scope="session")
+def routes() -> FastAPI:
+    """The application with nothing behind it: routes, middleware and handlers take longer to build than most tests."""
+    return build_app(Settings.model_fields["body_limit_bytes"].default)
 
 
 @pytest.fixture
-def app(settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> FastAPI:
-    app = create_app(settings)
-    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow)
-    return app
+def app(routes: FastAPI, settings: Settings, ray: FakeRay, mlflow: FakeMlflow) -> FastAPI:
+    """The application over stand-ins for Ray and MLflow."""
+    database, studies = Database(settings.database_url), Studies(settings.study_url)
+    attach(routes, AppState(settings, database, ray, mlflow, Artifacts(settings.artifact_root), studies, KINDS), None)
+    return routes
 
 
 @dataclass(frozen=True)
@@ -196,6 +203,13 @@ def browsers(app: FastAPI, clients: Clients, tmp_path: Path) -> Clients:  # noqa
 @pytest.fixture
 def world(settings: Settings, database: Database, ray: FakeRay, mlflow: FakeMlflow) -> World:
     return World(settings, database, ray, mlflow)
+
+
+@pytest.fixture
+def served(routes: FastAPI, world: World) -> TestClient:
+    """Alice's client of a service whose reconciler a test moves by hand."""
+    attach(routes, world.app_state, None)
+    return TestClient(routes, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 @pytest.fixture(scope="session")

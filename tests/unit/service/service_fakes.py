@@ -112,6 +112,9 @@ class FakeRay:
         if not self.reachable:
             raise ClusterUnreachable("connection refused")
 
+    def close(self) -> None:
+        """It holds nothing open."""
+
     def shape(self) -> ClusterShape:
         self._reach()
         return ClusterShape(self.nodes) if self.nodes else ClusterShape.of(self.cpus, self.gpus)

@@ -42,6 +42,8 @@ from trainer.protocol.command import Command
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.spec.pretrain import PretrainSpec
 
+pytestmark = pytest.mark.both_databases
+
 MAX_FAILURES = 1
 CALLERS = [Caller("alice", Role.SUBMITTER), Caller("bob", Role.SUBMITTER), Caller("olga", Role.OPERATOR)]
 SPECS = [

@@ -12,6 +12,8 @@ from service_fakes import SPEC, add_job, events_of, job_of, problem
 
 from service.http import paging
 
+pytestmark = pytest.mark.both_databases
+
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 
 

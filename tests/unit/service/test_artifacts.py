@@ -134,6 +134,7 @@ def test_signed_links_are_of_the_endpoint_that_clients_reach(monkeypatch, endpoi
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_databases
 def test_a_jobs_pictures_are_listed_and_served(api, database, root):
     images = root / "run" / "images"
     images.mkdir(parents=True)

@@ -17,7 +17,7 @@ from service_fakes import add_job, problem, spec_with
 
 from service.adapters import storage
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
-from service.app import create_app
+from service.app import attach
 from trainer.protocol.names import log_folder
 
 WEIGHTS = bytes(range(256)) * 4000
@@ -56,9 +56,11 @@ def folder(put, root) -> str:
 
 
 @pytest.fixture
-def app(artifacts, settings, ray, mlflow):
-    app = create_app(settings.model_copy(update={"artifact_root": artifacts.root}))
-    app.state.app_state = replace(app.state.app_state, ray=ray, mlflow=mlflow, artifacts=artifacts)
+def app(app, artifacts):
+    """Its artifacts lie in S3."""
+    state = app.state.app_state
+    settings = state.settings.model_copy(update={"artifact_root": artifacts.root})
+    attach(app, replace(state, settings=settings, artifacts=artifacts), None)
     return app
 
 

@@ -17,6 +17,8 @@ from service.auth.trail import Trail
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Audit, Job, now
 
+pytestmark = pytest.mark.both_databases
+
 
 def lines(database: Database) -> list[Audit]:
     with database.read() as session:

@@ -18,7 +18,6 @@ from service_fakes import add_job, job_of, problem, spec_with
 from service_world import World
 
 from service.adapters.storage import Artifacts
-from service.app import create_app
 from service.auth.caller import Caller, Role
 from service.backbones import service
 from service.backbones.archive import Archive
@@ -32,14 +31,6 @@ BASE = "/v1/backbones"
 @pytest.fixture
 def registry(database, mlflow, root) -> Registry:
     return Registry(database, mlflow, root)
-
-
-@pytest.fixture
-def served(world) -> TestClient:
-    """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
-    return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 def names_of(api: TestClient, **query: str) -> list[str]:
@@ -100,6 +91,7 @@ def test_filters_narrow_to_backbones_with_a_version_that_fits_all(api, registry,
     problem(api.get(BASE, params={"format": "pickle"}), 422, "parameter_invalid")
 
 
+@pytest.mark.both_databases
 def test_sorted_by_the_result_of_what_would_be_pulled(api, registry, mlflow):
     registry.add("a", metrics={"eval/linear_top1": 0.5})
     registry.add("b", metrics={"eval/linear_top1": 0.9})
@@ -115,6 +107,7 @@ def test_sorted_by_the_result_of_what_would_be_pulled(api, registry, mlflow):
         problem(api.get(BASE, params={"sort": wrong}), 422, "parameter_invalid")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("sort", [None, "-eval/linear_top1", "eval/linear_top1", "updated_at"])
 def test_pages_give_each_once_whatever_the_order(api, registry, sort):
     for number, name in enumerate("fbdaec"):
@@ -549,6 +542,7 @@ def test_no_path_leads_out_of_a_version(api, registry, root: Path):
             assert "secret" not in answer.text
 
 
+@pytest.mark.both_databases
 def test_versions_deleted_at_once_are_all_removed_in_one_round(world: World, registry):
 
     for number in (1, 2, 3):

@@ -5,24 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import token_of
-from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, events_of, job_of, problem, spec_with
 from service_world import World
 
-from service.app import create_app
 from service.jobs.lifecycle import Verb
 from trainer.protocol.outcome import Outcome, Reason
 
 STOPPED = {"resume": "paused", "retry": "failed"}
-
-
-@pytest.fixture
-def served(world) -> TestClient:
-    """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
-    return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 def stopped(world: World, verb: str, **spec: Any) -> str:
@@ -63,6 +52,7 @@ def test_the_next_attempt_has_the_other_resources(world, served, verb):
     assert (shown["resources"]["workers"], shown["optimization"]["micro_batch_size"]) == (4, 16)
 
 
+@pytest.mark.both_databases
 def test_a_micro_batch_that_was_written_stays(world, served):
     written = SPEC["optimization"] | {"micro_batch_size": 8}
     job_id = stopped(world, "resume", optimization=written)
@@ -81,6 +71,7 @@ def test_without_other_resources_the_next_attempt_runs_as_the_one_before(world, 
     assert second.spec == first.spec
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("verb", STOPPED)
 def test_auto_is_what_the_cluster_has_now(world, served, verb):
     job_id = stopped(world, verb)
@@ -142,6 +133,7 @@ def test_a_priority_reorders_those_that_wait(world, served):
         assert world.state(started) == "starting"
 
 
+@pytest.mark.both_databases
 def test_only_what_is_given_changes(api, database):
     job_id = add_job(database, labels={"team": "vision"}, priority=3, notes="the first")
     for body in ({"priority": 4}, {"labels": {"team": "audio"}}, {"notes": "the second"}, {"labels": {}}):
@@ -151,6 +143,7 @@ def test_only_what_is_given_changes(api, database):
         assert api.get(f"/v1/jobs/{job_id}").json() == after
 
 
+@pytest.mark.both_databases
 def test_an_event_says_what_changed_from_what_to_what(api, database):
     job_id = add_job(database, "running", labels={"team": "vision"}, priority=3)
     api.patch(f"/v1/jobs/{job_id}", json={"priority": 4, "labels": {}, "notes": ""})
@@ -206,6 +199,7 @@ def test_notes_may_be_any_text(api, database):
     assert api.patch(f"/v1/jobs/{job_id}", json={"notes": text}).json()["notes"] == text
 
 
+@pytest.mark.both_databases
 def test_a_job_is_found_by_the_labels_that_it_has_now(api):
     job_id = api.post("/v1/jobs", json=SPEC | {"labels": {"team": "vision", "stage": "try"}}).json()["id"]
 

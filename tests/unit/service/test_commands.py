@@ -17,6 +17,8 @@ from service.jobs.state import State
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Outcome, Reason
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.mark.parametrize(
     ("verb", "ending", "ended"), [("cancel", "cancelling", "cancelled"), ("pause", "pausing", "paused")]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 from service_world import World
 
-from service.app import create_app
+from service.app import attach
 from service.settings import Settings
 from trainer.data.cache import Cache
 from trainer.data.sources import find_files
@@ -131,11 +131,10 @@ def narrow(settings, database, ray, mlflow) -> World:
 
 
 @pytest.fixture
-def served(narrow) -> TestClient:
+def served(routes, narrow) -> TestClient:
     """Alice's client of a service with roots."""
-    app = create_app(narrow.app_state.settings)
-    app.state.app_state = narrow.app_state
-    return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
+    attach(routes, narrow.app_state, None)
+    return TestClient(routes, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 OUTSIDE: dict[str, Any] = {"uri": "file:///home/somebody"}

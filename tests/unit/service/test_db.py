@@ -35,6 +35,8 @@ from service.jobs.service import submit
 from service.settings import Settings
 from trainer.spec.pretrain import PretrainSpec
 
+pytestmark = pytest.mark.both_databases
+
 TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version"}
 
 

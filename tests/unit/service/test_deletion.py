@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import token_of
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, job_of, problem, spec_with
 from service_world import World
@@ -16,20 +15,11 @@ from sqlalchemy import select
 from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
-from service.app import create_app
 from service.auth.caller import Caller, Role
 from service.db.tables import Attempt, Event, Job
 from service.jobs.service import delete_job
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
-
-
-@pytest.fixture
-def served(world) -> TestClient:
-    """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
-    return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 def finished(world: World, root: Path, register_as: str | None = "digits", **fields: Any) -> str:
@@ -256,6 +246,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root, when):
     world.rounds(2)
 
 
+@pytest.mark.both_databases
 def test_another_controller_finishes_a_removal(world, root, settings, ray, mlflow):
     job_id = finished(world, root)
     delete_job(world.app_state, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)

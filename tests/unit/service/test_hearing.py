@@ -23,6 +23,8 @@ from service.jobs import changes, repository
 from service.jobs.lifecycle import transition
 from service.jobs.state import State
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,8 @@ from service.db.database import Database
 from service.db.tables import now
 from service.jobs import repository
 
+pytestmark = pytest.mark.both_databases
+
 LENGTH = 10.0
 
 

@@ -38,6 +38,7 @@ def test_the_transitions_are_those_and_no_others():
     }
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(("begin", "end"), list(itertools.product(STATES, STATES)))
 def test_a_transition_writes_one_event_or_raises_and_writes_nothing(database, begin, end):
     job_id = add_job(database, begin)
@@ -88,6 +89,7 @@ def test_training_begins_once_and_a_retried_job_has_not_ended(database):
     assert job_of(database, job_id).ended_at is None
 
 
+@pytest.mark.both_databases
 def test_a_job_that_waits_again_has_waited_since_then(database):
     """Who has waited longest starts first: a job that is resumed, retried or recovers goes behind those before it."""
     long_ago = datetime(2025, 6, 1, tzinfo=UTC)
@@ -108,6 +110,7 @@ def test_a_job_that_waits_again_has_waited_since_then(database):
     assert waiting_since_after(State.QUEUED) > resumed
 
 
+@pytest.mark.both_databases
 def test_a_note_is_written_once_until_it_changes(database: Database):
     job_id = add_job(database)
     for message in ("waits", "waits", "waits longer", "waits longer", "waits"):

@@ -26,6 +26,8 @@ from service.jobs.service import delete_job, deletion
 from trainer.protocol import names
 from trainer.protocol.command import SearchOrders
 
+pytestmark = pytest.mark.both_databases
+
 ALICE = Caller("alice", Role.SUBMITTER)
 
 

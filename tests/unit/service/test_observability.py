@@ -115,6 +115,7 @@ def test_a_running_job_has_gauges_until_it_ends(world, look):
     assert not [labels for _, labels in look() if ("job_id", job_id) in labels]
 
 
+@pytest.mark.both_databases
 def test_changes_of_state_and_ends_of_attempts_are_counted_when_they_are_written(world, look):
     before = look()
 
@@ -229,6 +230,7 @@ def test_requests_are_timed_by_route_and_others_share_one_label(clients, databas
     assert "nothing-0" not in str(after)
 
 
+@pytest.mark.both_databases
 def test_no_text_of_peoples_is_shown(clients, database):
     spec = SPEC | {"name": "canary-name", "labels": {"canary-label": "canary-value"}}
     add_job(database, "running", spec, owner="canary-owner", progress={"loss": 0.5})

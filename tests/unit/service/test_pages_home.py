@@ -48,6 +48,7 @@ def test_a_name_is_text_and_no_markup(browsers, database):
     assert "<b>why</b>" not in text
 
 
+@pytest.mark.both_databases
 def test_a_submitter_sees_its_own_and_an_operator_everybodys(browsers, database):
     add_job(database, "queued", owner="bob", name="of-bob")
     assert "of-bob" not in home(browsers.alice)

@@ -28,6 +28,7 @@ def test_the_list_tells_why_a_job_waits(browsers, database):
     assert "needs 4 GPUs, 2 free" in page(browsers.alice, "/jobs")
 
 
+@pytest.mark.both_databases
 def test_the_list_is_filtered_and_paged_by_its_address(browsers, database):
     for number in range(60):
         job(database, name=f"number-{number:02}", state="failed" if number == 7 else "queued")
@@ -110,6 +111,7 @@ def test_comparing_with_a_job_that_has_no_teacher(browsers, database):
         assert '<th scope="row">method.teacher</th>' not in text
 
 
+@pytest.mark.both_databases
 def test_only_pretraining_jobs_are_compared(browsers, database):
     trained, another = job(database, "succeeded"), job(database, "succeeded", name="other")
     published = {"kind": "publish", "job": trained, "checkpoint": "checkpoints/a1/00000100", "register_as": "one"}

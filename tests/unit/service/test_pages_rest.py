@@ -327,6 +327,7 @@ def test_a_submitter_may_end_its_owners_viewer_token_and_not_replace_it(browsers
     assert f"POST /v1/tokens/{watching}/rotate" in controls(page(browsers.admin, "/tokens"))
 
 
+@pytest.mark.both_databases
 def test_only_tokens_that_are_valid_can_be_replaced_and_revoked(browsers, database):
     ids = {owner: id_of(database, owner) for owner in ("alice", "bob", "operator", "admin")}
     with database.session() as session:
@@ -366,6 +367,7 @@ def lines(text: str) -> list[str]:
     return re.findall(r'<tr id="line-\d+">.*?</tr>', text, re.DOTALL)
 
 
+@pytest.mark.both_databases
 def test_an_admin_sees_who_did_what(browsers):
     job_id = browsers.alice.post("/v1/jobs", json=SPEC, headers=csrf(browsers.alice)).json()["id"]
     browsers.bob.post(f"/v1/jobs/{job_id}/cancel", headers=csrf(browsers.bob))
@@ -383,6 +385,7 @@ def test_an_admin_sees_who_did_what(browsers):
     assert "Unprocessable" in page(browsers.admin, "/audit", status=422, after="yesterday")
 
 
+@pytest.mark.both_databases
 def test_the_audit_log_comes_in_pages(browsers):
     headers = csrf(browsers.alice)
     for _ in range(60):

@@ -80,6 +80,7 @@ def test_the_list_has_searches_alone_with_what_they_have_reached(browsers, datab
     assert search not in page(browsers.bob, "/searches")
 
 
+@pytest.mark.both_databases
 def test_the_list_is_filtered_and_says_where_nothing_is_left(browsers, searches):
     searches.add("failed", search_with(name="<b>went-wrong", labels={"team": "vision"}), message="5 trials failed")
     searches.add("queued", search_with(name="waits"), message="needs 4 CPUs, 2 free")
@@ -148,6 +149,7 @@ def test_confirmations_name_how_many_trials_they_touch(browsers, searches, searc
     assert "It starts no more trials: 2 running trials finish first." in text
 
 
+@pytest.mark.both_databases
 def test_a_viewer_is_offered_nothing(browsers, search):
     for path in ("overview", "trials", "trials/3", "trials/5"):
         assert offers(page(browsers.viewer, f"/searches/{search}/{path}")) == set()
@@ -212,6 +214,7 @@ def test_the_best_trial_stays_on_top_of_those_asked_for(browsers, search, query,
     assert rows(page(browsers.alice, f"/searches/{search}/trials{query}")) == numbers
 
 
+@pytest.mark.both_databases
 def test_trials_come_in_pages(browsers, searches):
     job_id = searches.add("running", SPEC)
     for number in range(52):
@@ -222,6 +225,7 @@ def test_trials_come_in_pages(browsers, searches):
     assert rows(page(browsers.alice, following)) == [51, 1, 0]
 
 
+@pytest.mark.both_databases
 def test_a_trial_is_stopped_or_tried_again_where_it_stands(browsers, search):
     verbs = {each for each in offers(page(browsers.alice, f"/searches/{search}/trials")) if "/trials/" in each}
     base = f"POST /v1/searches/{search}/trials"

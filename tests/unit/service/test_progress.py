@@ -21,6 +21,8 @@ from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 
+pytestmark = pytest.mark.both_databases
+
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 SPEC = PretrainSpec.parse(spec_with()).model_dump(mode="json")
 

@@ -7,27 +7,16 @@ from typing import Any
 
 import pytest
 from backbone_files import FILES, write
-from conftest import token_of
-from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 from service_world import World
 
 from service.adapters.ray_cluster import RayState
-from service.app import create_app
 from service.jobs import repository
 from trainer.protocol import names
 from trainer.protocol.checkpoint import FileRecord, Manifest
 from trainer.protocol.outcome import Outcome
 
 CHECKPOINTS = ("checkpoints/a1/00000100", "checkpoints/a1/00000200")
-
-
-@pytest.fixture
-def served(world) -> TestClient:
-    """Alice's client of a service whose reconciler a test moves by hand."""
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
-    return TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
 
 def trained(world: World, root: Path, owner: str = "alice", state: str = "succeeded", **spec: Any) -> str:

@@ -109,6 +109,7 @@ def test_one_that_stands_by_is_ready(parts, reconciler, database):
     standby.stop()
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("left", "said"),
     [

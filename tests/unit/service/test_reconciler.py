@@ -21,6 +21,8 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 
+pytestmark = pytest.mark.both_databases
+
 
 def test_a_job_goes_from_queued_to_succeeded(world, root):
     job_id = world.add(spec=spec_with(register_as="digits"))

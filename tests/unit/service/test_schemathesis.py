@@ -115,11 +115,12 @@ def cases(said: str) -> int:
 
 def test_the_api_does_what_its_description_says(app, own_token, tmp_path):
     with serving(app) as url:
-        said = schemathesis(url, own_token, tmp_path, "--max-examples", "5")
+        said = schemathesis(url, own_token, tmp_path, "--max-examples", "5", "--phases", "examples,coverage")
     sys.stdout.write(f"seed {SEED}: {cases(said)} cases\n")
     assert cases(said) > 1000
 
 
+@pytest.mark.both_databases
 @pytest.mark.slow
 def test_the_api_does_it_in_more_cases(app, own_token, tmp_path):
     with serving(app) as url:

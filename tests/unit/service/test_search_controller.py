@@ -29,6 +29,8 @@ from trainer.protocol.command import SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.spec import metric_keys
 
+pytestmark = pytest.mark.both_databases
+
 RATE = "optimization.base_lr"
 SEARCH: dict[str, Any] = {
     "kind": "search",

@@ -28,6 +28,7 @@ def fields_of(body):
 # --- submitting -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_databases
 def test_a_search_is_submitted_as_any_job_and_begins_without_trials(api, database):
     answer = api.post("/v1/jobs", json=SEARCH, headers={"Idempotency-Key": "once"})
     assert answer.status_code == 201, answer.text
@@ -126,6 +127,7 @@ def test_the_plan_of_a_grid_says_how_many_points_it_has(api):
 # --- stop, resume, retry ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.both_databases
 def test_stop_does_what_the_table_says_also_twice(api, searches, database):
     for state in STATES:
         cell = ROWS["stop"][state]
@@ -143,6 +145,7 @@ def test_stop_does_what_the_table_says_also_twice(api, searches, database):
         assert len(events_of(database, job_id)) == 1, "the same again is no news"
 
 
+@pytest.mark.both_databases
 def test_a_search_that_is_resumed_gives_its_trials_other_resources(api, searches, database):
     resolved = SearchSpec.parse(SEARCH).model_dump(mode="json")
     job_id = searches.add("paused", resolved_spec=resolved)
@@ -156,6 +159,7 @@ def test_a_search_that_is_resumed_gives_its_trials_other_resources(api, searches
     assert fields_of(found) == ["base.resources.gpu"]
 
 
+@pytest.mark.both_databases
 def test_a_retried_search_makes_trials_again_and_never_from_scratch(api, searches, database):
     job_id = searches.add("cancelled", draining=True)
     found = problem(api.post(f"/v1/jobs/{job_id}/retry", json={"from_scratch": True}), 422, "spec_invalid")
@@ -292,6 +296,7 @@ def test_a_search_that_has_succeeded_goes_on_when_there_is_more_to_do(api, searc
         assert events_of(database, job_id)[-1].message.endswith("The search continues.")
 
 
+@pytest.mark.both_databases
 def test_more_hours_let_a_search_go_on_that_had_run_out_of_them(api, searches):
     job_id = searches.add("succeeded", search_with(budget={"trials": 8, "concurrency": 2, "max_hours": 1}))
     assert api.patch(f"/v1/searches/{job_id}", json={"max_hours": 0.5}).json()["state"] == "succeeded"

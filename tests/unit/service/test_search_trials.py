@@ -75,6 +75,7 @@ def test_a_trial_is_shown_as_its_study_has_it(api, mixed):
     assert (first["duration_s"], first["started_at"][-1]) == (180.0, "Z")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("sort", "order"),
     [
@@ -96,6 +97,7 @@ def test_trials_are_sorted_here_page_by_page(api, mixed, sort, order):
         assert numbers_of(api, mixed, limit=limit, **({"sort": sort} if sort else {})) == order
 
 
+@pytest.mark.both_databases
 def test_trials_are_narrowed_to_states(api, mixed):
     assert numbers_of(api, mixed, state=["complete", "failed"], sort="number") == [0, 2, 3]
     assert numbers_of(api, mixed, state="waiting") == [5]
@@ -297,6 +299,7 @@ def test_a_grid_has_no_points_beyond_its_own(api, searches):
     assert "its grid has no more combinations" in detail
 
 
+@pytest.mark.both_databases
 def test_a_search_that_was_stopped_takes_points_beyond_its_budget_alone(api, searches, database):
     job_id = searches.add(draining=True)
     problem(api.post(f"/v1/searches/{job_id}/trials", json={"points": [{}]}), 409, "not_allowed_in_state")
@@ -311,6 +314,7 @@ TWO = {"points": [{MOMENTUM: 0.95}, {MOMENTUM: 0.96}], "beyond_budget": True}
 KEY = {"Idempotency-Key": "once"}
 
 
+@pytest.mark.both_databases
 def test_the_same_key_adds_the_same_trials_once(clients, searches, database):
     job_id = searches.add()
     path = f"/v1/searches/{job_id}/trials"
@@ -345,6 +349,7 @@ def test_a_key_whose_request_was_refused_is_free(api, searches):
     assert api.post(path, json=TWO, headers=KEY).status_code == 201
 
 
+@pytest.mark.both_databases
 def test_what_a_request_that_broke_off_has_added_is_not_added_again(api, searches, database, monkeypatch):
     job_id = searches.add()
     path, enqueue = f"/v1/searches/{job_id}/trials", Studies.enqueue
@@ -379,6 +384,7 @@ def test_while_a_request_is_answered_the_same_one_has_to_wait(api, searches, mon
     assert searches.states(job_id) == ["WAITING"] * 2
 
 
+@pytest.mark.both_databases
 def test_a_request_whose_process_died_may_be_taken_up_after_a_minute(api, searches, database):
     job_id = searches.add()
     path = f"/v1/searches/{job_id}/trials"
@@ -437,6 +443,7 @@ def test_a_failed_trial_is_tried_again_beyond_the_budget(api, searches, database
         assert len(events_of(database, job_id)) == 1
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("state", ["running", "succeeded"])
 def test_a_failed_point_of_a_grid_whose_budget_is_spent_is_tried_again(api, searches, state):
     path = "method.mask_ratio"

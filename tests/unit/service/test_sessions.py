@@ -53,6 +53,7 @@ def test_a_valid_token_begins_a_session(browsers):
     assert (again.status_code, again.headers["Location"]) == (303, "/cluster")
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("token", "told"),
     [
@@ -238,6 +239,7 @@ def test_a_token_in_the_header_needs_no_page_and_goes_before_the_cookie(browsers
     problem(browsers.alice.get("/v1/jobs", headers=wrong), 401, "unauthorized")
 
 
+@pytest.mark.both_databases
 def test_a_session_has_the_role_of_its_token(browsers, database):
     job_id = add_job(database, "queued")
     headers = {CSRF_HEADER: csrf_of(browsers.viewer)}
@@ -246,6 +248,7 @@ def test_a_session_has_the_role_of_its_token(browsers, database):
     assert browsers.viewer.post(f"/v1/jobs/{job_id}/cancel", headers=headers).status_code == 200
 
 
+@pytest.mark.both_databases
 def test_the_audit_log_names_who_changed_by_a_session(browsers, database):
     headers = {CSRF_HEADER: csrf_of(browsers.alice)}
     job_id = browsers.alice.post("/v1/jobs", json=SPEC, headers=headers).json()["id"]

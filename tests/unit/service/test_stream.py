@@ -238,6 +238,7 @@ def test_what_cannot_be_followed_is_refused(clients, job):
         problem(clients.alice.get(path, params=query), 422, "parameter_invalid")
 
 
+@pytest.mark.both_databases
 def test_changes_come_as_they_happen_until_the_end(url, job):
     with following(url, job.id) as stream_:
         assert stream_.until_kind("job").data["state"] == "running"
@@ -269,6 +270,7 @@ def test_an_ended_job_is_told_with_all_its_lines(url, job):
     assert kinds(events)[-1] == "end"
 
 
+@pytest.mark.both_databases
 def test_a_reader_who_comes_back_loses_and_repeats_nothing(url, replica, job):
     """Cut after every few events, and on with another process each time, while the job logs and changes."""
     ended = threading.Event()
@@ -337,6 +339,7 @@ def test_hundreds_of_ranks_are_followed_over_every_break_by_short_ids(url, repli
         assert [line for line in found if line.startswith(mine)] == [f"{mine}{n}" for n in range(6)]
 
 
+@pytest.mark.both_databases
 def test_the_last_lines_of_an_attempt_that_still_ends_beside_the_next_come_too(url, job):
     job.set(attempts=2)
     job.log("begins", attempt=2)

@@ -21,6 +21,8 @@ from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.storage import Store
 
+pytestmark = pytest.mark.both_databases
+
 DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 SECOND = timedelta(seconds=1)
 PARTS = ["ray", "mlflow", "storage"]

@@ -7,6 +7,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
 from conftest import Clients, token_of
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, problem
@@ -17,6 +18,8 @@ from service.auth import trail
 from service.auth.caller import Caller, Role, ensure_admin, ensure_token, sha256, still_valid
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Token, now
+
+pytestmark = pytest.mark.both_databases
 
 DAY = timedelta(days=1)
 

@@ -17,13 +17,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from conftest import token_of
-from fastapi.testclient import TestClient
 from mlflow_files import tracking_store
 from service_world import World
 
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
-from service.app import create_app
 from service.client.sdk import Client
 from trainer import main
 from trainer.attempt import worker, workers
@@ -162,12 +160,10 @@ def attempt(monkeypatch, tmp_path, head) -> Iterator[Callable[[], int]]:
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_job_reaches_the_files_of_the_tour_in_its_order(world, head, attempt, tmp_path):
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
+def test_a_job_reaches_the_files_of_the_tour_in_its_order(world, served, head, attempt, tmp_path):
     client = Client("http://testserver", token_of("alice"))
     client.close()
-    client._http = TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
+    client._http = served
     with recorded() as calls:
         job = client.submit(SPEC)
         world.rounds(2)  # it starts, and is looked at

@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import token_of
-from fastapi.testclient import TestClient
 from optuna.trial import TrialState
 from search_files import SEARCH
 from service_fakes import SPEC, FakeMlflow, FakeRay, add_job, job_of, spec_with
@@ -18,7 +16,6 @@ from service_fakes import SPEC, FakeMlflow, FakeRay, add_job, job_of, spec_with
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.app import create_app
 from service.db.database import Database
 from service.db.tables import Attempt
 from service.jobs import repository
@@ -26,6 +23,8 @@ from service.jobs.lifecycle import Verb
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome
 from trainer.spec.search import SearchSpec
+
+pytestmark = pytest.mark.both_databases
 
 PARTS: dict[type, set[str]] = {
     FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
@@ -90,11 +89,8 @@ def test_a_transaction_that_is_open_is_noticed(watch, world):
     assert watch.wrong == ["FakeRay.shape"]
 
 
-def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch, world, root):
+def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch, world, served, root):
     """A job's whole life, with everything that people look at, all sweeps and its deletion."""
-    app = create_app(world.app_state.settings)
-    app.state.app_state = world.app_state
-    served = TestClient(app, headers={"Authorization": f"Bearer {token_of('alice')}"})
 
     def get(path: str) -> None:
         assert served.get(path).status_code == 200, path

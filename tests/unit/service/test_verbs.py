@@ -162,6 +162,7 @@ def serial(state: str, first: str, second: str) -> tuple[Model, tuple[int, str |
     return as_people_see(model), (one[0], one[1]), (two[0], two[1])
 
 
+@pytest.mark.both_databases
 @pytest.mark.parametrize("state", STATES)
 def test_two_requests_at_once_end_as_if_one_had_come_first(clients: Clients, database, state):
     other = TestClient(clients.alice.app, headers=dict(clients.alice.headers))
@@ -189,6 +190,7 @@ def add_jobs(database: Database, state: str, count: int) -> list[str]:
     return ids
 
 
+@pytest.mark.both_databases
 def test_the_same_key_sent_twice_at_once_makes_one_job(clients: Clients, database):
     other = TestClient(clients.alice.app, headers=dict(clients.alice.headers))
     for turn in range(10):
