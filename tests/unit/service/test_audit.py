@@ -25,7 +25,7 @@ def lines(database: Database) -> list[Audit]:
         return list(session.scalars(select(Audit).order_by(Audit.id)))
 
 
-def told(line: Audit) -> tuple[str, str, str, int]:
+def summary(line: Audit) -> tuple[str, str, str, int]:
     return line.actor, line.action, line.target, line.status
 
 
@@ -47,7 +47,7 @@ def test_what_was_done_has_its_line(clients, database):
     clients.alice.post(f"/v1/jobs/{job_id}/cancel")
     clients.alice.delete(f"/v1/jobs/{job_id}")
     found = lines(database)
-    assert [told(line) for line in found] == [
+    assert [summary(line) for line in found] == [
         ("alice", "job.submit", job_id, 201),
         ("alice", "job.change", job_id, 200),
         ("operator", "job.pause", job_id, 200),
@@ -80,7 +80,7 @@ def test_what_was_refused_has_its_line(clients, database):
     clients.bob.patch(f"/v1/jobs/{job_id}", json={"notes": None})
     clients.bob.post("/v1/tokens", json={"role": "admin"})
     clients.bob.delete("/v1/tokens/tok-none")
-    assert [(told(line), line.detail) for line in lines(database)] == [
+    assert [(summary(line), line.detail) for line in lines(database)] == [
         (("-", "job.cancel", job_id, 401), {"code": "unauthorized"}),
         (("-", "job.submit", "", 401), {"code": "unauthorized"}),
         (("viewer", "job.cancel", job_id, 403), {"code": "forbidden"}),
@@ -99,7 +99,7 @@ def test_a_token_that_is_none_any_more_is_named(clients, database):
     clients.admin.delete(f"/v1/tokens/{made['id']}")
     clients.anonymous.post("/v1/jobs", json=SPEC, headers={"Authorization": f"Bearer {made['token']}"})
     last = lines(database)[-1]
-    assert (*told(last), last.token_id) == ("dora", "job.submit", "", 401, made["id"])
+    assert (*summary(last), last.token_id) == ("dora", "job.submit", "", 401, made["id"])
 
 
 def test_tokens_have_their_lines_without_their_texts(clients, database):
@@ -107,7 +107,7 @@ def test_tokens_have_their_lines_without_their_texts(clients, database):
     new = clients.admin.post(f"/v1/tokens/{made['id']}/rotate").json()
     clients.admin.delete(f"/v1/tokens/{new['id']}")
     found = lines(database)
-    assert [told(line) for line in found] == [
+    assert [summary(line) for line in found] == [
         ("admin", "token.create", made["id"], 201),
         ("admin", "token.rotate", made["id"], 201),
         ("admin", "token.revoke", new["id"], 200),
@@ -187,7 +187,7 @@ def test_an_unexpected_error_has_its_line(clients, database, monkeypatch):
 
     monkeypatch.setattr("service.jobs.service.transition", broken)
     problem(clients.alice.post(f"/v1/jobs/{job_id}/pause"), 500, "internal_error")
-    assert [told(line) for line in lines(database)] == [("alice", "job.pause", job_id, 500)]
+    assert [summary(line) for line in lines(database)] == [("alice", "job.pause", job_id, 500)]
     assert job_of(database, job_id).state == "queued"
 
 
@@ -196,12 +196,12 @@ def test_an_unexpected_error_has_its_line(clients, database, monkeypatch):
 
 def test_the_database_refuses_to_change_a_line(clients, database):
     clients.alice.post("/v1/jobs", json=SPEC)
-    before = [told(line) for line in lines(database)]
+    before = [summary(line) for line in lines(database)]
     statements = ["UPDATE audit SET actor = 'nobody'", "DELETE FROM audit"]
     for statement in statements + ([] if database.is_sqlite else ["TRUNCATE audit"]):  # SQLite knows no TRUNCATE
         with pytest.raises((DBAPIError, DatabaseUnreachable), match="append-only"), database.session() as session:
             session.execute(text(statement))
-    assert [told(line) for line in lines(database)] == before
+    assert [summary(line) for line in lines(database)] == before
     assert len(before) == 1
 
 
@@ -268,9 +268,9 @@ def test_sessions_of_the_dashboard_have_their_lines(browsers, database):
     page = browsers.alice.get("/").text
     csrf = page.partition('name="csrf" content="')[2].partition('"')[0]
     browsers.alice.post("/logout", data={"csrf": csrf})
-    assert [told(line) for line in lines(database)[before:]] == [
+    assert [summary(line) for line in lines(database)[before:]] == [
         ("-", "session.begin", "", 401),
         ("alice", "session.end", "", 303),
     ]
-    begun = [line.actor for line in lines(database)[:before] if told(line)[1:] == ("session.begin", "", 303)]
+    begun = [line.actor for line in lines(database)[:before] if summary(line)[1:] == ("session.begin", "", 303)]
     assert begun == ["viewer", "alice", "bob", "operator", "admin"]

@@ -39,7 +39,7 @@ def ray(clock, monkeypatch) -> Dependency:
     return Dependency("Ray", Broken, clock)
 
 
-def asked(dependency: Dependency, error: str) -> bool:
+def reaches(dependency: Dependency, error: str) -> bool:
     """Whether a question gets through to it, while it does not answer."""
     questions = []
 
@@ -54,11 +54,11 @@ def asked(dependency: Dependency, error: str) -> bool:
 
 
 def fails(dependency: Dependency, error: str = "refused") -> None:
-    assert asked(dependency, error)
+    assert reaches(dependency, error)
 
 
 def refuses(dependency: Dependency) -> bool:
-    return not asked(dependency, "again")
+    return not reaches(dependency, "again")
 
 
 def test_it_is_asked_again_after_longer_and_longer_pauses(ray, clock):

@@ -34,7 +34,7 @@ def start(stack: str, program: str = SLEEP, part: str = "ray") -> subprocess.Pop
     )
 
 
-def told(process: subprocess.Popen[bytes]) -> int:
+def printed_number(process: subprocess.Popen[bytes]) -> int:
     """The number that a program printed."""
     assert process.stdout is not None
     return int(process.stdout.readline())
@@ -78,7 +78,7 @@ print(hidden.pid, flush=True)
 time.sleep(600)
 """
     process = start(stack, program)
-    detached, hidden = told(process), told(process)
+    detached, hidden = printed_number(process), printed_number(process)
     until(lambda: {process.pid, hidden} <= {member.pid for member in processes.members(stack)})
     found = {member.pid for member in processes.members(stack, "ray")}
     assert len(found) >= 3
@@ -100,7 +100,7 @@ def test_a_group_is_asked_and_then_killed(stack):
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
     )
     willing, deaf = start(stack), start(stack, stubborn)
-    told(deaf)
+    printed_number(deaf)
     processes.stop_group(Identity.of(willing.pid), patience_s=30)
     processes.stop_group(Identity.of(deaf.pid), patience_s=0.2)
     assert processes.members(stack) == []

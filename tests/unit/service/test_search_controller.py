@@ -72,7 +72,7 @@ def statuses(world: World, job_id: str) -> list[str]:
     return [run.status for run_id, run in world.mlflow.runs.items() if run_id.startswith(f"run-{job_id}-trial-")]
 
 
-def told(world: World, job_id: str) -> SearchOrders:
+def orders_of(world: World, job_id: str) -> SearchOrders:
     """What the search's run says now."""
     return SearchOrders.model_validate_json(world.mlflow.runs[f"run-{job_id}"].tags[names.TAG_SEARCH])
 
@@ -138,17 +138,19 @@ def test_a_search_goes_from_queued_to_succeeded(world):
 
 def test_a_search_is_told_what_people_ask_for_and_only_when_that_changes(world):
     job_id = world.running(spec=SEARCH)
-    assert told(world, job_id) == SearchOrders(trials=5, concurrency=2, max_failed=8)
+    assert orders_of(world, job_id) == SearchOrders(trials=5, concurrency=2, max_failed=8)
     world.rounds(3)
     assert len(world.mlflow.orders) == 1, "written once, before the attempt began"
     resolved = job_of(world.database, job_id).resolved_spec
     budget = resolved["budget"] | {"trials": 9, "concurrency": 1, "max_hours": 2.5}
     change(world, job_id, resolved_spec=resolved | {"budget": budget}, stopped_trials=[3, 1])
     world.rounds(3)
-    assert told(world, job_id) == SearchOrders(trials=9, concurrency=1, max_failed=8, max_hours=2.5, stopped=(1, 3))
+    assert orders_of(world, job_id) == SearchOrders(
+        trials=9, concurrency=1, max_failed=8, max_hours=2.5, stopped=(1, 3)
+    )
     world.verb(job_id, Verb.STOP)
     world.rounds(2)
-    assert told(world, job_id).draining
+    assert orders_of(world, job_id).draining
     assert len(world.mlflow.orders) == 3
     job = job_of(world.database, job_id)
     assert (job.state, job.message) == (
@@ -161,17 +163,17 @@ def test_orders_that_mlflow_does_not_take_are_given_again(world):
     world.mlflow.reachable = False
     world.verb(job_id, Verb.STOP)
     world.rounds(2)
-    assert not told(world, job_id).draining
+    assert not orders_of(world, job_id).draining
     world.mlflow.reachable = True
     world.rounds()
-    assert told(world, job_id).draining
+    assert orders_of(world, job_id).draining
 
 
 def test_a_grid_has_no_more_trials_than_combinations(world):
     space = {RATE: {"type": "categorical", "choices": [1e-4, 2e-4]}}
     job_id = world.running(spec=SEARCH | {"space": space, "algorithm": {"name": "grid"}})
     world.rounds()
-    assert told(world, job_id).trials == 2
+    assert orders_of(world, job_id).trials == 2
     assert job_of(world.database, job_id).progress["budget"] == 2
 
 
@@ -214,7 +216,7 @@ def test_a_cluster_that_shrank_has_fewer_trials_at_a_time(world):
     world.due(job_id)
     world.rounds()
     assert [request.spec.budget.concurrency for request in world.ray.requests] == [2, 1]
-    assert told(world, job_id).concurrency == 1
+    assert orders_of(world, job_id).concurrency == 1
 
 
 def test_a_budget_that_changes_while_an_attempt_is_made_is_not_lost(world):
@@ -231,7 +233,7 @@ def test_a_budget_that_changes_while_an_attempt_is_made_is_not_lost(world):
     world.rounds(2)
     assert world.state(job_id) == "starting"
     assert world.ray.requests[0].spec.budget.trials == 7
-    assert told(world, job_id).trials == 7
+    assert orders_of(world, job_id).trials == 7
 
 
 # --- between attempts, and at the end ---------------------------------------------------------------------------------
@@ -387,7 +389,7 @@ def test_a_search_that_has_succeeded_goes_on_with_more_trials(world):
             setattr(job, name, document | {"budget": document["budget"] | {"trials": 2}})
         transition(session, job, State.QUEUED, None, "Two trials.", "alice")
     world.rounds()
-    assert told(world, job_id).trials == 2
+    assert orders_of(world, job_id).trials == 2
     world.run_attempt(job_id, 2)
     complete(world, job_id, 0.6)
     world.end_attempt(job_id, Outcome(state="succeeded"), 2)

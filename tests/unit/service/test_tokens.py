@@ -35,7 +35,7 @@ def status(client: TestClient, token: str, path: str = "/v1/jobs") -> int:
     return client.get(path, headers={"Authorization": f"Bearer {token}"}).status_code
 
 
-def told(client: TestClient, token: str) -> str:
+def refusal(client: TestClient, token: str) -> str:
     """What a token that is none is told."""
     answer = client.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"})
     detail: str = problem(answer, 401, "unauthorized")["detail"]
@@ -183,7 +183,7 @@ def test_a_token_ends_when_it_was_to(clients, database):
     assert timedelta(0) <= ends - moment - 30 * DAY < timedelta(minutes=1)
     assert status(clients.anonymous, made["token"]) == 200
     change(database, made["token"], expires_at=now() - timedelta(seconds=1))
-    assert "expired at" in told(clients.anonymous, made["token"])
+    assert "expired at" in refusal(clients.anonymous, made["token"])
     listed = {token["id"]: token["state"] for token in clients.admin.get("/v1/tokens").json()["items"]}
     assert listed[made["id"]] == "ended"
     exact = make(clients.admin, owner="dora", expires_at="2030-06-01T12:00:00+02:00")
@@ -193,8 +193,8 @@ def test_a_token_ends_when_it_was_to(clients, database):
 def test_why_a_token_opens_nothing_is_told(clients):
     revoked = make(clients.admin, owner="dora")
     clients.admin.delete(f"/v1/tokens/{revoked['id']}")
-    assert "revoked" in told(clients.anonymous, revoked["token"])
-    assert "does not know" in told(clients.anonymous, "rcmae_nobody-has-this-one-000000")
+    assert "revoked" in refusal(clients.anonymous, revoked["token"])
+    assert "does not know" in refusal(clients.anonymous, "rcmae_nobody-has-this-one-000000")
     assert "Authorization: Bearer" in problem(clients.anonymous.get("/v1/jobs"), 401, "unauthorized")["detail"]
 
 
@@ -275,7 +275,7 @@ def test_a_rotated_token_is_another_text_for_the_same(clients):
     assert {field: new[field] for field in same} == {field: old[field] for field in same}
     assert new["token"] != old["token"]
     assert status(clients.anonymous, new["token"]) == 200
-    assert "revoked" in told(clients.anonymous, old["token"])
+    assert "revoked" in refusal(clients.anonymous, old["token"])
     problem(clients.admin.post(f"/v1/tokens/{old['id']}/rotate"), 409, "token_ended")
 
 
@@ -286,7 +286,7 @@ def test_the_old_text_may_have_a_grace(clients, database):
     left = row(database, old["token"]).expires_at - now()
     assert timedelta(minutes=59) < left <= timedelta(hours=1)
     change(database, old["token"], expires_at=now() - timedelta(seconds=1))
-    assert "expired" in told(clients.anonymous, old["token"])
+    assert "expired" in refusal(clients.anonymous, old["token"])
     short = make(clients.admin, owner="dora", expires_at=(now() + timedelta(minutes=5)).isoformat())
     clients.admin.post(f"/v1/tokens/{short['id']}/rotate", json={"grace_s": 3600})
     assert row(database, short["token"]).expires_at - now() < timedelta(minutes=6), "a grace makes no life longer"

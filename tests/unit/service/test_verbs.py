@@ -68,7 +68,7 @@ class Model:
         return replace(self, state=cell, events=self.events + moved), 200, None
 
 
-def seen(client: TestClient, database: Database, job_id: str) -> Model:
+def job_as_shown(client: TestClient, database: Database, job_id: str) -> Model:
     """The job as it is."""
     answer = client.get(f"/v1/jobs/{job_id}")
     if answer.status_code == 404:
@@ -119,7 +119,7 @@ def test_a_request_does_what_the_table_says_also_twice_in_a_row(api, database, w
             assert code_of(answer) == (status, code), (state, answer.text)
             if code:
                 problem(answer, status, code)
-            assert seen(api, database, job_id) == as_people_see(model), state
+            assert job_as_shown(api, database, job_id) == as_people_see(model), state
             if status == 200 and what != "delete":
                 assert answer.json()["state"] == model.state
 
@@ -174,7 +174,7 @@ def test_two_requests_at_once_end_as_if_one_had_come_first(clients: Clients, dat
             lambda job_id=job_id, two=two: send(other, job_id, two),
         ]
         answers = [code_of(answer) for answer in at_once(*calls)]
-        found = (seen(clients.alice, database, job_id), *answers)
+        found = (job_as_shown(clients.alice, database, job_id), *answers)
         forth, (end, *back) = serial(state, one, two), serial(state, two, one)
         assert found in (forth, (end, *reversed(back))), (one, two)
 
@@ -222,4 +222,4 @@ def test_a_wrong_body_is_refused_and_changes_nothing(api, database, verb, body, 
     found = problem(post(api, body, f"/v1/jobs/{job_id}/{verb}"), 422, code)
     if pointer:
         assert [p["pointer"] for p in found["problems"]] == [pointer]
-    assert seen(api, database, job_id) == Model(state)
+    assert job_as_shown(api, database, job_id) == Model(state)

@@ -28,7 +28,7 @@ DIGITS = {
 }  # fmt: skip
 
 
-def made(name: str, base=PAPER, **parts) -> SearchSpec:
+def ready_spec(name: str, base=PAPER, **parts) -> SearchSpec:
     return SearchSpec.parse(ready_search(name, base | parts))
 
 
@@ -49,29 +49,29 @@ def test_every_end_of_a_ready_search_is_a_spec(name, base):
 
 
 def test_trials_are_stopped_only_where_they_were_evaluated_past_the_warm_up():
-    assert made("teacher").grace_epochs == 40, "two evaluations, the paper's warm-up"
-    assert made("learning-rate").grace_epochs == 160, "the longest warm-up that is tried"
+    assert ready_spec("teacher").grace_epochs == 40, "two evaluations, the paper's warm-up"
+    assert ready_spec("learning-rate").grace_epochs == 160, "the longest warm-up that is tried"
     every_30 = {"every_epochs": 30}
-    assert made("masking", evaluation=every_30).grace_epochs == 60
-    assert made("teacher", DIGITS, evaluation={"every_epochs": 5}).grace_epochs == 5
+    assert ready_spec("masking", evaluation=every_30).grace_epochs == 60
+    assert ready_spec("teacher", DIGITS, evaluation={"every_epochs": 5}).grace_epochs == 5
     for name in READY:
-        assert made(name, DIGITS).scheduler.name == "none", "evaluated at their end alone"
+        assert ready_spec(name, DIGITS).scheduler.name == "none", "evaluated at their end alone"
 
 
 def test_the_paper_s_values_lie_within():
-    teacher, rate = made("teacher").space["method.teacher.momentum"], made("learning-rate").space
+    teacher, rate = ready_spec("teacher").space["method.teacher.momentum"], ready_spec("learning-rate").space
     assert 0.996 in teacher.choices
     steps = [1 / (1 - momentum) for momentum in teacher.choices]
     assert all(1.5 < after / before < 5.1 for before, after in pairwise(steps))
     assert (rate["optimization.base_lr"].low, rate["optimization.base_lr"].high) == (1e-5, 1e-3)
-    digits = made("learning-rate", DIGITS).space["optimization.base_lr"]
+    digits = ready_spec("learning-rate", DIGITS).space["optimization.base_lr"]
     assert digits.low < 3e-3 < digits.high, "around the base's own"
-    assert made("masking").grid_size == 9
+    assert ready_spec("masking").grid_size == 9
 
 
 def test_a_constant_momentum_is_searched_as_one():
     method = {"teacher": {"momentum": 0.996, "final_momentum": 0.996, "schedule": "constant"}}
-    trial = made("teacher", method=method).at({"method.teacher.momentum": 0.9})
+    trial = ready_spec("teacher", method=method).at({"method.teacher.momentum": 0.9})
     assert trial.method.teacher.final_momentum == 0.9
 
 

@@ -73,16 +73,16 @@ class Bench:
 
     def __init__(self, root: Path, url: str, job_id: str = "job-s") -> None:
         self.root, self.url, self.job_id, self.runs = root, url, job_id, FakeRuns(root)
-        self.channel = SimpleNamespace(orders=None, read_command_patiently=self.told)
+        self.channel = SimpleNamespace(orders=None, read_command_patiently=self.command)
         self.wanted = None
         self.attempts = 0
 
-    def told(self):
+    def command(self):
         """What the search's run says: trials may know it before their search does."""
-        action = self.wanted or self.told_alone
+        action = self.wanted or self.trial_action
         return Command(attempt=self.attempts, generation=1, action=action) if action else None
 
-    told_alone = None
+    trial_action = None
 
     def search(self, **parts) -> StudySearch:
         """The next attempt's."""
@@ -402,7 +402,7 @@ def test_paused_trials_go_on_under_their_numbers(bench):
 def test_a_pause_of_which_trials_hear_first_begins_no_other_trial(bench):
     search = bench.search()
     config = search.suggest("a")
-    bench.told_alone = "pause"
+    bench.trial_action = "pause"
     bench.leave(config, "paused")
     search.on_trial_complete("a", {})
     assert search.suggest("b") == Searcher.FINISHED
