@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
@@ -24,7 +24,7 @@ from trainer.patience import Dependency
 from trainer.protocol import names
 from trainer.spec.search import SearchSpec
 from trainer.spec.search_sections import ObjectiveSpec
-from trainer.spec.space import CategoricalParameter, FloatParameter, Point
+from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter, Point
 
 BUSY_SECONDS: Final = 20
 """How long SQLite waits for another process's write."""
@@ -171,7 +171,10 @@ def open_study(spec: SearchSpec, name: str, storage: RDBStorage) -> Study:
 
 
 def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
-    """Evaluated trials of earlier searches, from which the algorithm learns; deleted searches are skipped."""
+    """Evaluated trials of earlier searches, from which the algorithm learns: those whose values this search could
+    choose too. Deleted searches are skipped.
+    """
+    space = {path: _distribution(parameter) for path, parameter in spec.space.items()}
     trials: list[FrozenTrial] = []
     for name in spec.warm_start:
         try:
@@ -180,8 +183,40 @@ def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
             logger.warning("warm_start: the search %s no longer exists; nothing is learned from it", name)
             continue
         evaluated = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        trials += [trial for trial in evaluated if set(trial.params) <= set(spec.space)]
+        usable = [moved for trial in evaluated if (moved := _moved_to(space, trial))]
+        logger.info("warm_start: learns from %d of the %d trials of %s", len(usable), len(evaluated), name)
+        trials += usable
     return trials
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    """What Optuna records of a parameter that `ask` suggests."""
+    if isinstance(parameter, CategoricalParameter):
+        return CategoricalDistribution([parameter.stored(each) for each in parameter.choices])
+    if isinstance(parameter, FloatParameter):
+        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+    return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _moved_to(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> FrozenTrial | None:
+    """A copy of an earlier search's trial in another space; None where a value lies outside of it.
+
+    Samplers learn only from trials of the same ranges (GP), or raise an error for a choice that is gone (TPE).
+    """
+    for path, value in trial.params.items():
+        if path not in space or not _contains(space[path], value):
+            return None
+    moved = copy.copy(trial)
+    moved.distributions = {path: space[path] for path in trial.params}
+    return moved
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    try:
+        internal = distribution.to_internal_repr(value)
+    except ValueError:  # no choice of a categorical distribution
+        return False
+    return distribution._contains(internal)  # noqa: SLF001 - Optuna has no public name for it
 
 
 def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:

@@ -66,7 +66,8 @@ class SearchSpec(Document):
     """How the best trial becomes a pretraining job when the search ends; null: it does not, unless a user promotes
     it."""
     warm_start: tuple[str, ...] = Field((), max_length=20, examples=[["job-e2k4y0h5c7m9xq"]])
-    """Earlier searches over the same space and objective, whose trials the algorithm learns from."""
+    """Earlier searches over the same fields and for the same objective: the algorithm learns from those of their trials
+    whose values lie in this search's space."""
     retry: RetrySpec = Field(default_factory=RetrySpec)
     labels: Labels = Field(default_factory=dict)
     """Your own names and values, by which you can find jobs."""

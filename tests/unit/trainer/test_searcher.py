@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -474,7 +475,7 @@ TWO = {"space": {RATE: SPEC["space"][RATE], DECAY: {"type": "float", "low": 0, "
 
 def trained(bench, trials, **parts):
     """A search of so many trials that is run to its end: the values of its trials, of which 0 would be the best."""
-    search, values = bench.search(**TWO, **parts, budget={"trials": trials, "concurrency": 1}), []
+    search, values = bench.search(**TWO | parts, budget={"trials": trials, "concurrency": 1}), []
     while (config := search.suggest("a")) != Searcher.FINISHED:
         optimization = AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization
         values.append(-abs(np.log10(optimization.base_lr / 3e-4)) - 5 * abs(optimization.weight_decay - 0.05))
@@ -500,6 +501,27 @@ def test_a_search_that_learns_from_an_earlier_one_runs_all_its_trials_and_leaves
     assert (earlier.trials(), earlier.kept()) == before
     assert warm.states() == ["COMPLETE"] * 6
     assert warm.kept() == sorted(np.argsort(learned)[-2:])
+    assert np.mean(learned) > np.mean(without)
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "gp"])
+def test_a_search_learns_from_those_earlier_trials_whose_values_it_could_choose_too(bench, caplog, algorithm):
+    """The earlier one had a wider range and one choice more."""
+    wide = {RATE: SPEC["space"][RATE], DECAY: {"type": "categorical", "choices": [0.2, 0.1, 0.05]}}
+    narrow = {RATE: {**SPEC["space"][RATE], "low": 1e-4}, DECAY: {"type": "categorical", "choices": [0.1, 0.2]}}
+    benches = [Bench(bench.root / name, bench.url, f"job-{name}") for name in ("earlier", "cold", "warm")]
+    for each in benches:
+        each.root.mkdir()
+    earlier, cold, warm = benches
+    trained(earlier, 14, algorithm={"name": "random"}, space=wide)
+    usable = [t for t in earlier.trials() if t.params[RATE] >= 1e-4 and t.params[DECAY] != 0.05]
+    assert 0 < len(usable) < 14
+    parts = {"algorithm": {"name": algorithm}, "space": narrow}
+    without = trained(cold, 6, **parts)
+    with caplog.at_level(logging.INFO, logger="rcmae"):
+        learned = trained(warm, 6, warm_start=["job-earlier"], **parts)
+    assert f"learns from {len(usable)} of the 14 trials of job-earlier" in caplog.text
+    assert warm.states() == ["COMPLETE"] * 6
     assert np.mean(learned) > np.mean(without)
 
 
