@@ -40,10 +40,12 @@ def remove(context: ControllerContext, job: Job) -> None:
     What users see goes first: the registered versions, then what its kind adds, files, the run and Ray's records.
     """
     with context.dependencies.mlflow.call():
-        for version in versions_of(context.kinds, job, context.app.mlflow):
-            folder = context.app.mlflow.folder(version)
-            if folder:
-                context.delete_files(job.id, folder)
+        found = versions_of(context.kinds, job, context.app.mlflow)
+        versions = [(version, context.app.mlflow.folder(version)) for version in found]
+    for version, folder in versions:
+        if folder:
+            context.delete_files(job.id, folder)
+        with context.dependencies.mlflow.call():
             context.app.mlflow.delete_version(version)
     context.kinds[job.kind].remove(context, job)
     if job.artifact_uri:
