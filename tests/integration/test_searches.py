@@ -101,6 +101,7 @@ def test_a_search_with_curl_finds_its_best_trial_and_promotes_it(stack, tmp_path
     assert stack.client.trial_images(job_id, best.number)
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_while_it_runs_is_done(stack):
     job = stack.client.submit(spec_of("steered", base={"optimization": BASE["optimization"] | {"epochs": 200}},
                                       scheduler={"name": "none"}, budget={"trials": 20, "concurrency": 1}))  # fmt: skip

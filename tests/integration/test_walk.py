@@ -13,6 +13,7 @@ from pages import script_of
 from service.adapters.mlflow_store import MlflowStore
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # four attempts, each with processes that start; and the stack, where it is not up yet
 def test_a_walk_through_every_verb(stack, tmp_path):
     printed = stack.bash(script_of(stack.url, "api.md", "A walk with curl"), tmp_path, timeout=800)
