@@ -9,6 +9,7 @@ import pytest
 from local_stack import S3_SECRET, Stack, running_stack
 from postgres_server import PostgresServer, postgres_server
 from s3_server import FaultProxy, S3Server, s3_server
+from slow_parts import left_out
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
@@ -37,8 +38,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> InTwoPr
     return InTwoProcesses(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser or fault test that fails is run once more: both runs are printed at the end, under "flaky"."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is in another part of the slow tests. A browser or fault test that fails is run once more: both
+    runs are printed at the end, under "flaky".
+    """
+    elsewhere = left_out(items)
+    items[:] = [item for item in items if item not in elsewhere]
+    config.hook.pytest_deselected(items=elsewhere)
     for item in items:
         if item.nodeid.startswith(("tests/browser", "tests/faults")):
             item.add_marker(pytest.mark.flaky(reruns=1))

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from fault_gates import Gates
 from fault_nodes import cpus
-from fault_table import PART, TABLE, chosen
+from fault_table import TABLE
 from fault_world import CPUS, World
 from local_stack import running_stack
 from s3_server import FaultProxy
+from slow_parts import PART, chosen
 
 from service.embedded import processes
 
@@ -33,11 +34,11 @@ def world(s3, postgres, tmp_path_factory) -> Iterator[World]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the cells that are not in the part of the table that is wanted."""
     cells = {item: item.callspec.indices for item in items if "struck" in getattr(item, "fixturenames", ())}
-    items[:] = [item for item in items if item not in cells or chosen(cells[item]["struck"], cells[item]["phase"])]
+    items[:] = [item for item in items if item not in cells or chosen(cells[item]["struck"] + cells[item]["phase"])]
 
 
 def pytest_report_header() -> str:
-    return f"faults: RCMAE_FAULT_SEED={TABLE.seed} RCMAE_FAULT_PART={PART}"
+    return f"faults: RCMAE_FAULT_SEED={TABLE.seed} RCMAE_SLOW_PART={PART}"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -33,12 +33,3 @@ class Table:
 
 
 TABLE = Table(seed=int(os.environ.get("RCMAE_FAULT_SEED", "3")))
-PART = os.environ.get("RCMAE_FAULT_PART", "1/1")
-NUMBER, PARTS = (int(word) for word in PART.split("/"))
-if not 1 <= NUMBER <= PARTS:
-    raise ValueError(f"RCMAE_FAULT_PART: {PART!r} is no part: write 1/3, 2/3 or 3/3, or nothing for the whole table")
-
-
-def chosen(fault: int, phase: int) -> bool:
-    """Whether this row's cell of that column is in the part of the table that RCMAE_FAULT_PART, such as 2/3, names."""
-    return (fault + phase) % PARTS == NUMBER - 1

@@ -1,7 +1,7 @@
 """Every fault in every phase of a job: nothing is lost, nothing runs twice, and the end is the same to the last bit.
 
 One strike meets six jobs at once, each held in another phase by a gate. RCMAE_FAULT_SEED decides where in its phase
-each is held, who is killed first, and for how long. Of RCMAE_FAULT_PART=2/3 each fault meets two of the six phases.
+each is held, who is killed first, and for how long. Of RCMAE_SLOW_PART=2/3 each fault meets two of the six phases.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import pytest
 from fault_evidence import CHARGED, ended_as, ended_well
 from fault_gates import Moment
 from fault_strikes import FAULTS, Fault, Held, all_up
-from fault_table import TABLE, chosen
+from fault_table import TABLE
 from fault_world import END_SECONDS, FILES, STEPS_PER_EPOCH, World, small_spec
 from live import poll
+from slow_parts import chosen
 
 from service.adapters.mlflow_store import MlflowStore
 from service.jobs.schemas import AttemptView, JobView
@@ -77,7 +78,7 @@ def struck(request, world) -> tuple[str, dict[str, Cell]]:
         for phase in PHASES
     ]
     # Of a part each cell is held where it is in the whole table.
-    cells = [cell for column, cell in enumerate(cells) if chosen(request.param_index, column)]
+    cells = [cell for column, cell in enumerate(cells) if chosen(request.param_index + column)]
     if name == "worker":  # in some jobs the others of the group have to notice
         for cell in random.sample(cells, 2):
             cell.workers = 2
