@@ -16,7 +16,7 @@ from trainer.spec.pretrain import ModelSpec
 
 SMALL = {
     "img_size": 32, "patch_size": 4, "in_chans": 3, "embed_dim": 48, "depth": 3, "num_heads": 4,
-    "decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4,
+    "decoder_embed_dim": 32, "decoder_depth": 3, "decoder_num_heads": 4,
 }  # fmt: skip
 
 
@@ -296,4 +296,7 @@ def test_initial_weights():
     assert weight.abs().max().item() <= math.sqrt(6 / (48 + 96))
     assert weight.std().item() == pytest.approx(math.sqrt(6 / (48 + 96) / 3), rel=0.05)
     assert all(not m.bias.any() for m in model.modules() if isinstance(m, torch.nn.Linear))
-    assert 0.015 < model.cls_token.std().item() < 0.025
+    for token in (model.cls_token, model.mask_token):
+        assert 0.013 < token.std().item() < 0.027
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert {norm.eps for norm in norms} == {1e-6}, "as in ViT, where torch's own is 1e-5"
