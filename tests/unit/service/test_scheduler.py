@@ -16,7 +16,7 @@ from service_fakes import add_job, spec_with
 
 from service.db.tables import Attempt
 from service.jobs import repository
-from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits
+from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits, free_nodes
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.cluster import ClusterShape, Gang, NodeShape
@@ -127,6 +127,13 @@ def started(
             id="nor by what takes a GPU that it will need",
         ),
         pytest.param(
+            cluster((8, 1), (8, 1)),
+            [Gang(1, 1, 1)],
+            [waiting("gpus", workers=2, gpus=1, minutes=600), waiting("cpu", 7)],
+            "cpu",
+            id="it needs no more CPUs of a node than beside that node's GPUs",
+        ),
+        pytest.param(
             cluster((4, 0)),
             [Gang(1, 2)],
             [waiting("high", 4, minutes=1, priority=9), waiting("low", 3, minutes=40), waiting("small", 2)],
@@ -205,6 +212,18 @@ def test_who_starts(shape, taken, jobs, start):
             [Gang(1, 2)],
             [waiting("a", 3, workers=2)],
             "Waits for resources: needs 2 workers of 3 CPUs each; 1 fits on the nodes now.",
+        ),
+        (
+            cluster((4, 0), (3, 0)),
+            [Gang(1, 1)],
+            [waiting("a", 2, workers=3)],
+            "Waits for resources: needs 3 workers of 2 CPUs each; 2 fit on the nodes now.",
+        ),
+        (
+            cluster((4, 1), (8, 1)),
+            [Gang(1, 7)],
+            [waiting("a", 2, workers=2, gpus=1)],
+            "Waits for resources: needs 2 workers of 1 GPU and 2 CPUs each; 1 fits on the nodes now.",
         ),
         (
             cluster((4, 0), (4, 0)),
@@ -287,6 +306,15 @@ def test_workers_take_their_room_where_they_are():
     )  # whose nodes are not known is beside the others
     assert started([waiting("b", 2)], shape, [Running("x", "bob", Gang(3, 2), ["node-0"] * 3)]) == "b"  # it shrank
     assert started([waiting("c", 3)], shape, [Running("x", "bob", Gang(3, 2), ["node-0"] * 3)]) == ""
+
+
+def test_what_a_gang_lacks_where_it_is_reported_is_taken_elsewhere():
+    """As on a cluster that shrank: a node has fewer GPUs than run on it, or the node of a worker is gone."""
+    shape = cluster((4, 2), (4, 2))
+    crowded = Running("x", "bob", Gang(3, 1, 1), ["node-0"] * 3)
+    assert free_nodes([crowded], shape) == [NodeShape(1, 0, "node-0"), NodeShape(4, 1, "node-1")]
+    gone = Running("x", "bob", Gang(2, 1, 1), ["node-1", "node-9"])
+    assert free_nodes([gone], shape) == [NodeShape(3, 1, "node-0"), NodeShape(3, 1, "node-1")]
 
 
 def test_a_plan_goes_by_the_rules_for_jobs():
