@@ -327,7 +327,8 @@ def test_a_command_is_logged_with_its_own_id(api, world, logged):
     job_id = api.post("/v1/jobs", json=SPEC, headers={"X-Request-ID": "asked-9"}).json()["id"]
     api.post(f"/v1/jobs/{job_id}/cancel", headers={"X-Request-ID": "asked-10"})
     (line,) = [line for line in logged if line["event"] == "job_moved"]
-    assert (line["request_id"], line["state"], line["actor"]) == ("asked-10", "cancelled", "alice")
+    assert (line["request_id"], line["job_id"], line["actor"]) == ("asked-10", job_id, "alice")
+    assert (line["before"], line["state"], line["reason"]) == ("queued", "cancelled", "cancelled_by_user")
     assert world.verb(job_id, Verb.RETRY) == "queued"
     assert job_of(world.database, job_id).request_id == "asked-9"
 
