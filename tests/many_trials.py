@@ -8,10 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
     distribution_to_json,
 )
 from optuna.storages._rdb import models
@@ -19,9 +15,9 @@ from sqlalchemy import create_engine, func, insert, select
 
 from service.adapters.studies import Studies
 from trainer.protocol import names
+from trainer.search.study import distribution
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
-from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter
 
 BEGIN = datetime(2025, 1, 1, 12, tzinfo=UTC)
 EPOCHS = 20
@@ -49,15 +45,6 @@ SPEC = SearchSpec.parse(
         "budget": {"trials": 10_000},
     }
 )
-
-
-def distribution(parameter: Parameter) -> BaseDistribution:
-    """What Optuna calls a parameter."""
-    if isinstance(parameter, CategoricalParameter):
-        return CategoricalDistribution([parameter.stored(choice) for choice in parameter.choices])
-    if isinstance(parameter, FloatParameter):
-        return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
-    return IntDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
 def write_trials(url: str, job_id: str, count: int, spec: SearchSpec = SPEC) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
@@ -129,16 +129,21 @@ def _space(folder: Folder) -> Iterator[Check]:
     yield _check(str(SHARED), f"{tables.size(free)} free", remedy, warn=free < GIB / 2)
 
 
+def _tried(name: str, attempt: Callable[[], object], refused: str, fine: str) -> Check:
+    """Whether what `rcmae up` does works: ``refused`` and ``fine`` say what was found."""
+    try:
+        attempt()
+    except StackError as error:
+        return Check(name=name, level="broken", found=refused, remedy=str(error))
+    return Check(name=name, level="fine", found=fine)
+
+
 def _copied(folder: Folder) -> Iterator[Check]:
     """Whether a copied state folder would share with its original what two stacks cannot share."""
     if folder.original is None:
         return
-    try:
-        require_nothing_shared(folder)
-    except StackError as error:
-        yield Check(name="state folder", level="broken", found=f"a copy of {folder.original}", remedy=str(error))
-    else:
-        yield Check(name="state folder", level="fine", found=f"a copy of {folder.original}, sharing nothing with it")
+    copied = f"a copy of {folder.original}"
+    yield _tried("state folder", lambda: require_nothing_shared(folder), copied, f"{copied}, sharing nothing with it")
 
 
 def _artifacts(folder: Folder) -> Iterator[Check]:
@@ -146,12 +151,7 @@ def _artifacts(folder: Folder) -> Iterator[Check]:
     if not folder.used:
         return
     root = folder.artifact_root
-    try:
-        stack.try_artifact_root(root)
-    except StackError as error:
-        yield Check(name="artifacts", level="broken", found=root, remedy=str(error))
-    else:
-        yield Check(name="artifacts", level="fine", found=f"{root} can be written and read")
+    yield _tried("artifacts", lambda: stack.try_artifact_root(root), root, f"{root} can be written and read")
 
 
 def _database(folder: Folder) -> Iterator[Check]:
@@ -159,12 +159,8 @@ def _database(folder: Folder) -> Iterator[Check]:
     url = folder.load().database_url
     if url is None:
         return
-    try:
-        stack.try_database(url)
-    except StackError as error:
-        yield Check(name="database", level="broken", found=redacted_database_url(folder), remedy=str(error))
-    else:
-        yield Check(name="database", level="fine", found=f"{redacted_database_url(folder)} takes connections")
+    shown = redacted_database_url(folder)
+    yield _tried("database", lambda: stack.try_database(url), shown, f"{shown} takes connections")
 
 
 def _existing(path: Path) -> Path:

@@ -174,7 +174,7 @@ def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
     """Evaluated trials of earlier searches, from which the algorithm learns: those whose values this search could
     choose too. Deleted searches are skipped.
     """
-    space = {path: _distribution(parameter) for path, parameter in spec.space.items()}
+    space = {path: distribution(parameter) for path, parameter in spec.space.items()}
     trials: list[FrozenTrial] = []
     for name in spec.warm_start:
         try:
@@ -189,7 +189,7 @@ def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
     return trials
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
+def distribution(parameter: Parameter) -> BaseDistribution:
     """What Optuna records of a parameter that `ask` suggests."""
     if isinstance(parameter, CategoricalParameter):
         return CategoricalDistribution([parameter.stored(each) for each in parameter.choices])
@@ -211,12 +211,12 @@ def _moved_to(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> Froz
     return moved
 
 
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
+def _contains(values: BaseDistribution, value: Any) -> bool:
     try:
-        internal = distribution.to_internal_repr(value)
+        internal = values.to_internal_repr(value)
     except ValueError:  # no choice of a categorical distribution
         return False
-    return distribution._contains(internal)  # noqa: SLF001 - Optuna has no public name for it
+    return values._contains(internal)  # noqa: SLF001 - Optuna has no public name for it
 
 
 def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]) -> BaseSampler:

@@ -7,7 +7,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 from service_fakes import SPEC, FakeMlflow, add_job, job_of
 
@@ -15,8 +14,8 @@ from service.adapters.studies import Studies
 from service.db.database import Database
 from service.db.tables import Job
 from trainer.protocol import names
+from trainer.search.study import distribution
 from trainer.spec.search import SearchSpec
-from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter
 
 MOMENTUM, RATE, BETAS = "method.teacher.momentum", "optimization.base_lr", "optimization.betas"
 SEARCH: dict[str, Any] = {
@@ -42,13 +41,6 @@ NOON = datetime(2026, 3, 1, 12, 0, 0)  # noqa: DTZ001 - as Optuna writes it
 
 def search_with(**fields: Any) -> dict[str, Any]:
     return SEARCH | fields
-
-
-def distribution(parameter: Parameter) -> BaseDistribution:
-    if isinstance(parameter, CategoricalParameter):
-        return CategoricalDistribution([parameter.stored(choice) for choice in parameter.choices])
-    kind = FloatDistribution if isinstance(parameter, FloatParameter) else IntDistribution
-    return kind(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
 class SearchFiles:
