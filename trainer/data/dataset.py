@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,17 +14,27 @@ from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.decoded import keep_decoded
 from trainer.data.images import Images, channel_statistics
-from trainer.data.index import VERSION, Index, build_index, check_readable, split
+from trainer.data.index import SPLIT_SEED, Index, check_readable, make_index, split
+from trainer.data.inspections import Inspections, Progress, inspect_images
+from trainer.data.labels import Labels
+from trainer.data.notices import Notice
 from trainer.data.readers import DigitsReader, Reader, open_reader
-from trainer.data.scan import Table, scan
+from trainer.data.sampler import permutation
+from trainer.data.scale import Scale, scale_of
+from trainer.data.scan import scan
+from trainer.data.selection import select_rows, share_of_rows
 from trainer.data.sources import Files, find_files
 from trainer.data.staging import stage
+from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.logger import logger
-from trainer.protocol.names import TAG_DATASET, TAG_IMAGES
+from trainer.protocol.names import TAG_DATASET, TAG_IMAGES, TAG_LABELS, TAG_SCALE
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import storage_errors
+
+VERSION: Final = 4
+"""Of the files in which a node keeps what it knows of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class TrainingData:
     mean: tuple[float, ...]
     """Of each channel, for values in 0..1."""
     std: tuple[float, ...]
+    notices: tuple[Notice, ...]
+    """What the data's owner should know."""
 
     @property
     def fingerprint(self) -> str:
@@ -45,7 +60,12 @@ class TrainingData:
 
     def tags(self) -> dict[str, str]:
         """Tags of the run that describe the data."""
-        return {TAG_DATASET: self.fingerprint, TAG_IMAGES: str(len(self.images))}
+        return {
+            TAG_DATASET: self.fingerprint,
+            TAG_IMAGES: str(len(self.images)),
+            TAG_LABELS: str(self.images.labels),
+            TAG_SCALE: str(self.images.scale),
+        }
 
 
 @dataclass(frozen=True)
@@ -60,28 +80,30 @@ class DatasetContext:
     """Folders that datasets must lie in; None allows any location."""
 
 
-def open_training_data(spec: PretrainSpec, context: DatasetContext) -> TrainingData:
+def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class: bool = True) -> TrainingData:
     """Open the spec's dataset. Every rank calls this; rank 0 inspects all images and shares the result.
 
-    Raises `DataError` if there are no images or too many damaged ones, `StorageError` if files cannot be read.
+    ``by_class`` is how the held-out images are chosen, see `split`. Raises `DataError` if there are no images or too
+    many damaged ones, `StorageError` if files cannot be read.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
-    images = open_images(spec.dataset, "dataset", channels, size, context)
+    images, notices = open_images(spec.dataset, "dataset", channels, size, context)
     if spec.evaluation.dataset:
-        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
-        train, held_out = np.arange(len(images)), np.arange(len(held_out_images))
+        held_out_images, more = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
+        notices = (*notices, *more)
+        train = np.arange(len(images))
+        held_out = permutation(SPLIT_SEED, 0, len(held_out_images))
     else:
-        train, held_out = split(len(images))
+        train, held_out = split(images.labels, by_class=by_class)
         held_out_images = images
-    for each, dataset in ((images, spec.dataset), (held_out_images, spec.evaluation.dataset or spec.dataset)):
-        if spec.evaluation.probes not in {"auto", ()} and each.labels is None:
+        if not len(held_out):
             raise DataError(
-                f"evaluation.probes: {dataset.uri} has no labels: sort its images into a folder for each class, add "
-                ".cls members to its shards or a label column to its Parquet files, or set evaluation.probes to []"
+                f"dataset.uri: {spec.dataset.uri} has {len(images)} image, and none is left to evaluate on: "
+                "add images, or name others in evaluation.dataset"
             )
     # Shared even if the spec gives the values: no rank continues before all have their data, however long that takes.
     mean, std = context.agree.share(_statistics(spec, images, train) if context.rank == 0 else None)
-    return TrainingData(images, train, held_out_images, held_out, mean, std)
+    return TrainingData(images, train, held_out_images, held_out, mean, std, notices)
 
 
 def _statistics(
@@ -95,23 +117,25 @@ def _statistics(
 
 def open_images(
     dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], context: DatasetContext
-) -> Images:
-    """The readable images of a dataset. Every rank calls this.
+) -> tuple[Images, tuple[Notice, ...]]:
+    """The readable images of a dataset, and what its owner should know. Every rank calls this.
 
     ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops. Raises as `open_training_data`.
     """
     if dataset.uri == DIGITS:
         digits = DigitsReader(channels)
-        return Images(DIGITS, _index_of_digits(digits, context.threads), digits, channels)
+        return Images(DIGITS, _index_of_digits(digits, dataset, context.threads), digits, channels, Scale()), ()
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
     files = _stage_if_wanted(files, dataset, field, context)
-    index: Index = context.agree.share(_index(files, context) if context.rank == 0 else None)
+    index: Index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
+    scale, notices = scale_of(None if dataset.value_range == "auto" else dataset.value_range, index.seen)
     if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
-    reader = open_reader(files, index.table)
+        logger.info("%s: %d images, %s", dataset.uri, len(index), index.table.labels)
+    reader = open_reader(files, index.table, dataset.image_column)
     if dataset.cache in {"auto", "ram"}:
-        reader = _decode_if_possible(index, reader, dataset, field, channels, size, context)
-    return Images(dataset.uri, index, reader, channels)
+        reader = _decode_if_possible(index, reader, dataset, field, channels, scale, size, context)
+    return Images(dataset.uri, index, reader, channels, scale), (*index.table.notices, *notices)
 
 
 def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
@@ -129,16 +153,58 @@ def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: Da
     return files
 
 
-def _index(files: Files, context: DatasetContext) -> Index:
-    """The index of these files: the one kept on this node, or a new one, which is then kept."""
-    kept_index = context.cache.folder / "indexes" / f"v{VERSION}-{files.listing[:32]}.npz"
-    with storage_errors(str(kept_index)):
-        if kept_index.is_file():
-            return Index.load(kept_index)
-    table = scan(files)
-    index = build_index(table, open_reader(files, table), files.uri, context.threads, files.dangling)
-    with storage_errors(str(kept_index)):
-        index.save(kept_index)
+@dataclass(frozen=True)
+class Examined:
+    """A dataset whose images have been inspected: all that the spec uses."""
+
+    table: Table
+    """All images of the files."""
+    rows: NDArray[np.int64]
+    """Those that the spec uses."""
+    inspections: Inspections
+    """One row for each of the table's."""
+    inspected: int
+    """Images that had to be decoded for it now; what earlier jobs have found out is kept on the node."""
+
+
+def examine_files(
+    files: Files, dataset: DatasetSpec, cache: Cache, threads: int, progress: Progress | None = None
+) -> Examined:
+    """Inspect the images of a dataset's files that no job of this node has inspected before."""
+    folder = cache.folder / "indexes"
+    listing = f"v{VERSION}-{files.listing[:32]}"
+    kept_table = folder / f"{listing}-{_key(dataset.image_column, dataset.label_column)}-table.npz"
+    kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}.npz"
+    with storage_errors(str(kept_table)):
+        table = Table.load(kept_table) if kept_table.is_file() else None
+    if table is None:
+        table = scan(files, dataset)
+        with storage_errors(str(kept_table)):
+            table.save(kept_table)
+    with storage_errors(str(kept_inspections)):
+        inspections = Inspections.unknown(len(table))
+        if kept_inspections.is_file():
+            inspections = Inspections.load(kept_inspections)
+
+    def keep(inspections: Inspections) -> None:
+        with storage_errors(str(kept_inspections)):
+            inspections.save(kept_inspections)
+
+    rows = select_rows(files, table, dataset)
+    reader = open_reader(files, table, dataset.image_column)
+    inspected = inspect_images(table, rows, reader, files.uri, threads, inspections, keep, files.dangling, progress)
+    return Examined(table, rows, inspections, inspected)
+
+
+def _key(*columns: str | None) -> str:
+    """A short name for the columns that a spec chooses."""
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
+
+
+def _index(files: Files, dataset: DatasetSpec, channels: int, context: DatasetContext) -> Index:
+    examined = examine_files(files, dataset, context.cache, context.threads)
+    index = make_index(examined.table, examined.rows, examined.inspections, channels)
+    logger.info("Index of %s: %d images can be read, %d cannot", files.uri, len(index), len(index.bad))
     return index
 
 
@@ -148,12 +214,13 @@ def _decode_if_possible(
     dataset: DatasetSpec,
     field: str,
     channels: int,
+    scale: Scale,
     size: tuple[int, int],
     context: DatasetContext,
 ) -> Reader:
     """A reader of images kept decoded if they fit, or else ``reader``; raises `DataError` if they must and do not."""
     required = dataset.cache == "ram"
-    decoded = keep_decoded(index, reader, channels, size, context.cache, context.threads, required=required)
+    decoded = keep_decoded(index, reader, channels, scale, size, context.cache, context.threads, required=required)
     if not isinstance(decoded, str):
         return decoded
     if required:
@@ -164,9 +231,13 @@ def _decode_if_possible(
     return reader
 
 
-def _index_of_digits(digits: DigitsReader, threads: int) -> Index:
+def _index_of_digits(digits: DigitsReader, dataset: DatasetSpec, threads: int) -> Index:
     count = len(digits.labels)
     rows = np.arange(count)
     names = [f"digit-{row:04d}" for row in rows]
-    table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, digits.labels, digits.classes)
-    return build_index(table, digits, DIGITS, threads)
+    labels = Labels.from_numbers(digits.labels, "builtin", digits.classes)
+    table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, labels)
+    inspections = Inspections.unknown(count)
+    chosen = share_of_rows(table, rows, dataset.fraction)
+    inspect_images(table, chosen, digits, DIGITS, threads, inspections, keep=lambda _: None)
+    return make_index(table, chosen, inspections, digits.channels)

@@ -13,10 +13,14 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from trainer.data import jpeg
 from trainer.data.cache import Cache, format_bytes, partial_file
-from trainer.data.decode import Raw, Unreadable, decode, jpeg_decodes_whole
-from trainer.data.index import CHUNK, Index
+from trainer.data.decode import Raw, decode
+from trainer.data.index import Index
+from trainer.data.inspections import CHUNK
 from trainer.data.readers import Reader
+from trainer.data.scale import Scale
+from trainer.data.unreadable import Unreadable
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.storage import storage_errors
@@ -57,14 +61,22 @@ class DecodedReader:
 
 
 def keep_decoded(
-    index: Index, reader: Reader, channels: int, size: tuple[int, int], cache: Cache, threads: int, *, required: bool
+    index: Index,
+    reader: Reader,
+    channels: int,
+    scale: Scale,
+    size: tuple[int, int],
+    cache: Cache,
+    threads: int,
+    *,
+    required: bool,
 ) -> Reader | str:
     """A reader of decoded images in memory, made once per node; or the reason they do not fit.
 
     ``size`` (h, w) is that of the crops. ``required`` allows most of the free memory; without it only a quarter.
     """
     shapes = np.stack([index.heights, index.widths, np.full(len(index), channels)], axis=1).astype(np.int64)
-    whole = ~index.jpeg | [jpeg_decodes_whole((h, w), size) for h, w, _ in shapes.tolist()]
+    whole = ~index.jpeg | [jpeg.decodes_whole((h, w), size) for h, w, _ in shapes.tolist()]
     offsets = np.concatenate([[0], np.cumsum(np.where(whole, shapes.prod(axis=1), index.lengths))]).astype(np.int64)
     total, free = int(offsets[-1]), psutil.virtual_memory().available
     allowed = int(free * (REQUIRED_RAM_SHARE if required else RAM_SHARE))
@@ -73,7 +85,7 @@ def keep_decoded(
             f"the decoded images take {format_bytes(total)}, and at most {format_bytes(allowed)} of the "
             f"{format_bytes(free)} free memory may be used"
         )
-    key = hashlib.sha256(f"{index.fingerprint} {channels} {size} 1".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{index.fingerprint} {channels} {scale} {size} 2".encode()).hexdigest()[:32]
     file = cache.folder / "decoded" / key
     with cache.lock(file):
         if not file.is_file():
@@ -81,7 +93,7 @@ def keep_decoded(
             if reason:
                 return reason
             logger.info("Decoding %d images into memory (%s)", len(index), format_bytes(total))
-            _write_decoded(file, index, reader, channels, whole, offsets, threads)
+            _write_decoded(file, index, reader, channels, scale, whole, offsets, threads)
     return DecodedReader(file, shapes, whole, offsets)
 
 
@@ -93,6 +105,7 @@ def _write_decoded(
     index: Index,
     reader: Reader,
     channels: int,
+    scale: Scale,
     whole: NDArray[np.bool_],
     offsets: NDArray[np.int64],
     threads: int,
@@ -107,7 +120,9 @@ def _write_decoded(
             rows = range(first, min(first + CHUNK, len(whole)))
             for row, raw in zip(rows, reader.fetch(rows), strict=True):
                 try:
-                    pixels = decode(raw, channels).reshape(-1) if whole[row] else np.frombuffer(raw, dtype=np.uint8)
+                    pixels = (
+                        decode(raw, channels, scale).reshape(-1) if whole[row] else np.frombuffer(raw, dtype=np.uint8)
+                    )
                 except Unreadable as error:
                     raise DataError(f"{index.table.names[row]} {_CHANGED} ({error})") from error
                 if len(pixels) != offsets[row + 1] - offsets[row]:

@@ -14,9 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.decode import Unreadable, decode, decode_crop
-from trainer.data.index import CHUNK, Index
+from trainer.data.decode import decode, decode_crop
+from trainer.data.index import Index
+from trainer.data.inspections import CHUNK
+from trainer.data.labels import Labels
 from trainer.data.readers import Reader
+from trainer.data.scale import Scale
+from trainer.data.unreadable import Unreadable
 from trainer.errors import DataError
 
 STATISTICS_IMAGES: Final = 2000
@@ -39,20 +43,22 @@ class Images:
     index: Index
     reader: Reader
     channels: int
+    scale: Scale
+    """Which values of the images become black and white."""
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """Class (n,) of each row; None if the dataset has no labels."""
+    def labels(self) -> Labels:
+        """The class of each row."""
         return self.index.table.labels
 
     def pixels(self, row: int) -> NDArray[np.uint8]:
         """A whole image (H, W, C) uint8."""
         raw = self.reader.fetch([row])[0]
         with self._decodable(row):
-            return decode(raw, self.channels)
+            return decode(raw, self.channels, self.scale)
 
     def crops(
         self, rows: Rows, boxes: NDArray[np.int64], mirrored: NDArray[np.bool_], size: tuple[int, int]
@@ -63,7 +69,7 @@ class Images:
         raws = self.reader.fetch(rows)
         for i, (row, raw, box, flip) in enumerate(zip(rows, raws, boxes.tolist(), mirrored.tolist(), strict=True)):
             with self._decodable(int(row)):
-                crop = decode_crop(raw, self.channels, (heights[i], widths[i]), tuple(box), size, flip)
+                crop = decode_crop(raw, self.channels, (heights[i], widths[i]), tuple(box), size, flip, self.scale)
             cv2.split(crop, list(out[i]))  # into place, five times as fast as a transposing copy
         return out
 

@@ -1,39 +1,29 @@
-"""The index of a dataset: which images can be read, their sizes and a fingerprint; built once and kept on the node."""
+"""The index of a dataset: the images that a job uses, with their sizes, and a fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import time
-from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from collections import Counter
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.decode import Raw, Unreadable, decode, is_jpeg
-from trainer.data.readers import Reader
+from trainer.data.decode import fits_channels, misfit_reason
+from trainer.data.inspections import READABLE, UNREADABLE, Inspections
+from trainer.data.labels import Labels
 from trainer.data.sampler import SPLIT, hash64
-from trainer.data.scan import Table
+from trainer.data.scale import Seen
+from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.logger import logger
-from trainer.spec.plan import HELD_OUT_MAX, HELD_OUT_SHARE
-from trainer.temporary import atomic_write
+from trainer.spec.plan import held_out_images
 
-VERSION: Final = 3
-"""Indexes up to version 2 may list an image as bad only because its file was unreachable for a moment."""
 SPLIT_SEED: Final = 0
 """The held-out images do not depend on the spec's seed: runs with other seeds are measured on the same ones."""
-CHUNK: Final = 32
-"""Images that a thread handles at a time."""
 BAD_NAMES_LOGGED: Final = 20
-LOG_EVERY_SECONDS: Final = 15.0
-"""How often long work logs its progress."""
-CHANNELS: Final = 3
-"""Any number will do: whether an image can be read does not depend on it."""
+REASONS_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -58,6 +48,8 @@ class Index:
     jpeg: NDArray[np.bool_]
     """Which ones are JPEG files."""
     bad: tuple[BadImage, ...]
+    seen: tuple[Seen, ...]
+    """The values of the readable images, by their type."""
     fingerprint: str
     """Identity of the data: sha256 over the readable images' bytes in their order. The same images in a folder, in tars
     or in Parquet, on a disk or in S3, have the same fingerprint.
@@ -66,127 +58,34 @@ class Index:
     def __len__(self) -> int:
         return len(self.table)
 
-    def save(self, file: Path) -> None:
-        """Write the index to a file atomically: two jobs of a node may write the same one at once."""
-        table = self.table
-        text = {
-            "names": list(table.names),
-            "classes": table.classes,
-            "bad": [[image.name, image.reason] for image in self.bad],
-            "fingerprint": self.fingerprint,
-        }
-        arrays: dict[str, Any] = {
-            "files": table.file, "first": table.first, "second": table.second, "heights": self.heights,
-            "widths": self.widths, "lengths": self.lengths, "jpeg": self.jpeg,
-            "text": np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
-        }  # fmt: skip
-        if table.labels is not None:
-            arrays["labels"] = table.labels
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file, fsync=False) as partial, partial.open("wb") as stream:
-            np.savez(stream, **arrays)
 
-    @classmethod
-    def load(cls, file: Path) -> Index:
-        """Read what `save` wrote."""
-        with np.load(file, allow_pickle=False) as arrays:
-            text: dict[str, Any] = json.loads(arrays["text"].tobytes())
-            table = Table(
-                names=text["names"],
-                file=arrays["files"],
-                first=arrays["first"],
-                second=arrays["second"],
-                labels=arrays.get("labels"),
-                classes=tuple(text["classes"]),
-            )
-            return cls(
-                table=table,
-                heights=arrays["heights"],
-                widths=arrays["widths"],
-                lengths=arrays["lengths"],
-                jpeg=arrays["jpeg"],
-                bad=tuple(BadImage(name, reason) for name, reason in text["bad"]),
-                fingerprint=text["fingerprint"],
-            )
-
-
-class _Inspection(NamedTuple):
-    """What decoding one image has shown."""
-
-    height: int
-    width: int
-    length: int
-    jpeg: bool
-    digest: bytes
-    reason: str
-    """Why it cannot be read; empty if it can."""
-
-
-_DANGLING: Final = _Inspection(0, 0, 0, False, b"", "a broken link")
-
-
-def build_index(table: Table, reader: Reader, uri: str, threads: int, dangling: Collection[int] = frozenset()) -> Index:
-    """Decode every image once, in threads, to learn which ones can be read and how large they are.
-
-    ``dangling`` are the numbers of files that are broken links. Raises what ``reader`` raises: an image that could not
-    be fetched is neither good nor bad.
-    """
-    chunks = [np.arange(first, min(first + CHUNK, len(table))) for first in range(0, len(table), CHUNK)]
-    inspections: list[_Inspection] = []
-    last_logged = time.monotonic()
-    with ThreadPoolExecutor(threads, thread_name_prefix="index") as pool:
-        try:
-            for inspected in pool.map(lambda rows: _inspect_rows(reader, table, rows, dangling), chunks):
-                inspections += inspected
-                if time.monotonic() - last_logged > LOG_EVERY_SECONDS:
-                    last_logged = time.monotonic()
-                    logger.info("Index of %s: inspected %d of %d images", uri, len(inspections), len(table))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    good = np.array([row for row, each in enumerate(inspections) if not each.reason], dtype=np.int64)
-    bad = tuple(BadImage(table.names[row], each.reason) for row, each in enumerate(inspections) if each.reason)
-    digest = hashlib.sha256()
-    for row in good:
-        digest.update(inspections[row].digest)
-    logger.info("Index of %s: %d images can be read, %d cannot", uri, len(good), len(bad))
+def make_index(table: Table, rows: NDArray[np.int64], inspections: Inspections, channels: int) -> Index:
+    """The index of those of the rows, all inspected, that can be read with this many channels."""
+    readable = rows[inspections.state[rows] == READABLE]
+    fits = fits_channels(
+        inspections.bands[readable], inspections.pages[readable], inspections.colour[readable], channels
+    )
+    good = readable[fits]
+    reasons = {row: misfit_reason(inspections.facts(row), channels) for row in readable[~fits].tolist()}
+    reasons |= {row: inspections.reasons[row] for row in rows[inspections.state[rows] == UNREADABLE].tolist()}
+    bad = tuple(BadImage(table.names[row], reasons[row]) for row in sorted(reasons))
+    types = inspections.types[good]
+    seen = []
+    for kind in np.unique(types).tolist():
+        of_kind = good[types == kind]
+        finite = of_kind[np.isfinite(inspections.lows[of_kind])]
+        low, high = (inspections.lows[finite].min(), inspections.highs[finite].max()) if len(finite) else (0.0, 0.0)
+        seen.append(Seen(kind, len(of_kind), float(low), float(high)))
     return Index(
-        table=_select(table, good),
-        heights=np.array([inspections[row].height for row in good], dtype=np.int32),
-        widths=np.array([inspections[row].width for row in good], dtype=np.int32),
-        lengths=np.array([inspections[row].length for row in good], dtype=np.int64),
-        jpeg=np.array([inspections[row].jpeg for row in good], dtype=np.bool_),
+        table=table.select(good),
+        heights=inspections.heights[good],
+        widths=inspections.widths[good],
+        lengths=inspections.lengths[good],
+        jpeg=inspections.formats[good] == "JPEG",
         bad=bad,
-        fingerprint=digest.hexdigest(),
+        seen=tuple(seen),
+        fingerprint=hashlib.sha256(inspections.digests[good].tobytes()).hexdigest(),
     )
-
-
-def _select(table: Table, rows: NDArray[np.int64]) -> Table:
-    """The table with only some of its rows."""
-    return replace(
-        table,
-        names=[table.names[row] for row in rows],
-        file=table.file[rows],
-        first=table.first[rows],
-        second=table.second[rows],
-        labels=None if table.labels is None else table.labels[rows],
-    )
-
-
-def _inspect_rows(
-    reader: Reader, table: Table, rows: NDArray[np.int64], dangling: Collection[int]
-) -> list[_Inspection]:
-    present = [int(row) for row in rows if int(table.file[row]) not in dangling]
-    inspections = dict(zip(present, map(_inspect, reader.fetch(present)), strict=True))
-    return [inspections.get(int(row), _DANGLING) for row in rows]
-
-
-def _inspect(raw: Raw) -> _Inspection:
-    try:
-        height, width, _ = decode(raw, raw.shape[2] if isinstance(raw, np.ndarray) else CHANNELS).shape
-    except Unreadable as error:
-        return _Inspection(0, 0, 0, False, b"", str(error))
-    data, length = (raw.data, 0) if isinstance(raw, np.ndarray) else (raw, len(raw))
-    return _Inspection(height, width, length, is_jpeg(raw), hashlib.sha256(data).digest(), "")
 
 
 def check_readable(index: Index, uri: str, max_bad_fraction: float, field: str) -> None:
@@ -199,19 +98,55 @@ def check_readable(index: Index, uri: str, max_bad_fraction: float, field: str) 
         logger.warning("Left out because it cannot be read: %s (%s)", image.name, image.reason)
     if index.bad:
         logger.warning("%d of %d images of %s cannot be read and are left out", len(index.bad), total, uri)
-    first = f"the first is {index.bad[0].name} ({index.bad[0].reason})" if index.bad else ""
     if not len(index):
-        raise DataError(f"{field}.uri: none of the {total} images of {uri} can be read; {first}")
+        raise DataError(f"{field}.uri: none of the {total} images of {uri} can be read: {_reasons(index)}")
     if len(index.bad) > max_bad_fraction * total:
         raise DataError(
             f"{field}.max_bad_fraction: {len(index.bad)} of {total} images of {uri} cannot be read "
-            f"({len(index.bad) / total:.1%}, {max_bad_fraction:.1%} are allowed); {first}. "
+            f"({len(index.bad) / total:.1%}, {max_bad_fraction:.1%} are allowed): {_reasons(index)}. "
             "Repair or remove the images that the log names, or allow more"
         )
 
 
-def split(images: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the index to train on, ascending, and held-out rows, in a fixed random order; together ``images``."""
-    held_out = min(images // HELD_OUT_SHARE, HELD_OUT_MAX)
-    shuffled = np.argsort(hash64(SPLIT_SEED, 0, np.arange(images), SPLIT), kind="stable")
-    return np.sort(shuffled[held_out:]), shuffled[:held_out]
+def _reasons(index: Index) -> str:
+    """The commonest reasons, with the number of images and the first of them."""
+    counts = Counter(image.reason for image in index.bad)
+    first = {image.reason: image.name for image in reversed(index.bad)}
+    return "; ".join(
+        f"{count} of them: {reason}; the first is {first[reason]}"
+        for reason, count in counts.most_common(REASONS_SHOWN)
+    )
+
+
+def split(labels: Labels, *, by_class: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the index to train on, ascending, and held-out rows, in a fixed random order; together all images.
+
+    ``by_class`` holds out the same share of each class, as nearly as whole images allow, and at least one image if
+    there are two; without it, as earlier versions did, a random share of all.
+    """
+    images = len(labels)
+    order = np.argsort(hash64(SPLIT_SEED, 0, np.arange(images), SPLIT), kind="stable")
+    wanted = held_out_images(images, at_least_one=by_class)
+    if by_class and labels.labelled:
+        chosen = np.isin(order, _by_class(order, labels.values, wanted))
+    else:
+        chosen = np.arange(images) < wanted
+    return np.sort(order[~chosen]), order[chosen]
+
+
+def _by_class(order: NDArray[np.int64], classes: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """``wanted`` rows with each class's share of them: the first rows of the class in ``order``.
+
+    Whole images go to the classes with the largest remainders. A class keeps at least one image to train on.
+    """
+    numbers, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    shares = counts * (wanted / len(classes))
+    take = np.floor(shares).astype(np.int64)
+    by_remainder = np.argsort(take - shares, kind="stable")
+    for group in np.resize(by_remainder, len(numbers) + wanted):
+        if take.sum() >= wanted:
+            break
+        take[group] += take[group] < counts[group] - 1
+    by_class = order[np.argsort(inverse[order], kind="stable")]
+    rank = np.arange(len(classes)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return by_class[rank < np.repeat(take, counts)]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer.data.augment import crop_boxes, flips
 from trainer.data.images import Images
-from trainer.data.index import CHUNK
+from trainer.data.inspections import CHUNK
 from trainer.data.sampler import batch_samples, mask_orders, permutation
 from trainer.errors import TrainingError
 from trainer.spec.pretrain import PretrainSpec

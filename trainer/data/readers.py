@@ -18,13 +18,16 @@ from PIL import Image
 
 from trainer.data.decode import Raw
 from trainer.data.reading import read_patiently, reading_error
-from trainer.data.scan import Table, image_column
+from trainer.data.scan_parquet import image_column
 from trainer.data.sources import Files
+from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.storage import REMOTE_ERRORS, error_code, open_filesystem
 
 ROW_GROUP_BYTES: Final = 512 * 2**20
 """Bytes of row groups that a process keeps in memory."""
+OPEN_FILES: Final = 64
+"""Shards or Parquet files that a process keeps open; the least recently used one is closed for another."""
 DIGITS_SIDE: Final = 32
 """Pixels."""
 
@@ -41,15 +44,18 @@ class Reader(Protocol):
         ...
 
 
-def open_reader(files: Files, table: Table) -> Reader:
-    """A reader of a scanned dataset; raises `DataError` if this node does not have its files."""
+def open_reader(files: Files, table: Table, wanted_image: str | None) -> Reader:
+    """A reader of a scanned dataset; raises `DataError` if this node does not have its files.
+
+    ``wanted_image`` is the column of images in Parquet files, if the spec names one.
+    """
     present = (path for number, path in enumerate(files.paths) if number not in files.dangling)
     first = None if files.remote else next(present, None)
     if first is not None and not read_patiently(first, lambda: _exists(first)):
         raise DataError(
             f"dataset.uri: {files.uri} is not on this node: mount it on every node, or put it on S3 ({first})"
         )
-    return ParquetReader(files, table) if files.kind == "parquet" else RangeReader(files, table)
+    return ParquetReader(files, table, wanted_image) if files.kind == "parquet" else RangeReader(files, table)
 
 
 def _exists(path: str) -> bool:
@@ -78,7 +84,7 @@ class RangeReader:
     def __init__(self, files: Files, table: Table) -> None:
         self._files, self._table = files, table
         self._whole_files = files.kind == "folder"
-        self._open: dict[int, _Descriptor] = {}
+        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,6 +120,9 @@ class RangeReader:
         with self._lock:
             if number not in self._open:
                 self._open[number] = _Descriptor(self._files.paths[number])
+                if len(self._open) > OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
             return self._open[number]
 
     def _fetch_remote(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
@@ -154,18 +163,18 @@ class RangeReader:
 class ParquetReader:
     """Reads images from rows of Parquet files: whole row groups, of which the most recently used stay in memory."""
 
-    def __init__(self, files: Files, table: Table) -> None:
-        self._files, self._table = files, table
+    def __init__(self, files: Files, table: Table, wanted_image: str | None) -> None:
+        self._files, self._table, self._wanted_image = files, table, wanted_image
         self._lock = threading.Lock()
-        self._parquets: dict[int, pq.ParquetFile] = {}
+        self._parquets: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int], pa.Array] = OrderedDict()
         self._kept_bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_files": self._files, "_table": self._table}
+        return {"_files": self._files, "_table": self._table, "_wanted_image": self._wanted_image}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_files"], state["_table"])  # type: ignore[misc]
+        self.__init__(state["_files"], state["_table"], state["_wanted_image"])  # type: ignore[misc]
 
     def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
         images: list[Raw] = [b""] * len(rows)
@@ -193,7 +202,7 @@ class ParquetReader:
     def _load(self, number: int, group: int) -> pa.Array:
         try:
             parquet = self._parquet(number)
-            name = image_column(parquet.schema_arrow)
+            name = image_column(parquet.schema_arrow, self._wanted_image)
             nested = pa.types.is_struct(parquet.schema_arrow.field(name).type)
             table = parquet.read_row_group(group, columns=[f"{name}.bytes" if nested else name])
         except (pa.ArrowException, OSError) as error:
@@ -208,6 +217,9 @@ class ParquetReader:
         if number not in self._parquets:
             # Read, not mapped, for the same reason as in `_read_range`.
             self._parquets[number] = pq.ParquetFile(self._files.open_file(number, cache_type="none"))
+            if len(self._parquets) > OPEN_FILES:
+                self._parquets.popitem(last=False)[1].close(force=True)
+        self._parquets.move_to_end(number)
         return self._parquets[number]
 
 
@@ -219,6 +231,7 @@ class DigitsReader:
         small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         large = [Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC) for image in small]
         grey = np.stack([np.asarray(image) for image in large])[:, :, :, None]
+        self.channels = channels
         self._pixels = np.repeat(grey, channels, axis=3)
         if channels == 4:
             self._pixels[:, :, :, 3] = 255

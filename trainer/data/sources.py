@@ -7,26 +7,43 @@ import fnmatch
 import hashlib
 import os
 import posixpath
+import re
 import stat
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+import bracex
+
 from trainer.data.reading import DatasetFile, read_patiently
 from trainer.errors import DataError
 from trainer.logger import logger
-from trainer.spec.dataset import DIGITS, DatasetSpec, misplaced
+from trainer.spec.dataset import DIGITS, WILDCARDS, DatasetSpec, misplaced
 from trainer.storage import open_filesystem, storage_errors
 
 Kind = Literal["folder", "tar", "parquet"]
 
-IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pnm", ".npy"}
+)
+UNREADABLE_SUFFIXES: Final = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".j2k", ".jpx", ".jxl", ".dcm", ".dicom", ".nii", ".exr", ".psd", ".svg"}
+    | {".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"}
+)
+"""Kinds of images that cannot be read. They count as unreadable images, so that nobody trains on a part unawares."""
+METADATA_NAMES: Final = ("metadata.csv", "metadata.jsonl")
+"""Files with the labels of the images in their folder: the convention of Hugging Face's `imagefolder`."""
 SUFFIXES: Final[dict[Kind, frozenset[str]]] = {
     "folder": IMAGE_SUFFIXES,
     "tar": frozenset({".tar"}),
     "parquet": frozenset({".parquet"}),
 }
+MAX_ALTERNATIVES: Final = 100_000
+"""Names that the braces of a pattern may stand for."""
+SUFFIXES_SHOWN: Final = 5
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _INVALID_PATH_ERRORS: Final = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
 """Errors for paths that no disk or mount could resolve."""
@@ -38,6 +55,8 @@ class Files:
 
     uri: str
     """The dataset's URI, as the spec names it."""
+    root: str
+    """The URI of the folder that the names are relative to, or of the only file."""
     kind: Kind
     remote: bool
     names: tuple[str, ...]
@@ -46,6 +65,10 @@ class Files:
     """Path of each file within its file system."""
     sizes: tuple[int, ...]
     """Bytes."""
+    metadata: tuple[int, ...]
+    """Numbers of the files that hold labels instead of images."""
+    passed_over: dict[str, int]
+    """Suffixes of the files in the dataset's folder that do not belong to it, and how many there are of each."""
     dangling: frozenset[int]
     """Numbers of the files that were broken links when they were listed."""
     listing: str
@@ -89,18 +112,20 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
     problem = misplaced(dataset, "dataset", roots)
     if problem:
         raise DataError(str(problem))
-    parent, _, last = uri.rpartition("/")
-    pattern = last if "*" in last else None
-    root, remote = parent if pattern else uri, uri.startswith("s3://")
-    listed = _list_remote(root, (pattern or "").partition("*")[0]) if remote else _list_local(root, roots)
+    remote = uri.startswith("s3://")
+    root, pattern = _root_and_pattern(uri)
+    prefix = re.split(f"[{re.escape(WILDCARDS)}]", pattern, maxsplit=1)[0]
+    listed = _list_remote(root, prefix) if remote else _list_local(root, roots)
     if pattern:
         # The pattern applies to names directly below the folder: a folder that matches includes everything below it.
-        listed = [file for file in listed if fnmatch.fnmatchcase(file.name.partition("/")[0], pattern)]
+        matches = _matcher(pattern)
+        listed = [file for file in listed if matches(file.name.partition("/")[0])]
     kind = _kind(dataset, listed)
-    chosen = sorted((file for file in listed if suffix_of(file.name) in SUFFIXES[kind]), key=lambda file: file.name)
-    ignored = len(listed) - len(chosen)
-    if ignored:
-        logger.info("%s: ignoring %d other files beside the %d %s files", uri, ignored, len(chosen), kind)
+    chosen = sorted((file for file in listed if _belongs(file.name, kind)), key=lambda file: file.name)
+    passed_over = Counter(suffix_of(file.name) or "no suffix" for file in listed if not _belongs(file.name, kind))
+    if passed_over:
+        shown = ", ".join(f"{count} {suffix}" for suffix, count in passed_over.most_common(SUFFIXES_SHOWN))
+        logger.info("%s: passing over %d files that are no %s files: %s", uri, passed_over.total(), kind, shown)
     dangling = frozenset(number for number, file in enumerate(chosen) if not file.stamp)
     if dangling and kind != "folder":
         raise DataError(
@@ -110,14 +135,55 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
     lines = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in chosen)
     return Files(
         uri=uri,
+        root=root,
         kind=kind,
         remote=remote,
         names=tuple(file.name for file in chosen),
         paths=tuple(file.path for file in chosen),
         sizes=tuple(file.size for file in chosen),
+        metadata=tuple(number for number, file in enumerate(chosen) if _is_metadata(file.name, kind)),
+        passed_over=dict(passed_over),
         dangling=dangling,
         listing=hashlib.sha256(f"{kind}\n{lines}".encode(errors="surrogateescape")).hexdigest(),
     )
+
+
+def _root_and_pattern(uri: str) -> tuple[str, str]:
+    """The folder to list, and the pattern of the names in it; empty for the file or folder of exactly this name."""
+    parent, _, last = uri.rpartition("/")
+    if not any(character in last for character in WILDCARDS) or _exists(uri):
+        return uri, ""
+    return parent, last
+
+
+def _exists(uri: str) -> bool:
+    if not uri.startswith("s3://"):
+        path = Path(uri.removeprefix("file://"))
+        return read_patiently(str(path), lambda: _mode(path)) != 0
+    with storage_errors(uri):
+        fs, path_in_store = open_filesystem(uri)
+        return bool(fs.exists(path_in_store))
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a name matches a pattern of `*`, `?`, `[0-9]`, `{000..127}` and `{a,b}`."""
+    try:
+        alternatives = bracex.expand(pattern, limit=MAX_ALTERNATIVES)
+    except bracex.ExpansionLimitException as error:
+        raise DataError(f"dataset.uri: {pattern} stands for more than {MAX_ALTERNATIVES} names: write `*`") from error
+    exact = {each for each in alternatives if not any(character in each for character in "*?[")}
+    patterns = [re.compile(fnmatch.translate(each)) for each in alternatives if each not in exact]
+    return lambda name: name in exact or any(each.match(name) for each in patterns)
+
+
+def _belongs(name: str, kind: Kind) -> bool:
+    """Whether a file belongs to a dataset of this kind: its images, shards or rows, or their labels."""
+    suffix = suffix_of(name)
+    return suffix in SUFFIXES[kind] or (kind == "folder" and suffix in UNREADABLE_SUFFIXES) or _is_metadata(name, kind)
+
+
+def _is_metadata(name: str, kind: Kind) -> bool:
+    return kind == "folder" and posixpath.basename(name) in METADATA_NAMES
 
 
 def _kind(dataset: DatasetSpec, listed: Sequence[_ListedFile]) -> Kind:
@@ -128,6 +194,8 @@ def _kind(dataset: DatasetSpec, listed: Sequence[_ListedFile]) -> Kind:
     kinds = [kind for kind, count in counts.items() if count]
     if dataset.format == "auto" and len(kinds) == 1:
         return kinds[0]
+    if dataset.format in {"auto", "folder"} and not kinds and any(_belongs(file.name, "folder") for file in listed):
+        return "folder"  # images of kinds that cannot be read: the index counts and names them
     if dataset.format != "auto" and counts[dataset.format]:
         return dataset.format
     summary = ", ".join(f"{count} of {kind}" for kind, count in counts.items() if count)

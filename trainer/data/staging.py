@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.data.cache import Cache, format_bytes, partial_file
-from trainer.data.index import LOG_EVERY_SECONDS
+from trainer.data.inspections import LOG_EVERY_SECONDS
 from trainer.data.sources import Files
 from trainer.errors import StorageError
 from trainer.logger import logger

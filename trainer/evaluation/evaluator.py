@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from trainer.data.dataset import TrainingData
 from trainer.data.images import Images, fixed_images
-from trainer.data.sampler import mask_orders, permutation
-from trainer.errors import StorageError
+from trainer.data.notices import Notice
+from trainer.data.sampler import mask_orders
+from trainer.errors import DataError, StorageError
 from trainer.evaluation.features import extract
 from trainer.evaluation.linear import linear_probe
 from trainer.evaluation.pictures import reconstruction_grid
+from trainer.evaluation.probe_images import FIXED_SEED, NoProbe, ProbeImages, probe_images
 from trainer.evaluation.reconstruction import reconstruction_ratio
 from trainer.logger import logger
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -24,12 +26,10 @@ from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store, patience
 
-RATIO_IMAGES, PICTURE_IMAGES, PROBE_IMAGES = 512, 6, 10_000
+RATIO_IMAGES, PICTURE_IMAGES = 512, 6
 BATCH = 64
 PICTURE_SECONDS = 10.0
 """How long training waits for the storage of a picture."""
-FIXED_SEED = 2**31 - 1
-"""Held-out masks and probe images do not depend on the spec's seed, so that runs with different seeds compare."""
 
 
 class Evaluator:
@@ -50,12 +50,31 @@ class Evaluator:
         self._threads = int(spec.resources.cpus_per_worker)
         self._images = fixed_images(data.held_out_images, chosen, self._size, self._threads)
         self._orders = torch.from_numpy(mask_orders(FIXED_SEED, 0, np.arange(len(chosen)), spec.model.patches))
-        probes = spec.evaluation.probes
-        labelled = data.images.labels is not None and data.held_out_images.labels is not None
-        self._probes = labelled if probes == "auto" else bool(probes)
+        self.notices: tuple[Notice, ...] = ()
+        """What the data's owner should know of the probes."""
+        self._probe = self._choose_probe()
         self._random_init: float | None = None
-        if probes == "auto" and not labelled:
-            logger.info("No linear probe: the dataset has no labels")
+
+    def _choose_probe(self) -> ProbeImages | None:
+        """The images of the linear probe; None if there is none. Raises `DataError` if one that was asked for cannot be
+        made.
+        """
+        probes = self._spec.evaluation.probes
+        if not probes:
+            return None
+        try:
+            chosen = probe_images(self._data)
+        except NoProbe as error:
+            if probes != "auto":
+                raise DataError(f"evaluation.probes: {error}") from error
+            labelled = self._data.images.labels.labelled
+            if labelled:
+                self.notices = (Notice("no_probe", f"No linear probe is made: {error}"),)
+            else:
+                logger.info("No linear probe: %s", error)
+            return None
+        self.notices = chosen.notices
+        return chosen
 
     def evaluate(self, student: MaskedAutoencoder, backbone: MaskedAutoencoder, step: int) -> dict[str, float]:
         """Metrics at optimiser step ``step``. Also stores a picture of reconstructions, if it can be stored."""
@@ -73,23 +92,20 @@ class Evaluator:
         except StorageError as error:
             logger.warning("The picture of step %d could not be stored and is lost: %s", step, error)
         metrics = {metric_keys.RECONSTRUCTION_RATIO: ratio}
-        if self._probes:
+        if self._probe:
             if self._random_init is None:
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(self._spec.seed)
                     fresh = MaskedAutoencoder(self._spec.model).to(self._device)
-                self._random_init = self._linear(fresh)
-            metrics[metric_keys.LINEAR_TOP1] = self._linear(backbone)
+                self._random_init = self._linear(fresh, self._probe)
+            metrics[metric_keys.LINEAR_TOP1] = self._linear(backbone, self._probe)
             metrics[metric_keys.LINEAR_TOP1_RANDOM_INIT] = self._random_init
         return metrics
 
-    def _linear(self, backbone: MaskedAutoencoder) -> float:
-        data, order = self._data, permutation(FIXED_SEED, 0, len(self._data.train))
-        train = data.train[order[:PROBE_IMAGES]]
-        train_labels, test_labels = _labels(data.images, train), _labels(data.held_out_images, data.held_out)
+    def _linear(self, backbone: MaskedAutoencoder, probe: ProbeImages) -> float:
         return linear_probe(
-            self._features(backbone, data.images, train), train_labels,
-            self._features(backbone, data.held_out_images, data.held_out), test_labels,
+            self._features(backbone, self._data.images, probe.train), probe.train_labels,
+            self._features(backbone, self._data.held_out_images, probe.held_out), probe.held_out_labels,
         )  # fmt: skip
 
     def _features(self, backbone: MaskedAutoencoder, images: Images, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -100,9 +116,3 @@ class Evaluator:
             with self._autocast():
                 parts.append(extract(backbone, pixels, self._data.mean, self._data.std, BATCH))
         return np.concatenate(parts)
-
-
-def _labels(images: Images, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    if images.labels is None:
-        raise ValueError(f"{images.uri} has no labels")
-    return images.labels[rows]

@@ -5,39 +5,67 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.base import Problem, SpecModel, refuse
+from trainer.spec.common import Auto
 from trainer.spec.masking import credentials_in, masked
 
 DIGITS: Final = "builtin://digits"
 """Scikit-learn's handwritten digits, labelled."""
 DIGITS_IMAGES: Final = 1797
-FOLDER_CHANNELS: Final = (1, 3, 4)
-"""Channels that image files decode to: greyscale, RGB, RGB with alpha."""
+MAX_CHANNELS: Final = 64
+"""The most channels (bands) of an image."""
+WILDCARDS: Final = "*?[{"
+"""Characters that make the last part of a URI a pattern, unless a file or folder has exactly that name."""
 
 _BUCKET: Final = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}$")
 _ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 
+Pattern = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
+Column = Annotated[str, Field(min_length=1, max_length=200)]
+ValueRange = tuple[float, float]
+
+
 class DatasetSpec(SpecModel):
-    """Where the images are, and how they are cached."""
+    """Where the images are, which of them are used, how they are read, and how they are cached."""
 
     uri: str = Field(examples=["/data/photos", "s3://datasets/cifar10/train-*.parquet", DIGITS])
     """A folder of images (nested or flat), of tar shards or of Parquet files, or one such file: an absolute path,
-    `file:///path` or `s3://bucket/path`; `*` in the last part matches anything. Or `builtin://digits`. The environment
-    of the workers holds S3's endpoint and credentials. A service may restrict where datasets are."""
+    `file:///path` or `s3://bucket/path`. The last part may be a pattern: `*`, `?`, `[0-9]`, `{000..127}`, `{a,b}`. Or
+    `builtin://digits`. The environment of the workers holds S3's endpoint and credentials. A service may restrict where
+    datasets are."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto`: chosen by
     the files' names."""
+    include: tuple[Pattern, ...] = ()
+    """Patterns of the images to use, for example `[train/, "*.png"]`; empty: all. A pattern is compared with the path of
+    the image below the dataset, or in its shard, and with the folders in it; without a slash also with each name alone.
+    `**` matches any folders. In Parquet, patterns are compared with the names of the files."""
+    exclude: tuple[Pattern, ...] = ()
+    """Patterns of images to leave out, for example `["*_mask.png", "@eaDir"]`; written as in `include`."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the images to use, chosen by a hash of their names: a smaller share is part of a larger one."""
+    label_column: Column | None = None
+    """Column of the labels in Parquet files, `metadata.csv` or `metadata.jsonl`; null: the first one with a common name
+    such as `label`."""
+    image_column: Column | None = None
+    """Column of the images in Parquet files; null: the first one with a common name such as `image`, or the only
+    one."""
+    value_range: ValueRange | Auto = "auto"
+    """Pixel values that become black and white, [least, greatest], for all images alike. `auto`: 0 to 255 for images of
+    8 bits; for deeper ones the range of the bits that the whole dataset uses, and for floating-point and signed ones
+    the least and greatest value of the whole dataset."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """`ram`: decoded once per node and mapped into its workers' memory; `disk`: files copied to each node once; `none`:
     read from their own storage in each epoch; `auto`: `disk` for remote files, and `ram` if the images fit into a
     quarter of the free memory."""
     max_bad_fraction: float = Field(0.1, ge=0, le=1)
-    """Share of the images that may be unreadable: they are left out and named in the log. More end the job."""
+    """Share of the images that may be unreadable, or of a kind that cannot be read: they are left out and named in the
+    log. More end the job."""
 
     @field_validator("uri")
     @classmethod
@@ -55,7 +83,7 @@ class DatasetSpec(SpecModel):
         if scheme not in {"file", "s3"}:
             raise ValueError(f"{scheme}:// cannot be read: give /path, file:///path, s3://bucket/path or {DIGITS}")
         if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
-            raise ValueError("may have `*` only in the last part of the path, and no zero byte")
+            raise ValueError("may be a pattern only in the last part of the path, and have no zero byte")
         if ".." in rest.split("/") or _ENCODED.search(rest):
             raise ValueError("write the path as it is, without .. and without encoded dots and slashes")
         if scheme == "file" and not rest.startswith("/"):
@@ -67,11 +95,20 @@ class DatasetSpec(SpecModel):
             raise ValueError("must name a bucket, for example s3://datasets/cifar10")
         return f"{scheme}{separator}{rest.rstrip('/') or '/'}"
 
+    @field_validator("value_range")
+    @classmethod
+    def _range_rises(cls, value: ValueRange | Auto) -> ValueRange | Auto:
+        if value != "auto" and value[0] >= value[1]:
+            raise ValueError("the first number must be below the second: write [least, greatest]")
+        return value
+
     @model_validator(mode="after")
     def _builtin_is_as_it_is(self) -> Self:
-        for name in ("format", "cache"):
-            if self.uri == DIGITS and getattr(self, name) != "auto":
-                raise refuse(name, f"must be left out: {DIGITS} is created in memory", getattr(self, name))
+        if self.uri == DIGITS:
+            for name in ("format", "cache", "include", "exclude", "label_column", "image_column", "value_range"):
+                value = getattr(self, name)
+                if value != type(self).model_fields[name].default:
+                    raise refuse(name, f"must be left out: {DIGITS} is created in memory", value)
         return self
 
 

@@ -57,6 +57,12 @@ def gang(spec: JobSpec) -> Gang:
     return Gang(workers, resources.cpus_per_worker, resources.gpus_per_worker)
 
 
+def held_out_images(images: int, *, at_least_one: bool = True) -> int:
+    """How many of a dataset's images are held out if no other dataset is named for evaluation."""
+    least = 1 if at_least_one and images > 1 else 0
+    return max(least, min(images // HELD_OUT_SHARE, HELD_OUT_MAX))
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Steps and samples of a run over a known number of training images."""
@@ -69,7 +75,7 @@ class Schedule:
     @classmethod
     def of(cls, spec: PretrainSpec, images: int) -> Self:
         """For a dataset of ``images`` readable images; raises `SpecError` when one global batch does not fit in it."""
-        held_out = 0 if spec.evaluation.dataset else min(images // HELD_OUT_SHARE, HELD_OUT_MAX)
+        held_out = 0 if spec.evaluation.dataset else held_out_images(images)
         train, batch = images - held_out, spec.optimization.global_batch_size
         if batch > train:
             raise SpecError(

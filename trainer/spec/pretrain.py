@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Auto, Labels, PositiveFloat, PositiveInt, Priority, RetrySpec
-from trainer.spec.dataset import FOLDER_CHANNELS, DatasetSpec
+from trainer.spec.dataset import MAX_CHANNELS, DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
 
@@ -26,8 +26,9 @@ class ModelSpec(SpecModel):
     """Side of the square crop in pixels, or [height, width]."""
     patch_size: PositiveInt = 16
     """Side of a patch in pixels; divides both sides of the image."""
-    in_chans: PositiveInt = 3
-    """Channels of the images."""
+    in_chans: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
+    """Channels of the images. Grey, RGB and RGBA images are converted to 1, 3 or 4 channels; images with other numbers
+    of bands need exactly that number."""
     embed_dim: PositiveInt = 768
     """Width of the encoder; divisible by 4 (position embeddings) and by `num_heads`."""
     depth: PositiveInt = 12
@@ -348,8 +349,6 @@ class PretrainSpec(Document):
             values = getattr(self.augmentation, name)
             if values != "auto" and len(values) != chans:
                 raise refuse(f"augmentation.{name}", f"give one number for each of the {chans} channels", list(values))
-        if chans not in FOLDER_CHANNELS:
-            raise refuse("model.in_chans", f"images hold {', '.join(map(str, FOLDER_CHANNELS))} channels", chans)
         workers, batch = self.resources.workers, self.optimization.global_batch_size
         if workers != "auto" and batch % workers:
             raise refuse("resources.workers", f"must divide optimization.global_batch_size {batch}", workers)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ import torch.distributed as dist
 from trainer.agreement import Agreement
 from trainer.data.dataset import DatasetContext, TrainingData, open_training_data
 from trainer.data.loader import Loader
+from trainer.data.notices import Notice
 from trainer.errors import DataError, SpecRefused
 from trainer.evaluation.evaluator import Evaluator
 from trainer.logger import logger
@@ -84,6 +87,8 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     evaluator = Evaluator(spec, data, context.store, device, autocast) if recorder else None
     constants = RunConstants(spec, data.fingerprint, data.mean, data.std, world, micro_batch)
+    if recorder and evaluator:
+        _tell(recorder, (*data.notices, *evaluator.notices))
     saver = Saver(constants, context, recorder.tag, last) if recorder else None
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
@@ -140,6 +145,13 @@ def _announce(recorder: Recorder, last: checkpoints.Committed | None, data: Trai
     recorder.tag(data.tags())
     if not last:
         logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
+
+
+def _tell(recorder: Recorder, notices: Sequence[Notice]) -> None:
+    """Tell the data's owner, in the log and on the job's page, what was decided for them and what is not used."""
+    for notice in notices:
+        logger.warning("%s", notice.message)
+    recorder.tag({names.TAG_DATA_NOTICES: json.dumps([asdict(notice) for notice in notices])})
 
 
 def _integer(value: int | str, name: str) -> int:

@@ -1,0 +1,87 @@
+"""Scanning a folder of images: labels from `metadata.csv` or `metadata.jsonl`, or else from the folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from trainer.data.columns import label_column, labels_of_values
+from trainer.data.labels import Labels, labels_of_paths, split_of, splits_notice
+from trainer.data.notices import Notice
+from trainer.data.sources import Files
+from trainer.data.table import Table
+from trainer.errors import DataError
+
+FILE_COLUMN: Final = "file_name"
+
+
+def scan_folder(files: Files, wanted_label: str | None) -> Table:
+    """The images of a folder. ``wanted_label`` is the column of their labels in the metadata files, if it was named."""
+    numbers = np.setdiff1d(np.arange(len(files.names), dtype=np.int32), np.array(files.metadata, dtype=np.int32))
+    names = [files.names[number] for number in numbers]
+    found = _labels_of_metadata(files, names, wanted_label) if files.metadata else None
+    labels, notices = found or labels_of_paths(names)
+    if wanted_label and found is None:
+        raise DataError(
+            f"dataset.label_column: {wanted_label!r} is in no metadata.csv or metadata.jsonl of {files.uri}: "
+            "remove it to take labels from the folders"
+        )
+    splits = {split.name: split for name in names if (split := split_of(name, in_file_names=False))}
+    return Table(
+        names=names,
+        file=numbers,
+        first=np.zeros(len(numbers), dtype=np.int64),
+        second=np.array(files.sizes, dtype=np.int64)[numbers],
+        labels=labels,
+        notices=(*notices, *splits_notice(files.root, splits.values())),
+    )
+
+
+def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) -> tuple[Labels, list[Notice]] | None:
+    """Labels of the metadata files' rows; None if they have no column of labels."""
+    values: dict[str, Any] = {}
+    source = ""
+    for number in files.metadata:
+        folder, _, base = files.names[number].rpartition("/")
+        rows = list(_rows(files, number))
+        columns = list(rows[0]) if rows else []
+        if FILE_COLUMN not in columns and rows:
+            raise DataError(f"dataset.uri: {files.names[number]} of {files.uri} has no column {FILE_COLUMN}")
+        column = label_column(columns, wanted)
+        if column is None:
+            continue
+        source = source or base
+        for row in rows:
+            path = posixpath.normpath(posixpath.join(folder, str(row[FILE_COLUMN])))
+            values[path] = row.get(column)
+    if not source:
+        return None
+    labels, notices = labels_of_values([values.get(name) for name in names], source)
+    unknown = len(values.keys() - set(names))
+    if unknown:
+        text = f"{unknown} of {len(values)} rows of {source} name files that are not there"
+        notices.append(Notice("metadata_without_images", text))
+    return labels, notices
+
+
+def _rows(files: Files, number: int) -> Iterator[Mapping[str, Any]]:
+    """The rows of a metadata file, as mappings from column to value."""
+    name = files.names[number]
+    with files.open_file(number) as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8-sig")
+        if name.endswith(".csv"):
+            yield from csv.DictReader(io.StringIO(text), strict=True)
+            return
+        for line in text.splitlines():
+            if line.strip():
+                yield dict(json.loads(line))
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"dataset.uri: {name} of {files.uri} cannot be read: {error}") from error
