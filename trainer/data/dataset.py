@@ -50,13 +50,17 @@ class TrainingData:
     mean: tuple[float, ...]
     """Of each channel, for values in 0..1."""
     std: tuple[float, ...]
-    notices: tuple[Notice, ...]
-    """What the data's owner should know."""
 
     @property
     def fingerprint(self) -> str:
         """Identity of the training dataset, as `Index` defines it."""
         return self.images.index.fingerprint
+
+    @property
+    def notices(self) -> tuple[Notice, ...]:
+        """What the data's owner should know."""
+        same = self.held_out_images is self.images
+        return self.images.notices if same else (*self.images.notices, *self.held_out_images.notices)
 
     def tags(self) -> dict[str, str]:
         """Tags of the run that describe the data."""
@@ -87,10 +91,9 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class:
     many damaged ones, `StorageError` if files cannot be read.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
-    images, notices = open_images(spec.dataset, "dataset", channels, size, context)
+    images = open_images(spec.dataset, "dataset", channels, size, context)
     if spec.evaluation.dataset:
-        held_out_images, more = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
-        notices = (*notices, *more)
+        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
         train = np.arange(len(images))
         held_out = permutation(SPLIT_SEED, 0, len(held_out_images))
     else:
@@ -103,7 +106,7 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class:
             )
     # Shared even if the spec gives the values: no rank continues before all have their data, however long that takes.
     mean, std = context.agree.share(_statistics(spec, images, train) if context.rank == 0 else None)
-    return TrainingData(images, train, held_out_images, held_out, mean, std, notices)
+    return TrainingData(images, train, held_out_images, held_out, mean, std)
 
 
 def _statistics(
@@ -117,14 +120,14 @@ def _statistics(
 
 def open_images(
     dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], context: DatasetContext
-) -> tuple[Images, tuple[Notice, ...]]:
-    """The readable images of a dataset, and what its owner should know. Every rank calls this.
+) -> Images:
+    """The readable images of a dataset. Every rank calls this.
 
     ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops. Raises as `open_training_data`.
     """
     if dataset.uri == DIGITS:
         digits = DigitsReader(channels)
-        return Images(DIGITS, _index_of_digits(digits, dataset, context.threads), digits, channels, Scale()), ()
+        return Images(DIGITS, _index_of_digits(digits, dataset, context.threads), digits, channels, Scale())
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
     files = _stage_if_wanted(files, dataset, field, context)
     index: Index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
@@ -135,7 +138,7 @@ def open_images(
     reader = open_reader(files, index.table, dataset.image_column)
     if dataset.cache in {"auto", "ram"}:
         reader = _decode_if_possible(index, reader, dataset, field, channels, scale, size, context)
-    return Images(dataset.uri, index, reader, channels, scale), (*index.table.notices, *notices)
+    return Images(dataset.uri, index, reader, channels, scale, (*index.table.notices, *notices))
 
 
 def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
@@ -174,7 +177,7 @@ def examine_files(
     folder = cache.folder / "indexes"
     listing = f"v{VERSION}-{files.listing[:32]}"
     kept_table = folder / f"{listing}-{_key(dataset.image_column, dataset.label_column)}-table.npz"
-    kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}.npz"
+    kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}-images.npz"
     with storage_errors(str(kept_table)):
         table = Table.load(kept_table) if kept_table.is_file() else None
     if table is None:

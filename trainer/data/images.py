@@ -18,6 +18,7 @@ from trainer.data.decode import decode, decode_crop
 from trainer.data.index import Index
 from trainer.data.inspections import CHUNK
 from trainer.data.labels import Labels
+from trainer.data.notices import Notice
 from trainer.data.readers import Reader
 from trainer.data.scale import Scale
 from trainer.data.unreadable import Unreadable
@@ -45,6 +46,8 @@ class Images:
     channels: int
     scale: Scale
     """Which values of the images become black and white."""
+    notices: tuple[Notice, ...] = ()
+    """What the data's owner should know."""
 
     def __len__(self) -> int:
         return len(self.index)

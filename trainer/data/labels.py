@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
@@ -170,9 +171,12 @@ def split_of(path: str, *, in_file_names: bool) -> Split | None:
     return Split(SPLITS[found[1].lower()], "/".join([*folders, pattern]))
 
 
-def splits_notice(uri: str, splits: Iterable[Split]) -> list[Notice]:
-    """A notice if images of several splits are used together. ``uri`` is the dataset's."""
-    locations = {split.name: f"{uri}/{split.location}" for split in splits}
+def splits_notice(root: str, paths: Iterable[str], *, in_file_names: bool) -> list[Notice]:
+    """A notice if ``paths`` below the URI ``root`` belong to several splits, which are used together."""
+    found = Counter(split for path in paths if (split := split_of(path, in_file_names=in_file_names)))
+    locations: dict[str, str] = {}
+    for split, _ in found.most_common():
+        locations.setdefault(split.name, f"{root}/{split.location}")
     if len(locations) < 2:
         return []
     held_out = next((name for name in ("validation", "test") if name in locations), "")
@@ -180,5 +184,5 @@ def splits_notice(uri: str, splits: Iterable[Split]) -> list[Notice]:
     advice = "name one of them in dataset.uri, and another in evaluation.dataset"
     if train and held_out:
         advice = f"to keep them apart, set dataset.uri: {train} and evaluation.dataset: {{uri: {locations[held_out]}}}"
-    text = f"The splits {', '.join(sorted(locations))} of {uri} are used together: {advice}"
+    text = f"The splits {', '.join(sorted(locations))} of {root} are used together: {advice}"
     return [Notice("splits_together", text)]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from trainer.data.columns import label_column, labels_of_values
-from trainer.data.labels import Labels, labels_of_paths, split_of, splits_notice
+from trainer.data.labels import Labels, labels_of_paths, splits_notice
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
 from trainer.data.table import Table
@@ -32,14 +32,13 @@ def scan_folder(files: Files, wanted_label: str | None) -> Table:
             f"dataset.label_column: {wanted_label!r} is in no metadata.csv or metadata.jsonl of {files.uri}: "
             "remove it to take labels from the folders"
         )
-    splits = {split.name: split for name in names if (split := split_of(name, in_file_names=False))}
     return Table(
         names=names,
         file=numbers,
         first=np.zeros(len(numbers), dtype=np.int64),
         second=np.array(files.sizes, dtype=np.int64)[numbers],
         labels=labels,
-        notices=(*notices, *splits_notice(files.root, splits.values())),
+        notices=(*notices, *splits_notice(files.root, names, in_file_names=False)),
     )
 
 

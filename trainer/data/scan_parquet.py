@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.data.columns import IMAGE_COLUMNS, Unusable, label_column, labels_of_column
-from trainer.data.labels import Labels, split_of, splits_notice
+from trainer.data.labels import Labels, splits_notice
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
 from trainer.data.table import Table
@@ -58,14 +58,13 @@ def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | Non
         raise DataError(f"dataset.label_column: {wanted_label!r} is not a column of {unlabelled[0]} of {files.uri}")
     columns = np.concatenate(locations)
     labels, notices = _labels(label_columns, column, class_names, required=bool(wanted_label))
-    splits = {split.name: split for name in files.names if (split := split_of(name, in_file_names=True))}
     return Table(
         names,
         columns[:, 0].astype(np.int32),
         columns[:, 1],
         columns[:, 2],
         labels,
-        (*notices, *splits_notice(files.root, splits.values())),
+        (*notices, *splits_notice(files.root, files.names, in_file_names=True)),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from trainer.data.columns import labels_of_values
-from trainer.data.labels import Labels, labels_of_paths, split_of, splits_notice
+from trainer.data.labels import Labels, labels_of_paths, splits_notice
 from trainer.data.notices import Notice
 from trainer.data.reading import DatasetFile
 from trainer.data.sources import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, Files, is_hidden, suffix_of
@@ -53,7 +53,6 @@ def scan_tars(files: Files) -> Table:
     names = members
     if len(files.names) > 1:
         names = [f"{files.names[number]}/{member}" for member, (number, _, _) in zip(members, locations, strict=True)]
-    splits = {split.name: split for name in files.names if (split := split_of(name, in_file_names=True))}
     columns = np.array(locations, dtype=np.int64).reshape(-1, 3)
     return Table(
         names,
@@ -61,7 +60,7 @@ def scan_tars(files: Files) -> Table:
         columns[:, 1],
         columns[:, 2],
         labels_found,
-        (*notices, *splits_notice(files.root, splits.values())),
+        (*notices, *splits_notice(files.root, files.names, in_file_names=True)),
     )
 
 

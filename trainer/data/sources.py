@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
 import hashlib
 import os
 import posixpath
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-import bracex
-
+from trainer.data.patterns import name_matcher
 from trainer.data.reading import DatasetFile, read_patiently
 from trainer.errors import DataError
 from trainer.logger import logger
@@ -41,8 +39,6 @@ SUFFIXES: Final[dict[Kind, frozenset[str]]] = {
     "tar": frozenset({".tar"}),
     "parquet": frozenset({".parquet"}),
 }
-MAX_ALTERNATIVES: Final = 100_000
-"""Names that the braces of a pattern may stand for."""
 SUFFIXES_SHOWN: Final = 5
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _INVALID_PATH_ERRORS: Final = frozenset({errno.ELOOP, errno.ENAMETOOLONG})
@@ -118,7 +114,7 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
     listed = _list_remote(root, prefix) if remote else _list_local(root, roots)
     if pattern:
         # The pattern applies to names directly below the folder: a folder that matches includes everything below it.
-        matches = _matcher(pattern)
+        matches = name_matcher(pattern, "dataset.uri")
         listed = [file for file in listed if matches(file.name.partition("/")[0])]
     kind = _kind(dataset, listed)
     chosen = sorted((file for file in listed if _belongs(file.name, kind)), key=lambda file: file.name)
@@ -163,17 +159,6 @@ def _exists(uri: str) -> bool:
     with storage_errors(uri):
         fs, path_in_store = open_filesystem(uri)
         return bool(fs.exists(path_in_store))
-
-
-def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a name matches a pattern of `*`, `?`, `[0-9]`, `{000..127}` and `{a,b}`."""
-    try:
-        alternatives = bracex.expand(pattern, limit=MAX_ALTERNATIVES)
-    except bracex.ExpansionLimitException as error:
-        raise DataError(f"dataset.uri: {pattern} stands for more than {MAX_ALTERNATIVES} names: write `*`") from error
-    exact = {each for each in alternatives if not any(character in each for character in "*?[")}
-    patterns = [re.compile(fnmatch.translate(each)) for each in alternatives if each not in exact]
-    return lambda name: name in exact or any(each.match(name) for each in patterns)
 
 
 def _belongs(name: str, kind: Kind) -> bool:

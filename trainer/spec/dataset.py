@@ -42,9 +42,9 @@ class DatasetSpec(SpecModel):
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto`: chosen by
     the files' names."""
     include: tuple[Pattern, ...] = ()
-    """Patterns of the images to use, for example `[train/, "*.png"]`; empty: all. A pattern is compared with the path of
-    the image below the dataset, or in its shard, and with the folders in it; without a slash also with each name alone.
-    `**` matches any folders. In Parquet, patterns are compared with the names of the files."""
+    """Patterns of the images to use, for example `[train/, "*.png"]`; empty: all. A pattern is compared with the path
+    of the image below the dataset, or in its shard, and with the folders in it; without a slash also with each name
+    alone. `**` matches any folders. In Parquet, patterns are compared with the names of the files."""
     exclude: tuple[Pattern, ...] = ()
     """Patterns of images to leave out, for example `["*_mask.png", "@eaDir"]`; written as in `include`."""
     fraction: float = Field(1.0, gt=0, le=1)

@@ -129,6 +129,11 @@ def opened(uri: Any, tmp_path: Path, channels: int = 3, **fields: Any) -> Images
     return open_images(dataset(uri, **fields), "dataset", channels, SIZE, place(tmp_path))
 
 
+def class_names(images: Images) -> list[str | None]:
+    """The class of each image, by name; None for an image without a label."""
+    return [images.labels.classes[label] if label >= 0 else None for label in images.labels.values]
+
+
 def fill(root: Path, *names: str) -> Path:
     """Tiny images of these names, no two alike."""
     for number, name in enumerate(names):

@@ -3,7 +3,6 @@
 import ctypes
 import errno
 import os
-import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from image_sets import WRITERS, dataset, fill, opened, parquet_table, picture, place, samples, tar_of, write_parquet
 
-from trainer.data.index import build_index
-from trainer.data.readers import open_reader
+from trainer.data.dataset import examine_files
 from trainer.data.reading import DatasetFile
-from trainer.data.scan import scan
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
 from trainer.protocol.outcome import Reason
@@ -40,7 +37,7 @@ def permissions_hold() -> Iterator[None]:
 
 
 def kept_indexes(folder: Path) -> list[Path]:
-    return list((folder / "cache/indexes").glob("*"))
+    return list((folder / "cache/indexes").glob("*-images.npz"))
 
 
 # --- while the index is made ------------------------------------------------------------------------------------------
@@ -86,12 +83,11 @@ def test_a_broken_disk_is_told_with_the_file_s_name(tmp_path, name):
 @pytest.mark.usefixtures("pauses")
 def test_a_file_that_goes_between_the_listing_and_the_reading_is_no_bad_image(tmp_path):
     files = find_files(dataset(fill(tmp_path / "data", "a.png", "b.png", "c.png")))
-    table = scan(files)
     (tmp_path / "data/b.png").unlink()
     with pytest.raises(
         StorageError, match=r"/data/b\.png: the file was there when the dataset was listed and is gone: restore it"
     ):
-        build_index(table, open_reader(files, table), files.uri, 1)
+        examine_files(files, dataset(tmp_path / "data"), place(tmp_path).cache, 1)
 
 
 @pytest.mark.usefixtures("permissions_hold")
@@ -107,19 +103,6 @@ def test_a_folder_that_cannot_be_listed_for_a_moment_costs_no_image(tmp_path, pa
             find_files(dataset(root))
     finally:
         (root / "deep").chmod(0o755)
-
-
-def test_an_index_of_the_version_that_kept_failed_reads_is_made_anew(tmp_path):
-    root = fill(tmp_path / "data", "a.png", "b.png")
-    opened(root, tmp_path)
-    (kept,) = kept_indexes(tmp_path)
-    _, _, listing = kept.name.partition("-")
-    (tmp_path / "wrong").mkdir()
-    shutil.copy(root / "a.png", tmp_path / "wrong")
-    wrong = opened(tmp_path / "wrong", tmp_path).index
-    kept.unlink()
-    wrong.save(kept.with_name(f"v2-{listing}"))
-    assert len(opened(root, tmp_path)) == 2
 
 
 # --- what is the data's own -------------------------------------------------------------------------------------------

@@ -11,11 +11,8 @@ from loops import launch, make_spec, run_loop, weights
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import DatasetContext, open_images
-from trainer.data.index import build_index
+from trainer.data.dataset import DatasetContext, examine_files, open_images
 from trainer.data.loader import Loader
-from trainer.data.readers import open_reader
-from trainer.data.scan import scan
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError
 from trainer.protocol import names
@@ -214,11 +211,10 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
         images.crops([6, 7], np.array([[0, 0, 8, 8]] * 2), np.zeros(2, dtype=bool), (8, 8))
     # One that goes while the index is made is no bad image either.
     files = find_files(spec.dataset)
-    table = scan(files)
     gone = files.location(20)
     fs.rm(gone)
     with pytest.raises(StorageError, match=f"^{gone}: the file was there when"):
-        build_index(table, open_reader(files, table), files.uri, 1)
+        examine_files(files, spec.dataset, Cache(tmp_path / "cache"), 1)
     again = open_images(
         spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
     )

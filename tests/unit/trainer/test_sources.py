@@ -1,6 +1,5 @@
 """Which files a dataset has, what lies in them, and what is refused: folders, tars and Parquet files."""
 
-import json
 import os
 import tarfile
 from pathlib import Path
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_sets import (
-    CLASSES,
     WRITERS,
     add,
     dataset,
@@ -106,71 +104,6 @@ def test_a_changed_listing_is_another_listing(tmp_path, change):
     else:
         os.utime(root / "b.png", ns=(1, 1))
     assert find_files(dataset(root)).listing != before
-
-
-# --- labels -----------------------------------------------------------------------------------------------------------
-
-
-def test_first_level_folders_are_the_classes(tmp_path):
-    images = opened(fill(tmp_path, "dog/b.png", "cat/deep/er/a.png", "cat/z.jpg", "dog/a.PNG"), tmp_path / "c")
-    assert list(images.index.table.names) == ["cat/deep/er/a.png", "cat/z.jpg", "dog/a.PNG", "dog/b.png"]
-    assert images.index.table.classes == ("cat", "dog")
-    assert images.labels.tolist() == [0, 0, 1, 1]
-
-
-@pytest.mark.parametrize(
-    "names", [("a.png", "b.jpg"), ("only/a.png", "only/b.png"), ("a.png", "cat/b.png", "dog/c.png")]
-)
-def test_flat_mixed_and_single_folders_have_no_labels(tmp_path, names):
-    images = opened(fill(tmp_path / "data", *names), tmp_path)
-    assert images.labels is None
-    assert images.index.table.classes == ()
-
-
-def test_labels_of_tars_are_cls_members_or_folders(tmp_path):
-    one, two = picture(1, (20, 20)), picture(2, (20, 20))
-    numbers = tar_of(tmp_path / "a", ("x/1.jpg", one), ("x/1.cls", b"7\n"), ("x/2.cls", b"3"), ("x/2.jpg", two))
-    assert opened(numbers, tmp_path).labels.tolist() == [7, 3]
-    words = opened(
-        tar_of(tmp_path / "b", ("1.jpg", one), ("1.cls", b"dog"), ("2.jpg", two), ("2.cls", b"cat")), tmp_path
-    )
-    assert (words.labels.tolist(), words.index.table.classes) == ([1, 0], ("cat", "dog"))
-    folders = opened(tar_of(tmp_path / "c", ("./dog/1.jpg", one), ("./cat/1.jpg", two)), tmp_path)
-    assert (folders.labels.tolist(), folders.index.table.classes) == ([1, 0], ("cat", "dog"))
-    partly = opened(tar_of(tmp_path / "d", ("1.jpg", one), ("1.cls", b"7"), ("2.jpg", two)), tmp_path)
-    assert partly.labels is None
-
-
-def test_shards_of_any_name_have_the_labels_of_their_members_folders(tmp_path):
-    one, two = picture(1, (20, 20)), picture(2, (20, 20))
-    for name, image, folder in (("one.TAR", one, "dog"), ("my.tar/two.tar", two, "cat")):
-        made = tar_of(tmp_path / folder, (f"{folder}/1.jpg", image)) / "a.tar"
-        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
-        made.rename(tmp_path / "data" / name)
-    images = opened(tmp_path / "data", tmp_path)
-    assert list(images.index.table.names) == ["my.tar/two.tar/cat/1.jpg", "one.TAR/dog/1.jpg"]
-    assert (images.labels.tolist(), images.index.table.classes) == ([0, 1], ("cat", "dog"))
-
-
-def test_labels_of_parquet_are_a_column_of_numbers_or_words(tmp_path):
-    made = samples(6)
-    data = tmp_path / "data"
-    data.mkdir()
-
-    def labels(table: pa.Table):
-        pq.write_table(table, data / "a.parquet")
-        images = opened(data, tmp_path)
-        return (None if images.labels is None else images.labels.tolist()), images.index.table.classes
-
-    plain = parquet_table(made)
-    assert labels(plain) == ([0, 0, 1, 1, 2, 2], ())
-    named = {"info": {"features": {"label": {"_type": "ClassLabel", "names": list(CLASSES)}}}}
-    assert labels(plain.replace_schema_metadata({"huggingface": json.dumps(named)})) == ([0, 0, 1, 1, 2, 2], CLASSES)
-    words = plain.set_column(1, "class", pa.array([CLASSES[sample.label] for sample in made]))
-    assert labels(words) == ([0, 0, 1, 1, 2, 2], CLASSES)
-    assert labels(plain.set_column(1, "label", pa.array([-1] * 6)))[0] is None
-    assert labels(plain.set_column(1, "label", pa.array([0, None, 1, 1, 2, 2])))[0] is None
-    assert labels(plain.drop_columns("label"))[0] is None
 
 
 # --- hostile containers -----------------------------------------------------------------------------------------------

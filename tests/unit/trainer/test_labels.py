@@ -1,0 +1,341 @@
+"""Labels: where they come from, what they are called, and which images have none."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from image_sets import CLASSES, class_names, fill, opened, parquet_table, picture, samples, tar_of, write_folder
+
+from trainer.data.index import split
+from trainer.data.labels import Labels
+from trainer.errors import DataError
+
+
+def codes(images) -> list[str]:
+    """Of the notices about labels."""
+    return [notice.code for notice in images.notices if not notice.code.startswith("value_range")]
+
+
+def text_of(images, code: str) -> str:
+    return next(notice.message for notice in images.notices if notice.code == code)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def test_first_level_folders_are_the_classes(tmp_path):
+    images = opened(fill(tmp_path, "dog/b.png", "cat/deep/er/a.png", "cat/z.jpg", "dog/a.PNG"), tmp_path / "c")
+    assert list(images.index.table.names) == ["cat/deep/er/a.png", "cat/z.jpg", "dog/a.PNG", "dog/b.png"]
+    assert class_names(images) == ["cat", "cat", "dog", "dog"]
+    assert (images.labels.source, codes(images)) == ("folders", [])
+
+
+@pytest.mark.parametrize("names", [("a.png", "b.jpg"), ("only/a.png", "only/b.png"), ("a.png", "b.png", "cat/c.png")])
+def test_flat_and_single_folders_have_no_labels(tmp_path, names):
+    images = opened(fill(tmp_path / "data", *names), tmp_path)
+    assert (class_names(images), images.labels.source) == ([None] * len(names), "none")
+
+
+def test_images_beside_the_folders_have_no_label_and_are_told_of(tmp_path):
+    images = opened(fill(tmp_path / "data", "a.png", "cat/b.png", "dog/c.png"), tmp_path)
+    assert class_names(images) == [None, "cat", "dog"]
+    assert "1 of 3 images lie in no folder of a class" in text_of(images, "labels_incomplete")
+
+
+@pytest.mark.parametrize("prefix", ["", "imagenette2/"])
+def test_splits_are_no_classes(tmp_path, prefix):
+    names = [f"{prefix}{split}/{name}/{n}.png" for split in ("train", "Val") for name in CLASSES for n in (1, 2)]
+    root = fill(tmp_path / "data", *names)
+    images = opened(root, tmp_path)
+    assert images.labels.counts() == dict.fromkeys(CLASSES, 4)
+    told = text_of(images, "splits_together")
+    assert f"dataset.uri: file://{root}/{prefix}train " in told
+    assert f"evaluation.dataset: {{uri: file://{root}/{prefix}Val}}" in told
+    alone = opened(root / prefix / "train", tmp_path)
+    assert (alone.labels.counts(), codes(alone)) == (dict.fromkeys(CLASSES, 2), [])
+
+
+def test_a_hidden_test_split_has_no_labels(tmp_path):
+    images = opened(fill(tmp_path / "data", "train/cat/1.png", "train/dog/1.png", "test/1.png"), tmp_path)
+    assert class_names(images) == [None, "cat", "dog"]
+
+
+def test_trains_are_vehicles_among_other_classes(tmp_path):
+    images = opened(fill(tmp_path / "data", "bus/1.png", "car/1.png", "train/1.png"), tmp_path)
+    assert class_names(images) == ["bus", "car", "train"]
+    assert codes(images) == ["split_name_is_class"]
+
+
+def test_identifiers_are_no_labels(tmp_path):
+    images = opened(fill(tmp_path / "data", *[f"patient-{n}/scan.png" for n in range(12)]), tmp_path)
+    assert (images.labels.source, codes(images)) == ("none", ["labels_are_identifiers"])
+
+
+# --- metadata.csv and metadata.jsonl ----------------------------------------------------------------------------------
+
+
+def _csv(rows: list[dict[str, str]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _jsonl(rows: list[dict[str, str]]) -> str:
+    return "\n".join(map(json.dumps, rows)) + "\n"
+
+
+@pytest.mark.parametrize(("name", "write"), [("metadata.csv", _csv), ("metadata.jsonl", _jsonl)])
+def test_metadata_files_have_the_labels(tmp_path, name, write):
+    root = fill(tmp_path / "data", "a.png", "sub/b.png", "c.png")
+    rows = [("a.png", "dog"), ("sub/b.png", "cat"), ("gone.png", "cat")]
+    (root / name).write_text(write([{"file_name": file, "label": label} for file, label in rows]))
+    images = opened(root, tmp_path)
+    assert (class_names(images), images.labels.source) == (["dog", None, "cat"], name)
+    assert codes(images) == ["labels_incomplete", "metadata_without_images"]
+    (root / name).write_text(write([{"file_name": file, "species": label} for file, label in rows]))
+    assert opened(root, tmp_path).labels.source == "none"
+    assert class_names(opened(root, tmp_path, label_column="species")) == ["dog", None, "cat"]
+    with pytest.raises(DataError, match=r"dataset\.label_column: 'nothing' is in no metadata\.csv"):
+        opened(root, tmp_path, label_column="nothing")
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", 'file_name,label\n"a.png'])
+def test_metadata_that_cannot_be_used_is_named(tmp_path, content):
+    (fill(tmp_path / "data", "a.png") / "metadata.csv").write_text(content)
+    with pytest.raises(DataError, match=r"metadata\.csv of .*data"):
+        opened(tmp_path / "data", tmp_path)
+
+
+def test_metadata_go_before_folders(tmp_path):
+    root = Path(write_folder(tmp_path / "data", samples(12)))
+    assert opened(root, tmp_path).labels.classes == CLASSES
+    (root / "metadata.csv").write_text(_csv([{"file_name": "cat/0000.png", "label": "lion"}]))
+    images = opened(root, tmp_path)
+    assert (images.labels.source, images.labels.counts()) == ("metadata.csv", {"lion": 1})
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_of_tars_are_cls_members_or_folders(tmp_path):
+    one, two = picture(1, (20, 20)), picture(2, (20, 20))
+    numbers = tar_of(tmp_path / "a", ("x/1.jpg", one), ("x/1.cls", b"7\n"), ("x/2.cls", b"3"), ("x/2.jpg", two))
+    assert class_names(opened(numbers, tmp_path)) == ["7", "3"]
+    words = tar_of(tmp_path / "b", ("1.jpg", one), ("1.cls", b"dog"), ("2.jpg", two), ("2.cls", b"cat"))
+    assert class_names(opened(words, tmp_path)) == ["dog", "cat"]
+    folders = opened(tar_of(tmp_path / "c", ("./dog/1.jpg", one), ("./cat/1.jpg", two)), tmp_path)
+    assert (class_names(folders), folders.labels.source) == (["dog", "cat"], "folders")
+    partly = opened(tar_of(tmp_path / "d", ("1.jpg", one), ("1.cls", b"7"), ("2.jpg", two)), tmp_path)
+    assert (class_names(partly), codes(partly)) == (["7", None], ["labels_incomplete"])
+
+
+def test_a_sample_is_named_by_its_whole_stem_or_up_to_its_first_dot(tmp_path):
+    made = [picture(number, (20, 20)) for number in range(3)]
+    members = [(f"scan-1.{n:03d}.jpg", made[n]) for n in range(2)] + [
+        (f"scan-1.{n:03d}.cls", b"%d" % n) for n in range(2)
+    ]
+    whole = tar_of(tmp_path / "whole", *members)
+    assert class_names(opened(whole, tmp_path)) == ["0", "1"]
+    first = tar_of(tmp_path / "first", ("a.left.jpg", made[0]), ("a.right.jpg", made[1]), ("a.cls", b"4"))
+    assert class_names(opened(first, tmp_path)) == ["4", "4"]
+    both = tar_of(tmp_path / "both", ("b.jpg", made[0]), ("b.1.cls", b"4"), ("b.2.cls", b"5"))
+    with pytest.raises(DataError, match=r"b\.jpg in the shard a\.tar has two labels, '4' and '5'"):
+        opened(both, tmp_path)
+
+
+def test_labels_in_json_members(tmp_path):
+    one, two = picture(1, (20, 20)), picture(2, (20, 20))
+    json_members = [("1.json", b'{"label": 3, "caption": "x"}'), ("2.json", b'{"cls": 5}'), ("3.json", b"no json")]
+    images = opened(tar_of(tmp_path / "a", ("1.jpg", one), ("2.jpg", two), *json_members), tmp_path)
+    assert (class_names(images), images.labels.source) == (["3", "5"], "json")
+    images = opened(tar_of(tmp_path / "b", ("1.jpg", one), ("1.cls", b"8"), *json_members), tmp_path)
+    assert (class_names(images), images.labels.source) == (["8"], "cls")
+
+
+def test_shards_of_any_name_have_the_labels_of_their_members_folders(tmp_path):
+    one, two = picture(1, (20, 20)), picture(2, (20, 20))
+    for name, image, folder in (("one.TAR", one, "dog"), ("my.tar/two.tar", two, "cat")):
+        made = tar_of(tmp_path / folder, (f"{folder}/1.jpg", image)) / "a.tar"
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        made.rename(tmp_path / "data" / name)
+    images = opened(tmp_path / "data", tmp_path)
+    assert list(images.index.table.names) == ["my.tar/two.tar/cat/1.jpg", "one.TAR/dog/1.jpg"]
+    assert class_names(images) == ["cat", "dog"]
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+WORDS = [CLASSES[number] for number in (0, 0, 1, 1, 2, 2)]
+NUMBERS = ["0", "0", "1", "1", "2", "2"]
+COLUMNS = {
+    "integers": (pa.array([0, 0, 1, 1, 2, 2], pa.int16()), NUMBERS),
+    "whole floats": (pa.array([0.0, 0.0, 1.0, 1.0, 2.0, 2.0]), NUMBERS),
+    "floats with gaps": (pa.array([0.0, float("nan"), 1.0, None, 2.0, 2.0]), ["0", None, "1", None, "2", "2"]),
+    "truth": (pa.array([True, True, False, False, None, True]), ["true", "true", "false", "false", None, "true"]),
+    "string": (pa.array(WORDS, pa.string()), WORDS),
+    "large_string": (pa.array(WORDS, pa.large_string()), WORDS),
+    "string_view": (pa.array(WORDS, pa.string_view()), WORDS),
+    "dictionary": (pa.array(WORDS).dictionary_encode(), WORDS),
+    "digits in text": (pa.array(NUMBERS), NUMBERS),
+    "negative": (pa.array([0, -1, 1, -1, 2, 2]), ["0", None, "1", None, "2", "2"]),
+    "null": (pa.array([0, None, 1, 1, 2, 2]), ["0", None, "1", "1", "2", "2"]),
+    "all negative": (pa.array([-1] * 6), [None] * 6),
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_every_column_of_names_or_whole_numbers_is_used(tmp_path, kind):
+    column, expected = COLUMNS[kind]
+    (tmp_path / "data").mkdir()
+    plain = parquet_table(samples(6)).drop_columns("label")
+    pq.write_table(plain.append_column("label", column), tmp_path / "data/a.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert class_names(images) == expected
+    assert ("negative_labels" in codes(images)) == ("negative" in kind)
+    pq.write_table(plain.append_column("species", column), tmp_path / "data/a.parquet")
+    assert class_names(opened(tmp_path / "data", tmp_path)) == [None] * 6
+    assert class_names(opened(tmp_path / "data", tmp_path, label_column="species")) == expected
+
+
+def test_class_names_of_hugging_face_are_the_numbers_names(tmp_path):
+    (tmp_path / "data").mkdir()
+    named = {"info": {"features": {"label": {"_type": "ClassLabel", "names": list(CLASSES)}}}}
+    table = parquet_table(samples(6)).replace_schema_metadata({"huggingface": json.dumps(named)})
+    pq.write_table(table, tmp_path / "data/a.parquet")
+    assert class_names(opened(tmp_path / "data", tmp_path)) == WORDS
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [(pa.array([0.5] * 6), "0.5, which is not a whole number"), (pa.array([[1]] * 6), "its type is list")],
+)
+def test_a_column_that_looks_like_labels_and_is_none_is_named(tmp_path, column, reason):
+    (tmp_path / "data").mkdir()
+    table = parquet_table(samples(6)).drop_columns("label").append_column("label", column)
+    pq.write_table(table, tmp_path / "data/a.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert images.labels.source == "none"
+    assert "The column label looks like labels and is not used: it" in text_of(images, "label_column_unusable")
+    assert reason in text_of(images, "label_column_unusable")
+    with pytest.raises(DataError, match=r"dataset\.label_column: 'label' cannot be used"):
+        opened(tmp_path / "data", tmp_path, label_column="label")
+
+
+def test_files_of_different_types_have_labels_together(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name, kind in (("a", pa.int32()), ("b", pa.float64())):
+        table = (
+            parquet_table(samples(6)).drop_columns("label").append_column("label", pa.array([0, 0, 1, 1, 2, 2], kind))
+        )
+        pq.write_table(table, tmp_path / f"data/{name}.parquet")
+    assert class_names(opened(tmp_path / "data", tmp_path)) == NUMBERS * 2
+
+
+def test_columns_that_are_not_there_are_named(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(parquet_table(samples(6)), tmp_path / "data/a.parquet")
+    with pytest.raises(DataError, match=r"dataset\.label_column: 'species' is not a column of a\.parquet"):
+        opened(tmp_path / "data", tmp_path, label_column="species")
+    with pytest.raises(DataError, match=r"dataset\.image_column: 'pixels' is no column of images; .*image: struct"):
+        opened(tmp_path / "data", tmp_path, image_column="pixels")
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+def test_any_column_of_bytes_can_be_named(tmp_path, kind):
+    (tmp_path / "data").mkdir()
+    data = [picture(number, (20, 20)) for number in range(3)]
+    table = pa.table({"thumbnail": pa.array([b"x"] * 3, pa.binary()), "scan": pa.array(data, kind)})
+    pq.write_table(table, tmp_path / "data/a.parquet")
+    with pytest.raises(DataError, match=r"several columns of bytes: name one in dataset\.image_column"):
+        opened(tmp_path / "data", tmp_path)
+    assert [bytes(raw) for raw in opened(tmp_path / "data", tmp_path, image_column="scan").reader.fetch([2, 0])] == [
+        data[2], data[0],
+    ]  # fmt: skip
+
+
+def test_paths_alone_are_no_images(tmp_path):
+    (tmp_path / "data").mkdir()
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for column in (pa.array([{"bytes": None, "path": "a.png"}] * 3, kind), pa.array(["a.png"] * 3)):
+        pq.write_table(pa.table({"image": column}), tmp_path / "data/a.parquet")
+        with pytest.raises(DataError, match=r"the images themselves are not in the file.*embed_table_storage"):
+            opened(tmp_path / "data", tmp_path)
+
+
+def test_files_of_several_splits_are_told_of(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "training"):
+        pq.write_table(parquet_table(samples(6)), tmp_path / f"data/{name}.parquet")
+    told = text_of(opened(tmp_path / "data", tmp_path), "splits_together")
+    assert f"evaluation.dataset: {{uri: file://{tmp_path}/data/test-*}}" in told
+    assert codes(opened(tmp_path / "data/train*", tmp_path)) == []
+
+
+# --- whatever the container -------------------------------------------------------------------------------------------
+
+PICTURES = [picture(number, (12, 12), "PNG") for number in range(8)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from(["ant", "bee", "Cat", "dog 1", "ähre"]), min_size=8, max_size=8))
+def test_the_same_pictures_and_names_are_the_same_data_in_any_container(tmp_path_factory, names):
+    if len(set(names)) < 2:
+        names[0] = "elk"
+    root = tmp_path_factory.mktemp("containers")
+    order = sorted(range(8), key=lambda number: f"{names[number]}/{number}.png")
+    (root / "tar").mkdir()
+    tar_of(root / "tar", *[m for n in order for m in ((f"{n}.png", PICTURES[n]), (f"{n}.cls", names[n].encode()))])
+    for number in order:
+        (root / "folder" / names[number]).mkdir(parents=True, exist_ok=True)
+        (root / "folder" / names[number] / f"{number}.png").write_bytes(PICTURES[number])
+    (root / "parquet").mkdir()
+    rows = {"image": pa.array([PICTURES[n] for n in order], pa.binary()), "label": [names[n] for n in order]}
+    pq.write_table(pa.table(rows), root / "parquet/a.parquet")
+    (root / "flat").mkdir()
+    for position, number in enumerate(order):
+        (root / "flat" / f"{position}.png").write_bytes(PICTURES[number])
+    metadata = [{"file_name": f"{position}.png", "label": names[number]} for position, number in enumerate(order)]
+    (root / "flat/metadata.csv").write_text(_csv(metadata))
+    seen = [opened(root / kind, root) for kind in ("folder", "tar", "parquet", "flat")]
+    assert len({images.index.fingerprint for images in seen}) == 1
+    assert [class_names(images) for images in seen] == [[names[number] for number in order]] * 4
+
+
+# --- which images are held out ----------------------------------------------------------------------------------------
+
+
+def test_each_class_gives_its_share_of_the_held_out_images():
+    values = np.repeat([0, 1, 2, -1], [500, 300, 7, 93])
+    labels = Labels(values, ("a", "b", "c"), "folders")
+    train, held_out = split(labels, by_class=True)
+    assert len(held_out) == 90
+    counts = {label: int((values[held_out] == label).sum()) for label in (0, 1, 2, -1)}
+    assert (counts[0], counts[1]) == (50, 30)
+    assert counts[2] in (0, 1)
+    assert sorted([*train, *held_out]) == list(range(900))
+    again = split(labels, by_class=True)[1]
+    np.testing.assert_array_equal(again, held_out)
+    assert not np.array_equal(np.sort(held_out), held_out)  # any part of them is a random choice
+
+
+def test_runs_that_began_with_a_plain_split_keep_it():
+    labels = Labels(np.repeat([0, 1], 500), ("a", "b"), "folders")
+    before = split(Labels.none(1000), by_class=True)
+    for now, then in zip(split(labels, by_class=False), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_every_class_keeps_an_image_to_train_on():
+    labels = Labels(np.arange(40) % 20, tuple(map(str, range(20))), "folders")
+    train, held_out = split(labels, by_class=True)
+    assert len(held_out) == 4
+    assert set(labels.values[train]) == set(range(20))
