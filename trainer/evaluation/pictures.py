@@ -85,6 +85,6 @@ def _draw(columns: list[NDArray[np.float32]], headings: list[str]) -> bytes:
 
 
 def _tile(image: NDArray[np.float32]) -> Image.Image:
-    """Pixels (H, W, C) in 0..1 as RGB; alpha is not shown."""
+    """Pixels (H, W, C) in 0..1 as RGB: the first three channels, or of one or two the first as grey."""
     values = np.rint(image * 255).astype(np.uint8)
-    return Image.fromarray(values[:, :, 0] if values.shape[2] == 1 else values[:, :, :3]).convert("RGB")
+    return Image.fromarray(values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]).convert("RGB")

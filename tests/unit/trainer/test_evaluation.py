@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from trainer.data.cache import Cache
 from trainer.data.dataset import DatasetContext, open_images, open_training_data
 from trainer.data.images import fixed_images
 from trainer.data.sampler import mask_orders
+from trainer.errors import DataError
 from trainer.evaluation.evaluator import Evaluator
 from trainer.evaluation.features import evaluating, extract
 from trainer.evaluation.linear import linear_probe
@@ -135,7 +137,7 @@ def test_a_probe_reads_digits_from_pixels(tmp_path):
     dataset = DatasetSpec.model_validate({"uri": "builtin://digits"})
     digits = open_images(dataset, "dataset", 1, (8, 8), place_in(tmp_path))
     pixels = fixed_images(digits, np.arange(len(digits)), (8, 8), 1).flatten(1).numpy().astype(np.float32)
-    labels = digits.labels
+    labels = digits.labels.values
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         accuracy = linear_probe(pixels[:800], labels[:800], pixels[800:], labels[800:])
@@ -163,7 +165,7 @@ def cells(picture: bytes, rows: int, size: tuple[int, int]) -> np.ndarray:
     return tiles
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("size", [(16, 16), (8, 32)])
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 def test_the_picture_of_a_perfect_prediction_is_the_input(channels, size, norm_pix_loss):
@@ -172,7 +174,7 @@ def test_the_picture_of_a_perfect_prediction_is_the_input(channels, size, norm_p
     picture = reconstruction_grid(oracle, images, orders_for(3), mean, std, norm_pix_loss, VISIBLE)
     assert picture.startswith(b"\x89PNG")
     tiles = cells(picture, 3, size).astype(int)
-    shown = images[:, :3].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
+    shown = images[:, : 3 if channels > 2 else 1].permute(0, 2, 3, 1).expand(-1, -1, -1, 3).numpy()
     assert np.abs(tiles[:, 0] - shown).max() <= 1
     assert np.abs(tiles[:, 2] - shown).max() <= 1
 
@@ -212,7 +214,7 @@ def evaluator_for(tmp_path, **parts) -> tuple[Evaluator, PretrainSpec, Store]:
 
 @pytest.fixture
 def _few_probe_images(monkeypatch):
-    monkeypatch.setattr("trainer.evaluation.evaluator.PROBE_IMAGES", 300)
+    monkeypatch.setattr("trainer.evaluation.probe_images.TRAIN_IMAGES", 300)
 
 
 @pytest.mark.usefixtures("_few_probe_images")
@@ -262,3 +264,63 @@ def test_without_probes_only_the_reconstruction_is_measured(tmp_path):
     evaluator, spec, _ = evaluator_for(tmp_path, evaluation={"probes": []})
     model = MaskedAutoencoder(spec.model)
     assert set(evaluator.evaluate(model, model, step=0)) == {metric_keys.RECONSTRUCTION_RATIO}
+
+
+# --- probes of what people have ---------------------------------------------------------------------------------------
+
+
+def evaluator_of(tmp_path: Path, train: Path, evaluation: Path | None = None, probes: object = "auto") -> Evaluator:
+    section = {"probes": probes} | ({"dataset": {"uri": str(evaluation)}} if evaluation else {})
+    return evaluator_for(
+        tmp_path, dataset={"uri": str(train)}, evaluation=section, optimization={"global_batch_size": 4}
+    )[0]
+
+
+def shades(root: Path, classes: dict[str, int], count: int) -> Path:
+    """A folder for each class, of images of one grey each."""
+    for name, grey in classes.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.new("L", (20, 20), grey + number).save(root / name / f"{number}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("classes", "reason"),
+    [
+        ({}, "has no labels: sort its images into a folder for each class"),
+        ({"a": 10, "b": 90}, "they share none, and a probe needs two. Classes are compared by their names"),
+    ],
+)
+def test_a_probe_that_cannot_be_made_is_an_error_only_where_it_was_asked_for(tmp_path, classes, reason):
+    train = shades(tmp_path / "train", classes or {"flat": 10}, 12)
+    other = shades(tmp_path / "other", {"x": 10, "y": 90}, 3) if classes else None
+    with pytest.raises(DataError, match=f"evaluation.probes: .*{reason}"):
+        evaluator_of(tmp_path, train, other, ["linear"])
+    evaluator = evaluator_of(tmp_path, train, other)
+    assert [notice.code for notice in evaluator.notices] == (["no_probe"] if classes else [])
+    model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
+    assert set(evaluator.evaluate(model, model, 1)) == {metric_keys.RECONSTRUCTION_RATIO}
+
+
+def test_classes_are_matched_by_name_and_those_of_one_side_are_left_out(tmp_path):
+    """The numbers of `b` and `c` differ between the two datasets: `a` is missing in one of them."""
+    train = shades(tmp_path / "train", {"a": 10, "b": 90, "c": 200}, 12)
+    other = shades(tmp_path / "other", {"b": 90, "c": 200, "d": 150}, 4)
+    evaluator = evaluator_of(tmp_path, train, other)
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
+    assert evaluator.evaluate(model, model, 1)[metric_keys.LINEAR_TOP1] == 1
+    (notice,) = evaluator.notices
+    assert (notice.code, notice.message) == (
+        "classes_differ",
+        "Classes left out of the probes' score: a only among the training images; d only among the held-out images",
+    )
+
+
+def test_the_ratio_is_measured_on_a_random_choice_of_a_dataset_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.evaluation.evaluator.RATIO_IMAGES", 8)
+    train = shades(tmp_path / "train", {"a": 10, "b": 90}, 12)
+    other = shades(tmp_path / "other", {"a": 10, "b": 200}, 20)
+    held_out = evaluator_of(tmp_path, train, other)._images
+    assert {bool(image.float().mean() > 100) for image in held_out} == {True, False}

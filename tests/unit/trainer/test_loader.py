@@ -14,6 +14,7 @@ from trainer.data.cache import Cache
 from trainer.data.dataset import DatasetContext, open_images
 from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images
 from trainer.data.loader import Loader
+from trainer.data.scale import Scale
 from trainer.errors import DataError, StorageError
 from trainer.spec.dataset import DIGITS as DIGITS_URI
 from trainer.spec.dataset import DatasetSpec
@@ -181,7 +182,7 @@ class Away:
 @pytest.mark.parametrize("processes", [0, 1])
 def test_a_storage_that_is_away_keeps_its_reason(processes):
     spec = spec_of(4, resources={"loader_processes": processes})
-    images = Images("s3://bucket", DIGITS.index, Away(), 1)
+    images = Images("s3://bucket", DIGITS.index, Away(), 1, Scale())
     with pytest.raises(StorageError, match=r"^s3://bucket/a\.tar: cannot be reached$"):
         list(Loader(images, ROWS, spec, 0, 1, 1, pin=False).batches(0, 3))
 

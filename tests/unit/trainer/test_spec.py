@@ -140,7 +140,7 @@ BAD = [
     ({"model": {"img_size": [224, 100]}}, "model.img_size", "divisible by patch_size 16"),
     ({"model": {"patch_size": 224}}, "model.patch_size", "at least 4"),
     ({"model": {"img_size": "large"}}, "model.img_size", "integer"),
-    ({"model": {"in_chans": 2}}, "model.in_chans", "1, 3, 4"),
+    ({"model": {"in_chans": 65}}, "model.in_chans", "less than or equal to 64"),
     ({"optimization": {"epochs": 5, "warmup_epochs": 6}}, "optimization.warmup_epochs", "above epochs 5"),
     ({"optimization": {"min_lr": 1.0}}, "optimization.min_lr", "peak learning rate"),
     ({"method": {"name": "mae", "teacher": {}}}, "method.teacher", "use name rc_mae"),
