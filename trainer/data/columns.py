@@ -68,23 +68,15 @@ def labels_of_column(column: pa.ChunkedArray, source: str, names: Sequence[str] 
         numbers = _numbers(texts)
         if numbers is None:
             labels = Labels.from_names(texts.to_pylist(), source)
-            return _finish(labels, int(texts.null_count), 0)
+            return without_identifiers(labels)
         column = numbers
-    missing = int(column.null_count)
     values = pc.fill_null(column.cast(pa.int64(), safe=False), UNLABELLED).to_numpy()
-    negative = int((values < 0).sum()) - missing
-    return _finish(Labels.from_numbers(values, source, names), missing, negative)
-
-
-def _finish(labels: Labels, missing: int, negative: int) -> tuple[Labels, list[Notice]]:
-    checked, notices = without_identifiers(labels)
+    negative = int((values < 0).sum()) - int(column.null_count)
+    labels, notices = without_identifiers(Labels.from_numbers(values, source, names))
     if negative:
-        text = f"{negative} of {len(labels)} images have a negative label in {labels.source}, which is taken for none"
+        text = f"{negative} of {len(values)} images have a negative label in {source}, which is taken for none"
         notices.append(Notice("negative_labels", text))
-    if missing and checked.labelled:
-        text = f"{missing} of {len(labels)} images have no label in {labels.source}"
-        notices.append(Notice("labels_incomplete", text))
-    return checked, notices
+    return labels, notices
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,28 +10,20 @@ from numpy.typing import NDArray
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.decoded import keep_decoded
+from trainer.data.examine import examine_digits, examine_files
 from trainer.data.images import Images, channel_statistics
 from trainer.data.index import SPLIT_SEED, Index, check_readable, make_index, split
-from trainer.data.inspections import Inspections, Progress, inspect_images
-from trainer.data.labels import Labels
 from trainer.data.notices import Notice
-from trainer.data.readers import DigitsReader, Reader, open_reader
+from trainer.data.readers import Reader, open_reader
 from trainer.data.sampler import permutation
 from trainer.data.scale import Scale, scale_of
-from trainer.data.scan import scan
-from trainer.data.selection import select_rows, share_of_rows
 from trainer.data.sources import Files, find_files
 from trainer.data.staging import stage
-from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.protocol.names import TAG_DATASET, TAG_IMAGES, TAG_LABELS, TAG_SCALE
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.pretrain import PretrainSpec
-from trainer.storage import storage_errors
-
-VERSION: Final = 4
-"""Of the files in which a node keeps what it knows of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +115,9 @@ def open_images(
     ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops. Raises as `open_training_data`.
     """
     if dataset.uri == DIGITS:
-        digits = DigitsReader(channels)
-        return Images(DIGITS, _index_of_digits(digits, dataset, context.threads), digits, channels, Scale())
+        examined = examine_digits(dataset, channels, context.threads)
+        index = make_index(examined.table, examined.rows, examined.inspections, channels)
+        return Images(DIGITS, index, examined.reader, channels, Scale())
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
     files = _stage_if_wanted(files, dataset, field, context)
     index: Index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
@@ -154,54 +144,6 @@ def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: Da
         "Reading %s from its own storage in each epoch, because it cannot be cached: %s", dataset.uri, staged
     )
     return files
-
-
-@dataclass(frozen=True)
-class Examined:
-    """A dataset whose images have been inspected: all that the spec uses."""
-
-    table: Table
-    """All images of the files."""
-    rows: NDArray[np.int64]
-    """Those that the spec uses."""
-    inspections: Inspections
-    """One row for each of the table's."""
-    inspected: int
-    """Images that had to be decoded for it now; what earlier jobs have found out is kept on the node."""
-
-
-def examine_files(
-    files: Files, dataset: DatasetSpec, cache: Cache, threads: int, progress: Progress | None = None
-) -> Examined:
-    """Inspect the images of a dataset's files that no job of this node has inspected before."""
-    folder = cache.folder / "indexes"
-    listing = f"v{VERSION}-{files.listing[:32]}"
-    kept_table = folder / f"{listing}-{_key(dataset.image_column, dataset.label_column)}-table.npz"
-    kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}-images.npz"
-    with storage_errors(str(kept_table)):
-        table = Table.load(kept_table) if kept_table.is_file() else None
-    if table is None:
-        table = scan(files, dataset)
-        with storage_errors(str(kept_table)):
-            table.save(kept_table)
-    with storage_errors(str(kept_inspections)):
-        inspections = Inspections.unknown(len(table))
-        if kept_inspections.is_file():
-            inspections = Inspections.load(kept_inspections)
-
-    def keep(inspections: Inspections) -> None:
-        with storage_errors(str(kept_inspections)):
-            inspections.save(kept_inspections)
-
-    rows = select_rows(files, table, dataset)
-    reader = open_reader(files, table, dataset.image_column)
-    inspected = inspect_images(table, rows, reader, files.uri, threads, inspections, keep, files.dangling, progress)
-    return Examined(table, rows, inspections, inspected)
-
-
-def _key(*columns: str | None) -> str:
-    """A short name for the columns that a spec chooses."""
-    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
 
 
 def _index(files: Files, dataset: DatasetSpec, channels: int, context: DatasetContext) -> Index:
@@ -232,15 +174,3 @@ def _decode_if_possible(
         "Decoding the images of %s in each epoch, because they cannot be kept decoded: %s", dataset.uri, decoded
     )
     return reader
-
-
-def _index_of_digits(digits: DigitsReader, dataset: DatasetSpec, threads: int) -> Index:
-    count = len(digits.labels)
-    rows = np.arange(count)
-    names = [f"digit-{row:04d}" for row in rows]
-    labels = Labels.from_numbers(digits.labels, "builtin", digits.classes)
-    table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, labels)
-    inspections = Inspections.unknown(count)
-    chosen = share_of_rows(table, rows, dataset.fraction)
-    inspect_images(table, chosen, digits, DIGITS, threads, inspections, keep=lambda _: None)
-    return make_index(table, chosen, inspections, digits.channels)

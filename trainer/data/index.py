@@ -61,12 +61,9 @@ class Index:
 
 def make_index(table: Table, rows: NDArray[np.int64], inspections: Inspections, channels: int) -> Index:
     """The index of those of the rows, all inspected, that can be read with this many channels."""
-    readable = rows[inspections.state[rows] == READABLE]
-    fits = fits_channels(
-        inspections.bands[readable], inspections.pages[readable], inspections.colour[readable], channels
-    )
-    good = readable[fits]
-    reasons = {row: misfit_reason(inspections.facts(row), channels) for row in readable[~fits].tolist()}
+    good = readable_rows(rows, inspections, channels)
+    misfits = np.setdiff1d(rows[inspections.state[rows] == READABLE], good)
+    reasons = {row: misfit_reason(inspections.facts(row), channels) for row in misfits.tolist()}
     reasons |= {row: inspections.reasons[row] for row in rows[inspections.state[rows] == UNREADABLE].tolist()}
     bad = tuple(BadImage(table.names[row], reasons[row]) for row in sorted(reasons))
     types = inspections.types[good]
@@ -86,6 +83,13 @@ def make_index(table: Table, rows: NDArray[np.int64], inspections: Inspections, 
         seen=tuple(seen),
         fingerprint=hashlib.sha256(inspections.digests[good].tobytes()).hexdigest(),
     )
+
+
+def readable_rows(rows: NDArray[np.int64], inspections: Inspections, channels: int) -> NDArray[np.int64]:
+    """Those of the rows whose images can be read with this many channels."""
+    readable = rows[inspections.state[rows] == READABLE]
+    facts = (inspections.bands[readable], inspections.pages[readable], inspections.colour[readable])
+    return readable[fits_channels(*facts, channels)]
 
 
 def check_readable(index: Index, uri: str, max_bad_fraction: float, field: str) -> None:

@@ -73,6 +73,12 @@ class Inspections:
     def __len__(self) -> int:
         return len(self.state)
 
+    def take(self, rows: NDArray[np.int64]) -> Self:
+        """Only some rows, in a copy."""
+        arrays: dict[str, Any] = {name: value[rows] for name, value in vars(self).items() if name != "reasons"}
+        unreadable = np.flatnonzero(arrays["state"] == UNREADABLE).tolist()
+        return type(self)(**arrays, reasons={row: self.reasons[int(rows[row])] for row in unreadable})
+
     def record(self, row: int, result: _Inspection | str) -> None:
         """Note what an image holds, or why it cannot be read."""
         if isinstance(result, str):
@@ -153,8 +159,8 @@ def inspect_images(
                     kept = time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
-    if done:
-        keep(inspections)
+            if done:
+                keep(inspections)
     return done
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Self
 
@@ -12,17 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.notices import Notice
+from trainer.data.splits import SPLITS, is_split
 
 UNLABELLED: Final = -1
 FROM_FOLDERS: Final = "folders"
 FROM_NOWHERE: Final = "none"
 
-SPLITS: Final = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test",
-}  # fmt: skip
-"""Names of a dataset's splits, with the word that stands for them here."""
-_SPLIT_FILE: Final = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})([-_.]|(?=\d)|$)", re.IGNORECASE)
 IDENTIFIERS_FROM: Final = 11
 """Fewer different labels are never taken for identifiers."""
 
@@ -87,6 +80,15 @@ class Labels:
         return f"{len(self.counts())} classes from {self.source}, {self.labelled} of {len(self)} images labelled"
 
 
+def incomplete_notice(labels: Labels, names: Sequence[str]) -> list[Notice]:
+    """A notice if only some of the images have a label. ``names`` are the images'."""
+    if labels.labelled in {0, len(labels)}:
+        return []
+    first = names[int(np.argmax(labels.values == UNLABELLED))]
+    text = f"{len(labels) - labels.labelled} of {len(labels)} images have no label; the first is {first}"
+    return [Notice("labels_incomplete", text)]
+
+
 def without_identifiers(labels: Labels) -> tuple[Labels, list[Notice]]:
     """The labels, unless nearly each image has another one: then no labels, and the reason."""
     classes = len(labels.counts())
@@ -113,7 +115,7 @@ def labels_of_paths(paths: Sequence[str]) -> tuple[Labels, list[Notice]]:
     if wrapper:
         folders = [each[1:] for each in folders]
     tops = {each[0] for each in folders if each}
-    splits = {top for top in tops if top.lower() in SPLITS}
+    splits = {top for top in tops if is_split(top)}
     notices = []
     if splits < tops and {SPLITS[split.lower()] for split in splits} == {"train"}:
         split = min(splits)
@@ -131,10 +133,6 @@ def labels_of_paths(paths: Sequence[str]) -> tuple[Labels, list[Notice]]:
         text = f"The folders are not taken for classes: {unlabelled} of {len(names)} images lie in none of them"
         return Labels.none(len(paths)), [Notice("folders_are_not_classes", text)]
     labels, doubts = without_identifiers(Labels.from_names(names, FROM_FOLDERS))
-    if unlabelled and labels.labelled:
-        first = paths[names.index(None)]
-        text = f"{unlabelled} of {len(names)} images lie in no folder of a class, so they have no label, as {first}"
-        notices.append(Notice("labels_incomplete", text))
     return labels, notices + doubts
 
 
@@ -142,47 +140,4 @@ def _common(folders: Sequence[tuple[str, ...]]) -> str:
     """The folder that all images lie in, if it is not named like a split; or else an empty string."""
     tops = {each[0] if each else "" for each in folders}
     top = tops.pop() if len(tops) == 1 else ""
-    return "" if top.lower() in SPLITS else top
-
-
-# --- splits -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """A part of a dataset that is named like a split."""
-
-    name: str
-    """`train`, `validation` or `test`."""
-    location: str
-    """Below the dataset's folder: a folder, a file, or a pattern of files."""
-
-
-def split_of(path: str, *, in_file_names: bool) -> Split | None:
-    """The split that a folder in ``path`` is named after, or the file itself if ``in_file_names``."""
-    *folders, last = path.split("/")
-    for depth, folder in enumerate(folders):
-        if folder.lower() in SPLITS:
-            return Split(SPLITS[folder.lower()], "/".join(folders[: depth + 1]))
-    found = _SPLIT_FILE.match(last) if in_file_names else None
-    if found is None:
-        return None
-    pattern = last if last.rpartition(".")[0] in {"", found[1]} else f"{found[0]}*"
-    return Split(SPLITS[found[1].lower()], "/".join([*folders, pattern]))
-
-
-def splits_notice(root: str, paths: Iterable[str], *, in_file_names: bool) -> list[Notice]:
-    """A notice if ``paths`` below the URI ``root`` belong to several splits, which are used together."""
-    found = Counter(split for path in paths if (split := split_of(path, in_file_names=in_file_names)))
-    locations: dict[str, str] = {}
-    for split, _ in found.most_common():
-        locations.setdefault(split.name, f"{root}/{split.location}")
-    if len(locations) < 2:
-        return []
-    held_out = next((name for name in ("validation", "test") if name in locations), "")
-    train = locations.get("train")
-    advice = "name one of them in dataset.uri, and another in evaluation.dataset"
-    if train and held_out:
-        advice = f"to keep them apart, set dataset.uri: {train} and evaluation.dataset: {{uri: {locations[held_out]}}}"
-    text = f"The splits {', '.join(sorted(locations))} of {root} are used together: {advice}"
-    return [Notice("splits_together", text)]
+    return "" if is_split(top) else top

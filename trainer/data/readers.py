@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -231,15 +232,20 @@ class DigitsReader:
         small = np.rint(table[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         large = [Image.fromarray(image).resize((DIGITS_SIDE, DIGITS_SIDE), Image.Resampling.BICUBIC) for image in small]
         grey = np.stack([np.asarray(image) for image in large])[:, :, :, None]
-        self.channels = channels
-        self._pixels = np.repeat(grey, channels, axis=3)
+        self.pixels = np.repeat(grey, channels, axis=3)
         if channels == 4:
-            self._pixels[:, :, :, 3] = 255
+            self.pixels[:, :, :, 3] = 255
         self.labels = table[:, -1].astype(np.int64)
         self.classes = tuple(map(str, range(10)))
 
+    def select(self, rows: NDArray[np.int64]) -> Self:
+        """A reader of only some digits."""
+        chosen = copy.copy(self)
+        chosen.pixels, chosen.labels = self.pixels[rows], self.labels[rows]
+        return chosen
+
     def fetch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Raw]:
-        return [self._pixels[row] for row in rows]
+        return [self.pixels[row] for row in rows]
 
 
 def _digits_file() -> Path:

@@ -1,4 +1,4 @@
-"""Scanning a folder of images: labels from `metadata.csv` or `metadata.jsonl`, or else from the folders."""
+"""Scanning a folder of images, with labels from `metadata.csv` or `metadata.jsonl`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from trainer.data.columns import label_column, labels_of_values
-from trainer.data.labels import Labels, labels_of_paths, splits_notice
+from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
 from trainer.data.table import Table
@@ -25,20 +25,20 @@ def scan_folder(files: Files, wanted_label: str | None) -> Table:
     """The images of a folder. ``wanted_label`` is the column of their labels in the metadata files, if it was named."""
     numbers = np.setdiff1d(np.arange(len(files.names), dtype=np.int32), np.array(files.metadata, dtype=np.int32))
     names = [files.names[number] for number in numbers]
-    found = _labels_of_metadata(files, names, wanted_label) if files.metadata else None
-    labels, notices = found or labels_of_paths(names)
+    found = _labels_of_metadata(files, names, wanted_label)
     if wanted_label and found is None:
         raise DataError(
             f"dataset.label_column: {wanted_label!r} is in no metadata.csv or metadata.jsonl of {files.uri}: "
             "remove it to take labels from the folders"
         )
+    labels, notices = found or (Labels.none(len(names)), [])
     return Table(
         names=names,
         file=numbers,
         first=np.zeros(len(numbers), dtype=np.int64),
         second=np.array(files.sizes, dtype=np.int64)[numbers],
         labels=labels,
-        notices=(*notices, *splits_notice(files.root, names, in_file_names=False)),
+        notices=tuple(notices),
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainer.data.columns import IMAGE_COLUMNS, Unusable, label_column, labels_of_column
-from trainer.data.labels import Labels, splits_notice
+from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
 from trainer.data.table import Table
@@ -64,7 +64,7 @@ def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | Non
         columns[:, 1],
         columns[:, 2],
         labels,
-        (*notices, *splits_notice(files.root, files.names, in_file_names=True)),
+        tuple(notices),
     )
 
 

@@ -1,4 +1,4 @@
-"""Scanning tar shards: the images in them, with labels from `.cls` or `.json` members, or else from their folders."""
+"""Scanning tar shards: the images in them, with labels from `.cls` or `.json` members."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from trainer.data.columns import labels_of_values
-from trainer.data.labels import Labels, labels_of_paths, splits_notice
+from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.reading import DatasetFile
 from trainer.data.sources import IMAGE_SUFFIXES, UNREADABLE_SUFFIXES, Files, is_hidden, suffix_of
@@ -49,7 +49,7 @@ def scan_tars(files: Files) -> Table:
                 f"dataset.uri: the shard {shard} of {files.uri} is damaged or not a tar file: {error}; create it again"
             ) from error
         values += [labels.of(member) for member in members[first:]]
-    labels_found, notices = _labels(values, members)
+    labels_found, notices = _labels(values)
     names = members
     if len(files.names) > 1:
         names = [f"{files.names[number]}/{member}" for member, (number, _, _) in zip(members, locations, strict=True)]
@@ -60,7 +60,7 @@ def scan_tars(files: Files) -> Table:
         columns[:, 1],
         columns[:, 2],
         labels_found,
-        (*notices, *splits_notice(files.root, files.names, in_file_names=True)),
+        tuple(notices),
     )
 
 
@@ -155,10 +155,10 @@ def _json_label(text: str) -> Any:
     return value if isinstance(value, (str, int, float)) else None
 
 
-def _labels(values: Sequence[_Value | None], members: Sequence[str]) -> tuple[Labels, list[Notice]]:
-    """Labels of the members that have any, or else of the folders in the members' names."""
+def _labels(values: Sequence[_Value | None]) -> tuple[Labels, list[Notice]]:
+    """Labels of `.cls` or `.json` members, if there are any."""
     sources = {value[0] for value in values if value is not None}
     if not sources:
-        return labels_of_paths([posixpath.normpath(member) for member in members])
+        return Labels.none(len(values)), []
     source = min(sources)
     return labels_of_values([value[1] if value is not None else None for value in values], source)

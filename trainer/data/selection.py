@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import posixpath
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.labels import FROM_NOWHERE, incomplete_notice, labels_of_paths
 from trainer.data.patterns import path_matcher
 from trainer.data.sources import Files
+from trainer.data.splits import Split, find_splits, splits_notice
 from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.spec.dataset import DatasetSpec
@@ -21,20 +24,41 @@ def select_rows(files: Files, table: Table, dataset: DatasetSpec) -> NDArray[np.
     if dataset.include or dataset.exclude:
         wanted = path_matcher(dataset.include, "dataset.include") if dataset.include else lambda _: True
         unwanted = path_matcher(dataset.exclude, "dataset.exclude") if dataset.exclude else lambda _: False
-        chosen = [_is_any(wanted, paths) and not _is_any(unwanted, paths) for paths in _paths(files, table)]
+        chosen = [
+            any(wanted(path) for path in paths) and not any(unwanted(path) for path in paths)
+            for paths in _paths(files, table)
+        ]
         rows = rows[np.array(chosen, dtype=np.bool_)]
         if not len(rows):
             shown = f"include {list(dataset.include)}, exclude {list(dataset.exclude)}"
             raise DataError(f"dataset.include: none of the {len(table)} images of {files.uri} is left by {shown}")
-    return share_of_rows(table, rows, dataset.fraction)
+    return share_of_rows(table, rows, max(1, round(dataset.fraction * len(rows))))
 
 
-def share_of_rows(table: Table, rows: NDArray[np.int64], fraction: float) -> NDArray[np.int64]:
-    """``fraction`` of the rows, at least one, chosen by a hash of the images' names; ascending."""
-    if fraction == 1:
+def share_of_rows(table: Table, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """``count`` of the rows, or all if they are fewer, chosen by a hash of the images' names; ascending."""
+    if count >= len(rows):
         return rows
     hashes = np.array([_hash(table.names[row]) for row in rows], dtype=np.uint64)
-    return np.sort(rows[np.argsort(hashes, kind="stable")[: max(1, round(fraction * len(rows)))]])
+    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())
+
+
+def selected(files: Files, table: Table, rows: NDArray[np.int64]) -> tuple[Table, dict[str, Split]]:
+    """The table with only these rows, with labels from the images' folders if they have no others; and its splits."""
+    chosen = table.select(rows)
+    notices = list(chosen.notices)
+    if chosen.labels.source == FROM_NOWHERE and files.kind != "parquet":
+        labels, more = labels_of_paths([posixpath.normpath(paths[0]) for paths in _paths(files, chosen)])
+        chosen = replace(chosen, labels=labels)
+        notices += more
+    notices += incomplete_notice(chosen.labels, chosen.names)
+    paths = chosen.names if files.kind == "folder" else [files.names[number] for number in chosen.file]
+    splits = find_splits(files.root, paths, in_file_names=files.kind != "folder")
+    return replace(chosen, notices=(*notices, *splits_notice(files.root, splits))), splits
 
 
 def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
@@ -46,11 +70,3 @@ def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
         return [(holder,) for holder in holders]
     members = (name.removeprefix(f"{holder}/") for name, holder in zip(table.names, holders, strict=True))
     return [(member, f"{holder}/{member}") for member, holder in zip(members, holders, strict=True)]
-
-
-def _is_any(matches: Callable[[str], bool], paths: Sequence[str]) -> bool:
-    return any(matches(path) for path in paths)
-
-
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())

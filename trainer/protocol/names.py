@@ -95,6 +95,8 @@ TAG_METRIC: Final = "rcmae.metric."
 CHECKPOINTS: Final = "checkpoints"
 MANIFEST: Final = "manifest.json"
 IMAGES: Final = "images"
+SAMPLES_PICTURE: Final = "images/samples.png"
+"""An inspection's picture of some images."""
 LOG_POSITIONS: Final = "log-positions"
 """Folder of the service's log positions, for logs with very many sources."""
 

@@ -6,23 +6,26 @@ from enum import StrEnum
 from typing import Final
 
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.inspect import InspectSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 from trainer.spec.search import SearchSpec
 
-JobSpec = PretrainSpec | PublishSpec | SearchSpec
+JobSpec = InspectSpec | PretrainSpec | PublishSpec | SearchSpec
 """A spec of any kind."""
 
 
 class Kind(StrEnum):
     """A kind of job, as specs name it."""
 
+    INSPECT = "inspect"
     PRETRAIN = "pretrain"
     PUBLISH = "publish"
     SEARCH = "search"
 
 
 SPECS: Final[dict[str, type[JobSpec]]] = {
+    Kind.INSPECT: InspectSpec,
     Kind.PRETRAIN: PretrainSpec,
     Kind.PUBLISH: PublishSpec,
     Kind.SEARCH: SearchSpec,

@@ -46,7 +46,7 @@ def test_flat_and_single_folders_have_no_labels(tmp_path, names):
 def test_images_beside_the_folders_have_no_label_and_are_told_of(tmp_path):
     images = opened(fill(tmp_path / "data", "a.png", "cat/b.png", "dog/c.png"), tmp_path)
     assert class_names(images) == [None, "cat", "dog"]
-    assert "1 of 3 images lie in no folder of a class" in text_of(images, "labels_incomplete")
+    assert "1 of 3 images have no label; the first is a.png" in text_of(images, "labels_incomplete")
 
 
 @pytest.mark.parametrize("prefix", ["", "imagenette2/"])
@@ -58,6 +58,8 @@ def test_splits_are_no_classes(tmp_path, prefix):
     told = text_of(images, "splits_together")
     assert f"dataset.uri: file://{root}/{prefix}train " in told
     assert f"evaluation.dataset: {{uri: file://{root}/{prefix}Val}}" in told
+    alone = opened(root, tmp_path, exclude=["Val/"])
+    assert (alone.labels.counts(), codes(alone)) == (dict.fromkeys(CLASSES, 2), [])
     alone = opened(root / prefix / "train", tmp_path)
     assert (alone.labels.counts(), codes(alone)) == (dict.fromkeys(CLASSES, 2), [])
 
@@ -100,7 +102,7 @@ def test_metadata_files_have_the_labels(tmp_path, name, write):
     (root / name).write_text(write([{"file_name": file, "label": label} for file, label in rows]))
     images = opened(root, tmp_path)
     assert (class_names(images), images.labels.source) == (["dog", None, "cat"], name)
-    assert codes(images) == ["labels_incomplete", "metadata_without_images"]
+    assert codes(images) == ["metadata_without_images", "labels_incomplete"]
     (root / name).write_text(write([{"file_name": file, "species": label} for file, label in rows]))
     assert opened(root, tmp_path).labels.source == "none"
     assert class_names(opened(root, tmp_path, label_column="species")) == ["dog", None, "cat"]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_sets import WRITERS, dataset, fill, opened, parquet_table, picture, place, samples, tar_of, write_parquet
 
-from trainer.data.dataset import examine_files
+from trainer.data.examine import examine_files
 from trainer.data.reading import DatasetFile
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError

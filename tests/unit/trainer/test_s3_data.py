@@ -11,7 +11,8 @@ from loops import launch, make_spec, run_loop, weights
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import DatasetContext, examine_files, open_images
+from trainer.data.dataset import DatasetContext, open_images
+from trainer.data.examine import examine_files
 from trainer.data.loader import Loader
 from trainer.data.sources import find_files
 from trainer.errors import DataError, StorageError

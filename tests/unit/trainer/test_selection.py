@@ -3,7 +3,8 @@
 import pytest
 from image_sets import SIZE, dataset, fill, opened, picture, place, samples, tar_of, write_parquet
 
-from trainer.data.dataset import examine_files, open_images
+from trainer.data.dataset import open_images
+from trainer.data.examine import examine_files
 from trainer.data.sources import find_files
 from trainer.errors import DataError
 from trainer.spec.dataset import DatasetSpec
@@ -66,7 +67,7 @@ def test_another_choice_decodes_only_what_is_new(tmp_path):
     cache, counts = place(tmp_path).cache, []
     for fields in ({"fraction": 0.5}, {"fraction": 0.25}, {"exclude": ["1*.png"]}, {}, {"value_range": [0, 9]}):
         spec = dataset(root, **fields)
-        counts.append(examine_files(find_files(spec), spec, cache, 1).inspected)
+        counts.append(examine_files(find_files(spec), spec, cache, 1).decoded)
     assert (counts[0], counts[1], sum(counts), counts[4]) == (20, 0, 40, 0)
 
 

@@ -1,0 +1,120 @@
+"""Examining a dataset: its images found, chosen, and each decoded once; what was found out is kept on the node."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.cache import Cache
+from trainer.data.inspections import Inspections, Progress, inspect_images
+from trainer.data.labels import Labels
+from trainer.data.readers import DigitsReader, Reader, open_reader
+from trainer.data.scan import scan
+from trainer.data.selection import select_rows, selected, share_of_rows
+from trainer.data.sources import Files
+from trainer.data.splits import Split
+from trainer.data.table import Table
+from trainer.spec.dataset import DIGITS, DatasetSpec
+from trainer.storage import storage_errors
+
+VERSION: Final = 4
+"""Of the files in which a node keeps what it knows of a dataset."""
+FROM_LIBRARY: Final = "builtin"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The images of a dataset that a spec uses."""
+
+    table: Table
+    rows: NDArray[np.int64]
+    """Those rows of the table whose images were inspected: all, or a sample."""
+    inspections: Inspections
+    """One row for each of the table's."""
+    reader: Reader
+    """Of the table's rows."""
+    splits: dict[str, Split]
+    passed_over: dict[str, int]
+    """Suffixes of files that are no images, with their number."""
+    decoded: int
+    """Images that had to be decoded for it: the others were known to this node."""
+    seconds: float
+    """How long that took."""
+
+
+def examine_files(
+    files: Files,
+    dataset: DatasetSpec,
+    cache: Cache,
+    threads: int,
+    sample: int | None = None,
+    progress: Progress | None = None,
+) -> Examined:
+    """Inspect the images that a spec uses, or ``sample`` of them, as far as this node does not know them yet."""
+    folder = cache.folder / "indexes"
+    listing = f"v{VERSION}-{files.listing[:32]}"
+    kept_table = folder / f"{listing}-{_key(dataset.image_column, dataset.label_column)}-table.npz"
+    kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}-images.npz"
+    with storage_errors(str(kept_table)):
+        table = Table.load(kept_table) if kept_table.is_file() else None
+    if table is None:
+        table = scan(files, dataset)
+        with storage_errors(str(kept_table)):
+            table.save(kept_table)
+    with storage_errors(str(kept_inspections)):
+        known = kept_inspections.is_file()
+        inspections = Inspections.load(kept_inspections) if known else Inspections.unknown(len(table))
+
+    def keep(inspections: Inspections) -> None:
+        with storage_errors(str(kept_inspections)):
+            inspections.save(kept_inspections)
+
+    rows = select_rows(files, table, dataset)
+    chosen, splits = selected(files, table, rows)
+    sampled = share_of_rows(chosen, np.arange(len(chosen)), sample or len(chosen))
+    reader = open_reader(files, table, dataset.image_column)
+    begun = time.monotonic()
+    decoded = inspect_images(
+        table, rows[sampled], reader, files.uri, threads, inspections, keep, files.dangling, progress
+    )
+    return Examined(
+        table=chosen,
+        rows=sampled,
+        inspections=inspections.take(rows),
+        reader=open_reader(files, chosen, dataset.image_column),
+        splits=splits,
+        passed_over=files.passed_over,
+        decoded=decoded,
+        seconds=time.monotonic() - begun,
+    )
+
+
+def examine_digits(
+    dataset: DatasetSpec, channels: int, threads: int, sample: int | None = None, progress: Progress | None = None
+) -> Examined:
+    """The same for the built-in digits, which are created with this many channels."""
+    digits = DigitsReader(channels)
+    count = len(digits.labels)
+    rows = np.arange(count)
+    names = [f"digit-{row:04d}" for row in rows]
+    labels = Labels.from_numbers(digits.labels, FROM_LIBRARY, digits.classes)
+    table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, labels)
+    chosen = share_of_rows(table, rows, max(1, round(dataset.fraction * count)))
+    table, reader = table.select(chosen), digits.select(chosen)
+    sampled = share_of_rows(table, np.arange(len(table)), sample or len(table))
+    inspections, begun = Inspections.unknown(len(table)), time.monotonic()
+    decoded = inspect_images(
+        table, sampled, reader, DIGITS, threads, inspections, keep=lambda _: None, progress=progress
+    )
+    return Examined(table, sampled, inspections, reader, {}, {}, decoded, time.monotonic() - begun)
+
+
+def _key(*columns: str | None) -> str:
+    """A short name for the columns that a spec chooses."""
+    return hashlib.sha256(json.dumps(columns).encode()).hexdigest()[:8]
