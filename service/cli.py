@@ -17,7 +17,7 @@ import typer
 from rich.text import Text
 
 from service import deployment
-from service.client import backbones, commands, operators, render, results, searches, tables
+from service.client import backbones, commands, data, operators, render, results, searches, tables
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
 from service.client.shell import INTERRUPTED, Json, err, out, print_json
@@ -37,6 +37,7 @@ for command in (results.logs, results.metrics, results.checkpoints):
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
 app.add_typer(backbones.backbones, name="backbones")
+app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")
 app.command()(operators.audit)
 app.command()(operators.cluster)

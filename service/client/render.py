@@ -12,10 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from service.access.schemas import AuditView, TokenView
+from service.client.render_inspection import inspection
 from service.client.tables import duration, fields, number, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView
 from service.jobs.output_schemas import CheckpointView, JobsMetricsView, Point
-from service.jobs.schemas import AttemptView, Deletion, JobView, PlanView, Progress, SearchProgress
+from service.jobs.schemas import (
+    AttemptView,
+    Deletion,
+    InspectionProgress,
+    JobView,
+    PlanView,
+    Progress,
+    SearchProgress,
+)
 from service.jobs.state import State
 from trainer.spec.base import Problem
 from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
@@ -68,7 +77,7 @@ def job(view: JobView) -> RenderableType:
     ]
     if view.progress:
         rows.append(("progress", progress_line(view)))
-        if view.progress.gpu_hours:
+        if not isinstance(view.progress, InspectionProgress) and view.progress.gpu_hours:
             rows.append(("GPU hours", f"{view.progress.gpu_hours:.2f}"))
     if view.labels:
         rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(view.labels.items()))))
@@ -81,6 +90,8 @@ def job(view: JobView) -> RenderableType:
         others = [each for each in view.result.backbones if each != view.result.backbone]
         if others:
             rows.append(("also became", ", ".join(f"{each.name}:{each.version}" for each in others)))
+    if view.result and view.result.inspection:
+        return Group(fields(rows), "", inspection(view.result.inspection))
     return fields(rows)
 
 
@@ -120,6 +131,8 @@ def _done(view: JobView) -> str:
     progress = view.progress
     if isinstance(progress, SearchProgress):
         return _trials_done(progress)
+    if isinstance(progress, InspectionProgress):
+        return f"{progress.inspected:,}/{progress.total:,} images"
     return f"{progress.epoch:.1f}/{progress.epochs} epochs" if progress else "-"
 
 
@@ -129,12 +142,14 @@ def _trials_done(progress: SearchProgress) -> str:
     return f"{ended}/{progress.budget} trials" if ended <= progress.budget else f"{ended} trials"
 
 
-def share_done(progress: Progress | SearchProgress | None) -> float:
+def share_done(progress: Progress | SearchProgress | InspectionProgress | None) -> float:
     """How much of a job is done, 0..1."""
     if progress is None:
         return 0.0
     if isinstance(progress, SearchProgress):
         return min(1.0, progress.trials.ended / progress.budget)
+    if isinstance(progress, InspectionProgress):
+        return progress.inspected / progress.total if progress.total else 1.0
     return min(1.0, progress.epoch / progress.epochs)
 
 
@@ -146,13 +161,23 @@ def progress_line(view: JobView, width: int | None = None) -> str:
     progress = view.progress
     if progress is None:
         return ""
-    parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
+    if isinstance(progress, InspectionProgress):
+        parts = _inspection_parts(progress)
+    else:
+        parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
     if progress.eta_s is not None and not view.state.terminal:
         parts["eta"] = f"ETA {duration(progress.eta_s)}"
     for name in LEAST_IMPORTANT_FIRST:
         if width is not None and len("  ".join(parts.values())) > width:
             parts.pop(name, None)
     return "  ".join(parts.values())
+
+
+def _inspection_parts(progress: InspectionProgress) -> dict[str, str]:
+    parts = {"images": f"{progress.inspected:,}/{progress.total:,} images"}
+    if progress.images_per_s is not None:
+        parts["rate"] = f"{progress.images_per_s:.0f} images/s"
+    return parts
 
 
 def _training_parts(progress: Progress) -> dict[str, str]:
@@ -247,7 +272,6 @@ def sparkline(curve: Iterable[float]) -> str:
 
 
 def plan(view: PlanView) -> RenderableType:
-    encoder, decoder = view.parameters.encoder, view.parameters.decoder
     is_search = view.spec.get("kind") == "search"
     count = (view.spec["base"] if is_search else view.spec)["resources"]["workers"]
     workers = f"{count} a trial" if is_search else str(count)
@@ -255,7 +279,11 @@ def plan(view: PlanView) -> RenderableType:
         ("starts", Text(view.fits, style={"now": "green", "later": "yellow", "never": "red"}[view.fits])),
         ("message", Text(view.message)),
         *([("trials", _trials_planned(view.spec["budget"]))] if is_search else []),
-        ("parameters", f"encoder {encoder:,}, decoder {decoder:,}"),
+        *(
+            [("parameters", f"encoder {view.parameters.encoder:,}, decoder {view.parameters.decoder:,}")]
+            if view.parameters
+            else []
+        ),
         ("workers", f"{workers}, together {view.gang.cpus} CPUs and {view.gang.gpus} GPUs"),
         ("memory", f"about {size(view.memory_per_worker_bytes)} a worker"),
     ]

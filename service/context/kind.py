@@ -24,11 +24,12 @@ Spec = TypeVar("Spec", bound=JobSpec)
 
 
 class Subject(NamedTuple):
-    """What a job trains or publishes, and on which dataset."""
+    """What a job is about."""
 
     dataset_uri: str
-    trained: PretrainSpec
-    """The spec of the network that is trained or published; of a search, the spec that its trials start from."""
+    trained: PretrainSpec | None = None
+    """The spec of the network that is trained or published, and of a search the spec that its trials start from; None
+    where there is no network."""
 
 
 class JobKind(ABC, Generic[Spec]):
@@ -58,7 +59,7 @@ class JobKind(ABC, Generic[Spec]):
         """Steps of training, or of each trial; None where they are unknown or differ between trials."""
 
     @abstractmethod
-    def memory_per_worker(self, resolved: Spec, trained: PretrainSpec, cluster: ClusterShape) -> int:
+    def memory_per_worker(self, resolved: Spec, subject: Subject, cluster: ClusterShape) -> int:
         """Estimated memory of one worker, in bytes."""
 
     def plan_note(self, spec: Spec, resolved: Spec) -> str:  # noqa: ARG002

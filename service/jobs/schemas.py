@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, View
 from service.jobs.state import State
+from trainer.protocol.inspection import Inspection
 from trainer.spec.common import Labels, Priority
 
 
@@ -67,6 +68,18 @@ class SearchProgress(View):
     """GPU hours of all attempts, each from its submission to its end."""
 
 
+class InspectionProgress(View):
+    """Progress of a job that inspects a dataset."""
+
+    inspected: int
+    """Images that it has decoded."""
+    total: int
+    """Images to decode: those that no job of the node has decoded before."""
+    images_per_s: float | None = None
+    eta_s: float | None = None
+    """Seconds to the end at the average rate; null before that is known, and while no attempt runs."""
+
+
 class PromotedFrom(View):
     """The trial from which a job was promoted."""
 
@@ -90,6 +103,8 @@ class Result(View):
     """The newest version that the job registered, if its spec asked for that."""
     backbones: list[BackboneRef] = Field([])
     """Every version from its training: those that it registered, and those published from its checkpoints."""
+    inspection: Inspection | None = None
+    """What a job that inspects a dataset has found."""
 
 
 class JobView(View):
@@ -107,7 +122,7 @@ class JobView(View):
     priority: int
     labels: dict[str, str]
     notes: str = ""
-    progress: Progress | SearchProgress | None
+    progress: Progress | SearchProgress | InspectionProgress | None
     promoted_from: PromotedFrom | None = None
     """The trial from which it was promoted; null for other jobs."""
     created_at: datetime
@@ -144,7 +159,8 @@ class PlanView(View):
 
     spec: dict[str, Any]
     """The resolved spec; submitting it runs the same job."""
-    parameters: Parameters
+    parameters: Parameters | None
+    """Null where there is no network."""
     steps: Steps | None
     """Null until the number of images of the dataset is known."""
     memory_per_worker_bytes: int

@@ -92,7 +92,7 @@ def _job_of_key(session: Session, caller: Caller, spec: JobSpec, key: str | None
 def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     """What a spec needs on the present cluster, and when it would start; raises 503 where Ray is unreachable."""
     kind = app_state.kinds[spec.kind]
-    trained = kind.check(app_state, caller, spec).trained
+    subject = kind.check(app_state, caller, spec)
     shape, placements = _cluster(app_state)
     resolved = resolve(spec, shape)
     with app_state.database.read() as session:
@@ -102,12 +102,12 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     taken = running_entries(active, placements)
     when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), Limits.of(app_state.settings))
     needs = gang(resolved)
-    encoder, decoder = parameters(trained.model)
+    network = parameters(subject.trained.model) if subject.trained else None
     return PlanView(
         spec=resolved.model_dump(mode="json"),
-        parameters=Parameters(encoder=encoder, decoder=decoder),
+        parameters=Parameters(encoder=network[0], decoder=network[1]) if network else None,
         steps=Steps(**vars(steps)) if steps else None,
-        memory_per_worker_bytes=kind.memory_per_worker(resolved, trained, shape),
+        memory_per_worker_bytes=kind.memory_per_worker(resolved, subject, shape),
         gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
         fits=when,
         message=f"{why} {kind.plan_note(spec, resolved)}".strip(),

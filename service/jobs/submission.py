@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import structlog
 from sqlalchemy.orm import Session
 
@@ -12,7 +14,7 @@ from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, misplaced
+from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, DatasetSpec, misplaced
 from trainer.spec.job import JobSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -60,8 +62,12 @@ def insert(
 
 def check_dataset_roots(settings: Settings, spec: PretrainSpec) -> None:
     """Raises `SpecError` for a dataset outside the dataset roots of the settings."""
-    fields = ((spec.dataset, "dataset"), (spec.evaluation.dataset, "evaluation.dataset"))
-    checked = [misplaced(dataset, field, settings.dataset_roots) for dataset, field in fields if dataset]
+    check_roots(settings, {"dataset": spec.dataset, "evaluation.dataset": spec.evaluation.dataset})
+
+
+def check_roots(settings: Settings, datasets: Mapping[str, DatasetSpec | None]) -> None:
+    """The same for the datasets of any spec, by the fields that name them."""
+    checked = [misplaced(dataset, field, settings.dataset_roots) for field, dataset in datasets.items() if dataset]
     problems = [problem for problem in checked if problem]
     if problems:
         raise SpecError(problems)

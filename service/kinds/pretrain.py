@@ -41,7 +41,7 @@ class Pretrain(ControllerKind[PretrainSpec]):
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:
         return schedule(session, spec)
 
-    def memory_per_worker(self, resolved: PretrainSpec, trained: PretrainSpec, cluster: ClusterShape) -> int:  # noqa: ARG002
+    def memory_per_worker(self, resolved: PretrainSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolved)
 
     def registers_as(self, spec: PretrainSpec) -> str | None:

@@ -50,8 +50,8 @@ class Publish(ControllerKind[PublishSpec]):
     def schedule(self, session: Session, spec: PublishSpec) -> Schedule | None:  # noqa: ARG002
         return None
 
-    def memory_per_worker(self, resolved: PublishSpec, trained: PretrainSpec, cluster: ClusterShape) -> int:  # noqa: ARG002
-        return BYTES_PER_PARAMETER * sum(parameters(trained.model))
+    def memory_per_worker(self, resolved: PublishSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
+        return BYTES_PER_PARAMETER * sum(parameters(subject.trained.model)) if subject.trained else 0
 
     def registers_as(self, spec: PublishSpec) -> str | None:
         return spec.register_as

@@ -37,7 +37,6 @@ from trainer.spec.base import Problem, SpecError
 from trainer.spec.cluster import ClusterShape, plural
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import Schedule, resolve
-from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
 log = structlog.get_logger()
@@ -92,7 +91,7 @@ class Search(ControllerKind[SearchSpec]):
     def schedule(self, session: Session, spec: SearchSpec) -> Schedule | None:
         return trial_schedule(session, spec)
 
-    def memory_per_worker(self, resolved: SearchSpec, trained: PretrainSpec, cluster: ClusterShape) -> int:  # noqa: ARG002
+    def memory_per_worker(self, resolved: SearchSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolve(resolved.base_spec, cluster))
 
     def plan_note(self, spec: SearchSpec, resolved: SearchSpec) -> str:

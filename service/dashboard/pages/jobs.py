@@ -19,6 +19,7 @@ from service.jobs.listing import Filters
 from service.jobs.output_schemas import ImageView
 from service.jobs.schemas import JobView
 from service.jobs.state import State
+from trainer.protocol import names
 from trainer.spec import metric_keys
 from trainer.spec.job import Kind
 
@@ -26,7 +27,8 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 TABS: Final = {
     Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
-    "publish": ("overview", "logs", "events", "spec"),
+    Kind.INSPECT: ("overview", "logs", "events", "spec"),
+    Kind.PUBLISH: ("overview", "logs", "events", "spec"),
 }
 """The tabs of each kind of job."""
 PAGE: Final = 50
@@ -169,6 +171,8 @@ def overview(page: PageDep, job_id: str) -> Response:
     )
     attempts = reading.attempts(page.state, page.caller, job_id).items
     context = {"picture": pictures[-1] if pictures else None, "no_pictures": no_pictures, "attempts": attempts}
+    found = job.result.inspection if job.result else None
+    context |= {"found": found, "proposed": to_yaml(found.proposed) if found else "", "sheet": names.SAMPLES_PICTURE}
     figures = [LOSSES, RATIO, PROBE]
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 

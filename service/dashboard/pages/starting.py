@@ -18,7 +18,7 @@ from service import examples
 from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
 from service.dashboard.specform import groups, lines_of, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
-from service.jobs import repository
+from service.jobs import reading, repository
 from service.searches import reading as searches
 from trainer.spec.base import Problem, SpecError, read_document
 from trainer.spec.presets import PRESETS
@@ -76,6 +76,17 @@ def _of(page: Page, job_id: str, kind: Kind) -> dict[str, Any]:
     return pruned(kind, job.spec)
 
 
+def _proposed(page: Page, job_id: str) -> dict[str, Any]:
+    """A pretraining spec with the settings that an inspection proposes; raises the API's 404, or 409 if it has none."""
+    job = reading.show(page.state, page.caller, job_id)
+    found = job.result.inspection if job.result else None
+    if found is None:
+        raise ApiProblem(
+            409, "not_for_this_kind", f"{job_id} has no inspected dataset: choose an inspection that succeeded"
+        )
+    return {"kind": "pretrain", **copy.deepcopy(found.proposed)}
+
+
 def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], source: str) -> Response:
     """The page, filled with a spec."""
     context: dict[str, Any] = {
@@ -107,14 +118,21 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
 
 
 @router.get("/jobs/new")
-def new_job(page: PageDep, like: str | None = None, preset: str | None = None) -> Response:
-    """The form for a job, filled from an example that runs anywhere, from another job, or from a preset."""
+def new_job(
+    page: PageDep, like: str | None = None, preset: str | None = None, inspection: str | None = None
+) -> Response:
+    """The form for a job, filled from an example that runs anywhere, another job, a preset, or an inspection."""
     if preset is not None and preset not in PRESETS:
         raise ApiProblem(
             422, "parameter_invalid", f"preset: {preset!r} does not exist: use one of {', '.join(PRESETS)}"
         )
     if like:
         document, source = _of(page, like, "pretrain"), f"A copy of job {like}, which is not changed."
+    elif inspection:
+        document, source = (
+            _proposed(page, inspection),
+            f"Settings that fit the dataset of job {inspection}.",
+        )
     elif preset:
         document = {"kind": "pretrain", "dataset": {"uri": "builtin://digits"}, "model": {"preset": preset}}
         source = f"The paper's recipe for {preset}: enter the URI of your own images."

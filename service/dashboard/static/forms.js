@@ -46,6 +46,7 @@ class SpecForm {
     const tab = target.closest("[role=tab]");
     if (tab && tab.dataset.view !== this.view) this.show(tab.dataset.view);
     if (target.closest("[data-start]")) this.submit();
+    if (target.closest("[data-inspect]")) this.inspect();
     const add = target.closest("[data-add]")?.dataset.add;
     if (add === "parameter") this.add(this.place.querySelector("[data-space]"), this.place.querySelector("[data-template=parameter]").content.cloneNode(true));
     if (add === "objective") this.add(this.place.querySelector("[data-objectives]"), this.place.querySelector("[data-objective]").cloneNode(true));
@@ -185,8 +186,8 @@ class SpecForm {
     const rows = [
       ["needs", `${found.gang.cpus} CPU${found.gang.cpus === 1 ? "" : "s"}${found.gang.gpus ? `, ${found.gang.gpus} GPU${found.gang.gpus === 1 ? "" : "s"}` : ""}`],
       ["memory a worker", `${number(Number((found.memory_per_worker_bytes / 2 ** 20).toPrecision(3)))} MiB, estimated`],
-      ["parameters", `${short(found.parameters.encoder)} encoder, ${short(found.parameters.decoder)} decoder`],
     ];
+    if (found.parameters) rows.push(["parameters", `${short(found.parameters.encoder)} encoder, ${short(found.parameters.decoder)} decoder`]);
     if (found.steps) rows.push(["images", `${found.steps.train_images}, and ${found.steps.held_out_images} held out`], ["steps", `${found.steps.steps} (${found.steps.steps_per_epoch} an epoch)${this.kind === "search" ? " in each trial" : ""}`]);
     else rows.push(["steps", "known when the dataset has been read once"]);
     const grid = combinations(found.spec);
@@ -235,6 +236,22 @@ class SpecForm {
       if (!error.problem) throw error;
       if (error.problem.status === 422) this.told(error.problem, lines);
       else if (error.problem.status !== 401) toast(error.problem.detail, { bad: true, id: error.problem.request_id, again: () => this.submit() });
+    }
+  }
+
+  // A job that says what the dataset holds; the draft stays for when somebody comes back.
+  async inspect() {
+    const { document: meant } = await this.document();
+    const dataset = (this.kind === "search" ? meant.base : meant)?.dataset ?? {};
+    try {
+      const { found } = await ask("POST", "/v1/jobs", { kind: "inspect", dataset });
+      this.keep();
+      location.assign(`/jobs/${found.id}/overview`);
+    } catch (error) {
+      if (!error.problem) throw error;
+      const problem = this.kind === "search" && error.problem.problems ? { ...error.problem, problems: error.problem.problems.map((each) => ({ ...each, field: `base.${each.field}` })) } : error.problem;
+      if (problem.status === 422) this.told(problem, {});
+      else if (problem.status !== 401) toast(problem.detail, { bad: true, id: problem.request_id });
     }
   }
 
