@@ -291,6 +291,7 @@ def plan(view: PlanView) -> RenderableType:
         steps = view.steps
         rows.append(("images", f"{steps.train_images:,} to train on, {steps.held_out_images:,} held out"))
         rows.append(("steps", f"{steps.steps:,}, {steps.steps_per_epoch:,} an epoch"))
+    rows += [("warning", Text(warned.message, style="yellow")) for warned in view.warnings]
     return fields(rows)
 
 

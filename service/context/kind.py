@@ -12,6 +12,7 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.db.tables import Job
 from service.settings import Settings
+from trainer.protocol.inspection import Warned
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import Schedule
@@ -65,6 +66,10 @@ class JobKind(ABC, Generic[Spec]):
     def plan_note(self, spec: Spec, resolved: Spec) -> str:  # noqa: ARG002
         """A sentence that the plan's message ends with; may be empty."""
         return ""
+
+    def plan_warnings(self, session: Session, spec: Spec) -> list[Warned]:  # noqa: ARG002
+        """What earlier jobs have found out that speaks against a spec."""
+        return []
 
     def spec_to_resolve(self, job: Job) -> JobSpec:
         """The spec to resolve for the next attempt."""

@@ -99,12 +99,6 @@ def events(session: Session, job_id: str, after: int, limit: int) -> list[Event]
     return list(session.scalars(query))
 
 
-def dataset_images(session: Session, dataset_uri: str) -> int | None:
-    """The number of readable images of a dataset, from the newest job that counted them; None before any has."""
-    query = select(Job.dataset_images).where(Job.dataset_uri == dataset_uri, Job.dataset_images.is_not(None))
-    return session.scalar(query.order_by(Job.created_at.desc()).limit(1))
-
-
 def jobs_by_id(session: Session, ids: Sequence[str]) -> dict[str, Job]:
     """The jobs with these ids, without those that do not exist."""
     return {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids), Job.deleted_at.is_(None)))}

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, View
 from service.jobs.state import State
-from trainer.protocol.inspection import Inspection
+from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.common import Labels, Priority
 
 
@@ -171,6 +171,8 @@ class PlanView(View):
     """When the job would start if it were submitted now."""
     message: str
     """The explanation of `fits`."""
+    warnings: list[Warned] = Field([])
+    """What an inspection of the dataset says against the spec."""
 
 
 class EventView(View):

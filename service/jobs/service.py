@@ -97,6 +97,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     resolved = resolve(spec, shape)
     with app_state.database.read() as session:
         steps = kind.schedule(session, resolved)
+        warned = kind.plan_warnings(session, resolved)
         jobs, active = repository.waiting(session), repository.active(session)
     queue = waiting_entries(jobs, shape, app_state.kinds)
     taken = running_entries(active, placements)
@@ -110,6 +111,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
         memory_per_worker_bytes=kind.memory_per_worker(resolved, subject, shape),
         gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
         fits=when,
+        warnings=warned,
         message=f"{why} {kind.plan_note(spec, resolved)}".strip(),
     )
 

@@ -10,11 +10,12 @@ from sqlalchemy.orm import Session
 from service.auth.caller import sha256
 from service.db.tables import Event, Job
 from service.jobs import repository
+from service.jobs.inspections import dataset_images
 from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, DatasetSpec, misplaced
+from trainer.spec.dataset import DatasetSpec, misplaced
 from trainer.spec.job import JobSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -75,7 +76,7 @@ def check_roots(settings: Settings, datasets: Mapping[str, DatasetSpec | None]) 
 
 def schedule(session: Session, spec: PretrainSpec) -> Schedule | None:
     """The schedule, where the number of images is known; raises `SpecError` where they do not fill a batch."""
-    images = DIGITS_IMAGES if spec.dataset.uri == DIGITS else repository.dataset_images(session, spec.dataset.uri)
+    images = dataset_images(session, spec.dataset)
     return Schedule.of(spec, images) if images else None
 
 

@@ -79,6 +79,8 @@ class InspectionReport:
     """None before the end."""
 
     def record(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> None:  # noqa: ARG002
+        if self.inspection and self.inspection.fingerprint:
+            job.dataset_images = sum(self.inspection.formats.values())
         newest = self.run.newest() if self.run else None
         total = self.run.tags.get(names.TAG_STEPS) if self.run else None
         if newest is None or total is None or newest.attempt < job.since_attempt:

@@ -13,11 +13,13 @@ from service.context.kind import Subject
 from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
+from service.jobs.inspections import warnings
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
+from trainer.protocol.inspection import Warned
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
 from trainer.spec.plan import Schedule, memory_per_worker
@@ -43,6 +45,9 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     def memory_per_worker(self, resolved: PretrainSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolved)
+
+    def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
+        return warnings(session, spec)
 
     def registers_as(self, spec: PretrainSpec) -> str | None:
         return spec.register_as

@@ -22,6 +22,7 @@ from service.db.database import Database
 from service.db.tables import Attempt, Job, now
 from service.http.problems import ApiProblem
 from service.jobs import repository
+from service.jobs.inspections import warnings
 from service.jobs.lifecycle import note
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, nested, schedule
@@ -31,6 +32,7 @@ from service.searches.status import SearchStatus
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.command import SearchOrders
+from trainer.protocol.inspection import Warned
 from trainer.protocol.names import STUDY_VARIABLE
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem, SpecError
@@ -93,6 +95,9 @@ class Search(ControllerKind[SearchSpec]):
 
     def memory_per_worker(self, resolved: SearchSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolve(resolved.base_spec, cluster))
+
+    def plan_warnings(self, session: Session, spec: SearchSpec) -> list[Warned]:
+        return warnings(session, spec.base_spec)
 
     def plan_note(self, spec: SearchSpec, resolved: SearchSpec) -> str:
         return describe_trials(spec, resolved)

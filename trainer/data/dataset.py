@@ -120,7 +120,7 @@ def open_images(
         return Images(DIGITS, index, examined.reader, channels, Scale())
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
     files = _stage_if_wanted(files, dataset, field, context)
-    index: Index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
+    index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
     scale, notices = scale_of(None if dataset.value_range == "auto" else dataset.value_range, index.seen)
     if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction, field)

@@ -129,7 +129,7 @@ def fits_channels(
     bands: NDArray[np.uint8], pages: NDArray[np.uint8], colour: NDArray[np.bool_], channels: int
 ) -> NDArray[np.bool_]:
     """Whether `decode` can give images with these facts (n,) this many channels."""
-    fits = (bands == channels) | ((pages > 1) & (pages == channels))
+    fits: NDArray[np.bool_] = (bands == channels) | ((pages > 1) & (pages == channels))
     return fits | colour if channels in COLOURS else fits
 
 
@@ -148,9 +148,8 @@ def examine(raw: Raw) -> Facts:
             values = turned(deep.values, deep.orientation)
             return _facts(deep.format, values, deep.bands, colour=deep.colour, pages=deep.pages)
     image, kind = _open(raw, None)
-    values = _wide(image)
-    if values is None:
-        values = np.asarray(image.convert(_native_mode(image)))
+    wide = _wide(image)
+    values: NDArray[np.generic] = np.asarray(image.convert(_native_mode(image))) if wide is None else wide
     values = values.reshape(image.height, image.width, -1)
     return _facts(kind, values, values.shape[2], colour=True)
 

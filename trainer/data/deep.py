@@ -97,7 +97,7 @@ def _read_tiff(raw: bytes | memoryview, channels: int | None) -> Deep | None:
             raise Unreadable(f"a TIFF of {page.samplesperpixel} bands; at most {MAX_CHANNELS} can be read")
         if any(start + size > len(raw) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
             raise Unreadable("truncated: its data end before the image does")
-        read = [_page_values(tiff.pages[number]) for number in range(wanted)]
+        read = [_page_values(tiff.pages[number].aspage()) for number in range(wanted)]
         orientation = page.tags.get(274)
     return Deep(
         "TIFF",
@@ -125,7 +125,7 @@ def _stack(tiff: tifffile.TiffFile) -> int:
     return len(pages) if alike else 1
 
 
-def _page_values(page: tifffile.TiffPage | tifffile.TiffFrame) -> Values:
+def _page_values(page: tifffile.TiffPage) -> Values:
     """A page's values (H, W, C)."""
     values = page.asarray(maxworkers=1)
     if page.photometric == 0 and values.dtype.kind in "bu":  # white is zero

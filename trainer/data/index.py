@@ -89,7 +89,8 @@ def readable_rows(rows: NDArray[np.int64], inspections: Inspections, channels: i
     """Those of the rows whose images can be read with this many channels."""
     readable = rows[inspections.state[rows] == READABLE]
     facts = (inspections.bands[readable], inspections.pages[readable], inspections.colour[readable])
-    return readable[fits_channels(*facts, channels)]
+    fitting: NDArray[np.int64] = readable[fits_channels(*facts, channels)]
+    return fitting
 
 
 def check_readable(index: Index, uri: str, max_bad_fraction: float, field: str) -> None:

@@ -30,7 +30,8 @@ def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | Non
     locations: list[NDArray[np.int64]] = []
     label_columns: list[pa.ChunkedArray] = []
     unlabelled: list[str] = []
-    column, class_names = "", ()
+    column = ""
+    class_names: tuple[str, ...] = ()
     for number, name in enumerate(files.names):
         try:
             with files.open_file(number, block_size=READ_AHEAD, cache_type="readahead") as file:

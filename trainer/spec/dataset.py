@@ -67,6 +67,11 @@ class DatasetSpec(SpecModel):
     """Share of the images that may be unreadable, or of a kind that cannot be read: they are left out and named in the
     log. More end the job."""
 
+    @property
+    def selection(self) -> tuple[object, ...]:
+        """What decides which images are used: specs with equal ones use the same."""
+        return self.uri, self.format, self.include, self.exclude, self.fraction, self.image_column
+
     @field_validator("uri")
     @classmethod
     def _readable(cls, uri: str) -> str:

@@ -41,6 +41,11 @@ class InspectSpec(Document):
     """Jobs of higher priority start first."""
 
     @property
+    def dataset_used(self) -> DatasetSpec:
+        """The dataset whose images are read."""
+        return self.dataset
+
+    @property
     def worker_resources(self) -> InspectResources:
         """The resources of an attempt's only worker."""
         return self.resources

@@ -296,6 +296,11 @@ class PretrainSpec(Document):
     """Seed of initial weights, order, crops, flips and masks."""
 
     @property
+    def dataset_used(self) -> DatasetSpec:
+        """The dataset whose images are read."""
+        return self.dataset
+
+    @property
     def worker_resources(self) -> ResourcesSpec:
         """The resources of an attempt's workers."""
         return self.resources

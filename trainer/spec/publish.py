@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from trainer.spec.base import Document, SpecModel
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
+from trainer.spec.dataset import DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, Formats, License, Network
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
@@ -65,6 +66,11 @@ class PublishSpec(Document):
 
     reads_source: ClassVar[bool] = True
     """An attempt reads the checkpoint of another job, which its request names."""
+
+    @property
+    def dataset_used(self) -> DatasetSpec | None:
+        """None: it reads no images."""
+        return None
 
     @property
     def worker_resources(self) -> PublishResources:

@@ -25,6 +25,7 @@ from trainer.spec.base import (
 )
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
+from trainer.spec.dataset import DatasetSpec
 from trainer.spec.pretrain import PretrainSpec, ResourcesSpec
 from trainer.spec.search_sections import (
     INCOMPARABLE,
@@ -80,6 +81,11 @@ class SearchSpec(Document):
     def base_spec(self) -> PretrainSpec:
         """The base with its defaults."""
         return PretrainSpec.parse({"kind": "pretrain"} | self.base)
+
+    @property
+    def dataset_used(self) -> DatasetSpec:
+        """The dataset whose images are read."""
+        return self.base_spec.dataset
 
     @property
     def worker_resources(self) -> ResourcesSpec:

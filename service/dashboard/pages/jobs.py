@@ -25,7 +25,7 @@ from trainer.spec.job import Kind
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
-TABS: Final = {
+TABS: Final[dict[str, tuple[str, ...]]] = {
     Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
     Kind.INSPECT: ("overview", "logs", "events", "spec"),
     Kind.PUBLISH: ("overview", "logs", "events", "spec"),
@@ -170,9 +170,15 @@ def overview(page: PageDep, job_id: str) -> Response:
         page.attempt(partial(_pictures, page, job_id)) if job.kind == Kind.PRETRAIN else (None, None)
     )
     attempts = reading.attempts(page.state, page.caller, job_id).items
-    context = {"picture": pictures[-1] if pictures else None, "no_pictures": no_pictures, "attempts": attempts}
     found = job.result.inspection if job.result else None
-    context |= {"found": found, "proposed": to_yaml(found.proposed) if found else "", "sheet": names.SAMPLES_PICTURE}
+    context: dict[str, Any] = {
+        "picture": pictures[-1] if pictures else None,
+        "no_pictures": no_pictures,
+        "attempts": attempts,
+        "found": found,
+        "proposed": to_yaml(found.proposed) if found else "",
+        "sheet": names.SAMPLES_PICTURE,
+    }
     figures = [LOSSES, RATIO, PROBE]
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 

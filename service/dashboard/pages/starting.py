@@ -81,9 +81,7 @@ def _proposed(page: Page, job_id: str) -> dict[str, Any]:
     job = reading.show(page.state, page.caller, job_id)
     found = job.result.inspection if job.result else None
     if found is None:
-        raise ApiProblem(
-            409, "not_for_this_kind", f"{job_id} has no inspected dataset: choose an inspection that succeeded"
-        )
+        raise ApiProblem(409, "not_for_this_kind", f"{job_id} has inspected no dataset: choose another job")
     return {"kind": "pretrain", **copy.deepcopy(found.proposed)}
 
 

@@ -193,7 +193,8 @@ class SpecForm {
     const grid = combinations(found.spec);
     if (grid) rows.push(["combinations", grid]);
     for (const [name, value] of rows) list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
-    this.plan.replaceChildren(badge, why, list);
+    const warnings = found.warnings.map((each) => Object.assign(document.createElement("p"), { className: "message warned", textContent: each.message }));
+    this.plan.replaceChildren(badge, why, list, ...warnings);
     this.defaults(found.spec);
   }
 

@@ -24,8 +24,6 @@ from trainer.protocol.request import AttemptRequest
 from trainer.spec.cluster import ClusterShape, NodeShape
 from trainer.spec.dataset import DIGITS
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.pretrain import PretrainSpec
-from trainer.spec.search import SearchSpec
 
 SPEC: dict[str, Any] = {
     "kind": "pretrain",
@@ -63,10 +61,10 @@ def add_job(database: Database, state: str = "queued", spec: dict[str, Any] | No
 
 
 def dataset_of(spec: JobSpec) -> str:
-    """The URI of what a job, or each of its trials, trains on."""
-    trained = spec.base_spec if isinstance(spec, SearchSpec) else spec
-    assert isinstance(trained, PretrainSpec)
-    return trained.dataset.uri
+    """The URI of the dataset that a job, or each of its trials, reads."""
+    used = spec.dataset_used
+    assert used is not None
+    return used.uri
 
 
 def job_of(database: Database, job_id: str) -> Job:

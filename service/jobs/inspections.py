@@ -1,0 +1,93 @@
+"""What earlier jobs have found out about a dataset: its number of images, and what does not fit a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from service.db.tables import Job
+from service.jobs.schemas import Result
+from service.jobs.state import State
+from trainer.protocol.inspection import Inspection, Warned
+from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, DatasetSpec
+from trainer.spec.job import Kind, parse_spec
+from trainer.spec.plan import held_out_images
+from trainer.spec.pretrain import PretrainSpec
+
+LOOKED_AT: Final = 50
+"""The most jobs of a dataset's URI that are looked at, the newest first."""
+GREY, GREY_ALPHA = 1, 2
+"""Numbers of channels of images without colour."""
+
+
+def dataset_images(session: Session, dataset: DatasetSpec) -> int | None:
+    """The number of readable images that a spec uses, from the newest job that counted them; None before any has."""
+    if dataset.uri == DIGITS:
+        return max(1, round(dataset.fraction * DIGITS_IMAGES))
+    query = select(Job).where(Job.dataset_uri == dataset.uri, Job.dataset_images.is_not(None))
+    for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
+        if _same_images(job, dataset):
+            return job.dataset_images
+    return None
+
+
+def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | None:
+    """The result of the newest inspection of the images that a spec uses; None if there is none."""
+    query = select(Job).where(
+        Job.dataset_uri == dataset.uri,
+        Job.kind == Kind.INSPECT,
+        Job.state == State.SUCCEEDED,
+        Job.deleted_at.is_(None),
+    )
+    for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
+        if _same_images(job, dataset):
+            return Result.model_validate(job.result or {}).inspection
+    return None
+
+
+def _same_images(job: Job, dataset: DatasetSpec) -> bool:
+    used = parse_spec(job.spec).dataset_used
+    return used is not None and used.selection == dataset.selection
+
+
+def warnings(session: Session, spec: PretrainSpec) -> list[Warned]:
+    """What an inspection of its dataset says against a spec; nothing before there is one."""
+    inspection = newest_inspection(session, spec.dataset)
+    return [*_warnings(spec, inspection)] if inspection else []
+
+
+def _warnings(spec: PretrainSpec, found: Inspection) -> Iterator[Warned]:
+    chans, widest = spec.model.in_chans, max(found.channels, default=0)
+    fitting = {1, 3, 4} if widest <= 4 else {widest}
+    if widest and chans not in {*fitting, *found.channels}:
+        text = f"model.in_chans is {chans}, but the images have {_shown(found.channels)} channels: most cannot be read"
+        yield Warned(code="channels_do_not_fit", message=text)
+    elif chans == GREY and widest > GREY_ALPHA:
+        text = (
+            f"model.in_chans is 1, so the colours of the images, which have {_shown(found.channels)} channels, are lost"
+        )
+        yield Warned(code="colour_lost", message=text)
+    readable = sum(found.formats.values()) if found.fingerprint else None
+    train = readable if readable is None or spec.evaluation.dataset else readable - held_out_images(readable)
+    batch = spec.optimization.global_batch_size
+    if train is not None and batch > train:
+        text = f"optimization.global_batch_size {batch} is larger than the {train} training images: lower it"
+        yield Warned(code="batch_larger_than_data", message=text)
+    probes = spec.evaluation.probes
+    if probes not in {"auto", ()} and found.class_count < 2:
+        what = "one class only" if found.class_count else "no labels"
+        text = f"evaluation.probes asks for a probe, and the images have {what}: the job would end with data_error"
+        yield Warned(code="probes_without_labels", message=text)
+    unreadable = sum(each.count for each in found.unreadable.values())
+    if unreadable > spec.dataset.max_bad_fraction * found.inspected:
+        text = f"{unreadable} of {found.inspected} images cannot be read, more than dataset.max_bad_fraction allows"
+        yield Warned(code="too_many_unreadable", message=text)
+    shown_before = {"unreadable", "one_class"}
+    yield from (each for each in found.warnings if each.code not in shown_before)
+
+
+def _shown(channels: dict[int, int]) -> str:
+    return " or ".join(map(str, sorted(channels)))
