@@ -79,6 +79,9 @@ def job(view: JobView) -> RenderableType:
         rows.append(("progress", progress_line(view)))
         if not isinstance(view.progress, InspectionProgress) and view.progress.gpu_hours:
             rows.append(("GPU hours", f"{view.progress.gpu_hours:.2f}"))
+        if isinstance(view.progress, Progress):
+            rows += [("data", view.progress.labels)] if view.progress.labels else []
+            rows += [("warning", Text(warned.message, style="yellow")) for warned in view.progress.warnings]
     if view.labels:
         rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(view.labels.items()))))
     if view.notes:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Final
+
+from pydantic import TypeAdapter
 
 from service.adapters.mlflow_runs import RunView
 from service.db.tables import Attempt, Job
 from service.jobs.schemas import Progress
 from trainer.protocol import names
+from trainer.protocol.inspection import Warned
 from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
 from trainer.spec.job import parse_pretrain
 from trainer.spec.plan import Schedule
+
+WARNINGS: Final = TypeAdapter(list[Warned])
 
 
 def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime) -> None:
@@ -31,6 +37,8 @@ def record(job: Job, attempts: Sequence[Attempt], run: RunView, moment: datetime
     progress = progress_of(job.run_spec, newest, run.tags.get(names.TAG_STEPS), running)
     if progress:
         progress.gpu_hours = gpu_hours(attempts, moment)
+        progress.labels = run.tags.get(names.TAG_LABELS, "")
+        progress.warnings = WARNINGS.validate_json(run.tags.get(names.TAG_DATA_NOTICES, "[]"))
         job.progress = progress.model_dump(mode="json")
 
 

@@ -36,6 +36,10 @@ class Progress(View):
     that is known, and while no attempt runs."""
     gpu_hours: float = 0.0
     """GPU hours of all attempts, each from its submission to its end."""
+    labels: str = ""
+    """What labels the images have, and where they are from."""
+    warnings: list[Warned] = Field([])
+    """What the attempt decided about the data, and what it could not use."""
 
 
 class TrialCounts(View):

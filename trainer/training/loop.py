@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,11 @@ from trainer.training.periodic import Evaluate, Log, PeriodicWork, Save
 from trainer.training.saving import Saver
 from trainer.training.state import RunConstants, TrainState
 from trainer.training.step import Learner, Objective
+
+NOTICES_SHOWN: Final = 10
+"""The most notices about the data on the job's page."""
+NOTICE_LENGTH: Final = 600
+"""The most characters of each: a tag of MLflow's has room for 8,000."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,8 @@ def _tell(recorder: Recorder, notices: Sequence[Notice]) -> None:
     """Tell the data's owner, in the log and on the job's page, what was decided for them and what is not used."""
     for notice in notices:
         logger.warning("%s", notice.message)
-    recorder.tag({names.TAG_DATA_NOTICES: json.dumps([asdict(notice) for notice in notices])})
+    shown = [{"code": each.code, "message": each.message[:NOTICE_LENGTH]} for each in notices[:NOTICES_SHOWN]]
+    recorder.tag({names.TAG_DATA_NOTICES: json.dumps(shown)})
 
 
 def _integer(value: int | str, name: str) -> int:
