@@ -28,7 +28,7 @@ LIMIT_VARIABLE: Final = "RCMAE_CACHE_BYTES"
 _PARTIAL: Final = ".part"
 _MAKING: Final = ".making"
 _IN_USE: Final = ".in-use"
-_held_locks: Final[list[IO[bytes]]] = []
+_held_locks: Final[dict[Path, IO[bytes]]] = {}
 """Open lock files of the copies that this process uses: the locks are released when the process ends."""
 
 
@@ -57,9 +57,10 @@ class Cache:
                 yield
                 if copy.exists():
                     os.utime(copy)  # when it was last used
-                    use = _beside(copy, _IN_USE).open("ab")
-                    fcntl.flock(use, fcntl.LOCK_SH)
-                    _held_locks.append(use)
+                    if copy not in _held_locks:
+                        use = _beside(copy, _IN_USE).open("ab")
+                        fcntl.flock(use, fcntl.LOCK_SH)
+                        _held_locks[copy] = use
 
     def make_room(self, size: int) -> str | None:
         """Remove unused copies until ``size`` bytes fit; returns the reason if they do not."""

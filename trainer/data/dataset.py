@@ -17,6 +17,7 @@ from trainer.data.notices import Notice
 from trainer.data.readers import Reader, open_reader
 from trainer.data.sampler import permutation
 from trainer.data.scale import Scale, scale_of
+from trainer.data.selection import wanted_files
 from trainer.data.sources import Files, find_files
 from trainer.data.staging import stage
 from trainer.errors import DataError
@@ -135,7 +136,7 @@ def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: Da
     """The files on this node's disk if `cache` says so and they fit; raises `DataError` if they must and do not."""
     if not (dataset.cache == "disk" or (dataset.cache == "auto" and files.remote)):
         return files
-    staged = stage(files, context.cache)
+    staged = stage(files, context.cache, wanted_files(files, dataset))
     if isinstance(staged, Files):
         return staged
     if dataset.cache == "disk":

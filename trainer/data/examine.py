@@ -68,26 +68,25 @@ def examine_files(
         with storage_errors(str(kept_table)):
             table.save(kept_table)
     with storage_errors(str(kept_inspections)):
-        known = kept_inspections.is_file()
-        inspections = Inspections.load(kept_inspections) if known else Inspections.unknown(len(table))
-
-    def keep(inspections: Inspections) -> None:
-        with storage_errors(str(kept_inspections)):
-            inspections.save(kept_inspections)
-
+        found = kept_inspections.is_file()
+        known = Inspections.load(kept_inspections) if found else Inspections.unknown(len(table))
     rows = select_rows(files, table, dataset)
     chosen, splits = selected(files, table, rows)
+    inspections = known.take(rows)
+
+    def keep() -> None:
+        known.put(rows, inspections)
+        with storage_errors(str(kept_inspections)):
+            known.save(kept_inspections)
+
     sampled = share_of_rows(chosen, np.arange(len(chosen)), sample or len(chosen))
-    reader = open_reader(files, table, dataset.image_column)
-    begun = time.monotonic()
-    decoded = inspect_images(
-        table, rows[sampled], reader, files.uri, threads, inspections, keep, files.dangling, progress
-    )
+    reader, begun = open_reader(files, chosen, dataset.image_column), time.monotonic()
+    decoded = inspect_images(chosen, sampled, reader, files.uri, threads, inspections, keep, files.dangling, progress)
     return Examined(
         table=chosen,
         rows=sampled,
-        inspections=inspections.take(rows),
-        reader=open_reader(files, chosen, dataset.image_column),
+        inspections=inspections,
+        reader=reader,
         splits=splits,
         passed_over=files.passed_over,
         decoded=decoded,
@@ -109,9 +108,7 @@ def examine_digits(
     table, reader = table.select(chosen), digits.select(chosen)
     sampled = share_of_rows(table, np.arange(len(table)), sample or len(table))
     inspections, begun = Inspections.unknown(len(table)), time.monotonic()
-    decoded = inspect_images(
-        table, sampled, reader, DIGITS, threads, inspections, keep=lambda _: None, progress=progress
-    )
+    decoded = inspect_images(table, sampled, reader, DIGITS, threads, inspections, keep=lambda: None, progress=progress)
     return Examined(table, sampled, inspections, reader, {}, {}, decoded, time.monotonic() - begun)
 
 

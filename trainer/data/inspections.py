@@ -79,6 +79,13 @@ class Inspections:
         unreadable = np.flatnonzero(arrays["state"] == UNREADABLE).tolist()
         return type(self)(**arrays, reasons={row: self.reasons[int(rows[row])] for row in unreadable})
 
+    def put(self, rows: NDArray[np.int64], some: Self) -> None:
+        """Take over what is known of some rows; ``some`` has them in the same order."""
+        for name, value in vars(self).items():
+            if name != "reasons":
+                value[rows] = getattr(some, name)
+        self.reasons |= {int(rows[row]): reason for row, reason in some.reasons.items()}
+
     def record(self, row: int, result: _Inspection | str) -> None:
         """Note what an image holds, or why it cannot be read."""
         if isinstance(result, str):
@@ -128,7 +135,7 @@ def inspect_images(
     uri: str,
     threads: int,
     inspections: Inspections,
-    keep: Callable[[Inspections], None],
+    keep: Callable[[], None],
     dangling: Collection[int] = frozenset(),
     progress: Progress | None = None,
 ) -> int:
@@ -155,12 +162,12 @@ def inspect_images(
                     logged = now
                     logger.info("Index of %s: inspected %d of %d images", uri, done, len(new))
                 if now - kept > SAVE_EVERY_SECONDS:
-                    keep(inspections)
+                    keep()
                     kept = time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
             if done:
-                keep(inspections)
+                keep()
     return done
 
 

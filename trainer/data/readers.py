@@ -50,7 +50,7 @@ def open_reader(files: Files, table: Table, wanted_image: str | None) -> Reader:
 
     ``wanted_image`` is the column of images in Parquet files, if the spec names one.
     """
-    present = (path for number, path in enumerate(files.paths) if number not in files.dangling)
+    present = (files.paths[number] for number in table.file.tolist() if number not in files.dangling)
     first = None if files.remote else next(present, None)
     if first is not None and not read_patiently(first, lambda: _exists(first)):
         raise DataError(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.labels import FROM_NOWHERE, incomplete_notice, labels_of_paths
+from trainer.data.labels import FROM_NOWHERE, Labels, incomplete_notice, labels_of_paths
 from trainer.data.patterns import path_matcher
 from trainer.data.sources import Files
 from trainer.data.splits import Split, find_splits, splits_notice
@@ -33,6 +33,16 @@ def select_rows(files: Files, table: Table, dataset: DatasetSpec) -> NDArray[np.
             shown = f"include {list(dataset.include)}, exclude {list(dataset.exclude)}"
             raise DataError(f"dataset.include: none of the {len(table)} images of {files.uri} is left by {shown}")
     return share_of_rows(table, rows, max(1, round(dataset.fraction * len(rows))))
+
+
+def wanted_files(files: Files, dataset: DatasetSpec) -> frozenset[int] | None:
+    """Numbers of the files that a spec needs; None for all. Of shards and Parquet files these are all."""
+    if files.kind != "folder" or not (dataset.include or dataset.exclude or dataset.fraction < 1):
+        return None
+    numbers = np.setdiff1d(np.arange(len(files.names)), np.array(files.metadata, dtype=np.int64)).astype(np.int32)
+    names, none = [files.names[number] for number in numbers], np.zeros(len(numbers), dtype=np.int64)
+    table = Table(names, numbers, none, none, Labels.none(len(numbers)))
+    return frozenset(numbers[select_rows(files, table, dataset)].tolist()) | frozenset(files.metadata)
 
 
 def share_of_rows(table: Table, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

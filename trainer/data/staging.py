@@ -9,15 +9,15 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from trainer.data.cache import Cache, format_bytes, partial_file
 from trainer.data.inspections import LOG_EVERY_SECONDS
-from trainer.data.sources import Files
+from trainer.data.sources import UNREADABLE_SUFFIXES, Files, suffix_of
 from trainer.errors import StorageError
 from trainer.logger import logger
 from trainer.storage import open_filesystem, sha256_of, storage_errors
@@ -28,9 +28,10 @@ COPY_BYTES: Final = 2**20
 """Bytes of a file that are copied from a mount at a time."""
 
 
-def stage(files: Files, cache: Cache) -> Files | str:
+def stage(files: Files, cache: Cache, wanted: Collection[int] | None = None) -> Files | str:
     """The same files on this node's disk, copied once and checked against their sums; or the reason they do not fit.
 
+    ``wanted`` are the numbers of those to copy, None for all; images of kinds that cannot be read never are.
     Raises `StorageError` if a file cannot be read where it lies or written here.
     """
     copy = cache.folder / "staged" / files.listing[:32]
@@ -38,7 +39,13 @@ def stage(files: Files, cache: Cache) -> Files | str:
     with cache.lock(copy):
         journal = copy / "journal.jsonl"
         verified = _verified_files(journal, paths, files.sizes)
-        missing = [number for number in range(len(paths)) if number not in verified and number not in files.dangling]
+        missing = [
+            number
+            for number in (range(len(paths)) if wanted is None else sorted(wanted))
+            if number not in verified
+            and number not in files.dangling
+            and suffix_of(files.names[number]) not in UNREADABLE_SUFFIXES
+        ]
         if missing:
             reason = cache.make_room(sum(files.sizes[number] for number in missing))
             if reason:
@@ -47,30 +54,68 @@ def stage(files: Files, cache: Cache) -> Files | str:
     return replace(files, remote=False, paths=paths)
 
 
+class _Entry(NamedTuple):
+    """A line of the journal: a file that was in place and had this sum."""
+
+    file: int
+    sha256: str
+    stamp: list[int]
+    """The file's times and inode, which change when it is written."""
+    boot: str
+    """Identity of the node's boot in which it was checked: a crash may have lost what was not yet on the disk."""
+
+    def line(self) -> str:
+        return json.dumps(self._asdict()) + "\n"
+
+
 def _verified_files(journal: Path, paths: Sequence[str], sizes: Sequence[int]) -> set[int]:
-    """Numbers of the files that are in place as the journal says: of the right size and sum."""
+    """Numbers of the files that are in place as the journal says: of the right size and sum.
+
+    Sums are computed once in a boot of the node, unless a file's times have changed.
+    """
     if not journal.is_file():
         return set()
-    sums: dict[int, str] = {}
+    entries: dict[int, _Entry] = {}
     for line in journal.read_text().splitlines():
-        with contextlib.suppress(ValueError, KeyError):  # a line cut short by a kill: that file is copied again
-            entry = json.loads(line)
-            sums[int(entry["file"])] = str(entry["sha256"])
+        with contextlib.suppress(ValueError, TypeError):  # cut short by a kill, or of an earlier version: copied again
+            entry = _Entry(**json.loads(line))
+            entries[entry.file] = entry
+    boot, checked = _boot(), []
 
-    def is_intact(number: int) -> bool:
-        path = Path(paths[number])
-        return path.is_file() and path.stat().st_size == sizes[number] and sha256_of(path) == sums[number]
+    def is_intact(entry: _Entry) -> bool:
+        path = Path(paths[entry.file])
+        if not path.is_file() or path.stat().st_size != sizes[entry.file]:
+            return False
+        stamp = _stamp(path)
+        if entry.boot == boot and entry.stamp == stamp:
+            return True
+        fine = sha256_of(path) == entry.sha256
+        if fine:
+            checked.append(entry._replace(stamp=stamp, boot=boot))
+        return fine
 
-    listed = [number for number in sums if number < len(paths)]
+    listed = [entry for number, entry in entries.items() if number < len(paths)]
     with ThreadPoolExecutor(STAGING_THREADS) as pool:
-        intact = {number for number, fine in zip(listed, pool.map(is_intact, listed), strict=True) if fine}
+        intact = {entry.file for entry, fine in zip(listed, pool.map(is_intact, listed), strict=True) if fine}
     if len(intact) < len(listed):
         logger.warning(
             "%d staged files below %s have changed or are missing: copying them again",
             len(listed) - len(intact),
             journal.parent,
         )
+    if checked:
+        with journal.open("a") as log:
+            log.writelines(["\n", *(entry.line() for entry in checked)])
     return intact
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def _copy_files(files: Files, paths: Sequence[str], missing: Sequence[int], journal: Path) -> None:
@@ -85,7 +130,7 @@ def _copy_files(files: Files, paths: Sequence[str], missing: Sequence[int], jour
         log.write("\n")  # ends a line that a kill may have cut short
         try:
             for number, digest in zip(missing, pool.map(copy, missing), strict=True):
-                log.write(json.dumps({"file": number, "sha256": digest}) + "\n")
+                log.write(_Entry(number, digest, _stamp(Path(paths[number])), _boot()).line())
                 log.flush()
                 copied += files.sizes[number]
                 if time.monotonic() - last_logged > LOG_EVERY_SECONDS:

@@ -26,13 +26,14 @@ from trainer.data.staging import stage
 from trainer.errors import DataError, StorageError
 from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
+from trainer.storage import sha256_of
 
 SIZE = (32, 32)
 FORK = multiprocessing.get_context("fork")
 
 
-def opened(uri: str, cache: Cache, kind: str, channels: int = 3) -> Images:
-    dataset = DatasetSpec(uri=uri, cache=kind)
+def opened(uri: str, cache: Cache, kind: str, channels: int = 3, **fields: object) -> Images:
+    dataset = DatasetSpec.model_validate({"uri": uri, "cache": kind, **fields})
     return open_images(dataset, "dataset", channels, SIZE, DatasetContext(cache, 1, Agreement(1), 0))
 
 
@@ -130,6 +131,30 @@ def test_a_staged_file_that_is_not_as_it_was_is_copied_again(tmp_path, harm):
     assert Path(again.paths[1]).read_bytes() == Path(files.paths[1]).read_bytes()
     assert Path(again.paths[1]).stat().st_mtime_ns != before[0]
     assert Path(again.paths[0]).stat().st_ino == before[1]  # the others stay
+
+
+def test_sums_are_computed_once_in_a_boot_and_the_files_of_a_copy_are_held_once(tmp_path, monkeypatch):
+    files, cache = files_of(write_tars(tmp_path / "data", samples(20))), Cache(tmp_path / "cache")
+    staged = stage(files, cache)
+    opened_before = len(list(Path("/proc/self/fd").iterdir()))
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "sha256_of", None)
+        assert stage(files, cache) == stage(files, cache) == staged
+    assert len(list(Path("/proc/self/fd").iterdir())) == opened_before
+    hashed = []
+    monkeypatch.setattr(staging, "_boot", lambda: "another boot")
+    monkeypatch.setattr(staging, "sha256_of", lambda path: hashed.append(path) or sha256_of(path))
+    assert stage(files, cache) == stage(files, cache) == staged
+    assert sorted(map(str, hashed)) == sorted(staged.paths)
+
+
+def test_only_the_images_that_a_spec_uses_are_staged(tmp_path):
+    uri = write_folder(tmp_path / "data", samples(20))
+    (tmp_path / "data/cat/phone.heic").write_bytes(b"x" * 1000)
+    images = opened(uri, Cache(tmp_path / "cache"), "disk", fraction=0.25, exclude=["eel/"], max_bad_fraction=1)
+    copies = [file for file in (tmp_path / "cache/staged").rglob("*") if file.is_file() and file.suffix == ""]
+    assert len(copies) == len(images) < 5
+    assert images.pixels(0).shape[2] == 3
 
 
 def test_hostile_names_stay_inside_the_cache(tmp_path):

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import resource
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,3 +236,18 @@ def test_a_cache_that_cannot_be_written_is_a_storage_error(tmp_path, cache):
     place(tmp_path).cache.folder.mkdir(mode=0o500)
     with pytest.raises(StorageError, match=rf"^{tmp_path}/cache/.*Permission denied"):
         opened(root, tmp_path, cache=cache)
+
+
+def test_more_shards_than_files_may_be_open_are_read(tmp_path):
+    """A process that kept a descriptor for each shard ended with "Too many open files"."""
+    for number in range(150):
+        tar_of(tmp_path / "made", ("1.png", picture(number, (8, 8), "PNG"))).joinpath("a.tar").rename(
+            tmp_path / f"{number:03d}.tar"
+        )
+    images = opened(f"{tmp_path}/*.tar", tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 80, limits[1]))
+    try:
+        assert len([images.pixels(row) for row in [*range(150), *range(150)]]) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
