@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from browser_world import Filled, Visit, Visits
 from live import make_spec, poll, wait_state
@@ -391,3 +393,31 @@ def test_by_keyboard_alone(visit: Visit) -> None:
             break
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
+
+
+def test_a_dataset_is_inspected_from_the_form_and_its_settings_are_taken_over(
+    visit: Visit, stack: Stack, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(3)
+    for number in range(40):
+        folder = tmp_path / "scans" / ("train" if number < 30 else "val") / ("sick" if number % 2 else "healthy")
+        folder.mkdir(parents=True, exist_ok=True)
+        scan = rng.integers(0, 4096, (48, 40)).astype(np.uint16)
+        cv2.imwrite(str(folder / f"{number}.png"), scan)
+    page = visit.open("/jobs/new")
+    page.locator('[name="dataset.uri"]').fill(str(tmp_path / "scans"))
+    press(page, "Inspect")
+    expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
+    expect(page.get_by_role("heading", name="What the data says")).to_be_visible(timeout=120_000)
+    expect(page.get_by_text("2 classes from folders")).to_be_visible()
+    expect(page.locator("[data-warning=splits_together]")).to_be_visible()
+    picture = page.get_by_alt_text(re.compile("24 images"))
+    expect(picture).to_be_visible()
+    assert picture.evaluate("image => image.naturalWidth") > 500
+    visit.shot(page, "inspection")
+    assert visit.axe(page) == []
+    page.get_by_role("link", name="Use these settings").click()
+    expect(page.locator('[name="dataset.uri"]')).to_have_value(f"file://{tmp_path}/scans/train")
+    expect(page.locator('[name="evaluation.dataset.uri"]')).to_have_value(f"file://{tmp_path}/scans/val")
+    expect(page.locator('[name="model.in_chans"]')).to_have_value("1")
+    expect(page.get_by_role("complementary", name="Plan")).to_contain_text("starts now")
