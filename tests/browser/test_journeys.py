@@ -395,9 +395,7 @@ def test_by_keyboard_alone(visit: Visit) -> None:
     expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
 
 
-def test_a_dataset_is_inspected_from_the_form_and_its_settings_are_taken_over(
-    visit: Visit, stack: Stack, tmp_path: Path
-) -> None:
+def test_a_dataset_is_inspected_from_the_form_and_its_settings_are_taken_over(visit: Visit, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for number in range(40):
         folder = tmp_path / "scans" / ("train" if number < 30 else "val") / ("sick" if number % 2 else "healthy")
