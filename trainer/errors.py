@@ -8,8 +8,8 @@ from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
 
 DIVERGENCE_ADVICE: Final = (
-    "Lower optimization.base_lr, lengthen optimization.warmup_epochs, set optimization.clip_grad_norm, or use precision "
-    "fp32"
+    "Lower optimization.base_lr, lengthen optimization.warmup_epochs, set optimization.clip_grad_norm, or use "
+    "precision fp32"
 )
 
 

@@ -18,8 +18,8 @@ from trainer.storage import Store
 
 STOPPED = "Stopped from outside, not by a command. Nothing to do: the job resumes from its last checkpoint"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""SIGINT is Ray's, when somebody stops the job through it: it ends the driver at once. SIGTERM comes from the system, and
-lets workers that train store a checkpoint first."""
+"""SIGINT is Ray's, when somebody stops the job through it: it ends the driver at once. SIGTERM comes from the system,
+and lets workers that train store a checkpoint first."""
 
 
 def main() -> int:

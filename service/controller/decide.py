@@ -147,13 +147,13 @@ def _decide_alive(job: Job, attempt: Attempt, observation: Observation, patience
         return Hung(Reason.DEADLINE_EXCEEDED, SILENT) if late else "wait"
     if job.state == State.STARTING:
         return "started"
+    return _hung(observation, observation.activity(attempt), patience) or "wait"
+
+
+def _hung(observation: Observation, activity: Activity | None, patience: Patience) -> Hung | None:
+    """Whether heartbeats have stopped, or training stands still; no other phase has a limit."""
     if observation.silent > patience.heartbeat:
         return Hung(Reason.DEADLINE_EXCEEDED, SILENT)
-    return _stalled(observation.activity(attempt), patience) or "wait"
-
-
-def _stalled(activity: Activity | None, patience: Patience) -> Hung | None:
-    """Whether training stands still; None while it does not, or while the attempt does something else."""
     if activity is None or activity.phase != TRAINING:
         return None
     unchanged = timedelta(seconds=activity.unchanged_s)

@@ -151,7 +151,7 @@ POLICIES: Final[dict[Reason, Policy]] = {
     Reason.STALLED: Policy(
         True,
         True,
-        "Its logs show what each rank did last: look for a GPU or a network that hangs, or for data that do not arrive. "
+        "Its logs show what each rank did last: look for a GPU or a network that hangs, or for data that is late. "
         "If single steps take that long, raise RCMAE_STALL_LIMIT_S.",
     ),
     Reason.NODE_LOST: Policy(True, False, "It resumes from the last checkpoint."),

@@ -1,6 +1,6 @@
 """Notice that the processes of an attempt are about to be ended from outside: SIGTERM, or the drain of a node.
 
-Whichever process gets the notice, all ranks agree at their next step to store a checkpoint and to leave, with the reason
+Whichever process gets the notice, all ranks agree at their next step to store a checkpoint and to leave. The reason is
 `preempted`. The driver passes its own notice on to rank 0 through Ray's key-value store.
 """
 

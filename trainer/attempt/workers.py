@@ -37,9 +37,9 @@ _REQUEST, _WORK, _CONNECT = "request", "work", "connect"
 class _Trainer(DataParallelTrainer):
     """Ray Train's trainer whose workers take SIGTERM as notice, and whose driver keeps its own handler of SIGINT.
 
-    It does without two actors, each of which would start another process in every attempt. One distributes shards of Ray
-    Data, which is not used. The other releases the workers' resources if their controller dies; here the driver ends with
-    its controller, and Ray then releases everything that belongs to the job.
+    It does without two actors, each of which would start another process in every attempt. One distributes shards of
+    Ray Data, which is not used. The other releases the workers' resources if their controller dies; here the driver
+    ends with its controller, and Ray then releases everything that belongs to the job.
     """
 
     omitted_callbacks: tuple[type[RayTrainCallback], ...] = (DatasetsCallback, PlacementGroupCleanerCallback)

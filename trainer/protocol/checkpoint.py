@@ -28,7 +28,7 @@ class Manifest(BaseModel):
 
 
 class Damage(BaseModel):
-    """What an attempt found wrong with a committed checkpoint. Without this file beside it, the checkpoint counts again."""
+    """What an attempt found wrong with a committed checkpoint, which does not count while this file is in its folder."""
 
     attempt: int
     """The attempt that found it."""

@@ -7,8 +7,8 @@ from typing import Literal
 from trainer.protocol.message import Message
 
 Action = Literal["cancel", "pause", "preempt"]
-"""Why an attempt stores a checkpoint and leaves early: a command of the service, or `preempt`, because its processes are
-about to be ended from outside."""
+"""Why an attempt stores a checkpoint and leaves early: a command of the service, or `preempt`, because its processes
+are about to be ended from outside."""
 ACTIONS: tuple[Action | None, ...] = (None, "preempt", "pause", "cancel")
 """In order of precedence: if ranks want different actions, the later one wins."""
 

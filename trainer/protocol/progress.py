@@ -22,8 +22,8 @@ class Activity(Message):
     step: int
     """Optimiser steps done."""
     unchanged_s: float
-    """Seconds since the attempt entered this phase, or did this step. By its own clock, so that nothing counts that only
-    delays heartbeats."""
+    """Seconds since the attempt entered this phase, or did this step. By its own clock, so that nothing counts that
+    only delays heartbeats."""
     slowest_step_s: float = 0.0
     """Seconds that its slowest step has taken."""
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import NamedTuple
 
 from trainer.protocol.progress import TRAINING, Activity, Phase
@@ -28,7 +28,7 @@ class ActivityTracker:
 
     def enter(self, phase: Phase) -> None:
         """The phase that begins now."""
-        self._standing = _Standing(phase, self._standing.step if self._standing else 0, time.monotonic())
+        self._standing = _Standing(phase, self._standing.step if self._standing else 0, monotonic())
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -40,7 +40,7 @@ class ActivityTracker:
 
     def reached(self, step: int) -> None:
         """This optimiser step is done, and training goes on."""
-        now = time.monotonic()
+        now = monotonic()
         if self._standing:
             self._slowest_step_s = max(self._slowest_step_s, now - self._standing.since)
         self._standing = _Standing(TRAINING, step, now)
@@ -54,6 +54,6 @@ class ActivityTracker:
             attempt=attempt,
             phase=standing.phase,
             step=standing.step,
-            unchanged_s=round(time.monotonic() - standing.since, 3),
+            unchanged_s=round(monotonic() - standing.since, 3),
             slowest_step_s=round(self._slowest_step_s, 3),
         )

@@ -128,7 +128,9 @@ def verified_copy(store: Store, checkpoint: Committed, names: Collection[str]) -
             file, record = directory / name, checkpoint.manifest.files.get(name)
             fine = record is not None and file.is_file() and file.stat().st_size == record.size
             if not fine or record is None or sha256_of(file) != record.sha256:
-                raise DamagedCheckpoint(f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says")
+                raise DamagedCheckpoint(
+                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says"
+                )
         yield directory
 
 

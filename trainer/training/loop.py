@@ -51,8 +51,8 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     ``spec`` must be resolved. Raises a `TrainingError` whose reason says what went wrong.
     """
     # --- this worker --------------------------------------------------------------------------------------------
-    optimization, method, device, recorder = spec.optimization, spec.method, context.device, context.recorder
-    tracker = context.tracker
+    optimization, method = spec.optimization, spec.method
+    device, recorder, tracker = context.device, context.recorder, context.tracker
     tracker.enter("opening")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world != spec.resources.workers:
@@ -64,10 +64,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
 
     # --- data ---------------------------------------------------------------------------------------------------
     data = open_training_data(spec, DatasetContext(context.cache, threads, agree, rank, context.dataset_roots))
-    schedule = Schedule.of(spec, len(data.images))
-    if not len(data.held_out):
-        raise DataError(f"{data.images.uri}: {len(data.images)} images are too few to hold any out for the evaluation: "
-                        "add some, or name others in evaluation.dataset")  # fmt: skip
+    schedule = _schedule(spec, data)
     loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
 
     # --- student, teacher, optimiser: new, or from the newest checkpoint ----------------------------------------
@@ -121,9 +118,21 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
             tracker.reached(state.step)
 
 
+def _schedule(spec: PretrainSpec, data: TrainingData) -> Schedule:
+    """The steps of the run; raises `SpecError` or `DataError` if there are too few images to train or evaluate on."""
+    schedule = Schedule.of(spec, len(data.images))
+    if len(data.held_out) == 0:
+        raise DataError(
+            f"{data.images.uri}: {len(data.images)} images are too few to hold any out for the evaluation: add some, "
+            "or name others in evaluation.dataset"
+        )
+    return schedule
+
+
 def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int) -> int | None:
-    """Check that the data are those of the checkpoint; returns the micro batch size to use again, or None if it has to be
-    chosen anew.
+    """The micro batch size to use again, or None if it has to be chosen anew.
+
+    Raises `DataError` if the data are not those of the checkpoint.
     """
     metadata = resumed.metadata
     if metadata.dataset_fingerprint != data.fingerprint:

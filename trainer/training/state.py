@@ -202,7 +202,7 @@ def read_parts(store: Store, checkpoint: Committed, parts: Collection[Part]) -> 
 
 
 def spec_of(store: Store, checkpoint: Committed) -> PretrainSpec:
-    """The spec that a checkpoint was trained with; raises `DamagedCheckpoint` for a file that is not what was written."""
+    """The spec that a checkpoint was trained with; raises `DamagedCheckpoint` if it is not what was written."""
     with verified_copy(store, checkpoint, (SPEC,)) as directory:
         return PretrainSpec.parse(read_document((directory / SPEC).read_text()))
 

@@ -141,6 +141,7 @@ def test_an_attempt_is_submitted_whole_and_without_secrets(tmp_path):
     assert body["entrypoint"] == "python3 -m trainer.main"
     variables = body["runtime_env"]["env_vars"]
     assert AttemptRequest.model_validate_json(variables[ATTEMPT_VARIABLE]) == REQUEST
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT", "SIGTERM is notice: a deaf attempt is not to be waited for"
     assert "rays-own-token" not in request.content.decode()
     token.write_text("the-next-token")
     ray.ping()
