@@ -161,7 +161,8 @@ class RayCluster:
             variables["AWS_PROFILE"] = self._s3_profile
         body = {
             "submission_id": submission_id,
-            "entrypoint": f"{self._python} -m trainer.main",
+            # `exec`: Ray runs this in a shell, which must not end before the driver when both get SIGTERM.
+            "entrypoint": f"exec {self._python} -m trainer.main",
             # Everybody who can reach Ray can read this in plain text: it must hold no secret. A profile name is none.
             "runtime_env": {"env_vars": variables},
             "metadata": {"job_id": request.job_id, "attempt": str(request.attempt)},

@@ -28,7 +28,7 @@ class Manifest(BaseModel):
 
 
 class Damage(BaseModel):
-    """What an attempt found wrong with a committed checkpoint, which does not count while this file is in its folder."""
+    """What an attempt found wrong with a committed checkpoint, which does not count while its folder holds this."""
 
     attempt: int
     """The attempt that found it."""
