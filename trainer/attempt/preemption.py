@@ -67,7 +67,7 @@ class TakeSigterm(WorkerCallback):  # type: ignore[misc]  # Ray leaves it untype
 
 @contextmanager
 def watching(request: AttemptRequest, rank: int) -> Iterator[None]:
-    """Inside, a thread looks for notice from the driver, on rank 0, and for the drain of this worker's node."""
+    """Inside, a thread looks for notice: of the driver's, on rank 0, and of a drain of this worker's node."""
     ended = threading.Event()
     thread = threading.Thread(target=_watch, args=(request, rank, ended), name="preemption", daemon=True)
     thread.start()
@@ -78,8 +78,8 @@ def watching(request: AttemptRequest, rank: int) -> Iterator[None]:
 
 
 def _watch(request: AttemptRequest, rank: int, ended: threading.Event) -> None:
-    down = False
-    while not ended.wait(POLL_SECONDS) and not _noticed.is_set():
+    notice, down = None, False
+    while not notice and not ended.wait(POLL_SECONDS):
         try:
             notice = _notice(request, rank)
             down = False
@@ -87,14 +87,15 @@ def _watch(request: AttemptRequest, rank: int, ended: threading.Event) -> None:
             if not down:
                 logger.warning("Ray cannot tell whether this attempt is about to be preempted: %s", error)
             down = True
-            continue
-        if notice:
-            logger.warning("This attempt is about to be preempted: %s", notice)
-            _noticed.set()
+    if notice:
+        logger.warning("This attempt is about to be preempted: %s", notice)
+        _noticed.set()
 
 
 def _notice(request: AttemptRequest, rank: int) -> str | None:
-    """Why this attempt is about to be ended from outside; None if Ray knows of nothing."""
+    """Why this attempt is about to be ended from outside; None if nothing is known."""
+    if _noticed.is_set():
+        return "this worker got SIGTERM"
     if rank == 0 and internal_kv._internal_kv_exists(_key(request), namespace=NAMESPACE):  # noqa: SLF001 - Ray has no public one
         return "the driver was told to stop"
     node = ray.get_runtime_context().get_node_id()

@@ -41,8 +41,7 @@ def resume(state: TrainState, context: WorkerContext, agree: Agreement, rank: in
 def _load_newest(state: TrainState, context: WorkerContext) -> Resumed | None:
     store = context.store
     sound, damaged = checkpoints.inspect(store, context.since_attempt)
-    found: list[Damaged] = []
-    """Checkpoints of which only their files show that they are damaged, newest first."""
+    found: list[Damaged] = []  # those of which only their files show it, newest first
     for checkpoint in reversed(sound):
         try:
             metadata = state.load(store, checkpoint)
