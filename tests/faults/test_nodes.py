@@ -40,7 +40,7 @@ def test_a_lost_node_is_waited_for_and_the_end_is_bit_identical(world):
 
 
 def test_a_node_that_is_taken_away_with_notice_costs_no_step(world):
-    """SIGTERM to its `ray start`, as a machine that shuts down sends it: Ray drains the node, and the ranks leave it."""
+    """SIGTERM to its `ray start`, as from a machine that shuts down: Ray drains the node, and the ranks leave it."""
     name, moment = "drained-node", Moment("step", 8)
     world.leave_undisturbed(2)
     world.wait_for_undisturbed()

@@ -27,8 +27,9 @@ from trainer.protocol.names import submission_id, worker_folder
 from trainer.protocol.request import AttemptRequest
 from trainer.storage import Store, patience
 
-GRACE_SECONDS: Final = 25.0
-"""How long the driver waits for its workers to leave: whoever sends SIGTERM usually kills after 30 s."""
+GRACE_SECONDS: Final = 20.0
+"""How long the driver waits for its workers to leave. Whoever sends SIGTERM usually kills after 30 s, and the driver then
+has its outcome to store."""
 PATIENCE_SECONDS: Final = 5.0
 """How long the driver asks the storage whether its workers have begun."""
 POLL_SECONDS: Final = 2.0
