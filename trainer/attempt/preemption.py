@@ -28,8 +28,8 @@ from trainer.protocol.request import AttemptRequest
 from trainer.storage import Store, patience
 
 GRACE_SECONDS: Final = 20.0
-"""How long the driver waits for its workers to leave. Whoever sends SIGTERM usually kills after 30 s, and the driver has
-its outcome to store then."""
+"""How long the driver waits for its workers to leave. Whoever sends SIGTERM usually kills after 30 s: that leaves time
+to store the outcome."""
 PATIENCE_SECONDS: Final = 5.0
 """How long the driver asks the storage whether its workers have begun."""
 POLL_SECONDS: Final = 2.0
