@@ -59,7 +59,7 @@ def _take_sigterm(notice: Callable[[], None]) -> None:
 # --- in a worker ------------------------------------------------------------------------------------------------------
 
 
-class TakeSigterm(WorkerCallback):  # type: ignore[misc]  # Ray leaves it untyped
+class TakeSigterm(WorkerCallback):
     """Makes SIGTERM a notice in a worker's process: Ray calls it in the main thread, while the work runs in another."""
 
     def after_init_train_context(self) -> None:

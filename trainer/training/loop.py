@@ -87,7 +87,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
     evaluator = Evaluator(spec, data, context.store, device, autocast) if recorder else None
     constants = RunConstants(spec, data.fingerprint, data.mean, data.std, world, micro_batch)
-    saver = Saver(constants, context, recorder.tag, resumed and resumed.checkpoint) if recorder else None
+    saver = Saver(constants, context, recorder.tag, resumed.checkpoint if resumed else None) if recorder else None
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
     evaluate = Evaluate(evaluator, recorder, meter, tracker, schedule, spec.evaluation.every_epochs, start)
