@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     """Seconds that an attempt has to obey a command before Ray stops it."""
     heartbeat_limit_s: float = Field(120.0, gt=0)
     """Seconds without a heartbeat after which a running attempt counts as hung and is stopped."""
+    stall_limit_s: float = Field(1800.0, gt=0)
+    """Seconds without a step of training after which an attempt that still sends heartbeats is stopped and retried.
+    Opening data, compiling, evaluating and storing take as long as they take."""
     start_limit_s: float = Field(1800.0, gt=0)
     """Seconds that an attempt has from its submission to its first heartbeat before it is stopped and retried."""
     running_per_user: int | None = Field(None, ge=1)

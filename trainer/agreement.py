@@ -35,6 +35,11 @@ class Agreement:
         precedence, any_due = votes.tolist()
         return ACTIONS[precedence], bool(any_due)
 
+    def meet(self) -> None:
+        """Return once every rank has called this, however long the slowest one takes."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
     def share(self, value: T | None) -> T:
         """Rank 0's value on every rank. Every rank calls this; only rank 0's ``value`` counts."""
         objects: list[T | None] = [value]

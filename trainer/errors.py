@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from trainer.protocol.outcome import Reason
+from trainer.spec.base import SpecError
+
+DIVERGENCE_ADVICE: Final = (
+    "Lower optimization.base_lr, lengthen optimization.warmup_epochs, set optimization.clip_grad_norm, or use "
+    "precision fp32"
+)
 
 
 class TrainingError(Exception):
@@ -35,3 +41,17 @@ class StorageError(TrainingError):
     """The artifact storage, MLflow or a dataset's files could not be reached, or refused access."""
 
     reason = Reason.STORAGE_ERROR
+
+
+class DamagedCheckpoint(StorageError):
+    """The files of a checkpoint are not those that were stored; another checkpoint may be sound."""
+
+
+def reason_of(error: BaseException) -> Reason | None:
+    """The reason that an error states; None for one that does not say whose fault it is.
+
+    A `SpecError` is the spec's fault wherever it is raised.
+    """
+    if isinstance(error, TrainingError):
+        return error.reason
+    return Reason.SPEC_ERROR if isinstance(error, SpecError) else None

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 from trainer.attempt.logs import start_logging, stop_logging
 from trainer.attempt.outcome import settle_outcome
-from trainer.errors import StorageError, TrainingError
+from trainer.errors import StorageError, reason_of
 from trainer.logger import logger
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.storage import Store
 
-STOPPED = "Stopped from outside (SIGTERM), not by a command. Nothing to do: the job resumes from its last checkpoint"
+STOPPED = "Stopped from outside, not by a command. Nothing to do: the job resumes from its last checkpoint"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""SIGINT is Ray's, when somebody stops the job through it: it ends the driver at once. SIGTERM comes from the system,
+and lets workers that train store a checkpoint first."""
 
 
 def main() -> int:
@@ -23,10 +27,10 @@ def main() -> int:
     request = AttemptRequest.model_validate_json(os.environ[ATTEMPT_VARIABLE])
     store = Store(request.artifact_uri)
     log = start_logging(store, request, "driver")
-    signal.signal(signal.SIGTERM, _exit_on_signal)
+    _handle_stop(_exit_on_signal)
     try:
         outcome = _run(request, store)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # nothing may interrupt the storing of the outcome
+        _handle_stop(signal.SIG_IGN)  # nothing may interrupt the storing of the outcome
         outcome, storage_error = _settle(request, store, outcome)
         logger.info("Attempt %d ended: %s %s", request.attempt, outcome.state, outcome.message)
     finally:
@@ -47,12 +51,11 @@ def _run(request: AttemptRequest, store: Store) -> Outcome:
         return find_run(request.spec.kind)(request, store)
     except (SystemExit, KeyboardInterrupt):  # `_exit_on_signal` raises the first; Ray's calls turn it into the second
         return Outcome(state="failed", reason=Reason.PREEMPTED, message=STOPPED)
-    except TrainingError as error:
-        logger.exception("The driver failed")
-        return Outcome(state="failed", reason=error.reason, message=str(error))
     except Exception as error:  # noqa: BLE001 - the outcome must report any error
         logger.exception("The driver failed")
-        return Outcome(state="failed", reason=Reason.WORKER_FAILED, message=f"{type(error).__name__}: {error}")
+        reason = reason_of(error)
+        message = str(error) if reason else f"{type(error).__name__}: {error}"
+        return Outcome(state="failed", reason=reason or Reason.WORKER_FAILED, message=message)
 
 
 def _settle(request: AttemptRequest, store: Store, outcome: Outcome) -> tuple[Outcome, StorageError | None]:
@@ -63,6 +66,11 @@ def _settle(request: AttemptRequest, store: Store, outcome: Outcome) -> tuple[Ou
         if outcome.state == "failed":
             return outcome, error
         return Outcome(state="failed", reason=error.reason, message=str(error)), error
+
+
+def _handle_stop(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's signature

@@ -16,6 +16,7 @@ from mlflow.utils.rest_utils import http_request_safe
 from service.adapters.mlflow_connection import PAGE, MlflowConnection, absence_allowed, quoted, utc_time
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.names import (
+    TAG_ACTIVITY,
     TAG_ATTEMPT,
     TAG_COMMAND,
     TAG_JOB,
@@ -27,7 +28,7 @@ from trainer.protocol.names import (
     TAG_TRIAL_OF,
     heartbeat,
 )
-from trainer.protocol.progress import Newest
+from trainer.protocol.progress import Activity, Newest
 
 EXPERIMENT = "rcmae"
 SAMPLE = 2500
@@ -55,6 +56,12 @@ class RunView:
         """The newest progress that an attempt has logged; None if there is none."""
         text = self.tags.get(TAG_NEWEST)
         return Newest.model_validate_json(text) if text else None
+
+    def activity(self, attempt: int) -> Activity | None:
+        """What an attempt was doing at its last heartbeat; None if it did not say."""
+        text = self.tags.get(TAG_ACTIVITY)
+        activity = Activity.model_validate_json(text) if text else None
+        return activity if activity and activity.attempt == attempt else None
 
     def observed(self) -> Command | None:
         """The last command that an attempt acknowledged; None if there is none."""

@@ -16,8 +16,9 @@ from trainer.spec.cluster import ClusterShape, NodeShape
 
 TIMEOUT_S = 15.0
 """Limit for one request. The first submission after a start of Ray takes five seconds."""
-STOP_WAIT_S = "30"
-"""Ray sends SIGKILL this long after SIGTERM."""
+STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+"""Ray stops a submission with SIGINT, which ends the driver at once, and sends SIGKILL 30 s later. On SIGTERM, which
+comes from a system that shuts down, the workers would first store a checkpoint."""
 LOG_TAIL = 2000
 """Characters of a log that `log_tail` returns at most."""
 GPU_MODEL = "accelerator_type:"
@@ -155,12 +156,13 @@ class RayCluster:
 
         Raises `ClusterUnreachable` if Ray did not accept it, or if that is unclear.
         """
-        variables = {ATTEMPT_VARIABLE: request.model_dump_json(), "RAY_JOB_STOP_WAIT_TIME_S": STOP_WAIT_S}
+        variables = {ATTEMPT_VARIABLE: request.model_dump_json(), **STOP_VARIABLES}
         if self._s3_profile:
             variables["AWS_PROFILE"] = self._s3_profile
         body = {
             "submission_id": submission_id,
-            "entrypoint": f"{self._python} -m trainer.main",
+            # `exec`: Ray runs this in a shell, which must not end before the driver when both get SIGTERM.
+            "entrypoint": f"exec {self._python} -m trainer.main",
             # Everybody who can reach Ray can read this in plain text: it must hold no secret. A profile name is none.
             "runtime_env": {"env_vars": variables},
             "metadata": {"job_id": request.job_id, "attempt": str(request.attempt)},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -12,6 +12,7 @@ from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.state import State
 from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.progress import TRAINING, Activity
 
 STOP_AGAIN = timedelta(seconds=60)
 """Time between two stop requests to Ray."""
@@ -21,7 +22,9 @@ DEAD_AFTER = timedelta(seconds=15)
 """Three heartbeats: an attempt that Ray has forgotten is considered dead once it has missed them."""
 STEADY = timedelta(minutes=10)
 """An attempt that lived this long resets the back-off."""
-HUNG = "The attempt sent no heartbeat for too long and was stopped."
+SILENT = "The attempt sent no heartbeat for too long and was stopped."
+SLOW_STEPS = 3
+"""A step that takes this many times as long as the slowest one so far is not slow but stuck."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Patience:
     """Between two heartbeats."""
     start: timedelta
     """From an attempt's submission to its first heartbeat."""
+    stall: timedelta
+    """Between two steps of training."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,18 @@ class Observation:
     """Time since the last new heartbeat, by the controller's clock. Time without MLflow does not count, as
     no heartbeat could arrive."""
 
+    def activity(self, attempt: Attempt) -> Activity | None:
+        """What the attempt was doing at its last heartbeat; None if it did not say."""
+        return self.run.activity(attempt.number) if self.run else None
+
+
+@dataclass(frozen=True)
+class Hung:
+    """The attempt is alive and does nothing: Ray is to stop it. It ends with this reason and message."""
+
+    reason: Reason
+    message: str
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -65,7 +82,7 @@ class Ended:
     checkpoint: str | None = None
 
 
-Decision = Literal["wait", "accept", "submit", "started", "command", "stop"] | Ended
+Decision = Literal["wait", "accept", "submit", "started", "command", "stop"] | Hung | Ended
 
 
 def decide(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
@@ -101,10 +118,14 @@ def _decide_end(job: Job, attempt: Attempt, observation: Observation) -> Ended:
     outcome = observation.outcome
     # The driver reports any stop as preemption: it cannot know that the stop was ours.
     stopped_by_us = attempt.stop_asked_at is not None and (outcome is None or outcome.reason is Reason.PREEMPTED)
-    if stopped_by_us and job.state in {State.CANCELLING, State.PAUSING}:
+    ending = job.state in {State.CANCELLING, State.PAUSING}
+    if stopped_by_us and ending:
         return Ended("cancelled" if job.state == State.CANCELLING else "paused", None, "Stopped through Ray.")
-    if stopped_by_us and observation.ray is not RayState.ABSENT:
-        return Ended("lost", Reason.DEADLINE_EXCEEDED, HUNG)
+    # Before each stop goes the command to cancel, which the attempt may have obeyed although its job goes on.
+    obeyed = outcome is not None and outcome.state == "cancelled" and not ending
+    if obeyed or (stopped_by_us and observation.ray is not RayState.ABSENT):
+        reason = Reason(attempt.reason) if attempt.reason else Reason.DEADLINE_EXCEEDED
+        return Ended("lost", reason, attempt.message or SILENT, outcome.checkpoint if outcome else None)
     if outcome:
         return Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
     if observation.ray is RayState.ABSENT:
@@ -123,10 +144,25 @@ def _decide_alive(job: Job, attempt: Attempt, observation: Observation, patience
         return "wait"  # no sign of it can arrive; whoever removed the run may put it back
     if observation.beat is None:
         late = observation.run is not None and observation.now - attempt.started_at > patience.start
-        return "stop" if late else "wait"
+        return Hung(Reason.DEADLINE_EXCEEDED, SILENT) if late else "wait"
     if job.state == State.STARTING:
         return "started"
-    return "stop" if observation.silent > patience.heartbeat else "wait"
+    return _hung(observation, observation.activity(attempt), patience) or "wait"
+
+
+def _hung(observation: Observation, activity: Activity | None, patience: Patience) -> Hung | None:
+    """Whether heartbeats have stopped, or training stands still; no other phase has a limit."""
+    if observation.silent > patience.heartbeat:
+        return Hung(Reason.DEADLINE_EXCEEDED, SILENT)
+    if activity is None or activity.phase != TRAINING:
+        return None
+    unchanged = timedelta(seconds=activity.unchanged_s)
+    if unchanged <= max(patience.stall, timedelta(seconds=SLOW_STEPS * activity.slowest_step_s)):
+        return None
+    return Hung(
+        Reason.STALLED,
+        f"Training stood still at step {activity.step} for {activity.unchanged_s:.0f} s, and the attempt was stopped.",
+    )
 
 
 def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
@@ -174,10 +210,6 @@ def settle(job: Job, ended: Ended, max_failures: int, continuation: str) -> Next
         return NextState(
             State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry the job to continue {continuation}."
         )
-    if (
-        ended.state == "cancelled" and job.state != State.PAUSING
-    ):  # no user asked for it: the attempt obeyed our stop after all
-        ended = replace(ended, reason=Reason.DEADLINE_EXCEEDED, message=HUNG)
     reason = ended.reason or Reason.WORKER_FAILED
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):

@@ -16,7 +16,7 @@ from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import ClusterUnreachable, RayState
 from service.adapters.storage import OutsideRoot
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
-from service.controller.decide import STEADY, Decision, Ended, Observation, Patience, decide, settle
+from service.controller.decide import STEADY, Decision, Ended, Hung, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
 from service.controller.kind import ProgressReport
 from service.controller.removal import Removals
@@ -51,6 +51,7 @@ class Reconciler:
             command=timedelta(seconds=settings.command_deadline_s),
             heartbeat=timedelta(seconds=settings.heartbeat_limit_s),
             start=timedelta(seconds=settings.start_limit_s),
+            stall=timedelta(seconds=settings.stall_limit_s),
         )
         self.removals, self.sweeps = Removals(context), Sweeps(context)
         self._deleted = threading.Event()
@@ -220,10 +221,10 @@ class Reconciler:
             request = attempt_request(job, attempt.number, self._context.app.mlflow.url, roots, source)
             with self._dependencies.ray.call():
                 self._context.app.ray.submit(attempt.submission_id, request)
-        elif decision in {"command", "stop"}:
+        elif decision == "command" or _stops(decision):
             # Also before a stop: Ray 2.60 reports a job that it is just starting as STOPPED, and lets it run.
             commanded = self._command(job, attempt)
-            if decision == "stop":
+            if _stops(decision):
                 with self._dependencies.ray.call():
                     self._context.app.ray.stop(attempt.submission_id)
         return commanded
@@ -256,7 +257,7 @@ class Reconciler:
             return
         if decision in {"accept", "submit"}:
             attempt.accepted = decision == "accept" or attempt.accepted
-        elif decision in {"command", "stop"}:
+        elif decision == "command" or _stops(decision):
             if commanded:
                 command = _command(loaded, before)
                 attempt.command, attempt.generation, attempt.commanded_at = (
@@ -266,9 +267,11 @@ class Reconciler:
                 )
             else:
                 attempt.command, attempt.commanded_at = None, attempt.commanded_at or observation.now
-            if decision == "stop":
+            if _stops(decision):
                 attempt.stop_asked_at = observation.now
                 log.info("stop_asked", job_id=job.id, attempt=attempt.number)
+            if isinstance(decision, Hung):
+                attempt.reason, attempt.message = decision.reason, decision.message
         elif decision == "started" and job.state == State.STARTING:
             attempt.state = "running"
             transition(session, job, State.RUNNING, None, self._running_message(job, attempt), ACTOR)
@@ -346,6 +349,10 @@ class Reconciler:
         if job.run_id and state in RUN_STATUS:
             with self._dependencies.mlflow.call():
                 self._context.app.mlflow.end_run(job.run_id, RUN_STATUS[state])
+
+
+def _stops(decision: Decision) -> bool:
+    return decision == "stop" or isinstance(decision, Hung)
 
 
 def _command(job: Job, attempt: Attempt) -> Command:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from datetime import datetime
 from typing import NamedTuple
 
+import structlog
 from pydantic import ValidationError
 
-from service.adapters.storage import Artifacts, StorageUnreachable
+from service.adapters.storage import Artifacts
 from service.db.tables import Job
 from service.jobs.output_schemas import CheckpointView
 from service.jobs.progress import steps_per_epoch
 from trainer.protocol import names
 from trainer.protocol.checkpoint import Manifest, best
+
+log = structlog.get_logger()
 
 
 class _Committed(NamedTuple):
@@ -23,11 +26,11 @@ class _Committed(NamedTuple):
 
 
 def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
-    """The checkpoints that a next attempt could resume from, newest first.
+    """The checkpoints that a next attempt could resume from, newest first; damaged ones are named in the log.
 
-    Raises `StorageUnreachable`, also for a damaged manifest, and `OutsideRoot`.
+    Raises `StorageUnreachable` and `OutsideRoot`.
     """
-    committed = _committed(artifacts, job.artifact_uri, job.since_attempt) if job.artifact_uri else []
+    committed = _committed(artifacts, job) if job.artifact_uri else []
     best_manifest, per_epoch = (
         best(each.manifest for each in committed),
         steps_per_epoch(job.run_spec, job.dataset_images),
@@ -47,27 +50,22 @@ def checkpoints_of(job: Job, artifacts: Artifacts) -> list[CheckpointView]:
     ]
 
 
-def _committed(artifacts: Artifacts, folder: str, since_attempt: int) -> list[_Committed]:
-    """The committed checkpoints of attempts from ``since_attempt`` on, oldest first."""
-    found = []
+def _committed(artifacts: Artifacts, job: Job) -> list[_Committed]:
+    """The sound committed checkpoints of attempts from the job's ``since_attempt`` on, oldest first."""
+    folder, found = str(job.artifact_uri), []
     for attempt in _numbers(artifacts.folders(f"{folder}/{names.CHECKPOINTS}"), "a"):
         parent = names.checkpoint_folder(attempt)
-        for step in _numbers(artifacts.folders(f"{folder}/{parent}")) if attempt >= since_attempt else ():
+        for step in _numbers(artifacts.folders(f"{folder}/{parent}")) if attempt >= job.since_attempt else ():
             path = f"{parent}/{step:08d}"
             file = artifacts.file(folder, f"{path}/{names.MANIFEST}")
             data = artifacts.read(folder, f"{path}/{names.MANIFEST}") if file else None
-            if file and data is not None:
-                found.append(_Committed(path, _manifest(f"{folder}/{path}", data), file.size, file.modified))
+            if not file or data is None or artifacts.file(folder, f"{path}/{names.DAMAGE}"):
+                continue
+            try:
+                found.append(_Committed(path, Manifest.model_validate_json(data), file.size, file.modified))
+            except ValidationError as error:
+                log.warning("checkpoint_damaged", job_id=job.id, path=path, detail=error.errors()[0]["msg"])
     return found
-
-
-def _manifest(path: str, data: bytes) -> Manifest:
-    try:
-        return Manifest.model_validate_json(data)
-    except ValidationError as error:
-        raise StorageUnreachable(
-            f"{path}/{names.MANIFEST} is damaged: delete that checkpoint's folder to resume from an earlier checkpoint"
-        ) from error
 
 
 def _numbers(folders: list[str], prefix: str = "") -> list[int]:

@@ -148,6 +148,12 @@ POLICIES: Final[dict[Reason, Policy]] = {
     Reason.OUT_OF_MEMORY: Policy(True, True, "Lower optimization.micro_batch_size, or use larger nodes."),
     Reason.STORAGE_ERROR: Policy(True, True, "Check the artifact storage and its free space."),
     Reason.DEADLINE_EXCEEDED: Policy(True, True, "Its logs show where it hung."),
+    Reason.STALLED: Policy(
+        True,
+        True,
+        "Its logs show what each rank did last: look for a GPU or a network that hangs, or for data that is late. "
+        "If single steps take that long, raise RCMAE_STALL_LIMIT_S.",
+    ),
     Reason.NODE_LOST: Policy(True, False, "It resumes from the last checkpoint."),
     Reason.CLUSTER_LOST: Policy(True, False, "It resumes from the last checkpoint."),
     Reason.PREEMPTED: Policy(True, False, "It resumes from the last checkpoint."),

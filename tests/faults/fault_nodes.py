@@ -36,8 +36,13 @@ def cpus(count: int) -> dict[str, str]:
 
 
 @contextmanager
-def second_node(stack: Stack, count: int, environment: dict[str, str]) -> Iterator[None]:
-    """Another raylet, with so many CPUs, joined by `ray start`; all its processes are killed in the end."""
+def second_node(
+    stack: Stack, count: int, environment: dict[str, str], drain_s: int = 0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Another raylet, with so many CPUs, joined by `ray start`; all its processes are killed in the end.
+
+    Gives `ray start`, which drains the node for ``drain_s`` seconds when it gets SIGTERM.
+    """
     agent, metrics = processes.free_ports(2)
     state = stack.state
     with pytest.MonkeyPatch.context() as patch, stack.folder.log_of(SECOND_NODE).open("ab") as log:
@@ -45,6 +50,7 @@ def second_node(stack: Stack, count: int, environment: dict[str, str]) -> Iterat
             patch.setenv(name, value)
         variables = parts.environment("ray", stack.folder, state)
         variables |= {processes.PART_VARIABLE: SECOND_NODE, "DASHBOARD_METRIC_PORT": str(metrics)}
+        variables["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] = str(drain_s)
         command = [
             *(sys.executable, "-c", JOIN, "start", f"--address={HOST}:{state.ports.ray_gcs}", "--block"),
             *(f"--node-ip-address={SECOND_HOST}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats"),
@@ -55,7 +61,7 @@ def second_node(stack: Stack, count: int, environment: dict[str, str]) -> Iterat
         )
     try:
         poll(lambda: alive(stack), lambda found: sorted(found) == [HOST, SECOND_HOST])
-        yield
+        yield node
     finally:
         kill_second_node(stack)
         node.wait()

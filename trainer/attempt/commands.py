@@ -9,6 +9,8 @@ from typing import Protocol
 
 from trainer.logger import logger
 from trainer.protocol.command import Action, Command
+from trainer.protocol.progress import Activity
+from trainer.tracking.activity import ActivityTracker
 
 POLL_SECONDS = 2.0
 HEARTBEAT_SECONDS = 5.0
@@ -23,8 +25,8 @@ class CommandChannel(Protocol):
     def acknowledge(self, command: Command) -> None:
         """Tell the service that the attempt has received a command."""
 
-    def heartbeat(self) -> None:
-        """Tell the service that the attempt is alive."""
+    def heartbeat(self, activity: Activity | None) -> None:
+        """Tell the service that the attempt is alive, and what it is doing, if that is known."""
 
 
 class CommandListener:
@@ -32,6 +34,8 @@ class CommandListener:
 
     def __init__(self, channel: CommandChannel, attempt: int) -> None:
         self._channel, self._attempt = channel, attempt
+        self.tracker = ActivityTracker()
+        """What the heartbeats say that the attempt is doing."""
         self._action: Action | None = None
         self._generation = 0
         self._last_heartbeat, self._down = -math.inf, False
@@ -59,7 +63,7 @@ class CommandListener:
         try:
             self._read_command()
             if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
-                self._channel.heartbeat()
+                self._channel.heartbeat(self.tracker.activity(self._attempt))
                 self._last_heartbeat = time.monotonic()
             self._down = False
         except Exception as error:  # noqa: BLE001 - training goes on without the channel, whatever its error

@@ -22,7 +22,7 @@ from ray.util.state import list_actors
 from ray.util.state.common import ActorState
 from ray.util.state.exception import RayStateApiException
 
-from trainer.errors import StorageError, TrainingError
+from trainer.errors import StorageError, reason_of
 from trainer.logger import logger
 from trainer.protocol.names import worker_folder
 from trainer.protocol.outcome import Reason
@@ -71,8 +71,8 @@ def explain(error: TrainingFailedError, storage: str) -> Diagnosis:
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         causes = [(f"worker {rank}", cause) for rank, failure in failures.items() for cause in _causes(failure)]
     for _, cause in causes:
-        if isinstance(cause, TrainingError):
-            return cause.reason, str(cause)
+        if reason := reason_of(cause):
+            return reason, str(cause)
     for process, cause in [*causes, ("a worker", error)]:
         if _is_preemption(cause):
             return Reason.PREEMPTED, f"the node of {process} was drained or taken away: {_PREEMPTION_ADVICE}"
@@ -92,8 +92,8 @@ def diagnose(error: BaseException, process: str, storage: str) -> Diagnosis:
 
     ``process`` names the process in the sentence, ``storage`` the folder or URI that it writes to.
     """
-    if isinstance(error, TrainingError):
-        return error.reason, str(error)
+    if reason := reason_of(error):
+        return reason, str(error)
     return _diagnose(process, error, storage) or (
         Reason.WORKER_FAILED, f"{process}: {type(error).__name__}: {_first_line(error)}"
     )  # fmt: skip

@@ -15,9 +15,13 @@ storage, without a heartbeat to the service; a process that is preempted will so
 
 
 def outcome_after(action: Action | None, checkpoint: str | None = None) -> Outcome:
-    """The outcome of an attempt that obeyed ``action``, or that completed its work if there was none."""
+    """The outcome of an attempt that left early because of ``action``, or that completed its work if there was none."""
     if action is None:
         return Outcome(state="succeeded", checkpoint=checkpoint)
+    if action == "preempt":
+        stored = f", and stored {checkpoint} first" if checkpoint else ""
+        message = f"The attempt was told to leave (SIGTERM, or a node is drained){stored}"
+        return Outcome(state="failed", reason=Reason.PREEMPTED, message=message, checkpoint=checkpoint)
     return Outcome(state="cancelled" if action == "cancel" else "paused", checkpoint=checkpoint)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train.collective
 
+from trainer.attempt import preemption
 from trainer.attempt.commands import CommandListener
 from trainer.attempt.evidence import record_worker
 from trainer.attempt.logs import start_logging, stop_logging
@@ -24,6 +25,7 @@ from trainer.protocol.request import AttemptRequest
 from trainer.spec.job import JobSpec
 from trainer.storage import Store
 from trainer.temporary import sweep_temporary_folders
+from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ class Worker:
     recorder: Recorder | None
     """None on every rank but the first."""
     requested_action: Callable[[], Action | None]
-    """The command that this rank has received, if any."""
+    """Why this rank knows that the attempt is to leave early; None if it is not."""
+    tracker: ActivityTracker
+    """What this rank is doing; heartbeats carry rank 0's."""
 
 
 Connect = Callable[[AttemptRequest], Connection]
@@ -70,8 +74,6 @@ def connect_to_run(request: AttemptRequest) -> Connection:
 
 def run_worker(request: AttemptRequest, rank: int, world: int, work: Work, connect: Connect = connect_to_run) -> None:
     """Do ``work`` as one of ``world`` workers; rank 0 stores the outcome as the attempt's last act."""
-    import torch.distributed as dist  # noqa: PLC0415
-
     store = Store(request.artifact_uri)
     log = start_logging(store, request, f"rank-{rank}")
     sweep_temporary_folders()
@@ -96,15 +98,19 @@ def run_worker(request: AttemptRequest, rank: int, world: int, work: Work, conne
     finally:
         if connection:
             connection.listener.stop()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_process_group()
         stop_logging(log)
 
 
 def _worker(request: AttemptRequest, store: Store, device: Device, connection: Connection | None) -> Worker:
     if connection is None:
-        return Worker(request, store, device, None, lambda: None)
-    return Worker(request, store, device, connection.recorder, connection.listener.requested_action)
+        return Worker(request, store, device, None, preemption.requested_action, ActivityTracker())
+    listener = connection.listener
+
+    def requested_action() -> Action | None:
+        return listener.requested_action() or preemption.requested_action()
+
+    return Worker(request, store, device, connection.recorder, requested_action, listener.tracker)
 
 
 def _device(spec: JobSpec) -> Device:
@@ -113,6 +119,17 @@ def _device(spec: JobSpec) -> Device:
 
     gpus = spec.worker_resources.gpus_per_worker
     return torch.device("cuda", torch.cuda.current_device()) if gpus else torch.device("cpu")
+
+
+def leave_process_group() -> None:
+    """Leave the process group, as soon as nothing more is computed together: every rank at about the same time.
+
+    NCCL waits for the others then, and no longer than for a collective, while what rank 0 does alone may take longer.
+    """
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _join_process_group(rank: int, world: int, device: Device) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from contextlib import nullcontext
 from typing import Any
 
 import ray
@@ -20,6 +21,7 @@ from ray.train.v2.api.callback import RayTrainCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from trainer.attempt import preemption
 from trainer.attempt.evidence import explain, how_it_died, look_further
 from trainer.attempt.outcome import read_outcome
 from trainer.attempt.worker import Connect, Work, connect_to_run, run_worker
@@ -33,20 +35,22 @@ _REQUEST, _WORK, _CONNECT = "request", "work", "connect"
 
 
 class _Trainer(DataParallelTrainer):
-    """Ray Train's trainer without two actors, each of which would start another process in every attempt.
+    """Ray Train's trainer whose workers take SIGTERM as notice, and whose driver keeps its own handler of SIGINT.
 
-    One distributes shards of Ray Data, which is not used. The other releases the workers' resources if their controller
-    dies; here the driver ends with its controller, and Ray then releases everything that belongs to the job.
+    It does without two actors, each of which would start another process in every attempt. One distributes shards of
+    Ray Data, which is not used. The other releases the workers' resources if their controller dies; here the driver
+    ends with its controller, and Ray then releases everything that belongs to the job.
     """
 
     omitted_callbacks: tuple[type[RayTrainCallback], ...] = (DatasetsCallback, PlacementGroupCleanerCallback)
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [
-            callback
-            for callback in super()._create_default_callbacks()
-            if not isinstance(callback, self.omitted_callbacks)
-        ]
+        defaults = super()._create_default_callbacks()
+        kept = [callback for callback in defaults if not isinstance(callback, self.omitted_callbacks)]
+        return [*kept, preemption.TakeSigterm()]
+
+    def _register_sigint_handler(self, controller: object) -> None:
+        """Nothing: Ray's handler would wait for the controller, while SIGINT ends the driver at once."""
 
 
 class _NestedTrainer(_Trainer):
@@ -93,7 +97,7 @@ def run_workers(
         ),
     )
     try:
-        with storage_errors(checkpoints_uri):
+        with storage_errors(checkpoints_uri), nullcontext() if nested else preemption.passed_on(request, store):
             trainer.fit()
     except TrainingFailedError as error:
         reason, message = explain(error, checkpoints_uri)
@@ -111,4 +115,6 @@ def train_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train calls in each worker's process."""
     request = AttemptRequest.model_validate_json(config[_REQUEST])
     context = ray.train.get_context()
-    run_worker(request, context.get_world_rank(), context.get_world_size(), config[_WORK], config[_CONNECT])
+    rank = context.get_world_rank()
+    with preemption.watching(request, rank):
+        run_worker(request, rank, context.get_world_size(), config[_WORK], config[_CONNECT])

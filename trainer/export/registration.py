@@ -17,7 +17,7 @@ from trainer.temporary import temporary_folder
 from trainer.tracking.history import History, HistoryReader
 from trainer.tracking.registry import BackboneRegistry
 from trainer.training.checkpoint import Committed
-from trainer.training.state import StoredState, read_parts
+from trainer.training.state import StoredState, read_parts, spec_of
 
 CURVES = (
     metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY, metric_keys.LEARNING_RATE,
@@ -68,7 +68,7 @@ def _facts(
     kept: KeptCheckpoint, name: str, export: ExportSpec, registered_by: str, stored: StoredState, history: History
 ) -> Facts:
     """The facts about the version that its checkpoint and its run know."""
-    spec, state = stored.spec, stored.metadata
+    spec, state = spec_of(kept.store, kept.checkpoint), stored.metadata
     steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
     # The total is tagged before the first checkpoint; a run without the tag must have reached its end.
     per_epoch = int(steps) / spec.optimization.epochs if steps else state.step / spec.optimization.epochs

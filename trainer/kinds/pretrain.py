@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainer.attempt.outcome import outcome_after
-from trainer.attempt.worker import Worker
+from trainer.attempt.worker import Worker, leave_process_group
 from trainer.attempt.workers import run_workers
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
@@ -35,10 +35,13 @@ def train(worker: Worker) -> Outcome:
         since_attempt=request.since_attempt,
         recorder=worker.recorder,
         requested_action=worker.requested_action,
+        tracker=worker.tracker,
         device=worker.device,
         dataset_roots=request.dataset_roots,
     )
     result = pretrain(spec, context)
+    leave_process_group()
+    worker.tracker.enter("registering")
     if worker.recorder and spec.register_as and not result.action:
         from trainer.export.registration import KeptCheckpoint, register_checkpoint  # noqa: PLC0415 - draws pictures
         from trainer.tracking.history import HistoryReader  # noqa: PLC0415

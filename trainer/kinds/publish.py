@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from trainer.attempt.outcome import outcome_after
 from trainer.attempt.worker import Worker
 from trainer.attempt.workers import run_workers
-from trainer.errors import SpecRefused
+from trainer.errors import DamagedCheckpoint, SpecRefused
 from trainer.protocol.command import Action
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import AttemptRequest
@@ -34,6 +34,7 @@ def work(worker: Worker) -> Outcome:
     from trainer.tracking.registry import BackboneRegistry  # noqa: PLC0415
 
     request = worker.request
+    worker.tracker.enter("registering")
     registry = BackboneRegistry(request.tracking_uri, request.job_id, request.attempt, request.since_attempt)
     return outcome_after(publish(request, registry, HistoryReader(request.tracking_uri), worker.requested_action))
 
@@ -46,15 +47,28 @@ def publish(
 ) -> Action | None:
     """Register the checkpoint that the request names; returns the command that was obeyed instead, if there was one.
 
-    Raises `SpecRefused` if the checkpoint is gone, or lacks what is to be exported.
+    Raises `SpecRefused` if the checkpoint is gone or damaged, or lacks what is to be exported.
     """
+    spec = request.spec
+    if not isinstance(spec, PublishSpec):
+        raise TypeError(f"a publish job with a spec of kind {spec.kind}")
+    try:
+        return _publish(request, spec, registry, histories, requested_action)
+    except DamagedCheckpoint as error:
+        raise SpecRefused(f"checkpoint: {error}. Choose another one that the job has kept") from error
+
+
+def _publish(
+    request: AttemptRequest,
+    spec: PublishSpec,
+    registry: BackboneRegistry,
+    histories: HistoryReader,
+    requested_action: Callable[[], Action | None],
+) -> Action | None:
     from trainer.export.graph import check_onnx  # noqa: PLC0415
     from trainer.export.registration import register_checkpoint  # noqa: PLC0415
     from trainer.training.state import spec_of  # noqa: PLC0415
 
-    spec = request.spec
-    if not isinstance(spec, PublishSpec):
-        raise TypeError(f"a publish job with a spec of kind {spec.kind}")
     kept = _find_checkpoint(request, spec)
     trained = spec_of(kept.store, kept.checkpoint)
     export = spec.export.over(trained.export)

@@ -27,6 +27,14 @@ class Manifest(BaseModel):
     files: dict[str, FileRecord]
 
 
+class Damage(BaseModel):
+    """What an attempt found wrong with a committed checkpoint, which does not count while its folder holds this."""
+
+    attempt: int
+    """The attempt that found it."""
+    why: str
+
+
 def best(manifests: Iterable[Manifest], metric: str = RECONSTRUCTION_RATIO) -> Manifest | None:
     """The checkpoint with the lowest ``metric``, which retention keeps; None if none was evaluated."""
     rated = [manifest for manifest in manifests if metric in manifest.metrics]

@@ -6,8 +6,10 @@ from typing import Literal
 
 from trainer.protocol.message import Message
 
-Action = Literal["cancel", "pause"]
-ACTIONS: tuple[Action | None, ...] = (None, "pause", "cancel")
+Action = Literal["cancel", "pause", "preempt"]
+"""Why an attempt stores a checkpoint and leaves early: a command of the service, or `preempt`, because its processes
+are about to be ended from outside."""
+ACTIONS: tuple[Action | None, ...] = (None, "preempt", "pause", "cancel")
 """In order of precedence: if ranks want different actions, the later one wins."""
 
 
@@ -17,7 +19,7 @@ class Command(Message):
     attempt: int
     generation: int
     """Increases with each command to an attempt."""
-    action: Action
+    action: Literal["cancel", "pause"]
 
 
 class SearchOrders(Message):

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """Its node was drained or taken away, or it was stopped from outside."""
     DEADLINE_EXCEEDED = "deadline_exceeded"
     """It sent no heartbeat for too long and was stopped."""
+    STALLED = "stalled"
+    """It sent heartbeats, but training stood still for too long, and it was stopped."""
     INSUFFICIENT_RESOURCES = "insufficient_resources"
     TRIALS_FAILED = "trials_failed"
     """More trials of a search failed than its budget allows."""

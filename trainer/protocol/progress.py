@@ -1,8 +1,31 @@
-"""The progress that a running attempt reports."""
+"""The progress that a running attempt reports, and what it is doing."""
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from trainer.protocol.message import Message
+
+Phase = Literal["opening", "compiling", "training", "evaluating", "storing", "registering"]
+"""`opening`: reading the dataset and the checkpoint; `compiling`: up to the end of the attempt's first step; `storing`:
+waiting for a checkpoint to be stored."""
+TRAINING: Final[Phase] = "training"
+"""The only phase in which steps must follow each other: the others take as long as they take."""
+
+
+class Activity(Message):
+    """What an attempt was doing at its last heartbeat; the run tag `rcmae.activity`."""
+
+    attempt: int
+    phase: str
+    """A `Phase`, perhaps one of a newer version."""
+    step: int
+    """Optimiser steps done."""
+    unchanged_s: float
+    """Seconds since the attempt entered this phase, or did this step. By its own clock, so that nothing counts that
+    only delays heartbeats."""
+    slowest_step_s: float = 0.0
+    """Seconds that its slowest step has taken."""
 
 
 class Newest(Message):

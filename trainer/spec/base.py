@@ -54,11 +54,15 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """A spec is invalid; holds every problem in it."""
+    """A spec is invalid; holds every problem in it. Survives pickling."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(str(p) for p in self.problems))
+
+    def __reduce__(self) -> tuple[type[SpecError], tuple[Sequence[Problem]]]:
+        """Pickled with its problems: by default an exception is made again from its text."""
+        return type(self), (self.problems,)
 
 
 def refuse(field: str | Sequence[str], message: str, value: Any = None) -> PydanticCustomError:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from trainer.protocol.command import Command, SearchOrders
-from trainer.protocol.names import TAG_ATTEMPT, TAG_COMMAND, TAG_OBSERVED, TAG_SEARCH, heartbeat
+from trainer.protocol.names import TAG_ACTIVITY, TAG_ATTEMPT, TAG_COMMAND, TAG_OBSERVED, TAG_SEARCH, heartbeat
+from trainer.protocol.progress import Activity
 from trainer.tracking.client import MLFLOW
 
 LAST_GENERATION = 2**31 - 1
@@ -29,9 +30,11 @@ class RunChannel:
     def acknowledge(self, command: Command) -> None:
         self._client.set_tag(self._run_id, TAG_OBSERVED, command.model_dump_json())
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, activity: Activity | None) -> None:
         now = time.time()
-        self._client.log_batch(self._run_id, metrics=[Metric(heartbeat(self._attempt), now, int(now * 1000), 0)])
+        beat = Metric(heartbeat(self._attempt), now, int(now * 1000), 0)
+        tags = [RunTag(TAG_ACTIVITY, activity.model_dump_json())] if activity else []
+        self._client.log_batch(self._run_id, metrics=[beat], tags=tags)
 
     def _tags(self) -> Mapping[str, str]:
         tags: Mapping[str, str] = self._client.get_run(self._run_id).data.tags
@@ -73,7 +76,7 @@ class TrialChannel:
     def acknowledge(self, command: Command) -> None:
         """Nothing: the search acknowledges its commands."""
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, activity: Activity | None) -> None:
         """Nothing: the search sends the heartbeat."""
 
 

@@ -11,6 +11,7 @@ from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from trainer.errors import DIVERGENCE_ADVICE, LossNotFinite
 from trainer.logger import logger
 from trainer.protocol.names import TAG_NEWEST
 from trainer.protocol.progress import Newest
@@ -46,11 +47,14 @@ class RunRecorder:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of optimiser step ``step`` without waiting for MLflow. Values must be finite."""
+        """Record metrics of optimiser step ``step`` without waiting for MLflow.
+
+        Raises `LossNotFinite` for a value that is not finite: MLflow could not store it, and training has diverged.
+        """
         now = int(time.time() * 1000)
         broken = [key for key, value in metrics.items() if not math.isfinite(value)]
         if broken:
-            raise ValueError(f"not finite at step {step}: {', '.join(broken)}")
+            raise LossNotFinite(f"not finite at step {step}: {', '.join(broken)}. {DIVERGENCE_ADVICE}")
         with self._lock:
             self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
             self._values |= metrics

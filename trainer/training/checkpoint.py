@@ -1,20 +1,27 @@
 """Checkpoints of a run: their folders, the manifest that makes one count, and which ones are kept.
 
 A checkpoint is a folder ``checkpoints/a<attempt>/<step>/`` of the run with the files of `trainer.training.state`.
-``manifest.json``, with every file's size and sha256, is written last: a folder without it does not count.
+``manifest.json``, with every file's size and sha256, is written last: a folder without it does not count. Nor does one
+whose manifest cannot be read, or beside whose manifest ``damage.json`` says that its files are not what it lists.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from trainer.errors import StorageError
-from trainer.protocol.checkpoint import FileRecord, Manifest, best
-from trainer.protocol.names import CHECKPOINTS, MANIFEST, checkpoint_folder
+from pydantic import BaseModel, ValidationError
+
+from trainer.errors import DamagedCheckpoint
+from trainer.logger import logger
+from trainer.protocol.checkpoint import Damage, FileRecord, Manifest, best
+from trainer.protocol.names import CHECKPOINTS, DAMAGE, MANIFEST, checkpoint_folder
 from trainer.storage import Store, sha256_of
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,18 @@ class Committed:
     folder: str
     """Relative to the run's artifact folder."""
     manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A checkpoint that was committed and does not count."""
+
+    folder: str
+    """Relative to the run's artifact folder."""
+    attempt: int
+    step: int
+    why: str
+    """What is wrong, and where."""
 
 
 def step_folder(attempt: int, step: int) -> str:
@@ -48,29 +67,60 @@ def commit(store: Store, manifest: Manifest) -> Committed:
 
 def committed(store: Store, since_attempt: int = 1) -> list[Committed]:
     """The run's checkpoints that count, oldest first, of this attempt and later ones."""
-    checkpoints: list[Committed] = []
+    return inspect(store, since_attempt)[0]
+
+
+def inspect(store: Store, since_attempt: int = 1) -> tuple[list[Committed], list[Damaged]]:
+    """The run's checkpoints of this attempt and later ones, oldest first: those that count, and damaged ones.
+
+    The log names each damaged one.
+    """
+    sound: list[Committed] = []
+    damaged: list[Damaged] = []
     for attempt in sorted(_numbers(store.names(CHECKPOINTS), prefix="a")):
-        if attempt < since_attempt:
-            continue
-        for step in sorted(_numbers(store.names(checkpoint_folder(attempt)))):
-            checkpoint = find(store, step_folder(attempt, step))
-            if checkpoint:
-                checkpoints.append(checkpoint)
-    return checkpoints
+        for step in sorted(_numbers(store.names(checkpoint_folder(attempt)))) if attempt >= since_attempt else ():
+            folder = step_folder(attempt, step)
+            try:
+                checkpoint = find(store, folder)
+            except DamagedCheckpoint as error:
+                logger.warning("A damaged checkpoint is passed over: %s", error)
+                damaged.append(Damaged(folder, attempt, step, str(error)))
+            else:
+                sound += [checkpoint] if checkpoint else []
+    return sound, damaged
 
 
 def find(store: Store, folder: str) -> Committed | None:
-    """The committed checkpoint in a folder of the run; None if there is none, or if it has been deleted."""
-    if not store.exists(f"{folder}/{MANIFEST}"):
+    """The committed checkpoint in a folder of the run; None if there is none, or if it has been deleted.
+
+    Raises `DamagedCheckpoint` for one that does not count any more.
+    """
+    files = store.names(folder)
+    if MANIFEST not in files:
         return None
-    return Committed(folder, Manifest.model_validate_json(store.read(f"{folder}/{MANIFEST}")))
+    if DAMAGE in files:
+        damage = _read(store, f"{folder}/{DAMAGE}", Damage)
+        raise DamagedCheckpoint(f"{store.uri}/{folder} was set aside by attempt {damage.attempt}: {damage.why}")
+    return Committed(folder, _read(store, f"{folder}/{MANIFEST}", Manifest))
+
+
+def _read(store: Store, file: str, record: type[Record]) -> Record:
+    try:
+        return record.model_validate_json(store.read(file))
+    except ValidationError as error:
+        raise DamagedCheckpoint(f"{store.uri}/{file} is damaged: {error.errors()[0]['msg']}") from error
+
+
+def set_aside(store: Store, folder: str, damage: Damage) -> None:
+    """Make a checkpoint not count any more. Its files stay as they are, for those who can restore them."""
+    store.write(f"{folder}/{DAMAGE}", damage.model_dump_json(indent=1).encode())
 
 
 @contextmanager
 def verified_copy(store: Store, checkpoint: Committed, names: Collection[str]) -> Iterator[Path]:
     """A local directory with the named files of a checkpoint.
 
-    Raises `StorageError` if one of them is missing or differs from what the manifest says.
+    Raises `DamagedCheckpoint` if one of them is missing or differs from what the manifest says.
     """
     present = set(store.names(checkpoint.folder))
     with store.local_copy(checkpoint.folder, [name for name in names if name in present]) as directory:
@@ -78,9 +128,8 @@ def verified_copy(store: Store, checkpoint: Committed, names: Collection[str]) -
             file, record = directory / name, checkpoint.manifest.files.get(name)
             fine = record is not None and file.is_file() and file.stat().st_size == record.size
             if not fine or record is None or sha256_of(file) != record.sha256:
-                raise StorageError(
-                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says; "
-                    "delete that checkpoint's folder to resume from the one before it"
+                raise DamagedCheckpoint(
+                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says"
                 )
         yield directory
 
@@ -88,14 +137,20 @@ def verified_copy(store: Store, checkpoint: Committed, names: Collection[str]) -
 def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> list[str]:
     """Delete all but the ``keep`` newest checkpoints and the one with the lowest ``best_metric``.
 
-    Returns the deleted folders.
+    Damaged ones are none of these: they go once ``keep`` sound ones are newer. Returns the deleted folders.
     """
-    every = committed(store, since_attempt)
-    kept = best((checkpoint.manifest for checkpoint in every), best_metric)
-    superfluous = [checkpoint for checkpoint in every[:-keep] if checkpoint.manifest is not kept]
-    for checkpoint in superfluous:
-        remove(store, checkpoint.folder)
-    return [checkpoint.folder for checkpoint in superfluous]
+    sound, damaged = inspect(store, since_attempt)
+    kept = best((checkpoint.manifest for checkpoint in sound), best_metric)
+    superfluous = [checkpoint.folder for checkpoint in sound[:-keep] if checkpoint.manifest is not kept]
+    superfluous += [each.folder for each in damaged if _newer(sound, each) >= keep]
+    for folder in superfluous:
+        remove(store, folder)
+    return superfluous
+
+
+def _newer(sound: Sequence[Committed], than: Damaged) -> int:
+    """How many of these checkpoints are newer."""
+    return sum((each.manifest.attempt, each.manifest.step) > (than.attempt, than.step) for each in sound)
 
 
 def remove(store: Store, folder: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from trainer.data.cache import Cache
 from trainer.protocol.command import Action
 from trainer.storage import Store
+from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 
 
@@ -26,6 +27,8 @@ class WorkerContext:
     """None on every rank but the first."""
     requested_action: Callable[[], Action | None] = lambda: None
     """The command that this rank has received."""
+    tracker: ActivityTracker = field(default_factory=ActivityTracker)
+    """What this worker is doing; heartbeats carry rank 0's."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     cache: Cache = field(default_factory=Cache)
     """This node's copies of datasets and their indexes."""

@@ -25,12 +25,13 @@ from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 from trainer.tracking.interface import Recorder
-from trainer.training import checkpoint as checkpoints
+from trainer.training.checkpoint import Committed
 from trainer.training.context import WorkerContext
 from trainer.training.execution import compile_if_it_pays, distribute, settle_micro_batch, uses_bf16
 from trainer.training.meter import Meter, StepReport
 from trainer.training.optim import learning_rate, teacher_momentum
 from trainer.training.periodic import Evaluate, Log, PeriodicWork, Save
+from trainer.training.resuming import Resumed, resume
 from trainer.training.saving import Saver
 from trainer.training.state import RunConstants, TrainState
 from trainer.training.step import Learner, Objective
@@ -47,7 +48,7 @@ class TrainingResult:
 
     action: Action | None
     """The command that ended it; None if training is complete."""
-    checkpoint: checkpoints.Committed
+    checkpoint: Committed
     data: TrainingData
     backbone: MaskedAutoencoder
     """The teacher, or for `mae` the student."""
@@ -59,7 +60,9 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     ``spec`` must be resolved. Raises a `TrainingError` whose reason says what went wrong.
     """
     # --- this worker --------------------------------------------------------------------------------------------
-    optimization, method, device, recorder = spec.optimization, spec.method, context.device, context.recorder
+    optimization, method = spec.optimization, spec.method
+    device, recorder, tracker = context.device, context.recorder, context.tracker
+    tracker.enter("opening")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world != spec.resources.workers:
         raise SpecRefused(f"resources.workers: is {spec.resources.workers}, but {world} workers run")
@@ -70,18 +73,18 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
 
     # --- data ---------------------------------------------------------------------------------------------------
     data = open_training_data(spec, DatasetContext(context.cache, threads, agree, rank, context.dataset_roots))
-    schedule = Schedule.of(spec, len(data.images))
+    schedule = _schedule(spec, data)
     loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
 
     # --- student, teacher, optimiser: new, or from the newest checkpoint ----------------------------------------
     state = TrainState.initial(spec, device)
-    latest = agree.share([*checkpoints.committed(context.store, context.since_attempt)[-1:]] if rank == 0 else None)
-    last = latest[0] if latest else None
-    recorded = _resume(state, context, last, data, schedule, world) if last else None
+    resumed = resume(state, context, agree, rank)  # from here on, all ranks have data and state
+    recorded = _check(resumed, data, schedule, world) if resumed else None
     if recorder:
-        _announce(recorder, last, data, schedule)
+        _announce(recorder, resumed, data, schedule)
 
     # --- how the step runs on this worker -----------------------------------------------------------------------
+    tracker.enter("compiling")
     objective = Objective(method, state.student, state.teacher, data.mean, data.std, bf16)
     compile_if_it_pays(objective, spec, schedule, device)
     micro_batch = settle_micro_batch(objective, state.optimizer, spec, device, recorded)
@@ -95,11 +98,11 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     constants = RunConstants(spec, data.fingerprint, data.mean, data.std, world, micro_batch)
     if recorder and evaluator:
         _tell(recorder, (*data.notices, *evaluator.notices))
-    saver = Saver(constants, context, recorder.tag, last) if recorder else None
+    saver = Saver(constants, context, recorder.tag, resumed.checkpoint if resumed else None) if recorder else None
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
-    evaluate = Evaluate(evaluator, recorder, meter, schedule, spec.evaluation.every_epochs, start)
-    save = Save(saver, context.requested_action, agree, meter, schedule, spec.checkpoint.every_epochs, state)
+    evaluate = Evaluate(evaluator, recorder, meter, tracker, schedule, spec.evaluation.every_epochs, start)
+    save = Save(saver, context.requested_action, agree, meter, tracker, schedule, spec.checkpoint.every_epochs, state)
     periodic: tuple[PeriodicWork, ...] = (log, evaluate, save)
 
     batches = loader.batches(start, schedule.steps)
@@ -123,33 +126,41 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
             losses, norm = learner.step(batch.images, batch.orders, lr, momentum, measured=log.due(state.step + 1))
             meter.add(StepReport(losses, norm, lr, momentum))
             state.step += 1
+            tracker.reached(state.step)
 
 
-def _resume(
-    state: TrainState,
-    context: WorkerContext,
-    checkpoint: checkpoints.Committed,
-    data: TrainingData,
-    schedule: Schedule,
-    world: int,
-) -> int | None:
-    """Load a checkpoint; returns the micro batch size to use again, or None if it has to be chosen anew."""
-    metadata = state.load(context.store, checkpoint)
+def _schedule(spec: PretrainSpec, data: TrainingData) -> Schedule:
+    """The steps of the run; raises `SpecError` or `DataError` if there are too few images to train or evaluate on."""
+    schedule = Schedule.of(spec, len(data.images))
+    if len(data.held_out) == 0:
+        raise DataError(
+            f"{data.images.uri}: {len(data.images)} images are too few to hold any out for the evaluation: add some, "
+            "or name others in evaluation.dataset"
+        )
+    return schedule
+
+
+def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int) -> int | None:
+    """The micro batch size to use again, or None if it has to be chosen anew.
+
+    Raises `DataError` if the data are not those of the checkpoint.
+    """
+    metadata = resumed.metadata
     if metadata.dataset_fingerprint != data.fingerprint:
         raise DataError(
             f"{data.images.uri} has changed since the checkpoint at step {metadata.step}: "
             "put its files back, or retry from scratch"
         )
-    logger.info("Resuming at step %d of %d from %s", state.step, schedule.steps, checkpoint.folder)
+    logger.info("Resuming at step %d of %d from %s", metadata.step, schedule.steps, resumed.checkpoint.folder)
     return metadata.micro_batch_size if metadata.workers == world else None
 
 
-def _announce(recorder: Recorder, last: checkpoints.Committed | None, data: TrainingData, schedule: Schedule) -> None:
+def _announce(recorder: Recorder, resumed: Resumed | None, data: TrainingData, schedule: Schedule) -> None:
     """Tag the run with what is known before the first step."""
-    folder = last.folder if last else ""
-    recorder.tag({names.TAG_STEPS: str(schedule.steps), names.TAG_CHECKPOINT: folder, names.TAG_NOTICE: ""})
+    folder, notice = (resumed.checkpoint.folder, resumed.notice) if resumed else ("", "")
+    recorder.tag({names.TAG_STEPS: str(schedule.steps), names.TAG_CHECKPOINT: folder, names.TAG_NOTICE: notice})
     recorder.tag(data.tags())
-    if not last:
+    if not resumed:
         logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import LossNotFinite
+from trainer.errors import DIVERGENCE_ADVICE, LossNotFinite
 from trainer.spec import metric_keys
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -70,8 +70,7 @@ class Meter:
         if flag.item():
             raise LossNotFinite(
                 f"the loss was not finite at step {step} or shortly before; the last good checkpoint is "
-                f"{'none' if saved_at is None else f'of step {saved_at}'}. Lower optimization.base_lr, lengthen "
-                "optimization.warmup_epochs, set optimization.clip_grad_norm, or use precision fp32"
+                f"{'none' if saved_at is None else f'of step {saved_at}'}. {DIVERGENCE_ADVICE}"
             )
 
     def read(self, step: int, saved_at: int | None) -> dict[str, float]:

@@ -15,6 +15,7 @@ from trainer.evaluation.evaluator import Evaluator
 from trainer.logger import logger
 from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
+from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 from trainer.training.checkpoint import Committed
 from trainer.training.meter import Meter
@@ -63,12 +64,13 @@ class Evaluate:
         evaluator: Evaluator | None,
         recorder: Recorder | None,
         meter: Meter,
+        tracker: ActivityTracker,
         schedule: Schedule,
         every_epochs: int,
         start: int,
     ) -> None:
         self._evaluator, self._recorder, self._meter, self._schedule = evaluator, recorder, meter, schedule
-        self._every_epochs, self._start = every_epochs, start
+        self._tracker, self._every_epochs, self._start = tracker, every_epochs, start
 
     def due(self, step: int) -> bool:
         resumed_here = 0 < self._start == step  # this step was evaluated before its checkpoint was taken
@@ -77,7 +79,7 @@ class Evaluate:
     def run(self, state: TrainState) -> None:
         if self._evaluator is None or self._recorder is None:
             return
-        with self._meter.paused():
+        with self._meter.paused(), self._tracker.during("evaluating"):
             state.metrics = self._evaluator.evaluate(state.student, state.backbone, state.step)
             state.evaluated_at = state.step
             shown = ", ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
@@ -94,12 +96,13 @@ class Save:
         requested_action: Callable[[], Action | None],
         agree: Agreement,
         meter: Meter,
+        tracker: ActivityTracker,
         schedule: Schedule,
         every_epochs: int,
         state: TrainState,
     ) -> None:
         self._saver, self._requested_action, self._agree = saver, requested_action, agree
-        self._meter, self._schedule = meter, schedule
+        self._meter, self._tracker, self._schedule = meter, tracker, schedule
         self._every_epochs, self._start, self._saved_at = every_epochs, state.step, state.saved_at
         self.action: Action | None = None
         """The command that the ranks agreed to obey, unless training was complete anyway."""
@@ -122,12 +125,12 @@ class Save:
         """
         due = saver.due(_epoch_due(self._every_epochs, step, self._schedule))
         if due:
-            with self._meter.paused():
+            with self._meter.paused(), self._tracker.during("storing"):
                 saver.wait()
         return due
 
     def run(self, state: TrainState) -> None:
-        with self._meter.paused():
+        with self._meter.paused(), self._tracker.during("storing"):
             self._meter.check(state.step, state.saved_at)
             state.saved_at = self._saved_at = state.step
             if self._saver:
@@ -135,4 +138,5 @@ class Save:
 
     def finish(self) -> Committed:
         """The last checkpoint, once it is stored; the other ranks wait for it in the patient group."""
+        self._tracker.enter("storing")
         return self._agree.share(self._saver.finish() if self._saver else None)

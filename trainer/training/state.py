@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from trainer.errors import StorageError
+from trainer.errors import DamagedCheckpoint, StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.protocol.checkpoint import Manifest
 from trainer.spec.base import read_document
@@ -178,7 +178,6 @@ def write(directory: Path, snapshot: Snapshot, attempt: int) -> Manifest:
 class StoredState:
     """What was read from a checkpoint."""
 
-    spec: PretrainSpec
     metadata: Metadata
     tensors: Tensors
 
@@ -186,23 +185,26 @@ class StoredState:
 def read_parts(store: Store, checkpoint: Committed, parts: Collection[Part]) -> StoredState:
     """The metadata and the named parts of a checkpoint.
 
-    Raises `StorageError` for a file that differs from what was written, and `KeyError` for a part that the checkpoint
+    Raises `DamagedCheckpoint` for files that are not what was written, and `KeyError` for a part that the checkpoint
     does not have.
     """
     for part in parts:
         if FILES[part] not in checkpoint.manifest.files:
             raise KeyError(part)
-    with verified_copy(store, checkpoint, (SPEC, STATE, *(FILES[part] for part in parts))) as directory:
-        return StoredState(
-            spec=PretrainSpec.parse(read_document((directory / SPEC).read_text())),
-            metadata=Metadata.model_validate_json((directory / STATE).read_text()),
-            tensors={part: load_file(directory / FILES[part]) for part in parts},
-        )
+    with verified_copy(store, checkpoint, (STATE, *(FILES[part] for part in parts))) as directory:
+        try:
+            return StoredState(
+                metadata=Metadata.model_validate_json((directory / STATE).read_bytes()),
+                tensors={part: load_file(directory / FILES[part]) for part in parts},
+            )
+        except (ValidationError, SafetensorError) as error:
+            raise DamagedCheckpoint(f"{store.uri}/{checkpoint.folder}: cannot be read: {error}") from error
 
 
 def spec_of(store: Store, checkpoint: Committed) -> PretrainSpec:
-    """The spec that a checkpoint was trained with."""
-    return PretrainSpec.parse(read_document(store.read(f"{checkpoint.folder}/{SPEC}").decode()))
+    """The spec that a checkpoint was trained with; raises `DamagedCheckpoint` if it is not what was written."""
+    with verified_copy(store, checkpoint, (SPEC,)) as directory:
+        return PretrainSpec.parse(read_document((directory / SPEC).read_text()))
 
 
 def _copy(tensor: Tensor, into: Tensor | None) -> Tensor:

@@ -138,9 +138,10 @@ def test_an_attempt_is_submitted_whole_and_without_secrets(tmp_path):
     assert request.headers["authorization"] == "Bearer rays-own-token"
     body = json.loads(request.content)
     assert body["submission_id"] == "job-a-a1"
-    assert body["entrypoint"] == "python3 -m trainer.main"
+    assert body["entrypoint"] == "exec python3 -m trainer.main"
     variables = body["runtime_env"]["env_vars"]
     assert AttemptRequest.model_validate_json(variables[ATTEMPT_VARIABLE]) == REQUEST
+    assert variables["RAY_JOB_STOP_SIGNAL"] == "SIGINT", "SIGTERM is notice: a deaf attempt is not to be waited for"
     assert "rays-own-token" not in request.content.decode()
     token.write_text("the-next-token")
     ray.ping()

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
-from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Observation, Patience, decide, settle
+from service.controller.decide import MAX_DELAY_S, STOP_AGAIN, Ended, Hung, Observation, Patience, decide, settle
 from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.state import State
-from trainer.protocol.names import heartbeat
+from trainer.protocol.names import TAG_ACTIVITY, heartbeat
 from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.progress import Activity, Phase
 
 CONTINUATION = "from the last checkpoint"
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
-PATIENCE = Patience(command=timedelta(seconds=120), heartbeat=timedelta(seconds=100), start=timedelta(seconds=900))
+PATIENCE = Patience(
+    command=timedelta(seconds=120),
+    heartbeat=timedelta(seconds=100),
+    start=timedelta(seconds=900),
+    stall=timedelta(seconds=1800),
+)
 LIVE = ["starting", "running", "pausing", "cancelling"]
 GONE = [RayState.SUCCEEDED, RayState.FAILED, RayState.STOPPED, RayState.ABSENT]
 PRESENT = [state for state in RayState if state not in {RayState.ABSENT, RayState.UNKNOWN}]
@@ -106,13 +112,30 @@ def test_the_end_waits_for_mlflow(state, ray):
     [
         Outcome(state="succeeded", checkpoint="checkpoints/a2/10"),
         Outcome(state="failed", reason=Reason.LOSS_NOT_FINITE, message="step 7", checkpoint="checkpoints/a1/5"),
-        Outcome(state="cancelled"),
         Outcome(state="paused"),
     ],
 )
 def test_the_attempts_own_last_word_counts(ray, asked, outcome):
     decision = decide(job(), attempt(stop_asked_at=asked), observation(ray, outcome=outcome), PATIENCE)
     assert decision == Ended(outcome.state, outcome.reason, outcome.message, outcome.checkpoint)
+
+
+@pytest.mark.parametrize("ray", GONE)
+@pytest.mark.parametrize("asked", [None, ago(5)])
+@pytest.mark.parametrize(
+    ("hung", "reason", "message"),
+    [
+        ({}, Reason.DEADLINE_EXCEEDED, "The attempt sent no heartbeat for too long and was stopped."),
+        ({"reason": "stalled", "message": "It stood still."}, Reason.STALLED, "It stood still."),
+    ],
+)
+def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop(ray, asked, hung, reason, message):
+    outcome = Outcome(state="cancelled", checkpoint="checkpoints/a2/10")
+    decision = decide(job(), attempt(stop_asked_at=asked, **hung), observation(ray, outcome=outcome), PATIENCE)
+    assert decision == Ended("lost", reason, message, "checkpoints/a2/10")
+    for state in ("cancelling", "pausing"):
+        decision = decide(job(state), attempt(), observation(ray, outcome=outcome), PATIENCE)
+        assert decision == Ended("cancelled", None, "", "checkpoints/a2/10"), "somebody asked for it"
 
 
 @pytest.mark.parametrize("asked", [None, ago(5)])
@@ -169,8 +192,19 @@ def test_an_attempt_stopped_from_outside_was_preempted_unless_we_stopped_it(stat
     assert (decision.state, decision.reason) == (end, reason)
 
 
+def test_an_attempt_that_stood_still_and_was_stopped_says_so():
+    hung = attempt(stop_asked_at=ago(5), reason="stalled", message="It stood still.")
+    for outcome in (None, Outcome(state="failed", reason=Reason.PREEMPTED, message="Stopped from outside.")):
+        found = observation(RayState.STOPPED, run=beat(), outcome=outcome)
+        assert decide(job(), hung, found, PATIENCE) == Ended("lost", Reason.STALLED, "It stood still.")
+        assert decide(job("cancelling"), hung, found, PATIENCE).state == "cancelled"
+
+
+SILENT = Hung(Reason.DEADLINE_EXCEEDED, "The attempt sent no heartbeat for too long and was stopped.")
+
+
 def test_an_attempt_that_does_not_start_in_time_is_stopped():
-    for seconds, decision in ((900, "wait"), (901, "stop")):
+    for seconds, decision in ((900, "wait"), (901, SILENT)):
         assert decide(job("starting"), attempt(started_at=ago(seconds)), observation(), PATIENCE) == decision
     late = attempt(started_at=ago(901))
     assert decide(job("starting"), late, observation(run=None), PATIENCE) == "wait", "MLflow cannot say"
@@ -196,10 +230,43 @@ def test_a_live_attempt_starts_with_its_first_heartbeat(state, run, decision):
     assert decide(job(state), attempt(), observation(run=run), PATIENCE) == decision
 
 
-@pytest.mark.parametrize(("silent", "decision"), [(0, "wait"), (100, "wait"), (101, "stop")])
+@pytest.mark.parametrize(("silent", "decision"), [(0, "wait"), (100, "wait"), (101, SILENT)])
 def test_a_silent_attempt_is_stopped(silent, decision):
     found = observation(run=beat(9999), silent=timedelta(seconds=silent))  # the worker's clock says nothing
     assert decide(job(), attempt(), found, PATIENCE) == decision
+
+
+def doing(phase: str, unchanged_s: float, slowest_step_s: float = 1.0, number: int = 2) -> RunView:
+    """A run whose attempt sends heartbeats."""
+    said = Activity(attempt=number, phase=phase, step=7, unchanged_s=unchanged_s, slowest_step_s=slowest_step_s)
+    return RunView({TAG_ACTIVITY: said.model_dump_json()}, beat().metrics)
+
+
+STALLED = Hung(Reason.STALLED, "Training stood still at step 7 for 1801 s, and the attempt was stopped.")
+
+
+@pytest.mark.parametrize(
+    ("run", "decision"),
+    [
+        (doing("training", 1800), "wait"),
+        (doing("training", 1801), STALLED),
+        (doing("training", 1801, slowest_step_s=601), "wait"),
+        (doing("training", 1801, slowest_step_s=600), STALLED),
+        (doing("training", 1801, number=1), "wait"),
+        (beat(), "wait"),
+        *((doing(phase, 1e6), "wait") for phase in get_args(Phase) if phase != "training"),
+        (doing("what a newer version does", 1e6), "wait"),
+    ],
+)
+def test_an_attempt_whose_training_stands_still_is_stopped_and_nothing_else_is_a_stall(run, decision):
+    assert decide(job(), attempt(), observation(run=run), PATIENCE) == decision
+
+
+@pytest.mark.parametrize(
+    ("state", "decision"), [("cancelling", "command"), ("pausing", "command"), ("starting", "started")]
+)
+def test_a_stalled_attempt_is_first_told_what_its_job_is_to_do(state, decision):
+    assert decide(job(state), attempt(), observation(run=doing("training", 1e6)), PATIENCE) == decision
 
 
 @pytest.mark.parametrize("state", LIVE)
@@ -265,6 +332,7 @@ RETRIES = [
     (Reason.OUT_OF_MEMORY, True, True),
     (Reason.STORAGE_ERROR, True, True),
     (Reason.DEADLINE_EXCEEDED, True, True),
+    (Reason.STALLED, True, True),
     (Reason.NODE_LOST, True, False),
     (Reason.PREEMPTED, True, False),
     (Reason.CLUSTER_LOST, True, False),
@@ -389,9 +457,6 @@ def test_an_attempt_stopped_while_pausing_pauses_its_job():
     )
 
 
-def test_an_attempt_that_obeyed_a_cancel_nobody_asked_for_was_ended_by_our_own_stop():
-    step = settle(job(), Ended("cancelled", None, "Cancelled."), max_failures=3, continuation=CONTINUATION)
-    assert (step.state, step.reason, step.charged) == (State.RECOVERING, Reason.DEADLINE_EXCEEDED, True)
-    assert step.message.startswith("The attempt sent no heartbeat for too long and was stopped. Its logs show")
+def test_an_attempt_cancelled_while_pausing_pauses_its_job():
     paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=CONTINUATION)
     assert paused.state is State.PAUSED

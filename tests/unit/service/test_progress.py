@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_fakes import add_job, attempts_of, job_of, problem, spec_with
+from service_fakes import add_job, attempts_of, job_of, spec_with
+from structlog.testing import capture_logs
 
 from service.adapters.mlflow_runs import RunView
 from service.db.tables import Attempt
@@ -15,7 +16,7 @@ from service.jobs.lifecycle import Verb
 from service.jobs.progress import gpu_hours, progress_of
 from service.jobs.schemas import RetryBody
 from trainer.protocol import names
-from trainer.protocol.checkpoint import FileRecord, Manifest
+from trainer.protocol.checkpoint import Damage, FileRecord, Manifest
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
@@ -164,9 +165,24 @@ def test_a_job_without_checkpoints_has_none(api, database, run):
         assert api.get(f"/v1/jobs/{job_id}/checkpoints").json() == {"items": [], "next_cursor": None}
 
 
-def test_a_damaged_manifest_is_named(api, database, run):
+@pytest.mark.parametrize("text", ["{", "", '{"attempt": 1}'])
+def test_a_damaged_manifest_hides_no_other_checkpoint_and_is_named(api, database, run, text):
+    run.add(1, 8)
     run.add(1, 9)
-    (run.folder / "checkpoints/a1/00000009/manifest.json").write_text("{")
+    (run.folder / "checkpoints/a1/00000009/manifest.json").write_text(text)
     job_id = add_job(database, "running", artifact_uri=str(run.folder), attempts=1)
-    answer = api.get(f"/v1/jobs/{job_id}/checkpoints")
-    assert "a1/00000009" in problem(answer, 503, "unavailable")["detail"]
+    with capture_logs() as logs:
+        items = api.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"]
+    assert [each["path"] for each in items] == ["checkpoints/a1/00000008"]
+    (line,) = [each for each in logs if each["event"] == "checkpoint_damaged"]
+    assert (line["job_id"], line["path"]) == (job_id, "checkpoints/a1/00000009")
+
+
+def test_a_checkpoint_that_an_attempt_found_damaged_is_not_listed(api, database, run):
+    run.add(1, 8, 0.5)
+    run.add(1, 9, 0.2)
+    damage = Damage(attempt=2, why="student.safetensors: missing or not what the manifest says")
+    (run.folder / "checkpoints/a1/00000009" / names.DAMAGE).write_text(damage.model_dump_json())
+    job_id = add_job(database, "running", artifact_uri=str(run.folder), attempts=2)
+    items = api.get(f"/v1/jobs/{job_id}/checkpoints").json()["items"]
+    assert [(each["path"], each["best"]) for each in items] == [("checkpoints/a1/00000008", True)]

@@ -18,7 +18,7 @@ from service.jobs import repository
 from service.jobs.lifecycle import Verb, delete
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
-from trainer.protocol.progress import Newest
+from trainer.protocol.progress import Activity, Newest
 from trainer.spec import metric_keys
 
 pytestmark = pytest.mark.both_databases
@@ -409,6 +409,50 @@ def test_a_silent_attempt_that_obeys_after_all_exceeded_its_deadline(world):
     assert (job.state, job.reason, job.failures) == ("recovering", "deadline_exceeded", 1)
     assert "sent no heartbeat for too long" in job.message
     assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/9"
+
+
+def test_an_attempt_that_stands_still_is_stopped_and_says_so(world):
+    """Its heartbeats go on: only what they say shows that nothing happens."""
+    job_id = world.running()
+    tags, limit = world.mlflow.runs[f"run-{job_id}"].tags, world.app_state.settings.stall_limit_s
+
+    def look(phase: str, unchanged_s: float) -> None:
+        said = Activity(attempt=1, phase=phase, step=70, unchanged_s=unchanged_s)
+        tags[names.TAG_ACTIVITY] = said.model_dump_json()
+        world.mlflow.beat(job_id, 1, time.time())
+        world.rounds()
+
+    for phase, unchanged_s in (("evaluating", 10 * limit), ("storing", 10 * limit), ("training", limit)):
+        look(phase, unchanged_s)
+        assert world.ray.stopped == [], phase
+    look("training", limit + 1)
+    look("training", limit + 6)
+    assert world.ray.stopped == [f"{job_id}-a1"]
+    assert [command.action for command in world.mlflow.commands] == ["cancel"]
+    world.end_attempt(job_id, Outcome(state="failed", reason=Reason.PREEMPTED), ray="STOPPED")
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason, job.failures) == ("recovering", "stalled", 1)
+    assert job.message.startswith("Training stood still at step 70 for 1801 s, and the attempt was stopped. Its logs")
+    assert "RCMAE_STALL_LIMIT_S" in job.message
+    (attempt,) = attempts_of(world.database, job_id)
+    assert (attempt.state, attempt.reason) == ("lost", "stalled")
+    world.due(job_id)
+    world.rounds()
+    assert [request.attempt for request in world.ray.requests] == [1, 2]
+    world.run_attempt(job_id, 2)
+    world.rounds(3)
+    assert world.state(job_id) == "running", "what the first attempt said last does not count"
+
+
+def test_a_preempted_attempt_costs_no_failure_and_leaves_its_checkpoint(world):
+    job_id = world.running()
+    outcome = Outcome(state="failed", reason=Reason.PREEMPTED, message="Told to.", checkpoint="checkpoints/a1/00000007")
+    world.end_attempt(job_id, outcome, ray="FAILED")
+    world.rounds()
+    job = job_of(world.database, job_id)
+    assert (job.state, job.reason, job.failures) == ("recovering", "preempted", 0)
+    assert attempts_of(world.database, job_id)[0].checkpoint == "checkpoints/a1/00000007"
 
 
 def test_a_restarted_service_goes_on_where_the_last_one_was(world, settings, ray, mlflow):

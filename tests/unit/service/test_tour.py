@@ -149,14 +149,15 @@ def attempt(monkeypatch, tmp_path, head) -> Iterator[Callable[[], int]]:
     monkeypatch.setattr(worker, "record_worker", lambda *_: None)
     monkeypatch.setattr(HistoryReader, "_curve", lambda *_: [])  # of MLflow's server alone
     monkeypatch.setenv("RCMAE_CACHE_DIR", str(tmp_path / "cache"))
-    on_stop = signal.getsignal(signal.SIGTERM)
+    on_stop = {number: signal.getsignal(number) for number in main.STOP_SIGNALS}
 
     def run() -> int:
         monkeypatch.setenv(ATTEMPT_VARIABLE, head.submitted["runtime_env"]["env_vars"][ATTEMPT_VARIABLE])
         return main.main()
 
     yield run
-    signal.signal(signal.SIGTERM, on_stop)
+    for number, handler in on_stop.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch.distributed.constants import default_pg_timeout
 
 from trainer.data.cache import Cache
+from trainer.evaluation.evaluator import Evaluator
 from trainer.protocol.command import Action
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import parse_spec
@@ -29,11 +30,13 @@ from trainer.training import checkpoint as checkpoints
 from trainer.training import loop
 from trainer.training.context import WorkerContext
 from trainer.training.loop import TrainingResult, pretrain
+from trainer.training.state import TrainState
 
 # Forked from a server that has imported torch and run nothing: a start takes no seconds and no threads are lost.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["trainer.training.loop", "sklearn.datasets"])
 KILLED = 9
+SLOW_SECONDS = 15.0
 
 TINY = {
     "kind": "pretrain",
@@ -72,6 +75,8 @@ class Task:
     hold_seconds: float | None
     time_out: timedelta
     sync: bool
+    slow: str
+    preempt_at: int | None
     environment: dict[str, str]
     """This process's own: the server they are forked from may have been started with another."""
 
@@ -121,17 +126,33 @@ def weights(folder: Path, ending_folder: str) -> dict[str, torch.Tensor]:
 def launch(
     spec: PretrainSpec, folder: Path, attempt: int = 1, *, die_at: int | None = None, after: str = "",
     hold: int | None = None, hold_seconds: float | None = None, time_out: timedelta = default_pg_timeout,
-    sync: bool = True,
+    sync: bool = True, slow: str = "", preempt_at: int | None = None,
 ) -> dict[str, Any] | None:  # fmt: skip
     """One attempt in as many processes as the spec has workers; None where they died, as told, at step ``die_at``.
 
     They die once the file ``after`` is there. The checkpoint of step ``hold`` is committed only after
-    ``hold_seconds``, by default never. ``time_out`` is that of the training group's collectives.
+    ``hold_seconds``, by default never. ``time_out`` is that of the training group's collectives. ``slow`` is what takes
+    `SLOW_SECONDS` longer: `evaluate`, or on the last rank `open` or `load`. Only the last rank gets notice at step
+    ``preempt_at``.
     """
     folder.mkdir(exist_ok=True)
     ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
     tasks = [
-        Task(spec, folder, rank, attempt, die_at, after, hold, hold_seconds, time_out, sync, environment)
+        Task(
+            spec,
+            folder,
+            rank,
+            attempt,
+            die_at,
+            after,
+            hold,
+            hold_seconds,
+            time_out,
+            sync,
+            slow,
+            preempt_at,
+            environment,
+        )
         for rank in ranks
     ]
     processes = [PROCESSES.Process(target=_work, args=(task,)) for task in tasks]
@@ -149,9 +170,33 @@ def _work(task: Task) -> None:
     if workers > 1:
         meeting = dist.FileStore(str(task.folder / f"meeting-{task.attempt}"), workers)
         dist.init_process_group("gloo", store=meeting, rank=task.rank, world_size=workers, timeout=task.time_out)
+    last, asked = task.rank == workers - 1, 0
+    _hinder(task, last)
+
+    def wanted() -> Action | None:
+        nonlocal asked
+        if asked == task.die_at:
+            while not (task.folder / task.after).exists():
+                time.sleep(0.01)
+            os._exit(KILLED)  # as a kill would: no cleanup, at the same step on every rank
+        asked += 1
+        return "preempt" if last and asked - 1 == task.preempt_at else None
+
+    result, memory = run_loop(task.spec, task.folder, task.attempt, wanted)
+    if task.rank == 0:
+        found = {
+            "action": result.action, "checkpoint": result.checkpoint.folder, "loss": memory.curve("train/loss"),
+        }  # fmt: skip
+        (task.folder / f"result-{task.attempt}.json").write_text(json.dumps(found))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _hinder(task: Task, last: bool) -> None:
+    """Make this process do what the task says otherwise than it would."""
     if not task.sync:
         loop.distribute = lambda objective, *_: objective  # every rank steps on its own gradient
-    commit, asked = checkpoints.commit, 0
+    commit = checkpoints.commit
 
     def commit_or_hang(store: Store, manifest: checkpoints.Manifest) -> checkpoints.Committed:
         if manifest.step == task.hold:
@@ -159,18 +204,18 @@ def _work(task: Task) -> None:
         return commit(store, manifest)
 
     checkpoints.commit = commit_or_hang
+    if task.slow == "evaluate":
+        _slow_down(Evaluator, "evaluate")
+    elif task.slow and last:
+        _slow_down(*{"open": (loop, "open_training_data"), "load": (TrainState, "load")}[task.slow])
 
-    def wanted() -> None:
-        nonlocal asked
-        if asked == task.die_at:
-            while not (task.folder / task.after).exists():
-                time.sleep(0.01)
-            os._exit(KILLED)  # as a kill would: no cleanup, at the same step on every rank
-        asked += 1
 
-    result, memory = run_loop(task.spec, task.folder, task.attempt, wanted)
-    if task.rank == 0:
-        found = {"checkpoint": result.checkpoint.folder, "loss": memory.curve("train/loss")}
-        (task.folder / f"result-{task.attempt}.json").write_text(json.dumps(found))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def _slow_down(owner: object, name: str) -> None:
+    work = getattr(owner, name)
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        result = work(*args, **kwargs)
+        time.sleep(SLOW_SECONDS)
+        return result
+
+    setattr(owner, name, slow)

@@ -17,10 +17,12 @@ from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.logs import LogLine
+from trainer.protocol.progress import Activity
 from trainer.protocol.request import AttemptRequest
 from trainer.spec.dataset import DIGITS
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
+from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.channels import RunChannel
 
 
@@ -31,6 +33,15 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.005)
 
 
+class Clock:
+    """Time that passes when told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class FakeChannel:
     """A run's tags: the command to read, what was acknowledged, and how often the attempt showed life."""
 
@@ -38,6 +49,7 @@ class FakeChannel:
         self.command: Command | None = None
         self.acknowledged: list[Command] = []
         self.beats = self.reads = 0
+        self.activity: Activity | None = None
         self.broken: set[str] = set()
 
     def _check(self, name: str) -> None:
@@ -53,9 +65,10 @@ class FakeChannel:
         self._check("acknowledge")
         self.acknowledged.append(command)
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, activity: Activity | None) -> None:
         self._check("heartbeat")
         self.beats += 1
+        self.activity = activity
 
     def read_twice_more(self) -> None:
         before = self.reads
@@ -114,6 +127,42 @@ def test_life_is_shown_at_the_start_and_again_and_again(channel):
     assert channel.beats >= 1
     before = channel.beats
     wait_for(lambda: channel.beats >= before + 3)
+
+
+def test_heartbeats_say_what_the_attempt_is_doing_once_it_says_so(channel, listener):
+    """A search never says so: its own heartbeats carry nothing."""
+    wait_for(lambda: channel.beats)
+    assert channel.activity is None
+    tracker = listener.tracker
+    tracker.enter("opening")
+    wait_for(lambda: channel.activity)
+    assert (channel.activity.attempt, channel.activity.phase, channel.activity.step) == (3, "opening", 0)
+    tracker.reached(7)
+    wait_for(lambda: channel.activity.step == 7)
+    assert channel.activity.phase == "training"
+    with tracker.during("evaluating"):
+        wait_for(lambda: channel.activity.phase == "evaluating")
+        assert channel.activity.step == 7
+    wait_for(lambda: channel.activity.phase == "training")
+
+
+def test_activity_says_since_when_it_is_the_same_and_how_long_the_slowest_step_took(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("trainer.tracking.activity.monotonic", clock)
+    tracker = ActivityTracker()
+    tracker.enter("compiling")
+    clock.now += 100  # the first step, with the compiler's time
+    tracker.reached(1)
+    clock.now += 5
+    assert tracker.activity(1).unchanged_s == 5
+    with tracker.during("evaluating"):
+        clock.now += 5000
+        assert tracker.activity(1).unchanged_s == 5000
+    assert (tracker.activity(1).phase, tracker.activity(1).unchanged_s) == ("training", 0)
+    clock.now += 30
+    tracker.reached(2)
+    clock.now += 3
+    assert (tracker.activity(1).unchanged_s, tracker.activity(1).slowest_step_s) == (3, 100)
 
 
 def test_heartbeats_come_less_often_than_polls(channel, monkeypatch):
@@ -358,6 +407,20 @@ def test_a_bad_log_call_does_not_end_the_program(store, writer, monkeypatch):
     writer.flush()
     assert [line.message for line in lines_of(store)] == [r"odd name \udcff.png"]
     assert lines_of(store)[0].level == "info"
+
+
+def test_a_heartbeat_and_what_it_says_are_one_record_of_the_run(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("beats", str(tmp_path / "artifacts"))).info.run_id
+    channel = RunChannel(uri, run, 2)
+    channel.heartbeat(None)
+    found = client.get_run(run).data
+    assert found.metrics[names.heartbeat(2)] > 0
+    assert names.TAG_ACTIVITY not in found.tags
+    said = Activity(attempt=2, phase="training", step=7, unchanged_s=1.5)
+    channel.heartbeat(said)
+    assert Activity.model_validate_json(client.get_run(run).data.tags[names.TAG_ACTIVITY]) == said
 
 
 def test_a_later_attempt_means_that_this_one_leaves(tmp_path):

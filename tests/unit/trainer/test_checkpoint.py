@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.errors import StorageError
+from trainer.errors import DamagedCheckpoint, StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
+from trainer.protocol.checkpoint import Damage
 from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store, sha256_of
@@ -185,6 +186,26 @@ def test_checkpoints_come_oldest_first_over_attempts(store):
     assert committed(store, since_attempt=11) == []
 
 
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff\xfe", b'{"attempt": 1, "step": 9}'])
+def test_a_damaged_manifest_does_not_count_and_is_named(store, caplog, text):
+    made = saved(store, trained(0))
+    store.write("checkpoints/a1/00000009/manifest.json", text)
+    assert committed(store) == [made]
+    assert "checkpoints/a1/00000009/manifest.json is damaged" in caplog.text
+
+
+def test_one_that_was_set_aside_does_not_count_and_keeps_its_files(store):
+    made, newer = saved(store, trained(0)), empty(store, 1, 9)
+    before = store.names(newer.folder)
+    checkpoints.set_aside(store, newer.folder, Damage(attempt=2, why="it is cut"))
+    assert committed(store) == [made]
+    assert set(before) < set(store.names(newer.folder))
+    with pytest.raises(DamagedCheckpoint, match="set aside by attempt 2: it is cut"):
+        checkpoints.find(store, newer.folder)
+    store.delete(f"{newer.folder}/damage.json")
+    assert committed(store) == [made, newer]
+
+
 @pytest.mark.parametrize("name", [STUDENT, TEACHER, OPTIMIZER, STATE])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing"])
 def test_a_damaged_file_is_named_and_nothing_is_loaded(store, name, damage):
@@ -197,7 +218,7 @@ def test_a_damaged_file_is_named_and_nothing_is_loaded(store, name, damage):
     else:
         store.write(place, bytes(data) if damage == "flipped" else bytes(data[:-1]))
     others = trained(1, steps=0)
-    with pytest.raises(StorageError, match=f"{place}: missing or not what"):
+    with pytest.raises(DamagedCheckpoint, match=f"{place}: missing or not what"):
         TrainState(*others).load(store, made)
     assert_same(others[0], trained(1, steps=0)[0])
 
@@ -211,6 +232,18 @@ def test_pruning_keeps_the_newest_and_the_best(store):
     assert [c.manifest.step for c in committed(store)] == [20, 50, 55]
     assert all(not store.exists(folder) for folder in gone)
     assert prune(store, keep=2, best_metric="ratio") == []
+
+
+def test_pruning_counts_no_damaged_one_and_removes_it_once_enough_sound_ones_are_newer(store):
+    for step_, ratio in ((10, 0.9), (20, 0.1), (30, 0.5), (40, 0.6)):
+        empty(store, 1, step_, ratio=ratio)
+    checkpoints.set_aside(store, "checkpoints/a1/00000020", Damage(attempt=1, why="it is cut"))
+    store.write("checkpoints/a1/00000035/manifest.json", b"{")
+    assert prune(store, keep=2, best_metric="ratio") == ["checkpoints/a1/00000010", "checkpoints/a1/00000020"]
+    assert [c.manifest.step for c in committed(store)] == [30, 40]
+    empty(store, 1, 50, ratio=0.7)
+    assert prune(store, keep=2, best_metric="ratio") == ["checkpoints/a1/00000035"]
+    assert [c.manifest.step for c in committed(store)] == [30, 40, 50], "30 is the best of those that count"
 
 
 def test_pruning_without_measurements_keeps_the_newest_only(store):

@@ -4,16 +4,26 @@ import json
 
 import pytest
 import torch
-from loops import launch, make_spec, run_loop, weights
+from image_sets import samples, write_folder
+from loops import Memory, launch, make_spec, run_loop, weights
 
-from trainer.errors import DataError, LossNotFinite
+from trainer.data.cache import Cache
+from trainer.errors import DataError, LossNotFinite, reason_of
+from trainer.evaluation.evaluator import Evaluator
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
+from trainer.protocol.outcome import Reason
 from trainer.spec import metric_keys
+from trainer.spec.base import SpecError
 from trainer.storage import Store, sha256_of
+from trainer.tracking.activity import ActivityTracker
 from trainer.training import checkpoint as checkpoints
+from trainer.training import loop
 from trainer.training import step as one_step
+from trainer.training.context import WorkerContext
 from trainer.training.optim import learning_rate
+from trainer.training.saving import Saver
+from trainer.training.step import Learner
 
 
 def test_two_workers_train_as_one_and_not_without_synchronisation(tmp_path):
@@ -85,11 +95,12 @@ def test_other_number_of_workers_goes_on_at_the_same_sample(tmp_path):
         assert loss == pytest.approx(straight["loss"][step], abs=1e-4)
 
 
-def test_command_checkpoints_at_the_step_and_the_rest_follows(tmp_path):
+@pytest.mark.parametrize("action", ["pause", "preempt"])
+def test_command_checkpoints_at_the_step_and_the_rest_follows(tmp_path, action):
     spec = make_spec()
     calls = iter(range(100))
-    ending, memory = run_loop(spec, tmp_path, 1, lambda: "pause" if next(calls) == 3 else None)
-    assert ending.action == "pause"
+    ending, memory = run_loop(spec, tmp_path, 1, lambda: action if next(calls) == 3 else None)
+    assert ending.action == action
     assert ending.checkpoint.manifest.step == 3
     assert max(memory.rows) == 3
     ending, rest = run_loop(spec, tmp_path, 2)
@@ -209,6 +220,52 @@ def test_changed_data_is_not_trained_on_silently(tmp_path):
     manifest.write_text(json.dumps(record))
     with pytest.raises(DataError, match="changed since the checkpoint"):
         run_loop(make_spec(), tmp_path, 2)
+
+
+def test_a_batch_larger_than_the_dataset_is_the_spec_s_fault(tmp_path):
+    with pytest.raises(SpecError) as refused:
+        run_loop(make_spec(optimization={"global_batch_size": 1700}), tmp_path)
+    assert reason_of(refused.value) is Reason.SPEC_ERROR
+    assert "optimization.global_batch_size: is larger than the 1618 training images" in str(refused.value)
+
+
+def test_a_dataset_of_which_nothing_can_be_held_out_is_refused_before_training(tmp_path):
+    write_folder(tmp_path / "data", samples(9))
+    spec = make_spec(
+        dataset={"uri": str(tmp_path / "data")}, model={"in_chans": 3}, optimization={"global_batch_size": 4}
+    )
+    with pytest.raises(DataError, match="9 images are too few to hold any out"):
+        run_loop(spec, tmp_path / "run")
+
+
+def test_training_says_what_it_is_doing(tmp_path, monkeypatch):
+    """Heartbeats carry it: only between steps of training must something happen before long."""
+    tracker, seen = ActivityTracker(), []
+
+    def note(place, owner, name):
+        work = getattr(owner, name)
+
+        def noting(*args, **kwargs):
+            activity = tracker.activity(1)
+            seen.append((place, activity.phase, activity.step))
+            return work(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note("open", loop, "open_training_data")
+    note("load", loop, "resume")
+    note("distribute", loop, "distribute")
+    note("evaluate", Evaluator, "evaluate")
+    note("step", Learner, "step")
+    note("save", Saver, "save")
+    note("finish", Saver, "finish")
+    context = WorkerContext(Store(str(tmp_path)), 1, 1, Memory(), cache=Cache(tmp_path / "cache"), tracker=tracker)
+    loop.pretrain(make_spec(optimization={"epochs": 1, "global_batch_size": 800}), context)
+    assert seen == [
+        ("open", "opening", 0), ("load", "opening", 0), ("distribute", "compiling", 0), ("evaluate", "evaluating", 0),
+        ("step", "compiling", 0), ("step", "training", 1), ("evaluate", "evaluating", 2), ("save", "storing", 2),
+        ("finish", "storing", 2),
+    ]  # fmt: skip
 
 
 def test_training_learns_and_is_measured(tmp_path):

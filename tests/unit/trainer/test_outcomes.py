@@ -22,11 +22,20 @@ from trainer.attempt.evidence import WorkerRecord, death_of, explain, how_it_die
 from trainer.errors import DataError, StorageError
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
+from trainer.spec.base import Problem, SpecError
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import NoAnswer, Store
 
 PLACE = "s3://bucket/run/checkpoints"
 AWAY = EndpointConnectionError(endpoint_url="http://127.0.0.1:1")
+
+
+TOO_SMALL = SpecError(
+    [
+        Problem("optimization.global_batch_size", "/optimization/global_batch_size", 4096, "is larger than 90 images"),
+        Problem("optimization.epochs", "/optimization/epochs", None, "is missing"),
+    ]
+)
 
 
 EXIT = "The actor is dead because its worker process has died. Worker exit type: {} Worker exit detail: {}"
@@ -63,6 +72,7 @@ def workers(*causes: Exception) -> WorkerGroupError:
             Reason.STORAGE_ERROR,
             "a1/7: cannot",
         ),
+        (workers(RuntimeError("gloo"), TOO_SMALL), Reason.SPEC_ERROR, f"{TOO_SMALL}"),
         (workers(NoAnswer("no good answer within 60 s")), Reason.STORAGE_ERROR, f"{PLACE}: cannot be reached: no good"),
         (workers(AWAY), Reason.STORAGE_ERROR, f"{PLACE}: cannot be reached"),
         (workers(OSError(28, "No space left on device")), Reason.STORAGE_ERROR, "worker 0 could not write"),
@@ -215,11 +225,12 @@ def test_an_outcome_that_cannot_be_stored_is_the_last_that_is_said(tmp_path, mon
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
     )
     monkeypatch.setenv(ATTEMPT_VARIABLE, request.model_dump_json())
-    on_stop = signal.getsignal(signal.SIGTERM)
+    on_stop = {number: signal.getsignal(number) for number in main.STOP_SIGNALS}
     try:
         assert main.main() == 1
     finally:
-        signal.signal(signal.SIGTERM, on_stop)
+        for number, handler in on_stop.items():
+            signal.signal(number, handler)
     told = capfd.readouterr().err.splitlines()
     assert any("log lines not stored yet" in line for line in told)
     assert f"{tmp_path}/attempts/1/outcome.json" in told[-2]
@@ -240,7 +251,23 @@ sys.exit(main.main())
 """
 
 
-def test_a_driver_stopped_from_outside_says_so(tmp_path):
+def test_what_the_spec_causes_in_a_driver_or_a_trial_is_the_spec_s_fault(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise TOO_SMALL
+
+    monkeypatch.setattr("trainer.attempt.workers.join_cluster", lambda: None)
+    monkeypatch.setattr("trainer.kinds.pretrain.run", refuse)
+    spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
+    request = AttemptRequest(
+        job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
+    )
+    found = main._run(request, Store(str(tmp_path)))
+    assert (found.state, found.reason, found.message) == ("failed", Reason.SPEC_ERROR, str(TOO_SMALL))
+    assert evidence.diagnose(TOO_SMALL, "trial 3", PLACE) == (Reason.SPEC_ERROR, str(TOO_SMALL))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_driver_stopped_from_outside_says_so(tmp_path, number):
     spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
     request = AttemptRequest(
         job_id="job-a", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
@@ -248,9 +275,9 @@ def test_a_driver_stopped_from_outside_says_so(tmp_path):
     environment = os.environ | {"RCMAE_ATTEMPT": request.model_dump_json()}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, text=True)
     assert driver.stdout.readline() == "running\n"
-    driver.send_signal(signal.SIGTERM)
+    driver.send_signal(number)
     assert driver.wait(timeout=60) == 1
     driver.stdout.close()
     told = Outcome.model_validate_json((tmp_path / "attempts/1/outcome.json").read_text())
     assert (told.state, told.reason) == ("failed", Reason.PREEMPTED)
-    assert "Stopped from outside (SIGTERM)" in told.message
+    assert "Stopped from outside" in told.message

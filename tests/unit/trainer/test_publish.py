@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import trainer
 from trainer.attempt import worker, workers
 from trainer.attempt.commands import CommandListener
-from trainer.errors import SpecRefused, StorageError
+from trainer.errors import SpecRefused
 from trainer.export import verify
 from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.curves import draw_curves
@@ -276,7 +276,7 @@ def test_weights_that_are_not_what_was_written_are_not_published(trained, tmp_pa
     damaged = tmp_path / f"checkpoints/a1/{STEPS:08d}/teacher.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     registry = Registry(trained.memory, tmp_path)
-    with pytest.raises(StorageError, match=r"teacher\.safetensors: missing or not what the manifest says"):
+    with pytest.raises(SpecRefused, match=r"^checkpoint: .*teacher\.safetensors: missing or not .* Choose another one"):
         kept(SimpleNamespace(folder=tmp_path), registry)
     assert not registry.made
 
@@ -289,7 +289,7 @@ class Channel:
     def read_command(self) -> None:
         return None
 
-    def heartbeat(self) -> None:
+    def heartbeat(self, activity: object) -> None:
         pass
 
     def close(self) -> None:

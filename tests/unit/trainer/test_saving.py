@@ -394,3 +394,17 @@ def test_an_upload_slower_than_the_training_group_s_time_out_does_not_end_the_ru
     assert result["checkpoint"] == "checkpoints/a1/00000015"
     stored = [found.manifest.step for found in checkpoints.committed(Store(str(tmp_path / "run")))]
     assert stored == [5, 10, 15]
+
+
+@pytest.mark.parametrize(("slow", "workers"), [("evaluate", 2), ("open", 4), ("load", 2)])
+def test_what_one_rank_does_alone_may_take_longer_than_the_training_group_s_time_out(tmp_path, slow, workers):
+    """Rank 0 evaluates while the others wait; another rank is slow to open its data, or to load its checkpoint.
+
+    From four ranks on, rank 0 shares its value without a wait for the last one.
+    """
+    spec = make_spec(resources={"workers": workers}, checkpoint={"every_minutes": None})
+    first = launch(spec, tmp_path / "run", preempt_at=7)
+    assert (first["action"], first["checkpoint"]) == ("preempt", "checkpoints/a1/00000007")
+    rest = launch(spec, tmp_path / "run", attempt=2, slow=slow, time_out=timedelta(seconds=8))
+    assert rest["checkpoint"] == "checkpoints/a2/00000010"
+    assert min(map(int, rest["loss"])) == 8

@@ -16,7 +16,7 @@ from s3_server import FaultProxy
 
 from service.embedded import processes
 from trainer import patience
-from trainer.errors import StorageError
+from trainer.errors import LossNotFinite, StorageError
 from trainer.protocol.progress import Newest
 from trainer.spec.metric_keys import SAMPLES
 from trainer.tracking import history, registry
@@ -109,6 +109,11 @@ def test_metrics_and_tags_wait_for_an_mlflow_that_is_away(recorder, proxy, serve
         "rcmae.notice": "", "rcmae.checkpoint": "a", "rcmae.newest": newest.model_dump_json(),
     }  # fmt: skip
     assert found.metrics == {"train/loss": 0.5}
+
+
+def test_a_metric_that_is_not_finite_means_that_training_has_diverged(recorder):
+    with pytest.raises(LossNotFinite, match="not finite at step 7: train/grad_norm"):
+        recorder.log(7, {"train/loss": 0.5, "train/grad_norm": float("inf")})
 
 
 def test_the_newest_values_are_those_of_this_attempt(recorder, server, run):
