@@ -64,6 +64,8 @@ class Facts:
     lineage: Lineage
     dataset_fingerprint: str
     dataset_images: int | None
+    value_range: tuple[float, float]
+    """Pixel values that were black and white in training."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     step: int
@@ -135,9 +137,11 @@ def _trained(facts: Facts) -> dict[str, str]:
     spec, model = facts.spec, facts.spec.model
     images = "" if facts.dataset_images is None else f", {facts.dataset_images:,} images"
     mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (facts.mean, facts.std))
+    low, high = facts.value_range
     return {
         "data": f"`{spec.dataset.uri}`{images}",
-        "input": f"{model.height} x {model.width} pixels, {plural(model.in_chans, 'channel')}; values in 0..1, minus "
+        "input": f"{model.height} x {model.width} pixels, {plural(model.in_chans, 'channel')}; values of {low:g} to "
+        f"{high:g} scaled to 0..1, minus "
         f"the mean {mean}, divided by the deviation {std}",
         "encoder": f"patches of {model.patch_size}, width {model.embed_dim}, {plural(model.depth, 'block')}, "
         f"{plural(model.num_heads, 'head')}",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from trainer.errors import SpecRefused
-from trainer.export.huggingface import preprocessor
+from trainer.export.huggingface import EIGHT_BITS, preprocessor
 from trainer.models.vit import NORM_EPS, Block
 from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
@@ -60,7 +60,12 @@ def encoder_of(weights: Mapping[str, Tensor], model: ModelSpec) -> Encoder:
 
 
 def export_program(
-    weights: Mapping[str, Tensor], model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], out: Path
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
 ) -> None:
     """Write ``model.pt2`` for `torch.export.load`, and ``signature.json``, into the new folder ``out``."""
     out.mkdir(parents=True)
@@ -68,11 +73,16 @@ def export_program(
     # Stored examples would be a pickle, which loading would have to open; weights and graph are raw numbers and JSON.
     program._example_inputs = None  # noqa: SLF001 - its property has no setter
     torch.export.save(program, out / PROGRAM_FILE)
-    _write_signature(out, model, mean, std)
+    _write_signature(out, model, mean, std, value_range)
 
 
 def export_onnx(
-    weights: Mapping[str, Tensor], model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], out: Path
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
 ) -> None:
     """Write ``model.onnx`` and ``signature.json`` into the new folder ``out``, and ``model.onnx.data`` if the weights
     are too large for one file. Raises `SpecRefused` if a package that it needs is missing.
@@ -87,7 +97,7 @@ def export_onnx(
             input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: "batch"},),
             external_data=size > ONE_FILE_BYTES, verbose=False,
         )  # fmt: skip
-    _write_signature(out, model, mean, std)
+    _write_signature(out, model, mean, std, value_range)
 
 
 def check_onnx() -> None:
@@ -113,12 +123,18 @@ def _two_images(model: ModelSpec) -> Tensor:
     return torch.zeros(2, model.in_chans, model.height, model.width)
 
 
-def _write_signature(out: Path, model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def _write_signature(
+    out: Path,
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    value_range: tuple[float, float],
+) -> None:
     shape = ["batch", model.in_chans, model.height, model.width]
     signature: dict[str, Any] = {
         "inputs": [{"name": INPUT, "dtype": "float32", "shape": shape}],
         "outputs": [{"name": OUTPUT, "dtype": "float32", "shape": ["batch", 1 + model.patches, model.embed_dim]}],
         "tokens": "the class token, then one for each patch, row by row",
-        "preprocessing": preprocessor(model, mean, std),
+        "preprocessing": preprocessor(model, mean, std, value_range),
     }
     (out / SIGNATURE_FILE).write_text(json.dumps(signature, indent=2) + "\n")

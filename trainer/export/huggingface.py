@@ -18,10 +18,16 @@ from trainer.protocol.tensor_names import hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec, ModelSpec
 
 BICUBIC = 3
+EIGHT_BITS = (0.0, 255.0)
 
 
 def export_vit(
-    weights: Mapping[str, Tensor], model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], out: Path
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` into the new folder ``out``.
 
@@ -29,7 +35,7 @@ def export_vit(
     """
     encoder = {name: value for name, value in weights.items() if not is_decoder(name)}
     _write(out, encoder, hf_names, _config(model) | {"architectures": ["ViTModel"], "model_type": "vit"})
-    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std))
+    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std, value_range))
 
 
 def export_vit_mae(
@@ -39,6 +45,7 @@ def export_vit_mae(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
 ) -> None:
     """Like `export_vit`, with the decoder, for further pretraining and reconstructions; images must be square."""
     config = _config(model) | {
@@ -52,20 +59,31 @@ def export_vit_mae(
         "norm_pix_loss": method.norm_pix_loss,
     }
     _write(out, weights, hf_mae_names, config)
-    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std))
+    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std, value_range))
 
 
-def preprocessor(model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> dict[str, Any]:
-    """How pixels become the network's input, in the form of transformers' ViTImageProcessor."""
+def preprocessor(
+    model: ModelSpec,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    value_range: tuple[float, float] = EIGHT_BITS,
+) -> dict[str, Any]:
+    """How pixels become the network's input, in the form of transformers' ViTImageProcessor.
+
+    ``value_range`` are the pixel values that were black and white in training. The processor only multiplies: where
+    black is not 0, the mean takes that up.
+    """
+    low, high = value_range
+    factor = 1 / (high - low)
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": model.height, "width": model.width},
         "resample": BICUBIC,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": factor,
         "do_normalize": True,
-        "image_mean": list(mean),
+        "image_mean": [value + low * factor for value in mean],
         "image_std": list(std),
     }
 

@@ -87,6 +87,7 @@ def _facts(
         ),
         dataset_fingerprint=state.dataset_fingerprint,
         dataset_images=int(images) if images else None,
+        value_range=state.value_range,
         mean=state.mean,
         std=state.std,
         step=state.step,

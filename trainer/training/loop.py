@@ -71,14 +71,18 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     torch.set_num_threads(threads)
     bf16 = uses_bf16(spec, device)
 
-    # --- data ---------------------------------------------------------------------------------------------------
-    data = open_training_data(spec, DatasetContext(context.cache, threads, agree, rank, context.dataset_roots))
-    schedule = _schedule(spec, data)
-    loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
-
     # --- student, teacher, optimiser: new, or from the newest checkpoint ----------------------------------------
     state = TrainState.initial(spec, device)
-    resumed = resume(state, context, agree, rank)  # from here on, all ranks have data and state
+    resumed = resume(state, context, agree, rank)
+
+    # --- data ---------------------------------------------------------------------------------------------------
+    by_class = resumed.metadata.held_out_by_class if resumed else True
+    data = open_training_data(
+        spec, DatasetContext(context.cache, threads, agree, rank, context.dataset_roots), by_class=by_class
+    )
+    agree.meet()  # from here on, all ranks have data and state
+    schedule = Schedule.of(spec, len(data.images))
+    loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
     recorded = _check(resumed, data, schedule, world) if resumed else None
     if recorder:
         _announce(recorder, resumed, data, schedule)
@@ -89,15 +93,13 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     compile_if_it_pays(objective, spec, schedule, device)
     micro_batch = settle_micro_batch(objective, state.optimizer, spec, device, recorded)
     network = distribute(objective, spec, micro_batch, device)
-    clip = optimization.clip_grad_norm
-    learner = Learner(state.student, state.teacher, state.optimizer, network, micro_batch, clip)
+    learner = Learner(state.student, state.teacher, state.optimizer, network, micro_batch, optimization.clip_grad_norm)
 
     # --- periodic work ------------------------------------------------------------------------------------------
-    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=bf16)
-    evaluator = Evaluator(spec, data, context.store, device, autocast) if recorder else None
-    constants = RunConstants(spec, data.fingerprint, data.mean, data.std, world, micro_batch)
-    if recorder and evaluator:
-        _tell(recorder, (*data.notices, *evaluator.notices))
+    evaluator = _evaluator(spec, data, context, bf16) if recorder else None
+    constants = RunConstants(
+        spec, data.fingerprint, data.mean, data.std, world, micro_batch, data.images.scale.ranges, by_class
+    )
     saver = Saver(constants, context, recorder.tag, resumed.checkpoint if resumed else None) if recorder else None
     meter, start = Meter(spec, schedule, world, device), state.step
     log = Log(meter, recorder, schedule, start)
@@ -129,17 +131,6 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
             tracker.reached(state.step)
 
 
-def _schedule(spec: PretrainSpec, data: TrainingData) -> Schedule:
-    """The steps of the run; raises `SpecError` or `DataError` if there are too few images to train or evaluate on."""
-    schedule = Schedule.of(spec, len(data.images))
-    if len(data.held_out) == 0:
-        raise DataError(
-            f"{data.images.uri}: {len(data.images)} images are too few to hold any out for the evaluation: add some, "
-            "or name others in evaluation.dataset"
-        )
-    return schedule
-
-
 def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int) -> int | None:
     """The micro batch size to use again, or None if it has to be chosen anew.
 
@@ -162,6 +153,14 @@ def _announce(recorder: Recorder, resumed: Resumed | None, data: TrainingData, s
     recorder.tag(data.tags())
     if not resumed:
         logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
+
+
+def _evaluator(spec: PretrainSpec, data: TrainingData, context: WorkerContext, bf16: bool) -> Evaluator:
+    autocast = functools.partial(torch.autocast, context.device.type, torch.bfloat16, enabled=bf16)
+    evaluator = Evaluator(spec, data, context.store, context.device, autocast)
+    if context.recorder:
+        _tell(context.recorder, (*data.notices, *evaluator.notices))
+    return evaluator
 
 
 def _tell(recorder: Recorder, notices: Sequence[Notice]) -> None:

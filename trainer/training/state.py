@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trainer.data.scale import EIGHT_BIT
 from trainer.errors import DamagedCheckpoint, StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.protocol.checkpoint import Manifest
@@ -48,12 +49,22 @@ class Metadata(BaseModel):
     mean: tuple[float, ...]
     """Of each channel, 0..1."""
     std: tuple[float, ...]
+    scale: dict[str, tuple[float, float]] = {}
+    """Pixel values that become black and white, by their type. Empty in checkpoints of versions that had one for each
+    image."""
+    held_out_by_class: bool = False
+    """How the held-out images were chosen, see `trainer.data.index.split`: a run keeps its own."""
     workers: int
     """`micro_batch_size` is used again only with the same number of workers; any number may resume."""
     micro_batch_size: int | None = None
     """Images that each worker processed at once. The same workers use it again, so that sums keep their order."""
     metrics: dict[str, float]
     """The last evaluation's."""
+
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The pixel values that became black and white; of 8 bits if there were such images beside deeper ones."""
+        return next(iter(self.scale.values())) if len(self.scale) == 1 else self.scale.get(EIGHT_BIT, (0.0, 255.0))
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class RunConstants:
     std: tuple[float, ...]
     workers: int
     micro_batch_size: int
+    scale: dict[str, tuple[float, float]] = field(default_factory=dict)
+    held_out_by_class: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,8 @@ class TrainState:
             dataset_fingerprint=constants.dataset_fingerprint,
             mean=constants.mean,
             std=constants.std,
+            scale=constants.scale,
+            held_out_by_class=constants.held_out_by_class,
             workers=constants.workers,
             micro_batch_size=constants.micro_batch_size,
             metrics=self.metrics,

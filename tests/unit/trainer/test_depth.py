@@ -16,7 +16,9 @@ from trainer.data.decode import decode, decode_crop, examine
 from trainer.data.scale import Scale
 from trainer.data.unreadable import Unreadable
 from trainer.errors import DataError
-from trainer.spec.pretrain import PretrainSpec
+from trainer.export.huggingface import preprocessor
+from trainer.spec.pretrain import ModelSpec, PretrainSpec
+from trainer.training.state import Metadata
 
 RNG = np.random.default_rng(5)
 TWELVE = RNG.integers(0, 4096, (20, 24)).astype(np.uint16)
@@ -246,3 +248,34 @@ def test_kinds_that_cannot_be_read_count_as_unreadable(tmp_path):
 def test_the_scale_is_in_words():
     assert str(Scale({"uint16": (0.0, 4095.0), "uint8": (0.0, 255.0)})) == "uint16 0 to 4095, uint8 0 to 255"
     assert dataset("/d", value_range=[0, 1]).value_range == (0, 1)
+
+
+def test_the_exported_processor_does_what_training_does():
+    """It only multiplies and subtracts: black that is not 0 is in the mean."""
+    model = ModelSpec.model_validate({"in_chans": 1, "img_size": 16, "patch_size": 4})
+    values, mean, std = np.array([-1024.0, 0.0, 3071.0]), 0.3, 0.2
+    found = preprocessor(model, (mean,), (std,), (-1024.0, 3071.0))
+    seen = (values * found["rescale_factor"] - found["image_mean"][0]) / found["image_std"][0]
+    np.testing.assert_allclose(seen, ((values + 1024) / 4095 - mean) / std)
+    assert preprocessor(model, (mean,), (std,))["rescale_factor"] == 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("scale", "expected"),
+    [
+        ({}, (0, 255)), ({"uint8": (0, 255)}, (0, 255)), ({"uint16": (0, 4095)}, (0, 4095)),
+        ({"uint16": (0, 4095), "uint8": (0, 255)}, (0, 255)),
+    ],
+)  # fmt: skip
+def test_checkpoints_know_the_range_of_their_images(scale, expected):
+    known = {
+        "step": 1,
+        "samples": 1,
+        "dataset_fingerprint": "",
+        "mean": (0.5,),
+        "std": (0.5,),
+        "workers": 1,
+        "metrics": {},
+    }
+    metadata = Metadata.model_validate(known | {"scale": scale})
+    assert (metadata.value_range, metadata.held_out_by_class) == (expected, False)

@@ -367,7 +367,7 @@ def facts(**changes) -> Facts:
     found = {
         "name": "plain", "spec": spec, "export": spec.export, "dataset_fingerprint": "f", "dataset_images": None,
         "lineage": Lineage("job-a", "job-a", "run", 1, "checkpoints/a1/00000001", "0.1.0"), "mean": (0.5,),
-        "std": (0.5,), "step": 1, "epochs": 0.2, "evaluation": {}, "evaluation_step": None,
+        "value_range": (0.0, 255.0), "std": (0.5,), "step": 1, "epochs": 0.2, "evaluation": {}, "evaluation_step": None,
     }  # fmt: skip
     return Facts(**found | changes)
 
