@@ -1,0 +1,39 @@
+"""A real job one of whose workers hangs, on a stack that waits for no more than a few seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from live import artifacts, make_spec, wait, wait_state
+from local_stack import Stack, running_stack
+
+from service.jobs.state import State
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running_stack(tmp_path_factory.mktemp("impatient") / "state", RCMAE_STALL_LIMIT_S="10") as found:
+        yield found
+
+
+def test_an_attempt_whose_heartbeats_go_on_while_a_rank_hangs_is_stopped_and_tried_again(impatient):
+    """Rank 0 waits for the other one in a collective, and its heartbeats are as ever."""
+    job = impatient.client.submit(make_spec(name="hanging", optimization={"epochs": 2000}))
+    wait(impatient, job.id, lambda seen: seen.progress is not None and seen.progress.step > 20)
+    record = json.loads(
+        (artifacts(impatient, impatient.client.job(job.id)) / "attempts/1/workers/rank-1.json").read_text()
+    )
+    psutil.Process(record["pid"]).suspend()
+    stalled = wait(impatient, job.id, lambda seen: seen.state is State.RECOVERING)
+    assert stalled.reason == "stalled"
+    assert stalled.message.startswith("Training stood still at step ")
+    assert "RCMAE_STALL_LIMIT_S" in stalled.message
+    assert not psutil.pid_exists(record["pid"])
+    wait(impatient, job.id, lambda seen: seen.state is State.RUNNING and seen.attempts == 2)
+    impatient.client.cancel(job.id)
+    wait_state(impatient, job.id, State.CANCELLED)
