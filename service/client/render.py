@@ -255,6 +255,7 @@ def plan(view: PlanView) -> RenderableType:
         ("starts", Text(view.fits, style={"now": "green", "later": "yellow", "never": "red"}[view.fits])),
         ("message", Text(view.message)),
         *([("trials", _trials_planned(view.spec["budget"]))] if is_search else []),
+        *([("points", f"{view.points:,} in its space")] if view.points is not None else []),
         ("parameters", f"encoder {encoder:,}, decoder {decoder:,}"),
         ("workers", f"{workers}, together {view.gang.cpus} CPUs and {view.gang.gpus} GPUs"),
         ("memory", f"about {size(view.memory_per_worker_bytes)} a worker"),

@@ -113,7 +113,7 @@ def test_what_is_asked_for_while_it_runs_is_done(stack):
     poll(lambda: stack.client.trial(job.id, 0).intermediate, bool, 120)
     stack.client.stop_trial(job.id, 0)
     stopped = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.state.ended, 120)
-    assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "cancelled_by_user")
+    assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "stopped_by_user")
     assert stopped.values
     poll(running, lambda found: found == [1, 2], 120)  # its place was taken at once
     (waiting,) = stack.client.add_trials(job.id, [{RATE: 2e-3}])

@@ -981,7 +981,7 @@ def test_a_trial_costs_the_database_the_same_however_many_there_were(bench, monk
         complete(bench, search, "a", config, 0.5)
         spent.append(costs.spent())
     early, late = np.max(spent[10:15], axis=0), np.max(spent[35:], axis=0)
-    assert np.all(late <= early + [0, 0, 40]), "but for the digits of times"
+    assert np.all(late <= early + np.array([0, 0, 40])), "but for the digits of times"
 
 
 @pytest.mark.parametrize("algorithm", ["random", "tpe"])
@@ -997,7 +997,7 @@ def test_a_trial_costs_the_database_the_same_however_many_wait(bench, monkeypatc
         costs = Costs(search, monkeypatch)
         complete(each, search, "a", search.suggest("a"), 0.5)
         spent.append(costs.spent())
-    assert np.all(spent[1] <= spent[0] + [0, 0, 40]), "but for the digits of numbers and times"
+    assert np.all(spent[1] <= spent[0] + np.array([0, 0, 40])), "but for the digits of numbers and times"
 
 
 # --- Ray Tune's folder ------------------------------------------------------------------------------------------------
