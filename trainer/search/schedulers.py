@@ -101,7 +101,8 @@ class Asha(_SchedulerMixin, AsyncHyperBandScheduler):
 
     def _judge(self, trial: Any, epoch: float, value: float) -> str:
         """Ray's decision on a trial; there is one bracket, whose rungs keep the trial's value."""
-        return self._brackets[0].on_result(trial, epoch, (self._metric_op or 1.0) * value)
+        bracket: Any = self._brackets[0]
+        return str(bracket.on_result(trial, epoch, (self._metric_op or 1.0) * value))
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         """Nothing: all trials are in the one bracket."""

@@ -92,8 +92,8 @@ class FloatParameter(_Parameter):
     def at(self, index: int) -> float:
         return self.low + self._step * index
 
-    def index(self, value: float) -> int:
-        return round((value - self.low) / self._step)
+    def index(self, value: Any) -> int:
+        return round((float(value) - self.low) / self._step)
 
     @property
     def _step(self) -> float:
@@ -137,7 +137,7 @@ class IntParameter(_Parameter):
     def at(self, index: int) -> int:
         return self.low + self.step * index
 
-    def index(self, value: int) -> int:
+    def index(self, value: Any) -> int:
         return (int(value) - self.low) // self.step
 
     def values_to_check(self) -> dict[str, Any]:
