@@ -153,6 +153,14 @@ class MlflowRuns(MlflowConnection):
         run = self._run_or_none(run_id)
         return RunView(run.data.tags, run.data.metrics) if run else RunView({}, {}, gone=True)
 
+    def views(self, run_ids: Sequence[str]) -> dict[str, RunView]:
+        """The tags and newest metrics of several runs, by their ids; runs that were deleted are left out."""
+        if not run_ids:
+            return {}
+        listed = ", ".join(f"'{quoted(run_id)}'" for run_id in run_ids)
+        runs = self._call(lambda: self._runs(f"attributes.run_id IN ({listed})"))
+        return {run.info.run_id: RunView(run.data.tags, run.data.metrics) for run in runs}
+
     def command(self, run_id: str, command: Command) -> None:
         """Send a command to the run's attempt, which polls for it."""
         self._call(lambda: self._client.set_tag(run_id, TAG_COMMAND, command.model_dump_json()))

@@ -282,6 +282,7 @@ def plan(view: PlanView) -> RenderableType:
         ("starts", Text(view.fits, style={"now": "green", "later": "yellow", "never": "red"}[view.fits])),
         ("message", Text(view.message)),
         *([("trials", _trials_planned(view.spec["budget"]))] if is_search else []),
+        *([("points", f"{view.points:,} in its space")] if view.points is not None else []),
         *(
             [("parameters", f"encoder {view.parameters.encoder:,}, decoder {view.parameters.decoder:,}")]
             if view.parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -17,6 +18,8 @@ from service.jobs.schemas import TrialCounts
 from service.searches.schemas import BudgetView, RepeatView, SearchView, TrialDetail, TrialState, TrialView
 from trainer.spec.ready_searches import ReadySearch
 
+LIFE: Final = ("STEP", "LOSS", "IMAGES/S", "SEEN")
+"""Columns of running trials."""
 STYLES: Final = {
     TrialState.WAITING: "dim",
     TrialState.RUNNING: "cyan",
@@ -65,7 +68,7 @@ def _budget(view: SearchView) -> str:
     budget: BudgetView = view.budget
     wanted = budget.concurrency_wanted
     parts = [
-        f"{budget.trials} trials" + (f" of {view.grid_size} combinations" if view.grid_size is not None else ""),
+        f"{budget.trials} trials" + (f" of {view.grid_size} points" if view.grid_size is not None else ""),
         f"{budget.concurrency} at a time" + (f" ({wanted} wanted)" if wanted != budget.concurrency else ""),
         f"{budget.max_failed} may fail",
         *([f"{number(budget.max_hours)} hours"] if budget.max_hours is not None else []),
@@ -88,20 +91,39 @@ def _values(parameter: Mapping[str, Any]) -> str:
 
 
 def trials(views: Iterable[TrialView], of: SearchView) -> Table:
-    """One row per trial, with a column for each objective and each parameter; the best trials are marked."""
-    columns = ("TRIAL", "STATE", *_metrics(of), "EPOCH", "TOOK", *_short(of.space))
-    return table(columns, (_trial(trial, of) for trial in views))
+    """One row per trial, with a column for each objective and each parameter; the best trials are marked.
+
+    If any of them runs, further columns show how far it is, and its last sign of life.
+    """
+    listed, moment = list(views), datetime.now(UTC)
+    run = any(view.state is TrialState.RUNNING for view in listed)
+    columns = ("TRIAL", "STATE", *_metrics(of), "EPOCH", *(LIFE if run else ()), "TOOK", *_short(of.space))
+    return table(columns, (_trial(trial, of, moment if run else None) for trial in listed))
 
 
-def _trial(view: TrialView, of: SearchView) -> Sequence[RenderableType]:
-    values = [number(each) for each in view.values or ()]
+def _trial(view: TrialView, of: SearchView, moment: datetime | None) -> Sequence[RenderableType]:
+    """``moment`` is the present, None for a table without the columns of running trials."""
+    values, epoch = [number(each) for each in view.values or ()], view.progress.epoch if view.progress else view.epoch
     return (
         f"{view.number}{' best' if view.best else ''}",
-        Text(view.state.value, style=STYLES[view.state]),
+        Text(view.state_in_words, style=STYLES[view.state]),
         *(values or ["-"] * len(of.objectives)),
-        "-" if view.epoch is None else number(view.epoch),
+        "-" if epoch is None else number(epoch),
+        *(_life(view, moment) if moment else ()),
         "-" if view.duration_s is None else duration(view.duration_s),
         *_params(view.params, of),
+    )
+
+
+def _life(view: TrialView, moment: datetime) -> Sequence[str]:
+    """How far a running trial is: its step, loss and images per second; and how long ago it showed that it lives."""
+    far, beat = view.progress, view.heartbeat_at
+    steps = f"{far.step}/{far.steps}" if far and far.steps else str(far.step) if far else "-"
+    return (
+        steps,
+        "-" if far is None or far.loss is None else number(far.loss),
+        "-" if far is None or far.images_per_s is None else f"{far.images_per_s:.0f}",
+        "-" if beat is None else f"{duration((moment - beat).total_seconds())} ago",
     )
 
 
@@ -124,15 +146,18 @@ def _repeats(views: Iterable[RepeatView], of: SearchView) -> Table:
 def trial(view: TrialDetail, of: SearchView) -> RenderableType:
     """One trial: its course, and how it differs from the best one."""
     values = zip(_metrics(of), view.values or (), strict=False)
-    others = [("repeat of", view.repeat_of), ("retry of", view.retry_of)]
+    others = [("repeat of", view.repeat_of), ("retry of", view.retry_of), ("copy of", view.copy_of)]
+    steps, loss, rate, beat = _life(view, datetime.now(UTC))
+    life = [("step", steps), ("loss", loss), ("images/s", rate), ("last sign of life", beat)]
     rows: list[tuple[str, RenderableType]] = [
         ("trial", f"{view.number}{', the best' if view.best else ''}"),
-        ("state", Text(view.state.value, style=STYLES[view.state])),
+        ("state", Text(view.state_in_words, style=STYLES[view.state])),
         *([("reason", view.reason)] if view.reason else []),
         *([("message", view.message)] if view.message else []),
         *((metric, number(each)) for metric, each in values),
         *((name, f"trial {other}") for name, other in others if other is not None),
         *([("epochs", number(view.epoch))] if view.epoch is not None else []),
+        *((name, text) for name, text in life if text != "-"),
         *([("started", when(view.started_at))] if view.started_at else []),
         *([("ended", when(view.ended_at))] if view.ended_at else []),
         *([("took", duration(view.duration_s))] if view.duration_s is not None else []),

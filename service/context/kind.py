@@ -63,6 +63,10 @@ class JobKind(ABC, Generic[Spec]):
     def memory_per_worker(self, resolved: Spec, subject: Subject, cluster: ClusterShape) -> int:
         """Estimated memory of one worker, in bytes."""
 
+    def points(self, spec: Spec) -> int | None:  # noqa: ARG002
+        """The number of points of a finite search space; None where it is infinite, and where nothing is searched."""
+        return None
+
     def plan_note(self, spec: Spec, resolved: Spec) -> str:  # noqa: ARG002
         """A sentence that the plan's message ends with; may be empty."""
         return ""

@@ -171,6 +171,9 @@ class PlanView(View):
     """An estimate."""
     gang: Gang
     """Total resources of all workers."""
+    points: int | None = None
+    """Number of points of a search's space, each with only the parameters that apply there; null where it is infinite,
+    and for jobs that search nothing."""
     fits: Literal["now", "later", "never"]
     """When the job would start if it were submitted now."""
     message: str

@@ -110,6 +110,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
         steps=Steps(**vars(steps)) if steps else None,
         memory_per_worker_bytes=kind.memory_per_worker(resolved, subject, shape),
         gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
+        points=kind.points(spec),
         fits=when,
         warnings=warned,
         message=f"{why} {kind.plan_note(spec, resolved)}".strip(),

@@ -99,6 +99,9 @@ class Search(ControllerKind[SearchSpec]):
     def plan_warnings(self, session: Session, spec: SearchSpec) -> list[Warned]:
         return warnings(session, spec.base_spec)
 
+    def points(self, spec: SearchSpec) -> int | None:
+        return spec.size
+
     def plan_note(self, spec: SearchSpec, resolved: SearchSpec) -> str:
         return describe_trials(spec, resolved)
 
@@ -320,12 +323,11 @@ def trial_schedule(session: Session, spec: SearchSpec) -> Schedule | None:
 
 
 def describe_trials(spec: SearchSpec, resolved: SearchSpec) -> str:
-    """In words: the number of trials, how many run at a time, and why fewer than requested."""
-    requested, fitting = spec.budget.concurrency, resolved.budget.concurrency
-    text = f"It runs {plural(spec.trials, 'trial')}"
-    if spec.algorithm.name == "grid":
-        text += f" of the grid's {spec.grid_size}"
-    text += f", {fitting} at a time."
+    """In words: the number of trials and of points, how many run at a time, and why fewer than requested."""
+    requested, fitting, size = spec.budget.concurrency, resolved.budget.concurrency, spec.size
+    text = f"It runs {plural(spec.trials, 'trial')}, {fitting} at a time."
+    if size is not None:
+        text += f" Its space has {plural(size, 'point')}, and none is trained twice."
     if fitting < requested:
         text += f" {requested} were requested: the cluster has room for {plural(fitting, 'trial')} of this size."
     return text

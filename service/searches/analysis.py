@@ -22,6 +22,7 @@ from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
+from trainer.spec.search_sections import pareto_front
 from trainer.spec.space import Point
 
 STATES: Final = {
@@ -60,8 +61,9 @@ def repeat_of(trial: FrozenTrial) -> int | None:
     return number
 
 
-def is_repeat(trial: FrozenTrial) -> bool:
-    return repeat_of(trial) is not None
+def is_own_result(trial: FrozenTrial) -> bool:
+    """Whether its values are a result of their own: neither those of a repeat, nor taken from another trial."""
+    return names.WITHOUT_OWN_RESULT.isdisjoint(trial.user_attrs)
 
 
 def point_of(trial: FrozenTrial, spec: SearchSpec) -> Point:
@@ -71,8 +73,7 @@ def point_of(trial: FrozenTrial, spec: SearchSpec) -> Point:
 
 def is_fully_known(trial: FrozenTrial, spec: SearchSpec) -> bool:
     """Whether all values of a trial are known: the algorithm chooses the others when the trial starts."""
-    point = point_of(trial, spec)
-    return all(path in point for path in spec.space if spec.applies(path, point))
+    return spec.is_complete(point_of(trial, spec))
 
 
 def spec_of(trial: FrozenTrial, spec: SearchSpec) -> PretrainSpec | None:
@@ -120,7 +121,7 @@ def duration(trial: FrozenTrial, moment: datetime) -> float | None:
 
 
 def beyond_budget(trial: FrozenTrial) -> bool:
-    """Whether it does not count towards the budget: a repeat, or the retry of a failed trial."""
+    """Whether it does not count towards the budget: a repeat, a retry, or a copy."""
     return not names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
 
 
@@ -151,32 +152,24 @@ def best(trials: Iterable[FrozenTrial], spec: SearchSpec) -> list[FrozenTrial]:
     """With one objective, the best complete or pruned trial; with several, the Pareto front of the complete trials,
     sorted by the first objective.
 
-    Repeats are excluded. Empty before there is a value. The earliest of equally good trials wins.
+    Repeats and copies are excluded. Empty before there is a value. The earliest of equally good trials wins.
     """
     several = len(spec.objectives) > 1
     states = {StudyState.COMPLETE} if several else {StudyState.COMPLETE, StudyState.PRUNED}
-    candidates = [
-        (cost, trial.number, trial)
+    candidates = {
+        trial.number: (cost, trial)
         for trial in trials
-        if trial.state in states and not is_repeat(trial) and (cost := costs(trial, spec)) is not None
-    ]
-    if not several:
-        return [min(candidates, key=lambda each: each[:2])[2]] if candidates else []
-    front: list[tuple[list[float], FrozenTrial]] = []
-    for cost, _, trial in sorted(candidates, key=lambda each: each[:2]):  # none dominates an earlier one
-        if not any(_dominates(other, cost) for other, _ in front):
-            front.append((cost, trial))
-    return [trial for _, trial in front]
+        if trial.state in states and is_own_result(trial) and (cost := costs(trial, spec)) is not None
+    }
+    if several:
+        front = pareto_front({number: cost for number, (cost, _) in candidates.items()})
+        return [candidates[number][1] for number in front]
+    return [min(candidates.values(), key=lambda each: (each[0], each[1].number))[1]] if candidates else []
 
 
 def leader(trials: Iterable[FrozenTrial], spec: SearchSpec) -> FrozenTrial | None:
     """The best trial; with several objectives, by the first."""
     return next(iter(best(trials, spec)), None)
-
-
-def _dominates(cost: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether ``cost`` is nowhere worse than ``other``, and differs from it."""
-    return cost != other and all(one <= two for one, two in zip(cost, other, strict=True))
 
 
 def eta(trials: Sequence[FrozenTrial], spec: SearchSpec, seconds: float, draining: bool) -> float | None:

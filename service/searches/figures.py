@@ -16,7 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as Stored
 
-from service.searches.analysis import STATES, best, colour, is_repeat
+from service.searches.analysis import STATES, best, colour, is_own_result
 from service.searches.figure_data import (
     TRIAL,
     FigureSubject,
@@ -107,11 +107,11 @@ def _note(name: PlotName, shown: FigureSubject, subject: FigureSubject) -> str |
 
 
 def _complete(trial: FrozenTrial) -> bool:
-    return trial.state is Stored.COMPLETE and not is_repeat(trial) and all(map(math.isfinite, trial.values))
+    return trial.state is Stored.COMPLETE and is_own_result(trial) and all(map(math.isfinite, trial.values))
 
 
 def _evaluated(trial: FrozenTrial) -> bool:
-    return trial.state not in {Stored.WAITING, Stored.FAIL} and not is_repeat(trial) and bool(trial.intermediate_values)
+    return trial.state not in {Stored.WAITING, Stored.FAIL} and is_own_result(trial) and bool(trial.intermediate_values)
 
 
 def _started(trial: FrozenTrial) -> bool:

@@ -11,11 +11,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
+import structlog
 from optuna.trial import FrozenTrial
 
+from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Job, now
@@ -26,6 +29,7 @@ from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
 from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.output_schemas import ImageView, LogPage, MetricsView
+from service.jobs.progress import progress_of
 from service.jobs.schemas import SearchProgress
 from service.jobs.state import State
 from service.searches import analysis, repository
@@ -43,6 +47,8 @@ from trainer.protocol import names
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.spec.space import CategoricalParameter
+
+log = structlog.get_logger()
 
 NEWEST_FIRST: Final = "-number"
 PARAMETER_PREFIX: Final = "param:"
@@ -84,7 +90,24 @@ class Search:
         with app_state.database.read() as session:
             jobs = repository.promoted_jobs(session, self.job.id, caller, [trial.number for trial in trials])
         front = {trial.number for trial in analysis.best(self.trials, self.spec)}
-        return [TrialView(**self.fields(trial, front, jobs)) for trial in trials]
+        runs = _running(app_state, trials)
+        return [TrialView(**self.fields(trial, front, jobs) | self._life(trial, runs)) for trial in trials]
+
+    def _life(self, trial: FrozenTrial, runs: Mapping[str, RunView]) -> dict[str, Any]:
+        """How far a running trial is, and its last sign of life, from its run; ``runs`` has them by their ids."""
+        attributes = trial.user_attrs
+        run, starts = runs.get(attributes.get(names.TRIAL_RUN, "")), attributes.get(names.TRIAL_ATTEMPTS, [])
+        if run is None:
+            return {}
+        beats = [beat for start in starts if (beat := run.heartbeat(start)) is not None]
+        newest, spec = run.newest(), analysis.spec_of(trial, SearchSpec.parse(self.job.run_spec))
+        far = None
+        if newest and spec:
+            far = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
+        if far and spec:
+            gpus = int(spec.resources.workers) * int(spec.resources.gpus_per_worker)
+            far.gpu_hours = round(gpus * (analysis.duration(trial, self.moment) or 0.0) / 3600, 3)
+        return {"progress": far, "heartbeat_at": datetime.fromtimestamp(max(beats), UTC) if beats else None}
 
     def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
         """The fields of a `TrialView`; ``front`` are the best trials, ``jobs`` those promoted from each trial."""
@@ -100,12 +123,27 @@ class Search:
             "best": trial.number in front,
             "repeat_of": attributes.get(names.TRIAL_REPEAT_OF),
             "retry_of": attributes.get(names.TRIAL_RETRY_OF),
+            "copy_of": attributes.get(names.TRIAL_COPY_OF),
             "started_at": analysis.started(trial),
             "ended_at": analysis.ended(trial),
             "duration_s": analysis.duration(trial, self.moment),
             "run_id": attributes.get(names.TRIAL_RUN),
             "promoted": jobs.get(trial.number, []),
         }
+
+
+def _running(app_state: AppState, trials: Sequence[FrozenTrial]) -> dict[str, RunView]:
+    """The runs of those trials that are running, by their ids; none while MLflow is unreachable."""
+    run_ids = [
+        trial.user_attrs[names.TRIAL_RUN]
+        for trial in trials
+        if analysis.state_of(trial) is TrialState.RUNNING and names.TRIAL_RUN in trial.user_attrs
+    ]
+    try:
+        return app_state.mlflow.views(run_ids)
+    except MlflowUnreachable as error:  # the trials themselves are in the study
+        log.warning("trials_progress_unknown", detail=str(error))
+        return {}
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
@@ -149,7 +187,7 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> SearchView:
         draining=job.draining,
         best=[TrialView(**found.fields(trial, front, jobs)) for trial in best],
         repeats=analysis.repeats(found.trials, spec),
-        grid_size=spec.grid_size,
+        grid_size=spec.size,
         elapsed_s=seconds,
         eta_s=analysis.eta(found.trials, spec, seconds, job.draining) if job.state == State.RUNNING else None,
         gpu_hours=progress.gpu_hours if progress else 0.0,

@@ -10,8 +10,9 @@ from pydantic import Field, JsonValue, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, Page, View
-from service.jobs.schemas import TrialCounts
+from service.jobs.schemas import Progress, TrialCounts
 from service.jobs.state import State
+from trainer.protocol.outcome import Reason
 from trainer.spec.export import BackboneName
 
 
@@ -23,7 +24,7 @@ class TrialState(StrEnum):
     RUNNING = "running"
     COMPLETE = "complete"
     PRUNED = "pruned"
-    """Ended early, by the scheduler or by a request to stop it; it keeps its last value."""
+    """Ended early, and keeps its last value: by the scheduler, or by a request, whose `reason` is `stopped_by_user`."""
     FAILED = "failed"
     """Failed by an error, or because its values are invalid: see `reason`."""
 
@@ -37,7 +38,7 @@ PlotName = Literal["history", "curves", "parallel", "importance", "slice", "cont
 
 class BudgetView(View):
     trials: int
-    """Total number of trials, without repeats and retries; for a grid, no more than its combinations."""
+    """Total number of trials, without repeats, retries and copies; no more than the space has points."""
     concurrency: int
     """Trials that run at a time: the requested number, or fewer where no more fit on the cluster."""
     concurrency_wanted: int
@@ -62,12 +63,18 @@ class TrialView(View):
     """Values by path in the base spec."""
     epoch: float | None
     """Epochs trained at its last evaluation."""
+    progress: Progress | None = None
+    """How far it is, while it runs: null before it has trained some steps, and while MLflow is unreachable."""
+    heartbeat_at: datetime | None = None
+    """While it runs, the time of its last sign of life; null before the first one, and while MLflow is unreachable."""
     best: bool
     """Whether it is the best trial; with several objectives, whether it is on the Pareto front."""
     repeat_of: int | None
     """Number of the trial that it repeats with another seed."""
     retry_of: int | None
-    """Number of the failed trial that it retries."""
+    """Number of the trial that it retries, which ended without a value."""
+    copy_of: int | None = None
+    """Number of the trial that has the same values of all parameters; it ended like that one, and did not train."""
     started_at: datetime | None
     ended_at: datetime | None
     duration_s: float | None
@@ -75,6 +82,11 @@ class TrialView(View):
     """Its MLflow run, nested in the search's."""
     promoted: list[str] = Field(default_factory=list)
     """Ids of the jobs that it was promoted to."""
+
+    @property
+    def state_in_words(self) -> str:
+        """Its state for people, which tells a trial that a user stopped from one that the scheduler stopped."""
+        return "stopped by hand" if self.reason == Reason.STOPPED_BY_USER else self.state.value
 
 
 class TrialPage(Page[TrialView]):
@@ -145,7 +157,7 @@ class SearchView(View):
     repeats: list[RepeatView]
     """The best trials with their repeats, sorted by mean; empty where the spec asks for no repeats."""
     grid_size: int | None
-    """Number of combinations in the space; null where it is infinite."""
+    """Number of points of the space, each with only the parameters that apply there; null where it is infinite."""
     elapsed_s: float
     """Seconds for which its attempts have run."""
     eta_s: float | None

@@ -240,10 +240,10 @@ def _must_have_room(found: Search, count: int, beyond: int) -> None:
     budget = SearchSpec.parse(_with_budget(job.spec, {"trials": spec.budget.trials + beyond}))
     room = max(0, budget.trials - analysis.counted(found.trials))
     if room < count:
-        grid = budget.trials < budget.budget.trials
+        no_more_points = budget.trials < budget.budget.trials
         advice = (
-            "its grid has no more combinations: promote trials, or submit another search"
-            if grid
+            "its space has no more points: promote trials, or submit another search"
+            if no_more_points
             else "set beyond_budget"
         )
         text = f"{job.id} has room for {room} more of its {plural(budget.trials, 'trial')}, not for {count}: {advice}"

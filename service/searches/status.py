@@ -28,8 +28,10 @@ class SearchStatus:
     """Time for which the search's attempts have run."""
 
     def record(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> None:
-        """Write the progress into the job's row."""
+        """Write the progress into the job's row, and drop the requests to stop trials that have ended."""
         job.progress = self.progress(job, attempts, moment).model_dump(mode="json")
+        ended = {trial.number for trial in self.trials if trial.state.is_finished()}
+        job.stopped_trials = [number for number in job.stopped_trials or () if number not in ended] or None
 
     def progress(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> SearchProgress:
         """The search's progress. Its end is estimated only while an attempt runs."""
@@ -63,8 +65,10 @@ class SearchStatus:
 
     def summary(self) -> str:
         """A sentence that sums up the search."""
-        ended = self._ended()
+        ended, size = self._ended(), self.spec.size
         opening = "The search is complete" if ended >= self.spec.trials else "The search has ended"
+        if size is not None and analysis.counted(trial for trial in self.trials if trial.state.is_finished()) >= size:
+            opening += f", as all {plural(size, 'point')} of its space have been tried"
         return f"{opening}: {plural(ended, 'trial')}, {self._best()}."
 
     def _best(self) -> str:

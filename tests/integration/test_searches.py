@@ -110,10 +110,13 @@ def test_what_is_asked_for_while_it_runs_is_done(stack):
     poll(running, lambda found: found == [0], 120)
     stack.client.change_search(job.id, concurrency=2)
     poll(running, lambda found: found == [0, 1], 120)
+    alive = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.progress and trial.heartbeat_at, 120)
+    assert (alive.progress.steps, alive.progress.epochs) == (2000, 200)
+    assert alive.progress.loss > 0
     poll(lambda: stack.client.trial(job.id, 0).intermediate, bool, 120)
     stack.client.stop_trial(job.id, 0)
     stopped = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.state.ended, 120)
-    assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "cancelled_by_user")
+    assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "stopped_by_user")
     assert stopped.values
     poll(running, lambda found: found == [1, 2], 120)  # its place was taken at once
     (waiting,) = stack.client.add_trials(job.id, [{RATE: 2e-3}])

@@ -71,15 +71,20 @@ TRIAL_SEED: Final = "seed"
 TRIAL_REPEAT_OF: Final = "repeat_of"
 """The trial that it repeats with another seed."""
 TRIAL_RETRY_OF: Final = "retry_of"
-"""The failed trial that it retries."""
-BEYOND_BUDGET: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_RETRY_OF})
+"""The trial that it retries, which ended without a value."""
+TRIAL_COPY_OF: Final = "copy_of"
+"""The trial that has the same point, and whose end it takes: it does not train."""
+BEYOND_BUDGET: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_RETRY_OF, TRIAL_COPY_OF})
 """Trials with one of these attributes do not count against the budget."""
+WITHOUT_OWN_RESULT: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_COPY_OF})
+"""Trials with one of these attributes are not among the best: their points are those of other trials."""
 TRIAL_ADDED_BY: Final = "added_by"
 """The request that added it, if that had an idempotency key."""
 STUDY_SECONDS: Final = "seconds"
 """Attribute of a study: seconds for which attempts have run trials."""
-STUDY_SWEPT: Final = "swept"
-"""Attribute of a study: numbers of ended trials whose checkpoints were removed because others were better."""
+STUDY_HELD: Final = "held"
+"""Attribute of a study: numbers of the trials that may have checkpoints: those that run, and the best that have ended.
+A study without it may have checkpoints of every trial."""
 
 # Tags of versions only. A version's `run_id` is the run that trained it.
 TAG_SOURCE_JOB: Final = "rcmae.source_job_id"

@@ -34,6 +34,8 @@ class Reason(StrEnum):
     """More trials of a search failed than its budget allows."""
     INFEASIBLE = "infeasible"
     """Only for trials: the combination of values is not a valid spec."""
+    STOPPED_BY_USER = "stopped_by_user"
+    """Only for trials: a user stopped this one."""
     USER_LIMIT = "user_limit"
     """Its owner already runs the most jobs that are allowed at a time."""
     CANCELLED_BY_USER = "cancelled_by_user"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from ray import tune
@@ -24,6 +24,7 @@ from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
 from trainer.search.trial import run_trial, runs_in_process
 from trainer.spec.search import SearchSpec
+from trainer.temporary import temporary_folder
 from trainer.tracking.channels import SearchChannel
 from trainer.tracking.trials import TrialRuns
 
@@ -39,7 +40,7 @@ def run_search(request: AttemptRequest, spec: SearchSpec, train: Work) -> Outcom
     try:
         search = StudySearch(request, spec, runs, channel, listener)
         listener.start()
-        with tempfile.TemporaryDirectory(prefix="rcmae-tmp-") as folder:
+        with temporary_folder() as folder:
             _tune(spec, search, train, folder)
         if search.error:
             raise search.error
@@ -48,7 +49,7 @@ def run_search(request: AttemptRequest, spec: SearchSpec, train: Work) -> Outcom
     return search.outcome()
 
 
-def _tune(spec: SearchSpec, search: StudySearch, train: Work, folder: str) -> None:
+def _tune(spec: SearchSpec, search: StudySearch, train: Work, folder: Path) -> None:
     """Run trials until the search ends; ``folder`` is for Ray Tune's records, which are not kept."""
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(min(MOST_PENDING, spec.budget.concurrency))
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
@@ -69,7 +70,7 @@ def _tune(spec: SearchSpec, search: StudySearch, train: Work, folder: str) -> No
             reuse_actors=runs_in_process(spec),
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=RunConfig(name="search", storage_path=folder, verbose=0),
+        run_config=RunConfig(name="search", storage_path=str(folder), verbose=0),
     )  # fmt: skip
     try:
         tuner.fit()

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
-from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from trainer.attempt.commands import CommandListener
 from trainer.attempt.outcome import outcome_after
+from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.command import Action, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
+from trainer.search.drawing import Drawing
+from trainer.search.kept import KeptCheckpoints
+from trainer.search.record import SearchRecord, ends_alike, has_failed, ranked
 from trainer.search.running_trial import RunningTrial
-from trainer.search.study import STUDIES, ask, connect, open_study, ranked, tell
 from trainer.search.trial import REQUEST, TRIAL, TrialContext
+from trainer.search.trial_storage import STUDIES
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
@@ -57,17 +59,24 @@ class StudySearch(OptunaSearch):
         self._request, self._spec, self._runs, self._channel, self._listener = request, spec, runs, channel, listener
         first = spec.objectives[0]
         Searcher.__init__(self, first.metric, first.mode)
-        self._study: Study = open_study(spec, request.job_id, connect())
+        self.record = SearchRecord(spec, request.job_id, request.attempt)
         self.running: dict[str, RunningTrial] = {}
         """By Ray Tune's id of the trial."""
+        self._started_at = self._stored_at = time.monotonic()
+        self._earlier_seconds = float(self.record.attribute(names.STUDY_SECONDS) or 0.0)
+        trials = self.trials()
+        self._kept = KeptCheckpoints(self.record, spec, trials)
+        self._drawing = Drawing(self.record, spec, trials)
+        self._begun = sum(names.BEYOND_BUDGET.isdisjoint(trial.user_attrs) for trial in trials)
+        """Trials that have begun and count against the budget."""
+        self._failed = sum(map(has_failed, trials))
+        self._measured = any(names.TRIAL_METRICS in trial.user_attrs for trial in trials)
+        """Whether any trial has had an evaluation."""
+        self._copies: dict[int, list[int]] = {}
+        """Trials that wait for the end of another one, by the other's number."""
         self._to_resume: list[int] = []
         """Numbers of interrupted trials that are to resume."""
-        self._started_at = self._stored_at = time.monotonic()
-        attributes = STUDIES.call("read the trials", lambda: self._study.user_attrs)
-        self._earlier_seconds = float(attributes.get(names.STUDY_SECONDS, 0.0))
-        self._swept = set(attributes.get(names.STUDY_SWEPT, ()))
-        """Ended trials whose checkpoints have been removed."""
-        self._adopt_running_trials()
+        self._adopt_running_trials(trials)
         self._trial_action: Action | None = None
         """The command that a trial obeyed: a trial may read it before the search does."""
         self.error: Exception | None = None
@@ -105,13 +114,28 @@ class StudySearch(OptunaSearch):
         self._store_elapsed_time()
         orders, ending = self.orders, self.requested_action() or self.error
         if not ending and len(self.running) < orders.concurrency:
-            if self._to_resume:
-                return self._resume_trial(trial_id, self._to_resume.pop(0))
-            while self._may_start_new_trial(orders) or (not self.running and self._enqueue_repeats(orders)):
-                configuration = self._start_new_trial(trial_id)
+            while (trial := self._next_trial(orders)) is not None:
+                configuration = self._configuration(trial_id, trial)
                 if configuration is not None:
                     return configuration
         return None if self.running else Searcher.FINISHED
+
+    def _next_trial(self, orders: SearchOrders) -> FrozenTrial | None:
+        """A trial to run now: an interrupted one, one that waits, a new one, or a repeat; None if there is none."""
+        if self._to_resume:
+            return self.record.trial(self._to_resume.pop(0))
+        if orders.draining or self._out_of_time(orders) or self._failed > orders.max_failed:
+            return None
+        # A point that a user has added counts against the budget; a repeat, a retry or a copy does not.
+        spent = self._begun >= orders.trials
+        trial = self.record.begin_waiting(beyond_budget_only=spent)
+        if trial is None and not spent and not self._drawing.exhausted:
+            trial = self.record.create()
+        if trial is None and not self.running and self._add_repeats():
+            trial = self.record.begin_waiting(beyond_budget_only=True)
+        if trial is not None:
+            self._begun += names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
+        return trial
 
     def requested_action(self) -> Action | None:
         """The command that ends this attempt; None while there is none."""
@@ -126,20 +150,8 @@ class StudySearch(OptunaSearch):
         )
 
     def trials(self) -> list[FrozenTrial]:
-        """All trials of the study, by number."""
-        trials: list[FrozenTrial] = STUDIES.call("read the trials", lambda: self._study.get_trials(deepcopy=False))
-        return trials
-
-    def _may_start_new_trial(self, orders: SearchOrders) -> bool:
-        if orders.draining or self._out_of_time(orders):
-            return False
-        trials = self.trials()
-        if _failed(trials) > orders.max_failed:
-            return False
-        # A point that a user has added counts against the budget; a repeat or a retry does not.
-        begun = [t for t in trials if t.state is not TrialState.WAITING and not names.BEYOND_BUDGET & set(t.user_attrs)]
-        waits = any(t.state is TrialState.WAITING and names.BEYOND_BUDGET & set(t.user_attrs) for t in trials)
-        return len(begun) < orders.trials or waits
+        """All trials that have begun, by number."""
+        return self.record.trials()
 
     def _out_of_time(self, orders: SearchOrders) -> bool:
         return orders.max_hours is not None and self.elapsed_seconds() >= 3600 * orders.max_hours
@@ -152,26 +164,55 @@ class StudySearch(OptunaSearch):
         if time.monotonic() - self._stored_at < STORE_SECONDS:
             return
         self._stored_at = time.monotonic()
-        seconds = round(self.elapsed_seconds(), 1)
-        STUDIES.call("store the elapsed time", lambda: self._study.set_user_attr(names.STUDY_SECONDS, seconds))
+        self.record.set_attribute(names.STUDY_SECONDS, round(self.elapsed_seconds(), 1))
 
-    def _adopt_running_trials(self) -> None:
+    def _adopt_running_trials(self, trials: Sequence[FrozenTrial]) -> None:
         """Resume trials that the study records as running because an earlier attempt ended meanwhile."""
-        known = {running.number for running in self.running.values()} | set(self._to_resume)
-        self._to_resume += [
-            trial.number for trial in self.trials() if trial.state is TrialState.RUNNING and trial.number not in known
-        ]
+        for trial in trials:
+            if trial.state is not TrialState.RUNNING:
+                continue
+            if names.TRIAL_COPY_OF in trial.user_attrs:
+                self._copy(trial.number, trial.user_attrs[names.TRIAL_COPY_OF])
+            else:
+                self._to_resume.append(trial.number)
 
-    def _start_new_trial(self, trial_id: str) -> dict[str, Any] | None:
-        """A new trial's configuration; None if its values are not a valid spec, in which case it has failed."""
-        created, point = STUDIES.call("create a trial", lambda: ask(self._study, self._spec))
-        return self._configure(trial_id, self.trials()[created.number], point)
+    def _configuration(self, trial_id: str, trial: FrozenTrial) -> dict[str, Any] | None:
+        """What a trial's process is to do; None if it has ended, or copies another trial, and so needs none."""
+        started = names.TRIAL_ATTEMPTS in trial.user_attrs
+        point = self._spec.point(trial.params) if started else self._choose_point(trial)
+        return None if point is None else self._configure(trial_id, trial, point)
 
-    def _resume_trial(self, trial_id: str, number: int) -> dict[str, Any] | None:
-        trial = self.trials()[number]
-        return self._configure(trial_id, trial, self._spec.point(trial.params))
+    def _choose_point(self, trial: FrozenTrial) -> Point | None:
+        """Choose and store the values of a trial before its first start; None if it copies another trial.
+
+        An attempt may have died here, so the trial may have some values or all. It gets no run before it has all.
+        """
+        number = trial.number
+        point = STUDIES.call("choose a trial's values", lambda: self._drawing.point(trial))
+        self.record.store_point(trial, point)
+        tried_by = self._drawing.tried_by(point)
+        if tried_by is not None and names.BEYOND_BUDGET.isdisjoint(trial.user_attrs):
+            self._begun -= 1
+            if ends_alike(self.record.trial(tried_by)):
+                self.record.set_attributes(number, {names.TRIAL_COPY_OF: tried_by})
+                self._copy(number, tried_by)
+                return None
+            self.record.set_attributes(number, {names.TRIAL_RETRY_OF: tried_by})
+        self._drawing.record(point, number)
+        return point
+
+    def _copy(self, number: int, original: int) -> None:
+        """End a trial as the one of the same point has ended, or will."""
+        trial = self.record.trial(original)
+        if not trial.state.is_finished():
+            self._copies.setdefault(original, []).append(number)
+            return
+        message = f"Not trained: it has the same values as trial {original}, and ended alike."
+        self.record.end_like(number, trial, message)
+        logger.info("Trial %d is %s. %s", number, trial.state.name.lower(), message)
 
     def _configure(self, trial_id: str, trial: FrozenTrial, point: Point) -> dict[str, Any] | None:
+        """As `_configuration`, for a trial that has a point."""
         number, attributes = trial.number, trial.user_attrs
         try:
             spec = resolve(self._spec.at(point, attributes.get(names.TRIAL_SEED)), ClusterShape(()))
@@ -186,7 +227,8 @@ class StudySearch(OptunaSearch):
                 "Trial %d starts over in a new MLflow run: %s was removed, with its checkpoints", number, recorded_run
             )
         starts = [*attributes.get(names.TRIAL_ATTEMPTS, ()), len(attributes.get(names.TRIAL_ATTEMPTS, ())) + 1]
-        self._set_attributes(
+        self._kept.hold(number)
+        self.record.set_attributes(
             number, {names.TRIAL_RUN: run_id, names.TRIAL_FOLDER: folder, names.TRIAL_ATTEMPTS: starts}
         )
         running = RunningTrial(number, point, starts[-1], Store(folder), run_id)
@@ -206,25 +248,22 @@ class StudySearch(OptunaSearch):
         logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", shown)
         return {REQUEST: trial_request.model_dump_json(), TRIAL: context.model_dump_json()}
 
-    def _enqueue_repeats(self, orders: SearchOrders) -> bool:
+    def _add_repeats(self) -> bool:
         """Add the best trials again with other seeds, after all others have ended; returns whether any were added."""
         repeats = self._spec.repeats
-        if not repeats.best or orders.draining or self._out_of_time(orders):
+        if not repeats.best:
             return False
         trials = self.trials()
         existing = {(t.user_attrs.get(names.TRIAL_REPEAT_OF), t.user_attrs.get(names.TRIAL_SEED)) for t in trials}
-        added = False
-        best = [trial for trial in ranked(trials, self._spec.objectives[0]) if trial.state is TrialState.COMPLETE]
+        missing = []
+        best = [trial for trial in ranked(trials, self._spec) if trial.state is TrialState.COMPLETE]
         for trial in best[: repeats.best]:
             base = self._spec.at(self._spec.point(trial.params)).seed
-            for each in range(1, repeats.seeds + 1):
-                seed = (base + each) % 2**32
-                if (trial.number, seed) in existing:
-                    continue
-                attributes = {names.TRIAL_REPEAT_OF: trial.number, names.TRIAL_SEED: seed}
-                STUDIES.call("add a repeat", partial(self._study.enqueue_trial, trial.params, user_attrs=attributes))
-                added = True
-        return added
+            seeds = [(base + each) % 2**32 for each in range(1, repeats.seeds + 1)]
+            missing += [(trial, seed) for seed in seeds if (trial.number, seed) not in existing]
+        for trial, seed in missing:
+            self.record.add_repeat(trial, seed)
+        return bool(missing)
 
     # -- Recording results
 
@@ -244,11 +283,10 @@ class StudySearch(OptunaSearch):
         if epoch in running.reported:  # a resumed trial repeats some evaluations
             return
         if len(self._spec.objectives) == 1:
-            value = metrics[self._spec.objectives[0].metric]
-            storage, identity = self._study._storage, self._storage_id(running.number)  # noqa: SLF001 - Optuna's Trial does so
-            STUDIES.call("store a value", lambda: storage.set_trial_intermediate_value(identity, epoch, value))
-        self._set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
+            self.record.report(running.number, epoch, metrics[self._spec.objectives[0].metric])
+        self.record.set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         running.reported.add(epoch)
+        self._measured = True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record the end of a trial, or of its process."""
@@ -260,7 +298,6 @@ class StudySearch(OptunaSearch):
             if result and metric_keys.EPOCH in result:
                 self._record(running, result)
             self._record_end(running, self._outcome_of(running), error)
-            self._remove_checkpoints()
         except Exception as failure:  # noqa: BLE001 - as above
             self._abort(failure)
 
@@ -270,10 +307,10 @@ class StudySearch(OptunaSearch):
 
     def _record_end(self, running: RunningTrial, outcome: Outcome | None, error: bool) -> None:
         """Record in the study how a trial ended, if it has."""
-        if outcome is None and not error:
-            if running.stop_reason is None:  # Ray Tune itself is ending: the next attempt resumes the trial
-                return
+        if running.stop_reason is not None and not error:  # whatever came of its process since
             self._end_trial(running.number, TrialState.PRUNED, None, running.stop_reason, run_id=running.run_id)
+        elif outcome is None and not error:
+            return  # Ray Tune itself is ending: the next attempt resumes the trial
         elif outcome is None or outcome.state == "failed":
             self._record_failure(running, outcome)
         elif outcome.state == "succeeded":
@@ -289,7 +326,7 @@ class StudySearch(OptunaSearch):
             self._trial_action = "cancel"  # a later attempt has begun, and the running trials belong to it
         elif stopped_by_user and (command is None or command.action == "pause"):
             self._end_trial(
-                running.number, TrialState.PRUNED, Reason.CANCELLED_BY_USER, "Stopped by a user.", run_id=running.run_id
+                running.number, TrialState.PRUNED, Reason.STOPPED_BY_USER, "Stopped by hand.", run_id=running.run_id
             )
         else:
             self._trial_action = command.action if command else action
@@ -311,6 +348,9 @@ class StudySearch(OptunaSearch):
             return
         else:
             self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
+            if reason is Reason.DATA_ERROR and not self._measured:
+                # All trials have the same data, and on none has anything been measured: the others would fail too.
+                self._abort(DataError(f"trial {running.number}: {message}"))
 
     def _end_trial(
         self,
@@ -322,41 +362,16 @@ class StudySearch(OptunaSearch):
         run_id: str | None = None,
     ) -> None:
         attributes: dict[str, Any] = {names.TRIAL_MESSAGE: message} if message else {}
-        self._set_attributes(number, attributes | ({names.TRIAL_REASON: reason.value} if reason else {}))
-        tell(self._study, number, state, values)
+        self.record.set_attributes(number, attributes | ({names.TRIAL_REASON: reason.value} if reason else {}))
+        self.record.end(number, state, values)
         if run_id:
             self._runs.end(run_id, STATUS[state])
         logger.info("Trial %d is %s. %s", number, state.name.lower(), message)
-
-    def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Set attributes of a trial in the study."""
-        storage, identity = self._study._storage, self._storage_id(number)  # noqa: SLF001 - the public API needs a live `Trial`
-        for key, value in attributes.items():
-            STUDIES.call("store a trial's attributes", partial(storage.set_trial_user_attr, identity, key, value))
-
-    def _storage_id(self, number: int) -> int:
-        study = self._study
-        identity: int = STUDIES.call(
-            "read a trial",
-            lambda: study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number),  # noqa: SLF001
-        )
-        return identity
-
-    def _remove_checkpoints(self) -> None:
-        """Remove the checkpoints of ended trials, except those of the best."""
-        trials = self.trials()
-        kept = {trial.number for trial in ranked(trials, self._spec.objectives[0])[: self._spec.keep]}
-        ended = [trial for trial in trials if trial.state.is_finished() and trial.number not in kept | self._swept]
-        for trial in ended:
-            folder = trial.user_attrs.get(names.TRIAL_FOLDER)
-            if folder is not None:
-                Store(folder).delete(names.CHECKPOINTS)
-            self._swept.add(trial.number)
-        if ended:
-            swept = sorted(self._swept)
-            STUDIES.call(
-                "store which checkpoints were removed", lambda: self._study.set_user_attr(names.STUDY_SWEPT, swept)
-            )
+        ended = self.record.trial(number)
+        self._failed += has_failed(ended)
+        for copy in self._copies.pop(number, ()):
+            self._copy(copy, number)
+        self._kept.keep_best(ended)
 
     def epochs_of(self, running: RunningTrial) -> float:
         """A trial's full length in epochs."""
@@ -370,12 +385,10 @@ class StudySearch(OptunaSearch):
         action, orders = self.requested_action(), self.orders
         if action:
             return outcome_after(action)
-        trials = self.trials()
-        failed = _failed(trials)
-        if failed > orders.max_failed:
-            last = max(filter(_has_failed, trials), key=lambda trial: str(trial.datetime_complete))
+        if self._failed > orders.max_failed:
+            last = max(filter(has_failed, self.trials()), key=lambda trial: str(trial.datetime_complete))
             text = (
-                f"{failed} trials failed, and budget.max_failed is {orders.max_failed}. The last was trial "
+                f"{self._failed} trials failed, and budget.max_failed is {orders.max_failed}. The last was trial "
                 f"{last.number}: {last.user_attrs.get(names.TRIAL_MESSAGE, '')}"
             )
             return Outcome(state="failed", reason=Reason.TRIALS_FAILED, message=text)
@@ -384,14 +397,3 @@ class StudySearch(OptunaSearch):
 
 def _is_metric(key: str, value: object) -> bool:
     return "/" in key and isinstance(value, int | float) and not key.startswith("config/")
-
-
-def _failed(trials: Sequence[FrozenTrial]) -> int:
-    return sum(map(_has_failed, trials))
-
-
-def _has_failed(trial: FrozenTrial) -> bool:
-    """Whether a trial failed by an error of its own, rather than by invalid values or the end of its search."""
-    return trial.state is TrialState.FAIL and trial.user_attrs.get(names.TRIAL_REASON) not in {
-        Reason.INFEASIBLE, Reason.CANCELLED_BY_USER, Reason.PREEMPTED,
-    }  # fmt: skip

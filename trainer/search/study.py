@@ -1,95 +1,23 @@
-"""A search's Optuna study: the algorithm that chooses values, and the record of every trial."""
+"""A search's Optuna study, and the algorithm that chooses values."""
 
 from __future__ import annotations
 
 import copy
-import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, QMCSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from optuna.trial import FrozenTrial, TrialState
 
-from trainer.errors import StorageError
 from trainer.logger import logger
-from trainer.patience import Dependency
-from trainer.protocol import names
+from trainer.search.trial_storage import STUDIES
 from trainer.spec.search import SearchSpec
-from trainer.spec.search_sections import ObjectiveSpec
-from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter, Point
-
-BUSY_SECONDS: Final = 20
-"""How long SQLite waits for another process's write."""
-
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-def _describe(error: Exception) -> str:
-    """The database's own message, without SQL and without the database's URL."""
-    return " ".join(str(getattr(error, "orig", None) or error).split())[:300]
-
-
-STUDIES: Final = Dependency(
-    "the studies' database", (SQLAlchemyError, optuna.exceptions.StorageInternalError), describe=_describe
-)
-
-
-def connect() -> RDBStorage:
-    """The studies' database, whose URL this node's environment names; raises `StorageError`."""
-    url = os.environ.get(names.STUDY_VARIABLE)
-    if not url:
-        raise StorageError(
-            f"{names.STUDY_VARIABLE} is not set on this node: set it to the URL of the database for searches' trials"
-        )
-    local = url.startswith("sqlite")
-    arguments: dict[str, Any] = {"timeout": BUSY_SECONDS} if local else {"connect_timeout": 5}
-    settings: dict[str, Any] = {"connect_args": arguments, "hide_parameters": True} | (
-        {} if local else {"pool_pre_ping": True}
-    )
-    storage = STUDIES.call("open the connection", lambda: RDBStorage(url, engine_kwargs=settings))
-    if local:
-        event.listen(storage.engine, "connect", _write_ahead)
-    return storage
-
-
-def _write_ahead(connection: Any, record: object) -> None:  # noqa: ARG001 - the signature of a listener
-    """Let readers and the one writer work without waiting for each other."""
-    connection.execute("PRAGMA journal_mode=WAL")
-
-
-class _Grid(GridSampler):
-    """Tries each combination once, even if users add points or retry failed ones.
-
-    Optuna's own sampler chooses by the trial's number, and would skip a combination for each added point.
-    """
-
-    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        fixed = trial.system_attrs.get("fixed_params", {})
-        unvisited = set(self._get_unvisited_grid_ids(study))
-        matches = (grid_id for grid_id in range(len(self._all_grids)) if self._matches(grid_id, fixed))
-        grid_id = min(matches, key=lambda each: (each not in unvisited, each))
-        study._storage.set_trial_system_attr(trial._trial_id, "search_space", self._search_space)  # noqa: SLF001
-        study._storage.set_trial_system_attr(trial._trial_id, "grid_id", grid_id)  # noqa: SLF001 - as Optuna's own does
-
-    def _matches(self, grid_id: int, fixed: Mapping[str, Any]) -> bool:
-        point = dict(zip(self._param_names, self._all_grids[grid_id], strict=True))
-        return all(_equal(point[path], value) for path, value in fixed.items())
-
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
-        """Nothing: Optuna's own would stop `Study.optimize`, which is not used here."""
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Whether two values of a parameter are equal, up to the rounding of added steps."""
-    return math.isclose(one, other, rel_tol=1e-9) if isinstance(one, float) else bool(one == other)
+from trainer.spec.space import CategoricalParameter, FloatParameter, Parameter
 
 
 class _WidenedStudy(Study):
@@ -190,7 +118,7 @@ def _earlier_trials(spec: SearchSpec, storage: RDBStorage) -> list[FrozenTrial]:
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:
-    """What Optuna records of a parameter that `ask` suggests."""
+    """What Optuna records of a parameter."""
     if isinstance(parameter, CategoricalParameter):
         return CategoricalDistribution([parameter.stored(each) for each in parameter.choices])
     if isinstance(parameter, FloatParameter):
@@ -204,14 +132,15 @@ def _moved_to(space: Mapping[str, BaseDistribution], trial: FrozenTrial) -> Froz
     Samplers learn only from trials of the same ranges (GP), or raise an error for a choice that is gone (TPE).
     """
     for path, value in trial.params.items():
-        if path not in space or not _contains(space[path], value):
+        if path not in space or not contains(space[path], value):
             return None
     moved = copy.copy(trial)
     moved.distributions = {path: space[path] for path in trial.params}
     return moved
 
 
-def _contains(values: BaseDistribution, value: Any) -> bool:
+def contains(values: BaseDistribution, value: Any) -> bool:
+    """Whether a parameter may have a value."""
     try:
         internal = values.to_internal_repr(value)
     except ValueError:  # no choice of a categorical distribution
@@ -227,14 +156,8 @@ def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]
     match spec.algorithm.name:
         case "tpe":
             return _warm_started(TPESampler(seed=seed, constant_liar=True), earlier)
-        case "random":
+        case "random" | "grid":  # a grid is a finite space, in which no point is drawn twice
             return RandomSampler(seed=seed)
-        case "grid":
-            grid = {
-                path: [spec.stored({path: value})[path] for value in parameter.values() or ()]
-                for path, parameter in spec.space.items()
-            }
-            return _Grid(grid, seed=spec.algorithm.seed)
         case "qmc":  # it counts its points in the study itself
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since version 3
             return QMCSampler(seed=spec.algorithm.seed, scramble=True, warn_independent_sampling=False)
@@ -248,52 +171,3 @@ def make_sampler(spec: SearchSpec, existing: int, earlier: Sequence[FrozenTrial]
 
 def _warm_started(sampler: BaseSampler, earlier: Sequence[FrozenTrial]) -> BaseSampler:
     return _WarmStartedSampler(sampler, earlier) if earlier else sampler
-
-
-def ask(study: Study, spec: SearchSpec) -> tuple[Trial, Point]:
-    """A new trial, or one that was enqueued, and its values."""
-    trial = study.ask()
-    point: Point = {}
-    for path, parameter in spec.ordered():
-        if not spec.applies(path, point):
-            continue
-        value: Any
-        if isinstance(parameter, CategoricalParameter):
-            value = parameter.read(
-                trial.suggest_categorical(path, [parameter.stored(each) for each in parameter.choices])
-            )
-        elif isinstance(parameter, FloatParameter):
-            value = trial.suggest_float(path, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
-        else:
-            value = trial.suggest_int(path, parameter.low, parameter.high, step=parameter.step, log=parameter.log)
-        point[path] = value
-    return trial, point
-
-
-def tell(study: Study, number: int, state: TrialState, values: Sequence[float] | None = None) -> None:
-    """Record a trial's end, unless it has one already. Raises `StorageError`."""
-    final_values = list(values) if values is not None else None
-    STUDIES.call(
-        f"record the end of trial {number}",
-        lambda: study.tell(number, final_values, state=state, skip_if_finished=True),
-    )
-
-
-def ranked(trials: Sequence[FrozenTrial], objective: ObjectiveSpec) -> list[FrozenTrial]:
-    """Ended trials that have a value, the best first, without repeats."""
-    sign = -1 if objective.mode == "max" else 1
-    rated = [(sign * value, trial.number, trial) for trial in trials if (value := first_value(trial)) is not None]
-    return [trial for _, _, trial in sorted(rated, key=lambda each: each[:2])]
-
-
-def first_value(trial: FrozenTrial) -> float | None:
-    """An ended trial's value of the first objective; None for a repeat, a failed trial or one without evaluations."""
-    if names.TRIAL_REPEAT_OF in trial.user_attrs:
-        return None
-    if trial.state is TrialState.COMPLETE:
-        value: float = trial.values[0]
-    elif trial.state is TrialState.PRUNED and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    else:
-        return None
-    return value if math.isfinite(value) else None

@@ -115,7 +115,7 @@ def connect_trial(request: AttemptRequest, context: TrialContext, report: Report
     from trainer.tracking.recorder import RunRecorder  # noqa: PLC0415
 
     recorder = RunRecorder(request.tracking_uri, request.run_id, request.attempt)
-    channel = TrialChannel(request.tracking_uri, context.run_id, context.attempt, context.number)
+    channel = TrialChannel(request, context.run_id, context.attempt, context.number)
     return Connection(TrialRecorder(recorder, context, report), CommandListener(channel, context.attempt))
 
 
@@ -131,14 +131,11 @@ class TrialRecorder:
         """Raises `DataError` if an evaluation does not measure an objective, `SystemExit` if the trial is to end."""
         self._recorder.log(step, metrics)
         self._newest |= metrics
-        if step == 0 or metric_keys.RECONSTRUCTION_RATIO not in metrics:
+        if metric_keys.RECONSTRUCTION_RATIO not in metrics:
             return
-        missing = [metric for metric in self._context.metrics if metric not in self._newest]
-        if missing:
-            raise DataError(
-                f"objective.metric: {missing[0]} cannot be measured, because the dataset has no labels: "
-                f"use {metric_keys.RECONSTRUCTION_RATIO}, or give base.evaluation.dataset a dataset with labels"
-            )
+        self._check_measures(step)
+        if step == 0:
+            return
         self._recorder.try_to_send()  # so that the run in MLflow is not behind what the search knows
         epoch = step * self._context.epochs / self._total_steps
         try:
@@ -146,6 +143,16 @@ class TrialRecorder:
         except SystemExit:
             self._recorder.close()
             raise
+
+    def _check_measures(self, step: int) -> None:
+        """Before the first step an evaluation has no metrics of training, but all others."""
+        for metric in self._context.metrics:
+            if metric not in self._newest and (step or metric.startswith(metric_keys.EVALUATION)):
+                raise DataError(
+                    f"objective.metric: {metric} cannot be measured, because the dataset has no labels or "
+                    f"base.evaluation.probes leaves it out: use {metric_keys.RECONSTRUCTION_RATIO}, or give "
+                    "base.evaluation.dataset a dataset with labels"
+                )
 
     def tag(self, tags: Mapping[str, str]) -> None:
         if names.TAG_STEPS in tags:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -61,7 +61,8 @@ class SearchSpec(Document):
     scheduler: SchedulerSpec = Field(default_factory=SchedulerSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
     keep: PositiveInt = 3
-    """How many of the best trials keep their checkpoints after they have ended."""
+    """How many of the best trials keep their checkpoints after they have ended; with several objectives, all trials do
+    that no other trial beats in every objective."""
     repeats: RepeatsSpec = Field(default_factory=RepeatsSpec)
     promote: PromoteSpec | None = None
     """How the best trial becomes a pretraining job when the search ends; null: it does not, unless a user promotes
@@ -138,32 +139,76 @@ class SearchSpec(Document):
         return self.base_spec.evaluation.every_epochs if auto else int(self.scheduler.grace_epochs)
 
     @property
-    def grid_size(self) -> int | None:
-        """The number of combinations of values; None if a parameter has too many values to list."""
-        sizes: list[int] = []
-        for parameter in self.space.values():
-            values = parameter.values()
+    def size(self) -> int | None:
+        """The number of points of the space, each with only the parameters that apply there; None if it is infinite."""
+        counts = Counter({frozenset[str](): 1})
+        """The points of the parameters counted so far, by the later ones that do not apply to them."""
+        for path, parameter in self.ordered():
+            values = parameter.size()
             if values is None:
                 return None
-            sizes.append(len(values))
-        return math.prod(sizes)
+            following = Counter[frozenset[str]]()
+            for excluded, count in counts.items():
+                if path in excluded:
+                    following[(excluded - {path}) | self._conditional_on(path)] += count
+                    continue
+                for more, matching in self._exclusions(path, parameter, values).items():
+                    following[excluded | more] += count * matching
+            counts = following
+        return counts.total()
+
+    def _conditional_on(self, path: str) -> frozenset[str]:
+        """The parameters that have a condition on this one."""
+        return frozenset(other for other, parameter in self.space.items() if path in (parameter.when or {}))
+
+    def _exclusions(self, path: str, parameter: Parameter, values: int) -> Counter[frozenset[str]]:
+        """How many of a parameter's values exclude which parameters that have a condition on it."""
+        allowed = {
+            other: {parameter.index(value) for value in (self.space[other].when or {})[path]}
+            for other in self._conditional_on(path)
+        }
+        named = set[int]().union(*allowed.values())
+        exclusions = Counter({frozenset(allowed): values - len(named)})
+        for index in named:
+            exclusions[frozenset(other for other, indices in allowed.items() if index not in indices)] += 1
+        return exclusions
 
     @property
     def trials(self) -> int:
-        """Trials in total, without repeats; a grid has no more trials than combinations."""
-        size = self.grid_size if self.algorithm.name == "grid" else None
-        return min(self.budget.trials, size) if size is not None else self.budget.trials
+        """Trials in total, without repeats; no more than the space has points, as none is trained twice."""
+        size = self.size
+        return self.budget.trials if size is None else min(self.budget.trials, size)
 
     def ordered(self) -> Iterator[tuple[str, Parameter]]:
-        """The parameters, each after those that decide whether it applies."""
-        yielded: set[str] = set()
+        """The parameters, each after those that decide whether it applies, and as soon after them as possible."""
         remaining = dict(self.space)
-        while remaining:
-            ready = [path for path, parameter in remaining.items() if set(parameter.when or ()) <= yielded]
-            for path in ready or remaining:  # there are no circular conditions: validation refuses them
-                yield path, remaining[path]
-            yielded.update(ready or remaining)
-            remaining = {path: parameter for path, parameter in remaining.items() if path not in yielded}
+        while remaining:  # there are no circular conditions: validation refuses them
+            ready = [path for path, parameter in remaining.items() if remaining.keys().isdisjoint(parameter.when or ())]
+            path = next((each for each in ready if remaining[each].when), ready[0])
+            yield path, remaining.pop(path)
+
+    def points(self, fixed: Mapping[str, Any] | None = None) -> Iterator[Point]:
+        """All points of a finite space that have the ``fixed`` values where those apply, each once."""
+        return self._extended({}, list(self.ordered()), fixed or {})
+
+    def _extended(
+        self, point: Point, parameters: Sequence[tuple[str, Parameter]], fixed: Mapping[str, Any]
+    ) -> Iterator[Point]:
+        """All points that begin with ``point`` and have values of ``parameters`` too."""
+        if not parameters:
+            yield point
+            return
+        (path, parameter), *others = parameters
+        if not self.applies(path, point):
+            yield from self._extended(point, others, fixed)
+            return
+        values = [fixed[path]] if path in fixed else map(parameter.at, range(parameter.size() or 0))
+        for value in values:
+            yield from self._extended(point | {path: value}, others, fixed)
+
+    def key(self, point: Mapping[str, Any]) -> Hashable:
+        """The identity of a point of a finite space: the same for points that differ only by rounding."""
+        return tuple((path, parameter.index(point[path])) for path, parameter in self.space.items() if path in point)
 
     def at(self, point: Mapping[str, Any], seed: int | None = None) -> PretrainSpec:
         """The spec of a trial; raises `SpecError` if the combination of values is not a valid spec."""
@@ -216,11 +261,10 @@ class SearchSpec(Document):
             condition = self.space.get(other)
             if condition is None or other == path:
                 raise refuse(field, f"{other!r} is not another parameter of this space: name one of its paths", other)
-            possible = condition.values()
-            if possible is None:
+            if condition.size() is None:
                 raise refuse(field, f"{other} has too many values for a condition: give it choices or a step", other)
             for value in values:
-                if value not in possible:
+                if misfit(condition, value):
                     raise refuse(field, f"{other} is never {value!r}: use one of its values", value)
         visited, pending = set[str](), [path]
         while pending:
@@ -234,7 +278,14 @@ class SearchSpec(Document):
     def applies(self, path: str, point: Mapping[str, Any]) -> bool:
         """Whether a parameter applies at a point, which must have the parameters of its condition."""
         conditions = self.space[path].when or {}
-        return all(other in point and point[other] in values for other, values in conditions.items())
+        return all(
+            other in point and self.space[other].index(point[other]) in map(self.space[other].index, values)
+            for other, values in conditions.items()
+        )
+
+    def is_complete(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point has all parameters that apply to it."""
+        return all(path in point for path in self.space if self.applies(path, point))
 
     def point(self, stored: Mapping[str, Any]) -> Point:
         """A trial's values, from those that the study has stored."""
@@ -252,12 +303,12 @@ class SearchSpec(Document):
             if path in point
         }
 
-    def draw(self, random: Random) -> Point:
-        """A random point of the space, which may not be a valid spec."""
-        point: Point = {}
+    def draw(self, random: Random, fixed: Mapping[str, Any] | None = None) -> Point:
+        """A random point of the space with the ``fixed`` values where those apply; it may not be a valid spec."""
+        point, given = Point(), fixed or {}
         for path, parameter in self.ordered():
             if self.applies(path, point):
-                point[path] = parameter.draw(random)
+                point[path] = given[path] if path in given else parameter.draw(random)
         return point
 
     def _check_has_valid_point(self) -> None:
@@ -312,7 +363,7 @@ class SearchSpec(Document):
     @model_validator(mode="after")
     def _algorithm_fits(self) -> Self:
         for path, parameter in self.space.items():
-            if self.algorithm.name == "grid" and parameter.values() is None:
+            if self.algorithm.name == "grid" and parameter.size() is None:
                 raise refuse(
                     f"space.{path}", "has too many values for a grid: give it choices or a step", parameter.type
                 )

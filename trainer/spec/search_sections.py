@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
@@ -57,6 +58,22 @@ class ObjectiveSpec(SpecModel):
             return data
         metric = data.get("metric", metric_keys.LINEAR_TOP1)
         return data | {"mode": METRICS.get(metric, "max") if isinstance(metric, str) else "max"}
+
+
+def pareto_front(costs: Mapping[int, Sequence[float]]) -> list[int]:
+    """The trials that no other trial beats: none is nowhere worse and somewhere better. Sorted by their first cost.
+
+    ``costs`` has a cost for each objective, by the trial's number; less is better.
+    """
+    front: list[int] = []
+    for number in sorted(costs, key=lambda each: (list(costs[each]), each)):  # none beats an earlier one
+        if not any(_beats(costs[other], costs[number]) for other in front):
+            front.append(number)
+    return front
+
+
+def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+    return list(one) != list(other) and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
 def _form(objective: object) -> str:

@@ -46,8 +46,16 @@ class _Parameter(SpecModel):
             return when
         return {path: values if isinstance(values, list | tuple) else [values] for path, values in when.items()}
 
-    def values(self) -> tuple[Any, ...] | None:
-        """All possible values; None if there are too many to list."""
+    def size(self) -> int | None:
+        """The number of possible values; None if there are infinitely many."""
+        raise NotImplementedError
+
+    def at(self, index: int) -> Any:
+        """One of finitely many values, counted from 0."""
+        raise NotImplementedError
+
+    def index(self, value: Any) -> int:
+        """The index of one of finitely many values: the same for numbers that differ only by rounding."""
         raise NotImplementedError
 
     def values_to_check(self) -> dict[str, Any]:
@@ -78,11 +86,20 @@ class FloatParameter(_Parameter):
             raise refuse("step", "cannot be combined with log: remove one of the two", self.step)
         return self
 
-    def values(self) -> tuple[float, ...] | None:
+    def size(self) -> int | None:
+        return None if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9) + 1
+
+    def at(self, index: int) -> float:
+        return self.low + self._step * index
+
+    def index(self, value: Any) -> int:
+        return round((float(value) - self.low) / self._step)
+
+    @property
+    def _step(self) -> float:
         if self.step is None:
-            return None
-        count = math.floor((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(self.low + self.step * index for index in range(count)) if count <= _MOST_VALUES else None
+            raise TypeError("a range without a step has no list of values")
+        return self.step
 
     def values_to_check(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high, "type": self.low + (self.high - self.low) * 0.3717}
@@ -91,7 +108,7 @@ class FloatParameter(_Parameter):
         if self.log:
             return math.exp(random.uniform(math.log(self.low), math.log(self.high)))
         if self.step is not None:
-            return self.low + self.step * random.randint(0, math.floor((self.high - self.low) / self.step + 1e-9))
+            return self.at(random.randint(0, math.floor((self.high - self.low) / self.step + 1e-9)))
         return random.uniform(self.low, self.high)
 
 
@@ -114,9 +131,14 @@ class IntParameter(_Parameter):
             raise refuse("step", "cannot be combined with log: remove one of the two", self.step)
         return self
 
-    def values(self) -> tuple[int, ...] | None:
-        values = range(self.low, self.high + 1, self.step)
-        return tuple(values) if len(values) <= _MOST_VALUES else None
+    def size(self) -> int:
+        return len(range(self.low, self.high + 1, self.step))
+
+    def at(self, index: int) -> int:
+        return self.low + self.step * index
+
+    def index(self, value: Any) -> int:
+        return (int(value) - self.low) // self.step
 
     def values_to_check(self) -> dict[str, Any]:
         return {"low": self.low, "high": self.high}
@@ -141,8 +163,14 @@ class CategoricalParameter(_Parameter):
             raise ValueError("must all be different: remove the repeated one")
         return choices
 
-    def values(self) -> tuple[Any, ...]:
-        return self.choices
+    def size(self) -> int:
+        return len(self.choices)
+
+    def at(self, index: int) -> Any:
+        return self.choices[index]
+
+    def index(self, value: Any) -> int:
+        return [self.stored(choice) for choice in self.choices].index(self.stored(value))
 
     def values_to_check(self) -> dict[str, Any]:
         return {f"choices.{index}": choice for index, choice in enumerate(self.choices)}
@@ -160,8 +188,6 @@ class CategoricalParameter(_Parameter):
 
 
 Parameter = Annotated[FloatParameter | IntParameter | CategoricalParameter, Field(discriminator="type")]
-_MOST_VALUES: Final = 100_000
-"""The most values of a parameter that are listed."""
 
 
 def _check_range(parameter: FloatParameter | IntParameter) -> None:

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.names import TAG_ACTIVITY, TAG_ATTEMPT, TAG_COMMAND, TAG_OBSERVED, TAG_SEARCH, heartbeat
 from trainer.protocol.progress import Activity
+from trainer.protocol.request import AttemptRequest
 from trainer.tracking.client import MLFLOW
 
 LAST_GENERATION = 2**31 - 1
@@ -58,11 +59,12 @@ class SearchChannel(RunChannel):
 
 
 class TrialChannel:
-    """A trial's channel: it reads the search's commands. The search acknowledges them and sends the heartbeat."""
+    """A trial's channel: it reads the search's commands, and sends its heartbeat to its own run."""
 
-    def __init__(self, tracking_uri: str, search_run_id: str, search_attempt: int, number: int) -> None:
-        """``number`` is the trial's."""
-        self._client, self._run_id = MlflowClient(tracking_uri), search_run_id
+    def __init__(self, request: AttemptRequest, search_run_id: str, search_attempt: int, number: int) -> None:
+        """``request`` is the trial's, and ``number`` its number."""
+        self._own = RunChannel(request.tracking_uri, request.run_id, request.attempt)
+        self._client, self._run_id = MlflowClient(request.tracking_uri), search_run_id
         self._attempt, self._number = search_attempt, number
 
     def read_command(self) -> Command | None:
@@ -77,7 +79,8 @@ class TrialChannel:
         """Nothing: the search acknowledges its commands."""
 
     def heartbeat(self, activity: Activity | None) -> None:
-        """Nothing: the search sends the heartbeat."""
+        """For those who watch the trial. Whether the search is alive, its own heartbeat tells."""
+        self._own.heartbeat(activity)
 
 
 def _command_in(tags: Mapping[str, str], attempt: int) -> Command | None:

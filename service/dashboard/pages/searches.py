@@ -322,7 +322,7 @@ def _comparison_figure(found: Search, detail: TrialDetail) -> dict[str, Any]:
         line = {"color": PRUNED, "dash": "dot"}
         layout["shapes"] = [{"type": "line", "x0": at, "x1": at, "yref": "paper", "y0": 0, "y1": 1, "line": line}]
         layout["annotations"] = [
-            {"x": at, "yref": "paper", "y": 1, "text": "pruned", "showarrow": False, "xanchor": "right"}
+            {"x": at, "yref": "paper", "y": 1, "text": detail.state_in_words, "showarrow": False, "xanchor": "right"}
             | {"font": {"color": PRUNED}}
         ]
     return {"data": data, "layout": layout, "note": None}

@@ -190,8 +190,7 @@ class SpecForm {
     if (found.parameters) rows.push(["parameters", `${short(found.parameters.encoder)} encoder, ${short(found.parameters.decoder)} decoder`]);
     if (found.steps) rows.push(["images", `${found.steps.train_images}, and ${found.steps.held_out_images} held out`], ["steps", `${found.steps.steps} (${found.steps.steps_per_epoch} an epoch)${this.kind === "search" ? " in each trial" : ""}`]);
     else rows.push(["steps", "known when the dataset has been read once"]);
-    const grid = combinations(found.spec);
-    if (grid) rows.push(["combinations", grid]);
+    if (found.points !== null) rows.push(["points of the space", String(found.points)]);
     for (const [name, value] of rows) list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
     const warnings = found.warnings.map((each) => Object.assign(document.createElement("p"), { className: "message warned", textContent: each.message }));
     this.plan.replaceChildren(badge, why, list, ...warnings);
@@ -286,18 +285,6 @@ class SpecForm {
 }
 
 const short = (count) => (count >= 1e6 ? `${number(Number((count / 1e6).toPrecision(3)))} M` : `${number(Number((count / 1e3).toPrecision(3)))} k`);
-
-function combinations(spec) {
-  if (spec.kind !== "search" || spec.algorithm.name !== "grid") return null;
-  let found = 1;
-  for (const each of Object.values(spec.space)) {
-    if (each.choices) found *= each.choices.length;
-    else if (each.step) found *= Math.floor((each.high - each.low) / each.step + 1e-9) + 1;
-    else if (each.type === "int") found *= each.high - each.low + 1;
-    else return null;
-  }
-  return String(found);
-}
 
 // Only the parts that a parameter of its type has.
 function shapes(place) {

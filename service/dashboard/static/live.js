@@ -4,6 +4,7 @@ import { ago } from "./times.js";
 const SOONEST_MS = 2000; // between two refreshes
 const REST = 10; // or so many times as long as the last one took: a busy service is asked less often
 const LATEST_MS = 60000; // without any news: what no event tells of, as a deleted job
+const MOVING_MS = 10000; // as well, where something shows what no event tells of and always moves: a running trial
 const PATIENCE_MS = 3000; // before a lost connection is told
 const HIDDEN_MS = 5000; // a browser has six connections to a host: a page that nobody looks at gives its own back
 const KINDS = ["jobs", "job", "event", "metrics", "log", "end"];
@@ -164,7 +165,7 @@ document.addEventListener("visibilitychange", () => {
   if (state.missed) { state.missed = false; refresh(); }
 });
 setInterval(show, 1000);
-setInterval(() => { if (state.on && Date.now() - state.updated > LATEST_MS) refreshSoon(); }, 5000);
+setInterval(() => { if (state.on && Date.now() - state.updated > (document.querySelector("[data-moving]") ? MOVING_MS : LATEST_MS)) refreshSoon(); }, 5000);
 addEventListener("beforeunload", close);
 
 const chosen = document.querySelector("[data-theme-switch]");

@@ -221,6 +221,10 @@ class FakeMlflow:
             return RunView({}, {}, gone=True)
         return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
 
+    def views(self, run_ids: Sequence[str]) -> dict[str, RunView]:
+        self._reach()
+        return {run_id: self.run(run_id) for run_id in run_ids if run_id in self.runs}
+
     def beat(self, job_id: str, attempt: int, at: float) -> None:
         self.runs[f"run-{job_id}"].metrics[names.heartbeat(attempt)] = at
 

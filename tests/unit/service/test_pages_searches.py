@@ -13,6 +13,7 @@ from service_fakes import add_job
 from service.adapters.studies import StudiesUnreachable
 from service.db.tables import Attempt, now
 from trainer.protocol import names
+from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 
 SPEC = search_with(space=search_with()["space"] | CHOICES)
@@ -58,6 +59,27 @@ def rows(text: str) -> list[int]:
 def offers(text: str) -> set[str]:
     """What a page's buttons and forms ask of the API."""
     return set(re.findall(r'data-action="([A-Z]+ [^"]+)"', text))
+
+
+def test_the_table_shows_how_far_running_trials_are_and_which_were_stopped_by_hand(browsers, searches, mlflow, search):
+    run_id, _ = mlflow.make_trial_run(search, 7)
+    own = {names.TRIAL_RUN: run_id, names.TRIAL_ATTEMPTS: [1]}
+    running = searches.trial(search, TrialState.RUNNING, {MOMENTUM: 0.99, RATE: 4e-4, BETAS: [0.9, 0.95]}, **own)
+    run = mlflow.runs[run_id]
+    measured = {metric_keys.EPOCH: 1.5, metric_keys.SAMPLES: 30 * 64.0, metric_keys.LOSS: 0.75}
+    newest = Newest(attempt=1, step=30, values=measured | {metric_keys.IMAGES_PER_S: 640.4})
+    run.tags |= {names.TAG_NEWEST: newest.model_dump_json(), names.TAG_STEPS: "90"}
+    run.metrics[names.heartbeat(1)] = now().timestamp()
+    searches.trial(search, TrialState.PRUNED, curve=[0.5], **{names.TRIAL_REASON: "stopped_by_user"})
+    text = page(browsers.alice, f"/searches/{search}/trials")
+    assert "data-moving" in text
+    assert "step 30/90 · loss 0.75 · 640 images/s" in text
+    assert "seen <time" in text
+    row = text.partition(f'id="trial-{running + 1}"')[2].partition("</tr>")[0]
+    assert "stopped by hand" in row
+    assert "pruned</span>" not in row
+    assert "step 30/90 · loss 0.75" in page(browsers.alice, f"/searches/{search}/trials/{running}")
+    assert "stopped by hand" in page(browsers.alice, f"/searches/{search}/trials/{running + 1}")
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import yaml
@@ -75,7 +76,7 @@ def test_a_search_without_a_value_shows_its_space(server, capsys):
     assert run("searches", "show", "job-1") == 0
     told = capsys.readouterr().out
     assert "no trial has a value yet" in told
-    assert "32 trials of 8 combinations" in told
+    assert "32 trials of 8 points" in told
     assert ["model.depth", "2 to 8, step 2; where method.name is mae"] in cells(told)
     assert ["method.name", "rc_mae, mae"] in cells(told)
     assert "ETA" not in told
@@ -98,6 +99,26 @@ def test_trials_are_a_table_with_a_column_for_each_parameter(server, capsys):
     assert asked.query["limit"] == ["2"]
     assert run("searches", "trials", "job-1", "--limit", "3", "--json") == 0
     assert [each["number"] for each in json.loads(capsys.readouterr().out)] == [7, 8, 9]
+
+
+def test_running_trials_show_how_far_they_are_and_stopped_ones_that_somebody_stopped_them(server, capsys):
+    progress = {"epoch": 1.5, "epochs": 9, "step": 30, "steps": 90, "loss": 0.75, "images_per_s": 640.4}
+    seen = (datetime.now(UTC) - timedelta(seconds=3)).isoformat()
+    alive = trial(8, "running", values=None, epoch=None, progress=progress, heartbeat_at=seen)
+    begun = trial(9, "running", values=None, epoch=None)
+    stopped = trial(7, "pruned", reason="stopped_by_user")
+    server.on("GET", SEARCH, Answer(200, search()))
+    server.on("GET", f"{SEARCH}/trials", Answer(200, {"items": [begun, alive, stopped], "next_cursor": None}))
+    assert run("searches", "trials", "job-1") == 0
+    head, *rows = cells(capsys.readouterr().out)
+    assert head[:9] == ["TRIAL", "STATE", "eval/linear_top1", "EPOCH", "STEP", "LOSS", "IMAGES/S", "SEEN", "TOOK"]
+    assert rows[0][:8] == ["9", "running", "-", "-", "-", "-", "-", "-"]
+    assert rows[1][:7] == ["8", "running", "-", "1.5", "30/90", "0.75", "640"]
+    assert re.fullmatch(r"[345] s ago", rows[1][7])
+    assert rows[2][:4] == ["7", "stopped by hand", "0.912346", "20"]
+    server.on("GET", f"{SEARCH}/trials/8", Answer(200, detail(8) | alive))
+    assert run("searches", "trial", "job-1", "8") == 0
+    assert ["step", "30/90"] in cells(capsys.readouterr().out)
 
 
 def test_several_objectives_have_a_column_each(server, capsys):
@@ -133,14 +154,14 @@ def test_a_refused_table_leaves_no_file(server, tmp_path):
 
 
 def test_a_trial_is_shown_beside_the_best(server, capsys):
-    pruned = detail(3, state="pruned", reason="cancelled_by_user", message="Somebody [me] stopped it.", retry_of=1)
+    pruned = detail(3, state="pruned", reason="stopped_by_user", message="Somebody [me] stopped it.", retry_of=1)
     server.on("GET", SEARCH, Answer(200, search()))
     server.on("GET", f"{SEARCH}/trials/3", Answer(200, pruned))
     assert run("searches", "trial", "job-1", "3") == 0
     rows = cells(capsys.readouterr().out)
     for row in (
-        ["state", "pruned"],
-        ["reason", "cancelled_by_user"],
+        ["state", "stopped by hand"],
+        ["reason", "stopped_by_user"],
         ["message", "Somebody [me] stopped it."],
         ["eval/linear_top1", "0.912346"],
         ["retry of", "trial 1"],

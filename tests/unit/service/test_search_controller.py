@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.trial import TrialState
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.trial import TrialState, create_trial
 from service_fakes import SPEC, attempts_of, events_of, job_of
 from service_world import World
 from sqlalchemy import create_engine, select, text
@@ -169,12 +169,42 @@ def test_orders_that_mlflow_does_not_take_are_given_again(world):
     assert orders_of(world, job_id).draining
 
 
-def test_a_grid_has_no_more_trials_than_combinations(world):
+def test_requests_to_stop_trials_are_forgotten_when_those_have_ended(world):
+    """Otherwise each would make the orders longer, which every trial reads."""
+    job_id = world.running(spec=SEARCH)
+    complete(world, job_id, 0.5)
+    running = begin(world, job_id)
+    change(world, job_id, stopped_trials=[0, running])
+    world.rounds(2)
+    assert orders_of(world, job_id).stopped == (running,)
+    world.studies.study(job_id).tell(running, state=TrialState.PRUNED)
+    world.rounds(2)
+    assert orders_of(world, job_id).stopped == ()
+
+
+@pytest.mark.parametrize("algorithm", ["grid", "tpe"])
+def test_a_search_has_no_more_trials_than_its_space_has_points_and_says_that_all_were_tried(world, algorithm):
     space = {RATE: {"type": "categorical", "choices": [1e-4, 2e-4]}}
-    job_id = world.running(spec=SEARCH | {"space": space, "algorithm": {"name": "grid"}})
+    job_id = world.running(spec=SEARCH | {"space": space, "algorithm": {"name": algorithm}})
     world.rounds()
     assert orders_of(world, job_id).trials == 2
     assert job_of(world.database, job_id).progress["budget"] == 2
+    study = world.studies.study(job_id)
+    for rate, value in ((1e-4, 0.5), (2e-4, 0.7)):
+        study.add_trial(create_trial(value=value, params={RATE: rate}, distributions=_kinds(space)))
+    copied = create_trial(value=0.5, params={RATE: 1e-4}, distributions=_kinds(space))
+    copied.user_attrs[names.TRIAL_COPY_OF] = 0
+    study.add_trial(copied)
+    world.end_attempt(job_id, Outcome(state="succeeded"))
+    world.rounds()
+    assert job_of(world.database, job_id).message == (
+        "The search is complete, as all 2 points of its space have been tried: 3 trials, the best is trial 1 with "
+        "eval/linear_top1 0.7."
+    )
+
+
+def _kinds(space: dict[str, Any]) -> dict[str, CategoricalDistribution]:
+    return {path: CategoricalDistribution(parameter["choices"]) for path, parameter in space.items()}
 
 
 def test_a_search_waits_for_the_studies_database_and_says_so(world, away):

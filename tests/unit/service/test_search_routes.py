@@ -118,10 +118,22 @@ def test_a_plan_says_how_many_trials_run_at_a_time_and_why(api, ray):
     assert plan["memory_per_worker_bytes"] == alone["memory_per_worker_bytes"]
 
 
-def test_the_plan_of_a_grid_says_how_many_points_it_has(api):
+@pytest.mark.parametrize("algorithm", ["grid", "tpe"])
+def test_the_plan_of_a_finite_space_says_how_many_points_it_has(api, algorithm):
     space = CHOICES | {"method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}}
-    plan = api.post("/v1/jobs/plan", json=search_with(space=space, algorithm={"name": "grid"})).json()
-    assert "It runs 6 trials of the grid's 6, 2 at a time." in plan["message"]
+    plan = api.post("/v1/jobs/plan", json=search_with(space=space, algorithm={"name": algorithm})).json()
+    told = "It runs 6 trials, 2 at a time. Its space has 6 points, and none is trained twice."
+    assert (plan["points"], told in plan["message"]) == (6, True)
+
+
+def test_the_plan_counts_the_points_of_a_space_with_conditions(api):
+    space = {
+        "method.name": {"type": "categorical", "choices": ["mae", "rc_mae"]},
+        "optimization.warmup_epochs": {"type": "int", "low": 1, "high": 3, "when": {"method.name": "rc_mae"}},
+    }
+    assert api.post("/v1/jobs/plan", json=search_with(space=space)).json()["points"] == 4
+    assert api.post("/v1/jobs/plan", json=SEARCH).json()["points"] is None
+    assert api.post("/v1/jobs/plan", json=SEARCH["base"]).json()["points"] is None
 
 
 # --- stop, resume, retry ----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from optuna.trial import TrialState
@@ -19,6 +19,7 @@ from service.adapters.studies import Studies, StudiesUnreachable
 from service.db.tables import Addition, Audit, now
 from trainer.protocol import names
 from trainer.protocol.logs import LogLine
+from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 
 OVER = {"cancelling", "failed", "cancelled"}
@@ -289,14 +290,15 @@ def test_points_are_added_within_the_budget_or_on_top_of_it(api, searches):
     assert problem(api.post(f"/v1/searches/{job_id}/trials", json=many), 422, "spec_invalid")
 
 
-def test_a_grid_has_no_points_beyond_its_own(api, searches):
+@pytest.mark.parametrize("algorithm", ["grid", "tpe"])
+def test_a_finite_space_has_no_points_beyond_its_own(api, searches, algorithm):
     space = {"method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}}
-    job_id = searches.add(spec=search_with(space=space, algorithm={"name": "grid"}))
+    job_id = searches.add(spec=search_with(space=space, algorithm={"name": algorithm}))
     for ratio in (0.5, 0.6, 0.7):
         searches.trial(job_id, point={"method.mask_ratio": ratio}, values=[ratio])
     body = {"points": [{"method.mask_ratio": 0.5}], "beyond_budget": True}
     detail = problem(api.post(f"/v1/searches/{job_id}/trials", json=body), 409, "budget_spent")["detail"]
-    assert "its grid has no more combinations" in detail
+    assert "its space has no more points" in detail
 
 
 @pytest.mark.both_databases
@@ -398,6 +400,65 @@ def test_a_request_whose_process_died_may_be_taken_up_after_a_minute(api, search
     again = api.post(path, json=TWO, headers=KEY)
     assert [trial["number"] for trial in again.json()["items"]] == [0, 1]
     assert searches.states(job_id) == ["WAITING"] * 2
+
+
+# --- while they run ---------------------------------------------------------------------------------------------------
+
+
+def show_life(mlflow, searches, job_id, start=1, **values):
+    """A trial that has trained 30 of 90 steps, in its run as its worker writes it."""
+    number = searches.with_run(job_id, {}, **{names.TRIAL_ATTEMPTS: list(range(1, start + 1))})
+    run = mlflow.runs[searches.studies.trials(job_id)[number].user_attrs[names.TRIAL_RUN]]
+    measured = {metric_keys.EPOCH: 1.5, metric_keys.SAMPLES: 30 * 64.0, metric_keys.LOSS: 0.75} | values
+    newest = Newest(attempt=start, step=30, values=measured, images_per_s=500.0)
+    run.tags |= {names.TAG_NEWEST: newest.model_dump_json(), names.TAG_STEPS: "90"}
+    run.metrics[names.heartbeat(start)] = datetime(2026, 3, 1, 12, 5, tzinfo=UTC).timestamp()
+    return number
+
+
+def test_a_running_trial_shows_how_far_it_is_before_it_has_any_value(api, searches, mlflow):
+    job_id = searches.add()
+    number = show_life(mlflow, searches, job_id, start=2, **{metric_keys.IMAGES_PER_S: 640.0})
+    searches.trial(job_id, values=[0.5], **{names.TRIAL_RUN: "run-ended"})
+    for path in ("trials?sort=number", f"trials/{number}"):
+        answer = api.get(f"/v1/searches/{job_id}/{path}").json()
+        trial = answer["items"][0] if "items" in answer else answer
+        progress = trial["progress"]
+        assert (progress["step"], progress["steps"], progress["epoch"], progress["epochs"]) == (30, 90, 1.5, 9)
+        assert (progress["loss"], progress["images_per_s"]) == (0.75, 640.0)
+        assert trial["heartbeat_at"] == "2026-03-01T12:05:00Z"
+        assert (trial["state"], trial["values"], trial["epoch"]) == ("running", None, None)
+    ended = api.get(f"/v1/searches/{job_id}/trials/{number + 1}").json()
+    assert (ended["progress"], ended["heartbeat_at"]) == (None, None)
+
+
+def test_trials_are_listed_also_while_mlflow_is_away(api, searches, mlflow):
+    job_id = searches.add()
+    show_life(mlflow, searches, job_id)
+    mlflow.reachable = False
+    (trial,) = api.get(f"/v1/searches/{job_id}/trials").json()["items"]
+    assert (trial["state"], trial["progress"], trial["heartbeat_at"]) == ("running", None, None)
+
+
+def test_a_trial_that_was_stopped_by_hand_differs_from_one_that_the_scheduler_stopped(api, searches):
+    job_id = searches.add()
+    by_hand = {names.TRIAL_REASON: "stopped_by_user", names.TRIAL_MESSAGE: "Stopped by hand."}
+    searches.trial(job_id, TrialState.PRUNED, curve=[0.5], **by_hand)
+    searches.trial(job_id, TrialState.PRUNED, curve=[0.4], **{names.TRIAL_MESSAGE: "Stopped by asha"})
+    one, other = api.get(f"/v1/searches/{job_id}/trials", params={"sort": "number"}).json()["items"]
+    assert [(trial["state"], trial["reason"]) for trial in (one, other)] == [
+        ("pruned", "stopped_by_user"), ("pruned", None),
+    ]  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(api.get(f"/v1/searches/{job_id}/trials.csv").text)))
+    assert [row["reason"] for row in rows] == ["stopped_by_user", ""]
+
+
+def test_a_copy_is_shown_as_one_and_is_not_the_best(api, searches):
+    job_id = searches.add()
+    searches.trial(job_id, values=[0.5])
+    searches.trial(job_id, values=[0.5], **{names.TRIAL_COPY_OF: 0})
+    one, copied = api.get(f"/v1/searches/{job_id}/trials", params={"sort": "number"}).json()["items"]
+    assert [(trial["copy_of"], trial["best"]) for trial in (one, copied)] == [(None, True), (0, False)]
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import math
+import os
 import pickle
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -13,19 +18,25 @@ from types import SimpleNamespace
 import numpy as np
 import optuna
 import pytest
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
+from sqlalchemy import event
 
+from trainer import patience, temporary
 from trainer.attempt.outcome import write_outcome
+from trainer.errors import DataError
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
-from trainer.search import study
+from trainer.search import record, run, searcher, study
+from trainer.search.drawing import Drawing
+from trainer.search.record import SearchRecord
 from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
-from trainer.search.trial import REQUEST, TRIAL, TrialContext
+from trainer.search.trial import REQUEST, TRIAL, TrialContext, TrialRecorder
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
@@ -222,7 +233,7 @@ def combinations(bench):
 def test_a_failed_point_of_a_grid_is_tried_again_and_every_other_one_once(bench):
     search = bench.search(**GRID)
     config = search.suggest("a")
-    bench.leave(config, "failed", Reason.DATA_ERROR, "no images in /data")
+    bench.leave(config, "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
     search.on_trial_complete("a", error=True)
     complete(bench, search, "a", search.suggest("a"), 0.1)
     failed = bench.trials()[0]
@@ -237,7 +248,7 @@ def test_a_failed_point_of_a_grid_is_tried_again_and_every_other_one_once(bench)
 
 def test_a_grid_that_is_done_takes_a_failed_point_again_in_a_new_attempt(bench):
     search = bench.search(**GRID)
-    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+    bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
     search.on_trial_complete("a", error=True)
     while (config := search.suggest("a")) != Searcher.FINISHED:
         complete(bench, search, "a", config, 0.2)
@@ -263,7 +274,7 @@ def test_chosen_points_of_a_grid_are_combinations_of_it(bench, point):
 
 def test_a_trial_that_is_tried_again_takes_no_other_trials_place(bench):
     search = bench.search()
-    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+    bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
     search.on_trial_complete("a", error=True)
     bench.study().enqueue_trial(bench.trials()[0].params, user_attrs={names.TRIAL_RETRY_OF: 0})
     while (config := search.suggest("a")) != Searcher.FINISHED:
@@ -293,6 +304,233 @@ def test_the_time_spent_is_that_of_all_attempts(bench):
     first._stored_at -= 100
     first.suggest("a")
     assert bench.search().elapsed_seconds() >= 100
+
+
+# --- one wanted trial is one trial ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def without_pauses(monkeypatch):
+    """Trying again takes no time."""
+    monkeypatch.setattr(patience, "FIRST_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("optuna.storages._rdb.storage.time.sleep", lambda _: None)
+
+
+def lose_an_answer(search, number):
+    """The database makes the change of this number, counted from 0, and its answer is lost. Gives the count."""
+    dialect, commits = search.record.study._storage._backend.engine.dialect, itertools.count()
+    commit = type(dialect).do_commit
+
+    def do_commit(connection):
+        commit(dialect, connection)
+        if next(commits) == number:
+            raise dialect.loaded_dbapi.OperationalError("the connection was lost")
+
+    dialect.do_commit = do_commit
+    return commits
+
+
+DECAY = "optimization.weight_decay"
+TWO = {"space": {RATE: SPEC["space"][RATE], DECAY: {"type": "float", "low": 0, "high": 0.2}}}
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_whichever_answer_of_the_database_is_lost_a_wanted_trial_is_one_trial_with_all_its_values(bench):
+    """A trial that somebody has added begins, and a new one. Each search loses another answer, until none is left."""
+    for lost in itertools.count():
+        each = Bench(bench.root / str(lost), bench.url, f"job-{lost}")
+        each.root.mkdir()
+        search = each.search(**TWO, budget={"trials": 2, "concurrency": 3})
+        each.study().enqueue_trial({RATE: 2e-4})
+        commits = lose_an_answer(search, lost)
+        configs = [search.suggest(name) for name in "ab"]
+        assert search.suggest("c") is None
+        assert search.error is None
+        specs = [AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization for config in configs]
+        trials = each.trials()
+        assert [trial.state.name for trial in trials] == ["RUNNING"] * 2, f"the answer to change {lost} was lost"
+        assert [trial.params for trial in trials] == [{RATE: s.base_lr, DECAY: s.weight_decay} for s in specs]
+        assert trials[0].params[RATE] == 2e-4
+        if next(commits) <= lost:
+            break
+    assert lost > 10, "two trials make many changes"
+
+
+@on_both
+@pytest.mark.parametrize("values", [(), (RATE,), (RATE, DECAY)])
+def test_a_trial_whose_attempt_died_while_its_values_were_chosen_gets_the_others_before_it_trains(bench, values):
+    bench.search(**TWO, budget={"trials": 1, "concurrency": 1})
+    begun = bench.study().ask()
+    for path in values:
+        begun.suggest_float(path, TWO["space"][path]["low"], TWO["space"][path]["high"], log=path == RATE)
+    search = bench.search(**TWO, budget={"trials": 1, "concurrency": 1})
+    config = search.suggest("a")
+    optimization = AttemptRequest.model_validate_json(config[REQUEST]).spec.optimization
+    (trial,) = bench.trials()
+    assert trial.params == {RATE: optimization.base_lr, DECAY: optimization.weight_decay}
+    assert trial.params.items() >= begun.params.items()
+    complete(bench, search, "a", config, 0.5)
+    assert search.suggest("b") == Searcher.FINISHED
+
+
+@pytest.mark.usefixtures("without_pauses")
+def test_repeats_are_added_once_whichever_answer_is_lost(bench):
+    for lost in range(3):
+        each = Bench(bench.root / str(lost), bench.url, f"job-{lost}")
+        each.root.mkdir()
+        search = each.search(budget={"trials": 1, "concurrency": 1}, repeats={"best": 1, "seeds": 2})
+        complete(each, search, "a", search.suggest("a"), 0.5)
+        lose_an_answer(search, lost)
+        while (config := search.suggest("a")) != Searcher.FINISHED:
+            complete(each, search, "a", config, 0.5)
+        assert [trial.user_attrs.get(names.TRIAL_SEED) for trial in each.trials()] == [None, 1, 2]
+
+
+# --- a finite space ---------------------------------------------------------------------------------------------------
+
+
+RATIO, WARMUP = "method.mask_ratio", "optimization.warmup_epochs"
+SIX = {RATIO: {"type": "float", "low": 0.5, "high": 0.7, "step": 0.1}, WARMUP: {"type": "int", "low": 1, "high": 2}}
+
+
+def finite(bench, **parts):
+    return bench.search(**{"space": SIX, "budget": {"trials": 20, "concurrency": 1, "max_failed": 1}} | parts)
+
+
+def points(trials):
+    return [(round(trial.params[RATIO], 6), trial.params[WARMUP]) for trial in trials]
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random", "grid", "qmc", "cmaes", "gp"])
+def test_no_point_of_a_finite_space_is_trained_twice_and_all_of_them_end_the_search(bench, algorithm):
+    search, spec = finite(bench, algorithm={"name": algorithm}), SearchSpec.parse(SPEC | {"space": SIX})
+    assert spec.trials == spec.size == 6
+    bench.channel.orders = SearchOrders(trials=20, concurrency=1, max_failed=1)  # as of a service that counts no points
+    for _ in range(3):
+        complete(bench, search, "a", search.suggest("a"), 0.5)
+    search = finite(bench, algorithm={"name": algorithm})
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.5)
+    assert search.outcome() == Outcome(state="succeeded")
+    assert bench.states() == ["COMPLETE"] * 6
+    assert sorted(points(bench.trials())) == [(ratio, warmup) for ratio in (0.5, 0.6, 0.7) for warmup in (1, 2)]
+
+
+def test_trials_that_run_at_a_time_have_different_points(bench):
+    search = finite(bench, budget={"trials": 6, "concurrency": 6})
+    assert all(search.suggest(name) for name in "abcdef")
+    assert len(set(points(bench.trials()))) == 6
+    assert search.suggest("g") is None
+
+
+def test_a_space_with_conditions_is_tried_to_its_end(bench):
+    momentum = {"type": "float", "low": 0.99, "high": 0.996, "step": 0.002, "when": {"method.name": "rc_mae"}}
+    space = {"method.name": {"type": "categorical", "choices": ["mae", "rc_mae"]}, "method.teacher.momentum": momentum}
+    search = finite(bench, space=space, algorithm={"name": "tpe"})
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.5)
+    trained = [trial.params for trial in bench.trials()]
+    assert len(trained) == 5
+    assert trained.count({"method.name": "mae"}) == 1
+
+
+def test_a_point_that_somebody_adds_again_takes_the_known_value_and_no_place(bench):
+    search = finite(bench)
+    complete(bench, search, "a", search.suggest("a"), 0.25)
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.5)
+    first, copied, *others = bench.trials()
+    assert (copied.state, copied.value, copied.intermediate_values) == (TrialState.COMPLETE, 0.25, {9: 0.25})
+    assert copied.user_attrs[names.TRIAL_COPY_OF] == 0
+    assert names.TRIAL_ATTEMPTS not in copied.user_attrs, "it did not train"
+    assert copied.user_attrs[names.TRIAL_METRICS] == first.user_attrs[names.TRIAL_METRICS]
+    assert len(set(points([first, *others]))) == 6
+
+
+@on_both
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_point_that_is_added_while_it_runs_ends_with_it(bench, restart):
+    search = finite(bench)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1)
+    search.suggest("a")
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    assert bench.number(search.suggest("b")) == 2
+    if restart:
+        search = finite(bench)
+        assert [bench.number(search.suggest(name)) for name in "ab"] == [0, 2]
+        assert search.suggest("c") is None
+    assert bench.states() == ["RUNNING"] * 3
+    search.on_trial_result("a", evaluation(3, 0.4))
+    search.running["a"].stop_reason = "Stopped by asha"
+    search.on_trial_complete("a", evaluation(6, 0.3))
+    stopped, copied, _ = bench.trials()
+    assert (stopped.state, copied.state) == (TrialState.PRUNED, TrialState.PRUNED)
+    assert copied.intermediate_values == stopped.intermediate_values == {3: 0.4, 6: 0.3}
+
+
+def test_a_point_without_a_value_is_trained_when_somebody_adds_it_again(bench):
+    search = finite(bench)
+    bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
+    search.on_trial_complete("a", error=True)
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        complete(bench, search, "a", config, 0.5)
+    assert bench.states() == ["FAIL"] + ["COMPLETE"] * 6
+    assert bench.trials()[1].user_attrs[names.TRIAL_RETRY_OF] == 0
+    assert len(set(points(bench.trials()[1:]))) == 6
+
+
+def test_a_point_of_an_infinite_space_may_be_trained_again(bench):
+    search = bench.search()
+    complete(bench, search, "a", search.suggest("a"), 0.25)
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    assert bench.number(search.suggest("a")) == 1
+
+
+# --- data on which nothing can be measured ----------------------------------------------------------------------------
+
+
+def test_data_on_which_nothing_can_be_measured_end_the_search_at_once(bench):
+    search = bench.search()
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "eval/linear_top1 cannot be measured")
+    search.on_trial_complete("a", error=True)
+    assert search.suggest("a") == Searcher.FINISHED
+    assert isinstance(search.error, DataError)
+    assert str(search.error) == "trial 0: eval/linear_top1 cannot be measured"
+    assert bench.states() == ["FAIL"]
+
+
+def test_once_something_was_measured_a_trial_with_a_data_error_fails_alone(bench):
+    search = bench.search()
+    complete(bench, search, "a", search.suggest("a"), 0.5)
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "/data/1.png was overwritten")
+    search.on_trial_complete("a", error=True)
+    assert search.suggest("a")
+    assert search.error is None
+
+
+@pytest.mark.parametrize(
+    ("metric", "step", "measured", "refused"),
+    [
+        (metric_keys.LINEAR_TOP1, 0, {}, True),
+        (metric_keys.LINEAR_TOP1, 0, {metric_keys.LINEAR_TOP1: 0.1}, False),
+        (metric_keys.LOSS, 0, {}, False),
+        (metric_keys.LOSS, 10, {}, True),
+        (metric_keys.RECONSTRUCTION_RATIO, 0, {}, False),
+    ],
+)
+def test_a_trial_that_cannot_measure_its_objective_says_so_before_it_trains(metric, step, measured, refused):
+    reports = []
+    context = TrialContext(run_id="run-s", attempt=1, number=0, metrics=(metric,), epochs=9)
+    recorder = TrialRecorder(SimpleNamespace(log=lambda *_: None), context, reports.append)
+    evaluated = {metric_keys.RECONSTRUCTION_RATIO: 0.9} | measured
+    if refused:
+        with pytest.raises(DataError, match=f"objective.metric: {metric} cannot be measured"):
+            recorder.log(step, evaluated)
+    else:
+        recorder.log(step, evaluated)
+    assert reports == []
 
 
 # --- every end --------------------------------------------------------------------------------------------------------
@@ -338,12 +576,14 @@ def test_a_trial_whose_process_was_killed_goes_on_as_often_as_it_may(bench):
 def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):
     search = bench.search()
     for _ in range(2):
-        bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "no images in /data")
+        bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
         search.on_trial_complete("a", error=True)
     assert search.suggest("a") == Searcher.FINISHED
     outcome = search.outcome()
     assert (outcome.state, outcome.reason) == ("failed", Reason.TRIALS_FAILED)
-    assert outcome.message == "2 trials failed, and budget.max_failed is 1. The last was trial 1: no images in /data"
+    assert outcome.message == (
+        "2 trials failed, and budget.max_failed is 1. The last was trial 1: the loss was not finite"
+    )
 
 
 def test_a_trial_that_was_stopped_by_hand_is_pruned_and_the_others_go_on(bench):
@@ -355,7 +595,7 @@ def test_a_trial_that_was_stopped_by_hand_is_pruned_and_the_others_go_on(bench):
     search.on_trial_complete("a", evaluation(1, 0.3))
     (trial,) = bench.trials()
     assert (trial.state, trial.value) == (TrialState.PRUNED, 0.3)
-    assert trial.user_attrs[names.TRIAL_REASON] == Reason.CANCELLED_BY_USER
+    assert trial.user_attrs[names.TRIAL_REASON] == Reason.STOPPED_BY_USER
     assert search.suggest("b")
 
 
@@ -453,6 +693,46 @@ def test_only_the_best_trials_keep_their_checkpoints(bench):
     assert bench.kept() == [1, 3]
 
 
+def end_with(bench, search, values):
+    """A trial that ends with values of two objectives."""
+    config = search.suggest("a")
+    (bench.checkpoints(config) / "a1" / "00000009").mkdir(parents=True)
+    measured = dict(zip((METRIC, metric_keys.RECONSTRUCTION_RATIO), values, strict=True))
+    bench.leave(config)
+    search.on_trial_complete("a", measured | {metric_keys.EPOCH: 9})
+
+
+FRONT = {
+    "objective": [{"metric": METRIC}, {"metric": metric_keys.RECONSTRUCTION_RATIO}],
+    "scheduler": {"name": "none"},
+    "budget": {"trials": 9, "concurrency": 1},
+}
+
+
+def test_trials_on_the_pareto_front_keep_their_checkpoints_until_they_are_beaten(bench):
+    search, kept = bench.search(**FRONT, keep=1), []
+    for values in ((0.5, 0.5), (0.9, 0.9), (0.4, 0.6), (0.1, 0.1), (0.2, 0.1), (0.95, 0.05)):
+        end_with(bench, search, values)
+        kept.append(bench.kept())
+    assert kept == [[0], [0, 1], [0, 1], [0, 1, 3], [0, 1, 4], [5]]
+
+
+def test_a_front_smaller_than_what_is_kept_is_filled_up_with_the_next_best(bench):
+    search = bench.search(**FRONT, keep=2)
+    for values in ((0.5, 0.5), (0.4, 0.6), (0.3, 0.7)):
+        end_with(bench, search, values)
+    assert bench.kept() == [0, 1]
+
+
+def test_a_new_attempt_removes_the_checkpoints_of_trials_that_are_beaten_now(bench):
+    for value in (0.1, 0.5, 0.2, 0.4):
+        search = bench.search(keep=2)
+        config = search.suggest("a")
+        (bench.checkpoints(config) / "a1" / "00000009").mkdir(parents=True)
+        complete(bench, search, "a", config, value)
+    assert bench.kept() == [1, 3]
+
+
 @on_both
 def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(bench):
     search = bench.search(budget={"trials": 2, "concurrency": 1}, repeats={"best": 1, "seeds": 2})
@@ -466,11 +746,7 @@ def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(ben
     assert seeds == [1, 2]
     assert [trial.user_attrs[names.TRIAL_REPEAT_OF] for trial in repeats] == [1, 1]
     assert {trial.params[RATE] for trial in repeats} == {bench.trials()[1].params[RATE]}
-    assert study.ranked(bench.trials(), SearchSpec.parse(SPEC).objectives[0])[0].number == 1
-
-
-DECAY = "optimization.weight_decay"
-TWO = {"space": {RATE: SPEC["space"][RATE], DECAY: {"type": "float", "low": 0, "high": 0.2}}}
+    assert record.ranked(bench.trials(), SearchSpec.parse(SPEC))[0].number == 1
 
 
 def trained(bench, trials, **parts):
@@ -539,15 +815,21 @@ def test_a_sampler_sees_earlier_trials_and_its_own_in_one_sequence_of_numbers(mo
             return super().sample_independent(study, trial, *parameter)
 
     monkeypatch.setattr(study, "TPESampler", Recorder)
-    spec, storage = SearchSpec.parse(SPEC | {"algorithm": {"name": "tpe"}}), study.connect()
+    spec = SearchSpec.parse(SPEC | {"algorithm": {"name": "tpe"}})
+
+    def begin(trials: SearchRecord) -> int:
+        trial = trials.create()
+        trials.store_point(trial, Drawing(trials, spec, []).point(trial))
+        return trial.number
+
     for name in ("job-one", "job-other"):
-        earlier = study.open_study(spec, name, storage)
+        earlier = SearchRecord(spec, name, 1)
         for state, values in ((TrialState.COMPLETE, [0.5]), (TrialState.FAIL, None), (TrialState.PRUNED, None)):
-            study.tell(earlier, study.ask(earlier, spec)[0].number, state, values)
-        study.ask(earlier, spec)  # still running
+            earlier.end(begin(earlier), state, values)
+        begin(earlier)  # still running
     drawn.clear()
-    warm = study.open_study(spec.model_copy(update={"warm_start": ("job-one", "job-other")}), "job-s", storage)
-    assert [study.ask(warm, spec)[0].number for _ in range(2)] == [0, 1]
+    warm = SearchRecord(spec.model_copy(update={"warm_start": ("job-one", "job-other")}), "job-s", 1)
+    assert [begin(warm) for _ in range(2)] == [0, 1]
     assert drawn == [(4, [0, 1, 2, 3, 4]), (5, [0, 1, 2, 3, 4, 5])], "four earlier trials have been measured"
 
 
@@ -635,6 +917,115 @@ def test_median_stops_what_is_worse_than_the_median_of_the_others(bench):
         search.on_trial_result(trial.trial_id, evaluation(2, value))
     assert decisions == [TrialScheduler.CONTINUE] * 4 + [TrialScheduler.STOP]
     assert "median" in search.running["t4"].stop_reason
+
+
+@pytest.mark.parametrize(("name", "values"), [("asha", (0.1, 0.9, 0.7)), ("median", (0.1, 0.2, 0.9, 0.3))])
+def test_a_trial_that_began_again_counts_once(bench, name, values):
+    """The last value is good enough, unless the one before it counts twice."""
+    parts = {"scheduler": {"name": name}, "budget": {"trials": 6, "concurrency": 6, "max_failed": 1}}
+    search = bench.search(**parts)
+    scheduler = make_scheduler(SearchSpec.parse(SPEC | parts), search)
+    *earlier, last = values
+    alive = _begin(search, scheduler, len(earlier))
+    for number, value in enumerate(earlier):
+        trial, _ = alive[number]
+        assert scheduler.on_trial_result(None, trial, evaluation(1, value)) == TrialScheduler.CONTINUE
+        search.on_trial_result(trial.trial_id, evaluation(1, value))
+    died, again = alive[len(earlier) - 1][0], Named("again")
+    search.on_trial_complete(died.trial_id, error=True)
+    assert bench.number(search.suggest(again.trial_id)) == len(earlier) - 1
+    scheduler.on_trial_add(None, again)
+    repeated = evaluation(1, earlier[-1])  # it had no checkpoint of that epoch yet
+    assert scheduler.on_trial_result(None, again, repeated) == TrialScheduler.CONTINUE
+    search.on_trial_result(again.trial_id, repeated)
+    new = Named("new")
+    search.suggest(new.trial_id)
+    scheduler.on_trial_add(None, new)
+    assert scheduler.on_trial_result(None, new, evaluation(1, last)) == TrialScheduler.CONTINUE
+
+
+# --- what a trial costs -----------------------------------------------------------------------------------------------
+
+
+class Costs:
+    """What a search asks of its database: statements, trials read, and characters written."""
+
+    def __init__(self, search, monkeypatch) -> None:
+        self.statements = self.trials = self.characters = 0
+        monkeypatch.setattr(searcher, "STORE_SECONDS", math.inf)  # what is due by time
+        event.listen(search.record.study._storage._backend.engine, "before_cursor_execute", self._count)
+        build = RDBStorage._build_frozen_trial_from_trial_model
+
+        def built(storage, model):
+            self.trials += 1
+            return build(storage, model)
+
+        monkeypatch.setattr(RDBStorage, "_build_frozen_trial_from_trial_model", built)
+
+    def _count(self, connection, cursor, statement, parameters, context, many):  # noqa: ARG002 - as SQLAlchemy calls it
+        self.statements += 1
+        self.characters += len(str(parameters))
+
+    def spent(self):
+        """Since this was asked last."""
+        spent = np.array([self.statements, self.trials, self.characters])
+        self.statements = self.trials = self.characters = 0
+        return spent
+
+
+def test_a_trial_costs_the_database_the_same_however_many_there_were(bench, monkeypatch):
+    search = bench.search(budget={"trials": 40, "concurrency": 1}, algorithm={"name": "tpe"})
+    costs, spent = Costs(search, monkeypatch), []
+    while (config := search.suggest("a")) != Searcher.FINISHED:
+        (bench.checkpoints(config) / "a1" / "00000009").mkdir(parents=True)
+        complete(bench, search, "a", config, 0.5)
+        spent.append(costs.spent())
+    early, late = np.max(spent[10:15], axis=0), np.max(spent[35:], axis=0)
+    assert np.all(late <= early + np.array([0, 0, 40])), "but for the digits of times"
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_trial_costs_the_database_the_same_however_many_wait(bench, monkeypatch, algorithm):
+    spent = []
+    for waiting in (3, 30):
+        each = Bench(bench.root / str(waiting), bench.url, f"job-{waiting}")
+        each.root.mkdir()
+        search = each.search(budget={"trials": 100, "concurrency": 1}, algorithm={"name": algorithm})
+        study_of_others = each.study()
+        for _ in range(waiting):
+            study_of_others.enqueue_trial({})
+        costs = Costs(search, monkeypatch)
+        complete(each, search, "a", search.suggest("a"), 0.5)
+        spent.append(costs.spent())
+    assert np.all(spent[1] <= spent[0] + np.array([0, 0, 40])), "but for the digits of numbers and times"
+
+
+# --- Ray Tune's folder ------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_of_ray_tunes_records_stays_while_the_search_runs(bench, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(bench.root))
+    monkeypatch.setattr(run, "TrialRuns", lambda *_: bench.runs)
+    monkeypatch.setattr(run, "SearchChannel", lambda *_: bench.channel)
+    listener = SimpleNamespace(start=lambda: None, stop=lambda: None, requested_action=lambda: None)
+    monkeypatch.setattr(run, "CommandListener", lambda *_: listener)
+    folders = []
+
+    def tune(spec, search, work, folder):  # noqa: ARG001 - as the real one
+        before = time.time() - 2 * temporary.SWEEP_AGE_SECONDS
+        os.utime(folder, (before, before))
+        temporary.sweep_temporary_folders()
+        assert Path(folder).is_dir()
+        folders.append(Path(folder))
+
+    monkeypatch.setattr(run, "_tune", tune)
+    spec = SearchSpec.parse(SPEC)
+    request = AttemptRequest(
+        job_id="job-s", attempt=1, run_id="run-s", tracking_uri="x", artifact_uri=str(bench.root), spec=spec
+    )
+    assert run.run_search(request, spec, lambda _: Outcome(state="succeeded")).state == "succeeded"
+    assert len(folders) == 1
+    assert not folders[0].exists()
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "random", "qmc", "cmaes", "gp"])

@@ -182,16 +182,78 @@ def test_conditions_in_a_circle_are_refused():
 # --- grids, points, resources -----------------------------------------------------------------------------------------
 
 
-def test_a_grid_has_no_more_trials_than_combinations():
+def test_a_search_has_no_more_trials_than_its_space_has_points():
     grid = {
         "method.mask_ratio": {"type": "float", "low": 0.5, "high": 0.75, "step": 0.05},
         "seed": {"type": "int", "low": 0, "high": 4, "step": 2},
     }
-    spec = search(space=grid, algorithm={"name": "grid"})
-    assert spec.space["method.mask_ratio"].values() == pytest.approx((0.5, 0.55, 0.6, 0.65, 0.7, 0.75))
-    assert (spec.grid_size, spec.trials) == (18, 18)
-    assert search(space=grid, algorithm={"name": "grid"}, budget={"trials": 5}).trials == 5
-    assert search().grid_size is None
+    for algorithm in ("grid", "tpe"):
+        spec = search(space=grid, algorithm={"name": algorithm})
+        assert (spec.size, spec.trials) == (18, 18)
+        assert search(space=grid, algorithm={"name": algorithm}, budget={"trials": 5}).trials == 5
+    ratio = spec.space["method.mask_ratio"]
+    assert [ratio.at(index) for index in range(ratio.size())] == pytest.approx((0.5, 0.55, 0.6, 0.65, 0.7, 0.75))
+    assert [ratio.index(round(ratio.at(index), 2)) for index in range(6)] == list(range(6))
+    assert (search().size, search().trials) == (None, 32)
+
+
+STEPS = {"type": "int", "low": 1, "high": 5, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("space", "size"),
+    [
+        ({WEIGHT: STEPS}, 3),
+        ({WEIGHT: STEPS, "seed": {"type": "int", "low": 1, "high": 10**9}}, 3 * 10**9),
+        ({WEIGHT: STEPS, "method.name": choices("mae", "rc_mae")}, 6),
+        ({WEIGHT: STEPS | {"when": {"method.name": "rc_mae"}}, "method.name": choices("mae", "rc_mae")}, 4),
+        ({WEIGHT: STEPS, "method.mask_ratio": floats(0.5, 0.7, step=0.1, when={WEIGHT: [1, 3]})}, 7),
+        ({"method.mask_ratio": floats(0.5, 0.7, step=0.1), WEIGHT: STEPS | {"when": {"method.mask_ratio": 0.7}}}, 5),
+        (
+            {
+                "seed": {"type": "int", "low": 0, "high": 3, "when": {"method.mask_ratio": [0.5, 0.6]}},
+                "method.mask_ratio": floats(0.5, 0.7, step=0.1, when={WEIGHT: 5}),
+                WEIGHT: STEPS,
+            },
+            2 + 2 * 4 + 1,
+        ),
+        (
+            {
+                "seed": {"type": "int", "low": 0, "high": 3, "when": {"method.name": "mae", WEIGHT: [1, 3]}},
+                "method.name": choices("mae", "rc_mae"),
+                WEIGHT: STEPS,
+            },
+            3 + 2 * 4 + 1,
+        ),
+        (
+            {WEIGHT: floats(0.0, 1.0) | {"when": {"method.name": "rc_mae"}}, "method.name": choices("mae", "rc_mae")},
+            None,
+        ),
+    ],
+)
+def test_the_points_of_a_space_are_counted_with_its_conditions(space, size):
+    spec = search(space=space)
+    assert spec.size == size
+    if size is not None and size < 1000:
+        points = list(spec.points())
+        assert len(points) == len({spec.key(point) for point in points}) == size
+        assert all(spec.is_complete(point) and parse_point(spec, point) == point for point in points)
+
+
+def test_many_parameters_with_conditions_are_counted_at_once():
+    """Each of the pairs has three points; there are more points than could be gone through."""
+    pairs = ("model.depth", "model.num_heads"), ("model.decoder_depth", "model.decoder_num_heads"), (WEIGHT, MOMENTUM)
+    space = {one: choices(1, 2) for one, _ in pairs}
+    space |= {other: choices(0.9, 0.99) if other == MOMENTUM else choices(1, 2) for _, other in pairs}
+    space |= {other: space[other] | {"when": {one: 1}} for one, other in pairs}
+    assert search(space=space).size == 3 ** len(pairs)
+
+
+def test_points_with_fixed_values_are_gone_through_alone():
+    spec = search(space={WEIGHT: STEPS, "method.mask_ratio": floats(0.5, 0.7, step=0.1, when={WEIGHT: [1, 3]})})
+    assert list(spec.points({WEIGHT: 5, "method.mask_ratio": 0.6})) == [{WEIGHT: 5}]
+    assert next(spec.points({"method.mask_ratio": 0.6})) == {WEIGHT: 1, "method.mask_ratio": 0.6}
+    assert len(list(spec.points({"method.mask_ratio": 0.6}))) == 3
 
 
 def test_choices_that_are_lists_come_back_as_they_were():

@@ -17,9 +17,14 @@ from s3_server import FaultProxy
 from service.embedded import processes
 from trainer import patience
 from trainer.errors import LossNotFinite, StorageError
+from trainer.protocol.command import Command, SearchOrders
+from trainer.protocol.names import TAG_SEARCH, heartbeat
 from trainer.protocol.progress import Newest
+from trainer.protocol.request import AttemptRequest
 from trainer.spec.metric_keys import SAMPLES
+from trainer.spec.pretrain import PretrainSpec
 from trainer.tracking import history, registry
+from trainer.tracking.channels import LAST_GENERATION, TrialChannel
 from trainer.tracking.history import HistoryReader
 from trainer.tracking.recorder import RunRecorder
 from trainer.tracking.registry import BackboneRegistry
@@ -270,3 +275,23 @@ def test_a_trials_run_is_the_one_that_is_known_and_else_the_oldest_with_its_tags
     assert (found == first) == (fate != "gone")
     assert (run.info.lifecycle_stage, run.info.status) == (LifecycleStage.ACTIVE, "RUNNING")
     assert run.data.params == {"lr": "0.1"}
+
+
+def test_a_trial_hears_its_search_and_shows_its_life_in_its_own_run(tmp_path):
+    with tracking_store(tmp_path, tmp_path / "artifacts") as uri:
+        client = MlflowClient(uri)
+        experiment = client.create_experiment("searches")
+        search, trial = (client.create_run(experiment).info.run_id for _ in range(2))
+        spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "builtin://digits"}})
+        request = AttemptRequest(job_id="job-s", attempt=2, run_id=trial, tracking_uri=uri, artifact_uri="x", spec=spec)
+        channel = TrialChannel(request, search, 7, 3)
+        before = time.time()
+        channel.heartbeat()
+        assert channel.read_command() is None
+        orders = SearchOrders(trials=9, concurrency=1, max_failed=0, stopped=(3,))
+        client.set_tag(search, TAG_SEARCH, orders.model_dump_json())
+        assert channel.read_command() == Command(attempt=7, generation=LAST_GENERATION, action="cancel")
+        beats = client.get_run(trial).data.metrics
+        assert client.get_run(search).data.metrics == {}
+    assert list(beats) == [heartbeat(2)]
+    assert beats[heartbeat(2)] >= before
