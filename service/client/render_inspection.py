@@ -66,6 +66,8 @@ def _counts(counts: Mapping[str, int] | Mapping[int, int], total: int | None = N
 
 
 def _quartiles(found: Quartiles) -> str:
+    if found.least == found.greatest:
+        return str(found.least)
     return (
         f"{found.least} to {found.greatest}, half of them {found.lower_quartile} to {found.upper_quartile}, "
         f"median {found.median}"

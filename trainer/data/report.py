@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import posixpath
 from collections import Counter
 from typing import Any, Final
 
@@ -148,7 +149,8 @@ def _proposed(
     if "train" in splits and held_out:
         section["uri"], images = splits["train"].uri, splits["train"].images
         evaluation["dataset"] = {**section, "uri": held_out.uri}
-    kinds = sorted({suffix for image in index.bad if (suffix := suffix_of(image.name)) in UNREADABLE_SUFFIXES})
+    unread = (image.name for image in index.bad if suffix_of(image.name) in UNREADABLE_SUFFIXES)
+    kinds = sorted({posixpath.splitext(name)[1] for name in unread})  # as they are written: patterns mind the case
     if kinds:
         section["exclude"] = [*dataset.exclude, *(f"*{kind}" for kind in kinds)]
     types = [each.type for each in index.seen]

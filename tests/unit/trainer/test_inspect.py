@@ -60,7 +60,8 @@ def test_a_folder_of_everything(tmp_path):
     assert result.passed_over == {".txt": 1}
     assert result.images_per_s_per_core > 0
     assert "unreadable" in codes(result)
-    assert result.proposed["dataset"]["exclude"] == ["*.heic"]
+    assert result.proposed["dataset"]["exclude"] == ["*.HEIC"]
+    assert ".heic" not in str(inspected(tmp_path, root, exclude=result.proposed["dataset"]["exclude"]).unreadable)
     assert sheet(tmp_path).size == (6 * 132 - 4, 4 * 132 - 4)
 
 

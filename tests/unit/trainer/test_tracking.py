@@ -286,7 +286,7 @@ def test_a_trial_hears_its_search_and_shows_its_life_in_its_own_run(tmp_path):
         request = AttemptRequest(job_id="job-s", attempt=2, run_id=trial, tracking_uri=uri, artifact_uri="x", spec=spec)
         channel = TrialChannel(request, search, 7, 3)
         before = time.time()
-        channel.heartbeat()
+        channel.heartbeat(None)
         assert channel.read_command() is None
         orders = SearchOrders(trials=9, concurrency=1, max_failed=0, stopped=(3,))
         client.set_tag(search, TAG_SEARCH, orders.model_dump_json())
