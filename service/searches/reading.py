@@ -40,6 +40,7 @@ from service.searches.schemas import (
     SearchView,
     TrialDetail,
     TrialPage,
+    TrialProgress,
     TrialState,
     TrialView,
 )
@@ -100,14 +101,13 @@ class Search:
         if run is None:
             return {}
         beats = [beat for start in starts if (beat := run.heartbeat(start)) is not None]
-        newest, spec = run.newest(), analysis.spec_of(trial, SearchSpec.parse(self.job.run_spec))
-        far = None
+        newest, spec, progress = run.newest(), analysis.spec_of(trial, self.spec), None
         if newest and spec:
-            far = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
-        if far and spec:
-            gpus = int(spec.resources.workers) * int(spec.resources.gpus_per_worker)
-            far.gpu_hours = round(gpus * (analysis.duration(trial, self.moment) or 0.0) / 3600, 3)
-        return {"progress": far, "heartbeat_at": datetime.fromtimestamp(max(beats), UTC) if beats else None}
+            progress = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
+        return {
+            "progress": progress and progress.model_dump(include=set(TrialProgress.model_fields)),
+            "heartbeat_at": datetime.fromtimestamp(max(beats), UTC) if beats else None,
+        }
 
     def fields(self, trial: FrozenTrial, front: set[int], jobs: Mapping[int, list[str]]) -> dict[str, Any]:
         """The fields of a `TrialView`; ``front`` are the best trials, ``jobs`` those promoted from each trial."""

@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.http.schemas import Body, Page, View
-from service.jobs.schemas import Progress, TrialCounts
+from service.jobs.schemas import TrialCounts
 from service.jobs.state import State
 from trainer.protocol.outcome import Reason
 from trainer.spec.export import BackboneName
@@ -47,6 +47,23 @@ class BudgetView(View):
     max_hours: float | None
 
 
+class TrialProgress(View):
+    """How far a running trial is."""
+
+    epoch: float
+    """Epochs completed, including the fraction of the current one."""
+    epochs: int
+    step: int
+    """Optimiser steps completed."""
+    steps: int | None
+    """Optimiser steps of the whole trial."""
+    loss: float | None
+    images_per_s: float | None
+    """Throughput of training alone, since the last record."""
+    eta_s: float | None
+    """Seconds to its last epoch, at its average rate."""
+
+
 class TrialView(View):
     """One trial of a search."""
 
@@ -63,7 +80,7 @@ class TrialView(View):
     """Values by path in the base spec."""
     epoch: float | None
     """Epochs trained at its last evaluation."""
-    progress: Progress | None = None
+    progress: TrialProgress | None = None
     """How far it is, while it runs: null before it has trained some steps, and while MLflow is unreachable."""
     heartbeat_at: datetime | None = None
     """While it runs, the time of its last sign of life; null before the first one, and while MLflow is unreachable."""

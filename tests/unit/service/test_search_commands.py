@@ -103,6 +103,7 @@ def test_trials_are_a_table_with_a_column_for_each_parameter(server, capsys):
 
 def test_running_trials_show_how_far_they_are_and_stopped_ones_that_somebody_stopped_them(server, capsys):
     progress = {"epoch": 1.5, "epochs": 9, "step": 30, "steps": 90, "loss": 0.75, "images_per_s": 640.4}
+    progress["eta_s"] = 12.0
     seen = (datetime.now(UTC) - timedelta(seconds=3)).isoformat()
     alive = trial(8, "running", values=None, epoch=None, progress=progress, heartbeat_at=seen)
     begun = trial(9, "running", values=None, epoch=None)

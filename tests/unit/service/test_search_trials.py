@@ -416,8 +416,9 @@ def show_life(mlflow, searches, job_id, start=1, **values):
     return number
 
 
-def test_a_running_trial_shows_how_far_it_is_before_it_has_any_value(api, searches, mlflow):
-    job_id = searches.add()
+@pytest.mark.parametrize("resources", [SEARCH["base"]["resources"], {}], ids=["given", "auto"])
+def test_a_running_trial_shows_how_far_it_is_before_it_has_any_value(api, searches, mlflow, resources):
+    job_id = searches.add(spec=search_with(base=SEARCH["base"] | {"resources": resources}))
     number = show_life(mlflow, searches, job_id, start=2, **{metric_keys.IMAGES_PER_S: 640.0})
     searches.trial(job_id, values=[0.5], **{names.TRIAL_RUN: "run-ended"})
     for path in ("trials?sort=number", f"trials/{number}"):
