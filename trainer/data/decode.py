@@ -145,8 +145,8 @@ def examine(raw: Raw) -> Facts:
     else:
         deep = read_deep(raw)
         if deep is not None:
-            values = turned(deep.values, deep.orientation)
-            return _facts(deep.format, values, deep.bands, colour=deep.colour, pages=deep.pages)
+            upright = turned(deep.values, deep.orientation)
+            return _facts(deep.format, upright, deep.bands, colour=deep.colour, pages=deep.pages)
     image, kind = _open(raw, None)
     wide = _wide(image)
     values: NDArray[np.generic] = np.asarray(image.convert(_native_mode(image))) if wide is None else wide

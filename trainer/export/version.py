@@ -28,18 +28,18 @@ def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> 
 
     ``weights`` is the state of the `MaskedAutoencoder` to export.
     """
-    export, spec, scale = facts.export, facts.spec, {"value_range": facts.value_range}
+    export, spec = facts.export, facts.spec
     exporters: dict[str, Callable[[Path], None]] = {
         BACKBONE_TIMM: functools.partial(
             export_timm, weights, spec.model, facts.mean, facts.std,
             license_id=export.license, provenance=_provenance(facts),
         ),
-        BACKBONE_HF: functools.partial(export_vit, weights, spec.model, facts.mean, facts.std, **scale),
+        BACKBONE_HF: functools.partial(export_vit, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
         BACKBONE_HF_MAE: functools.partial(
-            export_vit_mae, weights, spec.model, spec.method, facts.mean, facts.std, **scale
+            export_vit_mae, weights, spec.model, spec.method, facts.mean, facts.std, value_range=facts.value_range
         ),
-        BACKBONE_ONNX: functools.partial(export_onnx, weights, spec.model, facts.mean, facts.std, **scale),
-        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, spec.model, facts.mean, facts.std, **scale),
+        BACKBONE_ONNX: functools.partial(export_onnx, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
+        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
     }  # fmt: skip
     for name in export.formats:
         exporters[name](directory / name)
