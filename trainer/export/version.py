@@ -29,17 +29,18 @@ def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> 
     ``weights`` is the state of the `MaskedAutoencoder` to export.
     """
     export, spec = facts.export, facts.spec
+    pixels, values = (facts.mean, facts.std), facts.value_range
     exporters: dict[str, Callable[[Path], None]] = {
         BACKBONE_TIMM: functools.partial(
-            export_timm, weights, spec.model, facts.mean, facts.std,
+            export_timm, weights, spec.model, *pixels,
             license_id=export.license, provenance=_provenance(facts),
         ),
-        BACKBONE_HF: functools.partial(export_vit, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
+        BACKBONE_HF: functools.partial(export_vit, weights, spec.model, *pixels, value_range=values),
         BACKBONE_HF_MAE: functools.partial(
-            export_vit_mae, weights, spec.model, spec.method, facts.mean, facts.std, value_range=facts.value_range
+            export_vit_mae, weights, spec.model, spec.method, *pixels, value_range=values
         ),
-        BACKBONE_ONNX: functools.partial(export_onnx, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
-        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, spec.model, facts.mean, facts.std, value_range=facts.value_range),
+        BACKBONE_ONNX: functools.partial(export_onnx, weights, spec.model, *pixels, value_range=values),
+        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, spec.model, *pixels, value_range=values),
     }  # fmt: skip
     for name in export.formats:
         exporters[name](directory / name)
