@@ -194,6 +194,8 @@ JOB: Final[dict[str, Any]] = {
         "loss": 0.8123,
         "eta_s": 64.4,
         "gpu_hours": 0.0,
+        "labels": "10 classes from builtin, 1797 of 1797 images labelled",
+        "warnings": [],
     },
     "promoted_from": None,
     "created_at": TIME,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from service.auth.caller import sha256
 from service.db.tables import Event, Job
 from service.jobs import repository
-from service.jobs.inspections import dataset_images
+from service.jobs.dataset_images import dataset_images
 from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
 from service.settings import Settings

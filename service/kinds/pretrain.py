@@ -13,9 +13,9 @@ from service.context.kind import Subject
 from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
-from service.jobs.inspections import warnings
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
+from service.kinds.inspected import warnings
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names

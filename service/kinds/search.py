@@ -22,10 +22,10 @@ from service.db.database import Database
 from service.db.tables import Attempt, Job, now
 from service.http.problems import ApiProblem
 from service.jobs import repository
-from service.jobs.inspections import warnings
 from service.jobs.lifecycle import note
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, nested, schedule
+from service.kinds.inspected import warnings
 from service.kinds.pretrain import training_memory
 from service.searches.promotion import promote_trial
 from service.searches.status import SearchStatus

@@ -1,4 +1,4 @@
-"""What earlier jobs have found out about a dataset: its number of images, and what does not fit a spec."""
+"""What an inspection of its dataset says against a pretraining spec."""
 
 from __future__ import annotations
 
@@ -9,29 +9,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db.tables import Job
+from service.jobs.dataset_images import LOOKED_AT, same_images
 from service.jobs.schemas import Result
 from service.jobs.state import State
 from trainer.protocol.inspection import Inspection, Warned
-from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, DatasetSpec
-from trainer.spec.job import Kind, parse_spec
+from trainer.spec.dataset import DatasetSpec
+from trainer.spec.job import Kind
 from trainer.spec.plan import held_out_images
 from trainer.spec.pretrain import PretrainSpec
 
-LOOKED_AT: Final = 50
-"""The most jobs of a dataset's URI that are looked at, the newest first."""
 GREY, GREY_ALPHA = 1, 2
 """Numbers of channels of images without colour."""
-
-
-def dataset_images(session: Session, dataset: DatasetSpec) -> int | None:
-    """The number of readable images that a spec uses, from the newest job that counted them; None before any has."""
-    if dataset.uri == DIGITS:
-        return max(1, round(dataset.fraction * DIGITS_IMAGES))
-    query = select(Job).where(Job.dataset_uri == dataset.uri, Job.dataset_images.is_not(None))
-    for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
-        if _same_images(job, dataset):
-            return job.dataset_images
-    return None
+SHOWN_BEFORE: Final = frozenset({"unreadable", "one_class"})
+"""Codes of an inspection's warnings that are told in other words here."""
 
 
 def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | None:
@@ -43,14 +33,9 @@ def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | No
         Job.deleted_at.is_(None),
     )
     for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
-        if _same_images(job, dataset):
+        if same_images(job, dataset):
             return Result.model_validate(job.result or {}).inspection
     return None
-
-
-def _same_images(job: Job, dataset: DatasetSpec) -> bool:
-    used = parse_spec(job.spec).dataset_used
-    return used is not None and used.selection == dataset.selection
 
 
 def warnings(session: Session, spec: PretrainSpec) -> list[Warned]:
@@ -85,8 +70,7 @@ def _warnings(spec: PretrainSpec, found: Inspection) -> Iterator[Warned]:
     if unreadable > spec.dataset.max_bad_fraction * found.inspected:
         text = f"{unreadable} of {found.inspected} images cannot be read, more than dataset.max_bad_fraction allows"
         yield Warned(code="too_many_unreadable", message=text)
-    shown_before = {"unreadable", "one_class"}
-    yield from (each for each in found.warnings if each.code not in shown_before)
+    yield from (each for each in found.warnings if each.code not in SHOWN_BEFORE)
 
 
 def _shown(channels: dict[int, int]) -> str:
