@@ -161,6 +161,16 @@ class Deployment:
         return time.monotonic() - begin
 
 
+def remove_leftovers() -> None:
+    """Remove what an interrupted run of these tests has left: its database has other passwords."""
+    mine = ("--filter", f"label=com.docker.compose.project={PROJECT}", "--quiet")
+    if containers := out("docker", "ps", "--all", *mine).split():
+        out("docker", "rm", "--force", "--volumes", *containers)
+    for kind in ("volume", "network"):
+        if names := out("docker", kind, "ls", *mine).split():
+            out("docker", kind, "rm", *names)
+
+
 def state_of(container: str) -> dict[str, Any]:
     state: dict[str, Any] = json.loads(out("docker", "inspect", "--format", "{{json .State}}", container))
     return state
