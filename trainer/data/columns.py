@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -24,15 +24,18 @@ class Unusable(ValueError):
     """A column cannot be used for labels, with the reason."""
 
 
-def label_column(columns: Sequence[str], wanted: str | None) -> str | None:
+def label_column(columns: Collection[str], wanted: str | None) -> str | None:
     """The column of labels, which the spec names, or else the first with a common name; None if there is none."""
     candidates = (wanted,) if wanted else LABEL_COLUMNS
     return next((column for column in candidates if column in columns), None)
 
 
 def labels_of_values(values: Sequence[Any], source: str) -> tuple[Labels, list[Notice]]:
-    """Labels of texts, numbers or truth values, as text files hold them; None and empty texts are no label."""
-    texts = [None if value is None or value == "" else _text(value) for value in values]
+    """Labels of texts, numbers or truth values, as text files hold them; None and empty texts are no label.
+
+    Raises `Unusable` for other values.
+    """
+    texts = [None if value in (None, "") or value != value else _text(value) for value in values]  # noqa: PLR0124 - not-a-number
     return labels_of_column(pa.chunked_array([pa.array(texts, pa.string())]), source)
 
 
@@ -41,9 +44,19 @@ def _text(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, float):
+        raise Unusable(f"it holds {value:g}, which is not a whole number")
     if isinstance(value, (list, dict)):
-        raise DataError(f"dataset.label_column: a label is a name or a number, not {value!r}")
+        raise Unusable(f"it holds {str(value)[:60]}; names or whole numbers are needed")
     return str(value)
+
+
+def unusable_labels(count: int, column: str, error: Unusable, *, required: bool) -> tuple[Labels, list[Notice]]:
+    """No labels and a notice, where a column cannot be used; raises `DataError` if the spec names it."""
+    if required:
+        raise DataError(f"dataset.label_column: {column!r} cannot be used: {error}") from error
+    text = f"{column} looks like labels and is not used: {error}. Name another one in dataset.label_column"
+    return Labels.none(count), [Notice("label_column_unusable", text)]
 
 
 def labels_of_column(column: pa.ChunkedArray, source: str, names: Sequence[str] = ()) -> tuple[Labels, list[Notice]]:

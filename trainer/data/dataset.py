@@ -83,7 +83,9 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class:
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
     images = open_images(spec.dataset, "dataset", channels, size, context)
     if spec.evaluation.dataset:
-        held_out_images = open_images(spec.evaluation.dataset, "evaluation.dataset", channels, size, context)
+        held_out_images = open_images(
+            spec.evaluation.dataset, "evaluation.dataset", channels, size, context, images.scale
+        )
         train = np.arange(len(images))
         held_out = permutation(SPLIT_SEED, 0, len(held_out_images))
     else:
@@ -109,11 +111,17 @@ def _statistics(
 
 
 def open_images(
-    dataset: DatasetSpec, field: str, channels: int, size: tuple[int, int], context: DatasetContext
+    dataset: DatasetSpec,
+    field: str,
+    channels: int,
+    size: tuple[int, int],
+    context: DatasetContext,
+    trained: Scale | None = None,
 ) -> Images:
     """The readable images of a dataset. Every rank calls this.
 
-    ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops. Raises as `open_training_data`.
+    ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops, ``trained`` the scale of the
+    training images if these are others. Raises as `open_training_data`.
     """
     if dataset.uri == DIGITS:
         examined = examine_digits(dataset, channels, context.threads)
@@ -122,7 +130,8 @@ def open_images(
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
     files = _stage_if_wanted(files, dataset, field, context)
     index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
-    scale, notices = scale_of(None if dataset.value_range == "auto" else dataset.value_range, index.seen)
+    wanted = None if dataset.value_range == "auto" else dataset.value_range
+    scale, notices = scale_of(wanted, index.seen, trained)
     if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
         logger.info("%s: %d images, %s", dataset.uri, len(index), index.table.labels)

@@ -68,23 +68,30 @@ def _scaled(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.
     return np.rint(np.clip(shares, 0, 255)).astype(np.uint8)
 
 
-def scale_of(wanted: tuple[float, float] | None, seen: Iterable[Seen]) -> tuple[Scale, list[Notice]]:
-    """The scale for readable images of these values. ``wanted`` is the spec's range, None if it is `auto`."""
+def scale_of(
+    wanted: tuple[float, float] | None, seen: Iterable[Seen], trained: Scale | None = None
+) -> tuple[Scale, list[Notice]]:
+    """The scale for readable images of these values.
+
+    ``wanted`` is the spec's range, None if it is `auto`: then images to evaluate on have the scale of those that are
+    ``trained`` on, and other images one that fits their values.
+    """
+    known = trained.ranges if trained else {}
     ranges: dict[str, tuple[float, float]] = {}
     notices = []
     for each in seen:
-        ranges[each.type] = wanted or _automatic(each)
-        low, high = ranges[each.type]
-        if wanted and (each.high <= low or each.low >= high):
+        given = wanted or known.get(each.type)
+        ranges[each.type] = low, high = given or _automatic(each)
+        if given and (each.high <= low or each.low >= high):
             text = f"dataset.value_range: {each.images} {each.type} images have values of {each.low:g} to {each.high:g}"
             notices.append(Notice("value_range_misses", f"{text}, outside {low:g} to {high:g}: they are of one colour"))
-        elif not wanted and each.type != EIGHT_BIT:
+        elif not given and each.type != EIGHT_BIT:
             text = (
                 f"The {each.images} {each.type} images have values of {each.low:g} to {each.high:g}; "
                 f"{low:g} becomes black and {high:g} white. Set dataset.value_range for another scale"
             )
             notices.append(Notice("value_range_chosen", text))
-        elif not wanted and each.high <= (high - low) / 8:
+        elif not given and each.high <= (high - low) / 8:
             text = (
                 f"The {each.images} images of 8 bits use values of {each.low:g} to {each.high:g} only, and look black: "
                 f"set dataset.value_range: [0, {each.high:g}] to see them"

@@ -16,10 +16,15 @@ def scan(files: Files, dataset: DatasetSpec) -> Table:
 
     Raises `DataError` for a damaged file or if there are no images, `StorageError` for a file that cannot be read.
     """
+    if dataset.image_column and files.kind != "parquet":
+        raise DataError(
+            f"dataset.image_column: {dataset.image_column!r} is a column of Parquet files, and {files.uri} has "
+            f"{files.kind} files: remove it"
+        )
     if files.kind == "folder":
         table = scan_folder(files, dataset.label_column)
     elif files.kind == "tar":
-        table = scan_tars(files)
+        table = scan_tars(files, dataset.label_column)
     else:
         table = scan_parquet(files, dataset.image_column, dataset.label_column)
     if not len(table):

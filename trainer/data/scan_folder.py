@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainer.data.columns import label_column, labels_of_values
+from trainer.data.columns import Unusable, label_column, labels_of_values, unusable_labels
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
@@ -45,23 +45,29 @@ def scan_folder(files: Files, wanted_label: str | None) -> Table:
 def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) -> tuple[Labels, list[Notice]] | None:
     """Labels of the metadata files' rows; None if they have no column of labels."""
     values: dict[str, Any] = {}
-    source = ""
+    source, used = "", ""
     for number in files.metadata:
         folder, _, base = files.names[number].rpartition("/")
         rows = list(_rows(files, number))
-        columns = list(rows[0]) if rows else []
-        if FILE_COLUMN not in columns and rows:
-            raise DataError(f"dataset.uri: {files.names[number]} of {files.uri} has no column {FILE_COLUMN}")
-        column = label_column(columns, wanted)
+        for position, row in enumerate(rows):
+            if not row.get(FILE_COLUMN):
+                name = files.names[number]
+                raise DataError(
+                    f"dataset.uri: row {position + 1} of {name} of {files.uri} has no {FILE_COLUMN}: add it"
+                )
+        column = label_column({column for row in rows for column in row}, wanted)
         if column is None:
             continue
-        source = source or base
+        source, used = source or base, used or column
         for row in rows:
             path = posixpath.normpath(posixpath.join(folder, str(row[FILE_COLUMN])))
             values[path] = row.get(column)
     if not source:
         return None
-    labels, notices = labels_of_values([values.get(name) for name in names], source)
+    try:
+        labels, notices = labels_of_values([values.get(name) for name in names], source)
+    except Unusable as error:
+        return unusable_labels(len(names), used, error, required=bool(wanted))
     unknown = len(values.keys() - set(names))
     if unknown:
         text = f"{unknown} of {len(values)} rows of {source} name files that are not there"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.data.columns import IMAGE_COLUMNS, Unusable, label_column, labels_of_column
+from trainer.data.columns import IMAGE_COLUMNS, Unusable, label_column, labels_of_column, unusable_labels
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
@@ -133,10 +133,7 @@ def _labels(
     try:
         return labels_of_column(_joined(columns), f"column:{name}", class_names)
     except Unusable as error:
-        if required:
-            raise DataError(f"dataset.label_column: {name!r} cannot be used: {error}") from error
-        text = f"The column {name} looks like labels and is not used: {error}. Name another dataset.label_column"
-        return Labels.none(rows), [Notice("label_column_unusable", text)]
+        return unusable_labels(rows, name, error, required=required)
 
 
 def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from trainer.data.columns import labels_of_values
+from trainer.data.columns import Unusable, labels_of_values, unusable_labels
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.reading import DatasetFile
@@ -25,16 +25,16 @@ LABEL_BYTES: Final = 4096
 """The longest text of a `.cls` member that is read."""
 JSON_BYTES: Final = 2**20
 """The longest `.json` member that is read."""
-JSON_KEYS: Final = ("label", "cls")
+JSON_FIELDS: Final = ("label", "cls")
 
 
-def scan_tars(files: Files) -> Table:
-    """The images in tar shards."""
+def scan_tars(files: Files, wanted_label: str | None) -> Table:
+    """The images in tar shards. ``wanted_label`` is the field of `.json` members with the label, if it was named."""
     members: list[str] = []
     locations: list[tuple[int, int, int]] = []
     values: list[_Value | None] = []
     for number, shard in enumerate(files.names):
-        labels = _ShardLabels(shard)
+        labels = _ShardLabels(shard, wanted_label)
         first = len(members)
         try:
             with files.open_file(number, block_size=READ_AHEAD, cache_type="readahead") as file:
@@ -49,7 +49,12 @@ def scan_tars(files: Files) -> Table:
                 f"dataset.uri: the shard {shard} of {files.uri} is damaged or not a tar file: {error}; create it again"
             ) from error
         values += [labels.of(member) for member in members[first:]]
-    labels_found, notices = _labels(values)
+    if wanted_label and not any(values):
+        raise DataError(
+            f"dataset.label_column: no .json member of {files.uri} has a field {wanted_label!r}: remove it to take "
+            "labels from .cls members or folders"
+        )
+    labels_found, notices = _labels(values, wanted_label)
     names = members
     if len(files.names) > 1:
         names = [f"{files.names[number]}/{member}" for member, (number, _, _) in zip(members, locations, strict=True)]
@@ -105,18 +110,19 @@ class _ShardLabels:
     part. Both are kept, because `scan-1.000.cls` belongs to `scan-1.000.png`, and `a.cls` to `a.seg.png`.
     """
 
-    def __init__(self, shard: str) -> None:
+    def __init__(self, shard: str, wanted: str | None) -> None:
+        """``wanted`` is the field of `.json` members that holds the label, if the spec names one."""
         self._shard = shard
+        self._fields = (wanted,) if wanted else JSON_FIELDS
+        self._sources = {"json"} if wanted else {"cls", "json"}
         self._by_key: defaultdict[str, list[_Value]] = defaultdict(list)
 
     def add(self, member: str, text: str) -> None:
         """A `.cls` or `.json` member with this content."""
-        value: Any = text
         source = suffix_of(member)[1:]
-        if source == "json":
-            value = _json_label(text)
-            if value is None:
-                return
+        value = _field(text, self._fields) if source == "json" else text
+        if value is None or source not in self._sources:
+            return
         for key in {_stem(member), _first_dot(member)}:
             self._by_key[key].append((source, value))
 
@@ -143,22 +149,24 @@ def _first_dot(member: str) -> str:
     return f"{folder}/{last.split('.', 1)[0]}".removeprefix("/")
 
 
-def _json_label(text: str) -> Any:
-    """The label in a sample's JSON; None if it has none, or is no JSON object."""
+def _field(text: str, fields: Sequence[str]) -> Any:
+    """The first of these fields that a sample's JSON has; None if it has none, or is no JSON object."""
     try:
         content = json.loads(text)
     except ValueError:
         return None
     if not isinstance(content, dict):
         return None
-    value = next((content[key] for key in JSON_KEYS if key in content), None)
-    return value if isinstance(value, (str, int, float)) else None
+    return next((content[field] for field in fields if field in content), None)
 
 
-def _labels(values: Sequence[_Value | None]) -> tuple[Labels, list[Notice]]:
-    """Labels of `.cls` or `.json` members, if there are any."""
+def _labels(values: Sequence[_Value | None], wanted: str | None) -> tuple[Labels, list[Notice]]:
+    """Labels of `.cls` members if there are any, or else of `.json` members."""
     sources = {value[0] for value in values if value is not None}
     if not sources:
         return Labels.none(len(values)), []
     source = min(sources)
-    return labels_of_values([value[1] if value is not None else None for value in values], source)
+    try:
+        return labels_of_values([value[1] if value and value[0] == source else None for value in values], source)
+    except Unusable as error:
+        return unusable_labels(len(values), wanted or f".{source}", error, required=bool(wanted))

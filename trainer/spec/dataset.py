@@ -50,8 +50,8 @@ class DatasetSpec(SpecModel):
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the images to use, chosen by a hash of their names: a smaller share is part of a larger one."""
     label_column: Column | None = None
-    """Column of the labels in Parquet files, `metadata.csv` or `metadata.jsonl`; null: the first one with a common name
-    such as `label`."""
+    """Column of the labels in Parquet files, `metadata.csv` or `metadata.jsonl`, or field of the `.json` members in tar
+    shards; null: the first one with a common name such as `label`, and in shards `.cls` members."""
     image_column: Column | None = None
     """Column of the images in Parquet files; null: the first one with a common name such as `image`, or the only
     one."""

@@ -103,7 +103,7 @@ def test_signed_values_are_spread_over_what_the_dataset_has(tmp_path):
 def test_floats_that_are_no_numbers_are_black(tmp_path):
     values = np.array([[0.0, 0.5], [np.nan, np.inf]], np.float32)
     images = opened(write(tmp_path / "data", ".tif", [tiff(values)]), tmp_path, channels=1)
-    assert images.pixels(0)[:, :, 0].tolist() == [[0, 128 if images.scale.ranges["float32"][1] == 1 else 255], [0, 255]]
+    assert images.pixels(0)[:, :, 0].tolist() == [[0, 255], [0, 255]]
 
 
 def test_eight_bits_stay_as_they_are_beside_deeper_ones_and_dark_ones_are_told_of(tmp_path):
@@ -140,6 +140,23 @@ def test_crops_are_scaled_like_whole_images_kept_decoded_or_not(tmp_path):
         True,
     )
     np.testing.assert_array_equal(crops[0][0, 0], expected[:, :, 0])
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, 64), ({"value_range": [0, 1023]}, 255)])
+def test_images_to_evaluate_on_have_the_scale_of_the_training_images(tmp_path, given, expected):
+    dark = np.full((20, 24), 1023, np.uint16)
+    write(tmp_path / "train", ".png", [png16(TWELVE)] * 2)
+    write(tmp_path / "test", ".png", [png16(dark)])
+    spec = PretrainSpec.model_validate(
+        {
+            "kind": "pretrain",
+            "dataset": {"uri": str(tmp_path / "train"), "cache": "none"},
+            "evaluation": {"dataset": {"uri": str(tmp_path / "test"), "cache": "none", **given}},
+            "model": {"img_size": 32, "patch_size": 8, "in_chans": 1},
+        }
+    )
+    data = open_training_data(spec, place(tmp_path))
+    assert data.held_out_images.pixels(0).max() == expected
 
 
 def test_two_scales_of_the_same_images_are_not_mixed_up_in_memory(tmp_path):

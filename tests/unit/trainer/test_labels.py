@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,33 @@ def test_metadata_files_have_the_labels(tmp_path, name, write):
         opened(root, tmp_path, label_column="nothing")
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", 'file_name,label\n"a.png'])
+def test_rows_of_metadata_need_not_have_the_same_fields(tmp_path):
+    root = fill(tmp_path / "data", "a.png", "b.png", "c.png")
+    (root / "metadata.jsonl").write_text(
+        '{"file_name": "a.png"}\n{"label": 1.0, "file_name": "b.png"}\n{"file_name": "c.png", "label": NaN}\n'
+    )
+    assert class_names(opened(root, tmp_path)) == [None, "1", None]
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0.37, "it holds 0.37, which"), ([1, 2], r"it holds \[1, 2\]; names")])
+def test_labels_that_are_none_are_told_of_and_refused_where_they_were_named(tmp_path, value, reason):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    (root / "metadata.jsonl").write_text(_jsonl([{"file_name": "a.png", "label": value}]))
+    images = opened(root, tmp_path)
+    assert (images.labels.source, codes(images)) == ("none", ["label_column_unusable"])
+    assert re.search(f"label looks like labels and is not used: {reason}", text_of(images, "label_column_unusable"))
+    with pytest.raises(DataError, match=rf"dataset\.label_column: 'label' cannot be used: {reason}"):
+        opened(root, tmp_path, label_column="label")
+    shards = tar_of(
+        tmp_path / "shards", ("1.jpg", picture(1, (20, 20))), ("1.json", json.dumps({"label": value}).encode())
+    )
+    assert re.search(
+        rf"\.json looks like labels and is not used: {reason}",
+        text_of(opened(shards, tmp_path), "label_column_unusable"),
+    )
+
+
+@pytest.mark.parametrize("content", ["a,b\n1,2\n", 'file_name,label\n"a.png', "file_name,label\na.png,1\n,2\n"])
 def test_metadata_that_cannot_be_used_is_named(tmp_path, content):
     (fill(tmp_path / "data", "a.png") / "metadata.csv").write_text(content)
     with pytest.raises(DataError, match=r"metadata\.csv of .*data"):
@@ -161,6 +188,18 @@ def test_labels_in_json_members(tmp_path):
     assert (class_names(images), images.labels.source) == (["3", "5"], "json")
     images = opened(tar_of(tmp_path / "b", ("1.jpg", one), ("1.cls", b"8"), *json_members), tmp_path)
     assert (class_names(images), images.labels.source) == (["8"], "cls")
+    images = opened(tmp_path / "b", tmp_path, label_column="caption")
+    assert (class_names(images), images.labels.source) == (["x"], "json")
+    with pytest.raises(DataError, match=r"dataset\.label_column: no \.json member of .* has a field 'species'"):
+        opened(tmp_path / "b", tmp_path, label_column="species")
+
+
+def test_a_column_of_images_is_refused_where_there_are_no_columns(tmp_path):
+    root = fill(tmp_path / "data", "a.png")
+    with pytest.raises(
+        DataError, match=r"dataset\.image_column: 'x' is a column of Parquet files, and .* has folder files"
+    ):
+        opened(root, tmp_path, image_column="x")
 
 
 def test_shards_of_any_name_have_the_labels_of_their_members_folders(tmp_path):
@@ -226,7 +265,7 @@ def test_a_column_that_looks_like_labels_and_is_none_is_named(tmp_path, column, 
     pq.write_table(table, tmp_path / "data/a.parquet")
     images = opened(tmp_path / "data", tmp_path)
     assert images.labels.source == "none"
-    assert "The column label looks like labels and is not used: it" in text_of(images, "label_column_unusable")
+    assert "label looks like labels and is not used: it" in text_of(images, "label_column_unusable")
     assert reason in text_of(images, "label_column_unusable")
     with pytest.raises(DataError, match=r"dataset\.label_column: 'label' cannot be used"):
         opened(tmp_path / "data", tmp_path, label_column="label")
