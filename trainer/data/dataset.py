@@ -159,7 +159,8 @@ def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: Da
 def _index(files: Files, dataset: DatasetSpec, channels: int, context: DatasetContext) -> Index:
     examined = examine_files(files, dataset, context.cache, context.threads)
     index = make_index(examined.table, examined.rows, examined.inspections, channels)
-    logger.info("Index of %s: %d images can be read, %d cannot", files.uri, len(index), len(index.bad))
+    counts = (len(index), len(index.bad), examined.decoded)
+    logger.info("Index of %s: %d images can be read, %d cannot; decoded for it: %d", files.uri, *counts)
     return index
 
 

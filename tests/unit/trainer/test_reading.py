@@ -3,10 +3,13 @@
 import ctypes
 import errno
 import os
+import pickle
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -39,6 +42,49 @@ def permissions_hold() -> Iterator[None]:
 
 def kept_indexes(folder: Path) -> list[Path]:
     return list((folder / "cache/indexes").glob("*-images.npz"))
+
+
+# --- wherever a mount fails -------------------------------------------------------------------------------------------
+
+
+class Flaky:
+    """A call of the system that fails once each time that it is armed."""
+
+    def __init__(self, call: Callable[..., Any], code: int) -> None:
+        self._call, self._code = call, code
+        self.armed, self.failures = True, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        if self.armed:
+            self.armed = False
+            self.failures += 1
+            raise OSError(self._code, os.strerror(self._code))
+        return self._call(*arguments, **options)
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO, errno.ETIMEDOUT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_mount_that_fails_for_a_moment_costs_nothing_in_listing_index_or_training(
+    tmp_path, pauses, monkeypatch, kind, code
+):
+    uri = WRITERS[kind](tmp_path / "data", samples(12))
+    straight = opened(uri, tmp_path / "straight")
+    listing, opening, reading, whole = (Flaky(each, code) for each in (os.scandir, open, os.pread, Path.read_bytes))
+    monkeypatch.setattr(os, "scandir", listing)
+    monkeypatch.setattr("trainer.data.sources.open", opening, raising=False)  # scans, and all reading of Parquet
+    monkeypatch.setattr(os, "pread", reading)  # images in shards
+    monkeypatch.setattr(Path, "read_bytes", partialmethod(whole))  # images in folders
+    images = opened(uri, tmp_path)
+    used = [call for call in (opening, reading, whole) if call.failures]
+    assert listing.failures == 1
+    assert used
+    for call in used:
+        call.armed = True
+    images = pickle.loads(pickle.dumps(images))  # as in a worker of the loader, with no file open
+    assert np.array_equal(images.pixels(7), straight.pixels(7))
+    assert any(call.failures == 2 for call in used)
+    assert (images.index.fingerprint, images.index.bad) == (straight.index.fingerprint, ())
+    assert pauses.now > 0
 
 
 # --- while the index is made ------------------------------------------------------------------------------------------
