@@ -60,7 +60,7 @@ def _of_sample(found: Inspection) -> str:
 
 
 def _counts(counts: Mapping[str, int] | Mapping[int, int], total: int | None = None) -> str:
-    some = ", ".join(f"{name}: {count:,}" for name, count in list(counts.items())[:SHOWN])
+    some = ", ".join(f"{name}: {count:,}" for name, count in list(counts.items())[:SHOWN]) or "none"
     more = (total or len(counts)) - SHOWN
     return f"{some}, {more:,} more" if more > 0 else some
 

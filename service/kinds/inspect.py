@@ -100,8 +100,10 @@ class InspectionReport:
         found = self.inspection
         if found is None:
             return "The inspection is complete."
-        warnings = f", {len(found.warnings)} warnings" if found.warnings else ""
-        return f"{found.images:,} images, {found.class_count} classes from {found.labels_from}{warnings}."
+        count = len(found.warnings)
+        warnings = f", {count} {'warning' if count == 1 else 'warnings'}" if count else ""
+        labels = f"{found.class_count:,} classes from {found.labels_from}" if found.class_count else "no labels"
+        return f"{found.images:,} images, {labels}{warnings}."
 
     def result(self) -> Result:
         return Result(inspection=self.inspection)

@@ -14,7 +14,7 @@ from service.jobs.schemas import Result
 from service.jobs.state import State
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.job import Kind
+from trainer.spec.job import Kind, parse_spec
 from trainer.spec.plan import held_out_images
 from trainer.spec.pretrain import PretrainSpec
 
@@ -22,10 +22,15 @@ GREY, GREY_ALPHA = 1, 2
 """Numbers of channels of images without colour."""
 SHOWN_BEFORE: Final = frozenset({"unreadable", "one_class"})
 """Codes of an inspection's warnings that are told in other words here."""
+OF_SCALE: Final = "value_range_"
+"""How codes of warnings about the scale begin."""
 
 
 def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | None:
-    """The result of the newest inspection of the images that a spec uses; None if there is none."""
+    """The result of the newest inspection of the images and labels that a spec uses; None if there is none.
+
+    It has no warnings about another scale than the spec's.
+    """
     query = select(Job).where(
         Job.dataset_uri == dataset.uri,
         Job.kind == Kind.INSPECT,
@@ -33,8 +38,12 @@ def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | No
         Job.deleted_at.is_(None),
     )
     for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
-        if same_images(job, dataset):
-            return Result.model_validate(job.result or {}).inspection
+        inspected = parse_spec(job.spec).dataset_used
+        found = Result.model_validate(job.result or {}).inspection
+        if found and inspected and same_images(job, dataset) and inspected.label_column == dataset.label_column:
+            same_scale = inspected.value_range == dataset.value_range
+            told = [each for each in found.warnings if same_scale or not each.code.startswith(OF_SCALE)]
+            return found.model_copy(update={"warnings": told})
     return None
 
 

@@ -109,7 +109,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
     elif error["type"] == "missing":
         message, value = "is required: add it to the spec", None
     else:
-        message = message.replace("Input should be", "must be")
+        message = message.replace("Input should be", "must be").replace("a valid tuple", "a list")
     if isinstance(value, (Mapping, list)) and len(repr(value)) > 80:
         value = None
     return Problem(

@@ -86,7 +86,7 @@ def test_its_result_is_what_the_attempt_has_stored(served, world):
     result = found()
     job = served.get(f"/v1/jobs/{completed(served, world, result)}").json()
     assert job["result"]["inspection"] == json.loads(result.model_dump_json())
-    assert job["message"] == "1,003 images, 2 classes from folders, 1 warnings."
+    assert job["message"] == "1,003 images, 2 classes from folders, 1 warning."
     assert (job["kind"], job["name"]) == ("inspect", "inspect-photos")
 
 
@@ -98,7 +98,7 @@ def test_its_result_is_what_the_attempt_has_stored(served, world):
         ({"dataset": {"uri": URI}, "resources": {"workers": 2}}, "resources.workers", "must be 1"),
         ({"dataset": {"uri": URI}, "model": {}}, "model", "unknown field"),
         ({"dataset": {"uri": URI, "value_range": [5, 5]}}, "dataset.value_range", "first number must be below"),
-        ({"dataset": {"uri": URI, "include": "*.png"}}, "dataset.include", "valid tuple"),
+        ({"dataset": {"uri": URI, "include": "*.png"}}, "dataset.include", "must be a list"),
         ({}, "dataset", "is required"),
     ],
 )
@@ -160,6 +160,16 @@ def test_an_inspection_counts_for_specs_that_use_the_same_images(served, world):
     same = planned(served, dataset={"uri": URI, "include": ["cat/"], "value_range": [0, 99]})
     assert "splits_together" in codes(same)
     assert same["steps"] is not None
+
+
+def test_an_inspection_says_nothing_of_other_labels_or_another_scale(served, world):
+    scale = Warned(code="value_range_chosen", message="0 becomes black and 4095 white")
+    completed(served, world, found(classes={}, class_count=0, warnings=[scale]))
+    parts = {"model": {"in_chans": 3, "img_size": 32, "patch_size": 4}, "evaluation": {"probes": ["linear"]}}
+    assert codes(planned(served, **parts)) == ["probes_without_labels", "value_range_chosen"]
+    scaled = planned(served, **parts, dataset={"uri": URI, "value_range": [0, 4095]})
+    assert codes(scaled) == ["probes_without_labels"]
+    assert codes(planned(served, **parts, dataset={"uri": URI, "label_column": "species"})) == []
 
 
 def test_a_search_is_warned_of_its_base(served, world):
