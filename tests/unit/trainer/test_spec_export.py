@@ -146,7 +146,7 @@ def test_what_it_must_say_and_may_not():
 
 def test_kinds_are_told_apart():
     assert isinstance(parse_spec(BASE), PretrainSpec)
-    assert "must be one of: pretrain, publish" in problems(BASE | {"kind": "pack"})["kind"]
+    assert "must be one of: inspect, pretrain, publish" in problems(BASE | {"kind": "pack"})["kind"]
     with pytest.raises(SpecError, match="kind: must be pretrain here"):
         parse_pretrain(PUBLISH)
 
