@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from trainer.attempt import preemption
 from trainer.attempt.commands import CommandListener
 from trainer.attempt.evidence import diagnose
 from trainer.attempt.outcome import settle_outcome
@@ -72,7 +73,8 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
     try:
         if runs_in_process(request.spec):
             report = partial(_report_here, tune.report)
-            run_worker(request, 0, 1, work, partial(connect_trial, context=context, report=report))
+            with preemption.watching(request, 0):
+                run_worker(request, 0, 1, work, partial(connect_trial, context=context, report=report))
         else:
             session: Any = get_session()
             queue = session._get_or_create_inter_actor_queue()  # noqa: SLF001 - as Ray's own callback does

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from trainer.attempt import preemption
-from trainer.attempt.outcome import outcome_after
+from trainer.attempt.commands import CommandListener
+from trainer.attempt.outcome import outcome_after, read_outcome
+from trainer.attempt.worker import Connection, Worker
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
+from trainer.search import trial
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
 
@@ -57,7 +60,8 @@ def ray(monkeypatch) -> Iterator[FakeRay]:
 
 @pytest.fixture
 def request_(tmp_path) -> AttemptRequest:
-    spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}})
+    resources = {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1}
+    spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "/d"}, "resources": resources})
     return AttemptRequest(
         job_id="job-a", attempt=2, run_id="r", tracking_uri="http://m", artifact_uri=str(tmp_path), spec=spec
     )
@@ -127,6 +131,22 @@ def test_training_goes_on_where_ray_cannot_tell(ray, request_, monkeypatch, capl
         ray.draining = {"here"}
         monkeypatch.setattr(preemption, "ray_state", ray)
         assert noticed()
+
+
+def test_a_trial_in_its_own_process_stores_a_checkpoint_where_its_node_is_drained(ray, request_, monkeypatch):
+    listener = CommandListener(SimpleNamespace(read_command=lambda: None, heartbeat=lambda _: None), 2)
+    recorder = SimpleNamespace(drain=lambda: None, close=lambda: None)
+    monkeypatch.setattr(trial, "connect_trial", lambda *_, **__: Connection(recorder, listener))
+    ray.draining = {"here"}
+
+    def work(worker: Worker) -> Outcome:
+        assert noticed()
+        return outcome_after(worker.requested_action(), "checkpoints/a2/00000007")
+
+    context = trial.TrialContext(run_id="s", attempt=1, number=0, metrics=("train/loss",), epochs=1)
+    trial.run_trial({trial.REQUEST: request_.model_dump_json(), trial.TRIAL: context.model_dump_json()}, work)
+    outcome = read_outcome(Store(request_.artifact_uri), 2)
+    assert (outcome.reason, outcome.checkpoint) == (Reason.PREEMPTED, "checkpoints/a2/00000007")
 
 
 # --- in the driver ----------------------------------------------------------------------------------------------------
