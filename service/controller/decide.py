@@ -12,7 +12,7 @@ from service.db.tables import Attempt, Job
 from service.jobs.lifecycle import POLICIES
 from service.jobs.state import State
 from trainer.protocol.outcome import Outcome, Reason
-from trainer.protocol.progress import TRAINING, Activity
+from trainer.protocol.progress import Activity
 
 STOP_AGAIN = timedelta(seconds=60)
 """Time between two stop requests to Ray."""
@@ -23,8 +23,6 @@ DEAD_AFTER = timedelta(seconds=15)
 STEADY = timedelta(minutes=10)
 """An attempt that lived this long resets the back-off."""
 SILENT = "The attempt sent no heartbeat for too long and was stopped."
-SLOW_STEPS = 3
-"""A step that takes this many times as long as the slowest one so far is not slow but stuck."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +152,8 @@ def _hung(observation: Observation, activity: Activity | None, patience: Patienc
     """Whether heartbeats have stopped, or training stands still; no other phase has a limit."""
     if observation.silent > patience.heartbeat:
         return Hung(Reason.DEADLINE_EXCEEDED, SILENT)
-    if activity is None or activity.phase != TRAINING:
-        return None
-    unchanged = timedelta(seconds=activity.unchanged_s)
-    if unchanged <= max(patience.stall, timedelta(seconds=SLOW_STEPS * activity.slowest_step_s)):
-        return None
-    return Hung(
-        Reason.STALLED,
-        f"Training stood still at step {activity.step} for {activity.unchanged_s:.0f} s, and the attempt was stopped.",
-    )
+    stall = activity.stall(patience.stall.total_seconds()) if activity else None
+    return Hung(Reason.STALLED, stall) if stall else None
 
 
 def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:

@@ -217,8 +217,7 @@ class Reconciler:
         if decision == "submit":
             with self._context.app.database.read() as session:
                 source = self._context.kinds[job.kind].source(session, parse_spec(job.run_spec))
-            roots = self._context.app.settings.dataset_roots
-            request = attempt_request(job, attempt.number, self._context.app.mlflow.url, roots, source)
+            request = attempt_request(self._context.app, job, attempt.number, source)
             with self._dependencies.ray.call():
                 self._context.app.ray.submit(attempt.submission_id, request)
         elif decision == "command" or _stops(decision):

@@ -7,6 +7,7 @@ from datetime import datetime
 import structlog
 
 from service.adapters.storage import Artifacts, StorageUnreachable
+from service.context.app_state import AppState
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
 from service.controller.dependencies import Unavailable
 from service.controller.kind import CannotStart
@@ -92,9 +93,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
         resources = {"workers": needs.workers, "gpus": needs.all_gpus}
         session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", **resources))
         transition(session, job, State.STARTING, None, f"Attempt {number} starts. {explanation}", ACTOR)
-        request = attempt_request(
-            job, number, context.app.mlflow.url, context.app.settings.dataset_roots, kind.source(session, spec)
-        )
+        request = attempt_request(context.app, job, number, kind.source(session, spec))
     with context.dependencies.ray.call():
         context.app.ray.submit(identity, request)
     log.info("attempt_submitted", job_id=loaded.id, attempt=number)
@@ -132,13 +131,7 @@ def _require_below_root(artifacts: Artifacts, *folders: str) -> None:
         )
 
 
-def attempt_request(
-    job: Job,
-    attempt: int,
-    tracking_uri: str,
-    dataset_roots: tuple[str, ...] | None = None,
-    source: Source | None = None,
-) -> AttemptRequest:
+def attempt_request(app_state: AppState, job: Job, attempt: int, source: Source | None = None) -> AttemptRequest:
     """The request that an attempt starts with; ``source`` is for a job that publishes."""
     if not job.run_id or not job.artifact_uri:
         raise ValueError(f"job {job.id} has no run yet")
@@ -146,11 +139,12 @@ def attempt_request(
         job_id=job.id,
         attempt=attempt,
         run_id=job.run_id,
-        tracking_uri=tracking_uri,
+        tracking_uri=app_state.mlflow.url,
         artifact_uri=job.artifact_uri,
         since_attempt=job.since_attempt,
         request_id=job.request_id,
-        dataset_roots=dataset_roots,
+        dataset_roots=app_state.settings.dataset_roots,
+        stall_limit_s=app_state.settings.stall_limit_s,
         source=source,
         spec=parse_spec(job.run_spec),
     )

@@ -35,7 +35,7 @@ def test_a_dataset_is_inspected_and_then_trained_on(stack: Stack, tmp_path: Path
     )  # fmt: skip
     job = wait_state(stack, stack.client.submit(spec).id, State.SUCCEEDED)
     assert job.progress.labels == "2 classes from folders, 60 of 60 images labelled"
-    log = "\n".join(line.message for line in stack.client.logs(job.id))
+    log = "\n".join(line.message for line in stack.client.logs(job.id, limit=1000).items)
     assert "60 images can be read, 0 cannot; decoded for it: 0" in log
     again = json.loads(stack.rcmae("data", "inspect", str(tmp_path / "data"), "--json").stdout)
     assert (again["decoded"], again["images_per_s_per_core"]) == (0, None)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 
 import psutil
 import pytest
-from live import artifacts, make_spec, wait, wait_state
+from live import artifacts, make_spec, poll, wait, wait_state
 from local_stack import Stack, running_stack
 
 from service.jobs.state import State
+from service.searches.schemas import TrialState
 
 pytestmark = pytest.mark.slow
 
@@ -35,5 +37,24 @@ def test_an_attempt_whose_heartbeats_go_on_while_a_rank_hangs_is_stopped_and_tri
     assert "RCMAE_STALL_LIMIT_S" in stalled.message
     assert not psutil.pid_exists(record["pid"])
     wait(impatient, job.id, lambda seen: seen.state is State.RUNNING and seen.attempts == 2)
+    impatient.client.cancel(job.id)
+    wait_state(impatient, job.id, State.CANCELLED)
+
+
+def test_a_trial_that_hangs_ends_its_process_and_resumes(impatient):
+    """Its search sends heartbeats as ever, and Ray Tune would wait for it for ever."""
+    base = make_spec(optimization={"epochs": 2000, "micro_batch_size": 40}, resources={"workers": 2})
+    space = {"optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1e-2, "log": True}}
+    spec = {"kind": "search", "name": "hanging-trial", "base": base, "space": space, "scheduler": {"name": "none"}}
+    job = impatient.client.submit(spec | {"budget": {"trials": 1, "concurrency": 1}})
+    trial = partial(impatient.client.trial, job.id, 0)
+    wait_state(impatient, job.id, State.RUNNING)
+    poll(trial, lambda seen: seen.progress is not None and seen.progress.step > 20, 180)
+    record = next(artifacts(impatient, impatient.client.job(job.id)).rglob("attempts/1/workers/rank-1.json"))
+    psutil.Process(json.loads(record.read_text())["pid"]).suspend()
+    poll(trial, lambda seen: seen.attempts == [1, 2] and seen.state is TrialState.RUNNING, 180)
+    outcome = json.loads((record.parent.parent / "outcome.json").read_text())
+    assert outcome["reason"] == "stalled"
+    assert outcome["message"].startswith("Training stood still at step ")
     impatient.client.cancel(job.id)
     wait_state(impatient, job.id, State.CANCELLED)

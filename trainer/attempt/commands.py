@@ -32,8 +32,9 @@ class CommandChannel(Protocol):
 class CommandListener:
     """Polls for commands and sends heartbeats from a thread of its own; rank 0 only."""
 
-    def __init__(self, channel: CommandChannel, attempt: int) -> None:
-        self._channel, self._attempt = channel, attempt
+    def __init__(self, channel: CommandChannel, attempt: int, reports_as: int | None = None) -> None:
+        """``attempt`` is the one that commands are for, ``reports_as`` the one that heartbeats are of, if another."""
+        self._channel, self._attempt, self._reports_as = channel, attempt, reports_as or attempt
         self.tracker = ActivityTracker()
         """What the heartbeats say that the attempt is doing."""
         self._action: Action | None = None
@@ -54,6 +55,10 @@ class CommandListener:
         """The newest command that the service has sent to this attempt; None if there is none."""
         return self._action
 
+    def activity(self) -> Activity | None:
+        """What the attempt is doing; None if that is not known yet."""
+        return self.tracker.activity(self._reports_as)
+
     def _run(self) -> None:
         while not self._ended.wait(POLL_SECONDS):
             self._poll()
@@ -63,7 +68,7 @@ class CommandListener:
         try:
             self._read_command()
             if time.monotonic() - self._last_heartbeat >= HEARTBEAT_SECONDS:
-                self._channel.heartbeat(self.tracker.activity(self._attempt))
+                self._channel.heartbeat(self.activity())
                 self._last_heartbeat = time.monotonic()
             self._down = False
         except Exception as error:  # noqa: BLE001 - training goes on without the channel, whatever its error

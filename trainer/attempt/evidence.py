@@ -115,7 +115,7 @@ def _diagnose(process: str, cause: BaseException, storage: str) -> Diagnosis | N
     if isinstance(cause, NodeDiedError):
         return Reason.NODE_LOST, f"the node of {process} was lost, check that machine: {_first_line(cause)}"
     if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
-        return Reason.STORAGE_ERROR, f"{process} could not write: {cause}. Make room there, or check that disk"
+        return Reason.STORAGE_ERROR, f"{process} could not read or write: {cause}. Make room there, or check that disk"
     if isinstance(cause, REMOTE_ERRORS):
         return Reason.STORAGE_ERROR, str(storage_error(storage, cause))
     return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 # Tags of a run.
+TAG_LENGTH: Final = 8000
+"""MLflow's limit on the characters of a tag."""
 TAG_COMMAND: Final = "rcmae.command"
 """JSON of `trainer.protocol.command.Command`, written by the service."""
 TAG_OBSERVED: Final = "rcmae.observed"

@@ -11,6 +11,8 @@ Phase = Literal["opening", "compiling", "training", "evaluating", "storing", "re
 waiting for a checkpoint to be stored."""
 TRAINING: Final[Phase] = "training"
 """The only phase in which steps must follow each other: the others take as long as they take."""
+SLOW_STEPS: Final = 3
+"""A step that takes this many times as long as the slowest one so far is not slow but stuck."""
 
 
 class Activity(Message):
@@ -26,6 +28,12 @@ class Activity(Message):
     only delays heartbeats."""
     slowest_step_s: float = 0.0
     """Seconds that its slowest step has taken."""
+
+    def stall(self, limit_s: float) -> str | None:
+        """A sentence that says where training stands still, if it does so for longer than the limit."""
+        if self.phase != TRAINING or self.unchanged_s <= max(limit_s, SLOW_STEPS * self.slowest_step_s):
+            return None
+        return f"Training stood still at step {self.step} for {self.unchanged_s:.0f} s, and the attempt was stopped."
 
 
 class Newest(Message):

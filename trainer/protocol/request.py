@@ -41,6 +41,9 @@ class AttemptRequest(Message):
     """The id of the HTTP request that submitted the job, for the logs."""
     dataset_roots: tuple[str, ...] | None = None
     """Folders that datasets must lie in, links followed; None allows any location."""
+    stall_limit_s: float | None = None
+    """The longest time between two steps of training; None: no limit. The trials of a search watch themselves, and the
+    service watches the attempts of other jobs."""
     source: Source | None = None
     """Required for a `publish` job, and for no other kind."""
     spec: Annotated[JobSpec, Field(discriminator="kind")]

@@ -36,7 +36,7 @@ from trainer.tracking.trials import TrialRuns
 
 STORE_SECONDS: Final = 10.0
 """How often the elapsed time is stored."""
-RESUMABLE: Final = frozenset({Reason.STORAGE_ERROR, Reason.NODE_LOST, Reason.PREEMPTED})
+RESUMABLE: Final = frozenset({Reason.STORAGE_ERROR, Reason.NODE_LOST, Reason.PREEMPTED, Reason.STALLED})
 """Failures that say nothing of a trial's values: it resumes from its checkpoint."""
 STATUS: Final = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 """What MLflow shows as the status of an ended trial's run."""
@@ -244,6 +244,7 @@ class StudySearch(OptunaSearch):
         context = TrialContext(
             run_id=search_request.run_id, attempt=search_request.attempt, number=number,
             metrics=tuple(each.metric for each in self._spec.objectives), epochs=spec.optimization.epochs,
+            stall_limit_s=search_request.stall_limit_s,
         )  # fmt: skip
         logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", shown)
         return {REQUEST: trial_request.model_dump_json(), TRIAL: context.model_dump_json()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from trainer.attempt import preemption
-from trainer.attempt.commands import CommandListener
+from trainer.attempt.commands import CommandChannel, CommandListener
 from trainer.attempt.evidence import diagnose
 from trainer.attempt.outcome import settle_outcome
 from trainer.attempt.worker import Connection, Work, run_worker
@@ -19,7 +20,7 @@ from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.message import Message
-from trainer.protocol.outcome import Outcome
+from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
 from trainer.spec import metric_keys
 from trainer.spec.job import JobSpec
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 REQUEST, TRIAL = "request", "trial"
 """Keys of a trial's configuration in Ray Tune: JSON of an `AttemptRequest` and of a `TrialContext`."""
-STOP_SECONDS: Final = "60"
+STOP_SECONDS: Final = 60
 """How long a trial that is stopped at a report has to clean up before its process is killed."""
 
 Report = Callable[[Mapping[str, float]], None]
@@ -54,6 +55,8 @@ class TrialContext(Message):
     """The objectives."""
     epochs: int
     """The trial's full length."""
+    stall_limit_s: float | None = None
+    """The longest time between two steps of training; None: no limit."""
 
 
 def run_trial(config: Mapping[str, str], work: Work) -> None:
@@ -65,7 +68,7 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
     from ray import tune  # noqa: PLC0415
     from ray.train._internal.session import get_session  # noqa: PLC0415
 
-    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = STOP_SECONDS  # read in this process after this function returns
+    os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(STOP_SECONDS)  # read in this process after this function returns
     request = AttemptRequest.model_validate_json(config[REQUEST])
     context = TrialContext.model_validate_json(config[TRIAL])
     store, failure = Store(request.artifact_uri), None
@@ -118,7 +121,37 @@ def connect_trial(request: AttemptRequest, context: TrialContext, report: Report
 
     recorder = RunRecorder(request.tracking_uri, request.run_id, request.attempt)
     channel = TrialChannel(request, context.run_id, context.attempt, context.number)
-    return Connection(TrialRecorder(recorder, context, report), CommandListener(channel, context.attempt))
+    return Connection(TrialRecorder(recorder, context, report), TrialListener(channel, request, context))
+
+
+class TrialListener(CommandListener):
+    """A trial's listener: it hears the commands of the search, and ends the trial's process if training stands still.
+
+    The service watches the heartbeats of the search alone, and Ray Tune waits for a trial as long as its process lives.
+    """
+
+    def __init__(self, channel: CommandChannel, request: AttemptRequest, context: TrialContext) -> None:
+        super().__init__(channel, context.attempt, request.attempt)
+        self._request, self._limit_s = request, context.stall_limit_s
+
+    def _poll(self) -> None:
+        activity = self.activity()
+        stall = activity.stall(self._limit_s) if activity and self._limit_s else None
+        if stall:
+            self._end_process(stall)
+        super()._poll()
+
+    def _end_process(self, message: str) -> None:
+        """End this process with the outcome `stalled`: the thread that hangs cannot be ended otherwise."""
+        logger.error("%s", message)
+        killer = threading.Timer(STOP_SECONDS, os._exit, (1,))  # if the storage hangs as well
+        killer.daemon = True
+        killer.start()
+        try:
+            store, attempt = Store(self._request.artifact_uri), self._request.attempt
+            settle_outcome(store, attempt, Outcome(state="failed", reason=Reason.STALLED, message=message))
+        finally:
+            os._exit(1)
 
 
 class TrialRecorder:

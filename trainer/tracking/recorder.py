@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from trainer.errors import DIVERGENCE_ADVICE, LossNotFinite
 from trainer.logger import logger
-from trainer.protocol.names import TAG_NEWEST
+from trainer.protocol.names import TAG_LENGTH, TAG_NEWEST
 from trainer.protocol.progress import Newest
 from trainer.spec.metric_keys import SAMPLES
 from trainer.tracking.client import MLFLOW
@@ -22,8 +22,6 @@ SEND_SECONDS = 2.0
 """How often pending metrics and tags are sent."""
 BATCH = 1000
 """MLflow's limit on the number of metrics in one request."""
-TAG_LENGTH = 8000
-"""MLflow's limit on the characters of a tag."""
 
 
 class RunRecorder:

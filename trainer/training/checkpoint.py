@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,9 +18,10 @@ from pydantic import BaseModel, ValidationError
 
 from trainer.errors import DamagedCheckpoint
 from trainer.logger import logger
+from trainer.patience import retry
 from trainer.protocol.checkpoint import Damage, FileRecord, Manifest, best
 from trainer.protocol.names import CHECKPOINTS, DAMAGE, MANIFEST, checkpoint_folder
-from trainer.storage import Store, sha256_of
+from trainer.storage import Store, patience_seconds, sha256_of
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -120,18 +122,31 @@ def set_aside(store: Store, folder: str, damage: Damage) -> None:
 def verified_copy(store: Store, checkpoint: Committed, names: Collection[str]) -> Iterator[Path]:
     """A local directory with the named files of a checkpoint.
 
-    Raises `DamagedCheckpoint` if one of them is missing or differs from what the manifest says.
+    Raises `DamagedCheckpoint` if one of them is missing, differs from what the manifest says, or stays unreadable.
     """
     present = set(store.names(checkpoint.folder))
     with store.local_copy(checkpoint.folder, [name for name in names if name in present]) as directory:
         for name in names:
-            file, record = directory / name, checkpoint.manifest.files.get(name)
-            fine = record is not None and file.is_file() and file.stat().st_size == record.size
-            if not fine or record is None or sha256_of(file) != record.sha256:
-                raise DamagedCheckpoint(
-                    f"{store.uri}/{checkpoint.folder}/{name}: missing or not what the manifest says"
-                )
+            place = f"{store.uri}/{checkpoint.folder}/{name}"
+            intact = retry(
+                partial(_is_intact, directory / name, checkpoint.manifest.files.get(name)),
+                (OSError,),
+                patience_seconds(),
+                failure=partial(_unreadable, place),
+            )
+            if not intact:
+                raise DamagedCheckpoint(f"{place}: missing or not what the manifest says")
         yield directory
+
+
+def _is_intact(file: Path, record: FileRecord | None) -> bool:
+    if record is None or not file.is_file() or file.stat().st_size != record.size:
+        return False
+    return sha256_of(file) == record.sha256
+
+
+def _unreadable(place: str, error: Exception) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{place}: cannot be read: {error}")
 
 
 def prune(store: Store, keep: int, best_metric: str, since_attempt: int = 1) -> list[str]:

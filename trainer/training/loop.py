@@ -36,10 +36,8 @@ from trainer.training.saving import Saver
 from trainer.training.state import RunConstants, TrainState
 from trainer.training.step import Learner, Objective
 
-NOTICES_SHOWN: Final = 10
-"""The most notices about the data on the job's page."""
 NOTICE_LENGTH: Final = 600
-"""The most characters of each: a tag of MLflow's has room for 8,000."""
+"""The most characters of each notice about the data on the job's page."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +165,10 @@ def _tell(recorder: Recorder, notices: Sequence[Notice]) -> None:
     """Tell the data's owner, in the log and on the job's page, what was decided for them and what is not used."""
     for notice in notices:
         logger.warning("%s", notice.message)
-    shown = [{"code": each.code, "message": each.message[:NOTICE_LENGTH]} for each in notices[:NOTICES_SHOWN]]
-    recorder.tag({names.TAG_DATA_NOTICES: json.dumps(shown)})
+    shown = [{"code": each.code, "message": each.message[:NOTICE_LENGTH]} for each in notices]
+    while len(text := json.dumps(shown, ensure_ascii=False)) > names.TAG_LENGTH:
+        shown.pop()
+    recorder.tag({names.TAG_DATA_NOTICES: text})
 
 
 def _integer(value: int | str, name: str) -> int:

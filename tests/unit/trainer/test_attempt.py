@@ -4,6 +4,7 @@ import json
 import logging
 import time
 import warnings
+from contextlib import nullcontext
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -12,13 +13,16 @@ from trainer.agreement import Agreement
 from trainer.attempt import logs
 from trainer.attempt.commands import CommandListener
 from trainer.attempt.logs import LogWriter, start_logging, stop_logging
+from trainer.attempt.outcome import read_outcome
 from trainer.errors import StorageError
 from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.logs import LogLine
+from trainer.protocol.outcome import Reason
 from trainer.protocol.progress import Activity
 from trainer.protocol.request import AttemptRequest
+from trainer.search.trial import TrialContext, TrialListener
 from trainer.spec.dataset import DIGITS
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
@@ -436,3 +440,55 @@ def test_a_later_attempt_means_that_this_one_leaves(tmp_path):
     listener.start()
     assert listener.requested_action() == "cancel"
     listener.stop()
+
+
+# --- trials that hang -------------------------------------------------------------------------------------------------
+
+
+class Exit(Exception):
+    """The process has ended."""
+
+
+@pytest.fixture
+def trial_listener(tmp_path, channel, monkeypatch) -> TrialListener:
+    """The second start of a trial, of the seventh attempt of its search; training may stand still for a minute."""
+
+    def end(code: int) -> None:
+        raise Exit(code)
+
+    monkeypatch.setattr("trainer.search.trial.os._exit", end)
+    request = REQUEST.model_copy(update={"artifact_uri": str(tmp_path)})
+    context = TrialContext(run_id="s", attempt=7, number=3, metrics=(), epochs=1, stall_limit_s=60)
+    return TrialListener(channel, request, context)
+
+
+def test_a_trial_beats_under_its_own_number_and_hears_its_search(trial_listener, channel):
+    trial_listener.tracker.enter("opening")
+    channel.command = Command(attempt=7, generation=1, action="pause")
+    trial_listener.start()
+    assert trial_listener.requested_action() == "pause"
+    trial_listener.stop()
+    assert channel.activity.attempt == 2
+
+
+@pytest.mark.parametrize(
+    ("phase", "minutes", "ends"), [("training", 2, True), ("training", 0.5, False), ("evaluating", 9, False)]
+)
+def test_a_trial_that_stands_still_ends_its_process_with_an_outcome(
+    trial_listener, tmp_path, monkeypatch, phase, minutes, ends
+):
+    clock = Clock()
+    monkeypatch.setattr("trainer.tracking.activity.monotonic", clock)
+    trial_listener.tracker.enter("compiling")
+    trial_listener.tracker.reached(4)
+    trial_listener.tracker.enter(phase)
+    clock.now += 60 * minutes
+    with pytest.raises(Exit) if ends else nullcontext():
+        trial_listener._poll()
+    store = Store(str(tmp_path))
+    assert store.exists(names.outcome_file(2)) == ends
+    if ends:
+        outcome = read_outcome(store, 2)
+        assert (outcome.reason, outcome.message) == (
+            Reason.STALLED, "Training stood still at step 4 for 120 s, and the attempt was stopped."
+        )  # fmt: skip

@@ -42,7 +42,7 @@ SPEC = PretrainSpec.parse(
 CONSTANTS = RunConstants(SPEC, "abc", mean=(0.1,), std=(1 / 3,), workers=2, micro_batch_size=8)
 METADATA = Metadata(
     step=7, samples=7 * SPEC.optimization.global_batch_size, dataset_fingerprint="abc", mean=(0.1,), std=(1 / 3,),
-    workers=2, micro_batch_size=8, metrics={"eval/x": 0.1 + 0.2},
+    held_out_by_class=True, workers=2, micro_batch_size=8, metrics={"eval/x": 0.1 + 0.2},
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The training loop: workers, resuming, schedules, accumulation, divergence."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from image_sets import samples, write_folder
 from loops import Memory, launch, make_spec, run_loop, weights
 
 from trainer.data.cache import Cache
+from trainer.data.notices import Notice
 from trainer.errors import DataError, LossNotFinite, reason_of
 from trainer.evaluation.evaluator import Evaluator
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -282,3 +284,12 @@ def test_training_learns_and_is_measured(tmp_path):
     assert len(set(memory.curve(metric_keys.LINEAR_TOP1_RANDOM_INIT).values())) == 1
     assert (tmp_path / "images/reconstruction_00000156.png").read_bytes().startswith(b"\x89PNG")
     assert memory.tags[names.TAG_STEPS] == "156"
+
+
+def test_as_many_notices_about_the_data_as_a_tag_has_room_for_are_shown():
+    notices = [Notice("classes_differ", "п" * 700) for _ in range(30)]
+    told = []
+    loop._tell(SimpleNamespace(tag=told.append), notices)
+    (text,) = (tags[names.TAG_DATA_NOTICES] for tags in told)
+    assert len(text) <= names.TAG_LENGTH
+    assert json.loads(text) == [{"code": "classes_differ", "message": "п" * 600}] * 12

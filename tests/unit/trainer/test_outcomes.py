@@ -75,7 +75,7 @@ def workers(*causes: Exception) -> WorkerGroupError:
         (workers(RuntimeError("gloo"), TOO_SMALL), Reason.SPEC_ERROR, f"{TOO_SMALL}"),
         (workers(NoAnswer("no good answer within 60 s")), Reason.STORAGE_ERROR, f"{PLACE}: cannot be reached: no good"),
         (workers(AWAY), Reason.STORAGE_ERROR, f"{PLACE}: cannot be reached"),
-        (workers(OSError(28, "No space left on device")), Reason.STORAGE_ERROR, "worker 0 could not write"),
+        (workers(OSError(28, "No space left on device")), Reason.STORAGE_ERROR, "worker 0 could not read or write"),
         (workers(RuntimeError("gloo"), DataError("no images")), Reason.DATA_ERROR, "no images"),
         (workers(RuntimeError("gloo"), NodeDiedError("gone")), Reason.NODE_LOST, "the node of worker 1"),
         (

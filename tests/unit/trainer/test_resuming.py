@@ -1,6 +1,8 @@
 """Resuming where checkpoints are damaged: the one before it is taken, what is wrong is told, nothing is tried twice."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,19 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_taken(paused, caplog
     straight, _ = run_loop(SPEC, paused / "straight")
     got, expected = weights(paused, ending.checkpoint.folder), weights(paused / "straight", straight.checkpoint.folder)
     assert all(torch.equal(got[key], expected[key]) for key in expected)
+
+
+def test_a_checkpoint_that_the_disk_cannot_read_is_passed_over(paused, pauses, monkeypatch, caplog):
+    def read(file: Path) -> str:
+        if NEWEST in str(file) and file.name == "teacher.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256_of(file)
+
+    monkeypatch.setattr(checkpoints, "sha256_of", read)
+    _, memory = run_loop(SPEC, paused, 2)
+    assert min(memory.curve(metric_keys.LOSS)) == 6
+    assert "teacher.safetensors: cannot be read: [Errno 5] Input/output error" in caplog.text
+    assert pauses.now > 0, "it may be readable a moment later"
 
 
 def test_the_job_says_from_which_checkpoint_it_resumed_and_why(paused, monkeypatch):
