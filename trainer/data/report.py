@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from trainer.data.decode import decode
+from trainer.data.decode import COLOURS, decode, fits_channels
 from trainer.data.examine import Examined
 from trainer.data.index import Index, make_index, readable_rows
 from trainer.data.inspections import READABLE, Inspections
@@ -57,6 +57,7 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
         formats=_counts(inspections.formats[readable]),
         sizes=_sizes(inspections, readable),
         channels=_counts(inspections.bands[readable]),
+        fitting_channels=_fitting_channels(inspections, readable),
         bits=_bits(inspections.types[readable]),
         value_range=(min(each.low for each in index.seen), max(each.high for each in index.seen))
         if index.seen
@@ -79,6 +80,18 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
 def _counts(values: NDArray[Any]) -> dict[Any, int]:
     """How many there are of each value, the commonest first."""
     return dict(Counter(values.tolist()).most_common())
+
+
+def _fitting_channels(inspections: Inspections, readable: NDArray[np.int64]) -> dict[int, int]:
+    """The number of images that can be read with each number of channels, for each that fits any."""
+    bands, pages = inspections.bands[readable], inspections.pages[readable]
+    colour = inspections.colour[readable]
+    fitting: dict[int, int] = {}
+    for channels in sorted({*COLOURS, *bands.tolist(), *pages.tolist()}):
+        images = int(fits_channels(bands, pages, colour, channels).sum())
+        if images:
+            fitting[channels] = images
+    return fitting
 
 
 def _bits(types: NDArray[np.str_]) -> dict[int, int]:

@@ -69,6 +69,8 @@ class Inspection(Message):
     """Null if no image can be read."""
     channels: dict[int, int]
     """Readable images by their number of channels."""
+    fitting_channels: dict[int, int]
+    """How many readable images can be read with `model.in_chans` set to each number that fits any of them."""
     bits: dict[int, int]
     """Readable images by the bits of a value."""
     value_range: tuple[float, float] | None

@@ -31,7 +31,8 @@ def found(**over: Any) -> Inspection:
     side = Quartiles(least=20, lower_quartile=30, median=64, upper_quartile=80, greatest=900)
     fields: dict[str, Any] = {
         "images": 1003, "inspected": 1003, "decoded": 1003, "bytes": 2**21, "formats": {"JPEG": 900, "PNG": 100},
-        "sizes": Sizes(height=side, width=side), "channels": {3: 1000}, "bits": {8: 1000}, "value_range": (0.0, 255.0),
+        "sizes": Sizes(height=side, width=side), "channels": {3: 1000},
+        "fitting_channels": {1: 1000, 3: 1000, 4: 1000}, "bits": {8: 1000}, "value_range": (0.0, 255.0),
         "scale": {"uint8": (0.0, 255.0)}, "classes": {"cat": 600, "<b>dog</b>": 400}, "class_count": 2,
         "labels_from": "folders", "unreadable": {".heic files cannot be read": Unread(count=3, first="a.HEIC")},
         "passed_over": {".txt": 2}, "duplicates": 7,

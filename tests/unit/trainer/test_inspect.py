@@ -139,6 +139,33 @@ def test_five_bands(tmp_path):
     assert (result.channels, result.proposed["model"]["in_chans"]) == ({5: 3}, 5)
 
 
+@pytest.mark.parametrize(
+    ("kinds", "channels", "fitting"),
+    [
+        (["colours"] * 2, {3: 2}, {1: 2, 3: 2, 4: 2}),
+        (["colours", "bands", "bands"], {5: 2, 3: 1}, {1: 1, 3: 1, 4: 1, 5: 2}),
+        (["pages"] * 2, {1: 2}, {1: 2, 3: 2, 4: 2, 8: 2}),
+        (["broken"], {}, {}),
+    ],
+)  # fmt: skip
+def test_the_channels_that_fit(tmp_path, kinds, channels, fitting):
+    (tmp_path / "data").mkdir()
+    for number, kind in enumerate(kinds):
+        file = tmp_path / f"data/{number}.tif"
+        grey = {"photometric": "minisblack", "planarconfig": "contig"}
+        match kind:
+            case "colours":
+                tifffile.imwrite(file, RNG.integers(0, 256, (40, 50, 3)).astype(np.uint8), photometric="rgb")
+            case "bands":
+                tifffile.imwrite(file, RNG.integers(0, 256, (40, 50, 5)).astype(np.uint8), **grey)
+            case "pages":
+                tifffile.imwrite(file, RNG.integers(0, 256, (8, 40, 50)).astype(np.uint8), photometric="minisblack")
+            case _:
+                file.write_bytes(b"x")
+    result = inspected(tmp_path, tmp_path / "data")
+    assert (result.channels, result.fitting_channels) == (channels, fitting)
+
+
 def test_shards_and_columns(tmp_path):
     members = [(f"{number}.jpg", picture(number, (40, 40))) for number in range(4)]
     shards = tar_of(tmp_path / "shards", *members, ("0.cls", b"3"), ("1.cls", b"4"))
