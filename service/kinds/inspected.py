@@ -54,20 +54,20 @@ def warnings(session: Session, spec: PretrainSpec) -> list[Warned]:
 
 
 def _warnings(spec: PretrainSpec, found: Inspection) -> Iterator[Warned]:
+    readable = sum(found.formats.values())
     chans, widest = spec.model.in_chans, max(found.channels, default=0)
-    fitting = {1, 3, 4} if widest <= 4 else {widest}
-    if widest and chans not in {*fitting, *found.channels}:
-        text = f"model.in_chans is {chans}, but the images have {_shown(found.channels)} channels: most cannot be read"
-        yield Warned(code="channels_do_not_fit", message=text)
+    fitting = found.fitting_channels.get(chans, 0)
+    if fitting < readable:
+        text = f"model.in_chans is {chans}, and {readable - fitting} of {readable} readable images cannot have so many"
+        yield Warned(code="channels_do_not_fit", message=f"{text}: they have {_shown(found.channels)}")
     elif chans == GREY and widest > GREY_ALPHA:
         text = (
             f"model.in_chans is 1, so the colours of the images, which have {_shown(found.channels)} channels, are lost"
         )
         yield Warned(code="colour_lost", message=text)
-    readable = sum(found.formats.values()) if found.fingerprint else None
-    train = readable if readable is None or spec.evaluation.dataset else readable - held_out_images(readable)
+    train = readable if spec.evaluation.dataset else readable - held_out_images(readable)
     batch = spec.optimization.global_batch_size
-    if train is not None and batch > train:
+    if found.fingerprint and batch > train:  # a sample has none
         text = f"optimization.global_batch_size {batch} is larger than the {train} training images: lower it"
         yield Warned(code="batch_larger_than_data", message=text)
     probes = spec.evaluation.probes

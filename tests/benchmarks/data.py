@@ -235,7 +235,7 @@ def shards(folder: Path, files: list[bytes], each: int = 100) -> str:
 
 def opened(uri: str, cache: str, place: DatasetContext) -> Images:
     dataset = DatasetSpec.model_validate({"uri": uri, "cache": cache})
-    return open_images(dataset, "dataset", 3, SIZE, place)
+    return open_images(dataset, 3, SIZE, place)
 
 
 def load(images: Images, threads: int, processes: int) -> float:

@@ -123,7 +123,7 @@ def test_images_and_artifacts_of_a_job_both_in_s3(s3, s3_stack, tmp_path):
     job = wait_state(s3_stack, s3_stack.client.submit(spec).id, State.SUCCEEDED)
     assert (job.progress.step, job.progress.steps) == (6, 6)
     assert 0 <= job.result.metrics["eval/linear_top1"] <= 1
-    local = open_images(DatasetSpec(uri=folder), "dataset", 3, (32, 32), place(tmp_path))
+    local = open_images(DatasetSpec(uri=folder), 3, (32, 32), place(tmp_path))
     fingerprint = s3_stack.client.version("images-in-s3").tags["rcmae.dataset_fingerprint"]
     assert fingerprint == local.index.fingerprint
     kept = s3_stack.state_dir / "cache"

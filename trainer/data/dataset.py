@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,8 +51,10 @@ class TrainingData:
     @property
     def notices(self) -> tuple[Notice, ...]:
         """What the data's owner should know."""
-        same = self.held_out_images is self.images
-        return self.images.notices if same else (*self.images.notices, *self.held_out_images.notices)
+        if self.held_out_images is self.images:
+            return self.images.notices
+        others = (replace(each, message=f"evaluation.dataset: {each.message}") for each in self.held_out_images.notices)
+        return (*self.images.notices, *others)
 
     def tags(self) -> dict[str, str]:
         """Tags of the run that describe the data."""
@@ -81,11 +85,10 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class:
     many damaged ones, `StorageError` if files cannot be read.
     """
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
-    images = open_images(spec.dataset, "dataset", channels, size, context)
+    images = open_images(spec.dataset, channels, size, context)
     if spec.evaluation.dataset:
-        held_out_images = open_images(
-            spec.evaluation.dataset, "evaluation.dataset", channels, size, context, images.scale
-        )
+        with _named("evaluation."):
+            held_out_images = open_images(spec.evaluation.dataset, channels, size, context, images.scale)
         train = np.arange(len(images))
         held_out = permutation(SPLIT_SEED, 0, len(held_out_images))
     else:
@@ -110,38 +113,45 @@ def _statistics(
     return channel_statistics(images, train)
 
 
+@contextmanager
+def _named(section: str) -> Iterator[None]:
+    """Inside, errors about a dataset name its fields as those of another section of the spec."""
+    try:
+        yield
+    except DataError as error:
+        message = str(error)
+        if not message.startswith("dataset."):
+            raise
+        raise DataError(section + message) from error
+
+
 def open_images(
-    dataset: DatasetSpec,
-    field: str,
-    channels: int,
-    size: tuple[int, int],
-    context: DatasetContext,
-    trained: Scale | None = None,
+    dataset: DatasetSpec, channels: int, size: tuple[int, int], context: DatasetContext, trained: Scale | None = None
 ) -> Images:
     """The readable images of a dataset. Every rank calls this.
 
-    ``field`` is where the spec names the dataset, ``size`` (h, w) that of the crops, ``trained`` the scale of the
-    training images if these are others. Raises as `open_training_data`.
+    ``size`` (h, w) is that of the crops, ``trained`` the scale of the training images if these are others. Raises as
+    `open_training_data`, with the fields as those of a spec's `dataset`.
     """
     if dataset.uri == DIGITS:
         examined = examine_digits(dataset, channels, context.threads)
         index = make_index(examined.table, examined.rows, examined.inspections, channels)
         return Images(DIGITS, index, examined.reader, channels, Scale())
     files = context.agree.share(find_files(dataset, context.roots) if context.rank == 0 else None)
-    files = _stage_if_wanted(files, dataset, field, context)
+    files = _stage_if_wanted(files, dataset, context)
     index = context.agree.share(_index(files, dataset, channels, context) if context.rank == 0 else None)
     wanted = None if dataset.value_range == "auto" else dataset.value_range
     scale, notices = scale_of(wanted, index.seen, trained)
     if context.rank == 0:
-        check_readable(index, dataset.uri, dataset.max_bad_fraction, field)
+        check_readable(index, dataset.uri, dataset.max_bad_fraction)
         logger.info("%s: %d images, %s", dataset.uri, len(index), index.table.labels)
     reader = open_reader(files, index.table, dataset.image_column)
     if dataset.cache in {"auto", "ram"}:
-        reader = _decode_if_possible(index, reader, dataset, field, channels, scale, size, context)
+        reader = _decode_if_possible(index, reader, dataset, channels, scale, size, context)
     return Images(dataset.uri, index, reader, channels, scale, (*index.table.notices, *notices))
 
 
-def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: DatasetContext) -> Files:
+def _stage_if_wanted(files: Files, dataset: DatasetSpec, context: DatasetContext) -> Files:
     """The files on this node's disk if `cache` says so and they fit; raises `DataError` if they must and do not."""
     if not (dataset.cache == "disk" or (dataset.cache == "auto" and files.remote)):
         return files
@@ -149,7 +159,7 @@ def _stage_if_wanted(files: Files, dataset: DatasetSpec, field: str, context: Da
     if isinstance(staged, Files):
         return staged
     if dataset.cache == "disk":
-        raise DataError(f"{field}.cache: disk is not possible for {dataset.uri}: {staged}: make room, or use none")
+        raise DataError(f"dataset.cache: disk is not possible for {dataset.uri}: {staged}: make room, or use none")
     logger.warning(
         "Reading %s from its own storage in each epoch, because it cannot be cached: %s", dataset.uri, staged
     )
@@ -168,7 +178,6 @@ def _decode_if_possible(
     index: Index,
     reader: Reader,
     dataset: DatasetSpec,
-    field: str,
     channels: int,
     scale: Scale,
     size: tuple[int, int],
@@ -180,7 +189,7 @@ def _decode_if_possible(
     if not isinstance(decoded, str):
         return decoded
     if required:
-        raise DataError(f"{field}.cache: ram is not possible for {dataset.uri}: {decoded}. Use auto, disk or none")
+        raise DataError(f"dataset.cache: ram is not possible for {dataset.uri}: {decoded}. Use auto, disk or none")
     logger.info(
         "Decoding the images of %s in each epoch, because they cannot be kept decoded: %s", dataset.uri, decoded
     )

@@ -85,7 +85,9 @@ def keep_decoded(
             f"the decoded images take {format_bytes(total)}, and at most {format_bytes(allowed)} of the "
             f"{format_bytes(free)} free memory may be used"
         )
-    key = hashlib.sha256(f"{index.fingerprint} {channels} {scale} {size} 2".encode()).hexdigest()[:32]
+    key = hashlib.sha256(
+        f"{index.fingerprint} {channels} {sorted(scale.ranges.items())} {size} 2".encode()
+    ).hexdigest()[:32]
     file = cache.folder / "decoded" / key
     with cache.lock(file):
         if not file.is_file():

@@ -93,21 +93,18 @@ def readable_rows(rows: NDArray[np.int64], inspections: Inspections, channels: i
     return fitting
 
 
-def check_readable(index: Index, uri: str, max_bad_fraction: float, field: str) -> None:
-    """Name the unreadable images in the log. Raises `DataError` if they are too many, or all.
-
-    ``field`` is where the spec names the dataset.
-    """
+def check_readable(index: Index, uri: str, max_bad_fraction: float) -> None:
+    """Name the unreadable images in the log. Raises `DataError` if they are too many, or all."""
     total = len(index) + len(index.bad)
     for image in index.bad[:BAD_NAMES_LOGGED]:
         logger.warning("Left out because it cannot be read: %s (%s)", image.name, image.reason)
     if index.bad:
         logger.warning("%d of %d images of %s cannot be read and are left out", len(index.bad), total, uri)
     if not len(index):
-        raise DataError(f"{field}.uri: none of the {total} images of {uri} can be read: {_reasons(index)}")
+        raise DataError(f"dataset.uri: none of the {total} images of {uri} can be read: {_reasons(index)}")
     if len(index.bad) > max_bad_fraction * total:
         raise DataError(
-            f"{field}.max_bad_fraction: {len(index.bad)} of {total} images of {uri} cannot be read "
+            f"dataset.max_bad_fraction: {len(index.bad)} of {total} images of {uri} cannot be read "
             f"({len(index.bad) / total:.1%}, {max_bad_fraction:.1%} are allowed): {_reasons(index)}. "
             "Repair or remove the images that the log names, or allow more"
         )

@@ -135,7 +135,7 @@ def test_plans_warn_of_what_the_inspection_says(served, world):
     assert plan["steps"]["train_images"] == 900  # the inspection has counted the images
     assert codes(planned(served, model={"in_chans": 3, "img_size": 32, "patch_size": 4})) == ["splits_together"]
     five = planned(served, model={"in_chans": 5, "img_size": 32, "patch_size": 4})
-    assert five["warnings"][0]["message"].startswith("model.in_chans is 5, but the images have 3 channels")
+    assert five["warnings"][0]["message"].startswith("model.in_chans is 5, and 1000 of 1000 readable images cannot")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,12 @@ def test_plans_warn_of_what_the_inspection_says(served, world):
         ({"classes": {}, "class_count": 0}, {"evaluation": {"probes": ["linear"]}}, "probes_without_labels"),
         ({"classes": {"a": 9}, "class_count": 1}, {"evaluation": {"probes": ["linear"]}}, "probes_without_labels"),
         ({"classes": {}, "class_count": 0}, {}, None),
+        (
+            {"channels": {1: 1000}, "fitting_channels": {1: 1000, 3: 1000, 4: 1000, 8: 1000}},
+            {"model": {"in_chans": 8, "img_size": 32, "patch_size": 4}},
+            None,
+        ),
+        ({"channels": {2: 1000}, "fitting_channels": {2: 1000}}, {}, "channels_do_not_fit"),
         ({"unreadable": {"x": Unread(count=500, first="a")}}, {}, "too_many_unreadable"),
         ({"fingerprint": None, "inspected": 100}, {"optimization": {"global_batch_size": 5000}}, None),
     ],

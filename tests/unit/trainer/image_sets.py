@@ -126,7 +126,7 @@ def place(tmp_path: Path, threads: int = 1) -> DatasetContext:
 def opened(uri: Any, tmp_path: Path, channels: int = 3, **fields: Any) -> Images:
     """The readable images of a dataset, however many are not."""
     fields = {"max_bad_fraction": 1.0, **fields}
-    return open_images(dataset(uri, **fields), "dataset", channels, SIZE, place(tmp_path))
+    return open_images(dataset(uri, **fields), channels, SIZE, place(tmp_path))
 
 
 def class_names(images: Images) -> list[str | None]:

@@ -34,7 +34,7 @@ FORK = multiprocessing.get_context("fork")
 
 def opened(uri: str, cache: Cache, kind: str, channels: int = 3, **fields: object) -> Images:
     dataset = DatasetSpec.model_validate({"uri": uri, "cache": kind, **fields})
-    return open_images(dataset, "dataset", channels, SIZE, DatasetContext(cache, 1, Agreement(1), 0))
+    return open_images(dataset, channels, SIZE, DatasetContext(cache, 1, Agreement(1), 0))
 
 
 def files_of(uri: str):
@@ -63,7 +63,7 @@ def reference(tmp_path_factory):
 
 def batches(spec, folder: Path) -> list[torch.Tensor]:
     place = DatasetContext(Cache(folder / "cache"), 1, Agreement(1), 0)
-    images = open_images(spec.dataset, "dataset", 3, SIZE, place)
+    images = open_images(spec.dataset, 3, SIZE, place)
     loader = Loader(images, np.arange(36), spec, 0, 1, 2, pin=False)
     return [tensor for batch in loader.batches(0, 9) for tensor in (batch.images, batch.orders)]
 

@@ -146,7 +146,7 @@ def test_long_lists_of_bad_files_are_cut_short_in_the_log(tmp_path, caplog):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_digits(tmp_path, channels):
-    digits = open_images(DatasetSpec(uri="builtin://digits"), "dataset", channels, SIZE, place(tmp_path))
+    digits = open_images(DatasetSpec(uri="builtin://digits"), channels, SIZE, place(tmp_path))
     assert len(digits) == 1797
     pixels = digits.pixels(5)
     assert (pixels.shape, pixels.dtype) == ((32, 32, channels), np.uint8)
@@ -212,3 +212,25 @@ def test_given_mean_and_deviation_are_used(tmp_path):
     spec = spec_for(root, augmentation={"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]})
     data = open_training_data(spec, place(tmp_path))
     assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("evaluated", "message"),
+    [
+        ({"uri": "/nowhere"}, r"^evaluation\.dataset\.uri: there is no folder or file /nowhere"),
+        ({"include": ["*.gif"]}, r"^evaluation\.dataset\.include: none of the 2 images"),
+        ({"label_column": "x"}, r"^evaluation\.dataset\.label_column: 'x'"),
+        ({"max_bad_fraction": 0}, r"^evaluation\.dataset\.max_bad_fraction: 1 of 2"),
+    ],
+)
+def test_errors_of_the_images_to_evaluate_on_name_their_own_fields(tmp_path, evaluated, message):
+    fill(tmp_path / "train", "a.png", "b.png")
+    fill(tmp_path / "test", "a.png")
+    (tmp_path / "test/b.png").write_bytes(b"no image")
+    datasets = {
+        "dataset": {"uri": str(tmp_path / "train")},
+        "evaluation": {"dataset": {"uri": str(tmp_path / "test")} | evaluated},
+    }
+    spec = PretrainSpec.model_validate({"kind": "pretrain", "model": {"img_size": 32, "patch_size": 8}} | datasets)
+    with pytest.raises(DataError, match=message):
+        open_training_data(spec, place(tmp_path))

@@ -135,7 +135,7 @@ def test_features_are_the_mean_of_the_patch_tokens():
 
 def test_a_probe_reads_digits_from_pixels(tmp_path):
     dataset = DatasetSpec.model_validate({"uri": "builtin://digits"})
-    digits = open_images(dataset, "dataset", 1, (8, 8), place_in(tmp_path))
+    digits = open_images(dataset, 1, (8, 8), place_in(tmp_path))
     pixels = fixed_images(digits, np.arange(len(digits)), (8, 8), 1).flatten(1).numpy().astype(np.float32)
     labels = digits.labels.values
     with warnings.catch_warnings():

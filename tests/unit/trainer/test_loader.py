@@ -23,7 +23,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 def images_at(uri: str, cache: Path = Path("/nonexistent"), channels: int = 3) -> Images:
     dataset = DatasetSpec.model_validate({"uri": uri} | ({} if uri == DIGITS_URI else {"cache": "none"}))
-    return open_images(dataset, "dataset", channels, (16, 16), DatasetContext(Cache(cache), 1, Agreement(1), 0))
+    return open_images(dataset, channels, (16, 16), DatasetContext(Cache(cache), 1, Agreement(1), 0))
 
 
 DIGITS = images_at(DIGITS_URI, channels=1)

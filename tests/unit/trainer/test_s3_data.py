@@ -69,7 +69,7 @@ def through_proxy(s3, s3_proxy, use_s3):
 
 
 def batches(spec, cache: Path) -> list[torch.Tensor]:
-    images = open_images(spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(cache), 1, Agreement(1), 0))
+    images = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(cache), 1, Agreement(1), 0))
     loader = Loader(images, np.arange(36), spec, 0, 1, 2, pin=False)
     return [tensor for batch in loader.batches(0, STEPS) for tensor in (batch.images, batch.orders)]
 
@@ -164,7 +164,7 @@ def test_a_storage_that_is_gone_for_20_seconds_is_waited_for(
 ):
     monkeypatch.setattr("trainer.data.readers.ROW_GROUP_BYTES", 0)  # every batch asks the server
     spec = spec_of(in_s3[kind])
-    images = open_images(spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path), 1, Agreement(1), 0))
+    images = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(tmp_path), 1, Agreement(1), 0))
     found = []
     made = Loader(images, np.arange(36), spec, 0, 1, 1, pin=False).batches(0, STEPS)
     found += [next(made) for _ in range(2)]
@@ -200,9 +200,7 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     local = write_folder(tmp_path / "data", samples(40))
     fs.put(f"{local}/", f"{bucket}/{key}/", recursive=True)
     spec = spec_of(f"{bucket}/{key}")
-    images = open_images(
-        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
-    )
+    images = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
     assert len(images) == 40
     lost = images.index.table.names[7]
     fs.rm(f"{bucket}/{key}/{lost}")
@@ -216,9 +214,7 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     fs.rm(gone)
     with pytest.raises(StorageError, match=f"^{gone}: the file was there when"):
         examine_files(files, spec.dataset, Cache(tmp_path / "cache"), 1)
-    again = open_images(
-        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
-    )
+    again = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
     assert len(again) == 38
 
 
@@ -228,9 +224,7 @@ def test_a_shard_cut_short_in_s3_after_indexing_is_named(tmp_path, s3):
     shard = Path(write_tars(tmp_path / "data", samples(8), shards=1)) / "shard-000.tar"
     fs.put_file(str(shard), f"{bucket}/{key}/a.tar")
     spec = spec_of(f"{bucket}/{key}")
-    images = open_images(
-        spec.dataset, "dataset", 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
-    )
+    images = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
     # Now it ends inside the fifth image: of that a part is left, of the last one nothing.
     fs.pipe_file(f"{bucket}/{key}/a.tar", shard.read_bytes()[: int(images.index.table.first[4]) + 10])
     for row in (4, 7):

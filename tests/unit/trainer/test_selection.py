@@ -58,7 +58,7 @@ def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
     fill(root, *[f"new-{number}.png" for number in range(4)])
     later = set(names(opened(root, tmp_path, fraction=0.25)))
     assert len(later & shares[1]) >= 8
-    digits = open_images(DatasetSpec(uri="builtin://digits", fraction=0.1), "dataset", 1, SIZE, place(tmp_path))
+    digits = open_images(DatasetSpec(uri="builtin://digits", fraction=0.1), 1, SIZE, place(tmp_path))
     assert len(digits) == 180
 
 
