@@ -6,13 +6,14 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.cache import Cache
-from trainer.data.inspections import Inspections, Progress, inspect_images
+from trainer.data.inspections import UNKNOWN, Inspections, Progress, identities_of, inspect_images
 from trainer.data.labels import Labels
 from trainer.data.readers import DigitsReader, Reader, open_reader
 from trainer.data.scan import scan
@@ -25,6 +26,8 @@ from trainer.storage import storage_errors
 
 VERSION: Final = 4
 """Of the files in which a node keeps what it knows of a dataset."""
+OTHERS_READ: Final = 32
+"""The most kept inspections of other lists of files that are looked through, the newest first."""
 FROM_LIBRARY: Final = "builtin"
 
 
@@ -68,8 +71,7 @@ def examine_files(
         with storage_errors(str(kept_table)):
             table.save(kept_table)
     with storage_errors(str(kept_inspections)):
-        found = kept_inspections.is_file()
-        known = Inspections.load(kept_inspections) if found else Inspections.unknown(len(table))
+        known = _known(kept_inspections, files, table)
     rows = select_rows(files, table, dataset)
     chosen, splits = selected(files, table, rows)
     inspections = known.take(rows)
@@ -94,6 +96,21 @@ def examine_files(
     )
 
 
+def _known(kept: Path, files: Files, table: Table) -> Inspections:
+    """What this node knows of the images in a table: kept for this very list of files, and for others."""
+    known = Inspections.load(kept) if kept.is_file() else Inspections.unknown(identities_of(files, table))
+    if (known.state != UNKNOWN).all():
+        return known
+    same_column = kept.name.rpartition("-images")[0].rpartition("-")[2]
+    others = sorted(
+        kept.parent.glob(f"v{VERSION}-*-{same_column}-images.npz"), key=lambda file: file.stat().st_mtime, reverse=True
+    )
+    for other in others[:OTHERS_READ]:
+        if np.isin(known.identities, Inspections.identities_in(other)).any():
+            known.learn(Inspections.load(other))
+    return known
+
+
 def examine_digits(
     dataset: DatasetSpec, channels: int, threads: int, sample: int | None = None, progress: Progress | None = None
 ) -> Examined:
@@ -107,7 +124,7 @@ def examine_digits(
     chosen = share_of_rows(table, rows, max(1, round(dataset.fraction * count)))
     table, reader = table.select(chosen), digits.select(chosen)
     sampled = share_of_rows(table, np.arange(len(table)), sample or len(table))
-    inspections, begun = Inspections.unknown(len(table)), time.monotonic()
+    inspections, begun = Inspections.unknown(np.arange(len(table), dtype=np.uint64)), time.monotonic()
     decoded = inspect_images(table, sampled, reader, DIGITS, threads, inspections, keep=lambda: None, progress=progress)
     return Examined(table, sampled, inspections, reader, {}, {}, decoded, time.monotonic() - begun)
 

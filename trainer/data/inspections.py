@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from trainer.data.decode import Facts, Raw, examine
 from trainer.data.readers import Reader
-from trainer.data.sources import UNREADABLE_SUFFIXES, suffix_of
+from trainer.data.sources import UNREADABLE_SUFFIXES, Files, suffix_of
 from trainer.data.table import Table
 from trainer.data.unreadable import Unreadable
 from trainer.logger import logger
@@ -40,6 +40,8 @@ Progress = Callable[[int, int], None]
 class Inspections:
     """One row for each image of a table; arrays grow known as images are inspected."""
 
+    identities: NDArray[np.uint64]
+    """Which image of which version of which file it is, see `identities_of`."""
     state: NDArray[np.uint8]
     """Unknown, readable or unreadable."""
     heights: NDArray[np.int32]
@@ -60,9 +62,11 @@ class Inspections:
     """Why a row's image is unreadable."""
 
     @classmethod
-    def unknown(cls, count: int) -> Self:
+    def unknown(cls, identities: NDArray[np.uint64]) -> Self:
         """For images that were never inspected."""
+        count = len(identities)
         return cls(
+            identities=identities,
             state=np.zeros(count, np.uint8), heights=np.zeros(count, np.int32), widths=np.zeros(count, np.int32),
             lengths=np.zeros(count, np.int64), bands=np.zeros(count, np.uint8), pages=np.ones(count, np.uint8),
             colour=np.zeros(count, np.bool_), formats=np.zeros(count, "U8"), types=np.zeros(count, "U8"),
@@ -85,6 +89,14 @@ class Inspections:
             if name != "reasons":
                 value[rows] = getattr(some, name)
         self.reasons |= {int(rows[row]): reason for row, reason in some.reasons.items()}
+
+    def learn(self, other: Self) -> None:
+        """Take over what others have found out about the same images."""
+        rows, order = np.flatnonzero(self.state == UNKNOWN), np.argsort(other.identities)
+        places = np.searchsorted(other.identities, self.identities[rows], sorter=order)
+        found = order[np.minimum(places, len(order) - 1)]
+        same = (other.identities[found] == self.identities[rows]) & (other.state[found] != UNKNOWN)
+        self.put(rows[same], other.take(found[same]))
 
     def record(self, row: int, result: _Inspection | str) -> None:
         """Note what an image holds, or why it cannot be read."""
@@ -114,12 +126,32 @@ class Inspections:
         with atomic_write(file, fsync=False) as partial, partial.open("wb") as stream:
             np.savez(stream, **arrays, reasons=np.frombuffer(json.dumps(self.reasons).encode(), np.uint8))
 
+    @staticmethod
+    def identities_in(file: Path) -> NDArray[np.uint64]:
+        """The identities in what `save` wrote, without all else."""
+        with np.load(file, allow_pickle=False) as arrays:
+            identities: NDArray[np.uint64] = arrays["identities"]
+            return identities
+
     @classmethod
     def load(cls, file: Path) -> Self:
         """Read what `save` wrote."""
         with np.load(file, allow_pickle=False) as arrays:
             reasons = {int(row): str(reason) for row, reason in json.loads(arrays["reasons"].tobytes()).items()}
             return cls(**{name: arrays[name] for name in arrays.files if name != "reasons"}, reasons=reasons)
+
+
+def identities_of(files: Files, table: Table) -> NDArray[np.uint64]:
+    """Which image of which version of which file each row of a table is: (n,) numbers of 64 bits.
+
+    The same image has the same in every dataset that its file belongs to.
+    """
+    mixed = np.array(files.identities, dtype=np.uint64)[table.file]
+    for place in (table.first, table.second):  # rounds of SplitMix64's finaliser
+        mixed = (mixed ^ place.astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 class _Inspection(NamedTuple):

@@ -67,8 +67,10 @@ class Files:
     """Suffixes of the files in the dataset's folder that do not belong to it, and how many there are of each."""
     dangling: frozenset[int]
     """Numbers of the files that were broken links when they were listed."""
+    identities: tuple[int, ...]
+    """Each file's path, size and time or ETag as one number of 64 bits, which copies of it on a node's disk keep."""
     listing: str
-    """Identity of the list: it changes when a file is added, removed or overwritten."""
+    """Identity of the list: it changes when a file is added, removed, overwritten or moved."""
 
     def location(self, number: int) -> str:
         """A file's path or S3 URI, for messages."""
@@ -128,7 +130,7 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
             f"dataset.uri: {chosen[min(dangling)].name} of {uri} is a broken link: "
             "restore the file that it points to, or remove the link"
         )
-    lines = "\n".join(f"{file.name}\t{file.size}\t{file.stamp}" for file in chosen)
+    identities = tuple(_identity(file) for file in chosen)
     return Files(
         uri=uri,
         root=root,
@@ -140,8 +142,14 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
         metadata=tuple(number for number, file in enumerate(chosen) if _is_metadata(file.name, kind)),
         passed_over=dict(passed_over),
         dangling=dangling,
-        listing=hashlib.sha256(f"{kind}\n{lines}".encode(errors="surrogateescape")).hexdigest(),
+        identities=identities,
+        listing=hashlib.sha256(f"{kind} {identities} {root}".encode(errors="surrogateescape")).hexdigest(),
     )
+
+
+def _identity(file: _ListedFile) -> int:
+    text = f"{file.path}\t{file.size}\t{file.stamp}"
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest())
 
 
 def _root_and_pattern(uri: str) -> tuple[str, str]:

@@ -1,13 +1,14 @@
 """Inspections: what a dataset holds, in figures, warnings, settings that fit it, and a picture."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from image_sets import fill, parquet_table, picture, place, samples, tar_of, write_folder
+from image_sets import fill, opened, parquet_table, picture, place, samples, tar_of, write_folder
 from PIL import Image
 
 from trainer.data.dataset import open_training_data
@@ -77,6 +78,39 @@ def test_what_was_inspected_is_trained_on_without_decoding_it_again(tmp_path, mo
     assert (again.decoded, again.images_per_s_per_core) == (0, None)
     assert data.fingerprint == result.fingerprint == again.fingerprint
     assert len(data.images) == result.images
+
+
+def test_an_image_is_decoded_once_for_every_dataset_that_it_belongs_to(tmp_path):
+    root = Path(write_folder(tmp_path / "data/train", samples(20))).parent
+    write_folder(root / "val", samples(5))
+    assert inspected(tmp_path, root).decoded == 25
+    assert inspected(tmp_path, root / "train").decoded == 0
+    assert inspected(tmp_path, f"{root}/*a*").decoded == 0
+    (root / "train/new.jpg").write_bytes(picture(99, (30, 30)))
+    assert inspected(tmp_path, root).decoded == 1
+    (root / "val").rename(root / "test")
+    assert inspected(tmp_path, root).decoded == 5, "another path: it may be another image"
+    (tmp_path / "shards").mkdir()
+    for name in ("train", "test"):
+        made = tar_of(tmp_path / name, *[(f"{n}.jpg", picture(n, (20, 20))) for n in range(4)])
+        (made / "a.tar").rename(tmp_path / f"shards/{name}.tar")
+    assert inspected(tmp_path, tmp_path / "shards", sample=3).decoded == 3
+    assert inspected(tmp_path, tmp_path / "shards").decoded == 5
+    assert inspected(tmp_path, tmp_path / "shards/test.tar").decoded == 0
+
+
+def test_files_of_the_same_names_sizes_and_times_elsewhere_are_others(tmp_path):
+    """As from archives that are unpacked with all times alike."""
+    for folder, values in (("a", (0, 1)), ("b", (200, 201))):
+        (tmp_path / folder).mkdir()
+        for number, value in enumerate(values):
+            np.save(tmp_path / folder / f"{number}.npy", np.full((8, 8), value, np.uint8))
+            os.utime(tmp_path / folder / f"{number}.npy", (0, 0))
+    assert inspected(tmp_path, tmp_path / "a").value_range == (0, 1)
+    assert inspected(tmp_path, tmp_path / "b").value_range == (200, 201)
+    assert [
+        int(opened(tmp_path / folder, tmp_path, channels=1, cache="disk").pixels(0)[0, 0, 0]) for folder in "ab"
+    ] == [0, 200]
 
 
 def test_a_sample_decodes_so_many(tmp_path):
