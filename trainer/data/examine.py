@@ -23,7 +23,7 @@ from trainer.data.table import Table
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import storage_errors
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the files in which a node keeps what it knows of a dataset."""
 FROM_LIBRARY: Final = "builtin"
 
