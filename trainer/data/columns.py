@@ -107,7 +107,11 @@ def labels_of_values(values: Sequence[Any], source: str) -> tuple[Labels, list[N
 
     Raises `Unusable` for other values.
     """
-    return labels_of_columns([LabelColumn(values, np.arange(len(values)))], source)
+    # The values themselves are no keys: 1 equals True, and lists have no hash.
+    numbers: dict[tuple[type, str], int] = {}
+    rows = [numbers.setdefault((type(value), str(value)), len(numbers)) for value in values]
+    distinct = dict(zip(rows, values, strict=True))
+    return labels_of_columns([LabelColumn(list(distinct.values()), np.array(rows, dtype=np.int64))], source)
 
 
 def unusable_labels(count: int, column: str, error: Unusable, *, required: bool) -> tuple[Labels, list[Notice]]:
