@@ -24,7 +24,7 @@ from trainer.data.table import Table
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import storage_errors
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the files in which a node keeps what it knows of a dataset."""
 OTHERS_READ: Final = 32
 """The most kept inspections of other lists of files that are looked through, the newest first."""

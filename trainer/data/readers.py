@@ -209,7 +209,7 @@ class ParquetReader:
         except (pa.ArrowException, OSError) as error:
             location = self._files.location(number)
             raise DataError(f"{location}: row group {group} is damaged: {error}; create the file again") from error
-        values = table.column(0).combine_chunks()
+        values = table.column(name).combine_chunks()  # a column `a.b` and a field `b` of `a` are read together
         if isinstance(values, pa.ChunkedArray):
             values = pa.concat_arrays(values.chunks)
         return values.field("bytes") if nested else values

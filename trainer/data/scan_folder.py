@@ -6,12 +6,19 @@ import csv
 import io
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from trainer.data.columns import Unusable, label_column, labels_of_values, unusable_labels
+from trainer.data.columns import (
+    Unusable,
+    check_single,
+    label_column,
+    labels_of_values,
+    shared_column,
+    unusable_labels,
+)
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
@@ -19,6 +26,8 @@ from trainer.data.table import Table
 from trainer.errors import DataError
 
 FILE_COLUMN: Final = "file_name"
+
+T = TypeVar("T")
 
 
 def scan_folder(files: Files, wanted_label: str | None) -> Table:
@@ -42,51 +51,103 @@ def scan_folder(files: Files, wanted_label: str | None) -> Table:
     )
 
 
+class _Metadata(NamedTuple):
+    """What a metadata file says."""
+
+    rows: Sequence[Mapping[str, Any]]
+    column: str | None
+    """The column of labels; None if the file has none."""
+
+
 def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) -> tuple[Labels, list[Notice]] | None:
     """Labels of the metadata files' rows; None if they have no column of labels."""
-    values: dict[str, Any] = {}
-    source, used = "", ""
-    for number in files.metadata:
-        folder, _, base = files.names[number].rpartition("/")
-        rows = list(_rows(files, number))
-        for position, row in enumerate(rows):
-            if not row.get(FILE_COLUMN):
-                name = files.names[number]
-                raise DataError(
-                    f"dataset.uri: row {position + 1} of {name} of {files.uri} has no {FILE_COLUMN}: add it"
-                )
-        column = label_column({column for row in rows for column in row}, wanted)
-        if column is None:
-            continue
-        source, used = source or base, used or column
-        for row in rows:
-            path = posixpath.normpath(posixpath.join(folder, str(row[FILE_COLUMN])))
-            values[path] = row.get(column)
-    if not source:
+    found = {files.names[number]: _read_metadata(files, number, wanted) for number in files.metadata}
+    column, notices = shared_column({name: metadata.column for name, metadata in found.items()}, wanted)
+    if column is None:
         return None
+    used = [name for name, metadata in found.items() if metadata.column == column]
+    source = posixpath.basename(used[0])
+    values = {
+        _plain(posixpath.join(posixpath.dirname(name), str(row[FILE_COLUMN]))): row.get(column)
+        for name in used
+        for row in found[name].rows
+    }
+    paths = [_plain(name) for name in names]
     try:
-        labels, notices = labels_of_values([values.get(name) for name in names], source)
+        labels, more = labels_of_values([values.get(path) for path in paths], source)
     except Unusable as error:
-        return unusable_labels(len(names), used, error, required=bool(wanted))
-    unknown = len(values.keys() - set(names))
+        labels, more = unusable_labels(len(names), column, error, required=bool(wanted))
+    unknown = len(values.keys() - set(paths))
     if unknown:
         text = f"{unknown} of {len(values)} rows of {source} name files that are not there"
-        notices.append(Notice("metadata_without_images", text))
-    return labels, notices
+        more.append(Notice("metadata_without_images", text))
+    return labels, notices + more
 
 
-def _rows(files: Files, number: int) -> Iterator[Mapping[str, Any]]:
-    """The rows of a metadata file, as mappings from column to value."""
+def _plain(path: str) -> str:
+    """A path as it is compared: with slashes, also where Windows wrote backslashes."""
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+def _read_metadata(files: Files, number: int, wanted: str | None) -> _Metadata:
+    """A metadata file's rows; raises `DataError` if it cannot be read or a row names no file."""
     name = files.names[number]
     with files.open_file(number) as file:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
-        if name.endswith(".csv"):
-            yield from csv.DictReader(io.StringIO(text), strict=True)
-            return
-        for line in text.splitlines():
-            if line.strip():
-                yield dict(json.loads(line))
-    except (ValueError, TypeError, csv.Error) as error:
+        rows, columns = _csv_rows(text) if name.endswith(".csv") else _jsonl_rows(text)
+        return _Metadata(rows, label_column(columns, wanted) if rows else None)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"dataset.uri: {name} of {files.uri} is not UTF-8, first at byte {error.start}: save it as UTF-8"
+        ) from error
+    except DataError as error:
         raise DataError(f"dataset.uri: {name} of {files.uri} cannot be read: {error}") from error
+
+
+def _csv_rows(text: str) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a csv file, and the names of its columns, which may recur. Raises `DataError`."""
+    reader = csv.reader(io.StringIO(text, newline=None), strict=True, skipinitialspace=True)
+    rows: list[dict[str, str]] = []
+    try:
+        lines = filter(None, reader)
+        columns = [column.strip() for column in next(lines, [FILE_COLUMN])]
+        if FILE_COLUMN not in columns:
+            raise DataError(
+                f"it has no column {FILE_COLUMN}, only {', '.join(map(repr, columns))[:300]}: add it, or save the file "
+                "as UTF-8 with commas between the values"
+            )
+        check_single(columns, FILE_COLUMN)
+        for values in lines:
+            if len(values) != len(columns):
+                raise DataError(
+                    f"line {reader.line_num} does not have {len(columns)} values like the first line, but "
+                    f"{len(values)}: quote values that contain commas, and write a comma for each empty one"
+                )
+            rows.append(_with_file(dict(zip(columns, values, strict=True)), reader.line_num))
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num}: {error}") from error
+    return rows, columns
+
+
+def _jsonl_rows(text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a file with a JSON object in each line, and the names of all columns. Raises `DataError`."""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold the other characters that end lines
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f'line {number} is no JSON object, such as {{"{FILE_COLUMN}": "a.png"}}')
+        rows.append(_with_file(row, number))
+    return rows, list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _with_file(row: dict[str, T], line: int) -> dict[str, T]:
+    if not row.get(FILE_COLUMN):
+        raise DataError(f"line {line} has no {FILE_COLUMN}: add it")
+    return row

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.data.columns import IMAGE_COLUMNS, Unusable, label_column, labels_of_column, unusable_labels
+from trainer.data.columns import (
+    IMAGE_COLUMNS,
+    LabelColumn,
+    Unusable,
+    arrow_column,
+    check_single,
+    label_column,
+    labels_of_columns,
+    shared_column,
+    unusable_labels,
+    valid_text,
+)
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.sources import Files
@@ -24,29 +36,29 @@ EMBED: Final = (
 )
 
 
+class _FileLabels(NamedTuple):
+    """What one file says about its images' labels."""
+
+    column: str | None
+    """Name of the column; None if the file has none."""
+    values: pa.ChunkedArray
+    """One for each row, all null if there is no column."""
+    class_names: tuple[str, ...]
+    """Of the classes 0, 1 …, if the file has them."""
+
+
 def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | None) -> Table:
     """The rows of Parquet files. ``wanted_image`` and ``wanted_label`` are columns that the spec names."""
     names: list[str] = []
     locations: list[NDArray[np.int64]] = []
-    label_columns: list[pa.ChunkedArray] = []
-    unlabelled: list[str] = []
-    column = ""
-    class_names: tuple[str, ...] = ()
+    file_labels: dict[str, _FileLabels] = {}
     for number, name in enumerate(files.names):
         try:
             with files.open_file(number, block_size=READ_AHEAD, cache_type="readahead") as file:
                 parquet = pq.ParquetFile(file)
-                schema = parquet.schema_arrow
-                _check_embedded(parquet, image_column(schema, wanted_image))
+                _check_embedded(parquet, image_column(parquet.schema_arrow, wanted_image))
                 rows = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-                label = label_column(schema.names, wanted_label)
-                if label is None:
-                    unlabelled.append(name)
-                    label_columns.append(pa.chunked_array([pa.nulls(sum(rows))]))
-                else:
-                    column = column or label
-                    class_names = class_names or _class_names(schema, label)
-                    label_columns.append(parquet.read(columns=[label]).column(label))
+                file_labels[name] = _labels_of_file(parquet, wanted_label)
         except (pa.ArrowException, OSError, DataError) as error:
             raise DataError(
                 f"dataset.uri: {name} of {files.uri} cannot be read as Parquet with images: {error}"
@@ -55,10 +67,11 @@ def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | Non
         within = np.concatenate([np.arange(count) for count in rows]) if rows else np.zeros(0)
         locations.append(np.stack([np.full(len(groups), number), groups, within], axis=1).astype(np.int64))
         names += [f"{name}#{row}" for row in range(len(groups))]
+    unlabelled = [name for name, found in file_labels.items() if found.column is None]
     if wanted_label and unlabelled:
         raise DataError(f"dataset.label_column: {wanted_label!r} is not a column of {unlabelled[0]} of {files.uri}")
     columns = np.concatenate(locations)
-    labels, notices = _labels(label_columns, column, class_names, required=bool(wanted_label))
+    labels, notices = _labels(file_labels, wanted_label)
     return Table(
         names,
         columns[:, 0].astype(np.int32),
@@ -70,11 +83,16 @@ def scan_parquet(files: Files, wanted_image: str | None, wanted_label: str | Non
 
 
 def image_column(schema: pa.Schema, wanted: str | None) -> str:
-    """The column of encoded images: bytes, or a struct with a field `bytes`. Raises `DataError` if there is none."""
+    """The column of encoded images: bytes, or a struct with a field `bytes`.
+
+    Raises `DataError` if there is none, or several of its name.
+    """
     candidates = [field.name for field in schema if _holds_bytes(field.type)]
     named = [name for name in ((wanted,) if wanted else IMAGE_COLUMNS) if name in candidates]
     if named or (len(candidates) == 1 and not wanted):
-        return (named or candidates)[0]
+        column: str = (named or candidates)[0]
+        check_single(schema.names, column)
+        return column
     columns = ", ".join(f"{field.name}: {field.type}" for field in schema)[:300]
     if wanted:
         raise DataError(f"dataset.image_column: {wanted!r} is no column of images; the columns are {columns}")
@@ -111,6 +129,14 @@ def _check_embedded(parquet: pq.ParquetFile, column: str) -> None:
         raise DataError(EMBED)
 
 
+def _labels_of_file(parquet: pq.ParquetFile, wanted: str | None) -> _FileLabels:
+    schema = parquet.schema_arrow
+    column = label_column(schema.names, wanted)
+    if column is None:
+        return _FileLabels(None, pa.chunked_array([pa.nulls(parquet.metadata.num_rows)]), ())
+    return _FileLabels(column, parquet.read(columns=[column]).column(column), _class_names(schema, column))
+
+
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
     """The class names that Hugging Face's `ClassLabel` stores in the schema."""
     text = (schema.metadata or {}).get(b"huggingface")
@@ -118,41 +144,27 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         return ()
     try:
         feature: Any = json.loads(text)["info"]["features"][label]
-        return tuple(str(name) for name in feature["names"])
-    except (ValueError, KeyError, TypeError):  # another tool's metadata: the class numbers are enough
+        return tuple(valid_text(str(name)) for name in feature["names"])
+    except (ValueError, KeyError, TypeError, RecursionError):  # another tool's metadata: the class numbers are enough
         return ()
 
 
-def _labels(
-    columns: list[pa.ChunkedArray], name: str, class_names: tuple[str, ...], *, required: bool
-) -> tuple[Labels, list[Notice]]:
-    """The labels of all files' rows. A column that cannot be used is an error if ``required``, or else a notice."""
-    rows = sum(map(len, columns))
-    if not name:
+def _labels(files: Mapping[str, _FileLabels], wanted: str | None) -> tuple[Labels, list[Notice]]:
+    """The labels of all files' rows, by the files' names; raises `DataError` if the spec's column cannot be used."""
+    rows = sum(len(file.values) for file in files.values())
+    column, notices = shared_column({name: file.column for name, file in files.items()}, wanted)
+    if column is None:
         return Labels.none(rows), []
     try:
-        return labels_of_column(_joined(columns), f"column:{name}", class_names)
+        labels, more = labels_of_columns(
+            [
+                arrow_column(file.values, file.class_names)
+                if file.column == column
+                else LabelColumn.none(len(file.values))
+                for file in files.values()
+            ],
+            f"column:{column}",
+        )
     except Unusable as error:
-        return unusable_labels(rows, name, error, required=required)
-
-
-def _joined(columns: list[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """The columns of all files as one, of the type that they share; as text if there are numbers and names."""
-    columns = [_decoded(column) for column in columns]
-    kinds = {column.type for column in columns if not pa.types.is_null(column.type)}
-    if len(kinds) <= 1:
-        kind = next(iter(kinds), pa.null())
-    elif all(pa.types.is_integer(kind) for kind in kinds):
-        kind = pa.int64()
-    elif all(pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds):
-        kind = pa.float64()
-    else:
-        kind = pa.string()
-    try:
-        return pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
-    except pa.ArrowException as error:
-        raise Unusable(f"its types differ between the files, {', '.join(map(str, kinds))}: {error}") from error
-
-
-def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        labels, more = unusable_labels(rows, column, error, required=bool(wanted))
+    return labels, notices + more

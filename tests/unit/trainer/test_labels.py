@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -137,19 +138,126 @@ def test_labels_that_are_none_are_told_of_and_refused_where_they_were_named(tmp_
     )
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", 'file_name,label\n"a.png', "file_name,label\na.png,1\n,2\n"])
-def test_metadata_that_cannot_be_used_is_named(tmp_path, content):
-    (fill(tmp_path / "data", "a.png") / "metadata.csv").write_text(content)
-    with pytest.raises(DataError, match=r"metadata\.csv of .*data"):
-        opened(tmp_path / "data", tmp_path)
-
-
 def test_metadata_go_before_folders(tmp_path):
     root = Path(write_folder(tmp_path / "data", samples(12)))
     assert opened(root, tmp_path).labels.classes == CLASSES
     (root / "metadata.csv").write_text(_csv([{"file_name": "cat/0000.png", "label": "lion"}]))
     images = opened(root, tmp_path)
     assert (images.labels.source, images.labels.counts()) == ("metadata.csv", {"lion": 1})
+
+
+# --- what values of texts mean ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "expected", "told"),
+    [
+        (["0.0", "1.0", "", "1"], ["0", "1", None, "1"], []),
+        (["nan", "0", "NA", "None"], [None, "0", None, None], ["missing_labels"]),
+        (["nan", "cat", "NA", "None"], [None, "cat", "NA", "None"], ["missing_labels"]),
+        (["01", "1", "2", "02"], ["01", "1", "2", "02"], []),
+        (["01", "02", "-1", "01"], ["01", "02", "-1", "01"], []),
+        (["1.5", "1.0", "2", "2.0"], ["1.5", "1.0", "2", "2.0"], []),
+        (["-1", "-1.0", "0", "00"], ["-1", "-1.0", "0", "00"], []),
+        (["-1", "-1.0", "0", "10"], [None, None, "0", "10"], ["negative_labels"]),
+    ],
+)
+def test_texts_are_numbers_if_all_are_without_leading_zeros(tmp_path, values, expected, told):
+    root = fill(tmp_path / "data", *[f"{number}.png" for number in range(4)])
+    (root / "metadata.csv").write_text(
+        _csv([{"file_name": f"{number}.png", "label": value} for number, value in enumerate(values)])
+    )
+    images = opened(root, tmp_path)
+    assert class_names(images) == expected
+    assert codes(images) == told + ["labels_incomplete"] * (None in expected)
+    table = parquet_table(samples(4)).drop_columns("label").append_column("label", pa.array(values))
+    (tmp_path / "rows").mkdir()
+    pq.write_table(table, tmp_path / "rows/a.parquet")
+    assert class_names(opened(tmp_path / "rows", tmp_path)) == expected
+
+
+def test_the_same_numbers_are_the_same_classes_whatever_wrote_them(tmp_path):
+    content = {
+        "metadata.csv": 'file_name,label\na.png,0.0\nb.png,1.0\nc.png,"-1"\n',
+        "metadata.jsonl": _jsonl(
+            [{"file_name": f"{name}.png", "label": label} for name, label in (("a", 0), ("b", "1"), ("c", -1))]
+        ),
+    }
+    for name, text in content.items():
+        root = fill(tmp_path / name, "a.png", "b.png", "c.png")
+        (root / name).write_text(text)
+        images = opened(root, tmp_path)
+        assert class_names(images) == ["0", "1", None]
+        assert "1 of 3 images have a negative label" in text_of(images, "negative_labels")
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (['{"file_name": "a.png", "label": "\\ud83d"}', '{"file_name": "b.png", "label": "b"}'], ["\\ud83d", "b"]),
+        (['{"file_name": "a.png", "label": "x\u2028y"}', '{"file_name": "b.png", "label": "b"}'], ["x\u2028y", "b"]),
+        (['{"file_name": "a.png", "label": null, "cls": 3}', '{"file_name": "b.png", "label": 1}'], [None, "1"]),
+        (['{"file_name": "a.png", "label": -1}', '{"file_name": "b.png", "label": "cat"}'], [None, "cat"]),
+        (['{"file_name": ".\\\\a.png", "label": 1}\r', '{"file_name": "b.png", "label": true}\r'], ["1", "true"]),
+    ],
+)
+def test_lines_of_json_have_whatever_json_has(tmp_path, lines, expected):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    (root / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="")
+    images = opened(root, tmp_path)
+    assert class_names(images) == expected
+    assert class_names(opened(root, tmp_path)) == expected  # as the node kept them
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "file_name, label\nimg/a.png, cat\nimg/b.png, dog\n",
+        "label ,file_name\ncat,img\\a.png\ndog,img\\b.png\n",
+        "file_name,label\rimg/a.png,cat\rimg/b.png,dog\r",
+        '\ufeff\r\nfile_name,label,x,x\r\n"img/a.png","cat",1,2\r\nimg/b.png,dog,,\r\n',
+    ],
+)
+def test_csv_files_as_programs_write_them(tmp_path, content):
+    root = fill(tmp_path / "data", "img/a.png", "img/b.png")
+    (root / "metadata.csv").write_text(content, encoding="utf-8", newline="")
+    images = opened(root, tmp_path)
+    assert (class_names(images), codes(images)) == (["cat", "dog"], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("csv", b"file_name,label\na.png,cat, black\n", r"line 2 does not have 2 values .* but 3: quote values"),
+        ("csv", b"label,file_name\ncat,a.png\n\ndog\n", r"line 4 does not have 2 values .* but 1: quote values"),
+        ("csv", b"file_name;label\na.png;cat\n", r"only 'file_name;label': add it, or save .* UTF-8 with commas"),
+        ("csv", "file_name,label\na.png,café\n".encode("latin-1"), r"is not UTF-8, first at byte 25: save it as UTF-8"),
+        ("csv", "file_name,label\na.png,cat\n".encode("utf-16"), r"is not UTF-8, first at byte 0: save it as UTF-8"),
+        ("csv", b"file_name,label,label\na.png,cat,dog\n", r"2 columns named 'label': rename or remove all but one"),
+        ("csv", b"file_name,label\na.png,1\n,2\n", r"line 3 has no file_name: add it"),
+        ("csv", b'file_name,label\n"a.png', r"line 2: unexpected end of data"),
+        ("jsonl", b"\n" + b"[" * 200_000, r"line 2 is no JSON: maximum recursion depth"),
+        ("jsonl", b'{"file_name": "a.png"', r"line 1 is no JSON: .*delimiter"),
+        ("jsonl", b'["a.png", 1]', r'line 1 is no JSON object, such as {"file_name": "a\.png"}'),
+        ("jsonl", b'{"file_name": null, "label": 1}', r"line 1 has no file_name: add it"),
+    ],
+)
+def test_lines_of_metadata_that_cannot_be_used_are_named(tmp_path, name, content, words):
+    (fill(tmp_path / "data", "a.png") / f"metadata.{name}").write_bytes(content)
+    with pytest.raises(DataError, match=rf"dataset\.uri: metadata\.{name} of .*data .*{words}"):
+        opened(tmp_path / "data", tmp_path)
+
+
+def test_metadata_files_share_one_column_of_labels(tmp_path):
+    root = fill(tmp_path / "data", "a/1.png", "b/2.png", "c/3.png")
+    for folder, column, label in (("a", "category", "x"), ("b", "label", "y"), ("c", "caption", "z")):
+        (root / folder / "metadata.csv").write_text(
+            _csv([{"file_name": name, column: label} for name in ("1.png", "2.png", "3.png")])
+        )
+    images = opened(root, tmp_path)
+    assert class_names(images) == [None, "y", None]
+    assert "the first is a/metadata.csv with 'category'" in text_of(images, "label_columns_differ")
+    assert class_names(opened(root, tmp_path, label_column="category")) == ["x", None, None]
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -230,6 +338,13 @@ COLUMNS = {
     "negative": (pa.array([0, -1, 1, -1, 2, 2]), ["0", None, "1", None, "2", "2"]),
     "null": (pa.array([0, None, 1, 1, 2, 2]), ["0", None, "1", "1", "2", "2"]),
     "all negative": (pa.array([-1] * 6), [None] * 6),
+    "hashes": (pa.array([2**63 + n // 2 for n in range(6)], pa.uint64()), [str(2**63 + n // 2) for n in range(6)]),
+    "half floats": (pa.array([0.0, 0.0, 1.0, 1.0, 2.0, 2.0], pa.float16()), NUMBERS),
+    "empty text": (pa.array(["", *WORDS[1:]]), [None, *WORDS[1:]]),
+    "no Unicode": (
+        pa.Array.from_buffers(pa.string(), 6, pa.array([b"\xff", *map(str.encode, WORDS[1:])]).buffers()),
+        ["\\xff", *WORDS[1:]],
+    ),
 }
 
 
@@ -247,12 +362,80 @@ def test_every_column_of_names_or_whole_numbers_is_used(tmp_path, kind):
     assert class_names(opened(tmp_path / "data", tmp_path, label_column="species")) == expected
 
 
+def _classed(labels: pa.Array, names: Sequence[str] | None = None, column: str = "label") -> pa.Table:
+    """Six rows with these labels, and with class names as Hugging Face stores them."""
+    table = parquet_table(samples(6)).drop_columns("label").append_column(column, labels)
+    if names is None:
+        return table
+    named = {"info": {"features": {column: {"_type": "ClassLabel", "names": list(names)}}}}
+    return table.replace_schema_metadata({"huggingface": json.dumps(named)})
+
+
+INTEGERS = pa.array([0, 0, 1, 1, 2, 2])
+
+
 def test_class_names_of_hugging_face_are_the_numbers_names(tmp_path):
     (tmp_path / "data").mkdir()
-    named = {"info": {"features": {"label": {"_type": "ClassLabel", "names": list(CLASSES)}}}}
-    table = parquet_table(samples(6)).replace_schema_metadata({"huggingface": json.dumps(named)})
-    pq.write_table(table, tmp_path / "data/a.parquet")
+    pq.write_table(_classed(INTEGERS, CLASSES), tmp_path / "data/a.parquet")
     assert class_names(opened(tmp_path / "data", tmp_path)) == WORDS
+    pq.write_table(_classed(INTEGERS, ("eel", "01", "\ud83d")), tmp_path / "data/a.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert images.labels.classes == ("eel", "01", "\\ud83d")  # in the order of their numbers
+
+
+@pytest.mark.parametrize(
+    ("second", "expected", "told"),
+    [
+        (_classed(INTEGERS, CLASSES[::-1]), WORDS[::-1], []),
+        (_classed(pa.array([*WORDS[:5], None])), [*WORDS[:5], None], ["labels_incomplete"]),
+        (_classed(pa.array([0.0, 0.0, 1.0, 1.0, None, -1.0]), CLASSES), [*WORDS[:4], None, None], ["negative_labels"]),
+        (_classed(pa.array([0, 1, 2, 3, 12, 12]), CLASSES), [*CLASSES, "3", "12", "12"], ["unnamed_labels"]),
+        (_classed(INTEGERS), NUMBERS, ["unnamed_labels"]),
+        (_classed(INTEGERS, column="category"), [None] * 6, ["label_columns_differ"]),
+        (_classed(pa.array(WORDS), column="species"), [None] * 6, ["labels_incomplete"]),
+    ],
+)
+def test_each_file_has_its_own_names_of_classes(tmp_path, second, expected, told):
+    (tmp_path / "data").mkdir()
+    pq.write_table(_classed(INTEGERS, CLASSES), tmp_path / "data/a.parquet")
+    pq.write_table(second, tmp_path / "data/b.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert class_names(images) == WORDS + expected
+    assert set(codes(images)) == {*told, *["labels_incomplete"] * (None in expected)}
+    assert images.labels.classes[:3] == CLASSES
+
+
+def test_a_column_of_another_name_is_told_of_and_a_number_without_a_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    pq.write_table(_classed(pa.array([0, 0, 1, 7, 7, 2]), CLASSES), tmp_path / "data/a.parquet")
+    pq.write_table(_classed(INTEGERS, column="category"), tmp_path / "data/0.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert "1 of 2 files have another column of labels, the first is 0.parquet with 'category'" in text_of(
+        images, "label_columns_differ"
+    )
+    assert "2 of 12 images have a class number in column:label that their file has no name for, such as 7" in text_of(
+        images, "unnamed_labels"
+    )
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_columns_of_the_same_name_are_refused(tmp_path, column):
+    (tmp_path / "data").mkdir()
+    table = parquet_table(samples(6), x=INTEGERS)
+    pq.write_table(table.append_column("x", INTEGERS), tmp_path / "data/a.parquet")
+    assert class_names(opened(tmp_path / "data", tmp_path)) == NUMBERS
+    pq.write_table(table.append_column(column, table[column]), tmp_path / "data/a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet of .* has 2 columns named '{column}': rename or remove all but"):
+        opened(tmp_path / "data", tmp_path)
+
+
+def test_a_dot_in_a_columns_name_is_no_path(tmp_path):
+    (tmp_path / "data").mkdir()
+    table = parquet_table(samples(6)).rename_columns(["m.image", "m.label"])
+    inner = pa.array([{"image": {"bytes": b"x"}, "label": 7}] * 6)
+    pq.write_table(table.add_column(0, "m", inner), tmp_path / "data/a.parquet")
+    images = opened(tmp_path / "data", tmp_path, image_column="m.image", label_column="m.label")
+    assert (class_names(images), len(images.index.bad)) == (NUMBERS, 0)
 
 
 @pytest.mark.parametrize(
