@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +23,11 @@ from trainer.data.selection import select_rows, selected, share_of_rows
 from trainer.data.sources import Files
 from trainer.data.splits import Split
 from trainer.data.table import Table
+from trainer.logger import logger
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import storage_errors
+
+T = TypeVar("T")
 
 VERSION: Final = 5
 """Of the files in which a node keeps what it knows of a dataset."""
@@ -64,14 +69,12 @@ def examine_files(
     listing = f"v{VERSION}-{files.listing[:32]}"
     kept_table = folder / f"{listing}-{_key(dataset.image_column, dataset.label_column)}-table.npz"
     kept_inspections = folder / f"{listing}-{_key(dataset.image_column)}-images.npz"
-    with storage_errors(str(kept_table)):
-        table = Table.load(kept_table) if kept_table.is_file() else None
+    table = _load(kept_table, Table.load)
     if table is None:
         table = scan(files, dataset)
         with storage_errors(str(kept_table)):
             table.save(kept_table)
-    with storage_errors(str(kept_inspections)):
-        known = _known(kept_inspections, files, table)
+    known = _known(kept_inspections, files, table)
     rows = select_rows(files, table, dataset)
     chosen, splits = selected(files, table, rows)
     inspections = known.take(rows)
@@ -98,17 +101,32 @@ def examine_files(
 
 def _known(kept: Path, files: Files, table: Table) -> Inspections:
     """What this node knows of the images in a table: kept for this very list of files, and for others."""
-    known = Inspections.load(kept) if kept.is_file() else Inspections.unknown(identities_of(files, table))
+    known = _load(kept, Inspections.load) or Inspections.unknown(identities_of(files, table))
     if (known.state != UNKNOWN).all():
         return known
     same_column = kept.name.rpartition("-images")[0].rpartition("-")[2]
     others = sorted(
         kept.parent.glob(f"v{VERSION}-*-{same_column}-images.npz"), key=lambda file: file.stat().st_mtime, reverse=True
     )
-    for other in others[:OTHERS_READ]:
-        if np.isin(known.identities, Inspections.identities_in(other)).any():
-            known.learn(Inspections.load(other))
+    for file in others[:OTHERS_READ]:
+        identities = _load(file, Inspections.identities_in)
+        if identities is not None and np.isin(known.identities, identities).any():
+            other = _load(file, Inspections.load)
+            if other:
+                known.learn(other)
     return known
+
+
+def _load(kept: Path, read: Callable[[Path], T]) -> T | None:
+    """What a file keeps, as ``read`` reads it; None if there is no such file, or if it is damaged."""
+    with storage_errors(str(kept)):
+        if not kept.is_file():
+            return None
+        try:
+            return read(kept)
+        except (ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            logger.warning("%s is damaged, so what it kept is found out again: %s", kept, error)
+            return None
 
 
 def examine_digits(

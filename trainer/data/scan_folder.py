@@ -67,11 +67,15 @@ def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) 
         return None
     used = [name for name, metadata in found.items() if metadata.column == column]
     source = posixpath.basename(used[0])
-    values = {
-        _plain(posixpath.join(posixpath.dirname(name), str(row[FILE_COLUMN]))): row.get(column)
-        for name in used
-        for row in found[name].rows
-    }
+    values: dict[str, Any] = {}
+    for name in used:
+        for row in found[name].rows:
+            path = _plain(posixpath.join(posixpath.dirname(name), str(row[FILE_COLUMN])))
+            if values.setdefault(path, row.get(column)) != row.get(column):
+                raise DataError(
+                    f"dataset.uri: {path} has two labels in {name} of {files.uri}, {values[path]!r} and "
+                    f"{row.get(column)!r}: remove one of its rows"
+                )
     paths = [_plain(name) for name in names]
     try:
         labels, more = labels_of_values([values.get(path) for path in paths], source)
@@ -96,7 +100,7 @@ def _read_metadata(files: Files, number: int, wanted: str | None) -> _Metadata:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
-        rows, columns = _csv_rows(text) if name.endswith(".csv") else _jsonl_rows(text)
+        rows, columns = _csv_rows(text, wanted) if name.endswith(".csv") else _jsonl_rows(text)
         return _Metadata(rows, label_column(columns, wanted) if rows else None)
     except UnicodeDecodeError as error:
         raise DataError(
@@ -106,8 +110,8 @@ def _read_metadata(files: Files, number: int, wanted: str | None) -> _Metadata:
         raise DataError(f"dataset.uri: {name} of {files.uri} cannot be read: {error}") from error
 
 
-def _csv_rows(text: str) -> tuple[list[dict[str, str]], list[str]]:
-    """The rows of a csv file, and the names of its columns, which may recur. Raises `DataError`."""
+def _csv_rows(text: str, wanted: str | None) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a csv file, if it has labels, and the names of its columns, which may recur. Raises `DataError`."""
     reader = csv.reader(io.StringIO(text, newline=None), strict=True, skipinitialspace=True)
     rows: list[dict[str, str]] = []
     try:
@@ -119,6 +123,8 @@ def _csv_rows(text: str) -> tuple[list[dict[str, str]], list[str]]:
                 "as UTF-8 with commas between the values"
             )
         check_single(columns, FILE_COLUMN)
+        if label_column(columns, wanted) is None:
+            return [], columns
         for values in lines:
             if len(values) != len(columns):
                 raise DataError(

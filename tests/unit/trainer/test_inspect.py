@@ -99,6 +99,20 @@ def test_an_image_is_decoded_once_for_every_dataset_that_it_belongs_to(tmp_path)
     assert inspected(tmp_path, tmp_path / "shards/test.tar").decoded == 0
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"text"])
+def test_what_a_node_keeps_damaged_is_found_out_again(tmp_path, content, caplog):
+    root = Path(write_folder(tmp_path / "data", samples(6)))
+    result = inspected(tmp_path, root)
+    kept = list((tmp_path / "cache/indexes").iterdir())
+    assert len(kept) == 2
+    for file in kept:
+        file.write_bytes(content)
+    again = inspected(tmp_path, root)
+    assert (again.decoded, again.fingerprint, again.classes) == (6, result.fingerprint, result.classes)
+    assert caplog.text.count("is damaged, so what it kept is found out again") == 3  # one as that of another list too
+    assert inspected(tmp_path, root).decoded == 0
+
+
 def test_files_of_the_same_names_sizes_and_times_elsewhere_are_others(tmp_path):
     """As from archives that are unpacked with all times alike."""
     for folder, values in (("a", (0, 1)), ("b", (200, 201))):

@@ -248,6 +248,17 @@ def test_lines_of_metadata_that_cannot_be_used_are_named(tmp_path, name, content
         opened(tmp_path / "data", tmp_path)
 
 
+def test_metadata_that_say_two_things_of_an_image_are_refused_and_captions_are_none_of_our_business(tmp_path):
+    root = fill(tmp_path / "data", "a.png", "b.png")
+    (root / "metadata.csv").write_text("file_name,label\na.png,cat\nb.png,cat\na.png,cat\n")
+    assert class_names(opened(root, tmp_path)) == ["cat", "cat"]
+    (root / "metadata.csv").write_text("file_name,label\na.png,cat\na.png,dog\n")
+    with pytest.raises(DataError, match=r"a\.png has two labels in metadata\.csv of .*, 'cat' and 'dog'"):
+        opened(root, tmp_path)
+    (root / "metadata.csv").write_text("file_name,caption\na.png,a cat, black\n")
+    assert codes(opened(root, tmp_path)) == []
+
+
 def test_metadata_files_share_one_column_of_labels(tmp_path):
     root = fill(tmp_path / "data", "a/1.png", "b/2.png", "c/3.png")
     for folder, column, label in (("a", "category", "x"), ("b", "label", "y"), ("c", "caption", "z")):
