@@ -23,7 +23,7 @@ from trainer.data.table import Table
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import storage_errors
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the files in which a node keeps what it knows of a dataset."""
 FROM_LIBRARY: Final = "builtin"
 
@@ -46,6 +46,11 @@ class Examined:
     """Images that had to be decoded for it: the others were known to this node."""
     seconds: float
     """How long that took."""
+
+    @property
+    def all(self) -> bool:
+        """Whether all images were inspected, not only a sample."""
+        return len(self.rows) == len(self.table)
 
 
 def examine_files(
