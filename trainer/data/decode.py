@@ -204,7 +204,7 @@ def _scaled(values: NDArray[np.generic], channels: int, scale: Scale) -> NDArray
 
 def _jpeg_channels(channels: int, scale: Scale) -> int:
     """The channels that a JPEG is decoded with: those wanted, or all if they must be scaled before."""
-    return channels if scale.is_identity(np.dtype(np.uint8)) else 3
+    return channels if scale.keeps_bytes else 3
 
 
 def _deep_pixels(deep: Deep, channels: int, scale: Scale) -> NDArray[np.uint8]:
@@ -226,7 +226,7 @@ def _pillow_pixels(raw: bytes | memoryview, channels: int, scale: Scale, orienta
     native = len(Image.new(_native_mode(image), (1, 1)).getbands())
     if channels not in (native, *COLOURS):
         raise _misfit(kind, native, channels)
-    mode = MODES[channels] if scale.is_identity(np.dtype(np.uint8)) else _native_mode(image)
+    mode = MODES[channels] if scale.keeps_bytes else _native_mode(image)
     pixels = np.array(image if image.mode == mode else image.convert(mode)).reshape(image.height, image.width, -1)
     return _scaled(turned(pixels, orientation or 1), channels, scale)
 

@@ -27,11 +27,8 @@ Values = NDArray[np.generic]
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _TIFF: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NPY: Final = b"\x93NUMPY"
-_PPM_HEADER: Final = re.compile(rb"P[2356]\s+(\d+)\s+(\d+)\s+(\d+)\s")
-"""Width, height and the greatest value, without comments."""
-_PPM_COMMENT: Final = re.compile(rb"#[^\r\n]*[\r\n]")
-_PPM_HEADER_BYTES: Final = 65_536
-"""Within which the header is looked for: comments may be long."""
+_PPM_HEADER: Final = re.compile(rb"P[2356]" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" * 3)
+"""Width, height and the greatest value, with white space and comments between them."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 """Photometric interpretations of a TIFF whose samples are used as they are."""
 _COLOUR_MODELS: Final = {
@@ -106,7 +103,7 @@ def _read_png(raw: bytes | memoryview) -> Deep:
 
 def _read_ppm(raw: bytes | memoryview) -> Deep | None:
     """Pillow would stretch the values to 16 bits, or to 8 for colours."""
-    header = _PPM_HEADER.match(_PPM_COMMENT.sub(b"", bytes(raw[:_PPM_HEADER_BYTES])))
+    header = _PPM_HEADER.match(raw)
     if not header:
         return None
     width, height, greatest = map(int, header.groups())

@@ -15,6 +15,7 @@ from trainer.data.notices import Notice
 
 EIGHT_BIT: Final = "uint8"
 _UNIT: Final = (0.0, 1.0)
+_BYTES: Final = (0.0, 255.0)
 _LARGEST: Final = math.nextafter(sys.float_info.max, 0)
 """The largest number that another one is above."""
 _FLOAT_SLACK: Final = 0.1
@@ -47,13 +48,14 @@ class Scale:
             return float(limits.min), float(limits.max)
         return _UNIT
 
-    def is_identity(self, kind: np.dtype[np.generic]) -> bool:
-        """Whether values of this type stay as they are."""
-        return kind == np.uint8 and self.range_of(kind) == (0.0, 255.0)
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether values of 8 bits stay as they are."""
+        return self.ranges.get(EIGHT_BIT, _BYTES) == _BYTES
 
     def to_bytes(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
         """``values`` as uint8, in the same shape; what lies outside the range becomes 0 or 255, not-a-number 0."""
-        if self.is_identity(values.dtype):
+        if values.dtype == np.uint8 and self.keeps_bytes:
             return np.asarray(values, dtype=np.uint8)
         low, high = self.range_of(values.dtype)
         if values.dtype.kind == "u" and values.dtype.itemsize <= 2:  # through a table, ten times as fast
@@ -127,7 +129,7 @@ def _about_automatic(seen: Seen, low: float, high: float) -> Iterator[Notice]:
 def _automatic(seen: Seen) -> tuple[float, float]:
     kind = np.dtype(seen.type)
     if kind == np.uint8:
-        return 0.0, 255.0
+        return _BYTES
     if kind.kind == "b" or math.isnan(seen.low):
         return _UNIT
     if kind.kind == "u":
