@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainer.data import jpeg
-from trainer.data.deep import Deep, read_deep
+from trainer.data.deep import Deep, read_deep, read_stack
 from trainer.data.orientation import turned
 from trainer.data.resize import resize
 from trainer.data.scale import Scale
@@ -52,9 +52,9 @@ def decode(raw: Raw, channels: int, scale: Scale = AS_STORED) -> NDArray[np.uint
         header = jpeg.read_header(raw)
         if header is not None and channels not in COLOURS:
             raise _misfit("JPEG", header.channels, channels)
-        pixels = jpeg.read_pixels(raw, channels) if header is not None else None
+        pixels = jpeg.read_pixels(raw, _jpeg_channels(channels, scale)) if header is not None else None
         if header is not None and pixels is not None:
-            return np.ascontiguousarray(scale.to_bytes(turned(pixels, header.orientation)))
+            return _scaled(turned(pixels, header.orientation), channels, scale)
         # Pillow decides which faults to forgive, and converts other colours.
         return _pillow_pixels(raw, channels, scale, header.orientation if header else None)
     deep = read_deep(raw, channels)
@@ -80,9 +80,9 @@ def decode_crop(
     """
     pixels = None
     if not isinstance(raw, np.ndarray) and channels in COLOURS and jpeg.is_jpeg(raw):
-        pixels = jpeg.read_crop(raw, channels, shape, box, size)
+        pixels = jpeg.read_crop(raw, _jpeg_channels(channels, scale), shape, box, size)
         if pixels is not None:
-            pixels = scale.to_bytes(pixels)
+            pixels = _scaled(pixels, channels, scale)
     if pixels is None:
         whole = decode(raw, channels, scale)
         check_shape((whole.shape[0], whole.shape[1]), shape)
@@ -121,8 +121,11 @@ class Facts(NamedTuple):
     type: str
     """Of the values, for example `uint8`."""
     low: float
-    """The least finite value; NaN if there is none."""
+    """The least finite value, transparency left out; NaN if there is none."""
     high: float
+    stack_low: float
+    """Of all pages together."""
+    stack_high: float
 
 
 def fits_channels(
@@ -134,31 +137,44 @@ def fits_channels(
 
 
 def examine(raw: Raw) -> Facts:
-    """Decode an image whole to find out what it holds. Raises `Unreadable`."""
+    """Decode an image whole to find out what it holds. Raises `Unreadable`, also for what `decode` cannot read."""
     if isinstance(raw, np.ndarray):
-        return _facts("pixels", raw, raw.shape[2], colour=True)
+        return _facts(Deep("pixels", raw, raw.shape[2], colour=True))
     if jpeg.is_jpeg(raw):
         header = jpeg.read_header(raw)
         pixels = jpeg.read_pixels(raw, header.channels) if header is not None else None
         if header is not None and pixels is not None:
-            return _facts("JPEG", turned(pixels, header.orientation), header.channels, colour=True)
-    else:
-        deep = read_deep(raw)
-        if deep is not None:
-            upright = turned(deep.values, deep.orientation)
-            return _facts(deep.format, upright, deep.bands, colour=deep.colour, pages=deep.pages)
+            return _facts(Deep("JPEG", pixels, header.channels, colour=True, orientation=header.orientation))
+        return _facts(_read_pillow(raw))
+    first = read_deep(raw, channels=1)
+    return _facts(first or _read_pillow(raw), read_stack(raw))
+
+
+def _read_pillow(raw: bytes | memoryview) -> Deep:
+    """The values of a file that Pillow must read, turned upright."""
     image, kind = _open(raw, None)
     wide = _wide(image)
     values: NDArray[np.generic] = np.asarray(image.convert(_native_mode(image))) if wide is None else wide
     values = values.reshape(image.height, image.width, -1)
-    return _facts(kind, values, values.shape[2], colour=True)
+    bands = values.shape[2]
+    return Deep(kind, values, bands, colour=True, alpha=bands in (2, 4))
 
 
-def _facts(kind: str, values: NDArray[np.generic], bands: int, *, colour: bool, pages: int = 1) -> Facts:
+def _facts(image: Deep, stack: NDArray[np.generic] | None = None) -> Facts:
+    """What an image holds; ``stack`` (H, W, pages) are all its pages if these may be channels."""
+    height, width = turned(image.values, image.orientation).shape[:2]
+    low, high = _range(image.values[:, :, :-1] if image.alpha else image.values)
+    stack_low, stack_high = (low, high) if stack is None else _range(stack)
+    return Facts(
+        image.format, height, width, image.bands, 1 if stack is None else stack.shape[2], image.colour,
+        image.values.dtype.name, low, high, stack_low, stack_high,
+    )  # fmt: skip
+
+
+def _range(values: NDArray[np.generic]) -> tuple[float, float]:
+    """The least and the greatest finite value; NaN if there is none."""
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (float("nan"), float("nan"))
-    height, width = values.shape[:2]
-    return Facts(kind, height, width, bands, pages, colour, values.dtype.name, low, high)
+    return (float(finite.min()), float(finite.max())) if finite.size else (float("nan"), float("nan"))
 
 
 def misfit_reason(facts: Facts, channels: int) -> str:
@@ -171,18 +187,30 @@ def _misfit(kind: str, bands: int, channels: int, pages: int = 1) -> Unreadable:
     return Unreadable(f"a {kind} of {what}{f' and {pages} pages' if pages > 1 else ''}; in_chans is {channels}")
 
 
-# --- deep images ------------------------------------------------------------------------------------------------------
+# --- values to pixels -------------------------------------------------------------------------------------------------
+
+
+def _scaled(values: NDArray[np.generic], channels: int, scale: Scale) -> NDArray[np.uint8]:
+    """Values (H, W, C) of grey, RGB or RGBA as contiguous pixels with so many channels.
+
+    They are scaled first: what lies outside the range must not count in the luma.
+    """
+    pixels = scale.to_bytes(values)
+    if pixels.shape[2] != channels:
+        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
+        pixels = np.asarray(image.convert(MODES[channels])).reshape(*pixels.shape[:2], channels)
+    return np.ascontiguousarray(pixels)
+
+
+def _jpeg_channels(channels: int, scale: Scale) -> int:
+    """The channels that a JPEG is decoded with: those wanted, or all if they must be scaled before."""
+    return channels if scale.keeps_bytes else 3
 
 
 def _deep_pixels(deep: Deep, channels: int, scale: Scale) -> NDArray[np.uint8]:
-    pixels = scale.to_bytes(turned(deep.values, deep.orientation))
-    bands = pixels.shape[2]
-    if bands != channels:
-        if not (deep.colour and channels in COLOURS):
-            raise _misfit(deep.format, deep.bands, channels, deep.pages)
-        image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if bands == 1 else pixels))
-        pixels = np.asarray(image.convert(MODES[channels])).reshape(*pixels.shape[:2], channels)
-    return np.ascontiguousarray(pixels)
+    if deep.values.shape[2] != channels and not (deep.colour and channels in COLOURS):
+        raise _misfit(deep.format, deep.bands, channels, deep.pages)
+    return _scaled(turned(deep.values, deep.orientation), channels, scale)
 
 
 # --- everything else --------------------------------------------------------------------------------------------------
@@ -198,9 +226,9 @@ def _pillow_pixels(raw: bytes | memoryview, channels: int, scale: Scale, orienta
     native = len(Image.new(_native_mode(image), (1, 1)).getbands())
     if channels not in (native, *COLOURS):
         raise _misfit(kind, native, channels)
-    pixels = np.array(image if image.mode == MODES[channels] else image.convert(MODES[channels]))
-    pixels = scale.to_bytes(pixels.reshape(image.height, image.width, channels))
-    return np.ascontiguousarray(turned(pixels, orientation or 1))
+    mode = MODES[channels] if scale.keeps_bytes else _native_mode(image)
+    pixels = np.array(image if image.mode == mode else image.convert(mode)).reshape(image.height, image.width, -1)
+    return _scaled(turned(pixels, orientation or 1), channels, scale)
 
 
 def _open(raw: bytes | memoryview, orientation: int | None) -> tuple[Image.Image, str]:

@@ -55,6 +55,11 @@ class Examined:
     seconds: float
     """How long that took."""
 
+    @property
+    def all(self) -> bool:
+        """Whether all images were inspected, not only a sample."""
+        return len(self.rows) == len(self.table)
+
 
 def examine_files(
     files: Files,

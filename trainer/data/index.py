@@ -66,13 +66,6 @@ def make_index(table: Table, rows: NDArray[np.int64], inspections: Inspections, 
     reasons = {row: misfit_reason(inspections.facts(row), channels) for row in misfits.tolist()}
     reasons |= {row: inspections.reasons[row] for row in rows[inspections.state[rows] == UNREADABLE].tolist()}
     bad = tuple(BadImage(table.names[row], reasons[row]) for row in sorted(reasons))
-    types = inspections.types[good]
-    seen = []
-    for kind in np.unique(types).tolist():
-        of_kind = good[types == kind]
-        finite = of_kind[np.isfinite(inspections.lows[of_kind])]
-        low, high = (inspections.lows[finite].min(), inspections.highs[finite].max()) if len(finite) else (0.0, 0.0)
-        seen.append(Seen(kind, len(of_kind), float(low), float(high)))
     return Index(
         table=table.select(good),
         heights=inspections.heights[good],
@@ -80,9 +73,23 @@ def make_index(table: Table, rows: NDArray[np.int64], inspections: Inspections, 
         lengths=inspections.lengths[good],
         jpeg=inspections.formats[good] == "JPEG",
         bad=bad,
-        seen=tuple(seen),
+        seen=_seen(good, inspections, channels),
         fingerprint=hashlib.sha256(inspections.digests[good].tobytes()).hexdigest(),
     )
+
+
+def _seen(rows: NDArray[np.int64], inspections: Inspections, channels: int) -> tuple[Seen, ...]:
+    """The values that these images have when they are read with this many channels, by their type."""
+    types, pages = inspections.types[rows], inspections.pages[rows]
+    stacked = (pages > 1) & (pages == channels)
+    lows = np.where(stacked, inspections.stack_lows[rows], inspections.lows[rows])
+    highs = np.where(stacked, inspections.stack_highs[rows], inspections.highs[rows])
+    seen = []
+    for kind in np.unique(types).tolist():
+        low, high = (values[(types == kind) & np.isfinite(values)] for values in (lows, highs))
+        found = (float(low.min()), float(high.max())) if len(low) else (float("nan"), float("nan"))
+        seen.append(Seen(kind, int((types == kind).sum()), *found))
+    return tuple(seen)
 
 
 def readable_rows(rows: NDArray[np.int64], inspections: Inspections, channels: int) -> NDArray[np.int64]:

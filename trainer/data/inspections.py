@@ -56,6 +56,9 @@ class Inspections:
     types: NDArray[np.str_]
     lows: NDArray[np.float64]
     highs: NDArray[np.float64]
+    stack_lows: NDArray[np.float64]
+    """Of all pages of a TIFF together."""
+    stack_highs: NDArray[np.float64]
     digests: NDArray[np.uint8]
     """(n, 32): sha256 of each image's bytes."""
     reasons: dict[int, str]
@@ -70,8 +73,8 @@ class Inspections:
             state=np.zeros(count, np.uint8), heights=np.zeros(count, np.int32), widths=np.zeros(count, np.int32),
             lengths=np.zeros(count, np.int64), bands=np.zeros(count, np.uint8), pages=np.ones(count, np.uint8),
             colour=np.zeros(count, np.bool_), formats=np.zeros(count, "U8"), types=np.zeros(count, "U8"),
-            lows=np.full(count, np.nan), highs=np.full(count, np.nan), digests=np.zeros((count, 32), np.uint8),
-            reasons={},
+            lows=np.full(count, np.nan), highs=np.full(count, np.nan), stack_lows=np.full(count, np.nan),
+            stack_highs=np.full(count, np.nan), digests=np.zeros((count, 32), np.uint8), reasons={},
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -109,6 +112,7 @@ class Inspections:
         self.bands[row], self.pages[row], self.colour[row] = facts.bands, facts.pages, facts.colour
         self.formats[row], self.types[row] = facts.format, facts.type
         self.lows[row], self.highs[row] = facts.low, facts.high
+        self.stack_lows[row], self.stack_highs[row] = facts.stack_low, facts.stack_high
         self.digests[row] = np.frombuffer(result.digest, np.uint8)
 
     def facts(self, row: int) -> Facts:
@@ -116,7 +120,7 @@ class Inspections:
         return Facts(
             str(self.formats[row]), int(self.heights[row]), int(self.widths[row]), int(self.bands[row]),
             int(self.pages[row]), bool(self.colour[row]), str(self.types[row]), float(self.lows[row]),
-            float(self.highs[row]),
+            float(self.highs[row]), float(self.stack_lows[row]), float(self.stack_highs[row]),
         )  # fmt: skip
 
     def save(self, file: Path) -> None:

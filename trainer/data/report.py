@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import posixpath
 from collections import Counter
 from typing import Any, Final
@@ -20,6 +21,8 @@ from trainer.data.notices import Notice
 from trainer.data.resize import resize
 from trainer.data.scale import EIGHT_BIT, Scale, scale_of
 from trainer.data.sources import UNREADABLE_SUFFIXES, suffix_of
+from trainer.data.unreadable import Unreadable
+from trainer.logger import logger
 from trainer.protocol.inspection import CLASSES_LISTED, Inspection, Quartiles, Sizes, SplitFound, Unread, Warned
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.plan import held_out_images
@@ -59,9 +62,7 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
         channels=_counts(inspections.bands[readable]),
         fitting_channels=_fitting_channels(inspections, readable),
         bits=_bits(inspections.types[readable]),
-        value_range=(min(each.low for each in index.seen), max(each.high for each in index.seen))
-        if index.seen
-        else None,
+        value_range=_value_range(index),
         scale=scale.ranges,
         classes=dict(Counter(counts).most_common(CLASSES_LISTED)),
         class_count=len(counts),
@@ -71,9 +72,11 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
         duplicates=len(readable) - len(different),
         splits=splits,
         images_per_s_per_core=round(pace, 1) if pace else None,
-        fingerprint=index.fingerprint if len(rows) == len(table) and len(index) else None,
+        fingerprint=index.fingerprint if examined.all and len(index) else None,
         warnings=[Warned(code=notice.code, message=notice.message) for notice in notices],
-        proposed=_proposed(dataset, index, scale, splits, channels, len(table), labelled=bool(counts)),
+        proposed=_proposed(
+            dataset, index, scale if examined.all else None, splits, channels, len(table), labelled=bool(counts)
+        ),
     )
 
 
@@ -92,6 +95,11 @@ def _fitting_channels(inspections: Inspections, readable: NDArray[np.int64]) -> 
         if images:
             fitting[channels] = images
     return fitting
+
+
+def _value_range(index: Index) -> tuple[float, float] | None:
+    finite = [each for each in index.seen if math.isfinite(each.low)]
+    return (min(each.low for each in finite), max(each.high for each in finite)) if finite else None
 
 
 def _bits(types: NDArray[np.str_]) -> dict[int, int]:
@@ -148,14 +156,17 @@ def _proposed_channels(inspections: Inspections, readable: NDArray[np.int64]) ->
 def _proposed(
     dataset: DatasetSpec,
     index: Index,
-    scale: Scale,
+    scale: Scale | None,
     splits: dict[str, SplitFound],
     channels: int,
     images: int,
     *,
     labelled: bool,
 ) -> dict[str, Any]:
-    """A piece of a pretraining spec that fits the data."""
+    """A piece of a pretraining spec that fits the data.
+
+    ``scale`` is None for a sample of the images: others may have greater values, which its range would cut off.
+    """
     section = dataset.model_dump(mode="json", exclude_defaults=True)
     evaluation: dict[str, Any] = {}
     held_out = splits.get("validation") or splits.get("test")
@@ -167,7 +178,7 @@ def _proposed(
     if kinds:
         section["exclude"] = [*dataset.exclude, *(f"*{kind}" for kind in kinds)]
     types = [each.type for each in index.seen]
-    if len(types) == 1 and types[0] != EIGHT_BIT:
+    if scale and len(types) == 1 and types[0] != EIGHT_BIT:
         section["value_range"] = list(scale.ranges[types[0]])
     if not labelled:
         evaluation["probes"] = []
@@ -203,7 +214,11 @@ def contact_sheet(examined: Examined, inspection: Inspection) -> bytes | None:
     lines = -(-count // columns)
     sheet = Image.new("RGB", (columns * (TILE + GAP) - GAP, lines * (TILE + GAP) - GAP), BACKGROUND)
     for position, row in enumerate(rows):
-        pixels = decode(examined.reader.fetch([int(row)])[0], channels, scale)
+        try:
+            pixels = decode(examined.reader.fetch([int(row)])[0], channels, scale)
+        except Unreadable as error:
+            logger.warning("%s is left out of the picture: %s", examined.table.names[row], error)
+            continue
         shown = pixels[:, :, :3] if channels >= 3 else pixels[:, :, :1]
         factor = TILE / max(shown.shape[:2])
         size = (max(1, round(shown.shape[0] * factor)), max(1, round(shown.shape[1] * factor)))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -14,6 +15,9 @@ from trainer.data.notices import Notice
 
 EIGHT_BIT: Final = "uint8"
 _UNIT: Final = (0.0, 1.0)
+_BYTES: Final = (0.0, 255.0)
+_LARGEST: Final = math.nextafter(sys.float_info.max, 0)
+"""The largest number that another one is above."""
 _FLOAT_SLACK: Final = 0.1
 """Floats that exceed 1 or 255 by less count as values of 0..1 or 0..255: reflectance has single brighter pixels."""
 
@@ -24,6 +28,7 @@ class Seen(NamedTuple):
     type: str
     images: int
     low: float
+    """NaN if no value is finite."""
     high: float
 
 
@@ -43,13 +48,14 @@ class Scale:
             return float(limits.min), float(limits.max)
         return _UNIT
 
-    def is_identity(self, kind: np.dtype[np.generic]) -> bool:
-        """Whether values of this type stay as they are."""
-        return kind == np.uint8 and self.range_of(kind) == (0.0, 255.0)
+    @property
+    def keeps_bytes(self) -> bool:
+        """Whether values of 8 bits stay as they are."""
+        return self.ranges.get(EIGHT_BIT, _BYTES) == _BYTES
 
     def to_bytes(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
         """``values`` as uint8, in the same shape; what lies outside the range becomes 0 or 255, not-a-number 0."""
-        if self.is_identity(values.dtype):
+        if values.dtype == np.uint8 and self.keeps_bytes:
             return np.asarray(values, dtype=np.uint8)
         low, high = self.range_of(values.dtype)
         if values.dtype.kind == "u" and values.dtype.itemsize <= 2:  # through a table, ten times as fast
@@ -78,33 +84,53 @@ def scale_of(
     """
     known = trained.ranges if trained else {}
     ranges: dict[str, tuple[float, float]] = {}
-    notices = []
+    notices: list[Notice] = []
     for each in seen:
         given = wanted or known.get(each.type)
-        ranges[each.type] = low, high = given or _automatic(each)
-        if given and (each.high <= low or each.low >= high):
-            text = f"dataset.value_range: {each.images} {each.type} images have values of {each.low:g} to {each.high:g}"
-            notices.append(Notice("value_range_misses", f"{text}, outside {low:g} to {high:g}: they are of one colour"))
-        elif not given and each.type != EIGHT_BIT:
-            text = (
-                f"The {each.images} {each.type} images have values of {each.low:g} to {each.high:g}; "
-                f"{low:g} becomes black and {high:g} white. Set dataset.value_range for another scale"
-            )
-            notices.append(Notice("value_range_chosen", text))
-        elif not given and each.high <= (high - low) / 8:
-            text = (
-                f"The {each.images} images of 8 bits use values of {each.low:g} to {each.high:g} only, and look black: "
-                f"set dataset.value_range: [0, {each.high:g}] to see them"
-            )
-            notices.append(Notice("value_range_dark", text))
+        ranges[each.type] = given or _automatic(each)
+        if math.isnan(each.low):
+            text = f"The {each.images} {each.type} images have no finite value: all become black"
+            notices.append(Notice("value_range_not_finite", f"{text}. Are these the right files?"))
+        else:
+            notices += _about_given(each, *given) if given else _about_automatic(each, *ranges[each.type])
     return Scale(ranges), notices
+
+
+def _about_given(seen: Seen, low: float, high: float) -> Iterator[Notice]:
+    text = f"dataset.value_range: {seen.images} {seen.type} images have values of {seen.low:g} to {seen.high:g}"
+    if seen.high <= low or seen.low >= high:
+        yield Notice("value_range_misses", f"{text}, outside {low:g} to {high:g}: they are of one colour")
+    elif min(high, seen.high) - max(low, seen.low) < (seen.high - seen.low) / 2:
+        yield Notice(
+            "value_range_cuts",
+            f"{text}, and those outside {low:g} to {high:g} become black or white. This is right if the range was "
+            "chosen to show a part of the values, and loses detail if it was measured on other images",
+        )
+
+
+def _about_automatic(seen: Seen, low: float, high: float) -> Iterator[Notice]:
+    if seen.type != EIGHT_BIT:
+        text = (
+            f"The {seen.images} {seen.type} images have values of {seen.low:g} to {seen.high:g}; "
+            f"{low:g} becomes black and {high:g} white. Set dataset.value_range for another scale"
+        )
+        yield Notice("value_range_chosen", text)
+    elif seen.high == 0:
+        text = f"The {seen.images} images of 8 bits are all black: 0 is their only value. Are these the right files?"
+        yield Notice("value_range_dark", text)
+    elif seen.high <= (high - low) / 8:
+        text = (
+            f"The {seen.images} images of 8 bits use values of {seen.low:g} to {seen.high:g} only, and look black: "
+            f"set dataset.value_range: [0, {seen.high:g}] to see them"
+        )
+        yield Notice("value_range_dark", text)
 
 
 def _automatic(seen: Seen) -> tuple[float, float]:
     kind = np.dtype(seen.type)
     if kind == np.uint8:
-        return 0.0, 255.0
-    if kind.kind == "b":
+        return _BYTES
+    if kind.kind == "b" or math.isnan(seen.low):
         return _UNIT
     if kind.kind == "u":
         bits = max(1, math.ceil(math.log2(seen.high + 1)))
@@ -113,4 +139,7 @@ def _automatic(seen: Seen) -> tuple[float, float]:
         for top in (1.0, 255.0):
             if top / 2 < seen.high <= top * (1 + _FLOAT_SLACK):
                 return 0.0, top
-    return (seen.low, seen.high) if seen.low < seen.high else (seen.low, seen.low + 1)
+    if seen.low < seen.high:
+        return seen.low, seen.high
+    low = min(seen.low, _LARGEST)
+    return low, max(low + 1, math.nextafter(low, math.inf))  # beyond 2**53 the next float64 is more than 1 above

@@ -71,7 +71,7 @@ def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) 
     for name in used:
         for row in found[name].rows:
             path = _plain(posixpath.join(posixpath.dirname(name), str(row[FILE_COLUMN])))
-            if values.setdefault(path, row.get(column)) != row.get(column):
+            if str(values.setdefault(path, row.get(column))) != str(row.get(column)):
                 raise DataError(
                     f"dataset.uri: {path} has two labels in {name} of {files.uri}, {values[path]!r} and "
                     f"{row.get(column)!r}: remove one of its rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tokenize
 from typing import Final
 
 MAX_PIXELS: Final = 178_956_970
@@ -11,6 +12,7 @@ MAX_BYTES: Final = 4 * MAX_PIXELS
 """Bytes of an image's values: as many as the largest RGBA image has."""
 DAMAGE_ERRORS: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error,
+    tokenize.TokenError,
 )  # fmt: skip
 """What the readers of Pillow, tifffile and numpy raise for damaged files."""
 

@@ -57,8 +57,8 @@ class DatasetSpec(SpecModel):
     one."""
     value_range: ValueRange | Auto = "auto"
     """Pixel values that become black and white, [least, greatest], for all images alike. `auto`: 0 to 255 for images of
-    8 bits; for deeper ones the range of the bits that the whole dataset uses, and for floating-point and signed ones
-    the least and greatest value of the whole dataset."""
+    8 bits; for deeper ones the range of the bits that the whole dataset uses; for floating-point ones 0 to 1 or 0 to
+    255 if they fill that; or else, and for signed ones, the least and greatest value of the whole dataset."""
     cache: Literal["auto", "ram", "disk", "none"] = "auto"
     """`ram`: decoded once per node and mapped into its workers' memory; `disk`: files copied to each node once; `none`:
     read from their own storage in each epoch; `auto`: `disk` for remote files, and `ram` if the images fit into a

@@ -3,6 +3,7 @@
 `GOOD` and `REFUSED` are the table of what becomes of which file: ``pytest -v`` prints it.
 """
 
+import io
 import struct
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from image_files import (
     BLUE,
     CHANNELS,
@@ -43,7 +45,7 @@ from PIL import Image
 
 from trainer.data import decode as decoding
 from trainer.data import unreadable
-from trainer.data.decode import decode, decode_crop, decodes_whole
+from trainer.data.decode import decode, decode_crop, decodes_whole, examine
 from trainer.data.unreadable import Unreadable
 
 # --- files that are read --------------------------------------------------------------------------------------------
@@ -316,6 +318,31 @@ def test_random_damage_never_escapes_as_another_error():
             crop = decode_crop(raw, 3, shape, box, size, flip=False)
             if decodes_whole(raw, shape, size):
                 np.testing.assert_array_equal(crop, decode_crop(pixels, 3, shape, box, size, flip=False))
+            outcomes["read"] += 1
+        except Unreadable:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50
+
+
+def test_damaged_headers_of_deep_images_never_escape_as_another_error():
+    rng = np.random.default_rng(3)
+    values = rng.integers(0, 4096, (24, 20)).astype(np.uint16)
+    array, pages, bands, compressed = (io.BytesIO() for _ in range(4))
+    np.save(array, values)
+    tifffile.imwrite(pages, np.stack([values, values]), photometric="minisblack")
+    tifffile.imwrite(bands, values[:, :, None].repeat(5, 2), photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(compressed, values, compression="zlib", predictor=True)
+    ppm = b"P5 20 24 4095\n" + values.astype(">u2").tobytes()
+    originals = [file.getvalue() for file in (array, pages, bands, compressed)] + [saved(values, "PNG"), ppm]
+    outcomes = {"read": 0, "refused": 0}
+    for turn in range(1200):
+        data = bytearray(originals[turn % len(originals)])
+        for place in rng.integers(0, min(len(data), 200) if turn % 4 else len(data), size=rng.integers(1, 4)):
+            data[place] = rng.choice([0, 1, 255, rng.integers(0, 256)])
+        raw = bytes(data)
+        try:
+            facts = examine(raw)
+            assert decode(raw, facts.bands).shape == (facts.height, facts.width, facts.bands)
             outcomes["read"] += 1
         except Unreadable:
             outcomes["refused"] += 1

@@ -1,6 +1,8 @@
 """Images of more than eight bits, of floats and of bands: one scale for a whole dataset."""
 
 import io
+import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -118,6 +120,96 @@ def test_eight_bits_stay_as_they_are_beside_deeper_ones_and_dark_ones_are_told_o
     assert seen.pixels(0).max() == 255
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        (np.zeros((8, 8), np.uint8), "all black: 0 is their only value"),
+        (np.dstack([np.full((8, 8, 3), 20), np.full((8, 8), 255)]).astype(np.uint8), r"value_range: \[0, 20\]"),
+    ],
+)  # fmt: skip
+def test_black_images_are_told_of(tmp_path, values, told):
+    root = write(tmp_path / "data", ".png", [saved(values, "PNG")])
+    assert re.search(told, notice(opened(root, tmp_path), "value_range_dark"))
+
+
+@pytest.mark.parametrize("value", [0.0, 5.5, -1e20, 3.4e38, 2.0**60, sys.float_info.max, -sys.float_info.max])
+def test_images_of_one_value_have_a_scale(tmp_path, value):
+    root = write(tmp_path / "data", ".npy", [npy(np.full((8, 8), value))])
+    images = opened(root, tmp_path, channels=1)
+    low, high = images.scale.ranges["float64"]
+    assert dataset("/d", value_range=[low, high]).value_range == (low, high)
+    assert np.isfinite([low, high]).all()
+    assert len(np.unique(images.pixels(0))) == 1
+
+
+@pytest.mark.parametrize("wanted", ["auto", [0, 1]])
+def test_images_without_a_finite_value_are_told_of(tmp_path, wanted):
+    root = write(tmp_path / "data", ".npy", [npy(np.full((8, 8), np.nan, np.float32))])
+    images = opened(root, tmp_path, channels=1, value_range=wanted)
+    assert "1 float32 images have no finite value" in notice(images, "value_range_not_finite")
+    assert images.pixels(0).max() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((0, 0.4), 0.4), ((0, 0.6), 1), ((0, 1.1), 1), ((0, 1.2), 1.2), ((0, 100), 100), ((0, 130), 255), ((-1, 1), 1)],
+)
+def test_the_scale_of_floats(tmp_path, values, expected):
+    root = write(tmp_path / "data", ".npy", [npy(np.array([values], np.float64))])
+    assert opened(root, tmp_path, channels=1).scale.ranges == {"float64": (min(0, values[0]), expected)}
+
+
+@pytest.mark.parametrize(("top", "cuts"), [(1000, True), (2000, True), (3000, False), (9000, False)])
+def test_a_range_that_cuts_most_values_off_is_told_of(tmp_path, top, cuts):
+    root = write(tmp_path / "data", ".png", [png16(TWELVE)])
+    notices = opened(root, tmp_path, channels=1, value_range=[0, top]).notices
+    assert [each.code for each in notices if each.code.startswith("value_range")] == ["value_range_cuts"] * cuts
+    assert not cuts or f"those outside 0 to {top} become black or white" in notices[-1].message
+
+
+def test_transparency_has_no_part_in_the_scale(tmp_path):
+    alpha = np.full((20, 24, 1), 65535, np.uint16)
+    for number, data in enumerate(
+        [
+            tiff(np.dstack([RGB16, alpha]), photometric="rgb", extrasamples=["unassalpha"]),
+            cv2.imencode(".png", np.dstack([RGB16[:, :, ::-1], alpha]))[1].tobytes(),
+        ]
+    ):
+        images = opened(write(tmp_path / str(number), ".tif", [data]), tmp_path)
+        assert images.scale.ranges == {"uint16": (0, 4095)}
+        np.testing.assert_allclose(images.pixels(0), RGB16 / 4095 * 255, atol=0.5)
+    infrared = tiff(np.dstack([RGB16, alpha]), photometric="rgb", extrasamples=["unspecified"])
+    images = opened(write(tmp_path / "infrared", ".tif", [infrared]), tmp_path, channels=4)
+    assert images.scale.ranges == {"uint16": (0, 65535)}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "JPEG", "16 bits"])
+def test_colours_are_scaled_before_they_become_grey(kind):
+    pixels = np.full((16, 16, 3), (200, 50, 0), np.uint8)
+    data = png16(pixels.astype(np.uint16)) if kind == "16 bits" else saved(pixels, kind)
+    scale = Scale({"uint8": (0, 100), "uint16": (0, 100)})
+    expected = round(0.299 * 255 + 0.587 * 127.5)
+    np.testing.assert_allclose(decode(data, 1, scale), expected, atol=3 if kind == "JPEG" else 1)
+    crop = decode_crop(data, 1, (16, 16), (0, 0, 16, 16), (4, 4), flip=False, scale=scale)
+    np.testing.assert_allclose(crop, expected, atol=3 if kind == "JPEG" else 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"P5 2 1 4095\n\x01\x00\x0f\xff", [[[256], [4095]]]),
+        (b"P5 2 1\n# c\n65535\n\x01\x00\x0f\xff", [[[256], [4095]]]),
+        (b"P2\n2 1\n#c\n4095\n256 4095\n", [[[256], [4095]]]),
+        (b"P6 1 1 4095\n\x02\x00\x01\x00\x0f\xff", [[[512, 256, 4095]]]),
+    ],
+)  # fmt: skip
+def test_the_values_of_a_deep_ppm_are_those_stored(data, expected):
+    scale = Scale({"uint16": (0, 4095)})
+    pixels = decode(data, np.shape(expected)[2], scale)
+    np.testing.assert_array_equal(pixels, scale.to_bytes(np.array(expected, np.uint16)))
+    assert (examine(data).type, examine(data).high) == ("uint16", 4095)
+
+
 def test_a_range_beside_all_values_is_told_of(tmp_path):
     images = opened(write(tmp_path / "data", ".png", [png16(TWELVE)]), tmp_path, channels=1, value_range=[5000, 6000])
     assert "outside 5000 to 6000" in notice(images, "value_range_misses")
@@ -195,6 +287,128 @@ def test_five_bands_are_five_channels(kind):
             decode(FIVE_BANDS[kind], 4)
 
 
+@pytest.mark.parametrize(
+    ("shape", "height", "width", "bands"),
+    [
+        ((8, 8, 20), 8, 8, 20), ((20, 8, 8), 8, 8, 20), ((3, 8, 9), 8, 9, 3), ((8, 9, 3), 8, 9, 3),
+        ((6, 6, 6), 6, 6, 6), ((5, 30, 5), 5, 30, 5),
+    ],
+)  # fmt: skip
+def test_the_bands_of_an_array(shape, height, width, bands):
+    data = npy(RNG.integers(0, 256, shape).astype(np.uint8))
+    facts = examine(data)
+    assert (facts.height, facts.width, facts.bands) == (height, width, bands)
+    assert decode(data, bands).shape == (height, width, bands)
+
+
+def palette_pages(pages: int, kind: type = np.uint8) -> bytes:
+    colours = np.zeros((3, 2 ** (8 * np.dtype(kind).itemsize)), np.uint16)
+    colours[0] = 65535
+    file = io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        for page in range(pages):
+            writer.write(np.full((8, 8), page, kind), photometric="palette", colormap=colours, contiguous=False)
+    return file.getvalue()
+
+
+def cyan(kind: type) -> bytes:
+    ink = np.zeros((8, 8, 4), kind)
+    ink[:, :, 0] = np.iinfo(kind).max
+    return tiff(ink, photometric="separated")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (cyan(np.uint8), (0, 255, 255)), (cyan(np.uint16), (0, 255, 255)),
+        (tiff(np.zeros((8, 8, 4), np.uint16), photometric="separated"), (255, 255, 255)),
+        (saved(Image.new("LAB", (8, 8), (200, 128, 128)), "TIFF"), (194, 194, 194)),
+        (palette_pages(1), (255, 0, 0)), (palette_pages(3), (255, 0, 0)),
+    ],
+)  # fmt: skip
+def test_colours_of_a_tiff_become_rgb(data, expected):
+    assert decode(data, 3)[0, 0].tolist() == list(expected)
+    facts = examine(data)
+    assert (facts.bands, facts.pages, facts.colour, facts.type) == (3, 1, True, "uint8")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (tiff(np.zeros((8, 8, 4), np.float32), photometric="separated"), "a CMYK TIFF of 32 bits: convert it to RGB"),
+        (tiff(np.zeros((8, 8, 3), np.uint16), photometric="cielab"), "a CIELAB TIFF of 16 bits: convert it to RGB"),
+        (palette_pages(1, np.uint16), "a palette TIFF of 16 bits: convert it to RGB"),
+    ],
+)  # fmt: skip
+def test_colours_of_a_tiff_that_cannot_be_converted(data, reason):
+    for read in (examine, lambda raw: decode(raw, 3)):
+        with pytest.raises(Unreadable, match=reason):
+            read(data)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_grey_with_alpha_in_a_tiff(kind):
+    top = np.iinfo(kind).max
+    pixels = np.full((8, 8, 2), top // 5, kind)
+    pixels[:, :, 1] = top
+    data = tiff(pixels, photometric="minisblack", extrasamples=["unassalpha"])
+    assert decode(data, 1)[0, 0].tolist() == [51]
+    assert decode(data, 3)[0, 0].tolist() == [51] * 3
+    assert decode(data, 4)[0, 0].tolist() == [51, 51, 51, 255]
+    assert examine(data).high == top // 5
+    bands = tiff(pixels, photometric="minisblack", extrasamples=["unspecified"])
+    assert decode(bands, 2)[0, 0].tolist() == [51, 255]
+    with pytest.raises(Unreadable, match="a TIFF of 2 bands; in_chans is 3"):
+        decode(bands, 3)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_fourth_sample_that_is_no_transparency_is_read(kind):
+    pixels = RNG.integers(0, np.iinfo(kind).max, (8, 8, 4)).astype(kind)
+    data = tiff(pixels, photometric="rgb", extrasamples=["unspecified"])
+    np.testing.assert_array_equal(decode(data, 4), Scale().to_bytes(pixels))
+    np.testing.assert_array_equal(decode(data, 3), Scale().to_bytes(pixels[:, :, :3]))
+    assert examine(data).high == pixels.max()
+
+
+def pages_of(*pages: np.ndarray, **options: object) -> bytes:
+    file = io.BytesIO()
+    writing = {"bigtiff": options.pop("bigtiff", False), "byteorder": options.pop("byteorder", None)}
+    with tifffile.TiffWriter(file, **writing) as writer:
+        for page in pages:
+            writer.write(page, contiguous=False, photometric="minisblack", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options", [{"compression": "jpeg2000"}, {"compression": "png"}, {"bigtiff": True, "byteorder": ">"}]
+)
+def test_pages_of_which_the_first_cannot_be_read_alone_are_unreadable(options):
+    """Training would read the first page with Pillow, which can do less than what reads all pages."""
+    data = pages_of(*PLANES[:2], **options)
+    for read in (examine, lambda raw: decode(raw, 1)):
+        with pytest.raises(Unreadable, match="cannot identify"):
+            read(data)
+
+
+def test_the_scale_is_that_of_the_pages_used(tmp_path):
+    pages = [np.full((20, 24), value, np.uint16) for value in (200, 4000)]
+    root = write(tmp_path / "data", ".tif", [pages_of(*pages)])
+    assert opened(root, tmp_path, channels=1).scale.ranges == {"uint16": (0, 255)}
+    assert opened(root, tmp_path, channels=2).scale.ranges == {"uint16": (0, 4095)}
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_pages_of_few_bits_have_the_values_of_the_first_alone(bits):
+    image = Image.fromarray(np.eye(8, dtype=bool))
+    data = saved(image, "TIFF", compression="group4", save_all=True, append_images=[image])
+    if bits == 4:
+        data = pages_of(*[np.eye(8, dtype=np.uint8) * 15] * 2, bitspersample=4)
+    np.testing.assert_array_equal(decode(data, 1), np.eye(8)[:, :, None] * 255)
+    np.testing.assert_array_equal(decode(data, 2), np.eye(8)[:, :, None].repeat(2, 2) * 255)
+    assert (examine(data).type, examine(data).stack_high) == ("uint8", 255)
+
+
 def test_bands_that_do_not_fit_are_named_with_both_numbers(tmp_path):
     root = write(tmp_path / "data", ".tif", [tiff(FIVE, **BANDS)] * 3)
     assert opened(root, tmp_path, channels=5).pixels(0).shape == (20, 24, 5)
@@ -235,6 +449,8 @@ def test_truncated_files_are_unreadable(data, share):
         (npy(np.zeros((70, 80, 65), np.uint8)), "65 bands"),
         (npy(np.zeros((4, 4), np.complex64)), "an array of complex64"),
         (npy(np.zeros((4, 4), np.uint8)).replace(b"(4, 4), }    ", b"(99999, 9999)}"), "too many pixels"),
+        (npy(np.zeros((4, 4), np.uint8)).replace(b"(4, 4), }", b"(4, 4),  "), "TokenError"),
+        (npy(np.zeros((4, 4), np.uint8)).replace(b"(4, 4), }", b"(4, 4L)" + b"(("), "Error"),
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_images_are_unreadable(data, reason):

@@ -12,6 +12,8 @@ from image_sets import fill, opened, parquet_table, picture, place, samples, tar
 from PIL import Image
 
 from trainer.data.dataset import open_training_data
+from trainer.data.decode import decode
+from trainer.data.unreadable import Unreadable
 from trainer.errors import DataError
 from trainer.kinds.inspect import inspect
 from trainer.protocol import names
@@ -161,6 +163,35 @@ def test_deep_grey_images(tmp_path, wanted):
     assert result.proposed["evaluation"] == {"probes": []}
     assert result.proposed["optimization"] == {"global_batch_size": 1}
     assert sheet(tmp_path).getpixel((64, 64))[0] > 0
+
+
+def test_a_sample_proposes_no_range_of_values(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(6):
+        tifffile.imwrite(tmp_path / f"data/{number}.tif", np.full((40, 50), 1000 * number, np.uint16))
+    assert "value_range" not in inspected(tmp_path, tmp_path / "data", sample=3).proposed["dataset"]
+    assert inspected(tmp_path, tmp_path / "data").proposed["dataset"]["value_range"] == [0, 8191]
+
+
+def test_images_without_a_finite_value(tmp_path):
+    (tmp_path / "data").mkdir()
+    tifffile.imwrite(tmp_path / "data/a.tif", np.full((40, 50), np.nan, np.float32))
+    result = inspected(tmp_path, tmp_path / "data")
+    assert (result.value_range, codes(result)) == (None, ["value_range_not_finite"])
+
+
+def test_the_picture_leaves_out_what_cannot_be_decoded_again(tmp_path, monkeypatch):
+    root = fill(tmp_path / "data", *[f"{number}.png" for number in range(4)])
+    refused = iter([True, False, False, False])
+
+    def decoded(*args):
+        if next(refused):
+            raise Unreadable("damaged")
+        return decode(*args)
+
+    monkeypatch.setattr("trainer.data.report.decode", decoded)
+    assert inspected(tmp_path, root).inspected == 4
+    assert sheet(tmp_path).getpixel((64, 64)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(
