@@ -234,6 +234,7 @@ class StudySearch(OptunaSearch):
         running = RunningTrial(number, point, starts[-1], Store(folder), run_id)
         running.repeat = names.TRIAL_REPEAT_OF in attributes
         running.reported = set(trial.intermediate_values)
+        running.newest = attributes.get(names.TRIAL_METRICS, {})
         self.running[trial_id] = running
         search_request = self._request
         trial_request = AttemptRequest(
@@ -282,9 +283,10 @@ class StudySearch(OptunaSearch):
         running.newest = metrics
         if epoch in running.reported:  # a resumed trial repeats some evaluations
             return
+        # The metrics first: a trial that resumes does not report an epoch again of which the study has the value.
+        self.record.set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         if len(self._spec.objectives) == 1:
             self.record.report(running.number, epoch, metrics[self._spec.objectives[0].metric])
-        self.record.set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         running.reported.add(epoch)
         self._measured = True
 
@@ -314,10 +316,22 @@ class StudySearch(OptunaSearch):
         elif outcome is None or outcome.state == "failed":
             self._record_failure(running, outcome)
         elif outcome.state == "succeeded":
-            values = [running.newest[each.metric] for each in self._spec.objectives]
-            self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
+            self._record_success(running)
         else:
             self._record_stop(running, "pause" if outcome.state == "paused" else "cancel")
+
+    def _record_success(self, running: RunningTrial) -> None:
+        """Record the values of a trial that has trained to its end. One that resumed there has reported them before."""
+        metrics = [each.metric for each in self._spec.objectives]
+        missing = [metric for metric in metrics if metric not in running.newest]
+        if missing:
+            message = f"It trained to its end, but no evaluation with {' and '.join(missing)} is known: retry it."
+            self._end_trial(
+                running.number, TrialState.FAIL, Reason.WORKER_FAILED, message, run_id=running.run_id
+            )
+            return
+        values = [running.newest[metric] for metric in metrics]
+        self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
 
     def _record_stop(self, running: RunningTrial, action: Action) -> None:
         """Record that a trial obeyed the search's command, or a user's command to stop this trial alone."""

@@ -26,7 +26,7 @@ from sqlalchemy import event
 
 from trainer import patience, temporary
 from trainer.attempt.outcome import write_outcome
-from trainer.errors import DataError
+from trainer.errors import DataError, StorageError
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
@@ -571,6 +571,53 @@ def test_a_trial_whose_process_was_killed_goes_on_as_often_as_it_may(bench):
     (trial,) = bench.trials()
     assert (trial.state, trial.user_attrs[names.TRIAL_REASON]) == (TrialState.FAIL, Reason.WORKER_FAILED)
     assert trial.user_attrs[names.TRIAL_ATTEMPTS] == [1, 2]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_trial_that_died_after_its_last_evaluation_has_that_value_when_it_succeeds(bench, several, restart):
+    """It resumes at its last step, so it reports nothing more."""
+    parts = FRONT if several else {}
+    measured = evaluation(9, 0.5) | {metric_keys.RECONSTRUCTION_RATIO: 0.7}
+    search = bench.search(**parts)
+    search.suggest("a")
+    search.on_trial_result("a", measured)
+    if restart:
+        search = bench.search(**parts)
+    else:
+        search.on_trial_complete("a", error=True)
+    bench.leave(search.suggest("b"))
+    search.on_trial_complete("b", {"done": True})
+    assert search.error is None
+    (trial,) = bench.trials()
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.5, 0.7] if several else [0.5])
+
+
+def test_a_trial_whose_last_evaluation_was_stored_in_part_has_that_value_when_it_succeeds(bench, monkeypatch):
+    search = bench.search()
+    search.suggest("a")
+
+    def lost(*_):
+        raise StorageError("the studies' database was lost")
+
+    monkeypatch.setattr(search.record.study._storage, "set_trial_intermediate_value", lost)
+    search.on_trial_result("a", evaluation(9, 0.5))
+    assert isinstance(search.error, StorageError)
+    search = bench.search()
+    bench.leave(search.suggest("b"))
+    search.on_trial_complete("b", {"done": True})
+    assert [trial.values for trial in bench.trials()] == [[0.5]]
+
+
+def test_a_trial_that_succeeds_without_any_evaluation_fails_alone(bench):
+    search = bench.search()
+    bench.leave(search.suggest("a"))
+    search.on_trial_complete("a", {"done": True})
+    (trial,) = bench.trials()
+    assert (trial.state, trial.user_attrs[names.TRIAL_REASON]) == (TrialState.FAIL, Reason.WORKER_FAILED)
+    assert f"no evaluation with {METRIC} is known" in trial.user_attrs[names.TRIAL_MESSAGE]
+    assert search.error is None
+    assert search.suggest("b")
 
 
 def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):
