@@ -37,7 +37,9 @@ from trainer.tracking.trials import TrialRuns
 STORE_SECONDS: Final = 10.0
 """How often the elapsed time is stored."""
 RESUMABLE: Final = frozenset({Reason.STORAGE_ERROR, Reason.NODE_LOST, Reason.PREEMPTED})
-"""Failures that say nothing of a trial's values: it resumes from its checkpoint."""
+"""Failures that say nothing of a trial's values: it resumes from its checkpoint. So does one that left no outcome."""
+UNCHARGED: Final = frozenset({Reason.NODE_LOST, Reason.PREEMPTED})
+"""Those of them that do not count against `retry.max_failures`, as for jobs."""
 STATUS: Final = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 """What MLflow shows as the status of an ended trial's run."""
 
@@ -326,9 +328,7 @@ class StudySearch(OptunaSearch):
         missing = [metric for metric in metrics if metric not in running.newest]
         if missing:
             message = f"It trained to its end, but no evaluation with {' and '.join(missing)} is known: retry it."
-            self._end_trial(
-                running.number, TrialState.FAIL, Reason.WORKER_FAILED, message, run_id=running.run_id
-            )
+            self._end_trial(running.number, TrialState.FAIL, Reason.WORKER_FAILED, message, run_id=running.run_id)
             return
         values = [running.newest[metric] for metric in metrics]
         self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
@@ -354,17 +354,23 @@ class StudySearch(OptunaSearch):
         """A trial that lost its process, node or storage resumes from its checkpoint; any other has failed."""
         reason = outcome.reason if outcome and outcome.reason else Reason.WORKER_FAILED
         message = outcome.message if outcome else f"its process {running.death or 'died without a message'}"
-        allowed = self._spec.base_spec.retry.max_failures
-        if (outcome is None or reason in RESUMABLE) and running.start <= allowed and not self.requested_action():
+        resumable, action = outcome is None or reason in RESUMABLE, self.requested_action()
+        if action == "pause":
+            return  # the next attempt resumes it
+        if not action and resumable and (reason in UNCHARGED or self._charge(running.number)):
             logger.warning("Trial %d resumes from its last checkpoint: %s", running.number, message)
             self._to_resume.append(running.number)
-        elif self.requested_action() == "pause":
             return
-        else:
-            self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
-            if reason is Reason.DATA_ERROR and not self._measured:
-                # All trials have the same data, and on none has anything been measured: the others would fail too.
-                self._abort(DataError(f"trial {running.number}: {message}"))
+        self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
+        if reason is Reason.DATA_ERROR and not self._measured:
+            # All trials have the same data, and on none has anything been measured: the others would fail too.
+            self._abort(DataError(f"trial {running.number}: {message}"))
+
+    def _charge(self, number: int) -> bool:
+        """Count a failure against a trial's `retry.max_failures`; returns whether it may resume."""
+        failures = self.record.trial(number).user_attrs.get(names.TRIAL_FAILURES, 0) + 1
+        self.record.set_attributes(number, {names.TRIAL_FAILURES: failures})
+        return bool(failures <= self._spec.base_spec.retry.max_failures)
 
     def _end_trial(
         self,

@@ -620,6 +620,43 @@ def test_a_trial_that_succeeds_without_any_evaluation_fails_alone(bench):
     assert search.suggest("b")
 
 
+def test_pauses_and_killed_drivers_are_no_failures_of_a_trial(bench):
+    for paused in (True, False, True):
+        search = bench.search()
+        config = search.suggest("a")
+        if paused:
+            bench.wanted = "pause"
+            bench.leave(config, "paused")
+            search.on_trial_complete("a", {})
+            bench.wanted = None
+    search = bench.search()
+    for _ in range(2):
+        assert bench.states() == ["RUNNING"]
+        assert bench.number(search.suggest("a")) == 0
+        search.on_trial_complete("a", error=True)
+    assert bench.states() == ["FAIL"], "its process died twice, and retry.max_failures is 1"
+
+
+@pytest.mark.parametrize("reason", [Reason.PREEMPTED, Reason.NODE_LOST])
+def test_a_trial_that_lost_its_node_resumes_however_often(bench, reason):
+    search = bench.search()
+    for _ in range(4):
+        bench.leave(search.suggest("a"), "failed", reason, "the node was taken away")
+        search.on_trial_complete("a", error=True)
+    assert bench.number(search.suggest("a")) == 0
+    assert names.TRIAL_FAILURES not in bench.trials()[0].user_attrs
+
+
+@on_both
+def test_failures_of_a_trial_count_across_attempts(bench):
+    for state in ("RUNNING", "FAIL"):
+        search = bench.search()
+        bench.leave(search.suggest("a"), "failed", Reason.STORAGE_ERROR, "the bucket is unreachable")
+        search.on_trial_complete("a", error=True)
+        assert bench.states() == [state]
+    assert bench.trials()[0].user_attrs[names.TRIAL_FAILURES] == 2
+
+
 def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):
     search = bench.search()
     for _ in range(2):
