@@ -362,9 +362,17 @@ class StudySearch(OptunaSearch):
             self._to_resume.append(running.number)
             return
         self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
-        if reason is Reason.DATA_ERROR and not self._measured:
-            # All trials have the same data, and on none has anything been measured: the others would fail too.
+        if outcome and self._concerns_all_trials(outcome):
             self._abort(DataError(f"trial {running.number}: {message}"))
+
+    def _concerns_all_trials(self, outcome: Outcome) -> bool:
+        """Whether every other trial would fail like the one that left this outcome.
+
+        All trials have the same data. The model decides which images can be used, and how much memory they need.
+        """
+        if self._measured or outcome.reason is not Reason.DATA_ERROR:
+            return False
+        return outcome.concerns_all_trials or not any(path.startswith("model.") for path in self._spec.space)
 
     def _charge(self, number: int) -> bool:
         """Count a failure against a trial's `retry.max_failures`; returns whether it may resume."""

@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 from sqlalchemy import event
 
 from trainer import patience, temporary
-from trainer.attempt.outcome import write_outcome
+from trainer.attempt.outcome import settle_outcome, write_outcome
 from trainer.errors import DataError, StorageError
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
@@ -36,7 +36,7 @@ from trainer.search.drawing import Drawing
 from trainer.search.record import SearchRecord
 from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
-from trainer.search.trial import REQUEST, TRIAL, TrialContext, TrialRecorder
+from trainer.search.trial import REQUEST, TRIAL, ObjectiveNotMeasured, TrialContext, TrialRecorder, do_trial
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
@@ -501,6 +501,36 @@ def test_data_on_which_nothing_can_be_measured_end_the_search_at_once(bench):
     assert bench.states() == ["FAIL"]
 
 
+CHANNELS = {"model.in_chans": {"type": "categorical", "choices": [1, 3]}}
+
+
+def test_data_that_the_model_decides_on_fail_their_trial_alone(bench):
+    search = bench.search(space=CHANNELS)
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "none of the images of /data can be read")
+    search.on_trial_complete("a", error=True)
+    assert (bench.states(), search.error) == (["FAIL"], None)
+    assert search.suggest("b")
+
+
+def test_an_objective_that_cannot_be_measured_ends_any_search_at_once(bench):
+    """The trial's worker says so in the outcome, which no later failure replaces."""
+    search = bench.search(space=CHANNELS)
+    config = search.suggest("a")
+    request = AttemptRequest.model_validate_json(config[REQUEST])
+    worker = SimpleNamespace(store=Store(request.artifact_uri), request=request)
+
+    def train(_):
+        raise ObjectiveNotMeasured("eval/linear_top1 cannot be measured")
+
+    with pytest.raises(ObjectiveNotMeasured) as error:
+        do_trial(worker, train)
+    later = Outcome(state="failed", reason=Reason.DATA_ERROR, message=str(error.value))
+    settle_outcome(worker.store, request.attempt, later)
+    search.on_trial_complete("a", error=True)
+    assert isinstance(search.error, DataError)
+    assert search.suggest("a") == Searcher.FINISHED
+
+
 def test_once_something_was_measured_a_trial_with_a_data_error_fails_alone(bench):
     search = bench.search()
     complete(bench, search, "a", search.suggest("a"), 0.5)
@@ -526,7 +556,7 @@ def test_a_trial_that_cannot_measure_its_objective_says_so_before_it_trains(metr
     recorder = TrialRecorder(SimpleNamespace(log=lambda *_: None), context, reports.append)
     evaluated = {metric_keys.RECONSTRUCTION_RATIO: 0.9} | measured
     if refused:
-        with pytest.raises(DataError, match=f"objective.metric: {metric} cannot be measured"):
+        with pytest.raises(ObjectiveNotMeasured, match=f"objective.metric: {metric} cannot be measured"):
             recorder.log(step, evaluated)
     else:
         recorder.log(step, evaluated)
