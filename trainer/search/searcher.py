@@ -200,7 +200,7 @@ class StudySearch(OptunaSearch):
                 self._copy(number, tried_by)
                 return None
             self.record.set_attributes(number, {names.TRIAL_RETRY_OF: tried_by})
-        self._drawing.record(point, number)
+        self._drawing.record(point, trial)
         return point
 
     def _copy(self, number: int, original: int) -> None:

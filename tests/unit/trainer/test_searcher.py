@@ -481,6 +481,26 @@ def test_a_point_without_a_value_is_trained_when_somebody_adds_it_again(bench):
     assert len(set(points(bench.trials()[1:]))) == 6
 
 
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_point_that_somebody_adds_again_takes_no_value_of_a_repeat(bench, restart, ends):
+    parts = {"budget": {"trials": 1, "concurrency": 1, "max_failed": 2}, "repeats": {"best": 1, "seeds": 1}}
+    search = finite(bench, **parts)
+    complete(bench, search, "a", search.suggest("a"), 0.25)
+    repeat = search.suggest("a")
+    if ends:
+        complete(bench, search, "a", repeat, 0.9)
+    else:
+        bench.leave(repeat, "failed", Reason.OUT_OF_MEMORY, "out of memory")
+        search.on_trial_complete("a", error=True)
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    bench.channel.orders = SearchOrders(trials=2, concurrency=1, max_failed=2)
+    search = finite(bench, **parts) if restart else search
+    search.suggest("a")
+    copied = bench.trials()[2]
+    assert (copied.user_attrs[names.TRIAL_COPY_OF], copied.value) == (0, 0.25)
+
+
 def test_a_point_of_an_infinite_space_may_be_trained_again(bench):
     search = bench.search()
     complete(bench, search, "a", search.suggest("a"), 0.25)
