@@ -75,9 +75,11 @@ TRIAL_REPEAT_OF: Final = "repeat_of"
 TRIAL_RETRY_OF: Final = "retry_of"
 """The trial that it retries, which ended without a value."""
 TRIAL_COPY_OF: Final = "copy_of"
-"""The trial that has the same point, and whose end it takes: it does not train."""
+"""The trial that has the same point, and whose end it has taken: it did not train."""
 BEYOND_BUDGET: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_RETRY_OF, TRIAL_COPY_OF})
 """Trials with one of these attributes do not count against the budget."""
+TRIED_AGAIN: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_RETRY_OF})
+"""Trials with one of these attributes train although another one has the same point."""
 WITHOUT_OWN_RESULT: Final = frozenset({TRIAL_REPEAT_OF, TRIAL_COPY_OF})
 """Trials with one of these attributes are not among the best: their points are those of other trials."""
 TRIAL_ADDED_BY: Final = "added_by"

@@ -74,11 +74,10 @@ class StudySearch(OptunaSearch):
         self._failed = sum(map(has_failed, trials))
         self._measured = any(names.TRIAL_METRICS in trial.user_attrs for trial in trials)
         """Whether any trial has had an evaluation."""
-        self._copies: dict[int, list[int]] = {}
-        """Trials that wait for the end of another one, by the other's number."""
-        self._to_resume: list[int] = []
-        """Numbers of interrupted trials that are to resume."""
-        self._adopt_running_trials(trials)
+        self._waiting: dict[int, list[int]] = {}
+        """Trials that wait for the end of another one of the same point, by the other's number."""
+        self._to_resume = [trial.number for trial in trials if trial.state is TrialState.RUNNING]
+        """Numbers of trials that have begun and are to start now: an attempt ended meanwhile, or they have waited."""
         self._trial_action: Action | None = None
         """The command that a trial obeyed: a trial may read it before the search does."""
         self.error: Exception | None = None
@@ -168,50 +167,63 @@ class StudySearch(OptunaSearch):
         self._stored_at = time.monotonic()
         self.record.set_attribute(names.STUDY_SECONDS, round(self.elapsed_seconds(), 1))
 
-    def _adopt_running_trials(self, trials: Sequence[FrozenTrial]) -> None:
-        """Resume trials that the study records as running because an earlier attempt ended meanwhile."""
-        for trial in trials:
-            if trial.state is not TrialState.RUNNING:
-                continue
-            if names.TRIAL_COPY_OF in trial.user_attrs:
-                self._copy(trial.number, trial.user_attrs[names.TRIAL_COPY_OF])
-            else:
-                self._to_resume.append(trial.number)
-
     def _configuration(self, trial_id: str, trial: FrozenTrial) -> dict[str, Any] | None:
-        """What a trial's process is to do; None if it has ended, or copies another trial, and so needs none."""
+        """What a trial's process is to do; None if it has ended, or waits for another trial, and so needs none."""
         started = names.TRIAL_ATTEMPTS in trial.user_attrs
         point = self._spec.point(trial.params) if started else self._choose_point(trial)
         return None if point is None else self._configure(trial_id, trial, point)
 
     def _choose_point(self, trial: FrozenTrial) -> Point | None:
-        """Choose and store the values of a trial before its first start; None if it copies another trial.
+        """Choose and store the values of a trial before its first start; None if it has no need to start.
 
-        An attempt may have died here, so the trial may have some values or all. It gets no run before it has all.
+        An attempt may have died here, or while the trial waited, so it may have some values or all. It gets no run
+        before it has all.
         """
         number = trial.number
         point = STUDIES.call("choose a trial's values", lambda: self._drawing.point(trial))
         self.record.store_point(trial, point)
         tried_by = self._drawing.tried_by(point)
-        if tried_by is not None and names.BEYOND_BUDGET.isdisjoint(trial.user_attrs):
-            self._begun -= 1
-            if ends_alike(self.record.trial(tried_by)):
-                self.record.set_attributes(number, {names.TRIAL_COPY_OF: tried_by})
-                self._copy(number, tried_by)
+        if tried_by is not None and names.TRIED_AGAIN.isdisjoint(trial.user_attrs):
+            self._begun -= names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
+            original = self.record.trial(tried_by)
+            if not original.state.is_finished():
+                self._wait(number, tried_by)
                 return None
-            self.record.set_attributes(number, {names.TRIAL_RETRY_OF: tried_by})
+            if ends_alike(original):
+                self._copy(number, original)
+                return None
+            self._retry(number, tried_by)
         self._drawing.record(point, trial)
         return point
 
-    def _copy(self, number: int, original: int) -> None:
-        """End a trial as the one of the same point has ended, or will."""
-        trial = self.record.trial(original)
-        if not trial.state.is_finished():
-            self._copies.setdefault(original, []).append(number)
-            return
-        message = f"Not trained: it has the same values as trial {original}, and ended alike."
-        self.record.end_like(number, trial, message)
-        logger.info("Trial %d is %s. %s", number, trial.state.name.lower(), message)
+    def _wait(self, number: int, original: int) -> None:
+        """Let a trial wait for the end of the one of the same point. A new attempt finds that out again."""
+        message = f"Waits for trial {original}, which has the same values."
+        self.record.set_attributes(number, {names.TRIAL_MESSAGE: message})
+        self._waiting.setdefault(original, []).append(number)
+
+    def _copy(self, number: int, original: FrozenTrial) -> None:
+        """End a trial as the one of the same point has ended."""
+        message = f"Not trained: it has the same values as trial {original.number}, and ended alike."
+        self.record.end_like(number, original, message)
+        logger.info("Trial %d is %s. %s", number, original.state.name.lower(), message)
+
+    def _retry(self, number: int, original: int) -> None:
+        """Mark a trial as the retry of the one of the same point, of whose values nothing is known."""
+        self.record.set_attributes(number, {names.TRIAL_RETRY_OF: original, names.TRIAL_MESSAGE: ""})
+
+    def _release_waiting(self, original: FrozenTrial) -> None:
+        """End the trials that waited for one that has ended, or train the first of them if nothing is known of it."""
+        waiting = self._waiting.pop(original.number, [])
+        if ends_alike(original):
+            for number in waiting:
+                self._copy(number, original)
+        elif waiting:
+            first, *others = waiting
+            self._retry(first, original.number)
+            self._to_resume.append(first)
+            for number in others:
+                self._wait(number, first)
 
     def _configure(self, trial_id: str, trial: FrozenTrial, point: Point) -> dict[str, Any] | None:
         """As `_configuration`, for a trial that has a point."""
@@ -397,8 +409,7 @@ class StudySearch(OptunaSearch):
         logger.info("Trial %d is %s. %s", number, state.name.lower(), message)
         ended = self.record.trial(number)
         self._failed += has_failed(ended)
-        for copy in self._copies.pop(number, ()):
-            self._copy(copy, number)
+        self._release_waiting(ended)
         self._kept.keep_best(ended)
 
     def epochs_of(self, running: RunningTrial) -> float:

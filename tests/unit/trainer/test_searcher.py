@@ -469,6 +469,44 @@ def test_a_point_that_is_added_while_it_runs_ends_with_it(bench, restart):
     assert copied.intermediate_values == stopped.intermediate_values == {3: 0.4, 6: 0.3}
 
 
+@on_both
+@pytest.mark.parametrize("restart", ["no", "while they wait", "after the end"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_point_that_is_added_while_it_runs_is_trained_if_that_trial_says_nothing_of_it(bench, restart, stopped):
+    """Two such trials: one retries the point, and the other ends with it. None counts against the budget."""
+    parts = {"budget": {"trials": 6, "concurrency": 1, "max_failed": 1}}
+    search = finite(bench, **parts)
+    config = search.suggest("a")
+    for _ in range(2):
+        bench.study().enqueue_trial(bench.trials()[0].params)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,) if stopped else ())
+    assert bench.number(search.suggest("b")) == 3
+    assert bench.states() == ["RUNNING"] * 4
+    assert bench.trials()[1].user_attrs[names.TRIAL_MESSAGE] == "Waits for trial 0, which has the same values."
+    if restart == "while they wait":
+        search = finite(bench, **parts)
+        config = search.suggest("a")
+        assert bench.number(search.suggest("b")) == 3
+    bench.leave(config, *(("cancelled",) if stopped else ("failed", Reason.OUT_OF_MEMORY, "out of memory")))
+    search.on_trial_complete("a", error=not stopped)
+    if restart == "after the end":
+        search = finite(bench, **parts)
+        retried, other = search.suggest("a"), search.suggest("b")
+        assert (bench.number(retried), bench.number(other)) == (1, 3)
+    else:
+        retried = search.suggest("a")
+        assert bench.number(retried) == 1
+    complete(bench, search, "a", retried, 0.4)
+    while (config := search.suggest("a")) is not None:
+        complete(bench, search, "a", config, 0.5)
+    first, retry, copied, *others = bench.trials()
+    assert first.state is (TrialState.PRUNED if stopped else TrialState.FAIL)
+    assert retry.user_attrs[names.TRIAL_RETRY_OF] == 0
+    assert (retry.state, retry.value, retry.user_attrs[names.TRIAL_MESSAGE]) == (TrialState.COMPLETE, 0.4, "")
+    assert (copied.state, copied.value, copied.user_attrs[names.TRIAL_COPY_OF]) == (TrialState.COMPLETE, 0.4, 1)
+    assert len(set(points(bench.trials()))) == len(others) + 1 == 6
+
+
 def test_a_point_without_a_value_is_trained_when_somebody_adds_it_again(bench):
     search = finite(bench)
     bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
