@@ -20,8 +20,9 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
 from trainer.search.drawing import Drawing
 from trainer.search.kept import KeptCheckpoints
-from trainer.search.record import SearchRecord, ends_alike, has_failed, ranked
+from trainer.search.record import SearchRecord, has_failed, ranked
 from trainer.search.running_trial import RunningTrial
+from trainer.search.same_point import SamePoint
 from trainer.search.trial import REQUEST, TRIAL, TrialContext
 from trainer.search.trial_storage import STUDIES
 from trainer.spec import metric_keys
@@ -74,8 +75,7 @@ class StudySearch(OptunaSearch):
         self._failed = sum(map(has_failed, trials))
         self._measured = any(names.TRIAL_METRICS in trial.user_attrs for trial in trials)
         """Whether any trial has had an evaluation."""
-        self._waiting: dict[int, list[int]] = {}
-        """Trials that wait for the end of another one of the same point, by the other's number."""
+        self._same_point = SamePoint(self.record)
         self._to_resume = [trial.number for trial in trials if trial.state is TrialState.RUNNING]
         """Numbers of trials that have begun and are to start now: an attempt ended meanwhile, or they have waited."""
         self._trial_action: Action | None = None
@@ -179,51 +179,15 @@ class StudySearch(OptunaSearch):
         An attempt may have died here, or while the trial waited, so it may have some values or all. It gets no run
         before it has all.
         """
-        number = trial.number
         point = STUDIES.call("choose a trial's values", lambda: self._drawing.point(trial))
         self.record.store_point(trial, point)
         tried_by = self._drawing.tried_by(point)
         if tried_by is not None and names.TRIED_AGAIN.isdisjoint(trial.user_attrs):
             self._begun -= names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
-            original = self.record.trial(tried_by)
-            if not original.state.is_finished():
-                self._wait(number, tried_by)
+            if not self._same_point.must_train(trial.number, tried_by):
                 return None
-            if ends_alike(original):
-                self._copy(number, original)
-                return None
-            self._retry(number, tried_by)
         self._drawing.record(point, trial)
         return point
-
-    def _wait(self, number: int, original: int) -> None:
-        """Let a trial wait for the end of the one of the same point. A new attempt finds that out again."""
-        message = f"Waits for trial {original}, which has the same values."
-        self.record.set_attributes(number, {names.TRIAL_MESSAGE: message})
-        self._waiting.setdefault(original, []).append(number)
-
-    def _copy(self, number: int, original: FrozenTrial) -> None:
-        """End a trial as the one of the same point has ended."""
-        message = f"Not trained: it has the same values as trial {original.number}, and ended alike."
-        self.record.end_like(number, original, message)
-        logger.info("Trial %d is %s. %s", number, original.state.name.lower(), message)
-
-    def _retry(self, number: int, original: int) -> None:
-        """Mark a trial as the retry of the one of the same point, of whose values nothing is known."""
-        self.record.set_attributes(number, {names.TRIAL_RETRY_OF: original, names.TRIAL_MESSAGE: ""})
-
-    def _release_waiting(self, original: FrozenTrial) -> None:
-        """End the trials that waited for one that has ended, or train the first of them if nothing is known of it."""
-        waiting = self._waiting.pop(original.number, [])
-        if ends_alike(original):
-            for number in waiting:
-                self._copy(number, original)
-        elif waiting:
-            first, *others = waiting
-            self._retry(first, original.number)
-            self._to_resume.append(first)
-            for number in others:
-                self._wait(number, first)
 
     def _configure(self, trial_id: str, trial: FrozenTrial, point: Point) -> dict[str, Any] | None:
         """As `_configuration`, for a trial that has a point."""
@@ -409,7 +373,9 @@ class StudySearch(OptunaSearch):
         logger.info("Trial %d is %s. %s", number, state.name.lower(), message)
         ended = self.record.trial(number)
         self._failed += has_failed(ended)
-        self._release_waiting(ended)
+        retry = self._same_point.release(ended)
+        if retry is not None:
+            self._to_resume.append(retry)
         self._kept.keep_best(ended)
 
     def epochs_of(self, running: RunningTrial) -> float:
