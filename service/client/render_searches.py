@@ -103,7 +103,7 @@ def trials(views: Iterable[TrialView], of: SearchView) -> Table:
 
 def _trial(view: TrialView, of: SearchView, moment: datetime | None) -> Sequence[RenderableType]:
     """``moment`` is the present, None for a table without the columns of running trials."""
-    values, epoch = [number(each) for each in view.values or ()], view.progress.epoch if view.progress else view.epoch
+    values, epoch = [number(each) for each in view.values or ()], _epoch(view)
     return (
         f"{view.number}{' best' if view.best else ''}",
         Text(view.state_in_words, style=STYLES[view.state]),
@@ -113,6 +113,11 @@ def _trial(view: TrialView, of: SearchView, moment: datetime | None) -> Sequence
         "-" if view.duration_s is None else duration(view.duration_s),
         *_params(view.params, of),
     )
+
+
+def _epoch(view: TrialView) -> float | None:
+    """The epoch that a trial has reached: of a running one the present one, else that of its last evaluation."""
+    return view.progress.epoch if view.progress else view.epoch
 
 
 def _life(view: TrialView, moment: datetime) -> Sequence[str]:
@@ -147,6 +152,7 @@ def trial(view: TrialDetail, of: SearchView) -> RenderableType:
     """One trial: its course, and how it differs from the best one."""
     values = zip(_metrics(of), view.values or (), strict=False)
     others = [("repeat of", view.repeat_of), ("retry of", view.retry_of), ("copy of", view.copy_of)]
+    epoch = _epoch(view)
     steps, loss, rate, beat = _life(view, datetime.now(UTC))
     life = [("step", steps), ("loss", loss), ("images/s", rate), ("last sign of life", beat)]
     rows: list[tuple[str, RenderableType]] = [
@@ -156,7 +162,7 @@ def trial(view: TrialDetail, of: SearchView) -> RenderableType:
         *([("message", view.message)] if view.message else []),
         *((metric, number(each)) for metric, each in values),
         *((name, f"trial {other}") for name, other in others if other is not None),
-        *([("epochs", number(view.epoch))] if view.epoch is not None else []),
+        *([("epochs", number(epoch))] if epoch is not None else []),
         *((name, text) for name, text in life if text != "-"),
         *([("started", when(view.started_at))] if view.started_at else []),
         *([("ended", when(view.ended_at))] if view.ended_at else []),

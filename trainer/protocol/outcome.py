@@ -50,3 +50,5 @@ class Outcome(Message):
     message: str = ""
     checkpoint: str | None = None
     """The newest committed checkpoint, relative to the run's artifact folder."""
+    concerns_all_trials: bool = False
+    """Only for trials: whatever its values, any other trial of the search would fail in the same way."""

@@ -28,24 +28,24 @@ class Drawing:
         self._study, self._spec = record.study, spec
         self._size = spec.size
         self._tried: dict[Hashable, int] = {}
-        """The newest trial of each point of a finite space that does not copy another one."""
+        """The newest trial of each point of a finite space, of those that have results of their own."""
         self._rest: Iterator[Point] = spec.points()
         self._random = Random(spec.algorithm.seed + len(trials))  # noqa: S311 - not for cryptography
         for trial in trials:
-            point, attributes = spec.point(trial.params), trial.user_attrs
-            begun = trial.state is not TrialState.RUNNING or names.TRIAL_ATTEMPTS in attributes
-            if begun and names.TRIAL_COPY_OF not in attributes and spec.is_complete(point):
-                self.record(point, trial.number)
+            point = spec.point(trial.params)
+            begun = trial.state is not TrialState.RUNNING or names.TRIAL_ATTEMPTS in trial.user_attrs
+            if begun and spec.is_complete(point):
+                self.record(point, trial)
 
     @property
     def exhausted(self) -> bool:
         """Whether all points of the space have been tried."""
         return self._size is not None and len(self._tried) >= self._size
 
-    def record(self, point: Point, number: int) -> None:
-        """Remember that a trial tries a point."""
-        if self._size is not None:
-            self._tried[self._spec.key(point)] = number
+    def record(self, point: Point, trial: FrozenTrial) -> None:
+        """Remember that a trial tries a point; a repeat does so with another seed, and does not count."""
+        if self._size is not None and names.WITHOUT_OWN_RESULT.isdisjoint(trial.user_attrs):
+            self._tried[self._spec.key(point)] = trial.number
 
     def tried_by(self, point: Point) -> int | None:
         """The trial that has tried a point of a finite space; None if none has, and in an infinite space."""

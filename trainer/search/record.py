@@ -127,11 +127,11 @@ class SearchRecord:
         )
 
     def end_like(self, number: int, original: FrozenTrial, message: str) -> None:
-        """End a trial as another one has ended, with its values."""
+        """End a trial as a copy of another one, as that has ended and with its values."""
         for epoch, value in original.intermediate_values.items():
             self.report(number, epoch, value)
         taken = {key: original.user_attrs[key] for key in TAKEN if key in original.user_attrs}
-        self.set_attributes(number, taken | {names.TRIAL_MESSAGE: message})
+        self.set_attributes(number, taken | {names.TRIAL_COPY_OF: original.number, names.TRIAL_MESSAGE: message})
         self.end(number, original.state, original.values if original.state is TrialState.COMPLETE else None)
 
     def set_attribute(self, name: str, value: Any) -> None:
@@ -174,7 +174,7 @@ def has_failed(trial: FrozenTrial) -> bool:
 
 
 def ends_alike(trial: FrozenTrial) -> bool:
-    """Whether it is known, or will be, how a trial of the same point ends: this one has a value, runs or is invalid.
+    """Whether a trial of the same point ends as this one has ended: this one has a value, or is invalid.
 
     Nothing is known of the point if this one failed otherwise, or was stopped before its first evaluation.
     """

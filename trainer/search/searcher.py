@@ -20,8 +20,9 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import AttemptRequest
 from trainer.search.drawing import Drawing
 from trainer.search.kept import KeptCheckpoints
-from trainer.search.record import SearchRecord, ends_alike, has_failed, ranked
+from trainer.search.record import SearchRecord, has_failed, ranked
 from trainer.search.running_trial import RunningTrial
+from trainer.search.same_point import SamePoint
 from trainer.search.trial import REQUEST, TRIAL, TrialContext
 from trainer.search.trial_storage import STUDIES
 from trainer.spec import metric_keys
@@ -37,7 +38,9 @@ from trainer.tracking.trials import TrialRuns
 STORE_SECONDS: Final = 10.0
 """How often the elapsed time is stored."""
 RESUMABLE: Final = frozenset({Reason.STORAGE_ERROR, Reason.NODE_LOST, Reason.PREEMPTED, Reason.STALLED})
-"""Failures that say nothing of a trial's values: it resumes from its checkpoint."""
+"""Failures that say nothing of a trial's values: it resumes from its checkpoint. So does one that left no outcome."""
+UNCHARGED: Final = frozenset({Reason.NODE_LOST, Reason.PREEMPTED})
+"""Those of them that do not count against `retry.max_failures`, as for jobs."""
 STATUS: Final = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 """What MLflow shows as the status of an ended trial's run."""
 
@@ -72,11 +75,9 @@ class StudySearch(OptunaSearch):
         self._failed = sum(map(has_failed, trials))
         self._measured = any(names.TRIAL_METRICS in trial.user_attrs for trial in trials)
         """Whether any trial has had an evaluation."""
-        self._copies: dict[int, list[int]] = {}
-        """Trials that wait for the end of another one, by the other's number."""
-        self._to_resume: list[int] = []
-        """Numbers of interrupted trials that are to resume."""
-        self._adopt_running_trials(trials)
+        self._same_point = SamePoint(self.record)
+        self._to_resume = [trial.number for trial in trials if trial.state is TrialState.RUNNING]
+        """Numbers of trials that have begun and are to start now: an attempt ended meanwhile, or they have waited."""
         self._trial_action: Action | None = None
         """The command that a trial obeyed: a trial may read it before the search does."""
         self.error: Exception | None = None
@@ -166,50 +167,27 @@ class StudySearch(OptunaSearch):
         self._stored_at = time.monotonic()
         self.record.set_attribute(names.STUDY_SECONDS, round(self.elapsed_seconds(), 1))
 
-    def _adopt_running_trials(self, trials: Sequence[FrozenTrial]) -> None:
-        """Resume trials that the study records as running because an earlier attempt ended meanwhile."""
-        for trial in trials:
-            if trial.state is not TrialState.RUNNING:
-                continue
-            if names.TRIAL_COPY_OF in trial.user_attrs:
-                self._copy(trial.number, trial.user_attrs[names.TRIAL_COPY_OF])
-            else:
-                self._to_resume.append(trial.number)
-
     def _configuration(self, trial_id: str, trial: FrozenTrial) -> dict[str, Any] | None:
-        """What a trial's process is to do; None if it has ended, or copies another trial, and so needs none."""
+        """What a trial's process is to do; None if it has ended, or waits for another trial, and so needs none."""
         started = names.TRIAL_ATTEMPTS in trial.user_attrs
         point = self._spec.point(trial.params) if started else self._choose_point(trial)
         return None if point is None else self._configure(trial_id, trial, point)
 
     def _choose_point(self, trial: FrozenTrial) -> Point | None:
-        """Choose and store the values of a trial before its first start; None if it copies another trial.
+        """Choose and store the values of a trial before its first start; None if it has no need to start.
 
-        An attempt may have died here, so the trial may have some values or all. It gets no run before it has all.
+        An attempt may have died here, or while the trial waited, so it may have some values or all. It gets no run
+        before it has all.
         """
-        number = trial.number
         point = STUDIES.call("choose a trial's values", lambda: self._drawing.point(trial))
         self.record.store_point(trial, point)
         tried_by = self._drawing.tried_by(point)
-        if tried_by is not None and names.BEYOND_BUDGET.isdisjoint(trial.user_attrs):
-            self._begun -= 1
-            if ends_alike(self.record.trial(tried_by)):
-                self.record.set_attributes(number, {names.TRIAL_COPY_OF: tried_by})
-                self._copy(number, tried_by)
+        if tried_by is not None and names.TRIED_AGAIN.isdisjoint(trial.user_attrs):
+            self._begun -= names.BEYOND_BUDGET.isdisjoint(trial.user_attrs)
+            if not self._same_point.must_train(trial.number, tried_by):
                 return None
-            self.record.set_attributes(number, {names.TRIAL_RETRY_OF: tried_by})
-        self._drawing.record(point, number)
+        self._drawing.record(point, trial)
         return point
-
-    def _copy(self, number: int, original: int) -> None:
-        """End a trial as the one of the same point has ended, or will."""
-        trial = self.record.trial(original)
-        if not trial.state.is_finished():
-            self._copies.setdefault(original, []).append(number)
-            return
-        message = f"Not trained: it has the same values as trial {original}, and ended alike."
-        self.record.end_like(number, trial, message)
-        logger.info("Trial %d is %s. %s", number, trial.state.name.lower(), message)
 
     def _configure(self, trial_id: str, trial: FrozenTrial, point: Point) -> dict[str, Any] | None:
         """As `_configuration`, for a trial that has a point."""
@@ -234,6 +212,7 @@ class StudySearch(OptunaSearch):
         running = RunningTrial(number, point, starts[-1], Store(folder), run_id)
         running.repeat = names.TRIAL_REPEAT_OF in attributes
         running.reported = set(trial.intermediate_values)
+        running.newest = attributes.get(names.TRIAL_METRICS, {})
         self.running[trial_id] = running
         search_request = self._request
         trial_request = AttemptRequest(
@@ -283,9 +262,10 @@ class StudySearch(OptunaSearch):
         running.newest = metrics
         if epoch in running.reported:  # a resumed trial repeats some evaluations
             return
+        # The metrics first: a trial that resumes does not report an epoch again of which the study has the value.
+        self.record.set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         if len(self._spec.objectives) == 1:
             self.record.report(running.number, epoch, metrics[self._spec.objectives[0].metric])
-        self.record.set_attributes(running.number, {names.TRIAL_EPOCH: epoch, names.TRIAL_METRICS: metrics})
         running.reported.add(epoch)
         self._measured = True
 
@@ -315,10 +295,20 @@ class StudySearch(OptunaSearch):
         elif outcome is None or outcome.state == "failed":
             self._record_failure(running, outcome)
         elif outcome.state == "succeeded":
-            values = [running.newest[each.metric] for each in self._spec.objectives]
-            self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
+            self._record_success(running)
         else:
             self._record_stop(running, "pause" if outcome.state == "paused" else "cancel")
+
+    def _record_success(self, running: RunningTrial) -> None:
+        """Record the values of a trial that has trained to its end. One that resumed there has reported them before."""
+        metrics = [each.metric for each in self._spec.objectives]
+        missing = [metric for metric in metrics if metric not in running.newest]
+        if missing:
+            message = f"It trained to its end, but no evaluation with {' and '.join(missing)} is known: retry it."
+            self._end_trial(running.number, TrialState.FAIL, Reason.WORKER_FAILED, message, run_id=running.run_id)
+            return
+        values = [running.newest[metric] for metric in metrics]
+        self._end_trial(running.number, TrialState.COMPLETE, None, "", values, run_id=running.run_id)
 
     def _record_stop(self, running: RunningTrial, action: Action) -> None:
         """Record that a trial obeyed the search's command, or a user's command to stop this trial alone."""
@@ -341,17 +331,31 @@ class StudySearch(OptunaSearch):
         """A trial that lost its process, node or storage resumes from its checkpoint; any other has failed."""
         reason = outcome.reason if outcome and outcome.reason else Reason.WORKER_FAILED
         message = outcome.message if outcome else f"its process {running.death or 'died without a message'}"
-        allowed = self._spec.base_spec.retry.max_failures
-        if (outcome is None or reason in RESUMABLE) and running.start <= allowed and not self.requested_action():
+        resumable, action = outcome is None or reason in RESUMABLE, self.requested_action()
+        if action == "pause":
+            return  # the next attempt resumes it
+        if not action and resumable and (reason in UNCHARGED or self._charge(running.number)):
             logger.warning("Trial %d resumes from its last checkpoint: %s", running.number, message)
             self._to_resume.append(running.number)
-        elif self.requested_action() == "pause":
             return
-        else:
-            self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
-            if reason is Reason.DATA_ERROR and not self._measured:
-                # All trials have the same data, and on none has anything been measured: the others would fail too.
-                self._abort(DataError(f"trial {running.number}: {message}"))
+        self._end_trial(running.number, TrialState.FAIL, reason, message, run_id=running.run_id)
+        if outcome and self._concerns_all_trials(outcome):
+            self._abort(DataError(f"trial {running.number}: {message}"))
+
+    def _concerns_all_trials(self, outcome: Outcome) -> bool:
+        """Whether every other trial would fail like the one that left this outcome.
+
+        All trials have the same data. The model decides which images can be used, and how much memory they need.
+        """
+        if self._measured or outcome.reason is not Reason.DATA_ERROR:
+            return False
+        return outcome.concerns_all_trials or not any(path.startswith("model.") for path in self._spec.space)
+
+    def _charge(self, number: int) -> bool:
+        """Count a failure against a trial's `retry.max_failures`; returns whether it may resume."""
+        failures = self.record.trial(number).user_attrs.get(names.TRIAL_FAILURES, 0) + 1
+        self.record.set_attributes(number, {names.TRIAL_FAILURES: failures})
+        return bool(failures <= self._spec.base_spec.retry.max_failures)
 
     def _end_trial(
         self,
@@ -370,8 +374,9 @@ class StudySearch(OptunaSearch):
         logger.info("Trial %d is %s. %s", number, state.name.lower(), message)
         ended = self.record.trial(number)
         self._failed += has_failed(ended)
-        for copy in self._copies.pop(number, ()):
-            self._copy(copy, number)
+        retry = self._same_point.release(ended)
+        if retry is not None:
+            self._to_resume.append(retry)
         self._kept.keep_best(ended)
 
     def epochs_of(self, running: RunningTrial) -> float:

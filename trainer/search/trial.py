@@ -14,7 +14,7 @@ from trainer.attempt import preemption
 from trainer.attempt.commands import CommandChannel, CommandListener
 from trainer.attempt.evidence import diagnose
 from trainer.attempt.outcome import settle_outcome
-from trainer.attempt.worker import Connection, Work, run_worker
+from trainer.attempt.worker import Connection, Work, Worker, run_worker
 from trainer.attempt.workers import run_workers
 from trainer.errors import DataError
 from trainer.logger import logger
@@ -40,6 +40,10 @@ Report = Callable[[Mapping[str, float]], None]
 
 class TrialFailed(Exception):
     """A trial has failed and stored its outcome; raised so that Ray Tune knows."""
+
+
+class ObjectiveNotMeasured(DataError):
+    """No trial of the search can measure an objective on these data."""
 
 
 class TrialContext(Message):
@@ -72,6 +76,7 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
     request = AttemptRequest.model_validate_json(config[REQUEST])
     context = TrialContext.model_validate_json(config[TRIAL])
     store, failure = Store(request.artifact_uri), None
+    work = partial(do_trial, work=work)
     _release_memory()
     try:
         if runs_in_process(request.spec):
@@ -90,6 +95,18 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
     if failure:
         settle_outcome(store, request.attempt, failure)
         raise TrialFailed(failure.message)
+
+
+def do_trial(worker: Worker, work: Work) -> Outcome:
+    """What every worker of a trial does: ``work``. Where an objective cannot be measured, it stores the outcome itself,
+    because only the error's text would reach the process that stores the outcome of other failures.
+    """
+    try:
+        return work(worker)
+    except ObjectiveNotMeasured as error:
+        failure = Outcome(state="failed", reason=error.reason, message=str(error), concerns_all_trials=True)
+        settle_outcome(worker.store, worker.request.attempt, failure)
+        raise
 
 
 def runs_in_process(spec: JobSpec) -> bool:
@@ -163,7 +180,7 @@ class TrialRecorder:
         self._total_steps = 0
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Raises `DataError` if an evaluation does not measure an objective, `SystemExit` if the trial is to end."""
+        """Raises `ObjectiveNotMeasured` if an evaluation lacks an objective, `SystemExit` if the trial is to end."""
         self._recorder.log(step, metrics)
         self._newest |= metrics
         if metric_keys.RECONSTRUCTION_RATIO not in metrics:
@@ -183,7 +200,7 @@ class TrialRecorder:
         """Before the first step an evaluation has no metrics of training, but all others."""
         for metric in self._context.metrics:
             if metric not in self._newest and (step or metric.startswith(metric_keys.EVALUATION)):
-                raise DataError(
+                raise ObjectiveNotMeasured(
                     f"objective.metric: {metric} cannot be measured, because the dataset has no labels or "
                     f"base.evaluation.probes leaves it out: use {metric_keys.RECONSTRUCTION_RATIO}, or give "
                     "base.evaluation.dataset a dataset with labels"

@@ -401,7 +401,7 @@ def parse_point(spec: SearchSpec, point: Mapping[str, Any]) -> Point:
         if reason:
             problems.append(_problem(path, point[path], reason))
         else:
-            checked[path] = point[path]
+            checked[path] = parameter.settled(point[path])
     if problems:
         raise SpecError(problems)
     return checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from random import Random
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -33,6 +34,10 @@ FIXED: Final = {
 """Sections of a spec that a search cannot vary, and why."""
 
 
+TOLERANCE: Final = 1e-6
+"""How far a value may lie beside a step or the end of a range with steps, by rounding; in steps."""
+
+
 class _Parameter(SpecModel):
     """The fields and methods of every type of parameter."""
 
@@ -57,6 +62,10 @@ class _Parameter(SpecModel):
     def index(self, value: Any) -> int:
         """The index of one of finitely many values: the same for numbers that differ only by rounding."""
         raise NotImplementedError
+
+    def settled(self, value: Any) -> Any:
+        """The value of this parameter that a value is, but for rounding."""
+        return value
 
     def values_to_check(self) -> dict[str, Any]:
         """Values that the field must accept, by where the parameter has them: the ends of a range, or the choices."""
@@ -90,10 +99,14 @@ class FloatParameter(_Parameter):
         return None if self.step is None else math.floor((self.high - self.low) / self.step + 1e-9) + 1
 
     def at(self, index: int) -> float:
-        return self.low + self._step * index
+        # In decimals, as Optuna computes the last of these values: as a float, 0.1 + 2 * 0.1 is above 0.3.
+        return min(self.high, float(Decimal(str(self.low)) + index * Decimal(str(self._step))))
 
     def index(self, value: Any) -> int:
         return round((float(value) - self.low) / self._step)
+
+    def settled(self, value: Any) -> Any:
+        return value if self.step is None else self.at(self.index(value))
 
     @property
     def _step(self) -> float:
@@ -237,10 +250,11 @@ def misfit(parameter: Parameter, value: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or (isinstance(parameter, IntParameter) and value != int(value)):
         return f"must be a number of type {parameter.type}"
-    if not parameter.low <= value <= parameter.high:
+    rounding = TOLERANCE * (parameter.step or 0)
+    if not parameter.low - rounding <= value <= parameter.high + rounding:
         return f"must be between {parameter.low} and {parameter.high}"
     if parameter.step is not None:
         steps = (value - parameter.low) / parameter.step
-        if abs(steps - round(steps)) > 1e-6:
+        if abs(steps - round(steps)) > TOLERANCE:
             return f"must be {parameter.low} plus a multiple of step {parameter.step}"
     return None

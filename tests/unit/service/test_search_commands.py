@@ -119,7 +119,9 @@ def test_running_trials_show_how_far_they_are_and_stopped_ones_that_somebody_sto
     assert rows[2][:4] == ["7", "stopped by hand", "0.912346", "20"]
     server.on("GET", f"{SEARCH}/trials/8", Answer(200, detail(8) | alive))
     assert run("searches", "trial", "job-1", "8") == 0
-    assert ["step", "30/90"] in cells(capsys.readouterr().out)
+    rows = cells(capsys.readouterr().out)
+    assert ["epochs", "1.5"] in rows
+    assert ["step", "30/90"] in rows
 
 
 def test_several_objectives_have_a_column_each(server, capsys):

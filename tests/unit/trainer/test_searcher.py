@@ -25,8 +25,8 @@ from ray.tune.search import Searcher
 from sqlalchemy import event
 
 from trainer import patience, temporary
-from trainer.attempt.outcome import write_outcome
-from trainer.errors import DataError
+from trainer.attempt.outcome import settle_outcome, write_outcome
+from trainer.errors import DataError, StorageError
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
@@ -36,7 +36,7 @@ from trainer.search.drawing import Drawing
 from trainer.search.record import SearchRecord
 from trainer.search.schedulers import make_scheduler
 from trainer.search.searcher import StudySearch
-from trainer.search.trial import REQUEST, TRIAL, TrialContext, TrialRecorder
+from trainer.search.trial import REQUEST, TRIAL, ObjectiveNotMeasured, TrialContext, TrialRecorder, do_trial
 from trainer.spec import metric_keys
 from trainer.spec.search import SearchSpec
 from trainer.storage import Store
@@ -469,6 +469,44 @@ def test_a_point_that_is_added_while_it_runs_ends_with_it(bench, restart):
     assert copied.intermediate_values == stopped.intermediate_values == {3: 0.4, 6: 0.3}
 
 
+@on_both
+@pytest.mark.parametrize("restart", ["no", "while they wait", "after the end"])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_point_that_is_added_while_it_runs_is_trained_if_that_trial_says_nothing_of_it(bench, restart, stopped):
+    """Two such trials: one retries the point, and the other ends with it. None counts against the budget."""
+    parts = {"budget": {"trials": 6, "concurrency": 1, "max_failed": 1}}
+    search = finite(bench, **parts)
+    config = search.suggest("a")
+    for _ in range(2):
+        bench.study().enqueue_trial(bench.trials()[0].params)
+    bench.channel.orders = SearchOrders(trials=6, concurrency=2, max_failed=1, stopped=(0,) if stopped else ())
+    assert bench.number(search.suggest("b")) == 3
+    assert bench.states() == ["RUNNING"] * 4
+    assert bench.trials()[1].user_attrs[names.TRIAL_MESSAGE] == "Waits for trial 0, which has the same values."
+    if restart == "while they wait":
+        search = finite(bench, **parts)
+        config = search.suggest("a")
+        assert bench.number(search.suggest("b")) == 3
+    bench.leave(config, *(("cancelled",) if stopped else ("failed", Reason.OUT_OF_MEMORY, "out of memory")))
+    search.on_trial_complete("a", error=not stopped)
+    if restart == "after the end":
+        search = finite(bench, **parts)
+        retried, other = search.suggest("a"), search.suggest("b")
+        assert (bench.number(retried), bench.number(other)) == (1, 3)
+    else:
+        retried = search.suggest("a")
+        assert bench.number(retried) == 1
+    complete(bench, search, "a", retried, 0.4)
+    while (config := search.suggest("a")) is not None:
+        complete(bench, search, "a", config, 0.5)
+    first, retry, copied, *others = bench.trials()
+    assert first.state is (TrialState.PRUNED if stopped else TrialState.FAIL)
+    assert retry.user_attrs[names.TRIAL_RETRY_OF] == 0
+    assert (retry.state, retry.value, retry.user_attrs[names.TRIAL_MESSAGE]) == (TrialState.COMPLETE, 0.4, "")
+    assert (copied.state, copied.value, copied.user_attrs[names.TRIAL_COPY_OF]) == (TrialState.COMPLETE, 0.4, 1)
+    assert len(set(points(bench.trials()))) == len(others) + 1 == 6
+
+
 def test_a_point_without_a_value_is_trained_when_somebody_adds_it_again(bench):
     search = finite(bench)
     bench.leave(search.suggest("a"), "failed", Reason.LOSS_NOT_FINITE, "the loss was not finite")
@@ -479,6 +517,26 @@ def test_a_point_without_a_value_is_trained_when_somebody_adds_it_again(bench):
     assert bench.states() == ["FAIL"] + ["COMPLETE"] * 6
     assert bench.trials()[1].user_attrs[names.TRIAL_RETRY_OF] == 0
     assert len(set(points(bench.trials()[1:]))) == 6
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_point_that_somebody_adds_again_takes_no_value_of_a_repeat(bench, restart, ends):
+    parts = {"budget": {"trials": 1, "concurrency": 1, "max_failed": 2}, "repeats": {"best": 1, "seeds": 1}}
+    search = finite(bench, **parts)
+    complete(bench, search, "a", search.suggest("a"), 0.25)
+    repeat = search.suggest("a")
+    if ends:
+        complete(bench, search, "a", repeat, 0.9)
+    else:
+        bench.leave(repeat, "failed", Reason.OUT_OF_MEMORY, "out of memory")
+        search.on_trial_complete("a", error=True)
+    bench.study().enqueue_trial(bench.trials()[0].params)
+    bench.channel.orders = SearchOrders(trials=2, concurrency=1, max_failed=2)
+    search = finite(bench, **parts) if restart else search
+    search.suggest("a")
+    copied = bench.trials()[2]
+    assert (copied.user_attrs[names.TRIAL_COPY_OF], copied.value) == (0, 0.25)
 
 
 def test_a_point_of_an_infinite_space_may_be_trained_again(bench):
@@ -499,6 +557,36 @@ def test_data_on_which_nothing_can_be_measured_end_the_search_at_once(bench):
     assert isinstance(search.error, DataError)
     assert str(search.error) == "trial 0: eval/linear_top1 cannot be measured"
     assert bench.states() == ["FAIL"]
+
+
+CHANNELS = {"model.in_chans": {"type": "categorical", "choices": [1, 3]}}
+
+
+def test_data_that_the_model_decides_on_fail_their_trial_alone(bench):
+    search = bench.search(space=CHANNELS)
+    bench.leave(search.suggest("a"), "failed", Reason.DATA_ERROR, "none of the images of /data can be read")
+    search.on_trial_complete("a", error=True)
+    assert (bench.states(), search.error) == (["FAIL"], None)
+    assert search.suggest("b")
+
+
+def test_an_objective_that_cannot_be_measured_ends_any_search_at_once(bench):
+    """The trial's worker says so in the outcome, which no later failure replaces."""
+    search = bench.search(space=CHANNELS)
+    config = search.suggest("a")
+    request = AttemptRequest.model_validate_json(config[REQUEST])
+    worker = SimpleNamespace(store=Store(request.artifact_uri), request=request)
+
+    def train(_):
+        raise ObjectiveNotMeasured("eval/linear_top1 cannot be measured")
+
+    with pytest.raises(ObjectiveNotMeasured) as error:
+        do_trial(worker, train)
+    later = Outcome(state="failed", reason=Reason.DATA_ERROR, message=str(error.value))
+    settle_outcome(worker.store, request.attempt, later)
+    search.on_trial_complete("a", error=True)
+    assert isinstance(search.error, DataError)
+    assert search.suggest("a") == Searcher.FINISHED
 
 
 def test_once_something_was_measured_a_trial_with_a_data_error_fails_alone(bench):
@@ -526,7 +614,7 @@ def test_a_trial_that_cannot_measure_its_objective_says_so_before_it_trains(metr
     recorder = TrialRecorder(SimpleNamespace(log=lambda *_: None), context, reports.append)
     evaluated = {metric_keys.RECONSTRUCTION_RATIO: 0.9} | measured
     if refused:
-        with pytest.raises(DataError, match=f"objective.metric: {metric} cannot be measured"):
+        with pytest.raises(ObjectiveNotMeasured, match=f"objective.metric: {metric} cannot be measured"):
             recorder.log(step, evaluated)
     else:
         recorder.log(step, evaluated)
@@ -571,6 +659,90 @@ def test_a_trial_whose_process_was_killed_goes_on_as_often_as_it_may(bench):
     (trial,) = bench.trials()
     assert (trial.state, trial.user_attrs[names.TRIAL_REASON]) == (TrialState.FAIL, Reason.WORKER_FAILED)
     assert trial.user_attrs[names.TRIAL_ATTEMPTS] == [1, 2]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_trial_that_died_after_its_last_evaluation_has_that_value_when_it_succeeds(bench, several, restart):
+    """It resumes at its last step, so it reports nothing more."""
+    parts = FRONT if several else {}
+    measured = evaluation(9, 0.5) | {metric_keys.RECONSTRUCTION_RATIO: 0.7}
+    search = bench.search(**parts)
+    search.suggest("a")
+    search.on_trial_result("a", measured)
+    if restart:
+        search = bench.search(**parts)
+    else:
+        search.on_trial_complete("a", error=True)
+    bench.leave(search.suggest("b"))
+    search.on_trial_complete("b", {"done": True})
+    assert search.error is None
+    (trial,) = bench.trials()
+    assert (trial.state, trial.values) == (TrialState.COMPLETE, [0.5, 0.7] if several else [0.5])
+
+
+def test_a_trial_whose_last_evaluation_was_stored_in_part_has_that_value_when_it_succeeds(bench, monkeypatch):
+    search = bench.search()
+    search.suggest("a")
+
+    def lost(*_):
+        raise StorageError("the studies' database was lost")
+
+    monkeypatch.setattr(search.record.study._storage, "set_trial_intermediate_value", lost)
+    search.on_trial_result("a", evaluation(9, 0.5))
+    assert isinstance(search.error, StorageError)
+    search = bench.search()
+    bench.leave(search.suggest("b"))
+    search.on_trial_complete("b", {"done": True})
+    assert [trial.values for trial in bench.trials()] == [[0.5]]
+
+
+def test_a_trial_that_succeeds_without_any_evaluation_fails_alone(bench):
+    search = bench.search()
+    bench.leave(search.suggest("a"))
+    search.on_trial_complete("a", {"done": True})
+    (trial,) = bench.trials()
+    assert (trial.state, trial.user_attrs[names.TRIAL_REASON]) == (TrialState.FAIL, Reason.WORKER_FAILED)
+    assert f"no evaluation with {METRIC} is known" in trial.user_attrs[names.TRIAL_MESSAGE]
+    assert search.error is None
+    assert search.suggest("b")
+
+
+def test_pauses_and_killed_drivers_are_no_failures_of_a_trial(bench):
+    for paused in (True, False, True):
+        search = bench.search()
+        config = search.suggest("a")
+        if paused:
+            bench.wanted = "pause"
+            bench.leave(config, "paused")
+            search.on_trial_complete("a", {})
+            bench.wanted = None
+    search = bench.search()
+    for _ in range(2):
+        assert bench.states() == ["RUNNING"]
+        assert bench.number(search.suggest("a")) == 0
+        search.on_trial_complete("a", error=True)
+    assert bench.states() == ["FAIL"], "its process died twice, and retry.max_failures is 1"
+
+
+@pytest.mark.parametrize("reason", [Reason.PREEMPTED, Reason.NODE_LOST])
+def test_a_trial_that_lost_its_node_resumes_however_often(bench, reason):
+    search = bench.search()
+    for _ in range(4):
+        bench.leave(search.suggest("a"), "failed", reason, "the node was taken away")
+        search.on_trial_complete("a", error=True)
+    assert bench.number(search.suggest("a")) == 0
+    assert names.TRIAL_FAILURES not in bench.trials()[0].user_attrs
+
+
+@on_both
+def test_failures_of_a_trial_count_across_attempts(bench):
+    for state in ("RUNNING", "FAIL"):
+        search = bench.search()
+        bench.leave(search.suggest("a"), "failed", Reason.STORAGE_ERROR, "the bucket is unreachable")
+        search.on_trial_complete("a", error=True)
+        assert bench.states() == [state]
+    assert bench.trials()[0].user_attrs[names.TRIAL_FAILURES] == 2
 
 
 def test_more_failed_trials_than_allowed_end_the_search_and_say_why(bench):

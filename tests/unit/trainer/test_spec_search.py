@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from trainer.search.study import contains, distribution
 from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.job import parse_spec
@@ -273,6 +274,27 @@ def test_a_chosen_value_of_a_parameter_with_steps_is_one_of_them(value, fits):
         return
     with pytest.raises(SpecError, match=r"must be 0\.5 plus a multiple of step 0\.1"):
         parse_point(spec, {"method.mask_ratio": value})
+
+
+STEPPED = [(0.1, 0.3, 0.1), (0.1, 0.8, 0.2), (0.05, 0.95, 0.15), (0, 0.9, 0.3), (0.7, 1, 0.1)]
+
+
+@pytest.mark.filterwarnings("ignore:The distribution is specified by")
+@pytest.mark.parametrize(("low", "high", "step"), STEPPED)
+def test_all_values_of_a_parameter_with_steps_can_be_chosen_and_learned_from(low, high, step):
+    """Also as they were with the rounding of floats, which may lie above the end of the range."""
+    path = "optimization.weight_decay"
+    parameter = {"type": "float", "low": low, "high": high, "step": step}
+    spec = search(space={path: parameter})
+    drawn = [point[path] for point in spec.points()]
+    assert len(drawn) > 2
+    for index, value in enumerate(drawn):
+        assert low <= value <= high
+        assert contains(distribution(spec.space[path]), value)
+        assert parse_point(spec, {path: value}) == parse_point(spec, {path: low + step * index}) == {path: value}
+    for beyond in (low - 0.001 * step, high + 0.001 * step):
+        with pytest.raises(SpecError, match="must be between"):
+            parse_point(spec, {path: beyond})
 
 
 def test_a_chosen_point_is_checked_against_the_space():
