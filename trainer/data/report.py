@@ -167,12 +167,22 @@ def _proposed(
 
     ``scale`` is None for a sample of the images: others may have greater values, which its range would cut off.
     """
-    section = dataset.model_dump(mode="json", exclude_defaults=True)
-    evaluation: dict[str, Any] = {}
+    section, evaluation = _used(dataset, index, scale), {} if labelled else {"probes": []}
+    train = images - held_out_images(images)
     held_out = splits.get("validation") or splits.get("test")
-    if "train" in splits and held_out:
-        section["uri"], images = splits["train"].uri, splits["train"].images
-        evaluation["dataset"] = {**section, "uri": held_out.uri}
+    if "train" in splits and held_out and _fits_below(dataset):
+        evaluation = {"dataset": {**section, "uri": held_out.uri}} | evaluation
+        section, train = {**section, "uri": splits["train"].uri}, splits["train"].images
+    proposed = {"dataset": section, "model": {"in_chans": channels, **_sizes_of_model(index)}}
+    largest = max(1, train // BATCHES_PER_EPOCH)
+    if largest < OptimizationSpec().global_batch_size:
+        proposed["optimization"] = {"global_batch_size": 2 ** (largest.bit_length() - 1)}
+    return proposed | ({"evaluation": evaluation} if evaluation else {})
+
+
+def _used(dataset: DatasetSpec, index: Index, scale: Scale | None) -> dict[str, Any]:
+    """The section of the dataset, without images that cannot be read, and with the scale of deep ones."""
+    section = dataset.model_dump(mode="json", exclude_defaults=True)
     unread = (image.name for image in index.bad if suffix_of(image.name) in UNREADABLE_SUFFIXES)
     kinds = sorted({posixpath.splitext(name)[1] for name in unread})  # as they are written: patterns mind the case
     if kinds:
@@ -180,20 +190,23 @@ def _proposed(
     types = [each.type for each in index.seen]
     if scale and len(types) == 1 and types[0] != EIGHT_BIT:
         section["value_range"] = list(scale.ranges[types[0]])
-    if not labelled:
-        evaluation["probes"] = []
-    model: dict[str, Any] = {"in_chans": channels}
-    if len(index):
-        side = int(np.median(np.minimum(index.heights, index.widths)))
-        if side < SHORT_SIDE_OF_PHOTOGRAPHS:
-            model["img_size"] = max(32, round(side / 32) * 32)
-            model["patch_size"] = 4 if model["img_size"] <= 64 else 8 if model["img_size"] < 160 else 16
-    proposed: dict[str, Any] = {"dataset": section, "model": model}
-    train = images if "dataset" in evaluation else images - held_out_images(images)
-    largest = max(1, train // BATCHES_PER_EPOCH)
-    if largest < OptimizationSpec().global_batch_size:
-        proposed["optimization"] = {"global_batch_size": 2 ** (largest.bit_length() - 1)}
-    return proposed | ({"evaluation": evaluation} if evaluation else {})
+    return section
+
+
+def _fits_below(dataset: DatasetSpec) -> bool:
+    """Whether the spec's patterns choose the same images where its URI names one split: none is about folders."""
+    return not dataset.include and not any("/" in pattern.rstrip("/") for pattern in dataset.exclude)
+
+
+def _sizes_of_model(index: Index) -> dict[str, int]:
+    """Sizes of images and patches; none for photographs, which the presets fit."""
+    if not len(index):
+        return {}
+    side = int(np.median(np.minimum(index.heights, index.widths)))
+    if side >= SHORT_SIDE_OF_PHOTOGRAPHS:
+        return {}
+    size = max(32, round(side / 32) * 32)
+    return {"img_size": size, "patch_size": 4 if size <= 64 else 8 if size < 160 else 16}
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

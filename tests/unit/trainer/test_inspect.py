@@ -147,6 +147,12 @@ def test_splits_are_proposed_apart(tmp_path):
     assert result.proposed["evaluation"]["dataset"]["uri"] == f"file://{root}/val"
     assert "splits_together" in codes(result)
     PretrainSpec.parse({"kind": "pretrain", **result.proposed})
+    (root / "val/a/phone.HEIC").write_bytes(b"x")
+    result = inspected(tmp_path, root, exclude=["*_mask.png"])
+    for part in (result.proposed, result.proposed["evaluation"]):
+        assert part["dataset"]["exclude"] == ["*_mask.png", "*.HEIC"]
+    for chosen in ({"include": ["train/", "val/"]}, {"exclude": ["train/a"]}):
+        assert inspected(tmp_path, root, **chosen).proposed["dataset"]["uri"] == f"file://{root}"
 
 
 @pytest.mark.parametrize("wanted", [{}, {"value_range": [0, 100]}])
