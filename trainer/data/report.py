@@ -167,13 +167,14 @@ def _proposed(
 
     ``scale`` is None for a sample of the images: others may have greater values, which its range would cut off.
     """
-    section, evaluation = _used(dataset, index, scale), {} if labelled else {"probes": []}
+    section = _used(dataset, index, scale)
+    evaluation: dict[str, Any] = {} if labelled else {"probes": []}
     train = images - held_out_images(images)
     held_out = splits.get("validation") or splits.get("test")
     if "train" in splits and held_out and _fits_below(dataset):
         evaluation = {"dataset": {**section, "uri": held_out.uri}} | evaluation
         section, train = {**section, "uri": splits["train"].uri}, splits["train"].images
-    proposed = {"dataset": section, "model": {"in_chans": channels, **_sizes_of_model(index)}}
+    proposed: dict[str, Any] = {"dataset": section, "model": {"in_chans": channels, **_sizes_of_model(index)}}
     largest = max(1, train // BATCHES_PER_EPOCH)
     if largest < OptimizationSpec().global_batch_size:
         proposed["optimization"] = {"global_batch_size": 2 ** (largest.bit_length() - 1)}
