@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.data.labels import UNLABELLED, Labels, without_identifiers
+from trainer.data.labels import UNLABELLED, UNUSABLE, Labels
 from trainer.data.notices import Notice
 from trainer.errors import DataError
 
@@ -56,7 +56,7 @@ def unusable_labels(count: int, column: str, error: Unusable, *, required: bool)
     if required:
         raise DataError(f"dataset.label_column: {column!r} cannot be used: {error}") from error
     text = f"{column} looks like labels and is not used: {error}. Name another one in dataset.label_column"
-    return Labels.none(count), [Notice("label_column_unusable", text)]
+    return Labels.none(count), [Notice(UNUSABLE, text)]
 
 
 def labels_of_column(column: pa.ChunkedArray, source: str, names: Sequence[str] = ()) -> tuple[Labels, list[Notice]]:
@@ -80,16 +80,15 @@ def labels_of_column(column: pa.ChunkedArray, source: str, names: Sequence[str] 
         texts = column.cast(pa.string())
         numbers = _numbers(texts)
         if numbers is None:
-            labels = Labels.from_names(texts.to_pylist(), source)
-            return without_identifiers(labels)
+            return Labels.from_names(texts.to_pylist(), source), []
         column = numbers
     values = pc.fill_null(column.cast(pa.int64(), safe=False), UNLABELLED).to_numpy()
     negative = int((values < 0).sum()) - int(column.null_count)
-    labels, notices = without_identifiers(Labels.from_numbers(values, source, names))
-    if negative:
-        text = f"{negative} of {len(values)} images have a negative label in {source}, which is taken for none"
-        notices.append(Notice("negative_labels", text))
-    return labels, notices
+    labels = Labels.from_numbers(values, source, names)
+    if not negative:
+        return labels, []
+    text = f"{negative} of {len(values)} images have a negative label in {source}, which is taken for none"
+    return labels, [Notice("negative_labels", text)]
 
 
 def _is_text(kind: pa.DataType) -> bool:

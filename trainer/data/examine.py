@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,14 +17,14 @@ from trainer.data.inspections import Inspections, Progress, inspect_images
 from trainer.data.labels import Labels
 from trainer.data.readers import DigitsReader, Reader, open_reader
 from trainer.data.scan import scan
-from trainer.data.selection import select_rows, selected, share_of_rows
+from trainer.data.selection import select, share_of_rows
 from trainer.data.sources import Files
 from trainer.data.splits import Split
 from trainer.data.table import Table
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.storage import storage_errors
 
-VERSION: Final = 4
+VERSION: Final = 5
 """Of the files in which a node keeps what it knows of a dataset."""
 FROM_LIBRARY: Final = "builtin"
 
@@ -41,7 +42,7 @@ class Examined:
     """Of the table's rows."""
     splits: dict[str, Split]
     passed_over: dict[str, int]
-    """Suffixes of files that are no images, with their number."""
+    """Suffixes of files, and of members of shards, that are no images, with their number."""
     decoded: int
     """Images that had to be decoded for it: the others were known to this node."""
     seconds: float
@@ -70,8 +71,7 @@ def examine_files(
     with storage_errors(str(kept_inspections)):
         found = kept_inspections.is_file()
         known = Inspections.load(kept_inspections) if found else Inspections.unknown(len(table))
-    rows = select_rows(files, table, dataset)
-    chosen, splits = selected(files, table, rows)
+    rows, chosen, splits = select(files, table, dataset)
     inspections = known.take(rows)
 
     def keep() -> None:
@@ -88,7 +88,7 @@ def examine_files(
         inspections=inspections,
         reader=reader,
         splits=splits,
-        passed_over=files.passed_over,
+        passed_over=dict(Counter(files.passed_over) + Counter(table.passed_over)),
         decoded=decoded,
         seconds=time.monotonic() - begun,
     )

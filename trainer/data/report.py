@@ -45,7 +45,7 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
     index = make_index(table, rows, inspections, channels)
     scale, scale_notices = scale_of(None if dataset.value_range == "auto" else dataset.value_range, index.seen)
     counts = table.labels.counts()
-    splits = {name: SplitFound(uri=split.uri, images=split.images) for name, split in examined.splits.items()}
+    splits = {name: SplitFound(**split._asdict()) for name, split in examined.splits.items()}
     notices = [*table.notices, *scale_notices, *_notices(index, counts)]
     different = np.unique(inspections.digests[readable], axis=0) if len(readable) else readable
     pace = examined.decoded / examined.seconds / cores if examined.decoded and examined.seconds else None
@@ -145,10 +145,10 @@ def _proposed(
     """A piece of a pretraining spec that fits the data."""
     section = dataset.model_dump(mode="json", exclude_defaults=True)
     evaluation: dict[str, Any] = {}
-    held_out = splits.get("validation") or splits.get("test")
-    if "train" in splits and held_out:
-        section["uri"], images = splits["train"].uri, splits["train"].images
-        evaluation["dataset"] = {**section, "uri": held_out.uri}
+    train, held_out = splits.get("train"), splits.get("validation") or splits.get("test")
+    if train and held_out and not (dataset.include and (train.include or held_out.include)):
+        evaluation["dataset"] = _of_split(section, held_out)
+        section, images = _of_split(section, train), train.images
     unread = (image.name for image in index.bad if suffix_of(image.name) in UNREADABLE_SUFFIXES)
     kinds = sorted({posixpath.splitext(name)[1] for name in unread})  # as they are written: patterns mind the case
     if kinds:
@@ -165,11 +165,16 @@ def _proposed(
             model["img_size"] = max(32, round(side / 32) * 32)
             model["patch_size"] = 4 if model["img_size"] <= 64 else 8 if model["img_size"] < 160 else 16
     proposed: dict[str, Any] = {"dataset": section, "model": model}
-    train = images if "dataset" in evaluation else images - held_out_images(images)
-    largest = max(1, train // BATCHES_PER_EPOCH)
+    trained = images if "dataset" in evaluation else images - held_out_images(images)
+    largest = max(1, trained // BATCHES_PER_EPOCH)
     if largest < OptimizationSpec().global_batch_size:
         proposed["optimization"] = {"global_batch_size": 2 ** (largest.bit_length() - 1)}
     return proposed | ({"evaluation": evaluation} if evaluation else {})
+
+
+def _of_split(section: dict[str, Any], split: SplitFound) -> dict[str, Any]:
+    """The section `dataset` for only a split."""
+    return {**section, "uri": split.uri, **({"include": list(split.include)} if split.include else {})}
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
