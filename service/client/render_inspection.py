@@ -42,9 +42,9 @@ def inspection(found: Inspection) -> RenderableType:
         rows.append(("passed over", _counts(found.passed_over)))
     rows.append(("duplicates", f"{found.duplicates:,}"))
     if found.splits:
-        rows.append(
-            ("splits", "\n".join(f"{name}: {each.images:,} in {each.uri}" for name, each in found.splits.items()))
-        )
+        places = {name: " ".join((each.uri, *each.include)) for name, each in found.splits.items()}
+        lines = [f"{name}: {each.images:,} in {places[name]}" for name, each in found.splits.items()]
+        rows.append(("splits", "\n".join(lines)))
     if found.images_per_s_per_core:
         rows.append(("decoding", f"{found.images_per_s_per_core:,.0f} images/s on each core"))
     if found.fingerprint:

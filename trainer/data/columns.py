@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.data.labels import UNLABELLED, Labels, without_identifiers
+from trainer.data.labels import UNLABELLED, UNUSABLE, Labels
 from trainer.data.notices import Notice
 from trainer.errors import DataError
 
@@ -119,7 +119,7 @@ def unusable_labels(count: int, column: str, error: Unusable, *, required: bool)
     if required:
         raise DataError(f"dataset.label_column: {column!r} cannot be used: {error}") from error
     text = f"{column} looks like labels and is not used: {error}. Name another one in dataset.label_column"
-    return Labels.none(count), [Notice("label_column_unusable", text)]
+    return Labels.none(count), [Notice(UNUSABLE, text)]
 
 
 def arrow_column(column: pa.ChunkedArray, class_names: tuple[str, ...]) -> LabelColumn:
@@ -160,8 +160,7 @@ def labels_of_columns(columns: Sequence[LabelColumn], source: str) -> tuple[Labe
     for column, each in zip(columns, found, strict=True):
         numbers = [index[None if name is None else str(name)] for name, _ in each]
         values.append(np.array([*numbers, UNLABELLED])[column.rows])  # the row -1 is the last of them
-    labels, notices = without_identifiers(Labels(np.concatenate(values), classes, source))
-    return labels, notices + _doubts(columns, found, source)
+    return Labels(np.concatenate(values), classes, source), _doubts(columns, found, source)
 
 
 def _are_numbers(texts: set[str]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from trainer.data.inspections import UNKNOWN, Inspections, Progress, identities_
 from trainer.data.labels import Labels
 from trainer.data.readers import DigitsReader, Reader, open_reader
 from trainer.data.scan import scan
-from trainer.data.selection import select_rows, selected, share_of_rows
+from trainer.data.selection import select, share_of_rows
 from trainer.data.sources import Files
 from trainer.data.splits import Split
 from trainer.data.table import Table
@@ -49,7 +50,7 @@ class Examined:
     """Of the table's rows."""
     splits: dict[str, Split]
     passed_over: dict[str, int]
-    """Suffixes of files that are no images, with their number."""
+    """Suffixes of files, and of members of shards, that are no images, with their number."""
     decoded: int
     """Images that had to be decoded for it: the others were known to this node."""
     seconds: float
@@ -80,8 +81,7 @@ def examine_files(
         with storage_errors(str(kept_table)):
             table.save(kept_table)
     known = _known(kept_inspections, files, table)
-    rows = select_rows(files, table, dataset)
-    chosen, splits = selected(files, table, rows)
+    rows, chosen, splits = select(files, table, dataset)
     inspections = known.take(rows)
 
     def keep() -> None:
@@ -98,7 +98,7 @@ def examine_files(
         inspections=inspections,
         reader=reader,
         splits=splits,
-        passed_over=files.passed_over,
+        passed_over=dict(Counter(files.passed_over) + Counter(table.passed_over)),
         decoded=decoded,
         seconds=time.monotonic() - begun,
     )
@@ -142,7 +142,7 @@ def examine_digits(
     count = len(digits.labels)
     rows = np.arange(count)
     names = [f"digit-{row:04d}" for row in rows]
-    labels = Labels.from_numbers(digits.labels, FROM_LIBRARY, digits.classes)
+    labels = Labels(digits.labels, digits.classes, FROM_LIBRARY)
     table = Table(names, np.zeros(count, dtype=np.int32), rows, rows, labels)
     chosen = share_of_rows(table, rows, max(1, round(dataset.fraction * count)))
     table, reader = table.select(chosen), digits.select(chosen)

@@ -9,8 +9,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.layout import Layout
 from trainer.data.notices import Notice
-from trainer.data.splits import SPLITS, is_split
 
 UNLABELLED: Final = -1
 FROM_FOLDERS: Final = "folders"
@@ -18,6 +18,16 @@ FROM_NOWHERE: Final = "none"
 
 IDENTIFIERS_FROM: Final = 11
 """Fewer different labels are never taken for identifiers."""
+FOLDERS_OF_IDENTIFIERS: Final = 100
+"""Fewer folders are never taken for identifiers: people sort images into folders on purpose."""
+SINGLE_IMAGES: Final = 0.9
+"""The share of so many folders that must hold one image each for them to be identifiers."""
+
+IDENTIFIERS: Final = "labels_are_identifiers"
+NOT_CLASSES: Final = "folders_are_not_classes"
+UNUSABLE: Final = "label_column_unusable"
+NOT_USED: Final = frozenset({IDENTIFIERS, NOT_CLASSES, UNUSABLE})
+"""Codes of the notices that say why labels are not used."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +52,6 @@ class Labels:
         classes = tuple(sorted({name for name in names if name is not None}))
         number: dict[str | None, int] = {name: label for label, name in enumerate(classes)} | {None: UNLABELLED}
         return cls(np.array([number[name] for name in names], dtype=np.int64), classes, source)
-
-    @classmethod
-    def from_numbers(cls, numbers: NDArray[np.int64], source: str, names: Sequence[str] = ()) -> Self:
-        """Class numbers (n,), of which negative ones mean "no label"; ``names`` are those of the classes 0, 1 …"""
-        labelled = numbers >= 0
-        if names and numbers.max(initial=UNLABELLED) < len(names):
-            return cls(np.where(labelled, numbers, UNLABELLED), tuple(names), source)
-        present = np.unique(numbers[labelled])
-        values = np.where(labelled, np.searchsorted(present, numbers), UNLABELLED).astype(np.int64)
-        return cls(values, tuple(map(str, present.tolist())), source)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -96,48 +96,33 @@ def without_identifiers(labels: Labels) -> tuple[Labels, list[Notice]]:
         return labels, []
     message = (
         f"The labels from {labels.source} are not used: {labels.labelled} images have {classes} different ones, which "
-        "looks like identifiers. Name another dataset.label_column if there is one"
+        "looks like identifiers. Name labels in dataset.label_column: those are used whatever they hold"
     )
-    return Labels.none(len(labels)), [Notice("labels_are_identifiers", message)]
+    return Labels.none(len(labels)), [Notice(IDENTIFIERS, message)]
 
 
-# --- from the folders in the images' paths ----------------------------------------------------------------------------
+# --- from the folders that the images are in --------------------------------------------------------------------------
 
 
-def labels_of_paths(paths: Sequence[str]) -> tuple[Labels, list[Notice]]:
-    """The first folder in each image's path as its class, if there are at least two.
-
-    A folder that holds all others is looked through, and so are folders named like splits, unless a `train` lies among
-    folders that are none: then it is a class of its own, as in a dataset of vehicles.
-    """
-    folders = [tuple(path.split("/")[:-1]) for path in paths]
-    wrapper = _common(folders)
-    if wrapper:
-        folders = [each[1:] for each in folders]
-    tops = {each[0] for each in folders if each}
-    splits = {top for top in tops if is_split(top)}
-    notices = []
-    if splits < tops and {SPLITS[split.lower()] for split in splits} == {"train"}:
-        split = min(splits)
-        text = f"The folder {split} lies among folders of classes, so it is taken for a class and not for a split"
-        notices.append(Notice("split_name_is_class", text))
-    else:
-        folders = [each[1:] if each and each[0] in splits else each for each in folders]
-        if not wrapper and _common(folders):
-            folders = [each[1:] for each in folders]
-    names = [each[0] if each else None for each in folders]
+def labels_of_folders(folders: Sequence[str], layout: Layout) -> tuple[Labels, list[Notice]]:
+    """The folders as classes, if there are at least two. ``folders`` are each image's, ``layout`` is what they mean."""
+    names = [layout.classes[folder] for folder in folders]
     unlabelled = names.count(None)
-    if len(set(names) - {None}) < 2:
-        return Labels.none(len(paths)), []
+    labels = Labels.from_names(names, FROM_FOLDERS)
+    sizes = list(labels.counts().values())
+    if len(sizes) < 2:
+        return Labels.none(len(names)), []
     if unlabelled > len(names) / 2:
         text = f"The folders are not taken for classes: {unlabelled} of {len(names)} images lie in none of them"
-        return Labels.none(len(paths)), [Notice("folders_are_not_classes", text)]
-    labels, doubts = without_identifiers(Labels.from_names(names, FROM_FOLDERS))
-    return labels, notices + doubts
-
-
-def _common(folders: Sequence[tuple[str, ...]]) -> str:
-    """The folder that all images lie in, if it is not named like a split; or else an empty string."""
-    tops = {each[0] if each else "" for each in folders}
-    top = tops.pop() if len(tops) == 1 else ""
-    return "" if is_split(top) else top
+        return Labels.none(len(names)), [Notice(NOT_CLASSES, text)]
+    if len(sizes) >= FOLDERS_OF_IDENTIFIERS and sizes.count(1) > SINGLE_IMAGES * len(sizes):
+        text = (
+            f"The folders are not taken for classes: {sizes.count(1)} of {len(sizes)} hold a single image, which looks "
+            "like identifiers. Name the classes in a metadata.csv if there are any"
+        )
+        return Labels.none(len(names)), [Notice(IDENTIFIERS, text)]
+    like_splits = layout.classes_like_splits
+    if not like_splits:
+        return labels, []
+    text = f"Among folders of classes these are taken for classes too, and not for splits: {', '.join(like_splits)}"
+    return labels, [Notice("split_name_is_class", text)]

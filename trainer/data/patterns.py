@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Final
@@ -23,8 +21,8 @@ def name_matcher(pattern: str, field: str) -> Callable[[str], bool]:
     """Whether a name matches a pattern. ``field`` is where the spec has it."""
     alternatives = _alternatives(pattern, field)
     exact = {each for each in alternatives if not any(character in each for character in "*?[")}
-    patterns = [re.compile(fnmatch.translate(each)) for each in alternatives if each not in exact]
-    return lambda name: name in exact or any(each.match(name) for each in patterns)
+    compiled = glob.compile([each for each in alternatives if each not in exact], flags=_FLAGS, limit=0)
+    return lambda name: name in exact or compiled.match(name)
 
 
 def path_matcher(patterns: Sequence[str], field: str) -> Callable[[str], bool]:

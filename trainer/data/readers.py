@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trainer.data.decode import Raw
-from trainer.data.reading import read_patiently, reading_error
+from trainer.data.reading import read_patiently, reading_error, shown_name
 from trainer.data.scan_parquet import image_column
 from trainer.data.sources import Files
 from trainer.data.table import Table
@@ -54,7 +54,8 @@ def open_reader(files: Files, table: Table, wanted_image: str | None) -> Reader:
     first = None if files.remote else next(present, None)
     if first is not None and not read_patiently(first, lambda: _exists(first)):
         raise DataError(
-            f"dataset.uri: {files.uri} is not on this node: mount it on every node, or put it on S3 ({first})"
+            f"dataset.uri: {files.uri} is not on this node: mount it on every node, or put it on S3 "
+            f"({shown_name(first)})"
         )
     return ParquetReader(files, table, wanted_image) if files.kind == "parquet" else RangeReader(files, table)
 

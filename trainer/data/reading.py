@@ -22,6 +22,11 @@ from trainer.storage import REMOTE_ERRORS, error_code, patience_seconds, storage
 T = TypeVar("T")
 
 
+def shown_name(name: str) -> str:
+    """A file's name or path for messages and results, which must be valid Unicode where names need not be."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def read_patiently(place: str, read: Callable[[], T]) -> T:
     """The result of ``read``, which reads the file or folder ``place``; raises `StorageError` if it keeps failing.
 
@@ -40,7 +45,7 @@ def read_patiently(place: str, read: Callable[[], T]) -> T:
 def reading_error(place: str, error: Exception) -> StorageError:
     """A `StorageError` that says which file or folder could not be read, why, and what to do."""
     remote = place.startswith("s3://")
-    place = place.encode(errors="backslashreplace").decode()  # file names may be invalid Unicode, messages must not
+    place = shown_name(place)
     if isinstance(error, FileNotFoundError) and error_code(error) != "NoSuchBucket":
         return StorageError(
             f"{place}: the file was there when the dataset was listed and is gone: restore it or mount it again; if it "

@@ -48,7 +48,7 @@ def make_report(dataset: DatasetSpec, examined: Examined, cores: int) -> Inspect
     index = make_index(table, rows, inspections, channels)
     scale, scale_notices = scale_of(None if dataset.value_range == "auto" else dataset.value_range, index.seen)
     counts = table.labels.counts()
-    splits = {name: SplitFound(uri=split.uri, images=split.images) for name, split in examined.splits.items()}
+    splits = {name: SplitFound(**split._asdict()) for name, split in examined.splits.items()}
     notices = [*table.notices, *scale_notices, *_notices(index, counts)]
     different = np.unique(inspections.digests[readable], axis=0) if len(readable) else readable
     pace = examined.decoded / examined.seconds / cores if examined.decoded and examined.seconds else None
@@ -169,13 +169,13 @@ def _proposed(
     """
     section = _used(dataset, index, scale)
     evaluation: dict[str, Any] = {} if labelled else {"probes": []}
-    train = images - held_out_images(images)
-    held_out = splits.get("validation") or splits.get("test")
-    if "train" in splits and held_out and _fits_below(dataset):
-        evaluation = {"dataset": {**section, "uri": held_out.uri}} | evaluation
-        section, train = {**section, "uri": splits["train"].uri}, splits["train"].images
+    train, held_out = splits.get("train"), splits.get("validation") or splits.get("test")
+    trained = images - held_out_images(images)
+    if train and held_out and _fits_below(dataset):
+        evaluation = {"dataset": _of_split(section, held_out)} | evaluation
+        section, trained = _of_split(section, train), train.images
     proposed: dict[str, Any] = {"dataset": section, "model": {"in_chans": channels, **_sizes_of_model(index)}}
-    largest = max(1, train // BATCHES_PER_EPOCH)
+    largest = max(1, trained // BATCHES_PER_EPOCH)
     if largest < OptimizationSpec().global_batch_size:
         proposed["optimization"] = {"global_batch_size": 2 ** (largest.bit_length() - 1)}
     return proposed | ({"evaluation": evaluation} if evaluation else {})
@@ -208,6 +208,11 @@ def _sizes_of_model(index: Index) -> dict[str, int]:
         return {}
     size = max(32, round(side / 32) * 32)
     return {"img_size": size, "patch_size": 4 if size <= 64 else 8 if size < 160 else 16}
+
+
+def _of_split(section: dict[str, Any], split: SplitFound) -> dict[str, Any]:
+    """The section `dataset` for only a split."""
+    return {**section, "uri": split.uri, **({"include": list(split.include)} if split.include else {})}
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from trainer.data.labels import without_identifiers
 from trainer.data.scan_folder import scan_folder
 from trainer.data.scan_parquet import scan_parquet
 from trainer.data.scan_tars import scan_tars
@@ -29,4 +32,7 @@ def scan(files: Files, dataset: DatasetSpec) -> Table:
         table = scan_parquet(files, dataset.image_column, dataset.label_column)
     if not len(table):
         raise DataError(f"dataset.uri: no images in the {len(files.names)} {files.kind} files of {files.uri}")
-    return table
+    if dataset.label_column:
+        return table
+    labels, notices = without_identifiers(table.labels)
+    return replace(table, labels=labels, notices=(*table.notices, *notices))

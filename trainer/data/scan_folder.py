@@ -82,7 +82,7 @@ def _labels_of_metadata(files: Files, names: Sequence[str], wanted: str | None) 
     except Unusable as error:
         labels, more = unusable_labels(len(names), column, error, required=bool(wanted))
     unknown = len(values.keys() - set(paths))
-    if unknown:
+    if unknown and files.uri == files.root:  # a pattern leaves out files that the rows may name
         text = f"{unknown} of {len(values)} rows of {source} name files that are not there"
         more.append(Notice("metadata_without_images", text))
     return labels, notices + more

@@ -4,34 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.labels import FROM_NOWHERE, Labels, incomplete_notice, labels_of_paths
+from trainer.data.labels import FROM_NOWHERE, Labels, incomplete_notice, labels_of_folders
+from trainer.data.layout import Layout, layout_of
 from trainer.data.patterns import path_matcher
 from trainer.data.sources import Files
-from trainer.data.splits import Split, find_splits, splits_notice
+from trainer.data.splits import Place, Split, place_of_file, splits_notice, splits_of_places
 from trainer.data.table import Table
 from trainer.errors import DataError
 from trainer.spec.dataset import DatasetSpec
 
 
-def select_rows(files: Files, table: Table, dataset: DatasetSpec) -> NDArray[np.int64]:
-    """Rows of the table that the spec uses, ascending. Raises `DataError` if there are none."""
+class Selection(NamedTuple):
+    """The images of a dataset that a spec uses."""
+
+    rows: NDArray[np.int64]
+    """Their rows in the table of all images, ascending."""
+    table: Table
+    """Those rows, with labels from the images' folders if there are no others."""
+    splits: dict[str, Split]
+
+
+def select(files: Files, table: Table, dataset: DatasetSpec) -> Selection:
+    """The images that the spec uses. Raises `DataError` if there are none.
+
+    What the folders mean does not depend on `dataset.fraction`: a share of the images has the classes that all have.
+    """
+    rows = _included(files, table, dataset)
+    some = table.select(rows)
+    folders = _folders(files, some)
+    layout = layout_of(set(folders))
+    notices = list(some.notices)
+    if some.labels.source == FROM_NOWHERE and files.kind != "parquet":
+        labels, more = labels_of_folders(folders, layout)
+        some = replace(some, labels=labels)
+        notices += more
+    kept = _share(some, np.arange(len(some)), dataset)
+    chosen = some.select(kept)
+    notices += incomplete_notice(chosen.labels, chosen.names)
+    places = _places(files, chosen, [folders[row] for row in kept], layout)
+    splits = splits_of_places(files.uri, files.root, places)
+    notices += splits_notice(files.uri, splits)
+    return Selection(rows[kept], replace(chosen, notices=tuple(notices)), splits)
+
+
+def _included(files: Files, table: Table, dataset: DatasetSpec) -> NDArray[np.int64]:
+    """Rows of the images that `include` and `exclude` leave. Raises `DataError` if there are none."""
     rows = np.arange(len(table), dtype=np.int64)
-    if dataset.include or dataset.exclude:
-        wanted = path_matcher(dataset.include, "dataset.include") if dataset.include else lambda _: True
-        unwanted = path_matcher(dataset.exclude, "dataset.exclude") if dataset.exclude else lambda _: False
-        chosen = [
-            any(wanted(path) for path in paths) and not any(unwanted(path) for path in paths)
-            for paths in _paths(files, table)
-        ]
-        rows = rows[np.array(chosen, dtype=np.bool_)]
-        if not len(rows):
-            shown = f"include {list(dataset.include)}, exclude {list(dataset.exclude)}"
-            raise DataError(f"dataset.include: none of the {len(table)} images of {files.uri} is left by {shown}")
+    if not (dataset.include or dataset.exclude):
+        return rows
+    wanted = path_matcher(dataset.include, "dataset.include") if dataset.include else lambda _: True
+    unwanted = path_matcher(dataset.exclude, "dataset.exclude") if dataset.exclude else lambda _: False
+    chosen = [
+        any(wanted(path) for path in paths) and not any(unwanted(path) for path in paths)
+        for paths in _paths(files, table)
+    ]
+    rows = rows[np.array(chosen, dtype=np.bool_)]
+    if not len(rows):
+        shown = f"include {list(dataset.include)}, exclude {list(dataset.exclude)}"
+        raise DataError(f"dataset.include: none of the {len(table)} images of {files.uri} is left by {shown}")
+    return rows
+
+
+def _share(table: Table, rows: NDArray[np.int64], dataset: DatasetSpec) -> NDArray[np.int64]:
     return share_of_rows(table, rows, max(1, round(dataset.fraction * len(rows))))
 
 
@@ -42,7 +84,8 @@ def wanted_files(files: Files, dataset: DatasetSpec) -> frozenset[int] | None:
     numbers = np.setdiff1d(np.arange(len(files.names)), np.array(files.metadata, dtype=np.int64)).astype(np.int32)
     names, none = [files.names[number] for number in numbers], np.zeros(len(numbers), dtype=np.int64)
     table = Table(names, numbers, none, none, Labels.none(len(numbers)))
-    return frozenset(numbers[select_rows(files, table, dataset)].tolist()) | frozenset(files.metadata)
+    rows = _share(table, _included(files, table, dataset), dataset)
+    return frozenset(numbers[rows].tolist()) | frozenset(files.metadata)
 
 
 def share_of_rows(table: Table, rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -57,20 +100,6 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).digest())
 
 
-def selected(files: Files, table: Table, rows: NDArray[np.int64]) -> tuple[Table, dict[str, Split]]:
-    """The table with only these rows, with labels from the images' folders if they have no others; and its splits."""
-    chosen = table.select(rows)
-    notices = list(chosen.notices)
-    if chosen.labels.source == FROM_NOWHERE and files.kind != "parquet":
-        labels, more = labels_of_paths([posixpath.normpath(paths[0]) for paths in _paths(files, chosen)])
-        chosen = replace(chosen, labels=labels)
-        notices += more
-    notices += incomplete_notice(chosen.labels, chosen.names)
-    paths = chosen.names if files.kind == "folder" else [files.names[number] for number in chosen.file]
-    splits = find_splits(files.root, paths, in_file_names=files.kind != "folder")
-    return replace(chosen, notices=(*notices, *splits_notice(files.root, splits))), splits
-
-
 def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
     """The paths of each image that patterns are compared with: its own, and in a shard also with the shard's name."""
     if files.kind == "folder":
@@ -78,5 +107,32 @@ def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
     holders = [files.names[number] for number in table.file]
     if files.kind == "parquet":
         return [(holder,) for holder in holders]
-    members = (name.removeprefix(f"{holder}/") for name, holder in zip(table.names, holders, strict=True))
+    prefixes = [len(holder) + 1 if len(files.names) > 1 else 0 for holder in holders]  # as `scan_tars` has them
+    members = [name[prefix:] for name, prefix in zip(table.names, prefixes, strict=True)]
     return [(member, f"{holder}/{member}") for member, holder in zip(members, holders, strict=True)]
+
+
+def _folders(files: Files, table: Table) -> list[str]:
+    """The folder that each image is in, below the dataset or within its shard."""
+    return [posixpath.dirname(posixpath.normpath(paths[0])) for paths in _paths(files, table)]
+
+
+def _places(files: Files, table: Table, folders: Sequence[str], layout: Layout) -> Counter[Place]:
+    """Where images of splits are, and how many. In a shard that is in no split, the folders within it count."""
+    if files.kind == "folder":
+        return Counter(place for folder in folders if (place := layout.splits.get(folder)))
+    holders = {number: files.names[number] for number in set(table.file.tolist())}
+    outer = layout_of({posixpath.dirname(holder) for holder in holders.values()})
+    places = {
+        number: outer.splits.get(posixpath.dirname(holder)) or place_of_file(holder)
+        for number, holder in holders.items()
+    }
+    found = (
+        places[number] or _within(layout, folder) for number, folder in zip(table.file.tolist(), folders, strict=True)
+    )
+    return Counter(place for place in found if place)
+
+
+def _within(layout: Layout, folder: str) -> Place | None:
+    place = layout.splits.get(folder)
+    return place and place._replace(folder=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from trainer.data.patterns import name_matcher
-from trainer.data.reading import DatasetFile, read_patiently
+from trainer.data.reading import DatasetFile, read_patiently, shown_name
 from trainer.errors import DataError
 from trainer.logger import logger
 from trainer.spec.dataset import DIGITS, WILDCARDS, DatasetSpec, misplaced
@@ -52,11 +53,11 @@ class Files:
     uri: str
     """The dataset's URI, as the spec names it."""
     root: str
-    """The URI of the folder that the names are relative to, or of the only file."""
+    """The URI of the folder that the names are relative to."""
     kind: Kind
     remote: bool
     names: tuple[str, ...]
-    """Relative to the dataset's folder."""
+    """Relative to the dataset's folder, as they are shown: valid Unicode."""
     paths: tuple[str, ...]
     """Path of each file within its file system."""
     sizes: tuple[int, ...]
@@ -74,7 +75,7 @@ class Files:
 
     def location(self, number: int) -> str:
         """A file's path or S3 URI, for messages."""
-        return f"s3://{self.paths[number]}" if self.remote else self.paths[number]
+        return f"s3://{self.paths[number]}" if self.remote else shown_name(self.paths[number])
 
     def open_file(self, number: int, **s3_options: Any) -> DatasetFile:
         """A file for random access; ``s3_options`` are passed to s3fs's `open`."""
@@ -93,6 +94,7 @@ class Files:
 @dataclass(frozen=True)
 class _ListedFile:
     name: str
+    """As it is shown."""
     path: str
     size: int
     stamp: str
@@ -112,13 +114,18 @@ def find_files(dataset: DatasetSpec, roots: Sequence[str] | None = None) -> File
         raise DataError(str(problem))
     remote = uri.startswith("s3://")
     root, pattern = _root_and_pattern(uri)
-    prefix = re.split(f"[{re.escape(WILDCARDS)}]", pattern, maxsplit=1)[0]
-    listed = _list_remote(root, prefix) if remote else _list_local(root, roots)
+    listed = _list_remote(root, _prefixes(pattern)) if remote else _list_local(root, roots)
+    beside: list[_ListedFile] = []
     if pattern:
         # The pattern applies to names directly below the folder: a folder that matches includes everything below it.
         matches = name_matcher(pattern, "dataset.uri")
+        beside = [file for file in listed if file.name in METADATA_NAMES and not matches(file.name)]
         listed = [file for file in listed if matches(file.name.partition("/")[0])]
+    elif [file.path for file in listed] == [_path_in(root)]:
+        root = root.rpartition("/")[0]
     kind = _kind(dataset, listed)
+    if kind == "folder":
+        listed += beside  # the labels of images that match are in a file that does not
     chosen = sorted((file for file in listed if _belongs(file.name, kind)), key=lambda file: file.name)
     passed_over = Counter(suffix_of(file.name) or "no suffix" for file in listed if not _belongs(file.name, kind))
     if passed_over:
@@ -158,6 +165,18 @@ def _root_and_pattern(uri: str) -> tuple[str, str]:
     if not any(character in last for character in WILDCARDS) or _exists(uri):
         return uri, ""
     return parent, last
+
+
+def _prefixes(pattern: str) -> tuple[str, ...]:
+    """What the names of a pattern's files, and of metadata beside them, begin with; an empty text for any name."""
+    prefix = re.split(f"[{re.escape(WILDCARDS)}]", pattern, maxsplit=1)[0]
+    beside = posixpath.commonprefix(METADATA_NAMES)
+    return (prefix, beside) if prefix and not beside.startswith(prefix) else (prefix,)
+
+
+def _path_in(uri: str) -> str:
+    """A URI's path within its file system."""
+    return uri.removeprefix("s3://") if uri.startswith("s3://") else str(Path(uri.removeprefix("file://")))
 
 
 def _exists(uri: str) -> bool:
@@ -250,8 +269,8 @@ def _check_below_roots(path: Path, real_roots: Sequence[str] | None) -> None:
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(root) for root in real_roots):
         raise DataError(
-            f"dataset.uri: {path} leads to {real}, outside the folders for datasets ({', '.join(real_roots)}): "
-            "move or copy the files into one of them"
+            f"dataset.uri: {shown_name(str(path))} leads to {shown_name(str(real))}, outside the folders for datasets "
+            f"({', '.join(real_roots)}): move or copy the files into one of them"
         )
 
 
@@ -280,7 +299,7 @@ def _list_folder(folder: Path, prefix: str, real_roots: Sequence[str] | None) ->
                     files.append(_list_file(Path(entry.path), f"{prefix}{entry.name}"))
     except OSError as error:
         if error.errno in _INVALID_PATH_ERRORS:
-            raise DataError(f"dataset.uri: {folder} cannot be listed: {error}") from error
+            raise DataError(f"dataset.uri: {shown_name(str(folder))} cannot be listed: {error}") from error
         raise
     return files, folders
 
@@ -291,19 +310,19 @@ def _list_file(path: Path, name: str) -> _ListedFile:
     except FileNotFoundError:
         if not path.is_symlink():  # it has just been removed, or its mount is gone: the folder has to be listed again
             raise
-        return _ListedFile(name, str(path), 0, "")
-    return _ListedFile(name, str(path), status.st_size, str(status.st_mtime_ns))
+        return _ListedFile(shown_name(name), str(path), 0, "")
+    return _ListedFile(shown_name(name), str(path), status.st_size, str(status.st_mtime_ns))
 
 
-def _list_remote(uri: str, prefix: str) -> list[_ListedFile]:
-    """Every object below a URI whose name, relative to it, begins with ``prefix``."""
+def _list_remote(uri: str, prefixes: Sequence[str]) -> list[_ListedFile]:
+    """Every object below a URI whose name, relative to it, begins with one of the prefixes."""
+    objects: dict[str, Any] = {}
     with storage_errors(uri):
         fs, root = open_filesystem(uri)
-        try:
-            objects = fs.find(root, detail=True, prefix=prefix)
-        except FileNotFoundError:
-            objects = {}
-    if not objects and not prefix:
+        for prefix in prefixes:
+            with contextlib.suppress(FileNotFoundError):
+                objects |= fs.find(root, detail=True, prefix=prefix)
+    if not objects and not any(prefixes):
         raise DataError(f"dataset.uri: there is nothing at {uri}: check the bucket and the path")
     files = []
     for path, detail in objects.items():

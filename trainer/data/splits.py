@@ -2,72 +2,109 @@
 
 from __future__ import annotations
 
+import json
+import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from trainer.data.notices import Notice
 
 SPLITS: Final = {
-    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
-    "dev": "validation", "test": "test",
+    "train": "train", "training": "train", "val": "validation", "valid": "validation", "validate": "validation",
+    "validation": "validation", "eval": "validation", "evaluation": "validation", "dev": "validation", "test": "test",
+    "testing": "test",
 }  # fmt: skip
 """Names of a dataset's splits, with the word that stands for them here."""
-_FILE: Final = re.compile(rf"({'|'.join(sorted(SPLITS, key=len, reverse=True))})([-_.]|(?=\d)|$)", re.IGNORECASE)
+PARTS: Final = ("extra", "unlabeled", "unlabelled")
+"""Names that mean a part of a dataset only beside splits."""
+_WORDS: Final = "|".join(sorted(SPLITS, key=len, reverse=True))
+_NAMED: Final = re.compile(rf"({_WORDS})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_AT_THE_END: Final = re.compile(rf".*([-_](?:{_WORDS}))", re.IGNORECASE | re.DOTALL)
+_PART: Final = re.compile(rf"(?:{'|'.join(PARTS)})(?:[-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_SPECIAL_IN_BRACES: Final = frozenset("{},")
 
 
 class Split(NamedTuple):
     """A part of a dataset that is named like a split."""
 
     uri: str
-    """A folder, a file, or a pattern of files."""
+    """A folder, a file, or a pattern of either; the whole dataset's if none of these is the split alone."""
     images: int
+    include: tuple[str, ...] = ()
+    """Then the patterns of `dataset.include` that choose the split's images."""
 
 
-def is_split(folder: str) -> bool:
-    """Whether a folder is named like a split."""
-    return folder.lower() in SPLITS
+class Place(NamedTuple):
+    """Where images of a split are."""
+
+    split: str
+    folder: str | None
+    """The folder that the file or folder of that name is in, relative to the dataset's; None within a shard."""
+    name: str
+    """The name of a folder, with a slash, or a pattern of files."""
 
 
-def find_splits(root: str, paths: Iterable[str], *, in_file_names: bool) -> dict[str, Split]:
-    """The splits that images belong to; ``paths`` below the URI ``root`` name each image's file.
-
-    Folders named like splits count, and with ``in_file_names`` the files too. If several are named like the same
-    split, the one with the most images is given.
-    """
-    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path, images in Counter(paths).items():
-        found = _split_of(path, in_file_names=in_file_names)
-        if found:
-            counts[found[0]][found[1]] += images
-    return {
-        name: Split(f"{root}/{locations.most_common(1)[0][0]}", locations.total())
-        for name, locations in sorted(counts.items())
-    }
+def split_name(folder: str) -> tuple[str, str] | None:
+    """The split that a folder is named like, and what follows the split's word, for example `2017`."""
+    found = _NAMED.fullmatch(folder)
+    return (SPLITS[found[1].lower()], found[2]) if found else None
 
 
-def _split_of(path: str, *, in_file_names: bool) -> tuple[str, str] | None:
-    """The split that a path belongs to, and its place below the dataset's folder."""
-    *folders, last = path.split("/")
-    for depth, folder in enumerate(folders):
-        if is_split(folder):
-            return SPLITS[folder.lower()], "/".join(folders[: depth + 1])
-    found = _FILE.match(last) if in_file_names else None
-    if found is None:
-        return None
-    pattern = last if last.rpartition(".")[0] in {"", found[1]} else f"{found[0]}*"
-    return SPLITS[found[1].lower()], "/".join([*folders, pattern])
+def is_part(folder: str) -> bool:
+    """Whether a folder beside splits is named like a part of the dataset that is none of them."""
+    return _PART.fullmatch(folder) is not None
 
 
-def splits_notice(root: str, splits: Mapping[str, Split]) -> list[Notice]:
+def place_of_folder(split: str, folder: str) -> Place:
+    """The place of a split that is the folder of this path."""
+    return Place(split, posixpath.dirname(folder), f"{posixpath.basename(folder)}/")
+
+
+def place_of_file(path: str) -> Place | None:
+    """The place of the split that a file is named like: by the first word of its name, or by the last one."""
+    folder, name = posixpath.split(path)
+    stem, suffix = posixpath.splitext(name)
+    first, last = _NAMED.fullmatch(stem), _AT_THE_END.fullmatch(stem)
+    if first:
+        word, ending = first.groups()
+        pattern = f"{word}[0-9]*" if ending[:1].isdigit() else f"{word}{ending[0]}*" if ending else name
+        return Place(SPLITS[word.lower()], folder, pattern)
+    return Place(SPLITS[last[1][1:].lower()], folder, f"*{last[1]}{suffix}") if last else None
+
+
+def splits_of_places(uri: str, root: str, places: Mapping[Place, int]) -> dict[str, Split]:
+    """The splits of a dataset of this URI, by the number of images in each place; places are relative to ``root``."""
+    by_split: defaultdict[str, Counter[Place]] = defaultdict(Counter)
+    for place, images in places.items():
+        by_split[place.split][place] += images
+    return {split: _split_in(uri, root, counts) for split, counts in sorted(by_split.items())}
+
+
+def _split_in(uri: str, root: str, counts: Counter[Place]) -> Split:
+    folders, names = {place.folder for place in counts}, sorted({place.name for place in counts})
+    folder = folders.pop() if len(folders) == 1 else None
+    if folder is None or (len(names) > 1 and any(_SPECIAL_IN_BRACES & set(name) for name in names)):
+        return Split(uri, counts.total(), tuple(names))
+    last = ",".join(name.rstrip("/") for name in names)
+    within = posixpath.join(folder, f"{{{last}}}" if len(names) > 1 else last)
+    return Split(f"{root}/{within}", counts.total())
+
+
+def splits_notice(uri: str, splits: Mapping[str, Split]) -> list[Notice]:
     """A notice if images of several splits are used together."""
     if len(splits) < 2:
         return []
     held_out = splits.get("validation") or splits.get("test")
     advice = "name one of them in dataset.uri, and another in evaluation.dataset"
     if "train" in splits and held_out:
-        train = splits["train"].uri
-        advice = f"to keep them apart, set dataset.uri: {train} and evaluation.dataset: {{uri: {held_out.uri}}}"
-    text = f"The splits {', '.join(splits)} of {root} are used together: {advice}"
-    return [Notice("splits_together", text)]
+        train = splits["train"]
+        chosen = f"dataset.uri: {train.uri}" + (f", dataset.include: {_listed(train)}" if train.include else "")
+        other = f"uri: {held_out.uri}" + (f", include: {_listed(held_out)}" if held_out.include else "")
+        advice = f"to keep them apart, set {chosen} and evaluation.dataset: {{{other}}}"
+    return [Notice("splits_together", f"The splits {', '.join(splits)} of {uri} are used together: {advice}")]
+
+
+def _listed(split: Split) -> str:
+    return json.dumps(split.include, ensure_ascii=False)

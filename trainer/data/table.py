@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,8 @@ class Table:
     """In a folder or tar, the number of its bytes; in Parquet, the row within the row group."""
     labels: Labels
     notices: tuple[Notice, ...] = ()
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """Suffixes of the members of shards that are neither images nor labels, and how many there are of each."""
 
     def __len__(self) -> int:
         return len(self.file)
@@ -52,6 +54,7 @@ class Table:
             "classes": self.labels.classes,
             "source": self.labels.source,
             "notices": [asdict(notice) for notice in self.notices],
+            "passed_over": self.passed_over,
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, fsync=False) as partial, partial.open("wb") as stream:
@@ -73,4 +76,5 @@ class Table:
                 second=arrays["second"],
                 labels=Labels(arrays["labels"], tuple(text["classes"]), text["source"]),
                 notices=tuple(Notice(**notice) for notice in text["notices"]),
+                passed_over=text["passed_over"],
             )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainer.data.dataset import TrainingData
 from trainer.data.images import Images
-from trainer.data.labels import UNLABELLED
+from trainer.data.labels import NOT_USED, UNLABELLED
 from trainer.data.notices import Notice
 from trainer.data.sampler import permutation
 
@@ -18,6 +18,10 @@ TRAIN_IMAGES: Final = 10_000
 FIXED_SEED: Final = 2**31 - 1
 """The probe's images do not depend on the spec's seed, so that runs with different seeds compare."""
 CLASSES_SHOWN: Final = 5
+NO_LABELS: Final = (
+    "sort its images into a folder for each class, add .cls members to its shards or a label column to its Parquet "
+    "files, or set evaluation.probes to []"
+)
 
 
 class NoProbe(ValueError):
@@ -46,10 +50,8 @@ def probe_images(data: TrainingData) -> ProbeImages:
     """
     for images in (data.images, data.held_out_images):
         if not images.labels.labelled:
-            raise NoProbe(
-                f"{images.uri} has no labels: sort its images into a folder for each class, add .cls members to its "
-                "shards or a label column to its Parquet files, or set evaluation.probes to []"
-            )
+            reason = next((notice.message for notice in images.notices if notice.code in NOT_USED), NO_LABELS)
+            raise NoProbe(f"{images.uri} has no labels: {reason}")
     known, held_out_known = data.images.labels.counts(), data.held_out_images.labels.counts()
     classes = sorted(known.keys() & held_out_known.keys())
     if len(classes) < 2:

@@ -42,6 +42,8 @@ class SplitFound(Message):
 
     uri: str
     images: int
+    include: tuple[str, ...] = ()
+    """Patterns of `dataset.include` that choose the split, where no URI is the split alone."""
 
 
 class Warned(Message):
@@ -85,11 +87,11 @@ class Inspection(Message):
     unreadable: dict[str, Unread]
     """By reason."""
     passed_over: dict[str, int]
-    """Files that are no images, by suffix."""
+    """Files, and members of shards, that are no images, by suffix."""
     duplicates: int
     """Readable images that are exact copies of others."""
     splits: dict[str, SplitFound]
-    """`train`, `validation` and `test`, where folders or files are named like them."""
+    """`train`, `validation` and `test`, where folders or files are named like them, and other folders beside those."""
     images_per_s_per_core: float | None
     """How fast this node decodes the images whole; null if none had to be decoded."""
     fingerprint: str | None

@@ -155,6 +155,33 @@ def test_splits_are_proposed_apart(tmp_path):
         assert inspected(tmp_path, root, **chosen).proposed["dataset"]["uri"] == f"file://{root}"
 
 
+def test_splits_that_no_uri_names_are_proposed_by_patterns(tmp_path):
+    names_in_tar = [f"{split}/{name}/1.jpg" for split in ("train", "val") for name in "ab"]
+    shards = tar_of(tmp_path / "shards", *[(name, picture(n, (40, 40))) for n, name in enumerate(names_in_tar)])
+    (shards / "a.tar").rename(shards / "train.tar")
+    alone = inspected(tmp_path, shards / "train.tar").splits["train"]
+    assert (alone.uri, alone.images) == (f"file://{shards}/train.tar", 4)
+    (shards / "train.tar").rename(shards / "a.tar")
+    result = inspected(tmp_path, shards / "a.tar")
+    assert result.proposed["dataset"] == {"uri": f"file://{shards}/a.tar", "include": ["train/"]}
+    assert result.proposed["evaluation"]["dataset"] == {"uri": f"file://{shards}/a.tar", "include": ["val/"]}
+    PretrainSpec.parse({"kind": "pretrain", **result.proposed})
+    assert "dataset" not in inspected(tmp_path, shards / "a.tar", include=["*.jpg"]).proposed.get("evaluation", {})
+    root = fill(tmp_path / "data", *[f"{f}/{n}.png" for f in ("a/train", "b/train", "b/val") for n in (1, 2, 3)])
+    split = inspected(tmp_path, root).splits["train"]
+    assert (split.uri, split.include, split.images) == (f"file://{root}", ("train/",), 6)
+
+
+def test_names_that_are_no_unicode(tmp_path):
+    root = fill(tmp_path / "data", "cat/a.png", "dog/a.png")
+    for name in (b"caf\xe9.png", b"notes.\xe9", b"cat/caf\xe9.png"):
+        Path(os.fsdecode(os.fsencode(root) + b"/" + name)).write_bytes(b"")
+    result = inspected(tmp_path, root)
+    assert next(iter(result.unreadable.values())).first == r"caf\udce9.png"
+    assert result.passed_over == {r".\udce9": 1}
+    assert "labels_incomplete" in codes(result)
+
+
 @pytest.mark.parametrize("wanted", [{}, {"value_range": [0, 100]}])
 def test_deep_grey_images(tmp_path, wanted):
     (tmp_path / "data").mkdir()

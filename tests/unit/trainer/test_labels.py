@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_sets import CLASSES, class_names, fill, opened, parquet_table, picture, samples, tar_of, write_folder
+from image_sets import CLASSES, class_names, fill, opened, parquet_table, picture, place, samples, tar_of, write_folder
 
+from trainer.data.dataset import open_training_data
 from trainer.data.index import split
 from trainer.data.labels import Labels
 from trainer.errors import DataError
+from trainer.evaluation.probe_images import NoProbe, probe_images
+from trainer.spec.pretrain import PretrainSpec
 
 
 def codes(images) -> list[str]:
@@ -77,9 +82,86 @@ def test_trains_are_vehicles_among_other_classes(tmp_path):
     assert codes(images) == ["split_name_is_class"]
 
 
-def test_identifiers_are_no_labels(tmp_path):
-    images = opened(fill(tmp_path / "data", *[f"patient-{n}/scan.png" for n in range(12)]), tmp_path)
+LAYOUTS = {
+    "words of splits": ["Training/a", "Training/b", "Testing/a", "Testing/b"],
+    "eval": ["train/a", "train/b", "eval/a", "eval/b"],
+    "words with an ending": ["train_set/a", "train_set/b", "test_set/a", "test_set/b"],
+    "numbers": ["train-0/a", "train-1/b", "val-0/a"],
+    "another part": ["train/a", "train/b", "test/a", "test/b", "extra/a", "extra/b"],
+    "another part of any name": ["train/a", "train/b", "holdout/a", "holdout/b"],
+    "wrappers": ["archive/train/images/a", "archive/train/images/b", "archive/test/images/a"],
+    "a wrapper named like a split": ["test_data/train/a", "test_data/train/b", "test_data/test/a"],
+    "collections": ["one/train/a", "one/train/b", "two/train/a", "two/val/b"],
+    "classes beside a split": ["a", "b", "test/a", "test/b"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_splits_by_the_folders_around_them(tmp_path, layout):
+    folders = LAYOUTS[layout]
+    images = opened(fill(tmp_path / "data", *[f"{f}/{n}.png" for f in folders for n in (1, 2)]), tmp_path)
+    assert images.labels.counts() == {name: 2 * sum(f.endswith(name) for f in folders) for name in "ab"}
+    assert codes(images) == (["splits_together"] if layout != "classes beside a split" else [])
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected", "told"),
+    [
+        (["train2017", "val2017"], [None, None], ["splits_together"]),
+        (["train/a", "train/b", "unlabeled"], ["a", "b", None], ["labels_incomplete", "splits_together"]),
+        (["masks", "train/a", "val/b"], [None, "a", "b"], ["labels_incomplete", "splits_together"]),
+        (["bus", "test-tube", "train"], ["bus", "test-tube", "train"], ["split_name_is_class"]),
+        (["bus/x", "car/y", "train/z"], ["bus", "car", "train"], ["split_name_is_class"]),
+        (["bus", "car", "train2017", "val2017"], ["bus", "car", None, None], ["labels_incomplete", "splits_together"]),
+        (["data/images/a", "data/images/b"], ["a", "b"], []),
+    ],
+)
+def test_what_lies_beside_splits(tmp_path, folders, expected, told):
+    images = opened(fill(tmp_path / "data", *[f"{folder}/1.png" for folder in folders]), tmp_path)
+    assert (class_names(images), codes(images)) == (expected, told)
+
+
+def test_folders_named_like_splits_that_are_classes_are_told_of(tmp_path):
+    images = opened(fill(tmp_path / "data", "bus/1.png", "test-tube/1.png", "train/1.png"), tmp_path)
+    assert "not for splits: test-tube, train" in text_of(images, "split_name_is_class")
+
+
+def test_folders_of_single_images_are_identifiers_if_they_are_many(tmp_path):
+    images = opened(fill(tmp_path / "few", *[f"{n}/scan.png" for n in range(12)]), tmp_path)
+    assert (len(images.labels.classes), codes(images)) == (12, [])
+    images = opened(fill(tmp_path / "many", *[f"patient-{n}/scan.png" for n in range(120)]), tmp_path)
     assert (images.labels.source, codes(images)) == ("none", ["labels_are_identifiers"])
+    spec = {"dataset": {"uri": str(tmp_path / "many"), "cache": "none"}, "optimization": {"global_batch_size": 4}}
+    data = open_training_data(PretrainSpec.parse({"kind": "pretrain", **spec}), place(tmp_path))
+    with pytest.raises(NoProbe, match="has no labels: The folders are not taken for classes: 120 of 120 hold a single"):
+        probe_images(data)
+
+
+def test_a_share_of_the_images_has_the_classes_of_all(tmp_path):
+    root = fill(tmp_path / "data", *[f"{c:02d}/{n}.png" for c in range(20) for n in range(10)])
+    images = opened(root, tmp_path, fraction=0.15)
+    assert (len(images), images.labels.labelled, codes(images)) == (30, 30, [])
+
+
+def test_labels_that_were_named_are_used_whatever_they_hold(tmp_path):
+    (tmp_path / "data").mkdir()
+    table = (
+        parquet_table(samples(12)).drop_columns("label").append_column("label", pa.array([f"{n}x" for n in range(12)]))
+    )
+    pq.write_table(table, tmp_path / "data/a.parquet")
+    images = opened(tmp_path / "data", tmp_path)
+    assert (images.labels.source, codes(images)) == ("none", ["labels_are_identifiers"])
+    assert len(opened(tmp_path / "data", tmp_path, label_column="label").labels.classes) == 12
+
+
+def test_names_that_are_no_unicode_are_shown_as_they_can_be(tmp_path):
+    root = fill(tmp_path / "data", "cat/a.png", "dog/a.png")
+    odd = os.fsencode(root) + b"/caf\xe9"
+    os.mkdir(odd)  # noqa: PTH102 - a path of bytes
+    shutil.copy(root / "cat/a.png", odd + b"/b.png")
+    images = opened(root, tmp_path)
+    assert class_names(images) == [r"caf\udce9", "cat", "dog"]
+    assert images.pixels(0).shape == (4, 6, 3)
 
 
 # --- metadata.csv and metadata.jsonl ----------------------------------------------------------------------------------
@@ -295,7 +377,11 @@ def test_a_sample_is_named_by_its_whole_stem_or_up_to_its_first_dot(tmp_path):
     assert class_names(opened(whole, tmp_path)) == ["0", "1"]
     first = tar_of(tmp_path / "first", ("a.left.jpg", made[0]), ("a.right.jpg", made[1]), ("a.cls", b"4"))
     assert class_names(opened(first, tmp_path)) == ["4", "4"]
-    both = tar_of(tmp_path / "both", ("b.jpg", made[0]), ("b.1.cls", b"4"), ("b.2.cls", b"5"))
+    part = tar_of(tmp_path / "part", *members[:3])
+    assert class_names(opened(part, tmp_path)) == ["0", None]
+    others = tar_of(tmp_path / "others", *members, ("scan-1.002.jpg", made[2]))
+    assert class_names(opened(others, tmp_path)) == ["0", "1", None]
+    both = tar_of(tmp_path / "both", ("b.jpg", made[0]), ("b.cls", b"4"), ("b.cls", b"5"))
     with pytest.raises(DataError, match=r"b\.jpg in the shard a\.tar has two labels, '4' and '5'"):
         opened(both, tmp_path)
 
@@ -311,6 +397,44 @@ def test_labels_in_json_members(tmp_path):
     assert (class_names(images), images.labels.source) == (["x"], "json")
     with pytest.raises(DataError, match=r"dataset\.label_column: no \.json member of .* has a field 'species'"):
         opened(tmp_path / "b", tmp_path, label_column="species")
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [(b'{"label": null, "cls": 3}', "3"), (b"[" * 200_000, None), (b'\xef\xbb\xbf{"label": 3}', "3")],
+)
+def test_odd_json_members(tmp_path, content, label):
+    shards = tar_of(tmp_path / "a", ("1.jpg", picture(1, (20, 20))), ("1.json", content))
+    assert class_names(opened(shards, tmp_path)) == [label]
+
+
+def test_labels_that_are_not_utf_8_are_refused(tmp_path):
+    one = ("1.jpg", picture(1, (20, 20)))
+    assert class_names(opened(tar_of(tmp_path / "mark", one, ("1.cls", b"\xef\xbb\xbf3\n")), tmp_path)) == ["3"]
+    for member in (
+        ("1.cls", "caf\xe9".encode("latin-1")),
+        ("1.json", b'{"label": "caf\xe9"}'),
+        ("1.json", rb'{"cls": "\ud800"}'),
+    ):
+        with pytest.raises(
+            DataError, match=rf"the label in {member[0]} of the shard a\.tar is not valid UTF-8: create"
+        ):
+            opened(tar_of(tmp_path / "latin", one, member), tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "/data/"])
+def test_splits_within_a_shard_are_told_of(tmp_path, prefix):
+    names = [f"{prefix}{split}/{name}/1.jpg" for split in ("train", "val") for name in CLASSES]
+    shards = tar_of(tmp_path / "a", *[(name, picture(n, (20, 20))) for n, name in enumerate(names)])
+    images = opened(shards, tmp_path)
+    assert images.labels.counts() == dict.fromkeys(CLASSES, 2)
+    uri = f"file://{shards}"
+    assert (
+        f'dataset.uri: {uri}, dataset.include: ["train/"] and evaluation.dataset: {{uri: {uri}, include: ["val/"]}}'
+        in text_of(images, "splits_together")
+    )
+    alone = opened(shards, tmp_path, include=["train/"])
+    assert (alone.labels.counts(), codes(alone)) == (dict.fromkeys(CLASSES, 1), [])
 
 
 def test_a_column_of_images_is_refused_where_there_are_no_columns(tmp_path):
@@ -513,6 +637,23 @@ def test_files_of_several_splits_are_told_of(tmp_path):
     told = text_of(opened(tmp_path / "data", tmp_path), "splits_together")
     assert f"evaluation.dataset: {{uri: file://{tmp_path}/data/test-*}}" in told
     assert codes(opened(tmp_path / "data/train*", tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "train"),
+    [
+        (["train", "train-extra", "test"], "{train-*,train.parquet}"),
+        (["a_train", "b-train", "a_test"], "{*-train.parquet,*_train.parquet}"),
+        (["train0", "train1", "test"], "train[0-9]*"),
+    ],
+)
+def test_the_advice_names_all_files_of_a_split(tmp_path, names, train):
+    (tmp_path / "data").mkdir()
+    for name in names:
+        pq.write_table(parquet_table(samples(6)), tmp_path / f"data/{name}.parquet")
+    told = text_of(opened(tmp_path / "data", tmp_path), "splits_together")
+    assert f"dataset.uri: file://{tmp_path}/data/{train} " in told
+    assert len(opened(tmp_path / "data" / train, tmp_path)) == 12
 
 
 # --- whatever the container -------------------------------------------------------------------------------------------

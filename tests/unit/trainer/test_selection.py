@@ -50,6 +50,13 @@ def test_patterns_choose_members_and_shards(tmp_path):
     assert len(opened(parquet, tmp_path, include=["train-00001-*"])) == 4
 
 
+@pytest.mark.parametrize("prefix", ["", "./", "/", ".//"])
+@pytest.mark.parametrize("pattern", ["masks/left/*.jpg", "masks/left", "masks/**", "masks"])
+def test_patterns_of_members_do_not_depend_on_how_the_tar_was_made(tmp_path, prefix, pattern):
+    members = [(f"{prefix}{name}", picture(n, (20, 20))) for n, name in enumerate(("cat/1.jpg", "masks/left/1.jpg"))]
+    assert names(opened(tar_of(tmp_path / "data", *members), tmp_path, exclude=[pattern])) == ["cat/1.jpg"]
+
+
 def test_a_smaller_share_is_part_of_a_larger_one(tmp_path):
     root = fill(tmp_path / "data", *[f"{number}.png" for number in range(40)])
     shares = [set(names(opened(root, tmp_path, fraction=fraction))) for fraction in (0.01, 0.25, 0.5, 1.0)]
@@ -76,6 +83,8 @@ def test_another_choice_decodes_only_what_is_new(tmp_path):
     [
         ("s-{000..002}.png", ["s-000.png", "s-001.png", "s-002.png"]),
         ("s-00[13].png", ["s-001.png", "s-003.png"]),
+        ("s-00[!0-3].png", ["s-004.png"]),
+        ("s-00[^0-3].png", ["s-004.png"]),
         ("s-00?.png", [f"s-00{number}.png" for number in range(5)]),
         ("{s-001,t-*}.png", ["s-001.png", "t-x.png"]),
         ("s-[ab].png", ["s-[ab].png"]),
@@ -84,6 +93,19 @@ def test_another_choice_decodes_only_what_is_new(tmp_path):
 def test_patterns_of_shard_lists(tmp_path, pattern, found):
     root = fill(tmp_path / "data", *[f"s-00{number}.png" for number in range(5)], "t-x.png", "s-[ab].png")
     assert list(find_files(dataset(f"{root}/{pattern}")).names) == found
+    if "[ab]" not in pattern:  # a file of exactly that name goes first only in the URI
+        assert names(opened(root, tmp_path, include=[pattern])) == found
+
+
+def test_a_pattern_of_images_keeps_the_metadata_beside_them(tmp_path):
+    root = fill(tmp_path / "data", *[f"train-{number}.png" for number in range(4)], "test-0.png")
+    rows = "".join(f"train-{number}.png,{'xy'[number % 2]}\n" for number in range(4))
+    (root / "metadata.csv").write_text(f"file_name,label\n{rows}test-0.png,x\n")
+    images = opened(f"{root}/train-*.png", tmp_path)
+    assert (images.labels.source, images.labels.counts()) == ("metadata.csv", {"x": 2, "y": 2})
+    assert "metadata_without_images" not in {notice.code for notice in images.notices}
+    with pytest.raises(DataError, match="no images in"):
+        find_files(dataset(f"{root}/none-*.png"))
 
 
 def test_braces_that_stand_for_too_many_names_are_refused(tmp_path):

@@ -1,15 +1,18 @@
 """Which files a dataset has, what lies in them, and what is refused: folders, tars and Parquet files."""
 
+import contextlib
 import os
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_sets import (
     WRITERS,
     add,
+    class_names,
     dataset,
     fill,
     opened,
@@ -20,6 +23,7 @@ from image_sets import (
     write_parquet,
 )
 
+from trainer.data.scan_tars import scan_tars
 from trainer.data.sources import find_files
 from trainer.errors import DataError
 
@@ -122,7 +126,72 @@ def test_odd_members_of_a_tar_are_passed_over(tmp_path):
             tar.addfile(member)
         add(tar, "../../up.jpg", picture(2, (20, 20)))  # a name is only a name: nothing is ever unpacked
         add(tar, "n" * 300 + ".jpg", picture(3, (20, 20)))
-    assert list(opened(root, tmp_path).index.table.names) == ["1.jpg", "../../up.jpg", "n" * 300 + ".jpg"]
+    images = opened(root, tmp_path)
+    assert list(images.index.table.names) == ["1.jpg", "../../up.jpg", "n" * 300 + ".jpg"]
+    (told,) = images.notices
+    assert told.code == "links_passed_over"
+    assert told.message.startswith("2 links in the shards lead to no image or label of their shard")
+
+
+def test_links_within_a_tar_are_what_they_lead_to(tmp_path):
+    data = picture(1, (20, 20))
+    root = tar_of(tmp_path / "data", ("cat/1.jpg", data), ("cat/1.cls", b"5"), ("cat/1.xcf", b"x"))
+    with tarfile.open(root / "a.tar", "a") as tar:
+        for name, kind, target in (
+            ("hard.jpg", tarfile.LNKTYPE, "./cat/1.jpg"),
+            ("dog/soft.jpg", tarfile.SYMTYPE, "../again.jpg"),
+            ("again.jpg", tarfile.SYMTYPE, "cat/1.jpg"),
+            ("hard.cls", tarfile.LNKTYPE, "cat/1.cls"),
+            ("round.jpg", tarfile.SYMTYPE, "round.jpg"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    images = opened(root, tmp_path)
+    assert list(images.index.table.names) == ["cat/1.jpg", "hard.jpg", "dog/soft.jpg", "again.jpg"]
+    assert [bytes(raw) for raw in images.reader.fetch(range(4))] == [data] * 4
+    assert class_names(images) == ["5", "5", None, None]
+    assert images.index.table.passed_over == {".xcf": 1}
+
+
+def _with_checksum(header: bytearray) -> bytearray:
+    header[148:156] = b"%06o\0 " % (256 + sum(header[:148]) + sum(header[156:]))
+    return header
+
+
+def test_a_size_beyond_all_numbers_is_damage(tmp_path):
+    root = tar_of(tmp_path / "data", ("1.bin", b"x" * 600), ("2.jpg", picture(1, (20, 20))))
+    data = bytearray((root / "a.tar").read_bytes())
+    data[124:136] = b"\x80" + b"\x7f" * 11  # base 256
+    data[156:157] = b"5"  # a folder: nothing is read of it, and the next header is sought
+    data[:512] = _with_checksum(data[:512])
+    (root / "a.tar").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tar of .* is damaged"):
+        opened(root, tmp_path)
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_damaged_tars_raise_nothing_else(tmp_path, form):
+    rng = np.random.default_rng(form)
+    with tarfile.open(tmp_path / "a.tar", "w", format=form) as tar:
+        for name, data in (("./cat/0.png", b"x" * 700), (f"{'n' * 90}.png", b"y"), ("b.cls", b"3"), ("b.png", b"z")):
+            add(tar, name, data)
+        member = tarfile.TarInfo("c.png")
+        member.type, member.linkname = tarfile.LNKTYPE, "b.png"
+        tar.addfile(member)
+    sound = (tmp_path / "a.tar").read_bytes()[:6144]
+    for _ in range(400):
+        data = bytearray(sound)
+        for _ in range(rng.integers(1, 3)):
+            block = 512 * int(rng.integers(len(data) // 512))
+            data[block + int(rng.choice([0, 100, 124, 125, 130, 135, 148, 156, 157, 345]))] = rng.choice(
+                [0, 128, 255, *b"059xLKgS-"]
+            )
+            if rng.random() < 0.8:
+                data[block : block + 512] = _with_checksum(data[block : block + 512])
+        (tmp_path / "a.tar").write_bytes(data)
+        with contextlib.suppress(DataError):
+            scan_tars(find_files(dataset(tmp_path)), None)
 
 
 def _cut(file: Path, share: float) -> None:
