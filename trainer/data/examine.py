@@ -80,16 +80,22 @@ def examine_files(
         table = scan(files, dataset)
         with storage_errors(str(kept_table)):
             table.save(kept_table)
-    known = _known(kept_inspections, files, table)
     rows, chosen, splits = select(files, table, dataset)
+    sampled = share_of_rows(chosen, np.arange(len(chosen)), sample or len(chosen))
+    known = _load(kept_inspections, Inspections.load) or Inspections.unknown(identities_of(files, table))
+
+    def save() -> None:
+        with storage_errors(str(kept_inspections)):
+            known.save(kept_inspections)
+
+    if _learn_from_others(known, rows[sampled], kept_inspections):
+        save()
     inspections = known.take(rows)
 
     def keep() -> None:
         known.put(rows, inspections)
-        with storage_errors(str(kept_inspections)):
-            known.save(kept_inspections)
+        save()
 
-    sampled = share_of_rows(chosen, np.arange(len(chosen)), sample or len(chosen))
     reader, begun = open_reader(files, chosen, dataset.image_column), time.monotonic()
     decoded = inspect_images(chosen, sampled, reader, files.uri, threads, inspections, keep, files.dangling, progress)
     return Examined(
@@ -104,22 +110,26 @@ def examine_files(
     )
 
 
-def _known(kept: Path, files: Files, table: Table) -> Inspections:
-    """What this node knows of the images in a table: kept for this very list of files, and for others."""
-    known = _load(kept, Inspections.load) or Inspections.unknown(identities_of(files, table))
-    if (known.state != UNKNOWN).all():
-        return known
+def _learn_from_others(known: Inspections, rows: NDArray[np.int64], kept: Path) -> bool:
+    """Take over what is kept for other lists of files about the images in these rows; returns whether there was any.
+
+    ``kept`` is the file in which ``known`` is kept.
+    """
     same_column = kept.name.rpartition("-images")[0].rpartition("-")[2]
-    others = sorted(
-        kept.parent.glob(f"v{VERSION}-*-{same_column}-images.npz"), key=lambda file: file.stat().st_mtime, reverse=True
-    )
+    others = [file for file in kept.parent.glob(f"v{VERSION}-*-{same_column}-images.npz") if file != kept]
+    others.sort(key=lambda file: file.stat().st_mtime, reverse=True)
+    learned = False
     for file in others[:OTHERS_READ]:
-        identities = _load(file, Inspections.identities_in)
-        if identities is not None and np.isin(known.identities, identities).any():
+        missing = rows[known.state[rows] == UNKNOWN]
+        if not len(missing):
+            break
+        theirs = _load(file, Inspections.known_in)
+        if theirs is not None and np.isin(known.identities[missing], theirs).any():
             other = _load(file, Inspections.load)
             if other:
-                known.learn(other)
-    return known
+                known.learn(missing, other)
+                learned = True
+    return learned
 
 
 def _load(kept: Path, read: Callable[[Path], T]) -> T | None:

@@ -93,9 +93,9 @@ class Inspections:
                 value[rows] = getattr(some, name)
         self.reasons |= {int(rows[row]): reason for row, reason in some.reasons.items()}
 
-    def learn(self, other: Self) -> None:
-        """Take over what others have found out about the same images."""
-        rows, order = np.flatnonzero(self.state == UNKNOWN), np.argsort(other.identities)
+    def learn(self, rows: NDArray[np.int64], other: Self) -> None:
+        """Take over what others have found out about the images in some rows."""
+        order = np.argsort(other.identities)
         places = np.searchsorted(other.identities, self.identities[rows], sorter=order)
         found = order[np.minimum(places, len(order) - 1)]
         same = (other.identities[found] == self.identities[rows]) & (other.state[found] != UNKNOWN)
@@ -131,10 +131,10 @@ class Inspections:
             np.savez(stream, **arrays, reasons=np.frombuffer(json.dumps(self.reasons).encode(), np.uint8))
 
     @staticmethod
-    def identities_in(file: Path) -> NDArray[np.uint64]:
-        """The identities in what `save` wrote, without all else."""
+    def known_in(file: Path) -> NDArray[np.uint64]:
+        """The identities of the images that `save` wrote something about, without all else."""
         with np.load(file, allow_pickle=False) as arrays:
-            identities: NDArray[np.uint64] = arrays["identities"]
+            identities: NDArray[np.uint64] = arrays["identities"][arrays["state"] != UNKNOWN]
             return identities
 
     @classmethod

@@ -62,11 +62,15 @@ def _included(files: Files, table: Table, dataset: DatasetSpec) -> NDArray[np.in
         return rows
     wanted = path_matcher(dataset.include, "dataset.include") if dataset.include else lambda _: True
     unwanted = path_matcher(dataset.exclude, "dataset.exclude") if dataset.exclude else lambda _: False
-    chosen = [
-        any(wanted(path) for path in paths) and not any(unwanted(path) for path in paths)
-        for paths in _paths(files, table)
-    ]
-    rows = rows[np.array(chosen, dtype=np.bool_)]
+
+    def fits(paths: Sequence[str]) -> bool:
+        return any(map(wanted, paths)) and not any(map(unwanted, paths))
+
+    if files.kind == "parquet":
+        chosen = np.array([fits((name,)) for name in files.names], dtype=np.bool_)[table.file]
+    else:
+        chosen = np.array([fits(paths) for paths in _paths(files, table)], dtype=np.bool_)
+    rows = rows[chosen]
     if not len(rows):
         shown = f"include {list(dataset.include)}, exclude {list(dataset.exclude)}"
         raise DataError(f"dataset.include: none of the {len(table)} images of {files.uri} is left by {shown}")

@@ -24,6 +24,7 @@ def names(images) -> list[str]:
         ({"include": ["**/1.png"]}, ["cat/1.png", "dog/1.png"]),
         ({"include": ["{cat,dog}/[0-9].png"]}, ["cat/1.png", "dog/1.png"]),
         ({"include": ["?.PNG"]}, ["dog/2.PNG"]),
+        ({"include": ["./cat/*.png", "/dog"], "exclude": ["/1.png"]}, NAMES[1:3] + NAMES[4:]),
     ],
 )
 def test_patterns_choose_images(tmp_path, fields, kept):
