@@ -213,7 +213,7 @@ def test_an_object_taken_away_while_training_is_named(tmp_path, s3):
     gone = files.location(20)
     fs.rm(gone)
     with pytest.raises(StorageError, match=f"^{gone}: the file was there when"):
-        examine_files(files, spec.dataset, Cache(tmp_path / "cache"), 1)
+        examine_files(files, spec.dataset, Cache(tmp_path / "of a node that knows nothing of it"), 1)
     again = open_images(spec.dataset, 3, (32, 32), DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0))
     assert len(again) == 38
 
