@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from image_sets import WRITERS, samples, write_folder, write_tars
+from image_sets import WRITERS, class_names, fill, samples, write_folder, write_tars
 from loops import launch, make_spec, run_loop, weights
 
 from trainer.agreement import Agreement
@@ -192,6 +192,17 @@ def test_wrong_credentials_are_told_with_the_place(in_s3, s3, use_s3):
 def test_a_place_that_is_not_there_is_named(uri, words):
     with pytest.raises((DataError, StorageError), match=words):
         find_files(DatasetSpec(uri=uri))
+
+
+@pytest.mark.usefixtures("reach")
+def test_a_pattern_of_images_in_s3_keeps_the_metadata_beside_them(tmp_path, s3):
+    folder, fs = f"{s3.bucket('datasets')}/{uuid.uuid4().hex}", s3.filesystem()
+    root = fill(tmp_path / "data", "a-1.png", "a-2.png", "b-1.png")
+    (root / "metadata.csv").write_text("file_name,label\na-1.png,cat\na-2.png,dog\nb-1.png,cat\n")
+    fs.put(f"{root}/", f"{folder}/", recursive=True)
+    place = DatasetContext(Cache(tmp_path / "cache"), 1, Agreement(1), 0)
+    images = open_images(DatasetSpec(uri=f"{folder}/a-*.png"), 3, (32, 32), place)
+    assert (class_names(images), images.labels.source) == (["cat", "dog"], "metadata.csv")
 
 
 @pytest.mark.usefixtures("reach")
