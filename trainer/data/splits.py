@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from trainer.data.notices import Notice
@@ -22,7 +23,9 @@ PARTS: Final = ("extra", "unlabeled", "unlabelled")
 _WORDS: Final = "|".join(sorted(SPLITS, key=len, reverse=True))
 _NAMED: Final = re.compile(rf"({_WORDS})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
 _AT_THE_END: Final = re.compile(rf".*([-_](?:{_WORDS}))", re.IGNORECASE | re.DOTALL)
-_PART: Final = re.compile(rf"(?:{'|'.join(PARTS)})(?:[-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_BEFORE_A_LETTER: Final = re.compile(rf"((?i:{_WORDS}))([A-Z])")
+_PART: Final = re.compile(rf"(?:{'|'.join(PARTS)})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_NAMES_REMEMBERED: Final = 65_536
 _SPECIAL_IN_BRACES: Final = frozenset("{},")
 
 
@@ -46,20 +49,36 @@ class Place(NamedTuple):
     """The name of a folder, with a slash, or a pattern of files."""
 
 
+@lru_cache(_NAMES_REMEMBERED)
 def split_name(folder: str) -> tuple[str, str] | None:
     """The split that a folder is named like, and what follows the split's word, for example `2017`."""
     found = _NAMED.fullmatch(folder)
     return (SPLITS[found[1].lower()], found[2]) if found else None
 
 
-def is_part(folder: str) -> bool:
-    """Whether a folder beside splits is named like a part of the dataset that is none of them."""
-    return _PART.fullmatch(folder) is not None
+@lru_cache(_NAMES_REMEMBERED)
+def split_name_in_pair(folder: str) -> tuple[str, str] | None:
+    """The split that a folder may be beside another one with the same rest of the name, and that rest.
+
+    Such names are `seg_train` beside `seg_test` and `trainA` beside `testA`; `split_name` knows others.
+    """
+    last, first = _AT_THE_END.fullmatch(folder), _BEFORE_A_LETTER.fullmatch(folder)
+    if last:
+        return SPLITS[last[1][1:].lower()], folder[: last.start(1) + 1]
+    return (SPLITS[first[1].lower()], first[2]) if first else None
+
+
+@lru_cache(_NAMES_REMEMBERED)
+def part_ending(folder: str) -> str | None:
+    """What follows the word of a folder that is named like a part of the dataset and no split; None for other names."""
+    found = _PART.fullmatch(folder)
+    return found[1] if found else None
 
 
 def place_of_folder(split: str, folder: str) -> Place:
     """The place of a split that is the folder of this path."""
-    return Place(split, posixpath.dirname(folder), f"{posixpath.basename(folder)}/")
+    holder, _, name = folder.rpartition("/")
+    return Place(split, holder, f"{name}/")
 
 
 def place_of_file(path: str) -> Place | None:
