@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import takewhile
 
-from trainer.data.splits import SPLITS, Place, part_ending, place_of_folder, split_name, split_name_in_pair
+from trainer.data.splits import SPLIT_WORD, SPLITS, Place, part_ending, place_of_folder, split_name, split_name_in_pair
 
+Path = tuple[str, ...]
+"""The names in the path of a folder of images that were not looked through yet."""
 Below = Mapping[str, Set[str]]
 """By the name of a folder: the names of the folders directly in it."""
 
@@ -28,137 +30,132 @@ class Layout:
     """Folders that are taken for datasets with the same classes, each with its splits, and not for classes."""
 
 
-@dataclass(slots=True)
-class _Path:
-    """The path of a folder of images."""
-
-    folder: str
-    names: list[str]
-    """The last names in it, but for those that were looked through at once."""
-    depth: int = 0
-    """How many of the names were looked through."""
-    place: Place | None = None
-
-    @property
-    def top(self) -> str | None:
-        """The first name that was not looked through yet."""
-        return self.names[self.depth] if self.depth < len(self.names) else None
-
-    def place_in(self, split: str, depth: int) -> Place:
-        """The place of the split that is the folder with the name at this depth."""
-        return place_of_folder(split, self.folder.rsplit("/", len(self.names) - 1 - depth)[0])
-
-
 def layout_of(folders: Iterable[str]) -> Layout:
     """The layout of the folders that images are in.
 
     From the outermost folders, these are looked through: a folder that holds all others; datasets beside each other;
     splits; and within these again a folder that holds all others. The next folder is the class.
     """
-    paths = _paths(list(folders))
+    folders = list(folders)
+    paths = _without_wrappers(folders)
     collections = _collections(paths)
-    _look_through(paths, collections)
-    _look_through(paths, _copies(_below(paths)))
+    paths = _without(paths, collections)
     below = _below(paths)
+    if copies := _copies(below):
+        paths = _without(paths, copies)
+        below = _below(paths)
     splits = _splits_among(below)
-    for path in paths:
-        top = path.top
-        if top in splits:
-            path.place = path.place_in(splits[top], path.depth)
-            path.depth += 2 if below[top] == {top} else 1  # unpacked archives are folders in folders of the same name
-    wrappers = len(_common(path.names[path.depth :] for path in paths)) if splits else 0
-    for path in paths:
-        path.depth += wrappers
-        path.place = path.place or _split_within(path)
+    places = {
+        folder: _place(splits[path[0]], folder, path[1:])
+        for folder, path in zip(folders, paths, strict=True)
+        if path and path[0] in splits
+    }
+    if splits:
+        paths = _without(paths, splits, {split for split in splits if below[split] == {split}})
+        wrappers = len(_common(paths))
+        paths = [path[wrappers:] for path in paths] if wrappers else paths
+    for folder, path in zip(folders, paths, strict=True):
+        if folder not in places and (place := _split_within(folder, path[1:])):
+            places[folder] = place
     return Layout(
-        classes={path.folder: path.top for path in paths},
-        splits={path.folder: path.place for path in paths if path.place},
+        classes={folder: path[0] if path else None for folder, path in zip(folders, paths, strict=True)},
+        splits=places,
         classes_like_splits=tuple(sorted(top for top in below if split_name(top) and top not in splits)),
         collections=tuple(sorted(collections)),
     )
 
 
-def _paths(folders: Sequence[str]) -> list[_Path]:
+def _place(split: str, folder: str, rest: Path) -> Place:
+    """The place of the split that is a folder above this one, where ``rest`` begins."""
+    return place_of_folder(split, folder.rsplit("/", len(rest))[0])
+
+
+def _tops(paths: Sequence[Path]) -> set[str]:
+    return {path[0] for path in paths if path}
+
+
+def _without(paths: Sequence[Path], folders: Container[str], twice: Container[str] = ()) -> Sequence[Path]:
+    """The paths with these first folders looked through; those in ``twice`` hold only a folder of their own name."""
+    if not folders:
+        return paths
+    return [path[1 + (path[0] in twice) :] if path and path[0] in folders else path for path in paths]
+
+
+def _without_wrappers(folders: Sequence[str]) -> Sequence[Path]:
     """The paths below the folders that each hold all others, as far as none is a split.
 
     A folder that holds several splits is none itself, whatever its name is.
     """
-    common = _common(folder.split("/") if folder else [] for folder in folders)
+    common = _common(_path(folder) for folder in folders)
     wrappers = list(takewhile(lambda name: not split_name(name), common))
     start = sum(len(name) + 1 for name in wrappers)
-    paths = [_Path(folder, folder[start:].split("/") if len(folder) > start else []) for folder in folders]
+    paths = [_path(folder[start:]) for folder in folders]
     if len(wrappers) < len(common):
-        inner = [_Path(path.folder, path.names, depth=1) for path in paths]
+        inner = [path[1:] for path in paths]
         if len(set(_splits_among(_below(inner)).values())) > 1:
             return inner
     return paths
 
 
-def _common(paths: Iterable[list[str]]) -> list[str]:
+def _path(folder: str) -> Path:
+    return tuple(folder.split("/")) if folder else ()
+
+
+def _common(paths: Iterable[Path]) -> Path:
     """The names of the folders that each hold all others, the outermost first."""
-    common: list[str] = []
+    common: Path = ()
     forked = False
-    for names in paths:
-        length = min(len(names), len(common))
-        if names[:length] != common[:length]:
+    for path in paths:
+        length = min(len(path), len(common))
+        if path[:length] != common[:length]:
             forked = True
-            pairs = takewhile(lambda pair: pair[0] == pair[1], zip(common, names, strict=False))
-            common = [name for name, _ in pairs]
+            pairs = takewhile(lambda pair: pair[0] == pair[1], zip(common, path, strict=False))
+            common = tuple(name for name, _ in pairs)
             if not common:
                 break
-        elif not forked and len(names) > length:
-            common = names
+        elif not forked and len(path) > length:
+            common = path
     return common
 
 
-def _look_through(paths: Sequence[_Path], folders: set[str]) -> None:
-    if folders:
-        for path in paths:
-            path.depth += path.top in folders
-
-
-def _below(paths: Sequence[_Path]) -> Below:
-    """The first folders that were not looked through; the sets are empty if none of them is named like a split."""
-    tops = {top for path in paths if (top := path.top) is not None}
-    if not any(split_name(top) or split_name_in_pair(top) for top in tops):
-        return dict.fromkeys(tops, frozenset())
+def _below(paths: Sequence[Path]) -> Below:
+    """What is in each of the first folders; nothing if none of them is named at all like a split."""
+    tops = _tops(paths)
+    if not any(map(SPLIT_WORD.search, tops)):
+        return {}
     below: dict[str, set[str]] = {top: set() for top in tops}
     for path in paths:
-        if path.depth + 1 < len(path.names):
-            below[path.names[path.depth]].add(path.names[path.depth + 1])
+        if len(path) > 1:
+            below[path[0]].add(path[1])
     return below
 
 
 # --- datasets beside each other ---------------------------------------------------------------------------------------
 
 
-def _collections(paths: Sequence[_Path]) -> set[str]:
+def _collections(paths: Sequence[Path]) -> set[str]:
     """The first folders, if they are datasets beside each other with the same classes; else none.
 
     Each has a split to train on, with two classes that another dataset, or another split of it, has too.
     """
-    tops = {top for path in paths if (top := path.top) is not None}
-    deep = [path for path in paths if path.depth + 2 < len(path.names)]
-    trained: defaultdict[str, set[str]] = defaultdict(set)
-    for path in deep:
-        top, split, name = path.names[path.depth : path.depth + 3]
-        if _is_train(split):
-            trained[top].add(name)
-    if any(map(split_name, tops)) or trained.keys() != tops:
+    tops = _tops(paths)
+    trained, held_out = _classes_of_datasets(paths)
+    if trained.keys() != tops or any(map(split_name, tops)):
         return set()
-    held_out: defaultdict[str, set[str]] = defaultdict(set)
-    for path in deep:
-        top, split, name = path.names[path.depth : path.depth + 3]
-        if split_name(split) and not _is_train(split):
-            held_out[top].add(name)
     datasets = Counter(name for names in trained.values() for name in names)
-    shared = {top: sum(datasets[name] > 1 or name in held_out[top] for name in names) for top, names in trained.items()}
-    return tops if min(shared.values(), default=0) > 1 else set()
+    shared = [sum(datasets[name] > 1 or name in held_out[top] for name in names) for top, names in trained.items()]
+    return tops if min(shared, default=0) > 1 else set()
 
 
-def _is_train(folder: str) -> bool:
-    found = split_name(folder)
-    return found is not None and found[0] == "train"
+def _classes_of_datasets(paths: Sequence[Path]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """By the first folder: the names of folders in splits to train on that are in it, and those in its other splits."""
+    trained: defaultdict[str, set[str]] = defaultdict(set)
+    held_out: defaultdict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        found = split_name(path[1]) if len(path) > 2 else None
+        if found:
+            (trained if found[0] == "train" else held_out)[path[0]].add(path[2])
+    return trained, held_out
 
 
 # --- splits -----------------------------------------------------------------------------------------------------------
@@ -246,10 +243,10 @@ def _copies(below: Below) -> set[str]:
     return {top for top, inner in below.items() if inner and top not in sure and inner <= sure.keys()}
 
 
-def _split_within(path: _Path) -> Place | None:
-    """The split that a folder of a class has within it."""
-    for depth in range(path.depth + 1, len(path.names)):
-        split = SPLITS.get(path.names[depth].lower())
+def _split_within(folder: str, path: Path) -> Place | None:
+    """The split that a folder of a class has within it: ``path`` are the names below the class."""
+    for depth, name in enumerate(path):
+        split = SPLITS.get(name.lower())
         if split:
-            return path.place_in(split, depth)
+            return _place(split, folder, path[depth + 1 :])
     return None

@@ -21,6 +21,8 @@ SPLITS: Final = {
 PARTS: Final = ("extra", "unlabeled", "unlabelled")
 """Names that mean a part of a dataset only beside splits."""
 _WORDS: Final = "|".join(sorted(SPLITS, key=len, reverse=True))
+SPLIT_WORD: Final = re.compile(_WORDS, re.IGNORECASE)
+"""What the name of each split has somewhere."""
 _NAMED: Final = re.compile(rf"({_WORDS})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
 _AT_THE_END: Final = re.compile(rf".*([-_](?:{_WORDS}))", re.IGNORECASE | re.DOTALL)
 _BEFORE_A_LETTER: Final = re.compile(rf"((?i:{_WORDS}))([A-Z])")
@@ -75,6 +77,7 @@ def part_ending(folder: str) -> str | None:
     return found[1] if found else None
 
 
+@lru_cache(_NAMES_REMEMBERED)
 def place_of_folder(split: str, folder: str) -> Place:
     """The place of a split that is the folder of this path."""
     holder, _, name = folder.rpartition("/")
