@@ -209,9 +209,7 @@ def _parts(folders: Iterable[str], sure: Iterable[str]) -> set[str]:
     """Folders that are named like a part of the dataset, with the same ending as a sure split if they have one."""
     endings = {""} | {_digits_alike(found[1]) for folder in sure if (found := split_name(folder))}
     return {
-        folder
-        for folder in folders
-        if (ending := part_ending(folder)) is not None and _digits_alike(ending) in endings
+        folder for folder in folders if (ending := part_ending(folder)) is not None and _digits_alike(ending) in endings
     }
 
 

@@ -6,7 +6,7 @@ import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -114,19 +114,32 @@ def _split_in(uri: str, root: str, counts: Counter[Place]) -> Split:
     return Split(f"{root}/{within}", counts.total())
 
 
-def splits_notice(uri: str, splits: Mapping[str, Split]) -> list[Notice]:
-    """A notice if images of several splits are used together."""
-    if len(splits) < 2:
+def splits_notice(uri: str, splits: Mapping[str, Split], places: Mapping[Place, int], images: int) -> list[Notice]:
+    """A notice if images of several splits are used together, or those of a held-out split with images in none.
+
+    ``places`` are those of the splits, ``images`` is the number of all images.
+    """
+    mixed = sum(places.values()) < images
+    if not splits or (len(splits) == 1 and ("train" in splits or not mixed)):
         return []
     held_out = splits.get("validation") or splits.get("test")
     advice = "name one of them in dataset.uri, and another in evaluation.dataset"
-    if "train" in splits and held_out:
-        train = splits["train"]
-        chosen = f"dataset.uri: {train.uri}" + (f", dataset.include: {_listed(train)}" if train.include else "")
-        other = f"uri: {held_out.uri}" + (f", include: {_listed(held_out)}" if held_out.include else "")
+    if held_out and "train" in splits:
+        chosen, other = _fields(splits["train"], "dataset."), _fields(held_out)
         advice = f"to keep them apart, set {chosen} and evaluation.dataset: {{{other}}}"
-    return [Notice("splits_together", f"The splits {', '.join(splits)} of {uri} are used together: {advice}")]
+    elif held_out and mixed:
+        chosen, other = f"dataset.exclude: {_listed(sorted({place.name for place in places}))}", _fields(held_out)
+        advice = f"to keep them apart, set {chosen} and evaluation.dataset: {{{other}}}"
+    rest = "" if "train" in splits or not mixed else " with images in none"
+    text = f"The splits {', '.join(splits)}" if len(splits) > 1 else f"The split {next(iter(splits))}"
+    verb = "are" if len(splits) > 1 else "is"
+    return [Notice("splits_together", f"{text} of {uri} {verb} used together{rest}: {advice}")]
 
 
-def _listed(split: Split) -> str:
-    return json.dumps(split.include, ensure_ascii=False)
+def _fields(split: Split, section: str = "") -> str:
+    """The fields of a dataset's section that choose the split."""
+    return f"{section}uri: {split.uri}" + (f", {section}include: {_listed(split.include)}" if split.include else "")
+
+
+def _listed(patterns: Sequence[str]) -> str:
+    return json.dumps(patterns, ensure_ascii=False)
