@@ -115,8 +115,7 @@ def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
 def _folders(files: Files, table: Table) -> list[str]:
     """The folder that each image is in, below the dataset or within its shard."""
     folders = [paths[0].rpartition("/")[0] for paths in _paths(files, table)]
-    normal = {folder: posixpath.dirname(posixpath.normpath(posixpath.join(folder, "x"))) for folder in set(folders)}
-    return [normal[folder] for folder in folders]
+    return [posixpath.normpath(folder) if "//" in folder else folder for folder in folders]  # keys of S3 may have it
 
 
 def _places(files: Files, table: Table, folders: Sequence[str], layout: Layout) -> Counter[Place]:
