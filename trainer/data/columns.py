@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
@@ -108,8 +108,9 @@ def labels_of_values(values: Sequence[Any], source: str) -> tuple[Labels, list[N
     Raises `Unusable` for other values.
     """
     # The values themselves are no keys: 1 equals True, and lists have no hash.
-    numbers: dict[tuple[type, str], int] = {}
-    rows = [numbers.setdefault((type(value), str(value)), len(numbers)) for value in values]
+    numbers: dict[str | tuple[type, str], int] = {}
+    keys = (value if isinstance(value, str) else (type(value), str(value)) for value in values)
+    rows = [numbers.setdefault(key, len(numbers)) for key in keys]
     distinct = dict(zip(rows, values, strict=True))
     return labels_of_columns([LabelColumn(list(distinct.values()), np.array(rows, dtype=np.int64))], source)
 
@@ -151,9 +152,7 @@ def labels_of_columns(columns: Sequence[LabelColumn], source: str) -> tuple[Labe
     Texts are numbers if all texts of the dataset are. Raises `Unusable` for values that are neither names nor numbers.
     """
     are_numbers = _are_numbers({value for column in columns for value in column.values if isinstance(value, str)})
-    found = [
-        [_class(value, column.class_names, are_numbers=are_numbers) for value in column.values] for column in columns
-    ]
+    found = _meanings(columns, are_numbers=are_numbers)
     classes = _classes(columns, found)
     index: dict[str | None, int] = {name: number for number, name in enumerate(classes)} | {None: UNLABELLED}
     values = []
@@ -167,6 +166,23 @@ def _are_numbers(texts: set[str]) -> bool:
     """Whether texts are whole numbers, but for missing values."""
     present = [text for text in texts if text and text.lower() not in MISSING_NUMBERS]
     return bool(present) and all(_WHOLE_NUMBER.fullmatch(text) for text in present)
+
+
+def _meanings(columns: Sequence[LabelColumn], *, are_numbers: bool) -> list[list[_Class]]:
+    """What each value of each column means; texts are judged once for all files with the same names of classes."""
+    judged: defaultdict[tuple[str, ...], dict[str, _Class]] = defaultdict(dict)
+    found = []
+    for column in columns:
+        names, known = column.class_names, judged[column.class_names]
+        for text in {value for value in column.values if isinstance(value, str)} - known.keys():
+            known[text] = _class(text, names, are_numbers=are_numbers)
+        found.append(
+            [
+                known[value] if isinstance(value, str) else _class(value, names, are_numbers=are_numbers)
+                for value in column.values
+            ]
+        )
+    return found
 
 
 def _class(value: object, class_names: Sequence[str], *, are_numbers: bool) -> _Class:
@@ -201,7 +217,7 @@ def _value(value: object, *, are_numbers: bool) -> str | int | None:
 
 def valid_text(text: str) -> str:
     """The text with escapes for lone surrogates, which JSON may hold and UTF-8 may not."""
-    return text.encode(errors="backslashreplace").decode()
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _classes(columns: Sequence[LabelColumn], found: Sequence[Sequence[_Class]]) -> tuple[str, ...]:

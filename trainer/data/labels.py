@@ -22,6 +22,8 @@ FOLDERS_OF_IDENTIFIERS: Final = 100
 """Fewer folders are never taken for identifiers: people sort images into folders on purpose."""
 SINGLE_IMAGES: Final = 0.9
 """The share of so many folders that must hold one image each for them to be identifiers."""
+NAMES_SHOWN: Final = 20
+"""Folders that a notice names."""
 
 IDENTIFIERS: Final = "labels_are_identifiers"
 NOT_CLASSES: Final = "folders_are_not_classes"
@@ -121,8 +123,23 @@ def labels_of_folders(folders: Sequence[str], layout: Layout) -> tuple[Labels, l
             "like identifiers. Name the classes in a metadata.csv if there are any"
         )
         return Labels.none(len(names)), [Notice(IDENTIFIERS, text)]
-    like_splits = layout.classes_like_splits
-    if not like_splits:
-        return labels, []
-    text = f"Among folders of classes these are taken for classes too, and not for splits: {', '.join(like_splits)}"
-    return labels, [Notice("split_name_is_class", text)]
+    return labels, _layout_notices(layout)
+
+
+def _layout_notices(layout: Layout) -> list[Notice]:
+    """What was decided about folders that may mean something else."""
+    notices = []
+    if layout.collections:
+        text = (
+            f"{_some(layout.collections)} are taken for datasets, not classes: the folders in their splits are classes"
+        )
+        notices.append(Notice("folders_are_datasets", text))
+    if layout.classes_like_splits:
+        text = "Among folders of classes these are taken for classes too, and not for splits"
+        notices.append(Notice("split_name_is_class", f"{text}: {_some(layout.classes_like_splits)}"))
+    return notices
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

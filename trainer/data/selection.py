@@ -51,7 +51,7 @@ def select(files: Files, table: Table, dataset: DatasetSpec) -> Selection:
     notices += incomplete_notice(chosen.labels, chosen.names)
     places = _places(files, chosen, [folders[row] for row in kept], layout)
     splits = splits_of_places(files.uri, files.root, places)
-    notices += splits_notice(files.uri, splits)
+    notices += splits_notice(files.uri, splits, places, len(chosen))
     return Selection(rows[kept], replace(chosen, notices=tuple(notices)), splits)
 
 
@@ -118,7 +118,8 @@ def _paths(files: Files, table: Table) -> list[tuple[str, ...]]:
 
 def _folders(files: Files, table: Table) -> list[str]:
     """The folder that each image is in, below the dataset or within its shard."""
-    return [posixpath.dirname(posixpath.normpath(paths[0])) for paths in _paths(files, table)]
+    folders = [paths[0].rpartition("/")[0] for paths in _paths(files, table)]
+    return [posixpath.normpath(folder) if "//" in folder else folder for folder in folders]  # keys of S3 may have it
 
 
 def _places(files: Files, table: Table, folders: Sequence[str], layout: Layout) -> Counter[Place]:

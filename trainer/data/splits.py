@@ -6,7 +6,8 @@ import json
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from trainer.data.notices import Notice
@@ -20,9 +21,13 @@ SPLITS: Final = {
 PARTS: Final = ("extra", "unlabeled", "unlabelled")
 """Names that mean a part of a dataset only beside splits."""
 _WORDS: Final = "|".join(sorted(SPLITS, key=len, reverse=True))
+SPLIT_WORD: Final = re.compile(_WORDS, re.IGNORECASE)
+"""What the name of each split has somewhere."""
 _NAMED: Final = re.compile(rf"({_WORDS})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
 _AT_THE_END: Final = re.compile(rf".*([-_](?:{_WORDS}))", re.IGNORECASE | re.DOTALL)
-_PART: Final = re.compile(rf"(?:{'|'.join(PARTS)})(?:[-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_BEFORE_A_LETTER: Final = re.compile(rf"((?i:{_WORDS}))([A-Z])")
+_PART: Final = re.compile(rf"(?:{'|'.join(PARTS)})([-_.\d].*|)", re.IGNORECASE | re.DOTALL)
+_NAMES_REMEMBERED: Final = 65_536
 _SPECIAL_IN_BRACES: Final = frozenset("{},")
 
 
@@ -46,20 +51,37 @@ class Place(NamedTuple):
     """The name of a folder, with a slash, or a pattern of files."""
 
 
+@lru_cache(_NAMES_REMEMBERED)
 def split_name(folder: str) -> tuple[str, str] | None:
     """The split that a folder is named like, and what follows the split's word, for example `2017`."""
     found = _NAMED.fullmatch(folder)
     return (SPLITS[found[1].lower()], found[2]) if found else None
 
 
-def is_part(folder: str) -> bool:
-    """Whether a folder beside splits is named like a part of the dataset that is none of them."""
-    return _PART.fullmatch(folder) is not None
+@lru_cache(_NAMES_REMEMBERED)
+def split_name_in_pair(folder: str) -> tuple[str, str] | None:
+    """The split that a folder may be beside another one with the same rest of the name, and that rest.
+
+    Such names are `seg_train` beside `seg_test` and `trainA` beside `testA`; `split_name` knows others.
+    """
+    last, first = _AT_THE_END.fullmatch(folder), _BEFORE_A_LETTER.fullmatch(folder)
+    if last:
+        return SPLITS[last[1][1:].lower()], folder[: last.start(1) + 1]
+    return (SPLITS[first[1].lower()], first[2]) if first else None
 
 
+@lru_cache(_NAMES_REMEMBERED)
+def part_ending(folder: str) -> str | None:
+    """What follows the word of a folder that is named like a part of the dataset and no split; None for other names."""
+    found = _PART.fullmatch(folder)
+    return found[1] if found else None
+
+
+@lru_cache(_NAMES_REMEMBERED)
 def place_of_folder(split: str, folder: str) -> Place:
     """The place of a split that is the folder of this path."""
-    return Place(split, posixpath.dirname(folder), f"{posixpath.basename(folder)}/")
+    holder, _, name = folder.rpartition("/")
+    return Place(split, holder, f"{name}/")
 
 
 def place_of_file(path: str) -> Place | None:
@@ -92,19 +114,32 @@ def _split_in(uri: str, root: str, counts: Counter[Place]) -> Split:
     return Split(f"{root}/{within}", counts.total())
 
 
-def splits_notice(uri: str, splits: Mapping[str, Split]) -> list[Notice]:
-    """A notice if images of several splits are used together."""
-    if len(splits) < 2:
+def splits_notice(uri: str, splits: Mapping[str, Split], places: Mapping[Place, int], images: int) -> list[Notice]:
+    """A notice if images of several splits are used together, or those of a held-out split with images in none.
+
+    ``places`` are those of the splits, ``images`` is the number of all images.
+    """
+    mixed = sum(places.values()) < images
+    if not splits or (len(splits) == 1 and ("train" in splits or not mixed)):
         return []
     held_out = splits.get("validation") or splits.get("test")
     advice = "name one of them in dataset.uri, and another in evaluation.dataset"
-    if "train" in splits and held_out:
-        train = splits["train"]
-        chosen = f"dataset.uri: {train.uri}" + (f", dataset.include: {_listed(train)}" if train.include else "")
-        other = f"uri: {held_out.uri}" + (f", include: {_listed(held_out)}" if held_out.include else "")
+    if held_out and "train" in splits:
+        chosen, other = _fields(splits["train"], "dataset."), _fields(held_out)
         advice = f"to keep them apart, set {chosen} and evaluation.dataset: {{{other}}}"
-    return [Notice("splits_together", f"The splits {', '.join(splits)} of {uri} are used together: {advice}")]
+    elif held_out and mixed:
+        chosen, other = f"dataset.exclude: {_listed(sorted({place.name for place in places}))}", _fields(held_out)
+        advice = f"to keep them apart, set {chosen} and evaluation.dataset: {{{other}}}"
+    rest = "" if "train" in splits or not mixed else " with images in none"
+    text = f"The splits {', '.join(splits)}" if len(splits) > 1 else f"The split {next(iter(splits))}"
+    verb = "are" if len(splits) > 1 else "is"
+    return [Notice("splits_together", f"{text} of {uri} {verb} used together{rest}: {advice}")]
 
 
-def _listed(split: Split) -> str:
-    return json.dumps(split.include, ensure_ascii=False)
+def _fields(split: Split, section: str = "") -> str:
+    """The fields of a dataset's section that choose the split."""
+    return f"{section}uri: {split.uri}" + (f", {section}include: {_listed(split.include)}" if split.include else "")
+
+
+def _listed(patterns: Sequence[str]) -> str:
+    return json.dumps(patterns, ensure_ascii=False)

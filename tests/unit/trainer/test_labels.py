@@ -15,11 +15,26 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_sets import CLASSES, class_names, fill, opened, parquet_table, picture, place, samples, tar_of, write_folder
+from image_sets import (
+    CLASSES,
+    class_names,
+    dataset,
+    fill,
+    opened,
+    parquet_table,
+    picture,
+    place,
+    samples,
+    tar_of,
+    write_folder,
+)
 
 from trainer.data.dataset import open_training_data
 from trainer.data.index import split
 from trainer.data.labels import Labels
+from trainer.data.scan import scan
+from trainer.data.selection import select
+from trainer.data.sources import find_files
 from trainer.errors import DataError
 from trainer.evaluation.probe_images import NoProbe, probe_images
 from trainer.spec.pretrain import PretrainSpec
@@ -71,54 +86,144 @@ def test_splits_are_no_classes(tmp_path, prefix):
     assert (alone.labels.counts(), codes(alone)) == (dict.fromkeys(CLASSES, 2), [])
 
 
-def test_a_hidden_test_split_has_no_labels(tmp_path):
-    images = opened(fill(tmp_path / "data", "train/cat/1.png", "train/dog/1.png", "test/1.png"), tmp_path)
-    assert class_names(images) == [None, "cat", "dog"]
-
-
-def test_trains_are_vehicles_among_other_classes(tmp_path):
-    images = opened(fill(tmp_path / "data", "bus/1.png", "car/1.png", "train/1.png"), tmp_path)
-    assert class_names(images) == ["bus", "car", "train"]
-    assert codes(images) == ["split_name_is_class"]
-
-
+CHEST = [f"{s}/{c}" for s in ("train", "test", "val") for c in ("NORMAL", "PNEUMONIA")]
+MVTEC = [f"{c}/{s}" for c in ("bottle", "cable") for s in ("train/good", "test/good", f"test/bent_{c}")]
+ALIKE, DATASETS, TOGETHER, INCOMPLETE = (
+    "split_name_is_class", "folders_are_datasets", "splits_together", "labels_incomplete",
+)  # fmt: skip
 LAYOUTS = {
-    "words of splits": ["Training/a", "Training/b", "Testing/a", "Testing/b"],
-    "eval": ["train/a", "train/b", "eval/a", "eval/b"],
-    "words with an ending": ["train_set/a", "train_set/b", "test_set/a", "test_set/b"],
-    "numbers": ["train-0/a", "train-1/b", "val-0/a"],
-    "another part": ["train/a", "train/b", "test/a", "test/b", "extra/a", "extra/b"],
-    "another part of any name": ["train/a", "train/b", "holdout/a", "holdout/b"],
-    "wrappers": ["archive/train/images/a", "archive/train/images/b", "archive/test/images/a"],
-    "a wrapper named like a split": ["test_data/train/a", "test_data/train/b", "test_data/test/a"],
-    "collections": ["one/train/a", "one/train/b", "two/train/a", "two/val/b"],
-    "classes beside a split": ["a", "b", "test/a", "test/b"],
+    # folders: classes, splits, notices
+    "flat": ([""], "", "", []),
+    "one class": (["cat"], "", "", []),
+    "nested": (["animals/dogs/husky", "animals/cats/siam", "plants/oak"], "animals plants", "", []),
+    "patients": (["p1/left", "p1/right", "p2/left"], "p1 p2", "", []),
+    "wrappers": (["data/images/a", "data/images/b"], "a b", "", []),
+    "words": (["Training/a", "Training/b", "Testing/a", "Testing/b"], "a b", "train test", [TOGETHER]),
+    "eval": (["train/a", "train/b", "eval/a", "eval/b"], "a b", "train validation", [TOGETHER]),
+    "ending": (["train_set/a", "train_set/b", "test_set/a"], "a b", "train test", [TOGETHER]),
+    "numbers": (["train-0/a", "train-1/b", "val-0/a"], "a b", "train validation", [TOGETHER]),
+    "years": (["train2017", "val2017"], "", "train validation", [TOGETHER]),
+    "pairs": (["train_images", "test_images"], "", "train test", [TOGETHER]),
+    "one split": (["train/cat", "train/dog"], "cat dog", "train", []),
+    "a split of one class": (["train/cat"], "", "train", []),
+    "a flat split": (["train/a", "train/b", "val"], "a b", "train validation", [INCOMPLETE, TOGETHER]),
+    "a class that one split has": (
+        ["masks", "train/a", "val/b"],
+        "a b",
+        "train masks validation",
+        [INCOMPLETE, TOGETHER],
+    ),
+    "STL-10": (
+        ["train/a", "train/b", "test/a", "test/b", "unlabeled"],
+        "a b",
+        "train test unlabeled",
+        [INCOMPLETE, TOGETHER],
+    ),
+    "SVHN": (["train", "test", "extra"], "", "train test extra", [TOGETHER]),
+    "COCO": (["train2017", "val2017", "unlabeled2017"], "", "train validation unlabeled2017", [TOGETHER]),
+    "any other name": (["train/a", "train/b", "holdout/a", "holdout/b"], "a b", "train holdout", [TOGETHER]),
+    "wrappers around and in": (
+        ["x/train/images/a", "x/train/images/b", "x/test/images/a"],
+        "a b",
+        "train test",
+        [TOGETHER],
+    ),
+    "a wrapper like a split": (
+        ["test_data/train/a", "test_data/train/b", "test_data/test/a"],
+        "a b",
+        "train test",
+        [TOGETHER],
+    ),
+    "classes like splits in splits": (
+        ["train/train", "train/car", "val/train"],
+        "car train",
+        "train validation",
+        [TOGETHER],
+    ),
+    "splits in classes": (["cat/train", "cat/test", "dog/train", "dog/test"], "cat dog", "train test", [TOGETHER]),
+    # words of splits in the names of classes
+    "vehicles": (["bus", "car", "train"], "bus car train", "", [ALIKE]),
+    "vehicles with folders": (["bus/x", "car/y", "train/z"], "bus car train", "", [ALIKE]),
+    "tubes": (["bus", "test-tube", "train"], "bus test-tube train", "", [ALIKE]),
+    "tests": (["test_1", "test_2", "test_3"], "test_1 test_2 test_3", "", [ALIKE]),
+    "boards": (["dev_board", "val_board"], "dev_board val_board", "", [ALIKE]),
+    "words beside one split": (
+        ["train_station", "test_tube", "extra_large", "eval"],
+        "extra_large test_tube train_station",
+        "validation",
+        [ALIKE, INCOMPLETE, TOGETHER],
+    ),
+    "tests with the same classes": (["test_1/a", "test_1/b", "test_2/a", "test_2/b"], "a b", "test", []),
+    "sizes": (["extra_large", "large", "test"], "extra_large large", "test", [INCOMPLETE, TOGETHER]),
+    "bullet trains": (["bullet_train", "bullet_point", "car"], "bullet_point bullet_train car", "", []),
+    # one split beside classes
+    "classes beside a split": (["a", "b", "test/a", "test/b"], "a b", "test", [TOGETHER]),
+    "classes beside splits": (
+        ["bus", "car", "train2017", "val2017"],
+        "bus car",
+        "train validation",
+        [INCOMPLETE, TOGETHER],
+    ),
+    # datasets beside each other
+    "folds": (
+        [f"{f}/{s}/{c}" for f in ("f1", "f2") for s in ("train", "val") for c in "ab"],
+        "a b",
+        "train validation",
+        [DATASETS, TOGETHER],
+    ),
+    "sessions": (["A/train/2020", "A/test/2021", "B/train/2020", "B/test/2021"], "A B", "train test", [TOGETHER]),
+    "subjects": (["cat/train/a", "cat/test/a", "dog/train/b", "dog/test/b"], "cat dog", "train test", [TOGETHER]),
+    "MVTec": (MVTEC, "bottle cable", "train test", [TOGETHER]),
+    "MVTec with masks": ([*MVTEC, "bottle/ground_truth/bent_bottle"], "bottle cable", "train test", [TOGETHER]),
+    "one of MVTec": (
+        ["train/good", "test/good", "test/bent", "ground_truth/bent"],
+        "bent good",
+        "train test ground_truth",
+        [TOGETHER],
+    ),
+    "a dataset twice": (
+        ["x/" + f for f in CHEST] + ["x/x/" + f for f in CHEST],
+        "NORMAL PNEUMONIA",
+        "train test validation",
+        [TOGETHER],
+    ),
+    # words at the end
+    "Intel": (
+        ["seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/seg_test/a", "seg_test/seg_test/b"],
+        "a b",
+        "train test",
+        [TOGETHER],
+    ),
+    "letters of signs": (["asl_train/A", "asl_train/B", "asl_test"], "A B", "train test", [INCOMPLETE, TOGETHER]),
+    "CycleGAN": (["trainA", "trainB", "testA", "testB"], "", "train test", [TOGETHER]),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_splits_by_the_folders_around_them(tmp_path, layout):
-    folders = LAYOUTS[layout]
-    images = opened(fill(tmp_path / "data", *[f"{f}/{n}.png" for f in folders for n in (1, 2)]), tmp_path)
-    assert images.labels.counts() == {name: 2 * sum(f.endswith(name) for f in folders) for name in "ab"}
-    assert codes(images) == (["splits_together"] if layout != "classes beside a split" else [])
+def test_splits_and_classes_by_the_folders_around_them(tmp_path, layout):
+    folders, classes, splits, told = LAYOUTS[layout]
+    root = fill(tmp_path / "data", *[f"{folder}/{n}.png".lstrip("/") for folder in folders for n in (1, 2)])
+    spec = dataset(root)
+    files = find_files(spec)
+    selection = select(files, scan(files, spec), spec)
+    assert selection.table.labels.classes == tuple(classes.split())
+    assert selection.splits.keys() == set(splits.split())
+    assert sorted(notice.code for notice in selection.table.notices) == sorted(told)
 
 
-@pytest.mark.parametrize(
-    ("folders", "expected", "told"),
-    [
-        (["train2017", "val2017"], [None, None], ["splits_together"]),
-        (["train/a", "train/b", "unlabeled"], ["a", "b", None], ["labels_incomplete", "splits_together"]),
-        (["masks", "train/a", "val/b"], [None, "a", "b"], ["labels_incomplete", "splits_together"]),
-        (["bus", "test-tube", "train"], ["bus", "test-tube", "train"], ["split_name_is_class"]),
-        (["bus/x", "car/y", "train/z"], ["bus", "car", "train"], ["split_name_is_class"]),
-        (["bus", "car", "train2017", "val2017"], ["bus", "car", None, None], ["labels_incomplete", "splits_together"]),
-        (["data/images/a", "data/images/b"], ["a", "b"], []),
-    ],
-)
-def test_what_lies_beside_splits(tmp_path, folders, expected, told):
-    images = opened(fill(tmp_path / "data", *[f"{folder}/1.png" for folder in folders]), tmp_path)
-    assert (class_names(images), codes(images)) == (expected, told)
+def test_a_held_out_split_beside_its_classes_is_told_of_with_patterns_to_leave_it_out(tmp_path):
+    root = fill(tmp_path / "data", "cat/1.png", "dog/1.png", "test/cat/1.png", "test/dog/2.png")
+    told = text_of(opened(root, tmp_path), "splits_together")
+    assert "The split test of" in told
+    assert f'dataset.exclude: ["test/"] and evaluation.dataset: {{uri: file://{root}/test}}' in told
+    alone = opened(root, tmp_path, exclude=["test/"])
+    assert (alone.labels.counts(), codes(alone)) == ({"cat": 1, "dog": 1}, [])
+
+
+def test_datasets_beside_each_other_are_named(tmp_path):
+    folders, *_ = LAYOUTS["folds"]
+    told = text_of(opened(fill(tmp_path / "data", *[f"{f}/1.png" for f in folders]), tmp_path), "folders_are_datasets")
+    assert told.startswith("f1, f2 are taken for datasets, not classes")
 
 
 def test_folders_named_like_splits_that_are_classes_are_told_of(tmp_path):
