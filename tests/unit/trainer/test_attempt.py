@@ -5,6 +5,7 @@ import logging
 import time
 import warnings
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -457,6 +458,8 @@ def trial_listener(tmp_path, channel, monkeypatch) -> TrialListener:
         raise Exit(code)
 
     monkeypatch.setattr("trainer.search.trial.os._exit", end)
+    # It would end the process, if that had not ended by then.
+    monkeypatch.setattr("trainer.search.trial.threading.Timer", lambda *_: SimpleNamespace(start=lambda: None))
     request = REQUEST.model_copy(update={"artifact_uri": str(tmp_path)})
     context = TrialContext(run_id="s", attempt=7, number=3, metrics=(), epochs=1, stall_limit_s=60)
     return TrialListener(channel, request, context)

@@ -182,17 +182,19 @@ def test_a_driver_whose_workers_have_not_begun_ends_at_once(request_):
         stopped(request_, Store(request_.artifact_uri))
 
 
-@pytest.mark.usefixtures("terminable", "ray")
-def test_a_driver_ends_at_a_second_sigterm(request_):
+@pytest.mark.usefixtures("terminable")
+def test_a_driver_ends_at_a_second_sigterm(ray, request_):
     with pytest.raises(Ended):
         stopped(request_, workers_run(request_), times=2)
+    assert ray.put.wait(SECONDS), "in a thread"
 
 
-@pytest.mark.usefixtures("terminable", "ray")
-def test_a_driver_ends_once_the_grace_time_is_over(request_, monkeypatch):
+@pytest.mark.usefixtures("terminable")
+def test_a_driver_ends_once_the_grace_time_is_over(ray, request_, monkeypatch):
     monkeypatch.setattr(preemption, "GRACE_SECONDS", 0.1)
     with pytest.raises(Ended):
         stopped(request_, workers_run(request_))
+    assert ray.put.wait(SECONDS), "in a thread"
 
 
 def test_the_outcome_of_a_preempted_attempt_names_the_checkpoint_that_it_stored():
