@@ -407,7 +407,7 @@ def test_a_dataset_is_inspected_from_the_form_and_its_settings_are_taken_over(vi
     press(page, "Inspect")
     expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
     expect(page.get_by_role("heading", name="What the data says")).to_be_visible(timeout=120_000)
-    expect(page.get_by_text("2 classes from folders")).to_be_visible()
+    expect(page.locator("dd", has_text="2 classes from folders")).to_be_visible()
     expect(page.locator("[data-warning=splits_together]")).to_be_visible()
     picture = page.get_by_alt_text(re.compile("24 images"))
     expect(picture).to_be_visible()
