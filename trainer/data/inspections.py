@@ -74,7 +74,7 @@ class Inspections:
             lengths=np.zeros(count, np.int64), bands=np.zeros(count, np.uint8), pages=np.ones(count, np.uint8),
             colour=np.zeros(count, np.bool_), formats=np.zeros(count, "U8"), types=np.zeros(count, "U8"),
             lows=np.full(count, np.nan), highs=np.full(count, np.nan), stack_lows=np.full(count, np.nan),
-            stack_highs=np.full(count, np.nan), digests=np.zeros((count, 32), np.uint8), reasons={},
+            stack_highs=np.full(count, np.nan), digests=np.zeros((count, DIGEST_BYTES), np.uint8), reasons={},
         )  # fmt: skip
 
     def __len__(self) -> int:
