@@ -63,9 +63,6 @@ class Effect(StrEnum):
     """Let the running trials finish; then the search has succeeded."""
 
 
-_ALIVE: Final = (S.STARTING, S.RUNNING, S.RECOVERING)
-
-
 def _row(default: State | Effect, **states: State | Effect) -> dict[State, State | Effect]:
     return {state: states.get(state.value, default) for state in State}
 

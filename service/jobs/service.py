@@ -40,7 +40,6 @@ Answer = TypeVar("Answer")
 """What a change returns."""
 
 ENDING: Final = "The attempt is ending: a training attempt writes a checkpoint at its next step first."
-DRAINING: Final = "The search starts no more trials; running trials finish."
 REQUESTED: Final[dict[State, tuple[Reason | None, str]]] = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry the job to resume from the last checkpoint."),
     State.CANCELLING: (
