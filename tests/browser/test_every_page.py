@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from browser_world import Filled, Visits
-from playwright.sync_api import expect
+from live import poll
+from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -37,6 +38,16 @@ PAGES = {
 }
 
 
+def undrawn(page: Page, width: int) -> list[str]:
+    """Titles of the figures that are not drawn yet. Figures are drawn when seen, so the page is shown to its end, which
+    moves while it loads.
+    """
+    tall = page.evaluate("document.documentElement.scrollHeight")
+    page.set_viewport_size({"width": width, "height": min(6000, max(900, tall))})
+    titles: list[str] = page.locator(".skeleton:visible").evaluate_all("all => all.map(each => each.ariaLabel)")
+    return titles
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> None:
@@ -47,9 +58,7 @@ def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> N
             path.format(job=filled.job.id, other=filled.other.id, search=filled.search.id, backbone=filled.backbone)
         )
         expect(page.locator("h1")).to_have_count(1)
-        tall = page.evaluate("document.documentElement.scrollHeight")
-        page.set_viewport_size({"width": width, "height": min(6000, max(900, tall))})  # figures are drawn when seen
-        expect(page.locator(".skeleton:visible")).to_have_count(0)
+        poll(lambda page=page: undrawn(page, width), lambda titles: titles == [], 120)
         visit.shot(page, f"{name}-{width}-{theme}")
         wide = page.evaluate("document.documentElement.scrollWidth")
         found[name] = [*visit.axe(page), *([f"is {wide} px wide"] if wide > width else [])]

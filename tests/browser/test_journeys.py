@@ -289,6 +289,19 @@ def test_nothing_yet_is_said_as_that(visits: Visits, stack: Stack) -> None:
         page.close()
 
 
+def test_figures_say_why_they_are_empty(visit: Visit, filled: Filled) -> None:
+    visit.expected.append("status of 503")
+    page = visit.context.new_page()
+    problem = {"code": "mlflow_unavailable", "detail": "MLflow does not answer"}
+    page.route("**/metrics?*", lambda route: route.fulfill(status=503, json=problem))
+    page.goto(f"{visit.url}/jobs/{filled.job.id}/metrics")
+    figures = page.locator("figure.chart")
+    expect(figures.first).to_contain_text("Could not be loaded: MLflow does not answer")
+    assert figures.count() > 1
+    expect(figures.filter(has_text="Could not be loaded: MLflow does not answer")).to_have_count(figures.count())
+    expect(page.locator(".skeleton:visible")).to_have_count(0)
+
+
 def test_live_is_switched_where_nothing_changes(visit: Visit) -> None:
     page = visit.open("/tokens")
     live = page.locator("[data-live-switch]")

@@ -83,12 +83,13 @@ async function get(url) {
   return answer.json();
 }
 
-function failed(figure, error) {
-  const canvas = figure.querySelector(".canvas");
-  canvas.classList.remove("skeleton");
-  const note = figure.querySelector(".note");
-  note.hidden = false;
-  note.textContent = `Could not be loaded: ${error.problem?.detail ?? error.message}`;
+function failed(root, error) {
+  for (const figure of root.matches("figure") ? [root] : root.querySelectorAll("figure")) {
+    figure.querySelector(".canvas").classList.remove("skeleton");
+    const note = figure.querySelector(".note");
+    note.hidden = false;
+    note.textContent = `Could not be loaded: ${error.problem?.detail ?? error.message}`;
+  }
 }
 
 // --- figures of the API ----------------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ function refreshed(root) {
     try {
       await (root.dataset.plot ? plot(root) : curves(root));
     } catch (error) {
-      failed(root.matches("figure") ? root : root.querySelector("figure"), error);
+      failed(root, error);
     } finally {
       mine.at = Date.now();
       mine.running = false;
