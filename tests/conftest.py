@@ -63,7 +63,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     }
     for report in first_runs:
         terminalreporter.write_line(f"{report.nodeid}: failed, then {ends.get(report.nodeid, 'did not end')}")
-        terminalreporter.write_line(f"    {report.longreprtext.strip().splitlines()[-1]}")
+        why = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+        for line in [*why[:20], report.longreprtext.strip().splitlines()[-1]]:
+            terminalreporter.write_line(f"    {line}")
 
 
 @pytest.fixture(scope="session")

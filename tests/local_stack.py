@@ -18,6 +18,9 @@ NOT_INHERITED = ("RCMAE_URL", "RCMAE_TOKEN", "RCMAE_STATE_DIR")
 S3_SECRET = "a-secret-of-the-storage-that-is-shown-nowhere"
 """In the environment of the shared stack, which has no use for it."""
 
+STARTED_AGAIN_S = 180.0
+"""What an API that was killed may take to answer again: 5 s of a core, for which jobs and other tests compete."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -78,7 +81,7 @@ def running_stack(state_dir: Path, *arguments: str, **variables: str) -> Iterato
         assert started.returncode == 0, started.stderr
         folder = Folder(state_dir)
         url, token = folder.load().url, folder.token.read_text()
-        with Client(url, token) as client:
+        with Client(url, token, patience_s=STARTED_AGAIN_S) as client:
             yield Stack(state_dir, url, token, client)
     finally:
         if state_dir.exists():

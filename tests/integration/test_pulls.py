@@ -15,7 +15,6 @@ from live import poll
 from local_stack import Stack
 from mlflow.tracking import MlflowClient
 
-from rcmae import Client
 from service.client.errors import ApiError
 from service.jobs.schemas import JobView
 
@@ -49,8 +48,7 @@ def test_a_pull_goes_on_when_the_api_is_killed_in_the_middle_of_it(stack, job, m
             killed_at.append(done)
         came.append(done)
 
-    with Client(stack.url, stack.token, patience_s=180) as client:  # other tests may keep it from starting soon
-        version = client.pull("tiny-digits", tmp_path / "big", version=number, progress=progress)
+    version = stack.client.pull("tiny-digits", tmp_path / "big", version=number, progress=progress)
     assert version.version == number
     assert 0 < killed_at[0] < came[-1]
     assert stack.state.parts["api"] != before
