@@ -47,14 +47,18 @@ class Stack:
     def bash(self, script: str, folder: Path, timeout: float) -> str:
         """What a script prints that was written for a stack whose state folder is ``.rcmae``; it must succeed."""
         (folder / ".rcmae").symlink_to(self.state_dir)
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", script],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:  # a script that waits for a job waits for ever where that fails
+            jobs = "".join(f"{job.id} {job.name} {job.state}: {job.message}\n" for job in self.client.jobs())
+            raise AssertionError(f"not within {timeout:g} s; printed:\n{error.output}\nthe jobs:\n{jobs}") from error
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
