@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Seen = TypeVar("Seen")
 
+LIMIT_S = 400.0
+"""Within this a job of seconds gets somewhere, also where other jobs and tests compete for two cores."""
+
 SPEC: dict[str, Any] = {
     "kind": "pretrain",
     "name": "tiny-digits",
@@ -57,12 +60,12 @@ def poll(
         time.sleep(every_s)
 
 
-def wait(stack: Stack, job_id: str, until: Callable[[JobView], object], timeout_s: float = 180.0) -> JobView:
+def wait(stack: Stack, job_id: str, until: Callable[[JobView], object], timeout_s: float = LIMIT_S) -> JobView:
     """Poll a job until it is as wanted."""
     return poll(lambda: stack.client.job(job_id), until, timeout_s)
 
 
-def wait_state(stack: Stack, job_id: str, *states: State, timeout_s: float = 180.0) -> JobView:
+def wait_state(stack: Stack, job_id: str, *states: State, timeout_s: float = LIMIT_S) -> JobView:
     """Poll a job until it is in one of the states; fails at once where it ended in another."""
 
     def there(job: JobView) -> bool:

@@ -30,6 +30,10 @@ def browser_type_launch_args(browser_type_launch_args: dict[str, object]) -> dic
 def _nothing_goes_on(stack: Stack) -> Iterator[None]:
     """A test that fails leaves no job behind that takes what the next one needs."""
     yield
+    cancel_all(stack)
+
+
+def cancel_all(stack: Stack) -> None:
     for job in stack.client.jobs(states=[state for state in State if not state.terminal]):
         with suppress(ApiError):  # it has ended meanwhile
             stack.client.cancel(job.id)
@@ -67,11 +71,12 @@ def visit(visits: Visits) -> Visit:
 @pytest.fixture(scope="session")
 def filled(stack: Stack) -> Filled:
     """Two jobs and a search that have ended, and the first job's backbone."""
+    cancel_all(stack)  # of a first run that failed: they would take what these need
     spec = make_spec(name="looked-at", register_as="looked-at", optimization={"epochs": 6}, labels={"team": "vision"},
                      evaluation={"every_epochs": 2})  # fmt: skip
     job, search = stack.client.submit(spec), stack.client.submit(search_spec(name="looked-through"))
     other = stack.client.submit(make_spec(name="beside-it", seed=1, optimization={"epochs": 4}))
     job = wait_state(stack, job.id, State.SUCCEEDED)
-    search = wait_state(stack, search.id, State.SUCCEEDED, timeout_s=400)
+    search = wait_state(stack, search.id, State.SUCCEEDED)
     other = wait_state(stack, other.id, State.SUCCEEDED)
     return Filled(job, other, search, "looked-at")
