@@ -5,47 +5,19 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.auth.scopes import SCOPES, Role, Scope, named, roles_with
 from service.auth.trail import Trail, minute_to_record
 from service.db.database import Database
 from service.db.tables import Token, now
 from service.http.problems import ApiProblem
 
 MIN_TOKEN_LENGTH = 16
-
-
-class Role(IntEnum):
-    """What a token's owner may do and see.
-
-    Each role may *do* what the roles before it may. What a role *sees* does not follow that order: see `sees_all`.
-    """
-
-    VIEWER = 1
-    """Read everything, change nothing."""
-    SUBMITTER = 2
-    """Submit jobs; see and control their own."""
-    OPERATOR = 3
-    """See and control everybody's jobs."""
-    ADMIN = 4
-    """Manage tokens and read the audit log too."""
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether it sees everybody's jobs, or only its owner's."""
-        return self is not Role.SUBMITTER
-
-    @property
-    def can_grant(self) -> list[Role]:
-        """The roles that it can give to a new token: those that may neither do nor see more than itself."""
-        if self < Role.SUBMITTER:  # creating a token is a change
-            return []
-        return [role for role in Role if role <= self and role.sees_all <= self.sees_all]
 
 
 @dataclass(frozen=True)
@@ -58,32 +30,41 @@ class Caller:
     trail: Trail | None = field(default=None, compare=False, repr=False)
     """The request's audit trail; None outside a request."""
 
+    def has(self, scope: Scope) -> bool:
+        """Whether the caller's role has a scope."""
+        return scope in SCOPES[self.role]
+
+    def may(self, scope: Scope, owner: str) -> bool:
+        """Whether the caller's scopes allow it to do to an owner's things what ``scope`` allows to everybody's."""
+        return self.has(scope) or (owner == self.owner and self.has(scope.own))
+
+    def must_have(self, scope: Scope) -> None:
+        """Raises the API's 403 if the caller's role lacks a scope."""
+        if not self.has(scope):
+            raise self._forbidden("this needs", scope)
+
+    def must(self, scope: Scope, owner: str) -> None:
+        """Raises the API's 403 unless the caller may do to an owner's things what ``scope`` allows to everybody's."""
+        if not self.may(scope, owner):
+            missing = scope.own if owner == self.owner else scope
+            raise self._forbidden("this needs" if owner == self.owner else f"this is {owner}'s: it needs", missing)
+
+    def _forbidden(self, what: str, scope: Scope) -> ApiProblem:
+        text = f"{what} the scope {scope}, which a token of the role {named(roles_with([scope]))} has"
+        return ApiProblem(403, "forbidden", f"{text}; yours has the role {self.role}")
+
+    def only_owner(self, scope: Scope) -> str | None:
+        """The only owner to whose things a scope is limited for this caller; None if it is not limited."""
+        return None if self.has(scope) else self.owner
+
     @property
     def sees_only(self) -> str | None:
         """The only owner whose jobs the caller sees; None if it sees everybody's."""
-        return None if self.role.sees_all else self.owner
+        return self.only_owner(Scope.READ_JOBS)
 
     def sees(self, owner: str) -> bool:
         """Whether the caller sees an owner's jobs."""
-        return self.sees_only in {None, owner}
-
-    def must_be(self, role: Role) -> None:
-        """Raises the API's 403 if the caller's role is lower."""
-        if self.role < role:
-            text = f"this needs a token of the role {role.name.lower()}; yours has the role {self.role_name}"
-            raise ApiProblem(403, "forbidden", text)
-
-    def must_control(self, owner: str) -> None:
-        """Raises the API's 403 if a job is somebody else's and the caller is not an operator."""
-        self.must_be(self.role_to_control(owner))
-
-    def role_to_control(self, owner: str) -> Role:
-        """The lowest role that lets the caller control an owner's jobs."""
-        return Role.SUBMITTER if owner == self.owner else Role.OPERATOR
-
-    @property
-    def role_name(self) -> str:
-        return self.role.name.lower()
+        return self.may(Scope.READ_JOBS, owner)
 
     def record(self, session: Session, target: str, **detail: Any) -> None:
         """Record a change in the audit log, in the transaction that makes it. ``detail`` must hold no secret."""
@@ -156,7 +137,7 @@ def _caller(token: Token | None, trail: Trail | None) -> Caller:
             raise ApiProblem(401, "unauthorized", f"this token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC")
     if trail:
         trail.used_at = minute_to_record(token.last_used_at)
-    return Caller(token.owner, Role[token.role.upper()], token.id, trail)
+    return Caller(token.owner, Role(token.role), token.id, trail)
 
 
 def still_valid(database: Database, caller: Caller) -> bool:
@@ -171,7 +152,7 @@ def ensure_token(database: Database, token: str, owner: str, role: Role, name: s
     if len(token) < MIN_TOKEN_LENGTH:
         raise ValueError(f"a token needs at least {MIN_TOKEN_LENGTH} characters")
     with database.session() as session:
-        session.merge(Token(sha256=sha256(token), owner=owner, role=role.name.lower(), name=name))
+        session.merge(Token(sha256=sha256(token), owner=owner, role=role, name=name))
 
 
 def ensure_admin(database: Database, file: Path) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.auth.caller import Caller, caller_by_id, caller_of
+from service.auth.scopes import Scope
 from service.auth.sessions import Sessions
 from service.context.kind import Kinds
 from service.db.database import Database
@@ -43,11 +44,20 @@ def app_state_of(request: Request) -> AppState:
 def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
+    needed: SecurityScopes,
 ) -> Caller:
     """The caller, identified by the request's token, or by its browser session where it sends no token.
 
-    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token.
+    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token; and 403
+    if the caller lacks a scope that the route declares.
     """
+    found = _identified(request, credentials)
+    for scope in needed.scopes:
+        found.must_have(Scope(scope))
+    return found
+
+
+def _identified(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
     sessions: Sessions = request.app.state.sessions
     database = app_state_of(request).database
     if credentials is None and (token_id := sessions.token_id(request)):
@@ -64,4 +74,15 @@ async def _app_state(request: Request) -> AppState:
 
 
 StateDep = Annotated[AppState, Depends(_app_state)]
-CallerDep = Annotated[Caller, Depends(caller)]
+
+# The caller of a route, which has the scopes that the route declares by this.
+MayReadJobs = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_JOBS])]
+MaySubmit = Annotated[Caller, Security(caller, scopes=[Scope.SUBMIT])]
+MayPromote = Annotated[Caller, Security(caller, scopes=[Scope.SUBMIT, Scope.READ_OWN_JOBS])]
+MayControlJobs = Annotated[Caller, Security(caller, scopes=[Scope.OWN_JOBS])]
+MayReadBackbones = Annotated[Caller, Security(caller, scopes=[Scope.READ_BACKBONES])]
+MayChangeBackbones = Annotated[Caller, Security(caller, scopes=[Scope.OWN_BACKBONES])]
+MayReadCluster = Annotated[Caller, Security(caller, scopes=[Scope.READ_CLUSTER])]
+MayReadTokens = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_TOKENS])]
+MayManageTokens = Annotated[Caller, Security(caller, scopes=[Scope.OWN_TOKENS])]
+MayReadAudit = Annotated[Caller, Security(caller, scopes=[Scope.READ_AUDIT])]

@@ -9,13 +9,15 @@ from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import yaml
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi.security import SecurityScopes
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from service.auth.caller import Caller, Role, caller_by_id
+from service.auth.caller import Caller, caller_by_id
+from service.auth.scopes import Scope
 from service.auth.sessions import Sessions
 from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
@@ -68,15 +70,25 @@ class Page:
     @property
     def submits(self) -> bool:
         """Whether this caller may start jobs; others do not see the controls for that."""
-        return self.caller.role >= Role.SUBMITTER
+        return self.caller.has(Scope.SUBMIT)
 
     @property
-    def administers(self) -> bool:
-        return self.caller.role >= Role.ADMIN
+    def makes_tokens(self) -> bool:
+        """Whether this caller may make tokens, at least for itself."""
+        return self.caller.has(Scope.OWN_TOKENS)
+
+    @property
+    def manages_tokens(self) -> bool:
+        """Whether this caller may see everybody's tokens and make tokens for everybody."""
+        return self.caller.has(Scope.READ_TOKENS) and self.caller.has(Scope.TOKENS)
+
+    @property
+    def reads_audit(self) -> bool:
+        return self.caller.has(Scope.READ_AUDIT)
 
     def controls(self, owner: str) -> bool:
         """Whether this caller may control an owner's jobs."""
-        return self.caller.role >= self.caller.role_to_control(owner)
+        return self.caller.may(Scope.JOBS, owner)
 
     def offered(self, job: JobView) -> set[str]:
         """The verbs that this caller may use on a job in its current state."""
@@ -121,16 +133,30 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     return response
 
 
-def page_of(request: Request, state: StateDep) -> Page:
-    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page."""
+def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
+    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
+
+    Raises 403 if the caller lacks a scope that the route declares.
+    """
     sessions: Sessions = request.app.state.sessions
     token_id = sessions.token_id(request)
     if token_id is None:
         raise ApiProblem(401, "unauthorized", "log in first")
-    return Page(request, state, caller_by_id(state.database, token_id, request.state.trail))
+    found = caller_by_id(state.database, token_id, request.state.trail)
+    for scope in needed.scopes:
+        found.must_have(Scope(scope))
+    return Page(request, state, found)
 
 
-PageDep = Annotated[Page, Depends(page_of)]
+# The page of a route, whose caller has the scopes that the route declares by this.
+SessionPage = Annotated[Page, Depends(page_of)]
+JobsPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_JOBS])]
+ControlPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_JOBS])]
+BackbonesPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_BACKBONES])]
+BackboneDeletionPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_BACKBONES])]
+ClusterPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_CLUSTER])]
+TokensPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_TOKENS])]
+AuditPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_AUDIT])]
 
 
 def to_yaml(document: object) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
@@ -19,8 +19,13 @@ def install(app: FastAPI) -> None:
     package = find_spec("flask_swagger_ui")  # only for its files: Flask is not imported
     if package is None or not package.submodule_search_locations:
         raise ImportError("Swagger UI is missing: install flask-swagger-ui")
-    files = Path(package.submodule_search_locations[0]) / "dist"
-    app.mount(ASSETS, StaticFiles(directory=files), name="docs-assets")
+    files = StaticFiles(directory=Path(package.submodule_search_locations[0]) / "dist")
+
+    # A route instead of a mount: it answers other methods with the API's 405, as all routes do.
+    @app.get(f"{ASSETS}/{{path:path}}", include_in_schema=False)
+    async def asset(path: str, request: Request) -> Response:
+        return await files.get_response(files.get_path({"path": path, "root_path": ""}), request.scope)
+
     app.include_router(router)
 
 

@@ -6,7 +6,7 @@ A `Description` supplies what FastAPI cannot read from the routes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -96,6 +96,10 @@ class Description:
     """Examples of parameters that differ for one operation, by operation id."""
     answers: Mapping[str, Any]
     """Examples of responses, by schema name."""
+    scopes: Mapping[str, str]
+    """What each scope allows, by its name."""
+    requirement: Callable[[Sequence[str]], tuple[str, Sequence[str]]]
+    """A sentence about the scopes that a route needs, and the roles that have them all."""
 
 
 class FieldProblem(View):
@@ -157,7 +161,8 @@ def describe(app: FastAPI, description: Description) -> dict[str, Any]:
         components["schemas"].pop(unused, None)
     for name, example in description.answers.items():
         components["schemas"][name]["examples"] = [example]
-    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "description": "A token's text."}}
+    token = {"type": "http", "scheme": "bearer", "description": "A token's text.", "x-scopes": dict(description.scopes)}
+    components["securitySchemes"] = {"token": token}
     return document
 
 
@@ -176,7 +181,10 @@ def _complete(description: Description, operation: dict[str, Any], method: str, 
             answers[str(status)] = content | dict(answer)
     codes = list(row.refusals)
     if "security" in operation:
-        operation["security"] = [{"token": []}]
+        scopes = [str(scope) for need in operation["security"] for each in need.values() for scope in each]
+        text, roles = description.requirement(scopes)
+        operation["description"] += f"\n\n{text}"
+        operation["security"], operation["x-roles"] = [{"token": scopes}], list(roles)
         codes += WITH_TOKEN
     if body:
         codes += WITH_BODY

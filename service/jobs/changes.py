@@ -22,7 +22,7 @@ from fastapi.sse import ServerSentEvent
 from sqlalchemy import func, select
 
 from service.auth.caller import Caller, still_valid
-from service.context.app_state import CallerDep
+from service.context.app_state import MayReadJobs
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Event, Job
 from service.jobs.schemas import JobsChanged
@@ -165,7 +165,7 @@ class Changes:
 
 async def _subscription(
     request: Request,
-    caller: CallerDep,
+    caller: MayReadJobs,
     once: Annotated[bool, Query(description="send the first event, then end")] = False,
 ) -> AsyncIterator[ServerSentEvent]:
     """The caller's events; polling starts when the first one is asked for."""

@@ -22,7 +22,7 @@ from fastapi import Depends, Header, Query, Request
 from fastapi.sse import ServerSentEvent
 
 from service.auth.caller import still_valid
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayReadJobs, StateDep
 from service.db.database import DatabaseUnreachable
 from service.http.problems import ApiProblem
 from service.jobs import repository
@@ -317,7 +317,7 @@ def _database_unreachable(error: DatabaseUnreachable) -> Update:
 def open_reader(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     request: Request,
     once: Annotated[bool, Query(description="send what there is now, then end")] = False,
     logs: Annotated[bool, Query(description="send log lines too")] = True,

@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse
 from service.auth.caller import caller_of
 from service.auth.sessions import OWN_SITE, Sessions
 from service.context.app_state import StateDep
-from service.dashboard.site import PageDep, PageRoute, login_page
+from service.dashboard.site import PageRoute, SessionPage, login_page
 from service.http.problems import ApiProblem
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -62,7 +62,7 @@ def log_in(
 
 
 @router.post("/logout")
-def log_out(page: PageDep, csrf: Annotated[str, Form()] = "") -> Response:
+def log_out(page: SessionPage, csrf: Annotated[str, Form()] = "") -> Response:
     """End the session in this browser. The token stays valid."""
     response = RedirectResponse("/login", 303)
     if csrf == page.csrf:

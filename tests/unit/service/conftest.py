@@ -24,7 +24,8 @@ from structlog.testing import capture_logs
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.app import attach, build_app, configure_logs
-from service.auth.caller import Role, sha256
+from service.auth.caller import sha256
+from service.auth.scopes import Role
 from service.auth.sessions import Sessions
 from service.client import errors as client_errors
 from service.context.app_state import AppState
@@ -55,7 +56,7 @@ def _logs() -> None:
 
 
 def _tokens() -> list[Token]:
-    return [Token(sha256=sha256(token_of(owner)), owner=owner, role=role.name.lower()) for owner, role in ROLES.items()]
+    return [Token(sha256=sha256(token_of(owner)), owner=owner, role=role) for owner, role in ROLES.items()]
 
 
 def fill(url: str) -> None:

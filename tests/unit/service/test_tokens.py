@@ -15,7 +15,8 @@ from sqlalchemy import select, text, update
 
 from service.app import create_app
 from service.auth import trail
-from service.auth.caller import Caller, Role, ensure_admin, ensure_token, sha256, still_valid
+from service.auth.caller import Caller, ensure_admin, ensure_token, sha256, still_valid
+from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Token, now
 
@@ -135,7 +136,7 @@ def test_a_submitter_gets_no_viewers_token_and_is_told_what_it_can_have(clients)
     watching = make(clients.admin, owner="alice", role="viewer")
     for path, body in (("/v1/tokens", {"role": "viewer"}), (f"/v1/tokens/{watching['id']}/rotate", None)):
         refused = problem(clients.alice.post(path, json=body), 403, "forbidden")["detail"]
-        assert "viewer, which sees everybody's jobs: it can create submitter" in refused
+        assert "viewer, which may also see everybody's jobs and searches: it can create submitter" in refused
     assert status(clients.anonymous, watching["token"]) == 200, "a refusal ends nothing"
     refused = problem(clients.operator.post("/v1/tokens", json={"role": "admin"}), 403, "forbidden")["detail"]
     assert "it can create viewer, submitter, operator;" in refused
