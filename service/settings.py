@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     ray_token_file: Path | None = None
     """File with the cluster's token, if Ray's token authentication is on."""
     admin_token_file: Path | None = None
-    """File with a token that is registered as an admin token at start. It also signs the dashboard's sessions."""
+    """File with a token that is registered as an admin token at start."""
     trainer_python: str = "python"
     """The interpreter that starts an attempt on the Ray head."""
     poll_interval_s: float = Field(1.0, gt=0)

@@ -13,6 +13,7 @@ from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, AuditView, NewTokenView, RotateBody, TokenBody, TokenView
 from service.auth.caller import Caller, sha256, validity_of
 from service.auth.scopes import MEANINGS, SCOPES, Role, Scope, grantable, revocable
+from service.auth.sessions import end_all
 from service.context.app_state import AppState
 from service.db.tables import Token, now
 from service.http.problems import ApiProblem, not_found, spec_problem
@@ -67,6 +68,7 @@ def rotate_token(state: AppState, caller: Caller, token_id: str, body: RotateBod
             old.expires_at = min(grace_end, old.expires_at) if old.expires_at else grace_end
         else:
             old.revoked_at = moment
+            end_all(session, old.id)
         return created
 
 
@@ -82,6 +84,7 @@ def revoke_token(state: AppState, caller: Caller, token_id: str) -> TokenView:
         if last and validity_of(token, moment) == "active":
             raise ApiProblem(409, "last_admin", f"{token_id} is the last admin token: create another one first")
         token.revoked_at = token.revoked_at or moment
+        end_all(session, token.id)
         caller.record(session, token.id, owner=token.owner, role=token.role)
         return view(token, moment)
 

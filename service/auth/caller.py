@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.auth.scopes import SCOPES, Role, Scope, named, roles_with
@@ -91,19 +90,9 @@ def identify(database: Database, text: str, trail: Trail | None = None) -> Token
     """The token with this text, valid or not; None if it is unknown. Its owner becomes the actor of ``trail``."""
     with database.read() as session:
         token = session.get(Token, sha256(text))
-    return _set_actor(trail, token)
-
-
-def identify_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Token | None:
-    """Like `identify`, by the token's id."""
-    with database.read() as session:
-        token = session.scalar(select(Token).where(Token.id == token_id))
-    return _set_actor(trail, token)
-
-
-def _set_actor(trail: Trail | None, token: Token | None) -> Token | None:
     if token and trail:
         trail.actor, trail.token_id = token.owner, token.id
+        trail.used_at = minute_to_record(token.last_used_at)
     return token
 
 
@@ -119,15 +108,11 @@ def caller_of(database: Database, authorization: str | None, trail: Trail | None
     text = bearer_token(authorization)
     if not text:
         raise ApiProblem(401, "unauthorized", "send the header Authorization: Bearer <token>")
-    return _caller(identify(database, text, trail), trail)
+    return caller_with(identify(database, text, trail), trail)
 
 
-def caller_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Caller:
-    """The caller whose token a session names. Raises the API's 401."""
-    return _caller(identify_by_id(database, token_id, trail), trail)
-
-
-def _caller(token: Token | None, trail: Trail | None) -> Caller:
+def caller_with(token: Token | None, trail: Trail | None) -> Caller:
+    """The caller with a token. Raises the API's 401 if it is unknown or no longer valid."""
     if token is None:
         raise ApiProblem(401, "unauthorized", "this service does not know the token")
     match validity_of(token, now()):
@@ -135,16 +120,7 @@ def _caller(token: Token | None, trail: Trail | None) -> Caller:
             raise ApiProblem(401, "unauthorized", "this token was revoked: use another one")
         case "ended":
             raise ApiProblem(401, "unauthorized", f"this token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC")
-    if trail:
-        trail.used_at = minute_to_record(token.last_used_at)
     return Caller(token.owner, Role(token.role), token.id, trail)
-
-
-def still_valid(database: Database, caller: Caller) -> bool:
-    """Whether the caller's token is still valid. Long-running responses ask this again and again."""
-    with database.read() as session:
-        token = session.scalar(select(Token).where(Token.id == caller.token_id))
-    return token is not None and validity_of(token, now()) == "active"
 
 
 def ensure_token(database: Database, token: str, owner: str, role: Role, name: str = "") -> None:

@@ -13,9 +13,9 @@ from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth.caller import Caller, caller_by_id, caller_of
+from service.auth import sessions
+from service.auth.caller import Caller, caller_of
 from service.auth.scopes import Scope
-from service.auth.sessions import Sessions
 from service.context.kind import Kinds
 from service.db.database import Database
 from service.settings import Settings
@@ -58,11 +58,9 @@ def caller(
 
 
 def _identified(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    sessions: Sessions = request.app.state.sessions
     database = app_state_of(request).database
-    if credentials is None and (token_id := sessions.token_id(request)):
-        found = caller_by_id(database, token_id, request.state.trail)
-        sessions.check_csrf(request, token_id)
+    if credentials is None and (found := sessions.caller_of_session(database, request, request.state.trail)):
+        sessions.check_csrf(request)
         return found
     header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
     return caller_of(database, header, request.state.trail)

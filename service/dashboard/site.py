@@ -16,9 +16,9 @@ from fastapi.routing import APIRoute
 from fastapi.security import SecurityScopes
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from service.auth.caller import Caller, caller_by_id
+from service.auth import sessions
+from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.auth.sessions import Sessions
 from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
@@ -57,7 +57,6 @@ class Page:
 
     def __init__(self, request: Request, state: AppState, caller: Caller) -> None:
         self.request, self.state, self.caller = request, state, caller
-        self.sessions: Sessions = request.app.state.sessions
 
     @property
     def path(self) -> str:
@@ -65,7 +64,7 @@ class Page:
 
     @property
     def csrf(self) -> str:
-        return self.sessions.csrf(self.caller.token_id or "")
+        return sessions.csrf_of(self.request)
 
     @property
     def submits(self) -> bool:
@@ -112,7 +111,7 @@ class Page:
     def render(self, template: str, /, *, charts: bool = False, status: int = 200, **context: Any) -> HTMLResponse:
         """Render a page. ``charts`` allows the inline styles that plotly.js needs."""
         response = _render(template, status, charts, page=self, **context)
-        self.sessions.begin(self.request, response, self.caller.token_id or "")
+        sessions.extend(self.request, response)
         return response
 
     def attempt(self, read: Callable[[], Result]) -> tuple[Result | None, str | None]:
@@ -138,11 +137,9 @@ def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
 
     Raises 403 if the caller lacks a scope that the route declares.
     """
-    sessions: Sessions = request.app.state.sessions
-    token_id = sessions.token_id(request)
-    if token_id is None:
+    found = sessions.caller_of_session(state.database, request, request.state.trail)
+    if found is None:
         raise ApiProblem(401, "unauthorized", "log in first")
-    found = caller_by_id(state.database, token_id, request.state.trail)
     for scope in needed.scopes:
         found.must_have(Scope(scope))
     return Page(request, state, found)
@@ -187,7 +184,7 @@ def problem_page(request: Request, problem: ApiProblem) -> Response:
     if problem.status == 401 and "HX-Request" not in request.headers:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
-        request.app.state.sessions.end(response)
+        sessions.forget(response)
         return response
     request.state.code = problem.code
     title = HTTPStatus(problem.status).phrase

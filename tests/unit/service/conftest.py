@@ -26,7 +26,6 @@ from service.adapters.studies import Studies
 from service.app import attach, build_app, configure_logs
 from service.auth.caller import sha256
 from service.auth.scopes import Role
-from service.auth.sessions import Sessions
 from service.client import errors as client_errors
 from service.context.app_state import AppState
 from service.controller import sweeps
@@ -190,11 +189,8 @@ def api(clients: Clients) -> TestClient:
 
 
 @pytest.fixture
-def browsers(app: FastAPI, clients: Clients, tmp_path: Path) -> Clients:  # noqa: ARG001 - they have started it
+def browsers(app: FastAPI, clients: Clients) -> Clients:  # noqa: ARG001 - they have started it
     """A browser for each role that has logged in, and one that has not; none follows redirects."""
-    secret = tmp_path / "secret"
-    secret.write_text("what-all-processes-of-the-service-know")
-    app.state.sessions = Sessions(secret)
     found = {owner: TestClient(app, follow_redirects=False) for owner in ("anonymous", *ROLES)}
     for owner in ROLES:
         assert found[owner].post("/login", data={"token": token_of(owner)}).status_code == 303

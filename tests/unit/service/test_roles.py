@@ -49,6 +49,14 @@ NOT_ASKED = {"GET /login", "POST /login", "POST /logout", "GET /assets/{digest}/
 """Routes without a scope, which the tests of sessions and of the description ask."""
 
 
+PLACES = ("/v1/jobs", "/v1/searches", "/v1/", "/hf/", "/jobs", "/searches", "/")
+"""Parts of the matrix, by the beginning of their routes' paths: the first one that fits."""
+
+
+def places_of(route: str) -> str:
+    return next(places for places in PLACES if route.partition(" ")[2].startswith(places))
+
+
 def declared(app: FastAPI) -> dict[str, tuple[list[Scope], int, bool]]:
     """Every route's scopes, the status of its success, and whether it is a page."""
     found = {}
@@ -199,8 +207,9 @@ def test_every_route_declares_a_scope_or_is_one_of_the_few_without(app):
     assert {route for route, (scopes, _, _) in routes.items() if not scopes} == UNSCOPED
 
 
-def test_the_matrix_of_roles(app, asker, clients, browsers):
-    rows = {route: row for route, row in declared(app).items() if route not in NOT_ASKED}
+@pytest.mark.parametrize("places", PLACES)
+def test_the_matrix_of_roles(app, asker, clients, browsers, places):
+    rows = {route: row for route, row in declared(app).items() if route not in NOT_ASKED and places == places_of(route)}
     found = {
         route: asker.statuses(route, browsers if row[2] or "/forms/" in route else clients)
         for route, row in rows.items()
