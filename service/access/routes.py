@@ -54,7 +54,7 @@ def rotate_token(
 
 @router.delete("/tokens/{token_id}")
 def revoke_token(token_id: str, state: StateDep, caller: MayManageTokens) -> TokenView:
-    """Revoke a token at once, on every replica. The last valid admin token cannot be revoked."""
+    """Revoke a token at once, on every replica. The last admin token without an expiry cannot be revoked."""
     return service.revoke_token(state, caller, token_id)
 
 

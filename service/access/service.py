@@ -75,14 +75,13 @@ def rotate_token(state: AppState, caller: Caller, token_id: str, body: RotateBod
 def revoke_token(state: AppState, caller: Caller, token_id: str) -> TokenView:
     """Revoke a token; one that is revoked already stays as it is.
 
-    Raises 404 for a token that the caller may not see, 403 for one of a higher role, 409 for the last admin's token.
+    Raises 404 for a token that the caller may not see, 403 for one of a higher role, 409 for the last admin token that
+    does not expire.
     """
     moment = now()
     with state.database.session() as session:
         token = _revocable_token(session, caller, token_id)
-        last = token.role == "admin" and repository.other_admins(session, token.id, moment) == 0
-        if last and validity_of(token, moment) == "active":
-            raise ApiProblem(409, "last_admin", f"{token_id} is the last admin token: create another one first")
+        _must_leave_an_admin(session, token, moment)
         token.revoked_at = token.revoked_at or moment
         end_all(session, token.id)
         caller.record(session, token.id, owner=token.owner, role=token.role)
@@ -129,6 +128,19 @@ def _revocable_token(session: Session, caller: Caller, token_id: str) -> Token:
         text = f"a {caller.role} token cannot replace or revoke a token of the role {token.role}, which may do more"
         raise ApiProblem(403, "forbidden", text)
     return token
+
+
+def _must_leave_an_admin(session: Session, token: Token, moment: datetime) -> None:
+    """Raises the API's 409 if nobody would be an admin without a token, or nobody for longer than until an expiry."""
+    if token.role != Role.ADMIN or validity_of(token, moment) != "active":
+        return
+    others = repository.other_admins(session, token.id, moment)
+    if not others or (token.expires_at is None and all(other.expires_at for other in others)):
+        text = (
+            f"{token.id} is the last admin token that does not expire: first create another one, with "
+            "`rcmae tokens create --role admin` or POST /v1/tokens, or rotate this one instead"
+        )
+        raise ApiProblem(409, "last_admin", text)
 
 
 def _must_grant(caller: Caller, role: Role) -> None:
