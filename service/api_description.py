@@ -27,10 +27,11 @@ Pretrain vision backbones with RC-MAE on your own machines, and pull the results
   have them; `!own` limits a scope to what the token's owner owns.
 - **Errors** are `application/problem+json` (RFC 9457) with a stable `code` and a `detail` for people. Errors of a spec
   list each invalid field with its JSON pointer in `problems`. Each operation lists its error codes; in addition, every
-  operation can return `method_not_allowed` (405) and `internal_error` (500).
+  operation can return `method_not_allowed` (405), `host_not_allowed` (421) and `internal_error` (500).
 - **Lists** are `{items, next_cursor}`: pass `next_cursor` as `cursor` to get the next page.
 - **Retries.** Reads are safe to retry. So are submitting jobs and adding trials, with the same `Idempotency-Key`. After
   a 503, try again shortly: nothing was changed.
+- **HEAD** is answered wherever GET is.
 - **Times** are UTC. Responses may gain fields; unknown fields in requests are refused.
 - Every response has an `X-Request-ID`: the one you sent, or a new one. It is also in the service's log.
 """

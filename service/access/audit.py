@@ -7,10 +7,12 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access.refusals import Refusals
 from service.auth import sessions
 from service.auth.caller import bearer_token, identify
 from service.auth.trail import Trail, record_use
 from service.db.database import Database, DatabaseUnreachable
+from service.http.failures import network_of
 from service.http.middleware import HttpMiddleware
 from service.http.problems import problem_response, unavailable
 
@@ -25,8 +27,9 @@ class AuditLog(HttpMiddleware):
     """ASGI middleware that audits requests. It runs inside the middleware that assigns request ids.
 
     A completed change has its entry already, written in the same transaction. A change that was refused or not needed
-    gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. After
-    the response, one separate thread, which no request waits for, records the last use of the token and the session.
+    gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. Of
+    requests without a valid token only some get an entry, as `Refusals` decides. After the response, one separate
+    thread, which no request waits for, records the last use of the token and the session.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -84,7 +87,13 @@ async def _settle(trail: Trail, database: Database, request: Request, status: in
 def _write(trail: Trail, database: Database, request: Request, status: int) -> None:
     if trail.token_id is None:  # a body that is not JSON is refused before the caller is identified
         _identify(trail, database, request)
-    trail.write(database, status)
+    unrecorded: int | None = 0
+    if trail.token_id is None or status in {401, 429}:
+        address = network_of(request.client.host if request.client else "")
+        refusals: Refusals = request.app.state.refusals
+        unrecorded = refusals.unrecorded(address, trail.action or "")
+    if unrecorded is not None:
+        trail.write(database, status, unrecorded)
 
 
 def _identify(trail: Trail, database: Database, request: Request) -> None:

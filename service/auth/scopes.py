@@ -101,6 +101,7 @@ UNSCOPED: Final = frozenset(
         "GET /metrics",
         "GET /openapi.json",
         "GET /docs",
+        "GET /docs/assets/start.js",
         "GET /docs/assets/{path:path}",
         "GET /assets/{digest}/{name:path}",
         "GET /login",

@@ -73,12 +73,16 @@ class Trail:
         event.listen(session, "after_commit", lambda _: setattr(self, "settled", True))
         session.add(self._entry(status, target, detail))
 
-    def write(self, database: Database, status: int) -> None:
-        """Write the entry of a request that made no change. Raises `DatabaseUnreachable`."""
+    def write(self, database: Database, status: int, unrecorded: int = 0) -> None:
+        """Write the entry of a request that made no change. Raises `DatabaseUnreachable`.
+
+        ``unrecorded`` counts the requests of the same kind since the last entry, which have none.
+        """
         target = next(iter(self._scope.get("path_params", {}).values()), "")
         code = self._scope["state"].get("code")
+        detail = ({"code": code} if code else {}) | ({"unrecorded": unrecorded} if unrecorded else {})
         with database.session() as session:
-            session.add(self._entry(status, target, {"code": code} if code else {}))
+            session.add(self._entry(status, target, detail))
 
     def _entry(self, status: int, target: str, detail: Mapping[str, Any]) -> Audit:
         client = self._scope.get("client")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import yaml
@@ -22,24 +22,14 @@ from service.auth.scopes import Scope
 from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
-from service.http.problems import ApiProblem, problems_of
+from service.http.headers import PAGE_HEADERS, POLICY
+from service.http.problems import ApiProblem, limited, problems_of
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
 from trainer.spec.job import Kind
 
 Result = TypeVar("Result")
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-    "Vary": "Cookie",
-}
 
 environment = Environment(
     loader=PackageLoader("service.dashboard"),
@@ -127,7 +117,7 @@ class Page:
 
 
 def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLResponse:
-    response = HTMLResponse(environment.get_template(template).render(**context), status, HEADERS)
+    response = HTMLResponse(environment.get_template(template).render(**context), status, PAGE_HEADERS)
     response.headers["Content-Security-Policy"] = POLICY.format(styles=" 'unsafe-inline'" if charts else "")
     return response
 
@@ -181,6 +171,7 @@ class PageRoute(APIRoute):
 
 def problem_page(request: Request, problem: ApiProblem) -> Response:
     """An error as an HTML page. A 401 redirects to the login page, which returns here afterwards."""
+    problem = limited(request, problem)
     if problem.status == 401 and "HX-Request" not in request.headers:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
@@ -189,7 +180,9 @@ def problem_page(request: Request, problem: ApiProblem) -> Response:
     request.state.code = problem.code
     title = HTTPStatus(problem.status).phrase
     context = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
-    return _render("error.html", problem.status, False, **context)
+    response = _render("error.html", problem.status, False, **context)
+    response.headers.update(problem.headers or {})
+    return response
 
 
 def login_page(status: int = 200, **context: Any) -> HTMLResponse:

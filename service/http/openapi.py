@@ -28,13 +28,14 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "json_invalid": (422, "the body is not JSON"),
     "body_invalid": (422, "the body is missing, or not a JSON object"),
     "spec_invalid": (422, "a field of the body is invalid; `problems` says which, and the remedy"),
+    "rate_limited": (429, "too many requests without a valid token came from this address; see `Retry-After`"),
     "unavailable": (503, "the database or another dependency is unreachable: try again shortly"),
 }
 """The status and the cause of each error that any request with parameters or a body can get."""
 
-EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error"})
+EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error", "host_not_allowed"})
 """Errors that any request can get. The document's introduction describes them once."""
-WITH_TOKEN: Final = ("unauthorized", "unavailable")
+WITH_TOKEN: Final = ("unauthorized", "rate_limited", "unavailable")
 WITH_PARAMETERS: Final = ("parameter_invalid",)
 WITH_BODY: Final = ("bad_request", "body_too_large", "json_invalid", "body_invalid", "spec_invalid")
 
@@ -223,6 +224,8 @@ def _add_error(answers: dict[str, Any], code: str, meaning: tuple[int, str], met
     answer["description"] += f"\n- `{code}`: {when}."
     if status == 401:
         answer["headers"] = {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}}
+    if status == 429:
+        answer["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     if method == "HEAD":
         return
     schema = {"properties": {"status": {"const": status}, "code": {"enum": []}}}

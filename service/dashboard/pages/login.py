@@ -14,7 +14,7 @@ from service.auth.caller import caller_of, validity_of
 from service.context.app_state import StateDep
 from service.dashboard.site import PageRoute, SessionPage, login_page
 from service.db.tables import now
-from service.http.problems import ApiProblem
+from service.http.problems import ApiProblem, limited
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -57,8 +57,11 @@ def log_in(
     except ApiProblem as problem:
         if problem.status != 401:
             raise
-        request.state.code = problem.code
-        return login_page(401, to=_local_path(to), error=problem.detail)
+        refusal = limited(request, problem)
+        request.state.code = refusal.code
+        page = login_page(refusal.status, to=_local_path(to), error=refusal.detail)
+        page.headers.update(refusal.headers or {})
+        return page
     response = RedirectResponse(_local_path(to), 303)
     sessions.begin(state.database, request, response, caller.token_id or "")
     return response

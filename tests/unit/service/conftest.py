@@ -141,6 +141,8 @@ def settings(database_url: str, root: Path, tmp_path: Path) -> Settings:
         study_url=f"sqlite:///{tmp_path / 'studies.db'}",
         artifact_root=str(root),
         reconcile=False,
+        allowed_hosts=("testserver", "hub.test"),
+        failures_per_minute=100_000,
         # Nothing listens there: a test that reaches for a real server fails at once.
         ray_url="http://127.0.0.1:1",
         mlflow_url="http://127.0.0.1:1",

@@ -189,7 +189,7 @@ def test_the_documentation_needs_no_token_and_no_other_server(clients):
     page = clients.anonymous.get("/docs")
     assert page.status_code == 200
     resources = Resources(page.text).found
-    assert len(resources) == 3
+    assert len(resources) == 4
     assert "//" not in re.sub(r"//.*?\n|<!--.*?-->", "", page.text.replace("<!DOCTYPE html>", ""))
     for resource in resources:
         assert resource.startswith("/docs/assets/"), resource

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Clients, token_of
@@ -23,6 +24,7 @@ from service.auth.caller import Caller, sha256
 from service.auth.scopes import SCOPES, UNSCOPED, Role, Scope
 from service.auth.sessions import COOKIE, CSRF_HEADER
 from service.auth.trail import ACTIONS
+from service.dashboard.assets import url_of
 from service.dashboard.site import PageRoute
 from service.db.tables import Token
 from trainer.protocol import names
@@ -94,6 +96,15 @@ def _expected_of(route: str, scopes: list[Scope], status: int, has: frozenset[Sc
     return [status, 403 if seen else 404]
 
 
+class Request(NamedTuple):
+    """What is sent to a route."""
+
+    method: str
+    path: str
+    query: dict[str, Any]
+    body: Any
+
+
 class Asker:
     """Asks each route for something that is there, whoever owns it."""
 
@@ -141,8 +152,8 @@ class Asker:
         with self._database.read() as session:
             return session.get(Token, token.sha256).id
 
-    def ask(self, route: str, client: TestClient, owner: str) -> int:
-        """The status of a request for what ``owner`` owns."""
+    def request_of(self, route: str, owner: str) -> Request:
+        """A request for what ``owner`` owns."""
         method, _, path = route.partition(" ")
         verb = path.rpartition("/")[2] if method == "POST" else method.lower()
         query: dict[str, Any] = {"once": True} if path.endswith("/stream") else {}
@@ -180,7 +191,13 @@ class Asker:
         elif path.startswith("/docs/assets/"):
             path = "/docs/assets/swagger-ui.css"
         assert "{" not in path, f"say here what to ask {route} for"
-        return client.request(method, path, params=query, json=body, headers=_csrf(path, client)).status_code
+        return Request(method, path, query, body)
+
+    def ask(self, route: str, client: TestClient, owner: str) -> int:
+        """The status of a request for what ``owner`` owns."""
+        asked = self.request_of(route, owner)
+        csrf = _csrf(asked.path, client)
+        return client.request(asked.method, asked.path, params=asked.query, json=asked.body, headers=csrf).status_code
 
     def statuses(self, route: str, clients: Clients) -> list[int]:
         """One row as it is."""
@@ -214,7 +231,7 @@ def test_the_matrix_of_roles(app, asker, clients, browsers, places):
         route: asker.statuses(route, browsers if row[2] or "/forms/" in route else clients)
         for route, row in rows.items()
     }
-    print("\n".join(["", HEAD, *(_line(*row) for row in found.items())]))  # noqa: T201
+    print("\n".join(["", HEADING, *(_line(*row) for row in found.items())]))  # noqa: T201
     wrong = {
         route: f"{found[route]}, but the scopes {row[0]} give {expected(route, *row)}"
         for route, row in rows.items()
@@ -223,7 +240,7 @@ def test_the_matrix_of_roles(app, asker, clients, browsers, places):
     assert not wrong
 
 
-HEAD = f"{'':<63} none | " + " | ".join(f"{role:<9}" for role in Role)
+HEADING = f"{'':<63} none | " + " | ".join(f"{role:<9}" for role in Role)
 
 
 def _line(route: str, statuses: list[int]) -> str:
@@ -231,6 +248,45 @@ def _line(route: str, statuses: list[int]) -> str:
     none, *pairs = statuses
     cells = " | ".join(f"{own} {other}  " for own, other in zip(pairs[::2], pairs[1::2], strict=True))
     return f"{method:<6} {path:<56} {none}  | {cells}".rstrip()
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_head_is_answered_like_get_without_the_content(app, asker, clients, browsers, places):
+    for route, (_, _, page) in declared(app).items():
+        method, _, path = route.partition(" ")
+        if method != "GET" or places != places_of(route):
+            continue
+        asked = asker.request_of(route, "admin") if route not in NOT_ASKED else Request("GET", STATIC[path], {}, None)
+        client = browsers.admin if page else clients.admin
+        got = client.get(asked.path, params=asked.query)
+        head = client.head(asked.path, params=asked.query)
+        assert head.content == b"", route
+        assert head.status_code == got.status_code, route
+        assert {*head.headers} == {*got.headers}, route
+        assert head.headers["Content-Type"] == got.headers["Content-Type"], route
+
+
+STATIC = {"/login": "/login", "/assets/{digest}/{name:path}": url_of("app.css"), "/openapi.json": "/openapi.json"}
+
+
+def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(app, clients):
+    methods: dict[str, set[str]] = {}
+    for route in declared(app):
+        method, _, path = route.partition(" ")
+        methods.setdefault(re.sub(r"\{number\}|\{attempt\}", "1", path), set()).add(method)
+    for path, known in methods.items():
+        asked = re.sub(r"\{[^}]*\}", "x", path)
+        for method in {"POST", "PUT", "PATCH", "DELETE"} - known:
+            answer = clients.admin.request(method, asked)
+            if answer.status_code == 405 or not _is_also_matched(asked, path, method, methods):
+                problem(answer, 405, "method_not_allowed")
+                assert set(answer.headers["Allow"].split(", ")) >= known | ({"HEAD"} if "GET" in known else set()), path
+
+
+def _is_also_matched(asked: str, path: str, method: str, methods: dict[str, set[str]]) -> bool:
+    """Whether another path's pattern fits the same path, and has the method: `/jobs/new` is one of `/jobs/{job_id}`."""
+    others = (pattern for pattern, known in methods.items() if pattern != path and method in known)
+    return any(re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), asked) for pattern in others)
 
 
 def test_every_route_that_changes_something_is_audited(clients):
