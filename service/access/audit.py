@@ -91,7 +91,7 @@ def _write(trail: Trail, database: Database, request: Request, status: int) -> N
     if trail.token_id is None or status in {401, 429}:
         address = network_of(request.client.host if request.client else "")
         refusals: Refusals = request.app.state.refusals
-        unrecorded = refusals.unrecorded(address, trail.action or "")
+        unrecorded = refusals.unrecorded(address, trail.actor, trail.action or "")
     if unrecorded is not None:
         trail.write(database, status, unrecorded)
 

@@ -15,7 +15,7 @@ log = structlog.get_logger()
 LINES_A_MINUTE: Final = 60
 """Entries that all addresses together may add in one minute, for each process."""
 KEPT: Final = 10_000
-"""Pairs of an address and an action whose counts are kept; beyond that the oldest are forgotten."""
+"""Counts that are kept; beyond that the oldest are forgotten."""
 
 
 def minute_now() -> int:
@@ -25,7 +25,7 @@ def minute_now() -> int:
 
 @dataclass
 class _Count:
-    """The refused requests of one address for one action."""
+    """The refused requests of one address for one action, with tokens of one owner."""
 
     minute: int
     """When the last entry was written, or would have been."""
@@ -34,26 +34,26 @@ class _Count:
 
 
 class Refusals:
-    """Decides which refused requests get an entry: for each address and action one a minute, and few for all together.
+    """Decides which refused requests get an entry: for each address, actor and action one a minute, and few in all.
 
     The entry says how many came since the one before, and the service's log tells of every tenfold number of them.
     """
 
     def __init__(self) -> None:
-        self._counts: OrderedDict[tuple[str, str], _Count] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, str, str], _Count] = OrderedDict()
         self._minute, self._lines = 0, 0
         self._lock = threading.Lock()
 
-    def unrecorded(self, address: str, action: str) -> int | None:
+    def unrecorded(self, address: str, actor: str, action: str) -> int | None:
         """How many requests came since the last entry; None if this one gets no entry either."""
         with self._lock:
             minute = minute_now()
             if minute != self._minute:
                 self._minute, self._lines = minute, 0
-            count = self._counts.pop((address, action), None)
+            count = self._counts.pop((address, actor, action), None)
             due = count is None or count.minute != minute
             count = count or _Count(minute)
-            self._counts[address, action] = count
+            self._counts[address, actor, action] = count
             if len(self._counts) > KEPT:
                 self._counts.popitem(last=False)
             if due and self._lines < LINES_A_MINUTE:
@@ -63,5 +63,5 @@ class Refusals:
             count.unrecorded += 1
             refused = count.unrecorded
         if str(refused).strip("0") == "1":  # 1, 10, 100 and so on: a flood must not fill this log either
-            log.warning("refusals_without_audit_entry", address=address, action=action, refused=refused)
+            log.warning("refusals_without_audit_entry", address=address, actor=actor, action=action, refused=refused)
         return None

@@ -94,4 +94,4 @@ class AuditView(View):
     """Where the request came from."""
     detail: dict[str, Any] | None
     """What was changed, or the `code` of the refusal. `unrecorded` counts the requests without a valid token, of the
-    same address and action, that came since the entry before and have none of their own."""
+    same address, actor and action, that came since the entry before and have none of their own."""

@@ -92,7 +92,6 @@ def identify(database: Database, text: str, trail: Trail | None = None) -> Token
         token = session.get(Token, sha256(text))
     if token and trail:
         trail.actor, trail.token_id = token.owner, token.id
-        trail.used_at = minute_to_record(token.last_used_at)
     return token
 
 
@@ -108,18 +107,21 @@ def caller_of(database: Database, authorization: str | None, trail: Trail | None
     text = bearer_token(authorization)
     if not text:
         raise ApiProblem(401, "unauthorized", "send the header Authorization: Bearer <token>")
-    return caller_with(identify(database, text, trail), trail)
-
-
-def caller_with(token: Token | None, trail: Trail | None) -> Caller:
-    """The caller with a token. Raises the API's 401 if it is unknown or no longer valid."""
+    token = identify(database, text, trail)
     if token is None:
         raise ApiProblem(401, "unauthorized", "this service does not know the token")
+    return caller_with(token, token.last_used_at, trail)
+
+
+def caller_with(token: Token, last_use: datetime | None, trail: Trail | None) -> Caller:
+    """The caller with a token, whose last recorded use was at ``last_use``. Raises the API's 401 if it has ended."""
     match validity_of(token, now()):
         case "revoked":
             raise ApiProblem(401, "unauthorized", "this token was revoked: use another one")
         case "ended":
             raise ApiProblem(401, "unauthorized", f"this token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC")
+    if trail:
+        trail.used_at = minute_to_record(last_use)
     return Caller(token.owner, Role(token.role), token.id, trail)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from sqlalchemy import delete, select
@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from service.auth.caller import Caller, caller_with, sha256, validity_of
-from service.auth.trail import Trail, minute_to_record
+from service.auth.trail import Trail
 from service.db.database import Database
 from service.db.tables import BrowserSession, Token, now
 from service.http.problems import ApiProblem
@@ -73,8 +73,11 @@ def forget(response: Response) -> None:
     response.delete_cookie(COOKIE, httponly=True, samesite="lax")
 
 
-def identify(database: Database, request: HTTPConnection, trail: Trail | None = None) -> Token | None:
-    """The token of a request's session, valid or not; None without a session. Its owner becomes the trail's actor."""
+def identify(database: Database, request: HTTPConnection, trail: Trail | None = None) -> tuple[Token, datetime] | None:
+    """The token of a request's session, valid or not, and when the session was last used; None without a session.
+
+    The token's owner becomes the trail's actor.
+    """
     text = request.cookies.get(COOKIE)
     if not text:
         return None
@@ -90,14 +93,13 @@ def identify(database: Database, request: HTTPConnection, trail: Trail | None = 
     token, seen_at = row
     if trail:
         trail.actor, trail.token_id, trail.session = token.owner, token.id, sha256(text)
-        trail.used_at = minute_to_record(seen_at)
-    return token
+    return token, seen_at
 
 
 def caller_of_session(database: Database, request: HTTPConnection, trail: Trail | None = None) -> Caller | None:
     """The caller of a request's session; None without a session. Raises the API's 401 if its token is invalid."""
-    token = identify(database, request, trail)
-    return caller_with(token, trail) if token else None
+    found = identify(database, request, trail)
+    return caller_with(*found, trail) if found else None
 
 
 def valid_ones(database: Database, callers: Iterable[tuple[str, str | None]]) -> set[tuple[str, str | None]]:

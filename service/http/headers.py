@@ -38,7 +38,8 @@ class ProtectiveHeaders(HttpMiddleware):
                 trail = scope.get("state", {}).get("trail")
                 if trail and trail.session:
                     headers["Cache-Control"] = "no-store"
-                    headers.add_vary_header("Cookie")
+                    if "cookie" not in headers.get("Vary", "").lower():
+                        headers.add_vary_header("Cookie")
             await send(message)
 
         await self._app(scope, receive, send_protected)

@@ -380,6 +380,13 @@ def test_it_is_written_once_a_minute(clients, monkeypatch):
     assert written.count(made["id"]) == 2
 
 
+def test_the_use_of_a_token_that_has_ended_is_not_noted(clients, database):
+    made = make(clients.admin, owner="dora")
+    clients.admin.delete(f"/v1/tokens/{made['id']}")
+    assert status(clients.anonymous, made["token"]) == 401
+    assert row(database, made["token"]).last_used_at is None
+
+
 def test_a_use_that_cannot_be_noted_is_no_error(clients, database, monkeypatch):
     made = make(clients.admin, owner="dora")
 

@@ -16,7 +16,7 @@ def upgrade() -> None:
         sa.Column("token_id", sa.String(length=32), nullable=False),
         sa.Column("created_at", sa.DateTime(), nullable=False),
         sa.Column("seen_at", sa.DateTime(), nullable=False),
-        sa.ForeignKeyConstraint(["token_id"], ["token.id"], name=op.f("fk_browser_session_token_id_token")),
+        sa.ForeignKeyConstraint(["token_id"], ["token.id"], name=op.f("fk_browser_session_token_id")),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_browser_session")),
     )
     for column in ("token_id", "seen_at"):
