@@ -6,11 +6,13 @@ names are stable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Final
 
 from service import examples
 from service.access import operations as access
+from service.auth.scopes import MEANINGS, Scope, requirement, roles_with
 from service.backbones import operations as backbones
 from service.cluster import operations as cluster
 from service.http.openapi import CODES, Description, Operation
@@ -21,12 +23,15 @@ ABOUT: Final = """
 Pretrain vision backbones with RC-MAE on your own machines, and pull the results.
 
 - **Tokens.** Requests below `/v1` and `/hf` need the header `Authorization: Bearer <token>`.
+  The token's role decides its scopes. Each operation lists the scopes that it needs and, as `x-roles`, the roles that
+  have them; `!own` limits a scope to what the token's owner owns.
 - **Errors** are `application/problem+json` (RFC 9457) with a stable `code` and a `detail` for people. Errors of a spec
   list each invalid field with its JSON pointer in `problems`. Each operation lists its error codes; in addition, every
-  operation can return `method_not_allowed` (405) and `internal_error` (500).
+  operation can return `method_not_allowed` (405), `host_not_allowed` (421) and `internal_error` (500).
 - **Lists** are `{items, next_cursor}`: pass `next_cursor` as `cursor` to get the next page.
 - **Retries.** Reads are safe to retry. So are submitting jobs and adding trials, with the same `Idempotency-Key`. After
   a 503, try again shortly: nothing was changed.
+- **HEAD** is answered wherever GET is.
 - **Times** are UTC. Responses may gain fields; unknown fields in requests are refused.
 - Every response has an `X-Request-ID`: the one you sent, or a new one. It is also in the service's log.
 """
@@ -48,6 +53,12 @@ HEALTH: Final[dict[str, Operation]] = {
     "GET /readyz": Operation("get_readiness"),
 }
 
+
+def _requirement(needed: Sequence[str]) -> tuple[str, list[str]]:
+    scopes = [Scope(scope) for scope in needed]
+    return requirement(scopes), [str(role) for role in roles_with(scopes)]
+
+
 API: Final = Description(
     info={
         "title": "rcmae",
@@ -65,4 +76,6 @@ API: Final = Description(
     parameters=examples.PARAMETERS,
     operation_parameters=examples.OPERATION_PARAMETERS,
     answers=examples.ANSWERS,
+    scopes={str(scope): meaning for scope, meaning in MEANINGS.items()},
+    requirement=_requirement,
 )

@@ -15,6 +15,8 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DataError
 
 from service.access.audit import AuditLog
+from service.access.open_responses import OpenResponses
+from service.access.refusals import Refusals
 from service.access.routes import router as access
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
@@ -22,7 +24,6 @@ from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
 from service.adapters.studies import Studies, StudiesUnreachable
 from service.api_description import API
 from service.auth.caller import ensure_admin
-from service.auth.sessions import Sessions
 from service.backbones import hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
@@ -34,6 +35,9 @@ from service.counters import registry_of
 from service.dashboard import mount
 from service.db.database import Database, DatabaseUnreachable
 from service.http import docs, handlers, openapi
+from service.http.failures import Buckets
+from service.http.head import HeadAsGet
+from service.http.headers import KnownHosts, ProtectiveHeaders
 from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
 from service.jobs.changes import Changes
@@ -120,8 +124,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def build_app(body_limit_bytes: int) -> FastAPI:
     """All routes, middleware and exception handlers; `attach` gives them what they work with."""
     app = FastAPI(title="rcmae", version=version("rcmae"), lifespan=_lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(AuditLog)  # the middleware added last is the outermost
+    app.add_middleware(HeadAsGet)  # the middleware added last is the outermost
+    app.add_middleware(OpenResponses)
+    app.add_middleware(AuditLog)
+    app.add_middleware(KnownHosts)
     handlers.install(app, PROBLEMS, body_limit_bytes)
+    app.add_middleware(ProtectiveHeaders)
     app.add_middleware(RequestMetrics)
     openapi.install(app, API)
     app.include_router(monitoring)
@@ -144,7 +152,7 @@ def attach(app: FastAPI, state: AppState, own_reconciler: Reconciler | None) -> 
     app.state.app_state, app.state.own_reconciler = state, own_reconciler
     app.state.streams, app.state.changes = streams, Changes(state.database, streams)
     app.state.plots = Plots(state.studies)
-    app.state.sessions = Sessions(state.settings.admin_token_file)
+    app.state.failures, app.state.refusals = Buckets(state.settings.failures_per_minute), Refusals()
     app.state.readiness = Readiness(state, own_reconciler)
     app.state.metrics = registry_of(ServiceCollector(state, own_reconciler))
 

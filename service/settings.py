@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     ray_token_file: Path | None = None
     """File with the cluster's token, if Ray's token authentication is on."""
     admin_token_file: Path | None = None
-    """File with a token that is registered as an admin token at start. It also signs the dashboard's sessions."""
+    """File with a token that is registered as an admin token at start."""
     trainer_python: str = "python"
     """The interpreter that starts an attempt on the Ray head."""
     poll_interval_s: float = Field(1.0, gt=0)
@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     """Run the reconciler inside this process."""
     body_limit_bytes: int = Field(1_048_576, ge=1024)
     """Longest request body in bytes; longer ones are refused."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ("localhost",)
+    """Names by which the API is reached, separated by commas: ``rcmae.example.org,*.lab.example.org``; ``*`` allows
+    every name. Requests for other names are refused; addresses are always accepted."""
+    failures_per_minute: int = Field(60, ge=1)
+    """Requests without a valid token that one address may send in a minute before it is answered 429."""
     dataset_roots: Annotated[tuple[str, ...] | None, NoDecode] = None
     """Where datasets may be, separated by commas: ``/data,s3://datasets,builtin://``; anywhere by default."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
@@ -86,6 +91,14 @@ class Settings(BaseSettings):
     """Address at which `rcmae controller` serves ``/metrics``."""
     lease_s: float = Field(10.0, gt=0)
     """Seconds without a heartbeat after which a standby takes over from the controller."""
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split_hosts(cls, value: object) -> object:
+        names = value.split(",") if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(name for name in (str(each).strip().lower() for each in names) if name)
 
     @field_validator("dataset_roots", mode="before")
     @classmethod

@@ -7,10 +7,12 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.auth.caller import bearer_token, identify, identify_by_id
-from service.auth.sessions import Sessions
-from service.auth.trail import Trail, record_token_use
+from service.access.refusals import Refusals
+from service.auth import sessions
+from service.auth.caller import bearer_token, identify
+from service.auth.trail import Trail, record_use
 from service.db.database import Database, DatabaseUnreachable
+from service.http.failures import network_of
 from service.http.middleware import HttpMiddleware
 from service.http.problems import problem_response, unavailable
 
@@ -25,8 +27,9 @@ class AuditLog(HttpMiddleware):
     """ASGI middleware that audits requests. It runs inside the middleware that assigns request ids.
 
     A completed change has its entry already, written in the same transaction. A change that was refused or not needed
-    gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. After
-    the response, one separate thread, which no request waits for, records the token's last use.
+    gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. Of
+    requests without a valid token only some get an entry, as `Refusals` decides. After the response, one separate
+    thread, which no request waits for, records the last use of the token and the session.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -56,15 +59,16 @@ class AuditLog(HttpMiddleware):
 
     async def _record_use(self, trail: Trail, database: Database) -> None:
         token_id, used_at = trail.token_id, trail.used_at
-        if token_id is None or used_at is None or token_id in self._recording:
+        used = trail.session or token_id
+        if token_id is None or used is None or used_at is None or used in self._recording:
             return
         # A limiter of its own: while the database is busy with writes, this must not take threads from requests.
         self._one_thread = self._one_thread or CapacityLimiter(1)
-        self._recording.add(token_id)
+        self._recording.add(used)
         try:
-            await to_thread.run_sync(record_token_use, database, token_id, used_at, limiter=self._one_thread)
+            await to_thread.run_sync(record_use, database, token_id, trail.session, used_at, limiter=self._one_thread)
         finally:
-            self._recording.discard(token_id)
+            self._recording.discard(used)
 
 
 async def _settle(trail: Trail, database: Database, request: Request, status: int) -> None:
@@ -83,12 +87,17 @@ async def _settle(trail: Trail, database: Database, request: Request, status: in
 def _write(trail: Trail, database: Database, request: Request, status: int) -> None:
     if trail.token_id is None:  # a body that is not JSON is refused before the caller is identified
         _identify(trail, database, request)
-    trail.write(database, status)
+    unrecorded: int | None = 0
+    if trail.token_id is None or status in {401, 429}:
+        address = network_of(request.client.host if request.client else "")
+        refusals: Refusals = request.app.state.refusals
+        unrecorded = refusals.unrecorded(address, trail.actor, trail.action or "")
+    if unrecorded is not None:
+        trail.write(database, status, unrecorded)
 
 
 def _identify(trail: Trail, database: Database, request: Request) -> None:
-    sessions: Sessions = request.app.state.sessions
     if text := bearer_token(request.headers.get("Authorization")):
         identify(database, text, trail)
-    elif token_id := sessions.token_id(request):
-        identify_by_id(database, token_id, trail)
+    else:
+        sessions.identify(database, request, trail)

@@ -10,7 +10,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "forbidden": (403, "the token's role does not allow it, or the job is somebody else's"),
     "token_not_found": (404, "there is no such token, or it is somebody else's"),
     "token_ended": (409, "the token has expired or was revoked"),
-    "last_admin": (409, "it is the last valid admin token"),
+    "last_admin": (409, "it is the last admin token that does not expire"),
 }
 """The status and the cause of each error."""
 

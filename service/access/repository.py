@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
+from service.auth.scopes import Role
 from service.db.tables import Audit, Token
 from service.http.paging import read_moment, read_number, utc, write_cursor
 
@@ -60,12 +61,12 @@ def token(session: Session, token_id: str) -> Token | None:
     return session.scalar(select(Token).where(Token.id == token_id))
 
 
-def other_admins(session: Session, token_id: str, moment: datetime) -> int:
-    """How many other admin tokens are valid at a moment."""
-    query = select(func.count()).where(
-        Token.role == "admin",
+def other_admins(session: Session, token_id: str, moment: datetime) -> list[Token]:
+    """The other admin tokens that are valid at a moment."""
+    query = select(Token).where(
+        Token.role == Role.ADMIN,
         Token.id != token_id,
         Token.revoked_at.is_(None),
         or_(Token.expires_at.is_(None), Token.expires_at > moment),
     )
-    return session.scalar(query) or 0
+    return list(session.scalars(query))

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import AuditView, NewTokenView, RotateBody, TokenBody, TokenView
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayManageTokens, MayReadAudit, MayReadTokens, StateDep
 from service.http.schemas import Moment, Page
 
 router = APIRouter(prefix="/v1", tags=["access"])
@@ -20,7 +20,7 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 @router.get("/tokens")
 def tokens(
     state: StateDep,
-    caller: CallerDep,
+    caller: MayReadTokens,
     owner: str | None = None,
     limit: Limit = 50,
     cursor: str | None = None,
@@ -30,7 +30,7 @@ def tokens(
 
 
 @router.post("/tokens", status_code=201)
-def create_token(body: TokenBody, state: StateDep, caller: CallerDep) -> NewTokenView:
+def create_token(body: TokenBody, state: StateDep, caller: MayManageTokens) -> NewTokenView:
     """Create a token. Its text is in this response and nowhere else.
 
     Admins create tokens for anybody, submitters and operators for themselves. A new token may neither do nor see more
@@ -41,7 +41,9 @@ def create_token(body: TokenBody, state: StateDep, caller: CallerDep) -> NewToke
 
 
 @router.post("/tokens/{token_id}/rotate", status_code=201)
-def rotate_token(token_id: str, state: StateDep, caller: CallerDep, body: RotateBody | None = None) -> NewTokenView:
+def rotate_token(
+    token_id: str, state: StateDep, caller: MayManageTokens, body: RotateBody | None = None
+) -> NewTokenView:
     """Replace a token with a new one of the same owner, role, name and expiry. The old one ends at once or after a
     grace period.
 
@@ -51,15 +53,15 @@ def rotate_token(token_id: str, state: StateDep, caller: CallerDep, body: Rotate
 
 
 @router.delete("/tokens/{token_id}")
-def revoke_token(token_id: str, state: StateDep, caller: CallerDep) -> TokenView:
-    """Revoke a token at once, on every replica. The last valid admin token cannot be revoked."""
+def revoke_token(token_id: str, state: StateDep, caller: MayManageTokens) -> TokenView:
+    """Revoke a token at once, on every replica. The last admin token without an expiry cannot be revoked."""
     return service.revoke_token(state, caller, token_id)
 
 
 @router.get("/audit")
 def audit(
     state: StateDep,
-    caller: CallerDep,
+    caller: MayReadAudit,
     actor: str | None = None,
     action: str | None = None,
     target: str | None = None,

@@ -8,10 +8,15 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AwareDatetime, BeforeValidator, Field, StrictInt, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.auth.scopes import Role, described
 from service.http.schemas import Body, View, refuse_numbers
 
 RoleName = Literal["viewer", "submitter", "operator", "admin"]
 Owner = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,99}$")]
+
+ROLE_HELP: Final = "What it may do and see. A token cannot create one with a scope that it lacks itself. " + "; ".join(
+    f"{role}: {described(role)}" for role in Role
+)
 
 LONGEST_DAYS: Final = 3650
 """The longest life, in days, of a token that expires."""
@@ -47,9 +52,7 @@ class TokenBody(Body):
 
     owner: Owner | None = None
     """Who owns it; by default the caller. Only admins create tokens for others."""
-    role: RoleName
-    """viewer: read everybody's jobs; submitter: submit jobs, see and control your own; operator: see and control
-    everybody's; admin: manage tokens too. A token cannot create one that may do or see more than itself."""
+    role: RoleName = Field(description=ROLE_HELP)
     name: str = Field("", max_length=100)
     """What it is for."""
     expires_in_days: StrictInt | None = Field(None, ge=1, le=LONGEST_DAYS)
@@ -90,3 +93,5 @@ class AuditView(View):
     address: str | None
     """Where the request came from."""
     detail: dict[str, Any] | None
+    """What was changed, or the `code` of the refusal. `unrecorded` counts the requests without a valid token, of the
+    same address, actor and action, that came since the entry before and have none of their own."""

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session
 from service.access import repository
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, AuditView, NewTokenView, RotateBody, TokenBody, TokenView
-from service.auth.caller import Caller, Role, sha256, validity_of
+from service.auth.caller import Caller, sha256, validity_of
+from service.auth.scopes import MEANINGS, SCOPES, Role, Scope, grantable, revocable
+from service.auth.sessions import end_all
 from service.context.app_state import AppState
 from service.db.tables import Token, now
 from service.http.problems import ApiProblem, not_found, spec_problem
@@ -24,9 +26,7 @@ PREFIX: Final = "rcmae_"
 
 def tokens(state: AppState, caller: Caller, owner: str | None, limit: int, cursor: str | None) -> Page[TokenView]:
     """The caller's own tokens; for admins all tokens, or one owner's."""
-    owners = {owner} if owner else set()
-    if caller.role is not Role.ADMIN:
-        owners.add(caller.owner)
+    owners = {each for each in (owner, caller.only_owner(Scope.READ_TOKENS)) if each}
     with state.database.read() as session:
         rows, next_cursor = repository.tokens(session, owners, limit, cursor)
     moment = now()
@@ -39,12 +39,11 @@ def create_token(state: AppState, caller: Caller, body: TokenBody) -> NewTokenVi
     Raises 403 if it would belong to somebody else, or do or see more than the caller's, and 422 if its expiry is
     invalid.
     """
-    caller.must_be(Role.SUBMITTER)
-    owner, role, moment = body.owner or caller.owner, Role[body.role.upper()], now()
-    if owner != caller.owner and caller.role is not Role.ADMIN:
-        raise ApiProblem(
-            403, "forbidden", f"only admins create tokens for others: leave owner out, or set it to {caller.owner}"
-        )
+    caller.must_have(Scope.OWN_TOKENS)
+    owner, role, moment = body.owner or caller.owner, Role(body.role), now()
+    if not caller.may(Scope.TOKENS, owner):
+        text = f"only admins create tokens for others: leave owner out, or set it to {caller.owner}"
+        raise ApiProblem(403, "forbidden", text)
     _must_grant(caller, role)
     with state.database.session() as session:
         expires_at = _expiry(session, caller, body, moment)
@@ -57,7 +56,7 @@ def rotate_token(state: AppState, caller: Caller, token_id: str, body: RotateBod
     moment = now()
     with state.database.session() as session:
         old = _revocable_token(session, caller, token_id)
-        _must_grant(caller, Role[old.role.upper()])
+        _must_grant(caller, Role(old.role))
         validity = validity_of(old, moment)
         if validity != "active":
             raise ApiProblem(409, "token_ended", f"{token_id} is {validity}: create a new token")
@@ -69,28 +68,29 @@ def rotate_token(state: AppState, caller: Caller, token_id: str, body: RotateBod
             old.expires_at = min(grace_end, old.expires_at) if old.expires_at else grace_end
         else:
             old.revoked_at = moment
+            end_all(session, old.id)
         return created
 
 
 def revoke_token(state: AppState, caller: Caller, token_id: str) -> TokenView:
     """Revoke a token; one that is revoked already stays as it is.
 
-    Raises 404 for a token that the caller may not see, 403 for one of a higher role, 409 for the last admin's token.
+    Raises 404 for a token that the caller may not see, 403 for one of a higher role, 409 for the last admin token that
+    does not expire.
     """
     moment = now()
     with state.database.session() as session:
         token = _revocable_token(session, caller, token_id)
-        last = token.role == "admin" and repository.other_admins(session, token.id, moment) == 0
-        if last and validity_of(token, moment) == "active":
-            raise ApiProblem(409, "last_admin", f"{token_id} is the last admin token: create another one first")
+        _must_leave_an_admin(session, token, moment)
         token.revoked_at = token.revoked_at or moment
+        end_all(session, token.id)
         caller.record(session, token.id, owner=token.owner, role=token.role)
         return view(token, moment)
 
 
 def audit(state: AppState, caller: Caller, filters: AuditFilters, limit: int, cursor: str | None) -> Page[AuditView]:
-    """Entries of the audit log, newest first. Raises 403 unless the caller is an admin."""
-    caller.must_be(Role.ADMIN)
+    """Entries of the audit log, newest first. Raises 403 without the scope."""
+    caller.must_have(Scope.READ_AUDIT)
     with state.database.read() as session:
         entries, next_cursor = repository.audit(session, filters, limit, cursor)
     items = [AuditView.model_validate(entry, from_attributes=True) for entry in entries]
@@ -119,25 +119,38 @@ def _create(
 
 def _revocable_token(session: Session, caller: Caller, token_id: str) -> Token:
     """A token that the caller may revoke. Raises the API's 403 and 404."""
-    caller.must_be(Role.SUBMITTER)
+    caller.must_have(Scope.OWN_TOKENS)
     token = repository.token(session, token_id)
-    if token is None or (caller.role is not Role.ADMIN and token.owner != caller.owner):
+    if token is None or not caller.may(Scope.READ_TOKENS, token.owner):
         raise not_found("token", token_id)
-    if Role[token.role.upper()] > caller.role:
-        text = f"a {caller.role_name} token cannot replace or revoke a token of the role {token.role}"
+    caller.must(Scope.TOKENS, token.owner)
+    if token.role not in revocable(caller.role):
+        text = f"a {caller.role} token cannot replace or revoke a token of the role {token.role}, which may do more"
         raise ApiProblem(403, "forbidden", text)
     return token
 
 
-def _must_grant(caller: Caller, role: Role) -> None:
-    """Raises the API's 403 if a token of this role could do or see more than the caller's."""
-    can_grant = caller.role.can_grant
-    if role in can_grant:
+def _must_leave_an_admin(session: Session, token: Token, moment: datetime) -> None:
+    """Raises the API's 409 if nobody would be an admin without a token, or nobody for longer than until an expiry."""
+    if token.role != Role.ADMIN or validity_of(token, moment) != "active":
         return
-    more = "may do more" if role > caller.role else "sees everybody's jobs"
+    others = repository.other_admins(session, token.id, moment)
+    if not others or (token.expires_at is None and all(other.expires_at for other in others)):
+        text = (
+            f"{token.id} is the last admin token that does not expire: first create another one, with "
+            "`rcmae tokens create --role admin` or POST /v1/tokens, or rotate this one instead"
+        )
+        raise ApiProblem(409, "last_admin", text)
+
+
+def _must_grant(caller: Caller, role: Role) -> None:
+    """Raises the API's 403 if a token of this role would have a scope that the caller's lacks."""
+    more = [scope for scope in Scope if scope in SCOPES[role] - SCOPES[caller.role]]
+    if not more:
+        return
     text = (
-        f"a {caller.role_name} token cannot create a token of the role {role.name.lower()}, which {more}: "
-        f"it can create {', '.join(each.name.lower() for each in can_grant)}; for others ask an administrator"
+        f"a {caller.role} token cannot create a token of the role {role}, which may also {MEANINGS[more[0]]}: "
+        f"it can create {', '.join(grantable(caller.role))}; for others ask an administrator"
     )
     raise ApiProblem(403, "forbidden", text)
 
@@ -145,7 +158,7 @@ def _must_grant(caller: Caller, role: Role) -> None:
 def _expiry(session: Session, caller: Caller, body: TokenBody, moment: datetime) -> datetime | None:
     """When a new token expires; None is never. Raises the API's 403 and 422."""
     expires_at = moment + timedelta(days=body.expires_in_days) if body.expires_in_days else body.expires_at
-    if expires_at is None and caller.role is not Role.ADMIN:
+    if expires_at is None and not caller.has(Scope.TOKENS):
         return _caller_expiry(session, caller)
     if expires_at is not None and not moment < expires_at <= moment + timedelta(days=LONGEST_DAYS):
         text = f"must be in the future, and within {LONGEST_DAYS} days: leave it out for a longer life"
@@ -155,8 +168,8 @@ def _expiry(session: Session, caller: Caller, body: TokenBody, moment: datetime)
 
 
 def _must_not_outlive(session: Session, caller: Caller, expires_at: datetime | None) -> None:
-    """Raises the API's 403 if a new token would expire later than the caller's own. Admins are exempt."""
-    own = None if caller.role is Role.ADMIN else _caller_expiry(session, caller)
+    """Raises the API's 403 if a new token would expire later than the caller's own, unless that manages everybody's."""
+    own = None if caller.has(Scope.TOKENS) else _caller_expiry(session, caller)
     if own is not None and (expires_at is None or expires_at > own):
         text = f"your own token expires at {own:%Y-%m-%d %H:%M} UTC, and a token created with it cannot expire later"
         raise ApiProblem(403, "forbidden", text)

@@ -5,47 +5,18 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from service.auth.scopes import SCOPES, Role, Scope, named, roles_with
 from service.auth.trail import Trail, minute_to_record
 from service.db.database import Database
 from service.db.tables import Token, now
 from service.http.problems import ApiProblem
 
 MIN_TOKEN_LENGTH = 16
-
-
-class Role(IntEnum):
-    """What a token's owner may do and see.
-
-    Each role may *do* what the roles before it may. What a role *sees* does not follow that order: see `sees_all`.
-    """
-
-    VIEWER = 1
-    """Read everything, change nothing."""
-    SUBMITTER = 2
-    """Submit jobs; see and control their own."""
-    OPERATOR = 3
-    """See and control everybody's jobs."""
-    ADMIN = 4
-    """Manage tokens and read the audit log too."""
-
-    @property
-    def sees_all(self) -> bool:
-        """Whether it sees everybody's jobs, or only its owner's."""
-        return self is not Role.SUBMITTER
-
-    @property
-    def can_grant(self) -> list[Role]:
-        """The roles that it can give to a new token: those that may neither do nor see more than itself."""
-        if self < Role.SUBMITTER:  # creating a token is a change
-            return []
-        return [role for role in Role if role <= self and role.sees_all <= self.sees_all]
 
 
 @dataclass(frozen=True)
@@ -58,32 +29,41 @@ class Caller:
     trail: Trail | None = field(default=None, compare=False, repr=False)
     """The request's audit trail; None outside a request."""
 
+    def has(self, scope: Scope) -> bool:
+        """Whether the caller's role has a scope."""
+        return scope in SCOPES[self.role]
+
+    def may(self, scope: Scope, owner: str) -> bool:
+        """Whether the caller's scopes allow it to do to an owner's things what ``scope`` allows to everybody's."""
+        return self.has(scope) or (owner == self.owner and self.has(scope.own))
+
+    def must_have(self, scope: Scope) -> None:
+        """Raises the API's 403 if the caller's role lacks a scope."""
+        if not self.has(scope):
+            raise self._forbidden("this needs", scope)
+
+    def must(self, scope: Scope, owner: str) -> None:
+        """Raises the API's 403 unless the caller may do to an owner's things what ``scope`` allows to everybody's."""
+        if not self.may(scope, owner):
+            missing = scope.own if owner == self.owner else scope
+            raise self._forbidden("this needs" if owner == self.owner else f"this is {owner}'s: it needs", missing)
+
+    def _forbidden(self, what: str, scope: Scope) -> ApiProblem:
+        text = f"{what} the scope {scope}, which a token of the role {named(roles_with([scope]))} has"
+        return ApiProblem(403, "forbidden", f"{text}; yours has the role {self.role}")
+
+    def only_owner(self, scope: Scope) -> str | None:
+        """The only owner to whose things a scope is limited for this caller; None if it is not limited."""
+        return None if self.has(scope) else self.owner
+
     @property
     def sees_only(self) -> str | None:
         """The only owner whose jobs the caller sees; None if it sees everybody's."""
-        return None if self.role.sees_all else self.owner
+        return self.only_owner(Scope.READ_JOBS)
 
     def sees(self, owner: str) -> bool:
         """Whether the caller sees an owner's jobs."""
-        return self.sees_only in {None, owner}
-
-    def must_be(self, role: Role) -> None:
-        """Raises the API's 403 if the caller's role is lower."""
-        if self.role < role:
-            text = f"this needs a token of the role {role.name.lower()}; yours has the role {self.role_name}"
-            raise ApiProblem(403, "forbidden", text)
-
-    def must_control(self, owner: str) -> None:
-        """Raises the API's 403 if a job is somebody else's and the caller is not an operator."""
-        self.must_be(self.role_to_control(owner))
-
-    def role_to_control(self, owner: str) -> Role:
-        """The lowest role that lets the caller control an owner's jobs."""
-        return Role.SUBMITTER if owner == self.owner else Role.OPERATOR
-
-    @property
-    def role_name(self) -> str:
-        return self.role.name.lower()
+        return self.may(Scope.READ_JOBS, owner)
 
     def record(self, session: Session, target: str, **detail: Any) -> None:
         """Record a change in the audit log, in the transaction that makes it. ``detail`` must hold no secret."""
@@ -110,17 +90,6 @@ def identify(database: Database, text: str, trail: Trail | None = None) -> Token
     """The token with this text, valid or not; None if it is unknown. Its owner becomes the actor of ``trail``."""
     with database.read() as session:
         token = session.get(Token, sha256(text))
-    return _set_actor(trail, token)
-
-
-def identify_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Token | None:
-    """Like `identify`, by the token's id."""
-    with database.read() as session:
-        token = session.scalar(select(Token).where(Token.id == token_id))
-    return _set_actor(trail, token)
-
-
-def _set_actor(trail: Trail | None, token: Token | None) -> Token | None:
     if token and trail:
         trail.actor, trail.token_id = token.owner, token.id
     return token
@@ -138,32 +107,22 @@ def caller_of(database: Database, authorization: str | None, trail: Trail | None
     text = bearer_token(authorization)
     if not text:
         raise ApiProblem(401, "unauthorized", "send the header Authorization: Bearer <token>")
-    return _caller(identify(database, text, trail), trail)
-
-
-def caller_by_id(database: Database, token_id: str, trail: Trail | None = None) -> Caller:
-    """The caller whose token a session names. Raises the API's 401."""
-    return _caller(identify_by_id(database, token_id, trail), trail)
-
-
-def _caller(token: Token | None, trail: Trail | None) -> Caller:
+    token = identify(database, text, trail)
     if token is None:
         raise ApiProblem(401, "unauthorized", "this service does not know the token")
+    return caller_with(token, token.last_used_at, trail)
+
+
+def caller_with(token: Token, last_use: datetime | None, trail: Trail | None) -> Caller:
+    """The caller with a token, whose last recorded use was at ``last_use``. Raises the API's 401 if it has ended."""
     match validity_of(token, now()):
         case "revoked":
             raise ApiProblem(401, "unauthorized", "this token was revoked: use another one")
         case "ended":
             raise ApiProblem(401, "unauthorized", f"this token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC")
     if trail:
-        trail.used_at = minute_to_record(token.last_used_at)
-    return Caller(token.owner, Role[token.role.upper()], token.id, trail)
-
-
-def still_valid(database: Database, caller: Caller) -> bool:
-    """Whether the caller's token is still valid. Long-running responses ask this again and again."""
-    with database.read() as session:
-        token = session.scalar(select(Token).where(Token.id == caller.token_id))
-    return token is not None and validity_of(token, now()) == "active"
+        trail.used_at = minute_to_record(last_use)
+    return Caller(token.owner, Role(token.role), token.id, trail)
 
 
 def ensure_token(database: Database, token: str, owner: str, role: Role, name: str = "") -> None:
@@ -171,7 +130,7 @@ def ensure_token(database: Database, token: str, owner: str, role: Role, name: s
     if len(token) < MIN_TOKEN_LENGTH:
         raise ValueError(f"a token needs at least {MIN_TOKEN_LENGTH} characters")
     with database.session() as session:
-        session.merge(Token(sha256=sha256(token), owner=owner, role=role.name.lower(), name=name))
+        session.merge(Token(sha256=sha256(token), owner=owner, role=role, name=name))
 
 
 def ensure_admin(database: Database, file: Path) -> None:

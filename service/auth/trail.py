@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from starlette.types import Scope
 
 from service.db.database import Database, DatabaseUnreachable
-from service.db.tables import Audit, Token, now
+from service.db.tables import Audit, BrowserSession, Token, now
 from trainer.spec.masking import masked
 
 log = structlog.get_logger()
@@ -54,8 +54,10 @@ class Trail:
         self._scope = scope
         self.actor = NOBODY
         self.token_id: str | None = None
+        self.session: str | None = None
+        """The sha256 of the browser session's text, if the request comes from a session."""
         self.used_at: datetime | None = None
-        """The minute of the token's use, if the database has an earlier one."""
+        """The minute of the use of the token or session, if the database has an earlier one."""
         self.settled = False
         """Whether the entry is written, or none is needed."""
 
@@ -71,12 +73,16 @@ class Trail:
         event.listen(session, "after_commit", lambda _: setattr(self, "settled", True))
         session.add(self._entry(status, target, detail))
 
-    def write(self, database: Database, status: int) -> None:
-        """Write the entry of a request that made no change. Raises `DatabaseUnreachable`."""
+    def write(self, database: Database, status: int, unrecorded: int = 0) -> None:
+        """Write the entry of a request that made no change. Raises `DatabaseUnreachable`.
+
+        ``unrecorded`` counts the requests of the same kind since the last entry, which have none.
+        """
         target = next(iter(self._scope.get("path_params", {}).values()), "")
         code = self._scope["state"].get("code")
+        detail = ({"code": code} if code else {}) | ({"unrecorded": unrecorded} if unrecorded else {})
         with database.session() as session:
-            session.add(self._entry(status, target, {"code": code} if code else {}))
+            session.add(self._entry(status, target, detail))
 
     def _entry(self, status: int, target: str, detail: Mapping[str, Any]) -> Audit:
         client = self._scope.get("client")
@@ -97,12 +103,15 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def record_token_use(database: Database, token_id: str, minute: datetime) -> None:
-    """Store when a token was last used. A failure is only logged."""
+def record_use(database: Database, token_id: str, browser_session: str | None, minute: datetime) -> None:
+    """Store when a token was last used, and the session with it. A failure is only logged."""
     earlier = or_(Token.last_used_at.is_(None), Token.last_used_at < minute)
+    of_session = BrowserSession.sha256 == browser_session, BrowserSession.seen_at < minute
     try:
         with database.session() as session:
             session.execute(update(Token).where(Token.id == token_id, earlier).values(last_used_at=minute))
+            if browser_session:
+                session.execute(update(BrowserSession).where(*of_session).values(seen_at=minute))
     except DatabaseUnreachable as error:
         log.warning("token_use_not_noted", token_id=token_id, detail=str(error))
 

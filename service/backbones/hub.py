@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 from service.backbones import registry, service
 from service.backbones.registry import COMMIT, Content, Served
 from service.backbones.schemas import MAIN
-from service.context.app_state import AppState, CallerDep, StateDep
+from service.context.app_state import AppState, MayReadBackbones, StateDep
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import file_response, not_modified
 from service.http.schemas import View
@@ -145,7 +145,7 @@ def resolve(
     revision: str,
     path: str,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
     """A file of a repository. `Range` is supported, and `ETag` is the file's sha256.
@@ -170,7 +170,7 @@ def resolve(
 
 
 @router.get("/api/models/{org}/{repo}")
-def model(org: str, repo: str, state: StateDep, caller: CallerDep) -> HubModelView:  # noqa: ARG001
+def model(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -> HubModelView:  # noqa: ARG001
     """A repository at the revision `main`."""
     return _model(_repository(state, org, repo, MAIN))
 
@@ -181,7 +181,7 @@ def model_at(
     repo: str,
     revision: str,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
 ) -> HubModelView:
     """A repository at a revision."""
     return _model(_repository(state, org, repo, revision))
@@ -193,7 +193,7 @@ def tree(
     repo: str,
     revision: str,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
     """The files of a repository, without pagination."""
@@ -207,7 +207,7 @@ def tree_below(
     revision: str,
     path: str,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     recursive: Recursive = False,
 ) -> list[HubEntryView]:
     """The files of a folder in a repository."""

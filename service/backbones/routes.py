@@ -17,7 +17,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.service import Filters
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayChangeBackbones, MayReadBackbones, StateDep
 from service.http.ranges import file_response, not_modified
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
@@ -35,7 +35,7 @@ SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 @router.get("")
 def listing(
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="the job that registered it, or that trained it")] = None,
     dataset: Annotated[str | None, Query(description="the dataset's fingerprint or URI")] = None,
@@ -61,25 +61,27 @@ def listing(
 
 
 @router.get("/{name}")
-def show(name: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
     """One backbone with its aliases and the details of all versions."""
     return service.show(state, name)
 
 
 @router.put("/{name}/aliases/{alias}")
-def set_alias(name: str, alias: str, body: AliasBody, state: StateDep, caller: CallerDep) -> BackboneDetailView:
+def set_alias(
+    name: str, alias: str, body: AliasBody, state: StateDep, caller: MayChangeBackbones
+) -> BackboneDetailView:
     """Point an alias at a version, whatever it pointed at before. `main` means the alias `champion` once it exists."""
     return service.set_alias(state, caller, name, alias, body.version)
 
 
 @router.delete("/{name}/aliases/{alias}")
-def delete_alias(name: str, alias: str, state: StateDep, caller: CallerDep) -> BackboneDetailView:
+def delete_alias(name: str, alias: str, state: StateDep, caller: MayChangeBackbones) -> BackboneDetailView:
     """Remove an alias. The version that it pointed at stays."""
     return service.delete_alias(state, caller, name, alias)
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, state: StateDep, caller: CallerDep) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> VersionView:  # noqa: ARG001
     """One version with its files."""
     return service.show_version(state, name, version)
 
@@ -89,7 +91,7 @@ def delete_version(
     name: str,
     version: Number,
     state: StateDep,
-    caller: CallerDep,
+    caller: MayChangeBackbones,
     preview: Annotated[bool, Query(description="report what would be deleted, without deleting it")] = False,
 ) -> VersionDeletionView:
     """Delete a version with its files, and report what is deleted. 409 if an alias points at it."""
@@ -106,7 +108,7 @@ def file(
     version: Reference,
     path: str,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     request: Request,
 ) -> Response:
     """One file, streamed. `Range` is supported, and `ETag` is the file's sha256.
@@ -129,7 +131,7 @@ def archive(
     name: str,
     version: Reference,
     state: StateDep,
-    caller: CallerDep,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
     request: Request,
     format: Annotated[BackboneFormat | None, Query(description="one format; by default all files")] = None,  # noqa: A002
 ) -> Response:

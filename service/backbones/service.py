@@ -11,6 +11,7 @@ import structlog
 
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
+from service.auth.scopes import Scope
 from service.backbones import registry, repository
 from service.backbones.archive import Archive
 from service.backbones.registry import Served
@@ -189,7 +190,7 @@ def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: in
         raise not_found("version", f"{name}:{number}")
     previous = versions.get(registry.aliases_of(state, list(versions.values())).get(alias, 0))
     for version in filter(None, (target, previous)):
-        caller.must_control(version.owner)
+        caller.must(Scope.BACKBONES, version.owner)
     with registry.asking_mlflow():
         state.mlflow.set_alias(name, alias, number)
     if number not in _versions(state, name):  # somebody deleted it meanwhile, before the alias was visible
@@ -207,7 +208,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
     number = registry.aliases_of(state, list(versions.values())).get(alias)
     if number is None:
         raise not_found("alias", f"{name}@{alias}")
-    caller.must_control(versions[number].owner)
+    caller.must(Scope.BACKBONES, versions[number].owner)
     with registry.asking_mlflow():
         state.mlflow.delete_alias(name, alias)
     with state.database.session() as session:
@@ -237,7 +238,7 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
 
 
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
-    caller.must_control(version.owner)
+    caller.must(Scope.BACKBONES, version.owner)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,

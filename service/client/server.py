@@ -60,6 +60,8 @@ class Server(NamedTuple):
 
     url: str
     token: str
+    token_file: Path | None = None
+    """The file that the token is from, if that is a local stack's."""
 
 
 def state_dir() -> Path:
@@ -84,7 +86,10 @@ def find_server() -> Server:
                 "`rcmae up`"
             )
         port = state["ports"]["api"]
-        return Server(f"http://{HOST}:{port}", token or (folder / TOKEN_FILE).read_text().strip())
+        url = f"http://{HOST}:{port}"
+        if token:
+            return Server(url, token)
+        return Server(url, (folder / TOKEN_FILE).read_text().strip(), folder / TOKEN_FILE)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ClientError(
             f"there is no stack in {folder}: start one with `rcmae up`, name its folder with {STATE_DIR_VARIABLE}, "

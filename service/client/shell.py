@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Annotated, Final
 
 import typer
@@ -20,8 +21,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from service.client.errors import ApiError
 from service.client.sdk import Client
-from service.client.server import find_server
+from service.client.server import TOKEN_VARIABLE, find_server
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, by the shells' convention."""
@@ -39,8 +41,16 @@ err = Console(stderr=True)
 def connected() -> Iterator[Client]:
     """A client of the server that the environment names, or else of the local stack."""
     server = find_server()
-    with Client(server.url, server.token) as client:
-        yield client
+    try:
+        with Client(server.url, server.token) as client:
+            yield client
+    except ApiError as error:
+        if error.status == HTTPStatus.UNAUTHORIZED and server.token_file:
+            error.detail = (
+                f"{error.detail}. It is the token in {server.token_file}. If you have another admin token, set "
+                f"{TOKEN_VARIABLE} to it. Otherwise `rcmae down`, delete that file, and `rcmae up` makes a new one"
+            )
+        raise
 
 
 def print_json(views: BaseModel | Iterable[BaseModel]) -> None:

@@ -6,13 +6,13 @@ from fastapi import APIRouter
 
 from service.cluster import service
 from service.cluster.schemas import ClusterView
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayReadCluster, StateDep
 
 router = APIRouter(prefix="/v1/cluster", tags=["cluster"])
 
 
 @router.get("")
-def show(state: StateDep, caller: CallerDep) -> ClusterView:
+def show(state: StateDep, caller: MayReadCluster) -> ClusterView:
     """Nodes with their used and free resources, running jobs with what they hold, and the queue with the reason each
     job waits, as the controller decides it.
     """

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth.caller import Caller, caller_by_id, caller_of
-from service.auth.sessions import Sessions
+from service.auth import sessions
+from service.auth.caller import Caller, caller_of
+from service.auth.scopes import Scope
 from service.context.kind import Kinds
 from service.db.database import Database
 from service.settings import Settings
@@ -43,16 +44,23 @@ def app_state_of(request: Request) -> AppState:
 def caller(
     request: Request,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
+    needed: SecurityScopes,
 ) -> Caller:
     """The caller, identified by the request's token, or by its browser session where it sends no token.
 
-    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token.
+    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token; and 403
+    if the caller lacks a scope that the route declares.
     """
-    sessions: Sessions = request.app.state.sessions
+    found = _identified(request, credentials)
+    for scope in needed.scopes:
+        found.must_have(Scope(scope))
+    return found
+
+
+def _identified(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
     database = app_state_of(request).database
-    if credentials is None and (token_id := sessions.token_id(request)):
-        found = caller_by_id(database, token_id, request.state.trail)
-        sessions.check_csrf(request, token_id)
+    if credentials is None and (found := sessions.caller_of_session(database, request, request.state.trail)):
+        sessions.check_csrf(request)
         return found
     header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
     return caller_of(database, header, request.state.trail)
@@ -64,4 +72,15 @@ async def _app_state(request: Request) -> AppState:
 
 
 StateDep = Annotated[AppState, Depends(_app_state)]
-CallerDep = Annotated[Caller, Depends(caller)]
+
+# The caller of a route, which has the scopes that the route declares by this.
+MayReadJobs = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_JOBS])]
+MaySubmit = Annotated[Caller, Security(caller, scopes=[Scope.SUBMIT])]
+MayPromote = Annotated[Caller, Security(caller, scopes=[Scope.SUBMIT, Scope.READ_OWN_JOBS])]
+MayControlJobs = Annotated[Caller, Security(caller, scopes=[Scope.OWN_JOBS])]
+MayReadBackbones = Annotated[Caller, Security(caller, scopes=[Scope.READ_BACKBONES])]
+MayChangeBackbones = Annotated[Caller, Security(caller, scopes=[Scope.OWN_BACKBONES])]
+MayReadCluster = Annotated[Caller, Security(caller, scopes=[Scope.READ_CLUSTER])]
+MayReadTokens = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_TOKENS])]
+MayManageTokens = Annotated[Caller, Security(caller, scopes=[Scope.OWN_TOKENS])]
+MayReadAudit = Annotated[Caller, Security(caller, scopes=[Scope.READ_AUDIT])]

@@ -5,39 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import yaml
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
+from fastapi.security import SecurityScopes
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from service.auth.caller import Caller, Role, caller_by_id
-from service.auth.sessions import Sessions
+from service.auth import sessions
+from service.auth.caller import Caller
+from service.auth.scopes import Scope
 from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
-from service.http.problems import ApiProblem, problems_of
+from service.http.headers import PAGE_HEADERS, POLICY
+from service.http.problems import ApiProblem, limited, problems_of
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
 from trainer.spec.job import Kind
 
 Result = TypeVar("Result")
-POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'{styles}; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cache-Control": "no-store",
-    "Vary": "Cookie",
-}
 
 environment = Environment(
     loader=PackageLoader("service.dashboard"),
@@ -55,7 +47,6 @@ class Page:
 
     def __init__(self, request: Request, state: AppState, caller: Caller) -> None:
         self.request, self.state, self.caller = request, state, caller
-        self.sessions: Sessions = request.app.state.sessions
 
     @property
     def path(self) -> str:
@@ -63,20 +54,30 @@ class Page:
 
     @property
     def csrf(self) -> str:
-        return self.sessions.csrf(self.caller.token_id or "")
+        return sessions.csrf_of(self.request)
 
     @property
     def submits(self) -> bool:
         """Whether this caller may start jobs; others do not see the controls for that."""
-        return self.caller.role >= Role.SUBMITTER
+        return self.caller.has(Scope.SUBMIT)
 
     @property
-    def administers(self) -> bool:
-        return self.caller.role >= Role.ADMIN
+    def makes_tokens(self) -> bool:
+        """Whether this caller may make tokens, at least for itself."""
+        return self.caller.has(Scope.OWN_TOKENS)
+
+    @property
+    def manages_tokens(self) -> bool:
+        """Whether this caller may see everybody's tokens and make tokens for everybody."""
+        return self.caller.has(Scope.READ_TOKENS) and self.caller.has(Scope.TOKENS)
+
+    @property
+    def reads_audit(self) -> bool:
+        return self.caller.has(Scope.READ_AUDIT)
 
     def controls(self, owner: str) -> bool:
         """Whether this caller may control an owner's jobs."""
-        return self.caller.role >= self.caller.role_to_control(owner)
+        return self.caller.may(Scope.JOBS, owner)
 
     def offered(self, job: JobView) -> set[str]:
         """The verbs that this caller may use on a job in its current state."""
@@ -100,7 +101,7 @@ class Page:
     def render(self, template: str, /, *, charts: bool = False, status: int = 200, **context: Any) -> HTMLResponse:
         """Render a page. ``charts`` allows the inline styles that plotly.js needs."""
         response = _render(template, status, charts, page=self, **context)
-        self.sessions.begin(self.request, response, self.caller.token_id or "")
+        sessions.extend(self.request, response)
         return response
 
     def attempt(self, read: Callable[[], Result]) -> tuple[Result | None, str | None]:
@@ -116,21 +117,33 @@ class Page:
 
 
 def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLResponse:
-    response = HTMLResponse(environment.get_template(template).render(**context), status, HEADERS)
+    response = HTMLResponse(environment.get_template(template).render(**context), status, PAGE_HEADERS)
     response.headers["Content-Security-Policy"] = POLICY.format(styles=" 'unsafe-inline'" if charts else "")
     return response
 
 
-def page_of(request: Request, state: StateDep) -> Page:
-    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page."""
-    sessions: Sessions = request.app.state.sessions
-    token_id = sessions.token_id(request)
-    if token_id is None:
+def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
+    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
+
+    Raises 403 if the caller lacks a scope that the route declares.
+    """
+    found = sessions.caller_of_session(state.database, request, request.state.trail)
+    if found is None:
         raise ApiProblem(401, "unauthorized", "log in first")
-    return Page(request, state, caller_by_id(state.database, token_id, request.state.trail))
+    for scope in needed.scopes:
+        found.must_have(Scope(scope))
+    return Page(request, state, found)
 
 
-PageDep = Annotated[Page, Depends(page_of)]
+# The page of a route, whose caller has the scopes that the route declares by this.
+SessionPage = Annotated[Page, Depends(page_of)]
+JobsPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_JOBS])]
+ControlPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_JOBS])]
+BackbonesPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_BACKBONES])]
+BackboneDeletionPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_BACKBONES])]
+ClusterPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_CLUSTER])]
+TokensPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_TOKENS])]
+AuditPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_AUDIT])]
 
 
 def to_yaml(document: object) -> str:
@@ -158,15 +171,18 @@ class PageRoute(APIRoute):
 
 def problem_page(request: Request, problem: ApiProblem) -> Response:
     """An error as an HTML page. A 401 redirects to the login page, which returns here afterwards."""
+    problem = limited(request, problem)
     if problem.status == 401 and "HX-Request" not in request.headers:
         target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
-        request.app.state.sessions.end(response)
+        sessions.forget(response)
         return response
     request.state.code = problem.code
     title = HTTPStatus(problem.status).phrase
     context = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
-    return _render("error.html", problem.status, False, **context)
+    response = _render("error.html", problem.status, False, **context)
+    response.headers.update(problem.headers or {})
+    return response
 
 
 def login_page(status: int = 200, **context: Any) -> HTMLResponse:

@@ -267,6 +267,20 @@ class Token(Base):
     revoked_at: Mapped[datetime | None]
 
 
+class BrowserSession(Base):
+    """A session of the dashboard. Only the sha256 of the text in its cookie is stored."""
+
+    __tablename__ = "browser_session"
+    __table_args__ = (Index(None, "token_id"), Index(None, "seen_at"))
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    token_id: Mapped[str] = mapped_column(ForeignKey("token.id"))
+    """The token that began it."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    seen_at: Mapped[datetime] = mapped_column(default=now)
+    """When its last request came, to the minute."""
+
+
 class Audit(Base):
     """A change that somebody made or was refused. The database refuses to change or delete an entry."""
 

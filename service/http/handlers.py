@@ -47,4 +47,5 @@ def _allowed_methods(request: Request) -> list[str]:
     """The methods of all routes of a path. Starlette's own response lists only those of the first route."""
     routes = [route for route in iter_route_contexts(request.app.routes) if route.methods]
     path = next(route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
-    return sorted({method for route in routes if route.path == path for method in route.methods or ()})
+    methods = {method for route in routes if route.path == path for method in route.methods or ()}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))

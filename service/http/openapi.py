@@ -6,7 +6,7 @@ A `Description` supplies what FastAPI cannot read from the routes.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -28,13 +28,14 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "json_invalid": (422, "the body is not JSON"),
     "body_invalid": (422, "the body is missing, or not a JSON object"),
     "spec_invalid": (422, "a field of the body is invalid; `problems` says which, and the remedy"),
+    "rate_limited": (429, "too many requests without a valid token came from this address; see `Retry-After`"),
     "unavailable": (503, "the database or another dependency is unreachable: try again shortly"),
 }
 """The status and the cause of each error that any request with parameters or a body can get."""
 
-EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error"})
+EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error", "host_not_allowed"})
 """Errors that any request can get. The document's introduction describes them once."""
-WITH_TOKEN: Final = ("unauthorized", "unavailable")
+WITH_TOKEN: Final = ("unauthorized", "rate_limited", "unavailable")
 WITH_PARAMETERS: Final = ("parameter_invalid",)
 WITH_BODY: Final = ("bad_request", "body_too_large", "json_invalid", "body_invalid", "spec_invalid")
 
@@ -96,6 +97,10 @@ class Description:
     """Examples of parameters that differ for one operation, by operation id."""
     answers: Mapping[str, Any]
     """Examples of responses, by schema name."""
+    scopes: Mapping[str, str]
+    """What each scope allows, by its name."""
+    requirement: Callable[[Sequence[str]], tuple[str, Sequence[str]]]
+    """A sentence about the scopes that a route needs, and the roles that have them all."""
 
 
 class FieldProblem(View):
@@ -157,7 +162,8 @@ def describe(app: FastAPI, description: Description) -> dict[str, Any]:
         components["schemas"].pop(unused, None)
     for name, example in description.answers.items():
         components["schemas"][name]["examples"] = [example]
-    components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "description": "A token's text."}}
+    token = {"type": "http", "scheme": "bearer", "description": "A token's text.", "x-scopes": dict(description.scopes)}
+    components["securitySchemes"] = {"token": token}
     return document
 
 
@@ -176,7 +182,10 @@ def _complete(description: Description, operation: dict[str, Any], method: str, 
             answers[str(status)] = content | dict(answer)
     codes = list(row.refusals)
     if "security" in operation:
-        operation["security"] = [{"token": []}]
+        scopes = [str(scope) for need in operation["security"] for each in need.values() for scope in each]
+        text, roles = description.requirement(scopes)
+        operation["description"] += f"\n\n{text}"
+        operation["security"], operation["x-roles"] = [{"token": scopes}], list(roles)
         codes += WITH_TOKEN
     if body:
         codes += WITH_BODY
@@ -215,6 +224,8 @@ def _add_error(answers: dict[str, Any], code: str, meaning: tuple[int, str], met
     answer["description"] += f"\n- `{code}`: {when}."
     if status == 401:
         answer["headers"] = {"WWW-Authenticate": {"schema": {"type": "string", "const": "Bearer"}}}
+    if status == 429:
+        answer["headers"] = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
     if method == "HEAD":
         return
     schema = {"properties": {"status": {"const": status}, "code": {"enum": []}}}

@@ -7,12 +7,14 @@ stores them in `app.state.problems`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request, Response
 
+from service.http.failures import Buckets, network_of
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.masking import masked
 
@@ -88,8 +90,28 @@ def problems_of(request: Request) -> Problems:
     return problems
 
 
+def limited(request: Request, problem: ApiProblem) -> ApiProblem:
+    """A problem to respond with: a 401 becomes a 429 if the client's address has caused too many of them."""
+    if problem.status != 401:
+        return problem
+    failures: Buckets = request.app.state.failures
+    wait_s = failures.take(network_of(request.client.host if request.client else ""))
+    if not wait_s:
+        return problem
+    seconds = math.ceil(wait_s)
+    text = (
+        f"too many requests without a valid token came from your address: try again in {seconds} s, "
+        "or send a valid token, which is answered at once"
+    )
+    return ApiProblem(429, "rate_limited", text, headers={"Retry-After": str(seconds)})
+
+
 def problem_response(request: Request, problem: ApiProblem) -> Response:
-    """A problem as an HTTP response. It also stores the code in the request's state, for the audit log."""
+    """A problem as an HTTP response. It also stores the code in the request's state, for the audit log.
+
+    A 401 becomes a 429 if too many came from the client's address.
+    """
+    problem = limited(request, problem)
     request.state.code = problem.code
     body = {
         "type": "about:blank",

@@ -8,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Final
 
 import structlog
@@ -21,8 +19,8 @@ from fastapi import Depends, Query, Request
 from fastapi.sse import ServerSentEvent
 from sqlalchemy import func, select
 
-from service.auth.caller import Caller, still_valid
-from service.context.app_state import CallerDep
+from service.auth.caller import Caller
+from service.context.app_state import MayReadJobs
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Event, Job
 from service.jobs.schemas import JobsChanged
@@ -35,8 +33,6 @@ POLL_S: Final = 1.0
 """Seconds between two polls."""
 LONGEST_PAUSE_S: Final = 10.0
 """Longest time between two polls while the database is unreachable."""
-TOKEN_CHECK_S: Final = 30.0
-"""Seconds between two checks of a listener's token."""
 EVENTS: Final = 1000
 """Events read by one poll, at most."""
 BACKLOG: Final = 600
@@ -90,19 +86,15 @@ class Changes:
         self.listeners = 0
 
     async def subscribe(self, caller: Caller, once: bool = False) -> AsyncIterator[ServerSentEvent]:
-        """Changes of the jobs that a caller may see, from now until the service stops or the token expires."""
+        """Changes of the jobs that a caller may see, from now until the service stops."""
         self._join()
         try:
             while not (self._ready.is_set() or self._streams.closing):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._ready.wait(), POLL_S)
-            received, checked = self._published, time.monotonic()
+            received = self._published
             yield self._event(())  # tells the client that it misses no change from now on
             while not (once or self._streams.closing):
-                if time.monotonic() - checked > TOKEN_CHECK_S:
-                    checked = time.monotonic()
-                    if not await self._token_is_valid(caller):
-                        return
                 if received < self._published:
                     behind = min(self._published - received, len(self._backlog))
                     missed = [self._backlog[-number] for number in range(behind, 0, -1)]
@@ -117,13 +109,6 @@ class Changes:
 
     def _event(self, jobs: Iterable[str]) -> ServerSentEvent:
         return ServerSentEvent(event="jobs", raw_data=JobsChanged(jobs=list(jobs)).model_dump_json())
-
-    async def _token_is_valid(self, caller: Caller) -> bool:
-        try:
-            check = partial(still_valid, self._database, caller)
-            return await to_thread.run_sync(check, limiter=self._streams.limiter)
-        except DatabaseUnreachable:
-            return True  # the next check decides
 
     def _join(self) -> None:
         self.listeners += 1
@@ -165,7 +150,7 @@ class Changes:
 
 async def _subscription(
     request: Request,
-    caller: CallerDep,
+    caller: MayReadJobs,
     once: Annotated[bool, Query(description="send the first event, then end")] = False,
 ) -> AsyncIterator[ServerSentEvent]:
     """The caller's events; polling starts when the first one is asked for."""

@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel
 
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayControlJobs, MayReadCluster, MayReadJobs, MaySubmit, StateDep
 from service.http.ranges import file_response
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
@@ -52,7 +52,7 @@ LogLimit = Annotated[int, Query(ge=1, le=5000)]
 def submit(
     spec: SpecBody,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MaySubmit,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
 ) -> JobView:
@@ -64,7 +64,7 @@ def submit(
 
 
 @router.post("/plan")
-def plan(spec: SpecBody, app_state: StateDep, caller: CallerDep) -> PlanView:
+def plan(spec: SpecBody, app_state: StateDep, caller: MayReadCluster) -> PlanView:
     """The resources that a spec needs, and whether it would start now, later or never, and why."""
     return service.plan(app_state, caller, spec)
 
@@ -72,7 +72,7 @@ def plan(spec: SpecBody, app_state: StateDep, caller: CallerDep) -> PlanView:
 @router.get("", response_model=Page[JobView])
 def listing(
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     state: Annotated[list[State] | None, Query()] = None,
     kind: Kind | None = None,
     owner: str | None = None,
@@ -90,7 +90,7 @@ def listing(
 
 
 @router.get("/{job_id}", response_model=JobView)
-def show(job_id: str, app_state: StateDep, caller: CallerDep) -> Response:
+def show(job_id: str, app_state: StateDep, caller: MayReadJobs) -> Response:
     """One job."""
     return _serialised(reading.show(app_state, caller, job_id))
 
@@ -101,7 +101,7 @@ def _serialised(found: BaseModel) -> Response:
 
 
 @router.patch("/{job_id}")
-def patch(job_id: str, body: PatchBody, app_state: StateDep, caller: CallerDep) -> JobView:
+def patch(job_id: str, body: PatchBody, app_state: StateDep, caller: MayControlJobs) -> JobView:
     """Change a job's priority, labels or notes; fields that are left out keep their values."""
     return service.patch(app_state, caller, job_id, body)
 
@@ -110,7 +110,7 @@ def patch(job_id: str, body: PatchBody, app_state: StateDep, caller: CallerDep) 
 def delete(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayControlJobs,
     preview: Annotated[bool, Query(description="return what would be deleted, and delete nothing")] = False,
     with_backbones: Annotated[bool, Query(description="also delete the versions that the job registered")] = False,
 ) -> Deletion:
@@ -122,37 +122,37 @@ def delete(
 
 
 @router.get("/{job_id}/spec")
-def spec_of(job_id: str, app_state: StateDep, caller: CallerDep) -> JobSpec:
+def spec_of(job_id: str, app_state: StateDep, caller: MayReadJobs) -> JobSpec:
     """The job's spec; submitting it runs the same job again."""
     return parse_spec(reading.show(app_state, caller, job_id).spec)
 
 
 @router.post("/{job_id}/cancel")
-def cancel(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+def cancel(job_id: str, app_state: StateDep, caller: MayControlJobs) -> JobView:
     """Cancel a job: it ends at its next step, with a checkpoint."""
     return service.apply_verb(app_state, caller, job_id, Verb.CANCEL)
 
 
 @router.post("/{job_id}/pause")
-def pause(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+def pause(job_id: str, app_state: StateDep, caller: MayControlJobs) -> JobView:
     """Pause a job: it stops at its next step, with a checkpoint, until it is resumed."""
     return service.apply_verb(app_state, caller, job_id, Verb.PAUSE)
 
 
 @router.post("/{job_id}/resume")
-def resume(job_id: str, app_state: StateDep, caller: CallerDep, body: ResumeBody | None = None) -> JobView:
+def resume(job_id: str, app_state: StateDep, caller: MayControlJobs, body: ResumeBody | None = None) -> JobView:
     """Queue a paused job again, optionally with other resources; it resumes from its last checkpoint."""
     return service.apply_verb(app_state, caller, job_id, Verb.RESUME, body)
 
 
 @router.post("/{job_id}/retry")
-def retry(job_id: str, app_state: StateDep, caller: CallerDep, body: RetryBody | None = None) -> JobView:
+def retry(job_id: str, app_state: StateDep, caller: MayControlJobs, body: RetryBody | None = None) -> JobView:
     """Queue a failed or cancelled job again; it resumes from its last checkpoint, or starts over."""
     return service.apply_verb(app_state, caller, job_id, Verb.RETRY, body)
 
 
 @router.post("/{job_id}/stop")
-def stop(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
+def stop(job_id: str, app_state: StateDep, caller: MayControlJobs) -> JobView:
     """Stop a search: its running trials finish, and no others start. Other kinds of jobs have no trials: 409."""
     return service.apply_verb(app_state, caller, job_id, Verb.STOP)
 
@@ -161,7 +161,7 @@ def stop(job_id: str, app_state: StateDep, caller: CallerDep) -> JobView:
 def events(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     limit: Limit = 200,
     cursor: str | None = None,
 ) -> Page[EventView]:
@@ -170,7 +170,7 @@ def events(
 
 
 @router.get("/{job_id}/attempts")
-def attempts(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[AttemptView]:
+def attempts(job_id: str, app_state: StateDep, caller: MayReadJobs) -> Page[AttemptView]:
     """The job's attempts, oldest first."""
     return reading.attempts(app_state, caller, job_id)
 
@@ -179,7 +179,7 @@ def attempts(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[Attemp
 def logs(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT)] = None,
     source: Annotated[str | None, Query(description="driver or rank-<n>")] = None,
     level: LogLevel = None,
@@ -200,7 +200,7 @@ def whole_log(
     attempt: Annotated[int, Path(ge=1, le=LAST_ATTEMPT)],
     source: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     request: Request,
 ) -> Response:
     """The whole log of one source of an attempt so far, as JSON lines. Supports `Range`."""
@@ -233,7 +233,7 @@ async def changes(subscription: ChangesDep) -> AsyncIterable[ServerSentEvent]:
 def metrics(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     key: Annotated[list[str] | None, Query(description="metric key, repeatable; all by default")] = None,
     points: Points = 1000,
 ) -> MetricsView:
@@ -244,7 +244,7 @@ def metrics(
 @metrics_router.get("")
 def metrics_of_jobs(
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     job: Annotated[list[str], Query(min_length=1, max_length=50, description="job id; repeatable")],
     key: Annotated[list[str], Query(min_length=1, max_length=20, description="metric key; repeatable")],
     points: Points = 1000,
@@ -254,18 +254,18 @@ def metrics_of_jobs(
 
 
 @router.get("/{job_id}/checkpoints")
-def checkpoints(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[CheckpointView]:
+def checkpoints(job_id: str, app_state: StateDep, caller: MayReadJobs) -> Page[CheckpointView]:
     """The checkpoints from which a next attempt could resume, newest first."""
     return reading.checkpoints(app_state, caller, job_id)
 
 
 @router.get("/{job_id}/images")
-def images(job_id: str, app_state: StateDep, caller: CallerDep) -> Page[ImageView]:
+def images(job_id: str, app_state: StateDep, caller: MayReadJobs) -> Page[ImageView]:
     """Images of reconstructions, by step."""
     return reading.images(app_state, caller, job_id)
 
 
 @router.get("/{job_id}/images/{name}", response_class=Response)
-def image(job_id: str, name: str, app_state: StateDep, caller: CallerDep) -> Response:
+def image(job_id: str, name: str, app_state: StateDep, caller: MayReadJobs) -> Response:
     """One image, as PNG."""
     return Response(reading.image(app_state, caller, job_id, name), media_type="image/png")

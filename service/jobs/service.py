@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Scope
 from service.context.app_state import AppState
 from service.context.kind import JobKind
 from service.db.tables import Job, now
@@ -58,7 +59,7 @@ def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) 
 
     Raises the spec's error where the service cannot run it, and the API's 422 for a key that came with another spec.
     """
-    caller.must_be(Role.SUBMITTER)
+    caller.must_have(Scope.SUBMIT)
     key = stored_key(key) if key else None
     kind = app_state.kinds[spec.kind]
     with app_state.database.read() as session:
@@ -196,7 +197,7 @@ def deletion(app_state: AppState, caller: Caller, job_id: str) -> Deletion:
     """What deleting a job would remove; raises the API's 409 where its state forbids that."""
     with app_state.database.read() as session:
         job = repository.visible_job(session, job_id, caller)
-    caller.must_control(job.owner)
+    caller.must(Scope.JOBS, job.owner)
     if _effect(job, Verb.DELETE) is not Effect.GONE:
         raise _refused(job, Verb.DELETE)
     try:
@@ -252,7 +253,7 @@ def change_job(
     """
     with app_state.database.session() as session:
         job = repository.visible_job(session, job_id, caller)
-        caller.must_control(job.owner)
+        caller.must(Scope.JOBS, job.owner)
         answer = change(session, job)
         caller.record(session, job_id, **detail)
     app_state.wake.set()

@@ -10,10 +10,8 @@ import asyncio
 import contextlib
 import signal
 import threading
-import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import structlog
@@ -21,8 +19,7 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, Header, Query, Request
 from fastapi.sse import ServerSentEvent
 
-from service.auth.caller import still_valid
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayReadJobs, StateDep
 from service.db.database import DatabaseUnreachable
 from service.http.problems import ApiProblem
 from service.jobs import repository
@@ -40,8 +37,8 @@ IDLE_POLL_S: Final = 3.0
 """Longest time between two polls of a job that does not change."""
 LONGEST_PAUSE_S: Final = 10.0
 """Longest time between two polls while the database is unreachable."""
-TOKEN_CHECK_S: Final = 30.0
-"""Seconds between two checks of a reader's token."""
+LONGEST_WAIT_S: Final = 30.0
+"""Longest time for which a reader waits for news in one go."""
 BATCH: Final = 200
 """Log lines in one event, at most."""
 BACKLOG: Final = 64
@@ -198,7 +195,6 @@ class Reader:
         source: UpdateSource,
         cursor: StreamCursor,
         log_filter: LogFilter,
-        is_allowed: Callable[[], bool],
         once: bool,
     ) -> None:
         """Reads the first update.
@@ -206,13 +202,12 @@ class Reader:
         Raises `DatabaseUnreachable`, and the API's 503 where a single answer (``once``) would lack its logs.
         """
         self._streams, self._source, self._cursor, self._log_filter = streams, source, cursor, log_filter
-        self._is_allowed, self._once = is_allowed, once
+        self._once = once
         self._hub: Hub | None = None
         self._next_number: int | None = None
         """Of the update to take from the hub; None while the reader reads for itself."""
         self._tried: Handover | None = None
         """The handover that its last own read aimed at."""
-        self._checked = time.monotonic()
         self._first = source.since(cursor)
         if once and self._first.trouble:
             raise ApiProblem(503, "unavailable", f"{self._first.trouble}. Try again shortly")
@@ -223,7 +218,7 @@ class Reader:
             self._hub = None
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
-        """Everything beyond its cursor, until the job has ended, the token is invalid or the service stops."""
+        """Everything beyond its cursor, until the job has ended or the service stops."""
         update: Update | None = self._first
         while update is not None:
             for event in self._new_events(update):
@@ -238,7 +233,7 @@ class Reader:
         if self._once:
             return await self._read()
         hub = self._hub = self._hub or self._streams.join(self._source)
-        while not self._streams.closing and await self._may_read():
+        while not self._streams.closing:
             if self._next_number is None or self._next_number < hub.oldest:
                 if last.trouble or (hub.handover in (None, self._tried) and not last.more):
                     await hub.changed(POLL_S)
@@ -252,7 +247,7 @@ class Reader:
             if self._next_number < hub.published:
                 self._next_number += 1
                 return hub.get(self._next_number - 1)
-            await hub.changed(TOKEN_CHECK_S)
+            await hub.changed(LONGEST_WAIT_S)
         return None
 
     async def _read(self, until: Extent | None = None) -> Update:
@@ -260,15 +255,6 @@ class Reader:
             return await to_thread.run_sync(self._source.since, self._cursor, until, limiter=self._streams.limiter)
         except DatabaseUnreachable as error:
             return _database_unreachable(error)
-
-    async def _may_read(self) -> bool:
-        if time.monotonic() - self._checked < TOKEN_CHECK_S:
-            return True
-        self._checked = time.monotonic()
-        try:
-            return await to_thread.run_sync(self._is_allowed, limiter=self._streams.limiter)
-        except DatabaseUnreachable:
-            return True  # the next check decides
 
     def _new_events(self, update: Update) -> Iterator[ServerSentEvent]:
         """What this reader has not received yet. The cursor moves with every event, whose id encodes it."""
@@ -317,7 +303,7 @@ def _database_unreachable(error: DatabaseUnreachable) -> Update:
 def open_reader(
     job_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     request: Request,
     once: Annotated[bool, Query(description="send what there is now, then end")] = False,
     logs: Annotated[bool, Query(description="send log lines too")] = True,
@@ -344,9 +330,8 @@ def open_reader(
     updates = UpdateSource(
         app_state.database, app_state.artifacts, job_id, logs, None if tail == "all" else tail, log_filter
     )
-    is_allowed = partial(still_valid, app_state.database, caller)
     try:
-        return Reader(request.app.state.streams, updates, cursor, log_filter, is_allowed, once)
+        return Reader(request.app.state.streams, updates, cursor, log_filter, once)
     except UnknownPositions as error:
         raise invalid_event_id(event_id or "") from error
 

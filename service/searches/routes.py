@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.context.app_state import CallerDep, StateDep
+from service.context.app_state import MayControlJobs, MayPromote, MayReadJobs, StateDep
 from service.http.schemas import Page
 from service.jobs.logs import LogFilter
 from service.jobs.output_schemas import LAST_ATTEMPT, ImageView, LogPage, MetricsView
@@ -47,13 +47,13 @@ PlotsDep = Annotated[Plots, Depends(_plots)]
 
 
 @router.get("/{search_id}")
-def show(search_id: str, app_state: StateDep, caller: CallerDep) -> SearchView:
+def show(search_id: str, app_state: StateDep, caller: MayReadJobs) -> SearchView:
     """One search: its objectives, its progress and its best trials so far."""
     return reading.show(app_state, caller, search_id)
 
 
 @router.patch("/{search_id}")
-def patch(search_id: str, body: SearchPatch, app_state: StateDep, caller: CallerDep) -> SearchView:
+def patch(search_id: str, body: SearchPatch, app_state: StateDep, caller: MayControlJobs) -> SearchView:
     """Change a search's budget, also while it runs; fields that are left out keep their values. A search that has
     succeeded continues with more trials, or with more hours where those had run out."""
     return service.patch(app_state, caller, search_id, body)
@@ -63,7 +63,7 @@ def patch(search_id: str, body: SearchPatch, app_state: StateDep, caller: Caller
 def trials(
     search_id: str,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     state: Annotated[list[TrialState] | None, Query(description="repeatable; trials in any of these states")] = None,
     sort: Annotated[
         str,
@@ -85,7 +85,7 @@ def add_trials(
     search_id: str,
     body: PointsBody,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayControlJobs,
     response: Response,
     idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
 ) -> TrialPage:
@@ -97,26 +97,26 @@ def add_trials(
 
 
 @router.get("/{search_id}/trials.csv", response_class=StreamingResponse)
-def table(search_id: str, app_state: StateDep, caller: CallerDep) -> StreamingResponse:
+def table(search_id: str, app_state: StateDep, caller: MayReadJobs) -> StreamingResponse:
     """All trials as CSV, by number, one in each line."""
     headers = {"Content-Disposition": f'attachment; filename="{search_id}-trials.csv"'}
     return StreamingResponse(reading.table(app_state, caller, search_id), media_type="text/csv", headers=headers)
 
 
 @router.get("/{search_id}/trials/{number}")
-def trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialDetail:
+def trial(search_id: str, number: Number, app_state: StateDep, caller: MayReadJobs) -> TrialDetail:
     """One trial with everything that is known of it."""
     return reading.detail(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/stop")
-def stop_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
+def stop_trial(search_id: str, number: Number, app_state: StateDep, caller: MayControlJobs) -> TrialView:
     """Stop a running trial at its next step: it is then pruned, and keeps its last value."""
     return service.stop_trial(app_state, caller, search_id, number)
 
 
 @router.post("/{search_id}/trials/{number}/retry")
-def retry_trial(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> TrialView:
+def retry_trial(search_id: str, number: Number, app_state: StateDep, caller: MayControlJobs) -> TrialView:
     """Retry a failed trial's values, beyond the budget; returns the new trial."""
     return service.retry_trial(app_state, caller, search_id, number)
 
@@ -126,7 +126,7 @@ def promote(
     search_id: str,
     number: Number,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayPromote,
     response: Response,
     body: PromoteBody | None = None,
 ) -> JobView:
@@ -143,7 +143,7 @@ def logs(
     search_id: str,
     number: Number,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     attempt: Annotated[int | None, Query(ge=1, le=LAST_ATTEMPT, description="number of a start of the trial")] = None,
     source: Annotated[str | None, Query(description="rank-<n>")] = None,
     level: LogLevel = None,
@@ -162,7 +162,7 @@ def metrics(
     search_id: str,
     number: Number,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     key: Annotated[list[str] | None, Query(description="metric key, repeatable; all by default")] = None,
     points: Annotated[int, Query(ge=1, le=10_000, description="points of each curve, at most")] = 1000,
 ) -> MetricsView:
@@ -171,13 +171,13 @@ def metrics(
 
 
 @router.get("/{search_id}/trials/{number}/images")
-def images(search_id: str, number: Number, app_state: StateDep, caller: CallerDep) -> Page[ImageView]:
+def images(search_id: str, number: Number, app_state: StateDep, caller: MayReadJobs) -> Page[ImageView]:
     """A trial's images of reconstructions, by step."""
     return reading.images(app_state, caller, search_id, number)
 
 
 @router.get("/{search_id}/trials/{number}/images/{name}", response_class=Response)
-def image(search_id: str, number: Number, name: str, app_state: StateDep, caller: CallerDep) -> Response:
+def image(search_id: str, number: Number, name: str, app_state: StateDep, caller: MayReadJobs) -> Response:
     """One image, as PNG."""
     return Response(reading.image(app_state, caller, search_id, number, name), media_type="image/png")
 
@@ -187,7 +187,7 @@ def plot(
     search_id: str,
     name: PlotName,
     app_state: StateDep,
-    caller: CallerDep,
+    caller: MayReadJobs,
     plots: PlotsDep,
     param: Annotated[list[str] | None, Query(max_length=50, description="path in the space; repeatable")] = None,
 ) -> Response:

@@ -15,7 +15,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import ClusterUnreachable
-from service.auth.caller import Caller, Role, sha256
+from service.auth.caller import Caller, sha256
+from service.auth.scopes import Scope
 from service.context.app_state import AppState
 from service.db.tables import Addition, Job, now
 from service.http.problems import ApiProblem, unavailable
@@ -147,7 +148,7 @@ def add_points(
     Raises the API's 409 where the budget has no room for them, and 503 while the same request is in progress.
     """
     found = Search.load(app_state, caller, job_id)
-    caller.must_control(found.job.owner)
+    caller.must(Scope.JOBS, found.job.owner)
     points = [found.spec.stored(point) for point in _parsed(found.spec, body)]
     digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True))
     once = IdempotentRequest(job_id, caller.owner, stored_key(key), digest) if key else None
@@ -346,7 +347,7 @@ def retry_trial(app_state: AppState, caller: Caller, job_id: str, number: int) -
 def _controlled(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:
     """A trial of a search that the caller may change; raises the API's 403 and 404."""
     found = Search.load(app_state, caller, job_id)
-    caller.must_control(found.job.owner)
+    caller.must(Scope.JOBS, found.job.owner)
     return found, found.trial(number)
 
 
@@ -357,7 +358,7 @@ def _refused_trial(found: Search, number: int, why: str) -> ApiProblem:
 
 def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body: PromoteBody) -> tuple[JobView, bool]:
     """Promote a trial; returns the job, and False where the same promotion had created it before."""
-    caller.must_be(Role.SUBMITTER)
+    caller.must_have(Scope.SUBMIT)
     found = Search.load(app_state, caller, job_id)
     trial = found.trial(number)
     promotion = PromoteSpec(overrides=body.overrides, register_as=body.register_as)

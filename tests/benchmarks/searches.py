@@ -71,6 +71,7 @@ def searches(folder: Path, counts: list[int]) -> Iterator[tuple[TestClient, dict
         study_url=f"sqlite:///{folder}/studies.db",
         artifact_root=str(folder),
         admin_token_file=token,
+        allowed_hosts=("testserver",),
         reconcile=False,
         # Nothing listens there: no request that is measured asks them.
         ray_url="http://127.0.0.1:1",

@@ -65,3 +65,12 @@ def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> N
         page.close()
     assert {name: wrong for name, wrong in found.items() if wrong} == {}
     assert visit.wrong == []
+
+
+def test_the_documentation_is_drawn_under_the_pages_policy(visits: Visits) -> None:
+    """Nothing that the policy refuses is on the console, and nothing comes from elsewhere."""
+    visit = visits()
+    page = visit.open("/docs")
+    page.locator(".opblock-summary-control").first.click()
+    expect(page.locator(".opblock.is-open")).to_have_count(1)
+    assert visit.wrong == []

@@ -10,34 +10,27 @@ from fastapi import APIRouter, Query, Response
 from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, TokenView
-from service.auth.caller import Role
+from service.auth.scopes import Scope, described, grantable, revocable
 from service.auth.trail import ACTIONS
-from service.dashboard.site import Page, PageDep, PageRoute
+from service.dashboard.site import AuditPage, Page, PageRoute, TokensPage
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 PAGE: Final = 50
 GRACES: Final = {0: "at once", 600: "after 10 minutes", 3600: "after an hour", 86_400: "after a day"}
 """Choices of how long a replaced token stays valid, by seconds."""
-MEANINGS: Final = {
-    Role.VIEWER: "read everything",
-    Role.SUBMITTER: "submit jobs; see and control its owner's",
-    Role.OPERATOR: "see and control everybody's jobs",
-    Role.ADMIN: "manage tokens and read the audit log too",
-}
-"""The descriptions of the roles in the form for a new token."""
 Time = datetime | Literal[""] | None
 
 
 @router.get("/tokens")
-def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -> Response:
+def tokens(page: TokensPage, owner: str | None = None, cursor: str | None = None) -> Response:
     """The caller's own tokens; for admins, all tokens."""
     found = service.tokens(page.state, page.caller, owner or None, PAGE, cursor)
     return page.render(
         "access/tokens.html",
         found=found,
         owner=owner or "",
-        roles={role.name.lower(): MEANINGS[role] for role in page.caller.role.can_grant},
+        roles={role: described(role) for role in grantable(page.caller.role)},
         replaceable={each.id for each in found.items if _may_replace(page, each)},
         revocable={each.id for each in found.items if _may_revoke(page, each)},
         graces=GRACES,
@@ -47,18 +40,18 @@ def tokens(page: PageDep, owner: str | None = None, cursor: str | None = None) -
 
 def _may_replace(page: Page, token: TokenView) -> bool:
     """Whether the caller may rotate a token, by the same rules as the service's."""
-    return _may_revoke(page, token) and Role[token.role.upper()] in page.caller.role.can_grant
+    return _may_revoke(page, token) and token.role in grantable(page.caller.role)
 
 
 def _may_revoke(page: Page, token: TokenView) -> bool:
     """Whether the caller may revoke a token, by the same rules as the service's."""
-    own = token.owner == page.caller.owner or page.administers
-    return page.submits and own and token.state == "active" and Role[token.role.upper()] <= page.caller.role
+    in_reach = page.caller.may(Scope.TOKENS, token.owner) and token.role in revocable(page.caller.role)
+    return in_reach and token.state == "active"
 
 
 @router.get("/audit")
 def audit(
-    page: PageDep,
+    page: AuditPage,
     actor: str | None = None,
     action: str | None = None,
     target: str | None = None,

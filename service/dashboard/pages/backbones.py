@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final, Literal, get_args
 from fastapi import APIRouter, Query, Response
 
 from service.adapters.storage import OutsideRoot
+from service.auth.scopes import Scope
 from service.backbones import registry, service
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card
-from service.dashboard.site import Page, PageDep, PageRoute
+from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
 from service.http.problems import not_found
 from trainer.protocol import names
@@ -32,7 +33,7 @@ Form = BackboneFormat | Literal[""]
 
 @router.get("/backbones")
 def listing(
-    page: PageDep,
+    page: BackbonesPage,
     name_contains: str | None = None,
     method: str | None = None,
     dataset: str | None = None,
@@ -71,7 +72,7 @@ def _results(items: list[BackboneView], sort: str | None) -> list[str]:
 
 
 @router.get("/backbones/{name}")
-def one(page: PageDep, name: str, version: str | None = None) -> Response:
+def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
     """One version, by default the main one, with its backbone's aliases and versions."""
     backbone = service.show(page.state, name)
     shown = service.show_version(page.state, name, version or MAIN)
@@ -90,7 +91,7 @@ def one(page: PageDep, name: str, version: str | None = None) -> Response:
         no_card=no_card,
         snippets=list(snippets(shown, main, server, rendered.code if rendered else {})),
         champion=CHAMPION,
-        controlled={number for number, each in served.items() if page.controls(each.owner)},
+        controlled={number for number, each in served.items() if page.caller.may(Scope.BACKBONES, each.owner)},
         served=served[shown.version],
         moves=_move_texts(backbone),
     )
@@ -125,7 +126,7 @@ def _move_text(backbone: BackboneView, alias: str, number: int) -> str:
 
 
 @router.get("/backbones/{name}/delete")
-def delete(page: PageDep, name: str, version: Annotated[int, Query(ge=1, le=LARGEST)]) -> Response:
+def delete(page: BackboneDeletionPage, name: str, version: Annotated[int, Query(ge=1, le=LARGEST)]) -> Response:
     """What the deletion of a version removes, to confirm."""
     deletion = service.deletion(page.state, page.caller, name, version)
     context: dict[str, Any] = {"deletion": deletion, "last": service.show(page.state, name).versions == [version]}

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from service.cluster import service
 from service.cluster.schemas import ClusterView, RunningView
-from service.dashboard.site import PageDep, PageRoute
+from service.dashboard.site import ClusterPage, PageRoute
 from service.jobs import reading
 from service.jobs.listing import Filters
 from service.jobs.state import State
@@ -20,7 +20,7 @@ PAGE: Final = 50
 
 
 @router.get("/cluster")
-def show(page: PageDep) -> Response:
+def show(page: ClusterPage) -> Response:
     """Nodes with their usage, running jobs, and the queue. Waiting jobs are listed even if Ray is unreachable."""
     found, trouble = page.attempt(lambda: service.show(page.state, page.caller))
     waiting = Filters(state=(State.QUEUED, State.RECOVERING), visible_to=page.caller)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 
 from service.backbones import service as backbones
 from service.cluster import service as cluster
-from service.dashboard.site import Page, PageDep, PageRoute
+from service.dashboard.site import JobsPage, Page, PageRoute
 from service.db.tables import now
 from service.jobs import reading
 from service.jobs.listing import Filters
@@ -42,7 +42,7 @@ def _failures_seen_at(page: Page) -> datetime:
 
 
 @router.get("/")
-def home(page: PageDep) -> Response:
+def home(page: JobsPage) -> Response:
     """An overview of everything."""
     cluster_view, trouble = page.attempt(lambda: cluster.show(page.state, page.caller))
     seen_at = _failures_seen_at(page)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
 from service.dashboard.formatting import flat, number
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
+from service.dashboard.site import ControlPage, JobsPage, Page, PageRoute, environment, to_yaml
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
@@ -63,7 +63,7 @@ COLOURS: Final = ("#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa
 
 @router.get("/jobs")
 def listing(
-    page: PageDep,
+    page: JobsPage,
     state: Annotated[list[State] | None, Query()] = None,
     kind: Kind | None = None,
     owner: str | None = None,
@@ -84,7 +84,7 @@ def listing(
 
 
 @router.get("/jobs/compare")
-def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)] = None) -> Response:
+def compare(page: JobsPage, job: Annotated[list[str] | None, Query(max_length=50)] = None) -> Response:
     """Two to six jobs: their differences, and their curves and pictures side by side."""
     ids = list(dict.fromkeys(job or ()))
     least, most = COMPARED
@@ -156,14 +156,14 @@ def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = F
 
 @router.get("/jobs/{job_id}")
 @router.get("/searches/{job_id}")
-def one(page: PageDep, job_id: str) -> Response:
+def one(page: JobsPage, job_id: str) -> Response:
     """Redirects to the first tab of a job or search."""
     kind = reading.show(page.state, page.caller, job_id).kind
     return RedirectResponse(f"/{'searches' if kind == Kind.SEARCH else 'jobs'}/{job_id}/overview", 303)
 
 
 @router.get("/jobs/{job_id}/overview")
-def overview(page: PageDep, job_id: str) -> Response:
+def overview(page: JobsPage, job_id: str) -> Response:
     """The job's progress, newest curves and pictures, and attempts."""
     job = _job(page, job_id, "overview")
     pictures, no_pictures = (
@@ -184,7 +184,7 @@ def overview(page: PageDep, job_id: str) -> Response:
 
 
 @router.get("/jobs/{job_id}/metrics")
-def metrics(page: PageDep, job_id: str) -> Response:
+def metrics(page: JobsPage, job_id: str) -> Response:
     """All curves."""
     job = _job(page, job_id, "metrics")
     newest = job.result.metrics if job.result else {}
@@ -198,7 +198,7 @@ def _keys_with_chart() -> set[str]:
 
 
 @router.get("/jobs/{job_id}/images")
-def images(page: PageDep, job_id: str) -> Response:
+def images(page: JobsPage, job_id: str) -> Response:
     """Reconstructions by step."""
     job = _job(page, job_id, "images")
     pictures, trouble = page.attempt(partial(_pictures, page, job_id))
@@ -206,7 +206,7 @@ def images(page: PageDep, job_id: str) -> Response:
 
 
 @router.get("/jobs/{job_id}/logs")
-def logs(page: PageDep, job_id: str) -> Response:
+def logs(page: JobsPage, job_id: str) -> Response:
     """The logs of the driver and the workers."""
     job = _job(page, job_id, "logs")
     attempts = reading.attempts(page.state, page.caller, job_id).items
@@ -214,7 +214,7 @@ def logs(page: PageDep, job_id: str) -> Response:
 
 
 @router.get("/jobs/{job_id}/checkpoints")
-def checkpoints(page: PageDep, job_id: str) -> Response:
+def checkpoints(page: JobsPage, job_id: str) -> Response:
     """Checkpoints, from which a later attempt can resume, and which can be published."""
     job = _job(page, job_id, "checkpoints")
     found, trouble = page.attempt(lambda: reading.checkpoints(page.state, page.caller, job_id).items)
@@ -222,7 +222,7 @@ def checkpoints(page: PageDep, job_id: str) -> Response:
 
 
 @router.get("/jobs/{job_id}/events")
-def events(page: PageDep, job_id: str, cursor: str | None = None) -> Response:
+def events(page: JobsPage, job_id: str, cursor: str | None = None) -> Response:
     """The job's events, oldest first."""
     job = _job(page, job_id, "events")
     found = reading.events(page.state, page.caller, job_id, cursor, EVENTS)
@@ -230,14 +230,14 @@ def events(page: PageDep, job_id: str, cursor: str | None = None) -> Response:
 
 
 @router.get("/jobs/{job_id}/spec")
-def spec(page: PageDep, job_id: str) -> Response:
+def spec(page: JobsPage, job_id: str) -> Response:
     """The spec that the job runs."""
     job = _job(page, job_id, "spec")
     return _show(page, "jobs/spec.html", job, "spec", text=to_yaml(job.spec))
 
 
 @router.get("/jobs/{job_id}/delete")
-def delete(page: PageDep, job_id: str) -> Response:
+def delete(page: ControlPage, job_id: str) -> Response:
     """What the deletion of a job removes, to confirm."""
     job = _job(page, job_id, "overview")
     deletion = changing.deletion(page.state, page.caller, job_id)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hmac
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from service.auth.caller import caller_of
-from service.auth.sessions import OWN_SITE, Sessions
+from service.auth import sessions
+from service.auth.caller import caller_of, validity_of
 from service.context.app_state import StateDep
-from service.dashboard.site import PageDep, PageRoute, login_page
-from service.http.problems import ApiProblem
+from service.dashboard.site import PageRoute, SessionPage, login_page
+from service.db.tables import now
+from service.http.problems import ApiProblem, limited
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -28,10 +30,12 @@ def _local_path(target: str) -> str:
 
 
 @router.get("/login")
-def login(request: Request, to: Annotated[str, Query(alias="next", max_length=LONGEST)] = HOME) -> Response:
+def login(
+    request: Request, state: StateDep, to: Annotated[str, Query(alias="next", max_length=LONGEST)] = HOME
+) -> Response:
     """The login page. It redirects at once if there is a session."""
-    sessions: Sessions = request.app.state.sessions
-    if sessions.token_id(request):
+    session = sessions.identify(state.database, request)
+    if session and validity_of(session[0], now()) == "active":
         return RedirectResponse(_local_path(to), 303)
     return login_page(to=_local_path(to), error=None)
 
@@ -44,9 +48,8 @@ def log_in(
     to: Annotated[str, Form(alias="next", max_length=LONGEST)] = HOME,
 ) -> Response:
     """Begin a session with a token."""
-    sessions: Sessions = request.app.state.sessions
     try:
-        if request.headers.get("Sec-Fetch-Site", "same-origin") not in OWN_SITE:
+        if request.headers.get("Sec-Fetch-Site", "same-origin") not in sessions.OWN_SITE:
             raise ApiProblem(401, "unauthorized", "a page of another site sent this form: log in here")  # noqa: TRY301
         if not token.strip():
             raise ApiProblem(401, "unauthorized", "enter your token")  # noqa: TRY301
@@ -54,17 +57,20 @@ def log_in(
     except ApiProblem as problem:
         if problem.status != 401:
             raise
-        request.state.code = problem.code
-        return login_page(401, to=_local_path(to), error=problem.detail)
+        refusal = limited(request, problem)
+        request.state.code = refusal.code
+        page = login_page(refusal.status, to=_local_path(to), error=refusal.detail)
+        page.headers.update(refusal.headers or {})
+        return page
     response = RedirectResponse(_local_path(to), 303)
-    sessions.begin(request, response, caller.token_id or "")
+    sessions.begin(state.database, request, response, caller.token_id or "")
     return response
 
 
 @router.post("/logout")
-def log_out(page: PageDep, csrf: Annotated[str, Form()] = "") -> Response:
-    """End the session in this browser. The token stays valid."""
+def log_out(page: SessionPage, csrf: Annotated[str, Form()] = "") -> Response:
+    """End the session everywhere. The token stays valid."""
     response = RedirectResponse("/login", 303)
-    if csrf == page.csrf:
-        page.sessions.end(response)
+    if hmac.compare_digest(csrf.encode(), page.csrf.encode()):
+        sessions.end(page.state.database, page.request, response)
     return response

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from service.dashboard.formatting import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
+from service.dashboard.site import ControlPage, JobsPage, Page, PageRoute, environment, to_yaml
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
@@ -56,7 +56,7 @@ CURVES: Final[list[dict[str, Any]]] = [
 
 @router.get("/searches")
 def listing(
-    page: PageDep,
+    page: JobsPage,
     state: Annotated[list[State] | None, Query()] = None,
     owner: str | None = None,
     label: Annotated[str | None, Query(max_length=400)] = None,
@@ -96,7 +96,7 @@ def _job(page: Page, search_id: str) -> JobView:
 
 
 @router.get("/searches/{search_id}/overview")
-def overview(page: PageDep, search_id: str) -> Response:
+def overview(page: JobsPage, search_id: str) -> Response:
     """The best trial, the progress, and plots of the search so far."""
     job = _job(page, search_id)
     search, trouble = page.attempt(lambda: reading.show(page.state, page.caller, search_id))
@@ -117,7 +117,7 @@ def _newest_picture(page: Page, search_id: str, number: int) -> ImageView | None
 
 @router.get("/searches/{search_id}/trials")
 def trials(
-    page: PageDep,
+    page: JobsPage,
     search_id: str,
     state: Annotated[list[TrialState] | None, Query()] = None,
     sort: Annotated[str, Query(pattern=SORTS)] = reading.NEWEST_FIRST,
@@ -139,7 +139,7 @@ def trials(
 
 
 @router.get("/searches/{search_id}/analysis")
-def analysis(page: PageDep, search_id: str, first: str | None = None, second: str | None = None) -> Response:
+def analysis(page: JobsPage, search_id: str, first: str | None = None, second: str | None = None) -> Response:
     """How the parameters affect the objective. ``first`` and ``second`` are the axes of the contour plot."""
     job = _job(page, search_id)
     paths = list(job.spec["space"])
@@ -153,7 +153,7 @@ def analysis(page: PageDep, search_id: str, first: str | None = None, second: st
 
 
 @router.get("/searches/{search_id}/logs")
-def logs(page: PageDep, search_id: str) -> Response:
+def logs(page: JobsPage, search_id: str) -> Response:
     """The driver's log. Each trial has a log of its own on its page."""
     job = _job(page, search_id)
     attempts = jobs.attempts(page.state, page.caller, search_id).items
@@ -161,14 +161,14 @@ def logs(page: PageDep, search_id: str) -> Response:
 
 
 @router.get("/searches/{search_id}/config")
-def config(page: PageDep, search_id: str) -> Response:
+def config(page: JobsPage, search_id: str) -> Response:
     """The submitted spec."""
     job = _job(page, search_id)
     return _search(page, "searches/config.html", job, "config", spec_yaml=to_yaml(job.spec))
 
 
 @router.get("/searches/{search_id}/delete")
-def delete(page: PageDep, search_id: str) -> Response:
+def delete(page: ControlPage, search_id: str) -> Response:
     """What the deletion of a search removes, to confirm."""
     job = _job(page, search_id)
     deletion = changing.deletion(page.state, page.caller, search_id)
@@ -179,7 +179,7 @@ def delete(page: PageDep, search_id: str) -> Response:
 
 
 @router.get("/searches/{search_id}/compare")
-def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
+def compare(page: JobsPage, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
     """Two to six trials: their differences, and their curves and pictures side by side."""
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
     least, most = COMPARED
@@ -230,7 +230,7 @@ def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, 
 
 
 @router.get("/searches/{search_id}/trials/{number}")
-def trial(page: PageDep, search_id: str, number: Number) -> Response:
+def trial(page: JobsPage, search_id: str, number: Number) -> Response:
     """One trial: its parameters, its results, and how it compares with the others."""
     job = _job(page, search_id)
 

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service import examples
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
+from service.auth.sessions import check_csrf
+from service.dashboard.site import JobsPage, Page, PageRoute, environment, to_yaml
 from service.dashboard.specform import groups, lines_of, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import reading, repository
@@ -117,7 +118,7 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
 
 @router.get("/jobs/new")
 def new_job(
-    page: PageDep, like: str | None = None, preset: str | None = None, inspection: str | None = None
+    page: JobsPage, like: str | None = None, preset: str | None = None, inspection: str | None = None
 ) -> Response:
     """The form for a job, filled from an example that runs anywhere, another job, a preset, or an inspection."""
     if preset is not None and preset not in PRESETS:
@@ -141,7 +142,7 @@ def new_job(
 
 @router.get("/searches/new")
 def new_search(
-    page: PageDep,
+    page: JobsPage,
     like: str | None = None,
     job: str | None = None,
     search: str | None = None,
@@ -195,29 +196,24 @@ def _read(text: str) -> dict[str, Any]:
         raise spec_problem(error.problems) from error
 
 
-def _check_csrf(page: Page) -> None:
-    """Raises the API's 401 unless a page of this service sent the request."""
-    page.sessions.check_csrf(page.request, page.caller.token_id or "")
-
-
 @forms.post("/forms/yaml")
-def as_yaml(page: PageDep, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
+def as_yaml(page: JobsPage, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
     """A form's document as YAML."""
-    _check_csrf(page)
+    check_csrf(page.request)
     return JSONResponse({"text": to_yaml(body.document)})
 
 
 @forms.post("/forms/document")
-def as_document(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
+def as_document(page: JobsPage, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a document, with the line number of each field."""
-    _check_csrf(page)
+    check_csrf(page.request)
     return JSONResponse({"document": _read(body.text), "lines": lines_of(body.text)})
 
 
 @forms.post("/forms/form")
-def as_form(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
+def as_form(page: JobsPage, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a filled form."""
-    _check_csrf(page)
+    check_csrf(page.request)
     document = _read(body.text)
     if document.get("kind", body.kind) != body.kind:
         raise spec_problem([Problem("kind", "/kind", document["kind"], f"must be {body.kind} on this page")])

@@ -24,8 +24,8 @@ from structlog.testing import capture_logs
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.app import attach, build_app, configure_logs
-from service.auth.caller import Role, sha256
-from service.auth.sessions import Sessions
+from service.auth.caller import sha256
+from service.auth.scopes import Role
 from service.client import errors as client_errors
 from service.context.app_state import AppState
 from service.controller import sweeps
@@ -55,7 +55,7 @@ def _logs() -> None:
 
 
 def _tokens() -> list[Token]:
-    return [Token(sha256=sha256(token_of(owner)), owner=owner, role=role.name.lower()) for owner, role in ROLES.items()]
+    return [Token(sha256=sha256(token_of(owner)), owner=owner, role=role) for owner, role in ROLES.items()]
 
 
 def fill(url: str) -> None:
@@ -141,6 +141,8 @@ def settings(database_url: str, root: Path, tmp_path: Path) -> Settings:
         study_url=f"sqlite:///{tmp_path / 'studies.db'}",
         artifact_root=str(root),
         reconcile=False,
+        allowed_hosts=("testserver", "hub.test"),
+        failures_per_minute=100_000,
         # Nothing listens there: a test that reaches for a real server fails at once.
         ray_url="http://127.0.0.1:1",
         mlflow_url="http://127.0.0.1:1",
@@ -189,11 +191,8 @@ def api(clients: Clients) -> TestClient:
 
 
 @pytest.fixture
-def browsers(app: FastAPI, clients: Clients, tmp_path: Path) -> Clients:  # noqa: ARG001 - they have started it
+def browsers(app: FastAPI, clients: Clients) -> Clients:  # noqa: ARG001 - they have started it
     """A browser for each role that has logged in, and one that has not; none follows redirects."""
-    secret = tmp_path / "secret"
-    secret.write_text("what-all-processes-of-the-service-know")
-    app.state.sessions = Sessions(secret)
     found = {owner: TestClient(app, follow_redirects=False) for owner in ("anonymous", *ROLES)}
     for owner in ROLES:
         assert found[owner].post("/login", data={"token": token_of(owner)}).status_code == 303

@@ -12,7 +12,8 @@ from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
 from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.context.app_state import AppState
 from service.controller.context import ControllerContext
 from service.controller.lease import Lease

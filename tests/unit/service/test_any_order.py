@@ -27,7 +27,8 @@ from sqlalchemy import select
 
 from service.adapters.ray_cluster import RayState, Submission
 from service.adapters.storage import StorageUnreachable
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.db.database import Database
 from service.db.tables import Attempt, Base, Event, Job
 from service.http.problems import ApiProblem

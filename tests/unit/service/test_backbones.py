@@ -18,7 +18,8 @@ from service_fakes import add_job, job_of, problem, spec_with
 from service_world import World
 
 from service.adapters.storage import Artifacts
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.backbones import service
 from service.backbones.archive import Archive
 from service.db.tables import DeletedVersion, Job

@@ -423,13 +423,29 @@ def test_the_server_is_found_from_the_state_of_a_local_stack(tmp_path, monkeypat
     monkeypatch.setenv("RCMAE_STATE_DIR", str(tmp_path))
     (tmp_path / "token").write_text("from-the-folder\n")
     (tmp_path / "stack.json").write_text(json.dumps({"ports": {"api": 8123}}))
-    assert find_server() == ("http://127.0.0.1:8123", "from-the-folder")
+    assert find_server() == ("http://127.0.0.1:8123", "from-the-folder", tmp_path / "token")
     monkeypatch.setenv("RCMAE_URL", "https://rcmae.example")
     monkeypatch.setenv("RCMAE_TOKEN", "from-the-environment")
-    assert find_server() == ("https://rcmae.example", "from-the-environment")
+    assert find_server() == ("https://rcmae.example", "from-the-environment", None)
     monkeypatch.delenv("RCMAE_TOKEN")
     with pytest.raises(errors.ClientError, match="RCMAE_TOKEN is not"):
         find_server()
+
+
+def test_a_local_stack_whose_token_was_revoked_says_how_to_make_another(server, tmp_path, monkeypatch, capsys):
+    server.routes["GET", "/v1/jobs"] = lambda _: problem(401, "unauthorized", "this token was revoked")
+    assert run("jobs", "list") == 1
+    assert "rcmae up" not in capsys.readouterr().err, "of another server's token it knows no more"
+    port = int(server.url.rpartition(":")[2])
+    monkeypatch.delenv("RCMAE_URL")
+    monkeypatch.delenv("RCMAE_TOKEN")
+    monkeypatch.setenv("RCMAE_STATE_DIR", str(tmp_path))
+    (tmp_path / "token").write_text("the-one-that-was-revoked")
+    (tmp_path / "stack.json").write_text(json.dumps({"ports": {"api": port}}))
+    assert run("jobs", "list") == 1
+    told = capsys.readouterr().err
+    assert f"this token was revoked. It is the token in {tmp_path / 'token'}." in told
+    assert "`rcmae down`, delete that file, and `rcmae up` makes a new one" in told
 
 
 def test_without_a_server_it_says_how_to_name_one(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,8 @@ from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
 
 from service.app import create_app
-from service.auth.caller import Caller, Role, caller_of, ensure_admin, ensure_token, sha256
+from service.auth.caller import Caller, caller_of, ensure_admin, ensure_token, sha256
+from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
 from service.db.tables import Attempt, Event, Job

@@ -15,7 +15,8 @@ from sqlalchemy import select
 from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.ray_cluster import ClusterUnreachable
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.db.tables import Attempt, Event, Job
 from service.jobs.service import delete_job
 from trainer.protocol import names

@@ -16,6 +16,7 @@ from service_fakes import SPEC, add_job, problem
 from sqlalchemy import update
 from test_stream import CLIENT, Stream, eventually, serving
 
+from service.access import open_responses
 from service.auth.caller import sha256
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Token, now
@@ -28,8 +29,9 @@ pytestmark = pytest.mark.both_databases
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"POLL_S": 0.03, "LONGEST_PAUSE_S": 0.1, "TOKEN_CHECK_S": 0.1}.items():
+    for name, seconds in {"POLL_S": 0.03, "LONGEST_PAUSE_S": 0.1}.items():
         monkeypatch.setattr(changes, name, seconds)
+    monkeypatch.setattr(open_responses, "LOOK_S", 0.1)
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from sqlalchemy import select
 from service.adapters.mlflow_connection import MlflowRefused
 from service.adapters.mlflow_runs import EXPERIMENT
 from service.adapters.mlflow_store import MlflowStore
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.backbones import service as backbones
 from service.db.tables import Job
 from service.http.problems import ApiProblem

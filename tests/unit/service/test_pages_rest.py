@@ -15,7 +15,8 @@ from service_fakes import SPEC, add_job, spec_with
 from sqlalchemy import select, update
 
 from service.adapters.ray_cluster import Machine
-from service.auth.caller import Role, ensure_token, sha256
+from service.auth.caller import ensure_token, sha256
+from service.auth.scopes import Role
 from service.auth.sessions import CSRF_HEADER
 from service.db.database import Database
 from service.db.tables import Attempt, Token, now

@@ -6,90 +6,28 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import Clients, token_of
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 from optuna.trial import TrialState
 from search_files import SearchFiles
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 
-from service.auth.caller import Caller, Role, sha256
+from service.auth.caller import Caller, sha256
+from service.auth.scopes import SCOPES, UNSCOPED, Role, Scope
+from service.auth.sessions import COOKIE, CSRF_HEADER
 from service.auth.trail import ACTIONS
+from service.dashboard.assets import url_of
+from service.dashboard.site import PageRoute
 from service.db.tables import Token
 from trainer.protocol import names
-
-MATRIX = """
-                                                                none | viewer    | submitter | operator  | admin
-                                                                     | own other | own other | own other | own other
-GET    /healthz                                                 200  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /readyz                                                  503  | 503 503   | 503 503   | 503 503   | 503 503
-GET    /metrics                                                 200  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/jobs                                                 401  | 200 200   | 200 200   | 200 200   | 200 200
-POST   /v1/jobs                                                 401  | 403 403   | 201 201   | 201 201   | 201 201
-POST   /v1/jobs/plan                                            401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}                                        401  | 200 200   | 200 404   | 200 200   | 200 200
-PATCH  /v1/jobs/{job_id}                                        401  | 403 403   | 200 404   | 200 200   | 200 200
-DELETE /v1/jobs/{job_id}                                        401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/jobs/{job_id}/cancel                                 401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/jobs/{job_id}/pause                                  401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/jobs/{job_id}/resume                                 401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/jobs/{job_id}/retry                                  401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/jobs/{job_id}/stop                                   401  | 403 403   | 409 404   | 409 409   | 409 409
-GET    /v1/jobs/{job_id}/spec                                   401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/events                                 401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/attempts                               401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/logs                                   401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/logs/{attempt}/{source}                401  | 200 200   | 200 404   | 200 200   | 200 200
-HEAD   /v1/jobs/{job_id}/logs/{attempt}/{source}                401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/stream                                 401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/stream                                               401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/metrics                                401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/metrics                                              401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/checkpoints                            401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/images                                 401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/jobs/{job_id}/images/{name}                          401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}                                 401  | 200 200   | 200 404   | 200 200   | 200 200
-PATCH  /v1/searches/{search_id}                                 401  | 403 403   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/trials                          401  | 200 200   | 200 404   | 200 200   | 200 200
-POST   /v1/searches/{search_id}/trials                          401  | 403 403   | 201 404   | 201 201   | 201 201
-GET    /v1/searches/{search_id}/trials.csv                      401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/trials/{number}                 401  | 200 200   | 200 404   | 200 200   | 200 200
-POST   /v1/searches/{search_id}/trials/{number}/stop            401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/searches/{search_id}/trials/{number}/retry           401  | 403 403   | 200 404   | 200 200   | 200 200
-POST   /v1/searches/{search_id}/trials/{number}/promote         401  | 403 403   | 201 404   | 201 201   | 201 201
-GET    /v1/searches/{search_id}/trials/{number}/logs            401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/trials/{number}/metrics         401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/trials/{number}/images          401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/trials/{number}/images/{name}   401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/searches/{search_id}/plots/{name}                    401  | 200 200   | 200 404   | 200 200   | 200 200
-GET    /v1/backbones                                            401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/backbones/{name}                                     401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/backbones/{name}/versions/{version}                  401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/backbones/{name}/versions/{version}/files/{path}     401  | 200 200   | 200 200   | 200 200   | 200 200
-HEAD   /v1/backbones/{name}/versions/{version}/files/{path}     401  | 200 200   | 200 200   | 200 200   | 200 200
-DELETE /v1/backbones/{name}/versions/{version}                  401  | 403 403   | 200 403   | 200 200   | 200 200
-GET    /v1/backbones/{name}/versions/{version}/archive          401  | 200 200   | 200 200   | 200 200   | 200 200
-HEAD   /v1/backbones/{name}/versions/{version}/archive          401  | 200 200   | 200 200   | 200 200   | 200 200
-PUT    /v1/backbones/{name}/aliases/{alias}                     401  | 403 403   | 200 403   | 200 200   | 200 200
-DELETE /v1/backbones/{name}/aliases/{alias}                     401  | 403 403   | 200 403   | 200 200   | 200 200
-GET    /hf/{org}/{repo}/resolve/{revision}/{path}               401  | 200 200   | 200 200   | 200 200   | 200 200
-HEAD   /hf/{org}/{repo}/resolve/{revision}/{path}               401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /hf/api/models/{org}/{repo}                              401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /hf/api/models/{org}/{repo}/revision/{revision}          401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /hf/api/models/{org}/{repo}/tree/{revision}              401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /hf/api/models/{org}/{repo}/tree/{revision}/{path}       401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/cluster                                              401  | 200 200   | 200 200   | 200 200   | 200 200
-GET    /v1/tokens                                               401  | 200 200   | 200 200   | 200 200   | 200 200
-POST   /v1/tokens                                               401  | 403 403   | 201 403   | 201 403   | 201 201
-POST   /v1/tokens/{token_id}/rotate                             401  | 403 403   | 201 404   | 201 404   | 201 201
-DELETE /v1/tokens/{token_id}                                    401  | 403 403   | 200 404   | 200 404   | 200 200
-GET    /v1/audit                                                401  | 403 403   | 403 403   | 403 403   | 200 200
-"""
-"""Statuses. "own" is done to what the caller owns, "other" to what a stranger owns; a list is a list either way."""
 
 CALLERS = ("viewer", "alice", "operator", "admin")
 """The owners whose tokens have the roles of the columns."""
@@ -99,21 +37,79 @@ LINE = b'{"time": 1.0, "level": "info", "source": "driver", "message": "hello"}\
 STATES = {"resume": "paused", "retry": "failed", "delete": "failed"}
 """Where a job must be for a verb; else it waits in the queue."""
 
+STATUSES = {"GET /readyz": 503, "POST /v1/jobs/{job_id}/stop": 409}
+"""The status of an allowed request, where it is not the route's: nothing is ready, and no job has trials."""
+ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{name}", "GET /v1/metrics")
+"""What a route of one thing has in its name; other routes are about all that the caller may see."""
+VISIBLE_BY = {
+    Scope.OWN_JOBS: Scope.READ_JOBS,
+    Scope.OWN_BACKBONES: Scope.READ_BACKBONES,
+    Scope.OWN_TOKENS: Scope.READ_TOKENS,
+}
+"""The scope by which a caller sees what a scope lets others change: it is told 403 there, and 404 without it."""
+NOT_ASKED = {"GET /login", "POST /login", "POST /logout", "GET /assets/{digest}/{name:path}", "GET /openapi.json"}
+"""Routes without a scope, which the tests of sessions and of the description ask."""
 
-def rows() -> dict[str, list[int]]:
-    """Expected statuses by route."""
+
+PLACES = ("/v1/jobs", "/v1/searches", "/v1/", "/hf/", "/jobs", "/searches", "/")
+"""Parts of the matrix, by the beginning of their routes' paths: the first one that fits."""
+
+
+def places_of(route: str) -> str:
+    return next(places for places in PLACES if route.partition(" ")[2].startswith(places))
+
+
+def declared(app: FastAPI) -> dict[str, tuple[list[Scope], int, bool]]:
+    """Every route's scopes, the status of its success, and whether it is a page."""
     found = {}
-    for line in MATRIX.strip().splitlines()[2:]:
-        method, path, *statuses = line.replace("|", " ").split()
-        found[f"{method} {path}"] = [int(status) for status in statuses]
-    return found
+    for route in iter_route_contexts(app.routes):
+        scopes: list[Scope] = []
+        waiting = [route.dependant] if hasattr(route, "dependant") else []
+        while waiting:
+            dependant = waiting.pop()
+            scopes += [Scope(scope) for scope in dependant.own_oauth_scopes or ()]
+            waiting += dependant.dependencies
+        page = isinstance(route.original_route, PageRoute)
+        for method in route.methods:
+            found[f"{method} {route.path}"] = (scopes, getattr(route, "status_code", None) or 200, page)
+    return {name: found[name] for name in found if name != "HEAD /openapi.json"}
+
+
+def expected(route: str, scopes: list[Scope], status: int, page: bool) -> list[int]:
+    """The statuses that the table of scopes gives a route: without a token, then for each role, its own and others'."""
+    status = STATUSES.get(route, status)
+    if not scopes:
+        return [status] * 9
+    statuses = [303 if page else 401]
+    for role in Role:
+        statuses += _expected_of(route, scopes, status, SCOPES[role])
+    return statuses
+
+
+def _expected_of(route: str, scopes: list[Scope], status: int, has: frozenset[Scope]) -> list[int]:
+    if not has.issuperset(scopes):
+        return [403, 403]
+    lacking = [scope for scope in scopes if scope.everybodys not in has]
+    if not lacking or (route != "POST /v1/tokens" and not any(part in route for part in ONES_OWN)):
+        return [status, status]
+    seen = all(VISIBLE_BY.get(scope, scope.everybodys) in has for scope in lacking) or route == "POST /v1/tokens"
+    return [status, 403 if seen else 404]
+
+
+class Request(NamedTuple):
+    """What is sent to a route."""
+
+    method: str
+    path: str
+    query: dict[str, Any]
+    body: Any
 
 
 class Asker:
     """Asks each route for something that is there, whoever owns it."""
 
-    def __init__(self, clients: Clients, searches: SearchFiles, root: Path) -> None:
-        self._clients, self._searches, self._root = clients, searches, root
+    def __init__(self, searches: SearchFiles, root: Path) -> None:
+        self._searches, self._root = searches, root
         self._database, self._mlflow = searches.database, searches.mlflow
 
     def _backbone(self, owner: str) -> str:
@@ -142,9 +138,9 @@ class Asker:
             path.write_bytes(data)
         return add_job(self._database, state, owner=owner, run_id=run_id, artifact_uri=folder, attempts=1)
 
-    def _search(self, owner: str) -> tuple[str, int]:
+    def _search(self, owner: str, state: str) -> tuple[str, int]:
         """A search of an owner's, with a trial that runs and one that has failed; the first one's number."""
-        job_id = self._searches.add(owner=owner)
+        job_id = self._searches.add(state, owner=owner)
         running = self._searches.with_run(job_id, {f"{names.IMAGES}/a.png": b"png"})
         self._searches.trial(job_id, TrialState.FAIL)
         return job_id, running
@@ -156,23 +152,25 @@ class Asker:
         with self._database.read() as session:
             return session.get(Token, token.sha256).id
 
-    def ask(self, route: str, client: TestClient, owner: str) -> int:
-        """The status of a request for what ``owner`` owns."""
+    def request_of(self, route: str, owner: str) -> Request:
+        """A request for what ``owner`` owns."""
         method, _, path = route.partition(" ")
         verb = path.rpartition("/")[2] if method == "POST" else method.lower()
         query: dict[str, Any] = {"once": True} if path.endswith("/stream") else {}
         body: Any = None
-        if path.startswith("/v1/jobs/{job_id}") or path == "/v1/metrics":
+        if "/jobs/{job_id}" in path or path == "/v1/metrics":
+            verb = "delete" if path.endswith("/delete") else verb
             job_id = self._job(owner, STATES.get(verb, "queued"))
             path = path.replace("{job_id}", job_id).replace("{name}", "a.png")
             path = path.replace("{attempt}/{source}", "1/driver")
             query |= {"job": job_id, "key": "train/loss"} if path == "/v1/metrics" else {}
             body = {"priority": 5} if method == "PATCH" else None
-        elif path.startswith("/v1/searches/{search_id}"):
-            job_id, running = self._search(owner)
+        elif "/searches/{" in path:
+            job_id, running = self._search(owner, "succeeded" if path.endswith("/delete") else "running")
             number = running + 1 if verb == "retry" else running
             name = "history" if "/plots/" in path else "a.png"
             path = path.replace("{search_id}", job_id).replace("{number}", str(number)).replace("{name}", name)
+            path = path.replace("{job_id}", job_id)
             body = {"patch": {"trials": 9}, "trials": {"points": [{}]}}.get(verb)
         elif path in {"/v1/jobs", "/v1/jobs/plan"} and method == "POST":
             body = SPEC
@@ -185,33 +183,64 @@ class Asker:
             path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
             path = path.replace("{org}/{repo}", f"rcmae/{name}").replace("{revision}", "main")
             file = {"resolve": "config.json", "tree": "sub"}.get(path.split("/")[-3], "spec.json")
-            path = path.replace("{path}", file)
+            path = path.replace("{path:path}", file)
+            query = {"version": 2} if path.endswith("/delete") else {}
             body = {"version": 2} if method == "PUT" else None
+        elif path.startswith("/forms/"):
+            body = {"kind": "pretrain"} | ({"document": SPEC} if path.endswith("yaml") else {"text": "kind: pretrain"})
+        elif path.startswith("/docs/assets/"):
+            path = "/docs/assets/swagger-ui.css"
         assert "{" not in path, f"say here what to ask {route} for"
-        return client.request(method, path, params=query, json=body).status_code
+        return Request(method, path, query, body)
 
-    def statuses(self, route: str) -> list[int]:
+    def ask(self, route: str, client: TestClient, owner: str) -> int:
+        """The status of a request for what ``owner`` owns."""
+        asked = self.request_of(route, owner)
+        csrf = _csrf(asked.path, client)
+        return client.request(asked.method, asked.path, params=asked.query, json=asked.body, headers=csrf).status_code
+
+    def statuses(self, route: str, clients: Clients) -> list[int]:
         """One row as it is."""
-        found = [self.ask(route, self._clients.anonymous, STRANGER)]
+        found = [self.ask(route, clients.anonymous, STRANGER)]
         for caller in CALLERS:
-            found += [self.ask(route, getattr(self._clients, caller), owner) for owner in (caller, STRANGER)]
+            found += [self.ask(route, getattr(clients, caller), owner) for owner in (caller, STRANGER)]
         return found
 
 
+def _csrf(path: str, client: TestClient) -> dict[str, str]:
+    """What a page's script sends with a change."""
+    if not path.startswith("/forms/") or COOKIE not in client.cookies:
+        return {}
+    return {CSRF_HEADER: client.get("/tokens").text.partition('name="csrf" content="')[2].partition('"')[0]}
+
+
 @pytest.fixture
-def asker(clients: Clients, searches: SearchFiles, root: Path) -> Asker:
-    return Asker(clients, searches, root)
+def asker(searches: SearchFiles, root: Path) -> Asker:
+    return Asker(searches, root)
 
 
-def test_the_matrix_of_roles(asker, clients):
-    document = clients.anonymous.get("/openapi.json").json()["paths"]
-    listed = {f"{method.upper()} {path}" for path, methods in document.items() for method in methods}
-    expected = rows()
-    assert listed == set(expected), "a route without its row, or a row without its route"
-    found = {route: asker.statuses(route) for route in expected}
-    print("\n".join(["", *MATRIX.strip("\n").splitlines()[:2], *(_line(*row) for row in found.items())]))  # noqa: T201
-    wrong = {route: statuses for route, statuses in found.items() if statuses != expected[route]}
+def test_every_route_declares_a_scope_or_is_one_of_the_few_without(app):
+    routes = declared(app)
+    assert {route for route, (scopes, _, _) in routes.items() if not scopes} == UNSCOPED
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_the_matrix_of_roles(app, asker, clients, browsers, places):
+    rows = {route: row for route, row in declared(app).items() if route not in NOT_ASKED and places == places_of(route)}
+    found = {
+        route: asker.statuses(route, browsers if row[2] or "/forms/" in route else clients)
+        for route, row in rows.items()
+    }
+    print("\n".join(["", HEADING, *(_line(*row) for row in found.items())]))  # noqa: T201
+    wrong = {
+        route: f"{found[route]}, but the scopes {row[0]} give {expected(route, *row)}"
+        for route, row in rows.items()
+        if found[route] != expected(route, *row)
+    }
     assert not wrong
+
+
+HEADING = f"{'':<63} none | " + " | ".join(f"{role:<9}" for role in Role)
 
 
 def _line(route: str, statuses: list[int]) -> str:
@@ -219,6 +248,45 @@ def _line(route: str, statuses: list[int]) -> str:
     none, *pairs = statuses
     cells = " | ".join(f"{own} {other}  " for own, other in zip(pairs[::2], pairs[1::2], strict=True))
     return f"{method:<6} {path:<56} {none}  | {cells}".rstrip()
+
+
+@pytest.mark.parametrize("places", PLACES)
+def test_head_is_answered_like_get_without_the_content(app, asker, clients, browsers, places):
+    for route, (_, _, page) in declared(app).items():
+        method, _, path = route.partition(" ")
+        if method != "GET" or places != places_of(route):
+            continue
+        asked = asker.request_of(route, "admin") if route not in NOT_ASKED else Request("GET", STATIC[path], {}, None)
+        client = browsers.admin if page else clients.admin
+        got = client.get(asked.path, params=asked.query)
+        head = client.head(asked.path, params=asked.query)
+        assert head.content == b"", route
+        assert head.status_code == got.status_code, route
+        assert {*head.headers} == {*got.headers}, route
+        assert head.headers.get("Content-Type") == got.headers.get("Content-Type"), route
+
+
+STATIC = {"/login": "/login", "/assets/{digest}/{name:path}": url_of("app.css"), "/openapi.json": "/openapi.json"}
+
+
+def test_a_method_that_a_path_has_not_is_refused_with_those_that_it_has(app, clients):
+    methods: dict[str, set[str]] = {}
+    for route in declared(app):
+        method, _, path = route.partition(" ")
+        methods.setdefault(re.sub(r"\{number\}|\{attempt\}", "1", path), set()).add(method)
+    for path, known in methods.items():
+        asked = re.sub(r"\{[^}]*\}", "x", path)
+        for method in {"POST", "PUT", "PATCH", "DELETE"} - known:
+            answer = clients.admin.request(method, asked)
+            if answer.status_code == 405 or not _is_also_matched(asked, path, method, methods):
+                problem(answer, 405, "method_not_allowed")
+                assert set(answer.headers["Allow"].split(", ")) >= known | ({"HEAD"} if "GET" in known else set()), path
+
+
+def _is_also_matched(asked: str, path: str, method: str, methods: dict[str, set[str]]) -> bool:
+    """Whether another path's pattern fits the same path, and has the method: `/jobs/new` is one of `/jobs/{job_id}`."""
+    others = (pattern for pattern, known in methods.items() if pattern != path and method in known)
+    return any(re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), asked) for pattern in others)
 
 
 def test_every_route_that_changes_something_is_audited(clients):

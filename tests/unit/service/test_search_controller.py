@@ -18,7 +18,8 @@ from service_world import World
 from sqlalchemy import create_engine, select, text
 
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.auth.caller import Caller, Role
+from service.auth.caller import Caller
+from service.auth.scopes import Role
 from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import Verb, transition

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
@@ -11,16 +14,18 @@ import httpx
 import pytest
 from conftest import token_of
 from fastapi.testclient import TestClient
-from itsdangerous import URLSafeTimedSerializer
 from service_fakes import SPEC, add_job, job_of, problem
 from sqlalchemy import select, update
+from test_stream import CLIENT, serving
 
+from service.access import open_responses
 from service.app import create_app
 from service.auth.caller import sha256
-from service.auth.sessions import COOKIE, CSRF_HEADER, LIFE, Sessions
+from service.auth.sessions import COOKIE, CSRF_HEADER, LIFE
 from service.dashboard.assets import ASSETS, DIGEST, url_of
 from service.db.database import Database
-from service.db.tables import Audit, Token, now
+from service.db.tables import Audit, BrowserSession, Token, now
+from service.jobs import reading
 
 
 def csrf_of(browser: TestClient) -> str:
@@ -136,50 +141,104 @@ def with_cookie(browsers: Any, cookie: str) -> httpx.Response:
     return found
 
 
-def test_a_cookie_that_was_made_up_or_is_old_is_none(browsers, app, tmp_path, monkeypatch):
+def age(database: Database, hours: float) -> None:
+    """Make all sessions' last requests older."""
+    with database.session() as session:
+        for each in session.scalars(select(BrowserSession)):
+            each.seen_at -= timedelta(hours=hours)
+
+
+def test_a_cookie_that_was_made_up_is_none(browsers):
     cookie = browsers.alice.cookies[COOKIE]
     assert with_cookie(browsers, cookie).status_code == 200
-    other = tmp_path / "other"
-    other.write_text("what-another-service-knows")
-    forged = Sessions(other)._serializer().dumps(app.state.sessions._serializer().loads(cookie))
-    for wrong in (
-        f"{'A' if cookie[0] != 'A' else 'B'}{cookie[1:]}",
-        cookie[:-2],
-        forged,
-        token_of("alice"),
-        "x.y.z",
-        "é",
-    ):
+    for wrong in (f"{'A' if cookie[0] != 'A' else 'B'}{cookie[1:]}", cookie[:-2], token_of("alice"), "x.y.z", "é"):
         assert ended(with_cookie(browsers, quote(wrong)))
         problem(browsers.anonymous.get("/v1/jobs", headers={"Cookie": f"{COOKIE}={quote(wrong)}"}), 401, "unauthorized")
-    later = LIFE + timedelta(seconds=5)
-    signer = URLSafeTimedSerializer.default_signer
-    real = signer.get_timestamp
-    monkeypatch.setattr(signer, "get_timestamp", lambda self: real(self) + int(later.total_seconds()))
-    assert ended(with_cookie(browsers, cookie))
 
 
-def test_a_page_makes_the_session_last_longer(browsers, monkeypatch):
-    first = browsers.alice.cookies[COOKIE]
-    signer = URLSafeTimedSerializer.default_signer
-    real = signer.get_timestamp
-    for share in (0.9, 1.8):
-        passed = int(share * LIFE.total_seconds())
-        monkeypatch.setattr(signer, "get_timestamp", lambda self, passed=passed: real(self) + passed)
-        assert browsers.alice.get("/tokens").status_code == 200
-    assert ended(with_cookie(browsers, first))
+@pytest.mark.both_databases
+def test_the_database_does_not_hold_what_the_cookie_says(browsers, database):
+    with database.read() as session:
+        rows = session.scalars(select(BrowserSession)).all()
+    assert len(rows) == 5
+    assert sha256(browsers.alice.cookies[COOKIE]) in {row.sha256 for row in rows}
 
 
-def test_another_process_with_the_same_secret_knows_it(browsers, settings, app, tmp_path):
-    cookie = browsers.alice.cookies[COOKIE]
-    for secret, known in (("what-all-processes-of-the-service-know", True), ("another-one-0123456789", False)):
-        file = tmp_path / "its-own"
-        file.write_text(f"{secret}\n")
-        other = create_app(settings.model_copy(update={"admin_token_file": file}))
-        client = TestClient(other, follow_redirects=False, cookies={COOKIE: cookie})
-        assert ended(client.get("/tokens")) is not known
-        csrf = {CSRF_HEADER: app.state.sessions.csrf(app.state.sessions._serializer().loads(cookie))}
-        assert client.post("/v1/jobs", json=SPEC, headers=csrf).status_code == (201 if known else 401)
+@pytest.mark.both_databases
+def test_a_session_ends_when_it_was_not_used_for_long_and_its_row_is_removed(browsers, database):
+    hours = LIFE.total_seconds() / 3600
+    age(database, 0.9 * hours)
+    assert browsers.alice.get("/v1/jobs").status_code == 200, "which counts as a use"
+    age(database, 0.9 * hours)
+    assert browsers.alice.get("/tokens").status_code == 200
+    assert ended(browsers.bob.get("/tokens"))
+    problem(browsers.bob.get("/v1/jobs"), 401, "unauthorized")
+    assert browsers.bob.get("/login").status_code == 200, "not a way back to the page that led here"
+    assert browsers.anonymous.post("/login", data={"token": token_of("bob")}).status_code == 303
+    with database.read() as session:
+        left = set(session.scalars(select(BrowserSession.sha256)))
+    assert left == {sha256(browser.cookies[COOKIE]) for browser in (browsers.alice, browsers.anonymous)}
+
+
+@pytest.mark.both_databases
+def test_a_copied_cookie_is_worth_nothing_once_its_owner_has_logged_out(browsers, settings):
+    """On every replica, for pages and for the API, while the same token's other session goes on."""
+    copied = {"Cookie": f"{COOKIE}={browsers.alice.cookies[COOKIE]}"}
+    other = TestClient(create_app(settings), follow_redirects=False, headers=copied)
+    assert other.get("/tokens").status_code == other.get("/v1/jobs").status_code == 200
+    assert browsers.anonymous.post("/login", data={"token": token_of("alice")}).status_code == 303
+    csrf = csrf_of(browsers.alice)
+    assert other.post("/v1/jobs", json=SPEC, headers={CSRF_HEADER: csrf}).status_code == 201
+    browsers.alice.post("/logout", data={"csrf": csrf})
+    assert ended(other.get("/tokens"))
+    problem(other.get("/v1/jobs"), 401, "unauthorized")
+    problem(other.post("/v1/jobs", json=SPEC, headers={CSRF_HEADER: csrf}), 401, "unauthorized")
+    assert browsers.anonymous.get("/tokens").status_code == 200
+
+
+@pytest.mark.both_databases
+def test_a_token_that_is_revoked_or_replaced_leaves_no_session(browsers, clients, database):
+    ids = {token["owner"]: token["id"] for token in clients.admin.get("/v1/tokens").json()["items"]}
+    clients.admin.delete(f"/v1/tokens/{ids['alice']}")
+    clients.admin.post(f"/v1/tokens/{ids['bob']}/rotate")
+    with database.read() as session:
+        assert set(session.scalars(select(BrowserSession.token_id))).isdisjoint({ids["alice"], ids["bob"]})
+    assert ended(browsers.alice.get("/tokens"))
+    assert ended(browsers.bob.get("/tokens"))
+
+
+class EndlessLog:
+    """A file whose download takes for ever."""
+
+    size = 10**9
+
+    def pieces(self, start: int, stop: int) -> Iterator[bytes]:  # noqa: ARG002
+        while True:
+            yield b"more\n"
+            time.sleep(0.01)
+
+
+def test_logging_out_ends_what_the_session_still_receives(app, browsers, monkeypatch):
+    """A stream and a download; those of another session and of the token itself go on."""
+    monkeypatch.setattr(open_responses, "LOOK_S", 0.05)
+    monkeypatch.setattr(reading, "whole_log", lambda *_: EndlessLog())
+    alice, bob = ({"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"} for browser in (browsers.alice, browsers.bob))
+    token = {"Authorization": f"Bearer {token_of('alice')}"}
+    with serving(app) as url, ExitStack() as opened:
+
+        def open_(path: str, headers: dict[str, str]) -> Iterator[bytes]:
+            chunks = opened.enter_context(CLIENT.stream("GET", f"{url}{path}", headers=headers)).iter_bytes()
+            assert next(chunks)
+            return chunks
+
+        stream, log = open_("/v1/stream", alice), open_("/v1/jobs/job-1/logs/1/driver", alice)
+        others = [open_("/v1/jobs/job-1/logs/1/driver", headers) for headers in (bob, token)]
+        csrf = csrf_of(browsers.alice)
+        assert CLIENT.post(f"{url}/logout", data={"csrf": csrf}, headers=alice).status_code == 303
+        assert b"".join(stream) == b""
+        with pytest.raises(httpx.RemoteProtocolError):  # it is shorter than was promised
+            list(log)
+        assert all(next(other) for other in others)
 
 
 def test_a_token_that_ends_takes_its_session_with_it_at_once(browsers, database):

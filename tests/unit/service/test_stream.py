@@ -24,6 +24,7 @@ from conftest import token_of
 from fastapi import FastAPI
 from service_fakes import add_job, job_of, problem
 
+from service.access import open_responses
 from service.app import create_app
 from service.auth.caller import sha256
 from service.db.database import Database, DatabaseUnreachable
@@ -425,7 +426,7 @@ def test_fifty_readers_have_one_poller(app, url, job, monkeypatch):
 
 
 def test_a_revoked_token_ends_its_stream(url, job, database, monkeypatch):
-    monkeypatch.setattr(stream, "TOKEN_CHECK_S", 0.1)
+    monkeypatch.setattr(open_responses, "LOOK_S", 0.1)
     with following(url, job.id) as alice, following(url, job.id, owner="operator") as operator:
         alice.until_kind("job")
         operator.until_kind("job")
