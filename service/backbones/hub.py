@@ -23,11 +23,12 @@ from service.backbones.schemas import MAIN
 from service.context.app_state import AppState, CallerDep, StateDep
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import file_response, not_modified
+from service.http.routing import ApiRoute
 from service.http.schemas import View
 from trainer.spec import formats
 
 PREFIX: Final = "/hf"
-router = APIRouter(prefix=PREFIX, tags=["hub"])
+router = APIRouter(prefix=PREFIX, tags=["hub"], route_class=ApiRoute)
 
 LONGEST_MESSAGE: Final = 1000
 """Longest error message in a header, in characters."""

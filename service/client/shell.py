@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from rich.progress import (
 
 from service.client.sdk import Client
 from service.client.server import find_server
+from trainer.spec.base import Problem, SpecError
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, by the shells' convention."""
@@ -33,6 +34,16 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True)
+
+
+def read_text(file: TextIO) -> str:
+    """The text of a spec's file; raises `SpecError`, with the line, if it is not text."""
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"line {line}: is not {error.encoding} text: save the file in that encoding"
+        raise SpecError([Problem("", "", None, message)]) from error
 
 
 @contextmanager

@@ -8,11 +8,9 @@ from importlib.metadata import version
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
-import yaml
 from fastapi import Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from service.auth.caller import Caller, Role, caller_by_id
@@ -21,6 +19,7 @@ from service.context.app_state import AppState, StateDep
 from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
 from service.http.problems import ApiProblem, problems_of
+from service.http.routing import ApiRoute
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
@@ -133,13 +132,7 @@ def page_of(request: Request, state: StateDep) -> Page:
 PageDep = Annotated[Page, Depends(page_of)]
 
 
-def to_yaml(document: object) -> str:
-    """A spec as YAML."""
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return text
-
-
-class PageRoute(APIRoute):
+class PageRoute(ApiRoute):
     """A route whose errors are HTML pages, and whose 401 redirects to the login page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

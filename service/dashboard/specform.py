@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel
 
 from service.dashboard.formatting import flat
@@ -223,24 +222,3 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         own = merged.get(name)
         merged[name] = _merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def lines_of(text: str) -> dict[str, int]:
-    """The line number of every field of a YAML document, by dotted path. Lines count from one."""
-    lines: dict[str, int] = {}
-
-    def walk(node: yaml.Node, path: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                key_path = f"{path}.{key.value}" if path else str(key.value)
-                lines[key_path] = key.start_mark.line + 1
-                walk(value, key_path)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[f"{path}.{index}"] = value.start_mark.line + 1
-                walk(value, f"{path}.{index}")
-
-    root = yaml.compose(text, yaml.SafeLoader)
-    if root is not None:
-        walk(root, "")
-    return lines

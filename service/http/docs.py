@@ -10,8 +10,10 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
+from service.http.routing import ApiRoute
+
 ASSETS = "/docs/assets"
-router = APIRouter()
+router = APIRouter(route_class=ApiRoute)
 
 
 def install(app: FastAPI) -> None:

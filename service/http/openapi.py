@@ -25,7 +25,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_found": (404, "no route has this path"),
     "body_too_large": (413, "the body is longer than `RCMAE_BODY_LIMIT_BYTES`"),
     "parameter_invalid": (422, "a parameter has an invalid value; `problems` says which"),
-    "json_invalid": (422, "the body is not JSON"),
+    "json_invalid": (422, "the body is not JSON, or has a field twice, or numbers or levels beyond all bounds"),
     "body_invalid": (422, "the body is missing, or not a JSON object"),
     "spec_invalid": (422, "a field of the body is invalid; `problems` says which, and the remedy"),
     "unavailable": (503, "the database or another dependency is unreachable: try again shortly"),

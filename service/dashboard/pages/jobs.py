@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
 from service.dashboard.formatting import flat, number
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
+from service.dashboard.site import Page, PageDep, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
@@ -20,7 +20,7 @@ from service.jobs.output_schemas import ImageView
 from service.jobs.schemas import JobView
 from service.jobs.state import State
 from trainer.protocol import names
-from trainer.spec import metric_keys
+from trainer.spec import metric_keys, yaml_text
 from trainer.spec.job import Kind
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -176,7 +176,7 @@ def overview(page: PageDep, job_id: str) -> Response:
         "no_pictures": no_pictures,
         "attempts": attempts,
         "found": found,
-        "proposed": to_yaml(found.proposed) if found else "",
+        "proposed": yaml_text.dump(found.proposed) if found else "",
         "sheet": names.SAMPLES_PICTURE,
     }
     figures = [LOSSES, RATIO, PROBE]
@@ -233,7 +233,7 @@ def events(page: PageDep, job_id: str, cursor: str | None = None) -> Response:
 def spec(page: PageDep, job_id: str) -> Response:
     """The spec that the job runs."""
     job = _job(page, job_id, "spec")
-    return _show(page, "jobs/spec.html", job, "spec", text=to_yaml(job.spec))
+    return _show(page, "jobs/spec.html", job, "spec", text=yaml_text.dump(job.spec))
 
 
 @router.get("/jobs/{job_id}/delete")

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from service.dashboard.formatting import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
+from service.dashboard.site import Page, PageDep, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
@@ -26,7 +26,7 @@ from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
 from trainer.protocol import names
-from trainer.spec import metric_keys
+from trainer.spec import metric_keys, yaml_text
 from trainer.spec.job import Kind
 from trainer.spec.space import CategoricalParameter
 
@@ -106,7 +106,7 @@ def overview(page: PageDep, search_id: str) -> Response:
         detail = reading.detail(page.state, page.caller, search_id, best.number)
         picture, _ = page.attempt(lambda: _newest_picture(page, search_id, best.number))
     context = {"search": search, "trouble": trouble, "best": detail, "picture": picture}
-    context["best_spec_yaml"] = to_yaml(detail.spec) if detail else ""
+    context["best_spec_yaml"] = yaml_text.dump(detail.spec) if detail else ""
     return _search(page, "searches/overview.html", job, "overview", charts=True, **context)
 
 
@@ -164,7 +164,7 @@ def logs(page: PageDep, search_id: str) -> Response:
 def config(page: PageDep, search_id: str) -> Response:
     """The submitted spec."""
     job = _job(page, search_id)
-    return _search(page, "searches/config.html", job, "config", spec_yaml=to_yaml(job.spec))
+    return _search(page, "searches/config.html", job, "config", spec_yaml=yaml_text.dump(job.spec))
 
 
 @router.get("/searches/{search_id}/delete")
@@ -248,7 +248,7 @@ def trial(page: PageDep, search_id: str, number: Number) -> Response:
         context |= {
             "search": search,
             "detail": detail,
-            "spec_yaml": to_yaml(detail.spec) if detail.spec else "",
+            "spec_yaml": yaml_text.dump(detail.spec) if detail.spec else "",
             "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
             "figure": _comparison_figure(found, detail),
             "repeats": [each.number for each in found.trials if trial_analysis.repeat_of(each) == number],

@@ -15,18 +15,20 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service import examples
-from service.dashboard.site import Page, PageDep, PageRoute, environment, to_yaml
-from service.dashboard.specform import groups, lines_of, pruned, searchable
+from service.dashboard.site import Page, PageDep, PageRoute, environment
+from service.dashboard.specform import groups, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
+from service.http.routing import ApiRoute
 from service.jobs import reading, repository
 from service.searches import reading as searches
-from trainer.spec.base import Problem, SpecError, read_document
+from trainer.spec import yaml_text
+from trainer.spec.base import Problem, SpecError, document_with_lines
 from trainer.spec.presets import PRESETS
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search_sections import METRICS
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
-forms = APIRouter(include_in_schema=False)
+forms = APIRouter(include_in_schema=False, route_class=ApiRoute)
 """Routes for scripts: their errors are the API's, not pages."""
 
 
@@ -91,7 +93,7 @@ def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], sourc
         "kind": kind,
         "title": TITLES[kind],
         "form": _form(kind, document) if page.submits else "",
-        "text": to_yaml(document),
+        "text": yaml_text.dump(document),
         "source": source,
     }
     return page.render(template, ready=READY, presets=list(PRESETS), **context)
@@ -187,10 +189,10 @@ class TextBody(BaseModel):
     text: str = Field(max_length=LONGEST)
 
 
-def _read(text: str) -> dict[str, Any]:
-    """The document in a YAML text. Raises the API's 422, with the line of a syntax error."""
+def _read(text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The document in a YAML text, and the line of each field. Raises the API's 422, with the line of what is wrong."""
     try:
-        return read_document(text)
+        return document_with_lines(text)
     except SpecError as error:
         raise spec_problem(error.problems) from error
 
@@ -204,21 +206,22 @@ def _check_csrf(page: Page) -> None:
 def as_yaml(page: PageDep, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
     """A form's document as YAML."""
     _check_csrf(page)
-    return JSONResponse({"text": to_yaml(body.document)})
+    return JSONResponse({"text": yaml_text.dump(body.document)})
 
 
 @forms.post("/forms/document")
 def as_document(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a document, with the line number of each field."""
     _check_csrf(page)
-    return JSONResponse({"document": _read(body.text), "lines": lines_of(body.text)})
+    document, lines = _read(body.text)
+    return JSONResponse({"document": document, "lines": lines})
 
 
 @forms.post("/forms/form")
 def as_form(page: PageDep, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a filled form."""
     _check_csrf(page)
-    document = _read(body.text)
+    document, _ = _read(body.text)
     if document.get("kind", body.kind) != body.kind:
         raise spec_problem([Problem("kind", "/kind", document["kind"], f"must be {body.kind} on this page")])
     return JSONResponse({"html": _form(body.kind, document)})

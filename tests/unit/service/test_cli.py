@@ -74,6 +74,31 @@ def test_a_file_that_is_no_spec_is_refused_before_anything_is_sent(server, tmp_p
     assert server.asked == []
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"kind: pretrain\nname: 2024-05-01\n", "line 2, column 7"),
+        (b"kind: pretrain\nkind: pretrain\n", "line 2, column 1"),
+        (b"kind: pretrain\nlabels: &x {a: *x}\n", "line 2, column 9"),
+        (b"kind: pretrain\nlabels: " + b"[" * 3000, "line 2, column 58"),
+        (b"kind: pretrain\nname: \xff\n", "line 2"),
+    ],
+)
+def test_a_file_that_json_could_not_hold_is_refused_at_its_line(server, tmp_path, capsys, content, told):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    for command in (["submit"], ["searches", "new", "teacher", "--base"], ["searches", "add", "job-1", "--points"]):
+        assert run(*command, str(tmp_path / "odd.yaml")) == 2
+        assert told in capsys.readouterr().err
+    assert server.asked == []
+
+
+def test_an_override_that_json_could_not_hold_is_refused(server, spec, capsys):
+    for command in (["submit", spec], ["data", "inspect", "/data"], ["searches", "promote", "job-1", "3"]):
+        assert run(*command, "--set", "optimization.epochs=.nan") == 2
+        assert "optimization.epochs: line 1, column 1" in capsys.readouterr().err
+    assert server.asked == []
+
+
 PLAN = {
     "spec": {"resources": {"workers": 2}},
     "parameters": {"encoder": 1000, "decoder": 100},
