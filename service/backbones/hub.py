@@ -28,7 +28,17 @@ from service.http.schemas import View
 from trainer.spec import formats
 
 PREFIX: Final = "/hf"
-router = APIRouter(prefix=PREFIX, tags=["hub"], route_class=ApiRoute)
+
+
+class HubRoute(ApiRoute):
+    """A route of the hub's protocol. Its clients send parameters such as `expand`, `blobs` or `securityStatus` that
+    depend on their version, and expect a hub to ignore those that it does not know.
+    """
+
+    takes_other_parameters = True
+
+
+router = APIRouter(prefix=PREFIX, tags=["hub"], route_class=HubRoute)
 
 LONGEST_MESSAGE: Final = 1000
 """Longest error message in a header, in characters."""

@@ -132,6 +132,15 @@ def page_of(request: Request, state: StateDep) -> Page:
 PageDep = Annotated[Page, Depends(page_of)]
 
 
+def _curves_view(x: str | None = None, smooth: str | None = None) -> None:
+    """The axis and the smoothing that charts.js keeps in the address of a page."""
+    del x, smooth
+
+
+WITH_CURVES: Final = [Depends(_curves_view)]
+"""The dependencies of pages with curves."""
+
+
 class PageRoute(ApiRoute):
     """A route whose errors are HTML pages, and whose 401 redirects to the login page."""
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+import difflib
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from functools import cached_property
+from typing import Any, ClassVar, Final, get_args, get_origin
 
 from fastapi import Request, Response
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
 from service.http import json_text
+from service.http.problems import ApiProblem
+from trainer.spec.base import Problem
+
+NAMED: Final = 5
+"""Most parameters that one error names."""
 
 
 class StrictRequest(Request):
@@ -22,12 +31,61 @@ class StrictRequest(Request):
 
 
 class ApiRoute(APIRoute):
-    """A route that reads JSON bodies strictly."""
+    """A route that reads JSON bodies strictly, and refuses query parameters that it does not declare."""
+
+    takes_other_parameters: ClassVar[bool] = False
+    """Whether parameters that the route does not declare are ignored."""
+
+    @cached_property
+    def _parameters(self) -> dict[str, bool]:
+        """The declared query parameters, and whether each may be repeated."""
+        return dict(_declared(self.dependant))
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            if not self.takes_other_parameters:
+                self._check_parameters(request)
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+    def _check_parameters(self, request: Request) -> None:
+        """Raises the API's 422 for a parameter that the route does not know, or that has two values instead of one."""
+        counts = Counter(name for name, _ in request.query_params.multi_items())
+        refused = [
+            Problem(name, "", request.query_params[name], self._unknown(name))
+            for name in counts
+            if name not in self._parameters
+        ]
+        refused += [
+            Problem(name, "", request.query_params.getlist(name), f"is given {count} times: give it once")
+            for name, count in counts.items()
+            if count > 1 and self._parameters.get(name) is False
+        ]
+        if refused:
+            named = refused[:NAMED]
+            raise ApiProblem(422, "parameter_invalid", "; ".join(map(str, named)), tuple(named))
+
+    def _unknown(self, name: str) -> str:
+        close = difflib.get_close_matches(name, self._parameters, n=1)
+        if close:
+            return f"unknown parameter; did you mean {close[0]!r}?"
+        known = ", ".join(sorted(self._parameters))
+        return (
+            f"unknown parameter; known here: {known}" if known else "unknown parameter: remove it, none is known here"
+        )
+
+
+def _declared(dependant: Dependant) -> Iterator[tuple[str, bool]]:
+    """The query parameters of a handler and of what it depends on."""
+    for field in dependant.query_params:
+        yield field.alias, _holds_several(field.field_info.annotation)
+    for inner in dependant.dependencies:
+        yield from _declared(inner)
+
+
+def _holds_several(annotation: Any) -> bool:
+    """Whether a type is a list, or a union with one."""
+    return get_origin(annotation) is list or any(get_origin(each) is list for each in get_args(annotation))

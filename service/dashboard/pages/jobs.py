@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
 from service.dashboard.formatting import flat, number
-from service.dashboard.site import Page, PageDep, PageRoute, environment
+from service.dashboard.site import WITH_CURVES, Page, PageDep, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
@@ -61,7 +61,12 @@ COLOURS: Final = ("#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/jobs")
+def _chosen(job: Annotated[list[str] | None, Query()] = None) -> None:
+    """The chosen rows, which tables.js keeps in the address."""
+    del job
+
+
+@router.get("/jobs", dependencies=[Depends(_chosen)])
 def listing(
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
@@ -83,7 +88,7 @@ def listing(
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/jobs/compare")
+@router.get("/jobs/compare", dependencies=WITH_CURVES)
 def compare(page: PageDep, job: Annotated[list[str] | None, Query(max_length=50)] = None) -> Response:
     """Two to six jobs: their differences, and their curves and pictures side by side."""
     ids = list(dict.fromkeys(job or ()))
@@ -162,7 +167,7 @@ def one(page: PageDep, job_id: str) -> Response:
     return RedirectResponse(f"/{'searches' if kind == Kind.SEARCH else 'jobs'}/{job_id}/overview", 303)
 
 
-@router.get("/jobs/{job_id}/overview")
+@router.get("/jobs/{job_id}/overview", dependencies=WITH_CURVES)
 def overview(page: PageDep, job_id: str) -> Response:
     """The job's progress, newest curves and pictures, and attempts."""
     job = _job(page, job_id, "overview")
@@ -183,7 +188,7 @@ def overview(page: PageDep, job_id: str) -> Response:
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 
 
-@router.get("/jobs/{job_id}/metrics")
+@router.get("/jobs/{job_id}/metrics", dependencies=WITH_CURVES)
 def metrics(page: PageDep, job_id: str) -> Response:
     """All curves."""
     job = _job(page, job_id, "metrics")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from service.dashboard.formatting import number as rounded
-from service.dashboard.site import Page, PageDep, PageRoute, environment
+from service.dashboard.site import WITH_CURVES, Page, PageDep, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
@@ -115,7 +115,12 @@ def _newest_picture(page: Page, search_id: str, number: int) -> ImageView | None
     return found[-1] if found else None
 
 
-@router.get("/searches/{search_id}/trials")
+def _chosen(trial: Annotated[list[str] | None, Query()] = None) -> None:
+    """The chosen rows, which tables.js keeps in the address."""
+    del trial
+
+
+@router.get("/searches/{search_id}/trials", dependencies=[Depends(_chosen)])
 def trials(
     page: PageDep,
     search_id: str,
@@ -178,7 +183,7 @@ def delete(page: PageDep, search_id: str) -> Response:
 # --- several trials, and one ------------------------------------------------------------------------------------------
 
 
-@router.get("/searches/{search_id}/compare")
+@router.get("/searches/{search_id}/compare", dependencies=WITH_CURVES)
 def compare(page: PageDep, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
     """Two to six trials: their differences, and their curves and pictures side by side."""
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
@@ -229,7 +234,7 @@ def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, 
     return {"curves": runs, "figures": sorted(charts, key=lambda chart: chart["keys"][0] not in objectives)}
 
 
-@router.get("/searches/{search_id}/trials/{number}")
+@router.get("/searches/{search_id}/trials/{number}", dependencies=WITH_CURVES)
 def trial(page: PageDep, search_id: str, number: Number) -> Response:
     """One trial: its parameters, its results, and how it compares with the others."""
     job = _job(page, search_id)
