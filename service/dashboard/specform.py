@@ -112,7 +112,7 @@ def _own_fields(
         yield FormField(
             path=f"{prefix}{path}{name}",
             label=_label(f"{path}{name}".partition(".")[2] or name),
-            hint=" ".join(str(part.get("description", "")).split()),
+            hint=" ".join([*str(part.get("description", "")).split(), *_bounds(part)]),
             value=text_of(document[name], kind) if name in document else "",
             default=text_of(part["default"], kind) if part.get("default") is not None else "",
             options=options,
@@ -134,6 +134,14 @@ def _options_and_type(part: Mapping[str, Any]) -> tuple[Sequence[str], str]:
         return [text for each in choices for text in _choices(each)], "value"
     types = {each.get("type") for each in choices} | {part.get("type")}
     return (), "text" if "string" in types - {None} and not types & {"number", "integer", "array"} else "value"
+
+
+def _bounds(part: Mapping[str, Any]) -> Iterator[str]:
+    """The least and the greatest number of a property, in words."""
+    for each in (part, *part.get("anyOf", ())):
+        if each.get("type") in {"integer", "number"} and "maximum" in each:
+            least = f"From {each['minimum']}" if "minimum" in each else f"Above {each['exclusiveMinimum']}"
+            yield f"{least} to {each['maximum']}."
 
 
 def _choices(part: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trainer.spec.yaml_text import DEEPEST
+from trainer.spec.yaml_text import DEEPEST, MOST_DIGITS
 
 
 def read(body: bytes) -> Any:
@@ -58,10 +58,9 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:  # Python reads no number of thousands of digits
-        raise _Refused(f"a number of {len(text)} digits is too long: write a smaller one") from error
+    if len(text) > MOST_DIGITS:
+        raise _Refused(f"a number of {len(text)} digits is too long: write a smaller one")
+    return int(text)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

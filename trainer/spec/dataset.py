@@ -27,7 +27,8 @@ _ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 Pattern = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
-ValueRange = tuple[float, float]
+PixelValue = Annotated[float, Field(ge=-1e38, le=1e38)]
+ValueRange = tuple[PixelValue, PixelValue]
 
 
 class DatasetSpec(SpecModel):

@@ -13,10 +13,14 @@ from yaml.events import CollectionStartEvent
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
+from trainer.spec.text import misleading
+
 DEEPEST: Final = 50
 """Most levels of lists and mappings inside each other."""
 MOST_VALUES: Final = 100_000
 """Most values of a document, counting those of an alias each time it is used."""
+MOST_DIGITS: Final = 300
+"""Most digits of a whole number: as many as a float can have."""
 LONGEST: Final = 5_000_000
 """Longest text, in characters."""
 
@@ -47,7 +51,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         """The next node; raises `YamlError` if it lies too deep."""
         self._depth += 1
-        if self._depth > DEEPEST and self.check_event(CollectionStartEvent):  # type: ignore[no-untyped-call]
+        if self._depth > DEEPEST and self.check_event(CollectionStartEvent):
             mark: Any = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise YamlError((), mark.line + 1, mark.column + 1, _too_deep())
         node = super().compose_node(parent, index)
@@ -93,8 +97,10 @@ def load(text: str) -> tuple[Any, dict[str, int]]:
 
 
 def dump(value: Any) -> str:
-    """A value as YAML that `load` reads as the same value."""
+    """A value as YAML that `load` reads as the same value. Misleading characters, and then all others, are escaped."""
     text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if misleading(text, several_lines=True):
+        text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)
     return text
 
 
@@ -189,6 +195,8 @@ def _scalar(node: ScalarNode, path: tuple[str, ...]) -> Any:
         _check_tag(node, path, "str")
     if kind in {"int", "float"} and _AMBIGUOUS.match(node.value):
         _refuse(node, path, f"{node.value} is read differently by different versions of YAML: put it in quotes")
+    if kind == "int" and len(node.value) > MOST_DIGITS:
+        _refuse(node, path, f"a number of {len(node.value)} digits is too long: write a smaller one")
     try:
         value = getattr(_SCALARS, f"construct_yaml_{kind}")(node)
     except (ValueError, LookupError):

@@ -21,6 +21,7 @@ from service.http.problems import ApiProblem, spec_problem
 from service.http.routing import ApiRoute
 from service.jobs import reading, repository
 from service.searches import reading as searches
+from service.searches.routes import LAST_TRIAL
 from trainer.spec import yaml_text
 from trainer.spec.base import Problem, SpecError, document_with_lines
 from trainer.spec.presets import PRESETS
@@ -147,7 +148,7 @@ def new_search(
     like: str | None = None,
     job: str | None = None,
     search: str | None = None,
-    trial: Annotated[int | None, Query(ge=0)] = None,
+    trial: Annotated[int | None, Query(ge=0, le=LAST_TRIAL)] = None,
     ready: str | None = None,
 ) -> Response:
     """The form for a search, filled from an example, from another search, or from the spec of a job or trial."""
