@@ -4,30 +4,61 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any, ClassVar, Final, get_args, get_origin
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from service.http import json_text
-from service.http.problems import ApiProblem
+from service.http.problems import ApiProblem, spec_problem
 from trainer.spec.base import Problem
+from trainer.spec.text import misleading, misleading_texts, visible
 
 NAMED: Final = 5
-"""Most parameters that one error names."""
+"""Most faults that one error names."""
+LONGEST_SHOWN: Final = 200
+"""Most characters of a refused text that an error repeats."""
+SEVERAL_LINES: Final = frozenset({"notes", "text"})
+"""Fields of bodies that may have line breaks and tabs: a job's notes, and a form's YAML."""
+
+
+class TextRefused(HTTPException):
+    """A body has characters that mislead terminals and pages. It is an `HTTPException` because FastAPI replaces other
+    errors raised while it reads a body.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__(422, "; ".join(map(str, problems)))
+        self.problems = tuple(problems)
+
+
+def text_refused(error: TextRefused) -> ApiProblem:
+    return spec_problem(error.problems)
 
 
 class StrictRequest(Request):
-    """A request whose JSON body is read by `json_text`."""
+    """A request whose JSON body is read by `json_text`, and whose text is printable."""
 
     async def json(self) -> Any:
-        """The body's value; raises `json.JSONDecodeError`."""
+        """The body's value; raises `json.JSONDecodeError` and `TextRefused`."""
         if not hasattr(self, "_json"):
-            self._json = json_text.read(await self.body())
+            value = json_text.read(await self.body())
+            faults = misleading_texts(value, SEVERAL_LINES)
+            if refused := [text_problem(path, text, fault) for path, text, fault in islice(faults, NAMED)]:
+                raise TextRefused(refused)
+            self._json = value
         return self._json
+
+
+def text_problem(path: Sequence[str], text: str, fault: str) -> Problem:
+    """The problem of a misleading text in a body; the field is named by what is visible of it."""
+    pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path)
+    return Problem(visible(".".join(path)), pointer, text[:LONGEST_SHOWN], fault)
 
 
 class ApiRoute(APIRoute):
@@ -52,12 +83,19 @@ class ApiRoute(APIRoute):
         return handle_strictly
 
     def _check_parameters(self, request: Request) -> None:
-        """Raises the API's 422 for a parameter that the route does not know, or that has two values instead of one."""
+        """Raises the API's 422 for a parameter that the route does not know, that has two values instead of one, or
+        whose text misleads.
+        """
         counts = Counter(name for name, _ in request.query_params.multi_items())
         refused = [
             Problem(name, "", request.query_params[name], self._unknown(name))
             for name in counts
             if name not in self._parameters
+        ]
+        refused += [
+            Problem(name, "", value[:LONGEST_SHOWN], fault)
+            for name, value in request.query_params.multi_items()
+            if name in self._parameters and (fault := misleading(value))
         ]
         refused += [
             Problem(name, "", request.query_params.getlist(name), f"is given {count} times: give it once")
