@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.text import Text
 
 from service.client import render
+from service.client.console import Text
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from service.client.console import Text
 from service.client.tables import fields, size
 from trainer.protocol.inspection import Inspection, Quartiles
 from trainer.spec import yaml_text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 
 from service.client import render_searches
 from service.client.commands import print_job
+from service.client.console import echo_json
 from service.client.errors import ClientError
 from service.client.results import AttemptOption, LevelOption, SearchOption, SourceOption, TailOption, print_log
 from service.client.shell import Json, connected, out, print_json, read_text
@@ -20,6 +22,7 @@ from trainer.spec import yaml_text
 from trainer.spec.base import Problem, SpecError, apply_overrides, parse_overrides, read_document, read_yaml
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search import SearchSpec
+from trainer.spec.text import visible
 
 searches = typer.Typer(no_args_is_help=True, help="Show and control searches, and write specs of new ones.")
 
@@ -68,7 +71,7 @@ def list_trials(
 
 def _write(text: str, file: Path) -> None:
     if str(file) == "-":
-        typer.echo(text, nl=False)
+        typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
         return
     try:
         with file.open("x", newline="") as opened:
@@ -234,7 +237,7 @@ def presets(as_json: Json = False) -> None:
             {"name": name, "about": each.about, "varies": list(each.space), "trials": each.trials}
             for name, each in READY.items()
         ]
-        typer.echo(json.dumps(described, indent=2))
+        echo_json(json.dumps(described, indent=2))
     else:
         out.print(render_searches.ready(READY))
 
@@ -266,7 +269,7 @@ def new(
     base_document = apply_overrides({"base": read_document(read_text(base))}, of_base)["base"]
     document = apply_overrides(ready_search(name, base_document), of_search)
     SearchSpec.parse(document)
-    typer.echo(json.dumps(document, indent=2) if as_json else yaml_text.dump(document), nl=as_json)
+    echo_json(json.dumps(document, indent=2)) if as_json else typer.echo(yaml_text.dump(document), nl=False)
 
 
 def _print_search(view: SearchView, as_json: bool) -> None:

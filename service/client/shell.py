@@ -10,7 +10,6 @@ from typing import Annotated, Final, TextIO
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,6 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from service.client.console import Console, echo_json
 from service.client.sdk import Client
 from service.client.server import find_server
 from trainer.spec.base import Problem, SpecError
@@ -57,9 +57,9 @@ def connected() -> Iterator[Client]:
 def print_json(views: BaseModel | Iterable[BaseModel]) -> None:
     """One document on standard output: an object, or an array of objects."""
     if isinstance(views, BaseModel):
-        typer.echo(views.model_dump_json(indent=2))
+        echo_json(views.model_dump_json(indent=2))
     else:
-        typer.echo(json.dumps([view.model_dump(mode="json") for view in views], indent=2))
+        echo_json(json.dumps([view.model_dump(mode="json") for view in views], indent=2))
 
 
 @contextmanager
