@@ -127,7 +127,7 @@ BAD = [
     ({"dataset": {}}, "dataset.uri", "required: add it"),
     ({"kind": "finetune"}, "kind", "must be one of: inspect, pretrain"),
     ({"optimization": {"epochs": "many"}}, "optimization.epochs", "integer"),
-    ({"optimization": {"epochs": 0}}, "optimization.epochs", "greater than 0"),
+    ({"optimization": {"epochs": 0}}, "optimization.epochs", "greater than or equal to 1"),
     ({"optimization": {"base_lr": float("nan")}}, "optimization.base_lr", "finite"),
     ({"optimization": {"precision": "fp16"}}, "optimization.precision", "bf16"),
     ({"optimization": [1]}, "optimization", "must be"),
