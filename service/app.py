@@ -40,6 +40,7 @@ from service.http.head import HeadAsGet
 from service.http.headers import KnownHosts, ProtectiveHeaders
 from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
+from service.http.routing import TextRefused, text_refused
 from service.jobs.changes import Changes
 from service.jobs.routes import metrics_router, stream_router
 from service.jobs.routes import router as jobs
@@ -58,6 +59,7 @@ log = structlog.get_logger()
 PROBLEMS: Final = Problems(
     {
         BodyTooLarge: body_too_large,
+        TextRefused: text_refused,
         StorageUnreachable: lambda error: unavailable("the artifact storage", error),
         DatabaseUnreachable: lambda error: unavailable("the database", error),
         StudiesUnreachable: lambda error: unavailable("the record of trials", error),

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
-from rich.text import Text
 
 from service import deployment
 from service.client import backbones, commands, data, operators, render, results, searches, tables
+from service.client.console import Text
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
 from service.client.shell import INTERRUPTED, Json, err, out, print_json
@@ -228,7 +228,7 @@ def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
     else:
         out.print(demonstration.rendered(result))
     for failure in result.failures:
-        err.print(f"[red]failed:[/] {failure}", highlight=False, soft_wrap=True)
+        err.print(Text.assemble(("failed:", "red"), f" {failure}"), soft_wrap=True)
     raise typer.Exit(int(bool(result.failures)))
 
 
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _refuse(headline: str, error: SpecError | ApiError) -> NoReturn:
-    err.print(f"[red]{headline}[/]", highlight=False)
+    err.print(Text(headline, "red"), soft_wrap=True)
     render.print_problems(err, error.problems)
     sys.exit(SPEC_REFUSED)
 

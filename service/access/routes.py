@@ -10,9 +10,10 @@ from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import AuditView, NewTokenView, RotateBody, TokenBody, TokenView
 from service.context.app_state import MayManageTokens, MayReadAudit, MayReadTokens, StateDep
+from service.http.routing import ApiRoute
 from service.http.schemas import Moment, Page
 
-router = APIRouter(prefix="/v1", tags=["access"])
+router = APIRouter(prefix="/v1", tags=["access"], route_class=ApiRoute)
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 

@@ -14,6 +14,7 @@ from starlette.types import Scope
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Audit, BrowserSession, Token, now
 from trainer.spec.masking import masked
+from trainer.spec.text import visible
 
 log = structlog.get_logger()
 
@@ -90,17 +91,12 @@ class Trail:
             actor=self.actor,
             token_id=self.token_id,
             action=self.action,
-            target=_printable(masked(str(target)))[:200],
+            target=visible(masked(str(target)))[:200],
             status=status,
             request_id=self._scope["state"].get("id"),
-            address=_printable(client[0])[:64] if client else None,
+            address=visible(client[0])[:64] if client else None,
             detail=dict(detail) or None,
         )
-
-
-def _printable(text: str) -> str:
-    """Text with unprintable characters replaced, which every database can store and every terminal can show."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def record_use(database: Database, token_id: str, browser_session: str | None, minute: datetime) -> None:

@@ -23,11 +23,22 @@ from service.backbones.schemas import MAIN
 from service.context.app_state import AppState, MayReadBackbones, StateDep
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import file_response, not_modified
+from service.http.routing import ApiRoute
 from service.http.schemas import View
 from trainer.spec import formats
 
 PREFIX: Final = "/hf"
-router = APIRouter(prefix=PREFIX, tags=["hub"])
+
+
+class HubRoute(ApiRoute):
+    """A route of the hub's protocol. Its clients send parameters such as `expand`, `blobs` or `securityStatus` that
+    depend on their version, and expect a hub to ignore those that it does not know.
+    """
+
+    takes_other_parameters = True
+
+
+router = APIRouter(prefix=PREFIX, tags=["hub"], route_class=HubRoute)
 
 LONGEST_MESSAGE: Final = 1000
 """Longest error message in a header, in characters."""

@@ -19,10 +19,11 @@ from service.backbones.schemas import (
 from service.backbones.service import Filters
 from service.context.app_state import MayChangeBackbones, MayReadBackbones, StateDep
 from service.http.ranges import file_response, not_modified
+from service.http.routing import ApiRoute
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
-router = APIRouter(prefix="/v1/backbones", tags=["backbones"])
+router = APIRouter(prefix="/v1/backbones", tags=["backbones"], route_class=ApiRoute)
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Reference = Annotated[

@@ -12,6 +12,7 @@ import typer
 from service.backbones.schemas import VersionDeletionView
 from service.client import render, render_backbones
 from service.client.commands import exit_status, follow_to_end
+from service.client.console import echo_json
 from service.client.convert import Library
 from service.client.convert import convert as convert_folder
 from service.client.download import PullFormat
@@ -106,7 +107,7 @@ def pull(
         raise
     if as_json:
         pulled = {"name": view.name, "version": view.version, "commit": view.commit}
-        typer.echo(json.dumps(pulled | {"folder": str(folder.absolute())}))
+        echo_json(json.dumps(pulled | {"folder": str(folder.absolute())}))
     else:
         out.print(f"{view.name}:{view.version} is in {folder}", highlight=False, soft_wrap=True)
 
@@ -180,7 +181,7 @@ def convert(
     """Convert a pulled backbone for detectron2 (ViTDet) or mmpretrain. Needs neither a service nor torch."""
     convert_folder(folder, new, reader)
     if as_json:
-        typer.echo(json.dumps({"reader": reader, "folder": str(new.absolute())}))
+        echo_json(json.dumps({"reader": reader, "folder": str(new.absolute())}))
     else:
         out.print(f"{new} is for {reader}", highlight=False, soft_wrap=True)
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Group
-from rich.text import Text
 
 from service.client import render
+from service.client.console import Text
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client
-from service.client.shell import JobId, Json, connected, err, following, out, print_json
+from service.client.shell import JobId, Json, connected, err, following, out, print_json, read_text
 from service.jobs.schemas import Deletion, JobView
 from service.jobs.state import State
 from trainer.spec.base import apply_overrides, read_document
@@ -36,7 +36,7 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Submit a job. With --follow the exit status is 0 only if it succeeds."""
-    document = apply_overrides(read_document(spec.read()), overrides or ())
+    document = apply_overrides(read_document(read_text(spec)), overrides or ())
     with connected() as client:
         if plan:
             planned = client.plan(document)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from service.client import render
 from service.client.commands import exit_status, follow_to_end
+from service.client.console import Text
 from service.client.errors import ClientError
 from service.client.render_inspection import inspection
 from service.client.shell import Json, connected, err, out, print_json

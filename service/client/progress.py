@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.text import Text
 
 from service.client import render, tables
+from service.client.console import Console, Text
 from service.client.sdk import Client
 from service.client.shell import Outages
 from service.jobs.schemas import EventView, JobView

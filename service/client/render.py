@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from service.access.schemas import AuditView, TokenView
+from service.client.console import Console, Text
 from service.client.render_inspection import inspection
 from service.client.tables import duration, fields, number, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-import yaml
 from rich.console import Group, RenderableType
-from rich.text import Text
 
+from service.client.console import Text
 from service.client.tables import fields, size
 from trainer.protocol.inspection import Inspection, Quartiles
+from trainer.spec import yaml_text
 
 SHOWN: Final = 8
 """The most classes, suffixes and reasons that are listed."""
@@ -51,7 +51,7 @@ def inspection(found: Inspection) -> RenderableType:
         rows.append(("fingerprint", found.fingerprint))
     parts: list[RenderableType] = [fields(rows)]
     parts += [Text(f"\n! {warned.message}", style="yellow") for warned in found.warnings]
-    parts.append(Text(f"\nsettings that fit:\n{yaml.safe_dump(found.proposed, sort_keys=False).rstrip()}"))
+    parts.append(Text(f"\nsettings that fit:\n{yaml_text.dump(found.proposed).rstrip()}"))
     return Group(*parts)
 
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 from pydantic import JsonValue
 from rich.console import Group, RenderableType
 from rich.table import Table
-from rich.text import Text
 
+from service.client.console import Text
 from service.client.render import sparkline, state
 from service.client.tables import duration, fields, number, table, when
 from service.jobs.schemas import TrialCounts

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import typer
-from rich.text import Text
 
 from service.client import render, tables
+from service.client.console import Text, echo_json
 from service.client.sdk import Client
 from service.client.shell import JobId, Json, Outages, connected, download_bar, err, following, out, print_json
 from service.client.streaming import Update
@@ -96,7 +96,7 @@ def _download(client: Client, job: str, attempt: int | None, source: str | None,
 def _print_lines(lines: Iterable[LogView], as_json: bool) -> None:
     for line in lines:
         if as_json:
-            typer.echo(line.model_dump_json())
+            echo_json(line.model_dump_json())
         else:
             clock = time.strftime("%H:%M:%S", time.localtime(line.time))
             head = Text(f"{clock} a{line.attempt} {line.source} ", style="dim")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
 
 from service.client import render_searches
 from service.client.commands import print_job
+from service.client.console import echo_json
 from service.client.errors import ClientError
 from service.client.results import AttemptOption, LevelOption, SearchOption, SourceOption, TailOption, print_log
-from service.client.shell import Json, connected, out, print_json
+from service.client.shell import Json, connected, out, print_json, read_text
 from service.searches.schemas import SearchView, TrialState
+from trainer.spec import yaml_text
 from trainer.spec.base import Problem, SpecError, apply_overrides, parse_overrides, read_document, read_yaml
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search import SearchSpec
+from trainer.spec.text import visible
 
 searches = typer.Typer(no_args_is_help=True, help="Show and control searches, and write specs of new ones.")
 
@@ -68,7 +71,7 @@ def list_trials(
 
 def _write(text: str, file: Path) -> None:
     if str(file) == "-":
-        typer.echo(text, nl=False)
+        typer.echo(visible(text) if sys.stdout.isatty() else text, nl=False)
         return
     try:
         with file.open("x", newline="") as opened:
@@ -184,7 +187,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Try points of your choice next."""
-    chosen = [*(_points(points.read()) if points else []), *([parse_overrides(values)] if values else [])]
+    chosen = [*(_points(read_text(points)) if points else []), *([parse_overrides(values)] if values else [])]
     if not chosen:
         raise typer.BadParameter("say what to try: --set method.mask_ratio=0.8, or --points FILE")
     with connected() as client:
@@ -234,7 +237,7 @@ def presets(as_json: Json = False) -> None:
             {"name": name, "about": each.about, "varies": list(each.space), "trials": each.trials}
             for name, each in READY.items()
         ]
-        typer.echo(json.dumps(described, indent=2))
+        echo_json(json.dumps(described, indent=2))
     else:
         out.print(render_searches.ready(READY))
 
@@ -263,10 +266,10 @@ def new(
         raise typer.BadParameter("cannot change space, whose names contain dots: edit the printed spec")
     of_base = [override for override in overrides if override.startswith("base.")]
     of_search = [override for override in overrides if override not in of_base]
-    base_document = apply_overrides({"base": read_document(base.read())}, of_base)["base"]
+    base_document = apply_overrides({"base": read_document(read_text(base))}, of_base)["base"]
     document = apply_overrides(ready_search(name, base_document), of_search)
     SearchSpec.parse(document)
-    typer.echo(json.dumps(document, indent=2) if as_json else yaml.safe_dump(document, sort_keys=False), nl=as_json)
+    echo_json(json.dumps(document, indent=2)) if as_json else typer.echo(yaml_text.dump(document), nl=False)
 
 
 def _print_search(view: SearchView, as_json: bool) -> None:

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated, Final, TextIO
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -21,9 +20,11 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from service.client.console import Console, echo_json
 from service.client.errors import ApiError
 from service.client.sdk import Client
 from service.client.server import TOKEN_VARIABLE, find_server
+from trainer.spec.base import Problem, SpecError
 
 INTERRUPTED: Final = 130
 """Exit status after Ctrl-C, by the shells' convention."""
@@ -35,6 +36,16 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 out = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True)
+
+
+def read_text(file: TextIO) -> str:
+    """The text of a spec's file; raises `SpecError`, with the line, if it is not text."""
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        message = f"line {line}: is not {error.encoding} text: save the file in that encoding"
+        raise SpecError([Problem("", "", None, message)]) from error
 
 
 @contextmanager
@@ -56,9 +67,9 @@ def connected() -> Iterator[Client]:
 def print_json(views: BaseModel | Iterable[BaseModel]) -> None:
     """One document on standard output: an object, or an array of objects."""
     if isinstance(views, BaseModel):
-        typer.echo(views.model_dump_json(indent=2))
+        echo_json(views.model_dump_json(indent=2))
     else:
-        typer.echo(json.dumps([view.model_dump(mode="json") for view in views], indent=2))
+        echo_json(json.dumps([view.model_dump(mode="json") for view in views], indent=2))
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 
 from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
+
+from service.client.console import Text
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[RenderableType]]) -> Table:

@@ -7,8 +7,9 @@ from fastapi import APIRouter
 from service.cluster import service
 from service.cluster.schemas import ClusterView
 from service.context.app_state import MayReadCluster, StateDep
+from service.http.routing import ApiRoute
 
-router = APIRouter(prefix="/v1/cluster", tags=["cluster"])
+router = APIRouter(prefix="/v1/cluster", tags=["cluster"], route_class=ApiRoute)
 
 
 @router.get("")

@@ -16,13 +16,14 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from service.http.problems import not_found
+from service.http.routing import ApiRoute
 
 OWN: Final = Path(__file__).parent / "static"
 FOREVER: Final = "public, max-age=31536000, immutable"
 SMALLEST_COMPRESSED: Final = 1024
 """Bytes below which compression gains nothing."""
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(include_in_schema=False, route_class=ApiRoute)
 
 
 def _packaged(package: str, path: str) -> Path:

@@ -13,6 +13,7 @@ from service.client.tables import duration as elapsed
 from service.client.tables import number as significant
 from service.client.tables import size
 from service.db.tables import now
+from trainer.spec.text import visible
 
 NOTHING: Final = "–"
 
@@ -87,6 +88,11 @@ def coded(text: str) -> Markup:
     )
 
 
+def bdi(text: object) -> Markup:
+    """Text of users or from outside, in an element of its own: marks of direction in it reorder nothing around it."""
+    return Markup("<bdi>{}</bdi>").format(text)
+
+
 FILTERS: Final[dict[str, Callable[..., object]]] = {
     "number": number,
     "full": full,
@@ -97,4 +103,6 @@ FILTERS: Final[dict[str, Callable[..., object]]] = {
     "percent": percent,
     "size": size,
     "coded": coded,
+    "bdi": bdi,
+    "visible": visible,
 }

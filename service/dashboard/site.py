@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
-import yaml
 from fastapi import Depends, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from fastapi.security import SecurityScopes
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -24,6 +22,7 @@ from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
 from service.http.headers import PAGE_HEADERS, POLICY
 from service.http.problems import ApiProblem, limited, problems_of
+from service.http.routing import ApiRoute
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
@@ -146,13 +145,16 @@ TokensPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_TOKENS])]
 AuditPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_AUDIT])]
 
 
-def to_yaml(document: object) -> str:
-    """A spec as YAML."""
-    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
-    return text
+def _curves_view(x: str | None = None, smooth: str | None = None) -> None:
+    """The axis and the smoothing that charts.js keeps in the address of a page."""
+    del x, smooth
 
 
-class PageRoute(APIRoute):
+WITH_CURVES: Final = [Depends(_curves_view)]
+"""The dependencies of pages with curves."""
+
+
+class PageRoute(ApiRoute):
     """A route whose errors are HTML pages, and whose 401 redirects to the login page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

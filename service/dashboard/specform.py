@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import yaml
 from pydantic import BaseModel
 
 from service.dashboard.formatting import flat
@@ -113,7 +112,7 @@ def _own_fields(
         yield FormField(
             path=f"{prefix}{path}{name}",
             label=_label(f"{path}{name}".partition(".")[2] or name),
-            hint=" ".join(str(part.get("description", "")).split()),
+            hint=" ".join([*str(part.get("description", "")).split(), *_bounds(part)]),
             value=text_of(document[name], kind) if name in document else "",
             default=text_of(part["default"], kind) if part.get("default") is not None else "",
             options=options,
@@ -135,6 +134,14 @@ def _options_and_type(part: Mapping[str, Any]) -> tuple[Sequence[str], str]:
         return [text for each in choices for text in _choices(each)], "value"
     types = {each.get("type") for each in choices} | {part.get("type")}
     return (), "text" if "string" in types - {None} and not types & {"number", "integer", "array"} else "value"
+
+
+def _bounds(part: Mapping[str, Any]) -> Iterator[str]:
+    """The least and the greatest number of a property, in words."""
+    for each in (part, *part.get("anyOf", ())):
+        if each.get("type") in {"integer", "number"} and "maximum" in each:
+            least = f"From {each['minimum']}" if "minimum" in each else f"Above {each['exclusiveMinimum']}"
+            yield f"{least} to {each['maximum']}."
 
 
 def _choices(part: Mapping[str, Any]) -> list[str]:
@@ -223,24 +230,3 @@ def _merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
         own = merged.get(name)
         merged[name] = _merged(own, value) if isinstance(own, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def lines_of(text: str) -> dict[str, int]:
-    """The line number of every field of a YAML document, by dotted path. Lines count from one."""
-    lines: dict[str, int] = {}
-
-    def walk(node: yaml.Node, path: str) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                key_path = f"{path}.{key.value}" if path else str(key.value)
-                lines[key_path] = key.start_mark.line + 1
-                walk(value, key_path)
-        elif isinstance(node, yaml.SequenceNode):
-            for index, value in enumerate(node.value):
-                lines[f"{path}.{index}"] = value.start_mark.line + 1
-                walk(value, f"{path}.{index}")
-
-    root = yaml.compose(text, yaml.SafeLoader)
-    if root is not None:
-        walk(root, "")
-    return lines

@@ -14,11 +14,11 @@ from statistics import median
 from typing import Any, Final
 
 from pydantic import BaseModel
-from rich.console import Console, Group, RenderableType
-from rich.text import Text
+from rich.console import Group, RenderableType
 
 from service.adapters.storage import Artifacts
 from service.client import tables
+from service.client.console import Console, Text
 from service.client.errors import ClientError
 from service.client.progress import follow
 from service.client.sdk import Client

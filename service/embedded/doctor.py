@@ -14,9 +14,9 @@ import psutil
 from packaging.requirements import Requirement
 from pydantic import BaseModel
 from rich.table import Table
-from rich.text import Text
 
 from service.client import tables
+from service.client.console import Text
 from service.embedded import processes, stack
 from service.embedded.folder import Folder, StackError
 from service.embedded.locations import redacted_database_url, require_nothing_shared

@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from service.http.headers import PAGE_HEADERS, POLICY
+from service.http.routing import ApiRoute
 
 ASSETS: Final = "/docs/assets"
 PAGE: Final = """<!DOCTYPE html>
@@ -47,18 +48,21 @@ def install(app: FastAPI) -> None:
     package = find_spec("flask_swagger_ui")  # only for its files: Flask is not imported
     if package is None or not package.submodule_search_locations:
         raise ImportError("Swagger UI is missing: install flask-swagger-ui")
+    router = APIRouter(route_class=ApiRoute)
     files = StaticFiles(directory=Path(package.submodule_search_locations[0]) / "dist")
 
-    @app.get("/docs", include_in_schema=False)
+    @router.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         headers = PAGE_HEADERS | {"Content-Security-Policy": POLICY.format(styles="")}
         return HTMLResponse(PAGE.format(title=escape(app.title), assets=ASSETS), headers=headers)
 
-    @app.get(f"{ASSETS}/start.js", include_in_schema=False)
+    @router.get(f"{ASSETS}/start.js", include_in_schema=False)
     async def start() -> Response:
         return Response(START, media_type="text/javascript")
 
     # A route instead of a mount: it answers other methods with the API's 405, as all routes do.
-    @app.get(f"{ASSETS}/{{path:path}}", include_in_schema=False)
+    @router.get(f"{ASSETS}/{{path:path}}", include_in_schema=False)
     async def asset(path: str, request: Request) -> Response:
         return await files.get_response(files.get_path({"path": path, "root_path": ""}), request.scope)
+
+    app.include_router(router)

@@ -24,19 +24,23 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "unauthorized": (401, "the request has no token, or an unknown one"),
     "not_found": (404, "no route has this path"),
     "body_too_large": (413, "the body is longer than `RCMAE_BODY_LIMIT_BYTES`"),
-    "parameter_invalid": (422, "a parameter has an invalid value; `problems` says which"),
-    "json_invalid": (422, "the body is not JSON"),
+    "parameter_invalid": (
+        422,
+        "a parameter is unknown, given twice, or has an invalid value; `problems` says which",
+    ),
+    "json_invalid": (422, "the body is not JSON, or has a field twice, or numbers or levels beyond all bounds"),
     "body_invalid": (422, "the body is missing, or not a JSON object"),
     "spec_invalid": (422, "a field of the body is invalid; `problems` says which, and the remedy"),
     "rate_limited": (429, "too many requests without a valid token came from this address; see `Retry-After`"),
     "unavailable": (503, "the database or another dependency is unreachable: try again shortly"),
 }
-"""The status and the cause of each error that any request with parameters or a body can get."""
+"""The status and the cause of each error that the routes have in common."""
 
 EVERYWHERE: Final = frozenset({"method_not_allowed", "internal_error", "host_not_allowed"})
 """Errors that any request can get. The document's introduction describes them once."""
 WITH_TOKEN: Final = ("unauthorized", "rate_limited", "unavailable")
-WITH_PARAMETERS: Final = ("parameter_invalid",)
+ANY_REQUEST: Final = ("parameter_invalid",)
+"""An operation without parameters refuses all of them."""
 WITH_BODY: Final = ("bad_request", "body_too_large", "json_invalid", "body_invalid", "spec_invalid")
 
 ETAG: Final = {
@@ -180,7 +184,7 @@ def _complete(description: Description, operation: dict[str, Any], method: str, 
         for status, answer in row.answers.items():
             content = {"content": own["content"]} if status < 300 and "content" in own else {}
             answers[str(status)] = content | dict(answer)
-    codes = list(row.refusals)
+    codes = [*row.refusals, *ANY_REQUEST]
     if "security" in operation:
         scopes = [str(scope) for need in operation["security"] for each in need.values() for scope in each]
         text, roles = description.requirement(scopes)
@@ -190,8 +194,6 @@ def _complete(description: Description, operation: dict[str, Any], method: str, 
     if body:
         codes += WITH_BODY
         body["content"]["application/json"]["examples"] = description.bodies[row.id]
-    if parameters:
-        codes += WITH_PARAMETERS
     if any(parameter["in"] == "path" for parameter in parameters):
         codes.append("not_found")
     for code in sorted(codes, key=lambda code: (description.codes[code][0], code)):

@@ -47,4 +47,4 @@ class Page(View, Generic[Item]):
 class Body(BaseModel):
     """The body of a request. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

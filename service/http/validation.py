@@ -18,7 +18,7 @@ def validation_problem(request: Request, error: RequestValidationError) -> ApiPr
     errors: Any = error.errors()
     first = errors[0]
     if first["type"] == "json_invalid":
-        return ApiProblem(422, "json_invalid", f"the body is not JSON: {first['ctx']['error']}")
+        return ApiProblem(422, "json_invalid", f"the body cannot be read as JSON: {first['ctx']['error']}")
     if first["type"] in {"union_tag_invalid", "union_tag_not_found"}:
         return _tag_problem(request, first)
     if first["loc"] == ("body",):

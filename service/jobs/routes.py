@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from service.context.app_state import MayControlJobs, MayReadCluster, MayReadJobs, MaySubmit, StateDep
 from service.http.ranges import file_response
+from service.http.routing import ApiRoute
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
 from service.jobs import reading, service
@@ -33,9 +34,9 @@ from service.jobs.state import State
 from service.jobs.stream import ReaderDep
 from trainer.spec.job import JobSpec, Kind, parse_spec
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-metrics_router = APIRouter(prefix="/v1/metrics", tags=["jobs"])
-stream_router = APIRouter(prefix="/v1/stream", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=ApiRoute)
+metrics_router = APIRouter(prefix="/v1/metrics", tags=["jobs"], route_class=ApiRoute)
+stream_router = APIRouter(prefix="/v1/stream", tags=["jobs"], route_class=ApiRoute)
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 SpecBody = Annotated[JobSpec, Body(discriminator="kind")]

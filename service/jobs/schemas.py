@@ -234,7 +234,7 @@ class Deletion(View):
 
 
 class ResumeBody(Body):
-    resources: dict[str, StrictInt | Literal["auto"]] = Field({})
+    resources: dict[str, Annotated[StrictInt, Field(ge=0, le=10_000)] | Literal["auto"]] = Field({})
     """Changes to `resources`, such as `{"workers": 4}`; `auto` takes what the cluster has now."""
 
 

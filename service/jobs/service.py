@@ -33,7 +33,7 @@ from trainer.protocol.outcome import Reason
 from trainer.spec.base import Problem
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
-from trainer.spec.plan import gang, parameters, resolve
+from trainer.spec.plan import gang, resolve
 
 log = structlog.get_logger()
 
@@ -103,7 +103,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     taken = running_entries(active, placements)
     when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), Limits.of(app_state.settings))
     needs = gang(resolved)
-    network = parameters(subject.trained.model) if subject.trained else None
+    network = subject.trained.model.parameters if subject.trained else None
     return PlanView(
         spec=resolved.model_dump(mode="json"),
         parameters=Parameters(encoder=network[0], decoder=network[1]) if network else None,

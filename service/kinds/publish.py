@@ -26,7 +26,7 @@ from trainer.spec.base import Problem
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.export import misfit
 from trainer.spec.job import Kind, parse_pretrain
-from trainer.spec.plan import Schedule, parameters
+from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 
@@ -51,7 +51,7 @@ class Publish(ControllerKind[PublishSpec]):
         return None
 
     def memory_per_worker(self, resolved: PublishSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
-        return BYTES_PER_PARAMETER * sum(parameters(subject.trained.model)) if subject.trained else 0
+        return BYTES_PER_PARAMETER * sum(subject.trained.model.parameters) if subject.trained else 0
 
     def registers_as(self, spec: PublishSpec) -> str | None:
         return spec.register_as

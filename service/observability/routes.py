@@ -9,10 +9,11 @@ from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
 
 from service.counters import STREAMS, exposition
+from service.http.routing import ApiRoute
 from service.http.schemas import View
 from service.observability.readiness import Readiness
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=ApiRoute)
 
 
 class HealthView(View):

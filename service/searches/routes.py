@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.context.app_state import MayControlJobs, MayPromote, MayReadJobs, StateDep
+from service.http.routing import ApiRoute
 from service.http.schemas import Page
 from service.jobs.logs import LogFilter
 from service.jobs.output_schemas import LAST_ATTEMPT, ImageView, LogPage, MetricsView
@@ -28,7 +29,7 @@ from service.searches.schemas import (
     TrialView,
 )
 
-router = APIRouter(prefix="/v1/searches", tags=["searches"])
+router = APIRouter(prefix="/v1/searches", tags=["searches"], route_class=ApiRoute)
 
 LAST_TRIAL = 1_000_000
 """Upper bound for the number of a trial."""

@@ -13,6 +13,7 @@ from service.http.schemas import Body, Page, View
 from service.jobs.schemas import TrialCounts
 from service.jobs.state import State
 from trainer.protocol.outcome import Reason
+from trainer.spec.common import Hours
 from trainer.spec.export import BackboneName
 
 
@@ -196,7 +197,7 @@ class SearchPatch(Body):
     trials: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
     concurrency: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
     max_failed: Annotated[StrictInt, Field(ge=0, le=10_000)] | None = None
-    max_hours: Annotated[float, Field(gt=0)] | None = None
+    max_hours: Hours | None = None
     """An explicit null removes the limit."""
 
     @model_validator(mode="after")

@@ -16,7 +16,6 @@ from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
 from trainer.spec.export import ExportSpec
 from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
-from trainer.spec.plan import parameters
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
@@ -126,7 +125,7 @@ def _summary(facts: Facts) -> str:
     spec, model = facts.spec, facts.spec.model
     method = "RC-MAE (a masked auto-encoder with a mean teacher)" if spec.method.name == "rc_mae" else "MAE"
     return (
-        f"A Vision Transformer of {parameters(model)[0]:,} parameters, pretrained without labels with {method} on "
+        f"A Vision Transformer of {model.parameters[0]:,} parameters, pretrained without labels with {method} on "
         f"`{spec.dataset.uri}`. The weights are the {facts.export.network}'s after {facts.epochs:g} of "
         f"{spec.optimization.epochs} epochs. For each image it computes a class token and {model.patches} patch tokens "
         f"of width {model.embed_dim}."

@@ -6,17 +6,16 @@ import copy
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
 from typing import Any, ClassVar, Self, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
+from trainer.spec import yaml_text
 from trainer.spec.masking import masked
 
 
@@ -114,10 +113,15 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
         value = None
     return Problem(
         field=".".join(str(part) for part in location),
-        pointer="".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location),
+        pointer=_pointer(location),
         value=value,
         message=message,
     )
+
+
+def _pointer(location: Iterable[object]) -> str:
+    """A location as a JSON pointer (RFC 6901)."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in location)
 
 
 def _is_branch(part: object) -> bool:
@@ -228,33 +232,31 @@ class Document(SpecModel):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML that reads all of JSON's numbers: in YAML 1.1, `1e-4` is text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _load(text: str) -> Any:
-    return yaml.load(text, _Loader)  # noqa: S506 - it is a safe loader
-
-
 def read_yaml(text: str) -> Any:
-    """The content of YAML or JSON text (JSON is YAML); raises `SpecError` if it is neither."""
+    """The content of YAML or JSON text (JSON is YAML); raises `SpecError`, with the line, for what JSON cannot hold."""
+    return read_with_lines(text)[0]
+
+
+def read_with_lines(text: str, field: str = "") -> tuple[Any, dict[str, int]]:
+    """Like `read_yaml`, with the line of each field by dotted path. ``field`` is the path of the text's own value."""
     try:
-        return _load(text)
-    except yaml.YAMLError as error:
-        raise SpecError([Problem("", "", None, f"is neither YAML nor JSON: {error}")]) from error
+        return yaml_text.load(text)
+    except yaml_text.YamlError as error:
+        path = [*(field.split(".") if field else ()), *error.path]
+        raise SpecError([Problem(".".join(path), _pointer(path), None, str(error))]) from error
 
 
 def read_document(text: str) -> dict[str, Any]:
     """The mapping in YAML or JSON text; raises `SpecError` if it is neither, or no mapping."""
-    data = read_yaml(text)
+    return document_with_lines(text)[0]
+
+
+def document_with_lines(text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Like `read_document`, with the line of each field by dotted path, from 1."""
+    data, lines = read_with_lines(text)
     if not isinstance(data, dict):
         raise SpecError([Problem("", "", data, "must be a mapping of fields, for example `kind: pretrain`")])
-    return data
+    return data, lines
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
@@ -268,10 +270,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         path, separator, text = override.partition("=")
         if not separator or not all(path.split(".")):
             raise SpecError([Problem(path, "", override, "write overrides as key=value, for example seed=1")])
-        try:
-            values[path] = _load(text)
-        except yaml.YAMLError as error:
-            raise SpecError([Problem(path, "", text, f"is not YAML: {error}")]) from error
+        values[path], _ = read_with_lines(text, path)
     return values
 
 

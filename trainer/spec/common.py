@@ -10,15 +10,23 @@ from pydantic import AfterValidator, Field
 from trainer.spec.base import SpecModel
 
 Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+MOST_EPOCHS: Final = 1_000_000
+Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+BatchSize = Annotated[int, Field(ge=1, le=2**24)]
+"""Images that are processed together."""
+Workers = Annotated[int, Field(ge=1, le=10_000)]
+CpuCores = Annotated[int, Field(ge=1, le=4096)]
+Kept = Annotated[int, Field(ge=1, le=10_000)]
+"""How many of several things are kept."""
+Hours = Annotated[float, Field(gt=0, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-_LABEL: Final = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$")
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 
 
 def _check_labels(labels: dict[str, str]) -> dict[str, str]:
     for key, value in labels.items():
-        if not _LABEL.match(key) or not _LABEL.match(value):
+        if not _LABEL.fullmatch(key) or not _LABEL.fullmatch(value):
             raise ValueError(f"{key}: {value} - use up to 63 letters, digits and . _ / - in both")
     return labels
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Final, Literal, Self
@@ -27,7 +28,9 @@ _ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 Pattern = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
-ValueRange = tuple[float, float]
+PixelValue = Annotated[float, Field(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Images of 64-bit floats may hold any finite number."""
+ValueRange = tuple[PixelValue, PixelValue]
 
 
 class DatasetSpec(SpecModel):

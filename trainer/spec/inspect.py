@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from trainer.spec.base import Document, SpecModel
 from trainer.spec.cluster import ClusterShape
-from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
+from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
 
 
@@ -19,7 +19,7 @@ class InspectResources(SpecModel):
     """Processes."""
     gpus_per_worker: Literal[0] = 0
     """GPUs: none, since the job only decodes images."""
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: CpuCores = 1
     """CPU cores, each of which decodes images."""
 
 
@@ -31,7 +31,7 @@ class InspectSpec(Document):
     name: str = Field("", max_length=200)
     """A descriptive name; by default derived from the dataset's."""
     dataset: DatasetSpec
-    sample: PositiveInt | None = None
+    sample: Annotated[int, Field(ge=1, le=10**12)] | None = None
     """Images to decode, chosen by a hash of their names; null: all, which training then need not decode again."""
     resources: InspectResources = Field(default_factory=InspectResources)
     retry: RetrySpec = Field(default_factory=RetrySpec)

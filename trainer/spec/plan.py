@@ -92,20 +92,6 @@ class Schedule:
         return cls(train, held_out, per_epoch, per_epoch * spec.optimization.epochs)
 
 
-def parameters(model: ModelSpec) -> tuple[int, int]:
-    """Trainable parameters of encoder and decoder (position embeddings are fixed and not counted)."""
-
-    def blocks(dim: int, depth: int) -> int:
-        return depth * (12 * dim * dim + 13 * dim)
-
-    encoder = model.patch_values * model.embed_dim + model.embed_dim + model.embed_dim  # patches, bias, class token
-    encoder += blocks(model.embed_dim, model.depth) + 2 * model.embed_dim
-    dim = model.decoder_embed_dim
-    decoder = model.embed_dim * dim + dim + dim + blocks(dim, model.decoder_depth) + 2 * dim
-    decoder += dim * model.patch_values + model.patch_values
-    return encoder, decoder
-
-
 def step_flops(model: ModelSpec, method: MethodSpec) -> int:
     """Floating point operations of one image in a training step, two for each multiply-add of a matrix product.
 
@@ -133,7 +119,7 @@ def memory_per_worker(model: ModelSpec, method: MethodSpec, micro_batch: int, bf
     halved by bf16. Within a tenth of measurements at 32 px, ViT-Tiny and ViT-Small. Libraries and fragmentation are not
     included.
     """
-    encoder, decoder = parameters(model)
+    encoder, decoder = model.parameters
     state = (encoder + decoder) * (20 if method.teacher else 16)
     visible = int(model.patches * (1 - method.mask_ratio)) + 1
     tokens = (

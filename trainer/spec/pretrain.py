@@ -8,13 +8,34 @@ from pydantic import Field, model_validator
 
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.cluster import ClusterShape
-from trainer.spec.common import Auto, Labels, PositiveFloat, PositiveInt, Priority, RetrySpec
+from trainer.spec.common import (
+    MOST_EPOCHS,
+    Auto,
+    BatchSize,
+    CpuCores,
+    Epochs,
+    Kept,
+    Labels,
+    Priority,
+    RetrySpec,
+    Seed,
+    Workers,
+)
 from trainer.spec.dataset import MAX_CHANNELS, DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
 
+MOST_PARAMETERS: Final = 10**12
+"""Most parameters of encoder and decoder together."""
+MOST_PATCHES: Final = 2**18
 CPU_TOKENS: Final = 8192
 """Tokens that the decoder processes at once on a CPU: more would be no faster and need more memory."""
+
+
+Side = Annotated[int, Field(ge=1, le=2**14)]
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Blocks = Annotated[int, Field(ge=1, le=1024)]
+Heads = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class ModelSpec(SpecModel):
@@ -22,24 +43,24 @@ class ModelSpec(SpecModel):
 
     preset: str = Field(DEFAULT_PRESET, examples=list(PRESETS))
     """The preset that gives the sizes below unless they are set."""
-    img_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 224
+    img_size: Side | tuple[Side, Side] = 224
     """Side of the square crop in pixels, or [height, width]."""
-    patch_size: PositiveInt = 16
+    patch_size: Side = 16
     """Side of a patch in pixels; divides both sides of the image."""
     in_chans: Annotated[int, Field(ge=1, le=MAX_CHANNELS)] = 3
     """Channels of the images. Grey, RGB and RGBA images are converted to 1, 3 or 4 channels; images with other numbers
     of bands need exactly that number."""
-    embed_dim: PositiveInt = 768
+    embed_dim: Width = 768
     """Width of the encoder; divisible by 4 (position embeddings) and by `num_heads`."""
-    depth: PositiveInt = 12
+    depth: Blocks = 12
     """Blocks of the encoder."""
-    num_heads: PositiveInt = 12
+    num_heads: Heads = 12
     """Attention heads of the encoder."""
-    decoder_embed_dim: PositiveInt = 512
+    decoder_embed_dim: Width = 512
     """Width of the decoder; divisible by 4 and by `decoder_num_heads`."""
-    decoder_depth: PositiveInt = 8
+    decoder_depth: Blocks = 8
     """Blocks of the decoder."""
-    decoder_num_heads: PositiveInt = 16
+    decoder_num_heads: Heads = 16
     """Attention heads of the decoder."""
 
     @model_validator(mode="before")
@@ -69,6 +90,13 @@ class ModelSpec(SpecModel):
                 )
             if size % count:
                 raise refuse(heads, f"must divide {width} {size}", count)
+        if self.patches > MOST_PATCHES:
+            text = f"leaves {self.patches} patches of an image; at most {MOST_PATCHES} are possible"
+            raise refuse("patch_size", text, self.patch_size)
+        count = sum(self.parameters)
+        if count > MOST_PARAMETERS:
+            text = f"gives {count:.1e} parameters: lower it, or a depth, for {MOST_PARAMETERS:.0e} at most"
+            raise refuse("embed_dim", text, self.embed_dim)
         return self
 
     @property
@@ -93,6 +121,20 @@ class ModelSpec(SpecModel):
     def patch_values(self) -> int:
         """Values of one patch (p*p*C)."""
         return self.patch_size**2 * self.in_chans
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Trainable parameters of encoder and decoder (position embeddings are fixed and not counted)."""
+
+        def blocks(dim: int, depth: int) -> int:
+            return depth * (12 * dim * dim + 13 * dim)
+
+        encoder = self.patch_values * self.embed_dim + self.embed_dim + self.embed_dim  # patches, bias, class token
+        encoder += blocks(self.embed_dim, self.depth) + 2 * self.embed_dim
+        dim = self.decoder_embed_dim
+        decoder = self.embed_dim * dim + dim + dim + blocks(dim, self.decoder_depth) + 2 * dim
+        decoder += dim * self.patch_values + self.patch_values
+        return encoder, decoder
 
 
 class TeacherSpec(SpecModel):
@@ -134,7 +176,7 @@ class MethodSpec(SpecModel):
     """Share of the patches hidden from the encoder."""
     norm_pix_loss: bool = True
     """Predict pixels normalised by each patch's own mean and deviation."""
-    consistency_weight: float = Field(1.0, ge=0)
+    consistency_weight: float = Field(1.0, ge=0, le=1e6)
     """Weight of the consistency loss (gamma in the paper); 0 for `mae`."""
     teacher: TeacherSpec | None = Field(default_factory=TeacherSpec)
     """The mean teacher; null for `mae`."""
@@ -161,28 +203,28 @@ class MethodSpec(SpecModel):
 class OptimizationSpec(SpecModel):
     """AdamW with linear warm-up and half-cosine decay, set at every optimiser step."""
 
-    epochs: PositiveInt = 1600
+    epochs: Epochs = 1600
     """Passes over the training images."""
-    global_batch_size: PositiveInt = 4096
+    global_batch_size: BatchSize = 4096
     """Images of one optimiser step, over all workers and accumulation steps."""
-    base_lr: float = Field(1.5e-4, gt=0)
+    base_lr: float = Field(1.5e-4, gt=0, le=1e6)
     """Learning rate for 256 images; the peak is `base_lr * global_batch_size / 256`."""
-    weight_decay: float = Field(0.05, ge=0)
+    weight_decay: float = Field(0.05, ge=0, le=1e6)
     """AdamW's decay; biases and one-dimensional parameters have none."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's decay rates of the first and second moment."""
-    warmup_epochs: float = Field(40.0, ge=0)
+    warmup_epochs: float = Field(40.0, ge=0, le=MOST_EPOCHS)
     """Epochs of linear warm-up from 0; by default a fortieth of `epochs` (the paper's 40 of 1600)."""
-    min_lr: float = Field(0.0, ge=0)
+    min_lr: float = Field(0.0, ge=0, le=1e6)
     """Learning rate at the end of training, not scaled by the batch."""
-    clip_grad_norm: float | None = Field(None, gt=0)
+    clip_grad_norm: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """The gradient is scaled down to this norm; null: no clipping."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`bf16` is autocast over fp32 weights; `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
     compile: bool | Auto = "auto"
     """Whether torch.compile compiles the step, which takes a minute or two at each start and makes the steps faster.
     `auto`: on a GPU, and on the CPU in runs of more than about an hour, if the nodes have a C++ compiler."""
-    micro_batch_size: PositiveInt | Auto = "auto"
+    micro_batch_size: BatchSize | Auto = "auto"
     """Images that a worker processes at once; its share of the batch is processed in parts of this size.
     `auto`: on a GPU as many as fit into its memory, on the CPU as many as keep it busy."""
 
@@ -190,7 +232,7 @@ class OptimizationSpec(SpecModel):
     @classmethod
     def _warmup_follows_epochs(cls, data: Any) -> Any:
         epochs = data.get("epochs") if isinstance(data, dict) else None
-        if isinstance(epochs, (int, float)) and epochs > 0 and "warmup_epochs" not in data:
+        if isinstance(epochs, (int, float)) and 0 < epochs <= MOST_EPOCHS and "warmup_epochs" not in data:
             return data | {"warmup_epochs": epochs / 40}
         return data
 
@@ -211,6 +253,10 @@ class OptimizationSpec(SpecModel):
         return self.base_lr * self.global_batch_size / 256
 
 
+Mean = Annotated[float, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Field(gt=0, le=1e6)]
+
+
 class AugmentationSpec(SpecModel):
     """Random resized crop (ratio 3/4 to 4/3, bicubic), horizontal flip, normalisation."""
 
@@ -218,9 +264,9 @@ class AugmentationSpec(SpecModel):
     """Smallest and largest share of the image's area in a crop."""
     hflip: bool = True
     """Mirror every second image, left to right."""
-    mean: tuple[float, ...] | Auto = "auto"
+    mean: Annotated[tuple[Mean, ...], Field(max_length=MAX_CHANNELS)] | Auto = "auto"
     """Mean of each channel in 0..1; `auto` is ImageNet's for three channels, else measured on the training images."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] | Auto = "auto"
+    std: Annotated[tuple[Deviation, ...], Field(max_length=MAX_CHANNELS)] | Auto = "auto"
     """Deviation of each channel in 0..1; `auto` as for `mean`."""
 
     @model_validator(mode="after")
@@ -235,11 +281,11 @@ class AugmentationSpec(SpecModel):
 class ResourcesSpec(SpecModel):
     """The job's workers, each a process with its own devices. `auto` is chosen for the cluster; the plan shows it."""
 
-    workers: PositiveInt | Auto = "auto"
+    workers: Workers | Auto = "auto"
     """Processes that train together; divides `optimization.global_batch_size`."""
     gpus_per_worker: Literal[0, 1] | Auto = "auto"
     """GPUs of one worker: 1, or 0 to train on the CPU."""
-    cpus_per_worker: PositiveInt | Auto = "auto"
+    cpus_per_worker: CpuCores | Auto = "auto"
     """CPU cores of one worker; on a CPU also the number of threads (which changes the last bits of the result)."""
     loader_processes: Annotated[int, Field(ge=0, le=256)] | Auto = "auto"
     """Processes of each worker that read, decode and crop images; 0: threads of the worker itself. `auto`: on a GPU one
@@ -249,18 +295,18 @@ class ResourcesSpec(SpecModel):
 class CheckpointSpec(SpecModel):
     """When checkpoints are stored, in addition to those at the end and at a pause."""
 
-    every_epochs: PositiveInt = 20
+    every_epochs: Epochs = 20
     """Epochs between two checkpoints."""
-    every_minutes: PositiveFloat | None = 30.0
+    every_minutes: Annotated[float, Field(gt=0, le=10_000_000)] | None = 30.0
     """Minutes after which another checkpoint is taken, even in the middle of an epoch; null: no limit."""
-    keep: PositiveInt = 3
+    keep: Kept = 3
     """The number of newest checkpoints to keep; the one with the best reconstruction is kept too."""
 
 
 class EvaluationSpec(SpecModel):
     """What is measured during training, and at its end."""
 
-    every_epochs: PositiveInt = 20
+    every_epochs: Epochs = 20
     """Epochs between two evaluations."""
     probes: tuple[Literal["linear"], ...] | Auto = "auto"
     """Probes of the frozen backbone; they need labels. `auto` is `[linear]` where the dataset has labels."""
@@ -292,7 +338,7 @@ class PretrainSpec(Document):
     """Your own names and values, by which you can find jobs."""
     priority: Priority = 0
     """Jobs of higher priority start first."""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     """Seed of initial weights, order, crops, flips and masks."""
 
     @property

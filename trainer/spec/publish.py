@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.spec.base import Document, SpecModel
 from trainer.spec.cluster import ClusterShape
-from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
+from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, Formats, License, Network
 
@@ -23,7 +23,7 @@ class PublishResources(SpecModel):
     """Processes."""
     gpus_per_worker: Literal[0] = 0
     """GPUs: none, since the job only writes files."""
-    cpus_per_worker: PositiveInt = 1
+    cpus_per_worker: CpuCores = 1
     """CPU cores."""
 
 

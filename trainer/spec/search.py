@@ -24,7 +24,7 @@ from trainer.spec.base import (
     set_value,
 )
 from trainer.spec.cluster import ClusterShape
-from trainer.spec.common import Labels, PositiveInt, Priority, RetrySpec
+from trainer.spec.common import Kept, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.pretrain import PretrainSpec, ResourcesSpec
 from trainer.spec.search_sections import (
@@ -60,7 +60,7 @@ class SearchSpec(Document):
     algorithm: AlgorithmSpec = Field(default_factory=AlgorithmSpec)
     scheduler: SchedulerSpec = Field(default_factory=SchedulerSpec)
     budget: BudgetSpec = Field(default_factory=BudgetSpec)
-    keep: PositiveInt = 3
+    keep: Kept = 3
     """How many of the best trials keep their checkpoints after they have ended; with several objectives, all trials do
     that no other trial beats in every objective."""
     repeats: RepeatsSpec = Field(default_factory=RepeatsSpec)

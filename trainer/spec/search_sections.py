@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecModel
-from trainer.spec.common import Auto, PositiveFloat, PositiveInt
+from trainer.spec.common import Auto, Epochs, Hours, Seed
 from trainer.spec.export import BackboneName
 
 METRICS: Final[dict[str, Literal["min", "max"]]] = {
@@ -92,7 +92,7 @@ class AlgorithmSpec(SpecModel):
     """`tpe` learns from earlier trials, with conditions too; `gp` (a Gaussian process) needs fewer trials if there are
     few parameters; `cmaes` suits many numeric parameters; `qmc` spreads points evenly; `grid` tries every
     combination."""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     """Seed of the algorithm's random choices."""
 
 
@@ -102,7 +102,7 @@ class SchedulerSpec(SpecModel):
     name: Literal["asha", "median", "none"] = "asha"
     """`asha` lets the best trials of each rung continue; `median` stops trials that are worse than the median of the
     others."""
-    grace_epochs: PositiveInt | Auto = "auto"
+    grace_epochs: Epochs | Auto = "auto"
     """Epochs before which no trial is stopped: a multiple of `base.evaluation.every_epochs`, which is also the value of
     `auto`."""
     reduction_factor: int = Field(3, ge=2, le=100)
@@ -119,7 +119,7 @@ class BudgetSpec(SpecModel):
     """Trials that run at a time, if the cluster has room for them."""
     max_failed: int = Field(8, ge=0, le=10_000)
     """Trials that may fail by errors of their own; one more ends the search."""
-    max_hours: PositiveFloat | None = None
+    max_hours: Hours | None = None
     """Hours after which no new trial starts; running trials finish. Null: no limit."""
 
 

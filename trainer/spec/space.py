@@ -11,10 +11,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
 
 from trainer.spec.base import SpecModel, field_at, model_at, refuse, unknown_field
-from trainer.spec.common import PositiveFloat, PositiveInt
 from trainer.spec.pretrain import PretrainSpec
 
-Scalar = bool | int | float | str
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+"""A whole number that is exact as a float too."""
+Real = Annotated[float, Field(ge=-1e15, le=1e15)]
+Scalar = bool | Whole | Real | str
 Point = dict[str, Any]
 """The values of all parameters that apply, by their path in the base spec."""
 
@@ -80,12 +82,12 @@ class FloatParameter(_Parameter):
     """A number in a range."""
 
     type: Literal["float"]
-    low: float
-    high: float
+    low: Real
+    high: Real
     """Greater than `low`; both ends belong to the range."""
     log: bool = False
     """Whether values are spread evenly on a logarithmic scale; `low` must then be above 0."""
-    step: PositiveFloat | None = None
+    step: Annotated[float, Field(ge=1e-15, le=1e15)] | None = None
     """Only `low` plus multiples of this step; null: any number."""
 
     @model_validator(mode="after")
@@ -129,12 +131,12 @@ class IntParameter(_Parameter):
     """A whole number in a range."""
 
     type: Literal["int"]
-    low: int
-    high: int
+    low: Whole
+    high: Whole
     """Greater than `low`; both ends belong to the range."""
     log: bool = False
     """Whether values are spread evenly on a logarithmic scale; `low` must then be above 0."""
-    step: PositiveInt = 1
+    step: Annotated[int, Field(ge=1, le=2**53)] = 1
     """Only `low` plus multiples of this step."""
 
     @model_validator(mode="after")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
 from service.dashboard.formatting import flat, number
-from service.dashboard.site import ControlPage, JobsPage, Page, PageRoute, environment, to_yaml
+from service.dashboard.site import WITH_CURVES, ControlPage, JobsPage, Page, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing
@@ -20,7 +20,7 @@ from service.jobs.output_schemas import ImageView
 from service.jobs.schemas import JobView
 from service.jobs.state import State
 from trainer.protocol import names
-from trainer.spec import metric_keys
+from trainer.spec import metric_keys, yaml_text
 from trainer.spec.job import Kind
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -61,7 +61,12 @@ COLOURS: Final = ("#3b7ddd", "#d9822b", "#2f9e5f", "#c5408f", "#7a5bd6", "#129aa
 # --- the list ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/jobs")
+def _chosen(job: Annotated[list[str] | None, Query()] = None) -> None:
+    """The chosen rows, which tables.js keeps in the address."""
+    del job
+
+
+@router.get("/jobs", dependencies=[Depends(_chosen)])
 def listing(
     page: JobsPage,
     state: Annotated[list[State] | None, Query()] = None,
@@ -83,7 +88,7 @@ def listing(
 # --- several ----------------------------------------------------------------------------------------------------------
 
 
-@router.get("/jobs/compare")
+@router.get("/jobs/compare", dependencies=WITH_CURVES)
 def compare(page: JobsPage, job: Annotated[list[str] | None, Query(max_length=50)] = None) -> Response:
     """Two to six jobs: their differences, and their curves and pictures side by side."""
     ids = list(dict.fromkeys(job or ()))
@@ -162,7 +167,7 @@ def one(page: JobsPage, job_id: str) -> Response:
     return RedirectResponse(f"/{'searches' if kind == Kind.SEARCH else 'jobs'}/{job_id}/overview", 303)
 
 
-@router.get("/jobs/{job_id}/overview")
+@router.get("/jobs/{job_id}/overview", dependencies=WITH_CURVES)
 def overview(page: JobsPage, job_id: str) -> Response:
     """The job's progress, newest curves and pictures, and attempts."""
     job = _job(page, job_id, "overview")
@@ -176,14 +181,14 @@ def overview(page: JobsPage, job_id: str) -> Response:
         "no_pictures": no_pictures,
         "attempts": attempts,
         "found": found,
-        "proposed": to_yaml(found.proposed) if found else "",
+        "proposed": yaml_text.dump(found.proposed) if found else "",
         "sheet": names.SAMPLES_PICTURE,
     }
     figures = [LOSSES, RATIO, PROBE]
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 
 
-@router.get("/jobs/{job_id}/metrics")
+@router.get("/jobs/{job_id}/metrics", dependencies=WITH_CURVES)
 def metrics(page: JobsPage, job_id: str) -> Response:
     """All curves."""
     job = _job(page, job_id, "metrics")
@@ -233,7 +238,7 @@ def events(page: JobsPage, job_id: str, cursor: str | None = None) -> Response:
 def spec(page: JobsPage, job_id: str) -> Response:
     """The spec that the job runs."""
     job = _job(page, job_id, "spec")
-    return _show(page, "jobs/spec.html", job, "spec", text=to_yaml(job.spec))
+    return _show(page, "jobs/spec.html", job, "spec", text=yaml_text.dump(job.spec))
 
 
 @router.get("/jobs/{job_id}/delete")

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
 from service.dashboard.formatting import number as rounded
-from service.dashboard.site import ControlPage, JobsPage, Page, PageRoute, environment, to_yaml
+from service.dashboard.site import WITH_CURVES, ControlPage, JobsPage, Page, PageRoute, environment
 from service.http.problems import ApiProblem
 from service.jobs import reading as jobs
 from service.jobs import service as changing
@@ -26,7 +26,7 @@ from service.searches.reading import Search
 from service.searches.routes import LAST_TRIAL, SORTS, Number
 from service.searches.schemas import Difference, SearchView, TrialDetail, TrialState
 from trainer.protocol import names
-from trainer.spec import metric_keys
+from trainer.spec import metric_keys, yaml_text
 from trainer.spec.job import Kind
 from trainer.spec.space import CategoricalParameter
 
@@ -106,7 +106,7 @@ def overview(page: JobsPage, search_id: str) -> Response:
         detail = reading.detail(page.state, page.caller, search_id, best.number)
         picture, _ = page.attempt(lambda: _newest_picture(page, search_id, best.number))
     context = {"search": search, "trouble": trouble, "best": detail, "picture": picture}
-    context["best_spec_yaml"] = to_yaml(detail.spec) if detail else ""
+    context["best_spec_yaml"] = yaml_text.dump(detail.spec) if detail else ""
     return _search(page, "searches/overview.html", job, "overview", charts=True, **context)
 
 
@@ -115,7 +115,12 @@ def _newest_picture(page: Page, search_id: str, number: int) -> ImageView | None
     return found[-1] if found else None
 
 
-@router.get("/searches/{search_id}/trials")
+def _chosen(trial: Annotated[list[str] | None, Query()] = None) -> None:
+    """The chosen rows, which tables.js keeps in the address."""
+    del trial
+
+
+@router.get("/searches/{search_id}/trials", dependencies=[Depends(_chosen)])
 def trials(
     page: JobsPage,
     search_id: str,
@@ -164,7 +169,7 @@ def logs(page: JobsPage, search_id: str) -> Response:
 def config(page: JobsPage, search_id: str) -> Response:
     """The submitted spec."""
     job = _job(page, search_id)
-    return _search(page, "searches/config.html", job, "config", spec_yaml=to_yaml(job.spec))
+    return _search(page, "searches/config.html", job, "config", spec_yaml=yaml_text.dump(job.spec))
 
 
 @router.get("/searches/{search_id}/delete")
@@ -178,7 +183,7 @@ def delete(page: ControlPage, search_id: str) -> Response:
 # --- several trials, and one ------------------------------------------------------------------------------------------
 
 
-@router.get("/searches/{search_id}/compare")
+@router.get("/searches/{search_id}/compare", dependencies=WITH_CURVES)
 def compare(page: JobsPage, search_id: str, trial: Annotated[list[Chosen] | None, Query()] = None) -> Response:
     """Two to six trials: their differences, and their curves and pictures side by side."""
     job, numbers = _job(page, search_id), list(dict.fromkeys(trial or ()))
@@ -229,7 +234,7 @@ def _curves(found: Search, search_id: str, numbers: Sequence[int]) -> dict[str, 
     return {"curves": runs, "figures": sorted(charts, key=lambda chart: chart["keys"][0] not in objectives)}
 
 
-@router.get("/searches/{search_id}/trials/{number}")
+@router.get("/searches/{search_id}/trials/{number}", dependencies=WITH_CURVES)
 def trial(page: JobsPage, search_id: str, number: Number) -> Response:
     """One trial: its parameters, its results, and how it compares with the others."""
     job = _job(page, search_id)
@@ -248,7 +253,7 @@ def trial(page: JobsPage, search_id: str, number: Number) -> Response:
         context |= {
             "search": search,
             "detail": detail,
-            "spec_yaml": to_yaml(detail.spec) if detail.spec else "",
+            "spec_yaml": yaml_text.dump(detail.spec) if detail.spec else "",
             "differences": {path: _difference(found, path, each) for path, each in detail.difference.items()},
             "figure": _comparison_figure(found, detail),
             "repeats": [each.number for each in found.trials if trial_analysis.repeat_of(each) == number],

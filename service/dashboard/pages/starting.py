@@ -16,18 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import examples
 from service.auth.sessions import check_csrf
-from service.dashboard.site import JobsPage, Page, PageRoute, environment, to_yaml
-from service.dashboard.specform import groups, lines_of, pruned, searchable
+from service.dashboard.site import JobsPage, Page, PageRoute, environment
+from service.dashboard.specform import groups, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
+from service.http.routing import ApiRoute
 from service.jobs import reading, repository
 from service.searches import reading as searches
-from trainer.spec.base import Problem, SpecError, read_document
+from service.searches.routes import LAST_TRIAL
+from trainer.spec import yaml_text
+from trainer.spec.base import Problem, SpecError, document_with_lines
 from trainer.spec.presets import PRESETS
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search_sections import METRICS
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
-forms = APIRouter(include_in_schema=False)
+forms = APIRouter(include_in_schema=False, route_class=ApiRoute)
 """Routes for scripts: their errors are the API's, not pages."""
 
 
@@ -92,7 +95,7 @@ def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], sourc
         "kind": kind,
         "title": TITLES[kind],
         "form": _form(kind, document) if page.submits else "",
-        "text": to_yaml(document),
+        "text": yaml_text.dump(document),
         "source": source,
     }
     return page.render(template, ready=READY, presets=list(PRESETS), **context)
@@ -146,7 +149,7 @@ def new_search(
     like: str | None = None,
     job: str | None = None,
     search: str | None = None,
-    trial: Annotated[int | None, Query(ge=0)] = None,
+    trial: Annotated[int | None, Query(ge=0, le=LAST_TRIAL)] = None,
     ready: str | None = None,
 ) -> Response:
     """The form for a search, filled from an example, from another search, or from the spec of a job or trial."""
@@ -188,10 +191,10 @@ class TextBody(BaseModel):
     text: str = Field(max_length=LONGEST)
 
 
-def _read(text: str) -> dict[str, Any]:
-    """The document in a YAML text. Raises the API's 422, with the line of a syntax error."""
+def _read(text: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """The document in a YAML text, and the line of each field. Raises the API's 422, with the line of what is wrong."""
     try:
-        return read_document(text)
+        return document_with_lines(text)
     except SpecError as error:
         raise spec_problem(error.problems) from error
 
@@ -200,21 +203,22 @@ def _read(text: str) -> dict[str, Any]:
 def as_yaml(page: JobsPage, body: Annotated[DocumentBody, Body()]) -> JSONResponse:
     """A form's document as YAML."""
     check_csrf(page.request)
-    return JSONResponse({"text": to_yaml(body.document)})
+    return JSONResponse({"text": yaml_text.dump(body.document)})
 
 
 @forms.post("/forms/document")
 def as_document(page: JobsPage, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a document, with the line number of each field."""
     check_csrf(page.request)
-    return JSONResponse({"document": _read(body.text), "lines": lines_of(body.text)})
+    document, lines = _read(body.text)
+    return JSONResponse({"document": document, "lines": lines})
 
 
 @forms.post("/forms/form")
 def as_form(page: JobsPage, body: Annotated[TextBody, Body()]) -> JSONResponse:
     """A YAML text as a filled form."""
     check_csrf(page.request)
-    document = _read(body.text)
+    document, _ = _read(body.text)
     if document.get("kind", body.kind) != body.kind:
         raise spec_problem([Problem("kind", "/kind", document["kind"], f"must be {body.kind} on this page")])
     return JSONResponse({"html": _form(body.kind, document)})

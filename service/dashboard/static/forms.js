@@ -210,7 +210,8 @@ class SpecForm {
     this.plan.replaceChildren(line);
     if (this.view === "form") return tell(this.form, problem, how);
     const all = problem.problems?.length ? problem.problems : [{ field: "", message: problem.detail }];
-    this.problems.replaceChildren(...all.map((each) => Object.assign(document.createElement("li"), { textContent: `${lines[each.field] ? `line ${lines[each.field]}: ` : ""}${each.field ? `${each.field}: ` : ""}${each.message}` })));
+    this.problems.replaceChildren(...all.map((each) => Object.assign(document.createElement("li"), { textContent: `${lines[each.field] ? `line ${lines[each.field]}: ` : ""}${each.field ? `${each.field}: ` : ""}` })));
+    [...this.problems.children].forEach((line, index) => line.append(Object.assign(document.createElement("bdi"), { textContent: all[index].message })));
     this.text.setAttribute("aria-invalid", "true");
     if (how?.focus !== false) this.text.focus();
     return undefined;

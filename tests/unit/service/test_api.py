@@ -103,6 +103,29 @@ def test_a_body_that_is_no_spec_is_refused(api, path):
     assert "application/json" in problem(answer, 422, "body_invalid")["detail"]
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (('"seed": 7', '"seed": 7, "seed": 8'), "'seed' appears twice"),
+        (('"name": "here"', '"name": "here", "name": "here"'), "'name' appears twice"),
+        (('"here"', "NaN"), "NaN is not a JSON value"),
+        (('"here"', "1e999"), "1e999 is beyond the range"),
+        (('"here"', "9" * 5000), "5000 digits"),
+        (('"here"', "[" * 60 + "]" * 60), "nested too deeply"),
+        (('"here"', "[" * 200_000 + "]" * 200_000), "nested too deeply"),
+        (('"here"', "[" * 200_000), "nested too deeply"),
+        (('"here"', '{"a":' * 90_000), "nested too deeply"),
+        (('"here"', "here"), "line 1, column "),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/jobs/plan"])
+def test_json_is_read_strictly(api, path, change, told):
+    body = json.dumps(spec_with(name="here", seed=7))
+    assert change[0] in body
+    assert told in problem(post(api, body.replace(*change), path), 422, "json_invalid")["detail"]
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_json_does_not_know_are_refused(api, number):
     body = json.dumps(spec_with(method={"mask_ratio": "here"}))

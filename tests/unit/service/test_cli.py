@@ -74,6 +74,71 @@ def test_a_file_that_is_no_spec_is_refused_before_anything_is_sent(server, tmp_p
     assert server.asked == []
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"kind: pretrain\nname: 2024-05-01\n", "line 2, column 7"),
+        (b"kind: pretrain\nkind: pretrain\n", "line 2, column 1"),
+        (b"kind: pretrain\nlabels: &x {a: *x}\n", "line 2, column 9"),
+        (b"kind: pretrain\nlabels: " + b"[" * 3000, "line 2, column 58"),
+        (b"kind: pretrain\nname: \xff\n", "line 2"),
+    ],
+)
+def test_a_file_that_json_could_not_hold_is_refused_at_its_line(server, tmp_path, capsys, content, told):
+    (tmp_path / "odd.yaml").write_bytes(content)
+    for command in (["submit"], ["searches", "new", "teacher", "--base"], ["searches", "add", "job-1", "--points"]):
+        assert run(*command, str(tmp_path / "odd.yaml")) == 2
+        assert told in capsys.readouterr().err
+    assert server.asked == []
+
+
+def test_an_override_that_json_could_not_hold_is_refused(server, spec, capsys):
+    for command in (["submit", spec], ["data", "inspect", "/data"], ["searches", "promote", "job-1", "3"]):
+        assert run(*command, "--set", "optimization.epochs=.nan") == 2
+        assert "optimization.epochs: line 1, column 1" in capsys.readouterr().err
+    assert server.asked == []
+
+
+BAD = "a\x1b[31mb\u202ec\rd\x9b1m\x00\u2066"
+SHOWN = r"a\x1b[31mb\u202ec\x0dd\x9b1m\x00\u2066"
+
+
+def test_text_from_outside_moves_no_cursor_and_shows_what_it_has(server, capsys, monkeypatch):
+    monkeypatch.setattr(shell.out, "_width", 1000)
+    monkeypatch.setattr(shell.err, "_width", 1000)
+    shown = job("failed", name=BAD, message=BAD, owner=BAD, labels={"team": BAD}, notes=BAD)
+    refused = [{"field": BAD, "pointer": "/n", "value": BAD, "message": BAD}]
+    server.on("GET", "/v1/jobs", Answer(200, {"items": [shown], "next_cursor": None}))
+    server.on("GET", "/v1/jobs/job-1", Answer(200, shown))
+    page = {"items": [line(1, message=BAD, source=BAD)], "next_cursor": "x", "more": False}
+    server.on("GET", "/v1/jobs/job-1/logs", Answer(200, page))
+    server.on("POST", "/v1/jobs/job-1/pause", problem(409, "not_allowed_in_state", BAD))
+    server.on("POST", "/v1/jobs/job-1/cancel", problem(422, "spec_invalid", BAD, refused))
+    server.on("POST", "/v1/jobs/job-1/resume", Answer(500, BAD.encode(), {"Content-Type": "text/plain"}))
+    for command in (
+        ["list"],
+        ["show", "job-1"],
+        ["logs", "job-1"],
+        *([each, "job-1"] for each in ("pause", "cancel", "resume")),
+    ):
+        run("jobs", *command)
+        told = "".join(capsys.readouterr())
+        assert SHOWN in told, command
+        assert not set(BAD) & set(told) - set("ab[31mcd"), command
+        if command[0] in {"list", "show", "logs"}:
+            run("jobs", *command, "--json")
+            told = capsys.readouterr().out
+            assert BAD in _strings(json.loads(told))
+            assert not set(BAD) & set(told) - set("ab[31mcd"), command
+
+
+def _strings(value):
+    """All text in a JSON value."""
+    if isinstance(value, dict | list):
+        return [text for each in (value.values() if isinstance(value, dict) else value) for text in _strings(each)]
+    return [value]
+
+
 PLAN = {
     "spec": {"resources": {"workers": 2}},
     "parameters": {"encoder": 1000, "decoder": 100},

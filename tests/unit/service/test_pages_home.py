@@ -18,9 +18,9 @@ def home(browser, **cookies) -> str:
 
 
 def test_without_a_session_one_is_sent_to_the_login_and_back(browsers):
-    answer = browsers.anonymous.get("/?state=failed&state=queued")
+    answer = browsers.anonymous.get("/jobs?state=failed&state=queued")
     assert answer.status_code == 303
-    assert answer.headers["Location"] == "/login?next=/%3Fstate%3Dfailed%26state%3Dqueued"
+    assert answer.headers["Location"] == "/login?next=/jobs%3Fstate%3Dfailed%26state%3Dqueued"
 
 
 def test_jobs_are_told_by_what_becomes_of_them(browsers, database):

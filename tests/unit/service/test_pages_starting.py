@@ -5,7 +5,8 @@ import re
 import pytest
 from service_fakes import SPEC, add_job
 
-from service.dashboard.specform import FormField, groups, lines_of, pruned, searchable
+from service.dashboard.specform import FormField, groups, pruned, searchable
+from trainer.spec.base import document_with_lines
 from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import PretrainSpec
 
@@ -78,7 +79,7 @@ def test_a_clone_of_a_search_means_the_same():
 
 def test_lines_of_fields():
     text = "kind: pretrain\ndataset:\n  uri: /data\noptimization:\n  betas: [0.9,\n    0.95]\n"
-    assert lines_of(text) == {
+    assert document_with_lines(text)[1] == {
         "kind": 1, "dataset": 2, "dataset.uri": 3, "optimization": 4, "optimization.betas": 5,
         "optimization.betas.0": 5, "optimization.betas.1": 6,
     }  # fmt: skip
@@ -145,3 +146,29 @@ def test_conversions_are_for_our_own_pages(browsers):
     answer = browsers.alice.post("/forms/yaml", json={"document": SPEC})
     assert answer.status_code == 401
     assert browsers.anonymous.post("/forms/yaml", json={"document": SPEC}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/forms/document", "/forms/form"])
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("name: 2024-05-01", "name: line 2, column 7"),
+        ("seed: .inf", "seed: line 2, column 7"),
+        ("kind: search", "kind: line 2, column 1"),
+        ("labels: &x {a: *x}", "labels.a: line 2, column 9"),
+        ("labels: " + "[" * 3000, "line 2, column 58"),
+    ],
+)
+def test_yaml_that_json_cannot_hold_is_refused_at_its_line(browsers, path, line, told):
+    body = {"kind": "search", "text": f"kind: search\n{line}\n"}
+    answer = browsers.alice.post(path, json=body, headers=csrf(browsers.alice))
+    assert answer.status_code == 422
+    assert told in answer.json()["detail"]
+
+
+def test_a_document_too_deep_for_yaml_is_refused(browsers):
+    body = '{"document": {"a": ' + "[" * 400 + "]" * 400 + "}}"
+    answer = browsers.alice.post(
+        "/forms/yaml", content=body, headers=csrf(browsers.alice) | {"Content-Type": "application/json"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (422, "json_invalid")

@@ -11,7 +11,6 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 from trainer.models.pixels import patch_statistics, patchify, take_patches, targets, unpatchify
 from trainer.models.rc_mae import MaskedAutoencoder, consistency_loss, make_teacher, reconstruction_loss, update_teacher
 from trainer.models.vit import position_embedding
-from trainer.spec.plan import parameters
 from trainer.spec.pretrain import ModelSpec
 
 SMALL = {
@@ -209,7 +208,7 @@ def test_parameter_count_of_the_plan_is_the_models():
         model = MaskedAutoencoder(spec)
         decoder = sum(p.numel() for n, p in model.named_parameters() if n.startswith("decoder") or n == "mask_token")
         total = sum(p.numel() for p in model.parameters())
-        assert parameters(spec) == (total - decoder, decoder)
+        assert spec.parameters == (total - decoder, decoder)
 
 
 def test_targets_are_normalised_with_the_unbiased_variance():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trainer.spec.base import SpecError, apply_overrides, read_document
 from trainer.spec.cluster import ClusterShape, Gang, NodeShape
 from trainer.spec.job import parse_spec
-from trainer.spec.plan import Schedule, gang, impossible, memory_per_worker, parameters, resolve, step_flops
+from trainer.spec.plan import Schedule, gang, impossible, memory_per_worker, resolve, step_flops
 from trainer.spec.presets import PRESETS
 from trainer.spec.pretrain import MethodSpec, ModelSpec, PretrainSpec
 
@@ -68,7 +68,7 @@ def test_presets_have_the_papers_sizes(preset, encoder, decoder, encoder_million
     assert (model.embed_dim, model.depth, model.num_heads) == encoder
     assert (model.decoder_embed_dim, model.decoder_depth, model.decoder_num_heads) == decoder
     assert model.patches == (256 if "huge" in preset else 196)
-    counted = parameters(model)
+    counted = model.parameters
     assert counted[0] / 1e6 == pytest.approx(encoder_millions, rel=0.02)
     assert counted[1] / 1e6 == pytest.approx(decoder_millions, rel=0.1)
 
@@ -127,7 +127,7 @@ BAD = [
     ({"dataset": {}}, "dataset.uri", "required: add it"),
     ({"kind": "finetune"}, "kind", "must be one of: inspect, pretrain"),
     ({"optimization": {"epochs": "many"}}, "optimization.epochs", "integer"),
-    ({"optimization": {"epochs": 0}}, "optimization.epochs", "greater than 0"),
+    ({"optimization": {"epochs": 0}}, "optimization.epochs", "greater than or equal to 1"),
     ({"optimization": {"base_lr": float("nan")}}, "optimization.base_lr", "finite"),
     ({"optimization": {"precision": "fp16"}}, "optimization.precision", "bf16"),
     ({"optimization": [1]}, "optimization", "must be"),
@@ -371,7 +371,7 @@ def test_the_identity_follows_the_content():
 
 
 def test_presets_grow():
-    counts = [sum(parameters(ModelSpec.model_validate({"preset": name}))) for name in PRESETS]
+    counts = [sum(ModelSpec.model_validate({"preset": name}).parameters) for name in PRESETS]
     assert all(smaller < larger for smaller, larger in pairwise(counts))
 
 

@@ -126,7 +126,7 @@ def test_trials_register_nothing_and_a_promoted_one_what_the_base_says():
         ({"algorithm": {"name": "cmaes"}, "space": {"seed": {"type": "categorical", "choices": [1, 2]}, **SPACE}},
          "space.seed.type", "supports only numbers"),
         ({"base": BASE | {"optimisation": {}}}, "base.optimisation", "did you mean 'optimization'?"),
-        ({"base": BASE | {"optimization": {"epochs": -1}}}, "base.optimization.epochs", "greater than 0"),
+        ({"base": BASE | {"optimization": {"epochs": -1}}}, "base.optimization.epochs", "greater than or equal to 1"),
         ({"warm_start": ["job-1"], "algorithm": {"name": "random"}}, "warm_start", "random does not learn from trials"),
     ],
 )  # fmt: skip
