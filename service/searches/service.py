@@ -108,8 +108,7 @@ def _write_budget(job: Job, before: SearchSpec, values: Mapping[str, object], sh
 def _continue_or_note(session: Session, job: Job, continues: bool, message: str, actor: str) -> None:
     """Queue a search that had ended, or only append an event; without effect where nothing has changed."""
     if continues:
-        job.failures = job.restarts = 0
-        job.not_before = None
+        job.failures = 0
         lineage.reset(job)
         transition(session, job, State.QUEUED, None, f"{message} The search continues.".strip(), actor)
     elif message:
