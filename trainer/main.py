@@ -16,7 +16,7 @@ from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.storage import Store
 
-STOPPED = "Stopped from outside, not by a command. Nothing to do: the job resumes from its last checkpoint"
+STOPPED = "Stopped from outside, not by a command. Nothing to do: the job continues by itself"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """SIGINT is Ray's, when somebody stops the job through it: it ends the driver at once. SIGTERM comes from the system,
 and lets workers that train store a checkpoint first."""

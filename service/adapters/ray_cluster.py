@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -21,6 +22,11 @@ STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "
 comes from a system that shuts down, the workers would first store a checkpoint."""
 LOG_TAIL = 2000
 """Characters of a log that `log_tail` returns at most."""
+LOG_LINES = 1000
+LOG_BYTES = 2**18
+"""As many lines and bytes of a log are looked at for that."""
+NO_DRIVER = "has no driver node id"
+"""Ray's words about the log of a submission that ended before it had a driver."""
 GPU_MODEL = "accelerator_type:"
 """Prefix of the resource whose name says which GPU model a node has."""
 REFUSALS = frozenset({400, 404, 409, 422, 500})
@@ -176,15 +182,38 @@ class RayCluster:
     def log_tail(self, submission_id: str) -> str:
         """The end of the entrypoint's output, the only evidence of an attempt that could not start. Never raises."""
         try:
-            text = str(self._call("GET", f"/api/jobs/{submission_id}/logs").json().get("logs") or "")
+            text = self._last_lines(submission_id)
         except ClusterUnreachable as error:
             return f"(its log could not be read: {error})"
-        lines = text.strip().splitlines()[-LOG_TAIL:]  # each has at least one character, so more would never fit
-        messages = "\n".join(map(_message_of, lines))
+        messages = "\n".join(map(_message_of, text.strip().splitlines()))
         if len(messages) <= LOG_TAIL:
             return messages
         tail = messages[-LOG_TAIL:]
         return tail.partition("\n")[2] or tail  # starts at a line's beginning, if the tail has one
+
+    def _last_lines(self, submission_id: str) -> str:
+        """The last lines of a submission's log; empty for one that never had a driver.
+
+        The Jobs API sends whole logs, which may be gigabytes, through the head's memory and ours. The State API reads
+        the end of the file alone, although a line may still be of any length.
+        """
+        path, end = f"/api/v0/logs/file?submission_id={submission_id}&lines={LOG_LINES}", time.monotonic() + TIMEOUT_S
+        tail = bytearray()
+        try:
+            with self._http.stream("GET", path, headers=self._headers()) as response:
+                if response.is_error:
+                    response.read()
+                    if NO_DRIVER in response.text:
+                        return ""
+                    raise _error_of(response)
+                for piece in response.iter_bytes():
+                    tail += piece
+                    del tail[:-LOG_BYTES]
+                    if time.monotonic() > end:
+                        raise ClusterUnreachable(f"Ray has not sent it in {TIMEOUT_S:g} s")
+        except httpx.HTTPError as error:
+            raise self._no_answer(error) from error
+        return tail.decode(errors="replace")
 
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
         response = self._send(method, path, json)
@@ -196,13 +225,18 @@ class RayCluster:
         return ClusterUnreachable(f"{self._http.base_url}: this is not a response of Ray: {response.text[:200]}")
 
     def _send(self, method: str, path: str, json: Any = None) -> httpx.Response:
+        try:
+            return self._http.request(method, path, json=json, headers=self._headers())
+        except httpx.HTTPError as error:
+            raise self._no_answer(error) from error
+
+    def _headers(self) -> dict[str, str]:
         # The token is read for each request: an operator may change it while the service runs.
         token = self._token_file.read_text().strip() if self._token_file else None
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            return self._http.request(method, path, json=json, headers=headers)
-        except httpx.HTTPError as error:
-            raise ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
+    def _no_answer(self, error: httpx.HTTPError) -> ClusterUnreachable:
+        return ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}")
 
 
 def _is_absent(response: httpx.Response, submission_id: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from service.backbones.schemas import MAIN, BackboneDetailView, BackboneView, VersionDeletionView, VersionView
-from service.client.download import Fetcher, Progress, PullFormat
+from service.client.download import Fetcher, Progress
+from service.client.listing import PullFormat
 from service.client.transport import Transport
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
@@ -63,10 +64,12 @@ class BackboneCalls(Transport):
         when it is started again after its process was killed.
 
         Raises `FileExistsError` if ``out`` exists. Raises `DownloadError` if a file does not match its checksum, the
-        version lacks the format or is deleted meanwhile, or another process pulls into ``out``.
+        version lacks the format or is deleted meanwhile, names a file that cannot be written safely, or another process
+        pulls into ``out``, and `UnacceptableAnswer` for more bytes than the version lists, a compressed answer, or a
+        redirect that must not be followed. Raises `OSError` if the disk has no room.
         """
         view = self.version(name, version)
-        Fetcher(self._http, self.url, self._patience_s, progress).folder(view, form, out, force)
+        Fetcher(self._connection, self._patience_s, progress).folder(view, form, out, force)
         return view
 
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:

@@ -15,8 +15,8 @@ from service.client.commands import exit_status, follow_to_end
 from service.client.console import echo_json
 from service.client.convert import Library
 from service.client.convert import convert as convert_folder
-from service.client.download import PullFormat
 from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
+from service.client.listing import PullFormat
 from service.client.shell import Json, connected, download_bar, err, out, print_json
 from trainer.spec.export import BackboneFormat
 

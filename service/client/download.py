@@ -15,15 +15,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final, Literal
+from typing import BinaryIO, Final
 
 import httpx
 
 from service.backbones.schemas import FileView, VersionView
-from service.client.errors import ApiError, ClientError, Patience
+from service.client.connection import PACE_BYTES, Connection
+from service.client.errors import ApiError, DownloadError, Patience, UnacceptableAnswer
+from service.client.listing import PART, PullFormat, select_files
 from trainer.protocol.names import BACKBONE_SUMS as SUMS
-from trainer.spec.export import BackboneFormat
 
 if sys.platform == "win32":
     import msvcrt
@@ -33,21 +35,14 @@ else:
 Progress = Callable[[int, int], None]
 """Called with the bytes received and the total."""
 
-PullFormat = Literal[BackboneFormat, "all"]
-"""What to pull of a version: one format, or everything, with a folder for each format."""
-ALL: Final = "all"
 MARK: Final = ".rcmae-"
 """Part of the names of files beside a target while it is pulled: the lock, the partial download, the old folder."""
-
-
-class DownloadError(ClientError):
-    """The downloaded files are not what the service has."""
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def fetch_file(http: httpx.Client, path: str, out: Path, patience: Patience, progress: Progress | None) -> int:
+def fetch_file(service: Connection, path: str, out: Path, patience: Patience, progress: Progress | None) -> int:
     """Download one file as the new file ``out``; returns its size.
 
     Resumes where a connection broke. Raises `FileExistsError` if ``out`` exists, `DownloadError` if the size is not the
@@ -60,7 +55,7 @@ def fetch_file(http: httpx.Client, path: str, out: Path, patience: Patience, pro
     staging = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as output:
-            fetch(http, path, output, patience, progress)
+            fetch(service, path, output, patience, progress)
             count = output.tell()
         staging.chmod(0o644)  # mkstemp makes files that only their owner can read
         staging.rename(out)
@@ -70,69 +65,90 @@ def fetch_file(http: httpx.Client, path: str, out: Path, patience: Patience, pro
 
 
 def fetch(
-    http: httpx.Client,
+    service: Connection,
     path: str,
     output: BinaryIO,
     patience: Patience,
     progress: Progress | None = None,
     etag: str | None = None,
+    size: int | None = None,
 ) -> None:
     """Append the rest of a file to ``output``, which holds its first bytes and is positioned after them.
 
     With an ``etag`` the download starts over if the service has another file by then; without one, a file may only
-    grow. Raises `DownloadError` if the size is not the one that the service names, and the errors of `Patience.wait`.
+    grow. Not one byte more is written than ``size`` or, without it, than the service announces.
+
+    Raises `DownloadError` if the size is not that one, `UnacceptableAnswer` as `Connection.body` does, and the errors
+    of `Patience.wait`. Only bytes that no earlier connection brought count as a sign of life.
     """
-    while True:
-        try:
-            _fetch_rest(http, path, output, patience, progress, etag)
-        except (httpx.TransportError, ApiError) as error:
-            patience.wait(error)
-        else:
-            return
+    _Download(service, path, output, patience, progress, etag, size).run()
 
 
-def _fetch_rest(
-    http: httpx.Client, path: str, output: BinaryIO, patience: Patience, progress: Progress | None, etag: str | None
-) -> None:
-    """Download over one connection; returns when the file is complete."""
-    headers = {"Accept-Encoding": "identity"}
-    if output.tell():
-        headers |= {"Range": f"bytes={output.tell()}-"} | ({"If-Range": etag} if etag else {})
-    with _open(http, path, headers) as response:
-        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and _size_of(response) == output.tell():
-            return  # the connection broke after the last byte
-        if response.is_error:
-            response.read()
-            raise ApiError.of(response)
-        if response.status_code != httpx.codes.PARTIAL_CONTENT:
-            output.seek(0)
-            output.truncate()
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {output.tell()}-"):
-            raise DownloadError(f"{path}: requested the bytes from {output.tell()} on, and the service sent others")
+@dataclass
+class _Download:
+    service: Connection
+    path: str
+    output: BinaryIO
+    patience: Patience
+    progress: Progress | None
+    etag: str | None
+    size: int | None
+    furthest: int = 0
+    """The position at which the patience was last renewed."""
+
+    def run(self) -> None:
+        self.furthest = self.output.tell()
+        while True:
+            try:
+                self._rest()
+            except (httpx.TransportError, ApiError) as error:
+                self.patience.wait(error)
+            else:
+                return
+
+    def _rest(self) -> None:
+        """Download over one connection; returns when the file is complete."""
+        position = self.output.tell()
+        headers = {"Range": f"bytes={position}-"} if position else {}
+        if position and self.etag:
+            headers["If-Range"] = self.etag
+        with self.service.file(self.path, headers) as response:
+            if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE and _size_of(response) == position:
+                return  # the connection broke after the last byte
+            self.service.must_succeed(response)
+            self._write(response)
+
+    def _write(self, response: httpx.Response) -> None:
+        begin = self._begin(response)
         if "Content-Length" not in response.headers:
-            raise DownloadError(f"{path}: the response has no Content-Length; does a proxy change it on the way?")
-        total = output.tell() + int(response.headers["Content-Length"])
-        for piece in response.iter_bytes():
-            output.write(piece)
-            patience.renew()
-            if progress:
-                progress(output.tell(), total)
-        if output.tell() != total:
-            raise DownloadError(f"{path}: received {output.tell()} bytes, expected {total}; nothing is kept")
+            raise DownloadError(f"{self.path}: the response has no Content-Length; does a proxy change it on the way?")
+        length = int(response.headers["Content-Length"])
+        total = begin + length
+        if self.size is not None and total != self.size:
+            raise DownloadError(f"{self.path}: the service sends {total} bytes, and it lists {self.size}")
+        if begin != self.output.tell():
+            self.output.seek(begin)
+            self.output.truncate()
+        for piece in self.service.body(response, length):
+            self.output.write(piece)
+            if self.output.tell() >= self.furthest + PACE_BYTES:
+                self.furthest = self.output.tell()
+                self.patience.renew()
+            if self.progress:
+                self.progress(self.output.tell(), total)
+        if self.output.tell() != total:
+            raise DownloadError(f"{self.path}: received {self.output.tell()} bytes, expected {total}; nothing is kept")
 
-
-@contextmanager
-def _open(http: httpx.Client, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
-    """The response to a GET, after following a redirect."""
-    with http.stream("GET", path, headers=headers) as response:
-        if not response.has_redirect_location:
-            yield response
-            return
-        link = response.headers["Location"]
-    # A signed link into the storage, which must not get our token and has ETags of its own.
-    for_storage = {name: value for name, value in headers.items() if name != "If-Range"}
-    with httpx.Client(timeout=http.timeout) as storage, storage.stream("GET", link, headers=for_storage) as response:
-        yield response
+    def _begin(self, response: httpx.Response) -> int:
+        """The position in the file of the response's first byte: 0 where the service sends the whole file."""
+        if response.status_code == httpx.codes.OK:
+            return 0
+        position = self.output.tell()
+        if response.status_code != httpx.codes.PARTIAL_CONTENT:
+            raise DownloadError(f"{self.path}: the service answers {response.status_code}, which brings no file")
+        if not response.headers.get("Content-Range", "").startswith(f"bytes {position}-"):
+            raise DownloadError(f"{self.path}: requested the bytes from {position} on, and the service sent others")
+        return position
 
 
 def _size_of(response: httpx.Response) -> int | None:
@@ -147,13 +163,13 @@ def _size_of(response: httpx.Response) -> int | None:
 class Fetcher:
     """Downloads the files of a version."""
 
-    def __init__(self, http: httpx.Client, url: str, patience_s: float, progress: Progress | None) -> None:
-        self._http, self._url, self._patience_s, self._progress = http, url, patience_s, progress
+    def __init__(self, service: Connection, patience_s: float, progress: Progress | None) -> None:
+        self._service, self._patience_s, self._progress = service, patience_s, progress
         self._completed, self._total = 0, 0
 
     def folder(self, version: VersionView, form: PullFormat, out: Path, force: bool = False) -> None:
         """Download one format of a version, or all, as the new folder ``out``; see `Client.pull` for the errors."""
-        files = _select_files(version, form)
+        files = select_files(version, form)
         out = Path(os.path.abspath(out))  # noqa: PTH100 - must not follow a link at this path
         out.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(out):
@@ -164,7 +180,7 @@ class Fetcher:
             staging = _sibling(out, f"{hashlib.sha256(f'{version.commit} {form}'.encode()).hexdigest()[:16]}.partial")
             try:
                 self._fill(version, files, staging)
-            except DownloadError:  # permanent; after other errors the partial download is kept for the next try
+            except UnacceptableAnswer:  # permanent; after other errors the partial download is kept for the next try
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
             _replace(staging, out, old)
@@ -176,6 +192,7 @@ class Fetcher:
         """Complete ``staging``: download what it lacks, check what it has, and remove any other file."""
         self._completed, self._total = 0, sum(file.size for file in files.values())
         staging.mkdir(exist_ok=True)
+        _must_have_room(staging, self._total)
         for path, file in files.items():
             try:
                 self._file(file, staging / path)
@@ -199,7 +216,7 @@ class Fetcher:
         if target.is_file() and target.stat().st_size == file.size and _sha256(target) == file.sha256:
             self._report(file.size, file.size)
             return
-        part = target.with_name(f"{target.name}.part")
+        part = target.with_name(f"{target.name}{PART}")
         resumed = part.exists()
         digest = self._complete(file, part)
         if digest != file.sha256 and resumed:
@@ -216,8 +233,8 @@ class Fetcher:
                 output.truncate(0)
                 output.seek(0)
             if output.tell() < file.size or not file.size:
-                patience = Patience(self._patience_s, self._url)
-                fetch(self._http, file.url, output, patience, self._report, f'"{file.sha256}"')
+                patience = Patience(self._patience_s, self._service.url)
+                fetch(self._service, file.url, output, patience, self._report, f'"{file.sha256}"', file.size)
             output.flush()
             os.fsync(output.fileno())
         return _sha256(part)
@@ -227,25 +244,13 @@ class Fetcher:
             self._progress(self._completed + received, self._total)
 
 
-def _select_files(version: VersionView, form: PullFormat) -> dict[PurePosixPath, FileView]:
-    """Files by their path in the target folder; raises `DownloadError` for a format that the version lacks."""
-    selected = [file for file in version.files if form == ALL or file.path.startswith(f"{form}/")]
-    if not selected:
-        formats = sorted({file.path.partition("/")[0] for file in version.files if "/" in file.path})
-        raise DownloadError(
-            f"{version.name}:{version.version} has no format {form!r}; it has {', '.join(formats) or 'no files'}"
-        )
-    return {_local_path(file, "" if form == ALL else form): file for file in selected}
-
-
-def _local_path(file: FileView, folder: str) -> PurePosixPath:
-    """The file's path in the target folder; raises for a path that would lead out of it."""
-    path = PurePosixPath(file.path)
-    path = path.relative_to(folder) if folder else path
-    # On Windows, backslashes and drive letters can leave the folder too.
-    if ".." in path.parts or path.is_absolute() or not path.parts or set("\\:") & set(str(path)):
-        raise DownloadError(f"the service names a file outside its folder: {file.path!r}")
-    return path
+def _must_have_room(staging: Path, total: int) -> None:
+    """Raises `OSError` if the disk has no room for the bytes that ``staging`` lacks."""
+    present = sum(file.stat().st_size for file in staging.rglob("*") if file.is_file())
+    free = shutil.disk_usage(staging).free
+    if total - present > free:
+        reason = f"{os.strerror(errno.ENOSPC)}: the version has {total} bytes, and {free} are free"
+        raise OSError(errno.ENOSPC, reason, str(staging.parent))
 
 
 def _check_target(out: Path, force: bool) -> None:

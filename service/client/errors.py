@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import httpx
+from pydantic import ValidationError
 
+from service.http.schemas import View
 from trainer.spec.base import Problem
 
 Result = TypeVar("Result")
 
-TRANSIENT_STATUSES: Final = frozenset({429, 502, 503, 504})
+TRANSIENT_STATUSES: Final = frozenset({408, 425, 429, 502, 503, 504})
+"""Statuses after which the same request may succeed; any other error is final."""
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 4.0
 
@@ -26,6 +29,32 @@ class ClientError(Exception):
 
 class ConnectionFailed(ClientError):
     """The service did not answer, even after retries."""
+
+
+class UnacceptableAnswer(ClientError):
+    """The server sent what a client must not follow, read or keep. Repeating the request would not help."""
+
+
+class DownloadError(UnacceptableAnswer):
+    """The downloaded files are not what the service has."""
+
+
+class _FieldProblem(View):
+    """An entry of `problems` in an error response."""
+
+    field: str = ""
+    pointer: str = ""
+    value: Any = None
+    message: str = ""
+
+
+class _ErrorBody(View):
+    """The body of an error response."""
+
+    code: str
+    detail: str = ""
+    problems: list[_FieldProblem] | None = None
+    request_id: str | None = None
 
 
 class ApiError(ClientError):
@@ -48,26 +77,22 @@ class ApiError(ClientError):
         """Seconds to wait before the next request, from `Retry-After`."""
 
     @classmethod
-    def of(cls, response: httpx.Response) -> ApiError:
-        """From an error response, of the service itself or of a proxy in front of it."""
-        error = cls._of_body(response)
+    def of(cls, response: httpx.Response, text: bytes) -> ApiError:
+        """From an error response with the body ``text``, of the service itself or of a proxy in front of it."""
+        error = cls._of_body(response, text)
         error.retry_after_s = _seconds(response.headers.get("Retry-After", ""))
         return error
 
     @classmethod
-    def _of_body(cls, response: httpx.Response) -> ApiError:
+    def _of_body(cls, response: httpx.Response, text: bytes) -> ApiError:
+        status = response.status_code
         try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict) or "code" not in body:
-            text = response.text.strip()[:200] or response.reason_phrase
-            return cls(response.status_code, "unexpected_answer", f"HTTP {response.status_code}: {text}")
-        found = [
-            Problem(str(p.get("field", "")), str(p.get("pointer", "")), p.get("value"), str(p.get("message", "")))
-            for p in body.get("problems") or ()
-        ]
-        return cls(response.status_code, body["code"], str(body.get("detail", "")), found, body.get("request_id"))
+            body = _ErrorBody.model_validate_json(text)
+        except ValidationError:
+            excerpt = text.decode(errors="replace").strip()[:200] or response.reason_phrase
+            return cls(status, "unexpected_answer", f"HTTP {status}: {excerpt}")
+        problems = [Problem(each.field, each.pointer, each.value, each.message) for each in body.problems or ()]
+        return cls(status, body.code, body.detail, problems, body.request_id)
 
 
 def _seconds(retry_after: str) -> float:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, Final, Literal, Unpack
 
 import httpx
+from pydantic import RootModel
 
 from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
 from service.client.backbone_calls import BackboneCalls
 from service.client.download import Progress, fetch_file
-from service.client.errors import Patience, with_retries
+from service.client.errors import ClientError, Patience, with_retries
 from service.client.log_query import LogQuery, log_params
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
@@ -39,6 +40,10 @@ Resources = Mapping[str, int | Literal["auto"]]
 
 AWAY_LIMIT_S: Final = 900.0
 """The service may be unreachable for this long while a job is followed: the job runs on without it."""
+
+
+class _SpecDocument(RootModel[dict[str, Any]]):
+    """A spec as the service sends it."""
 
 
 class Client(BackboneCalls, SearchCalls):
@@ -199,11 +204,11 @@ class Client(BackboneCalls, SearchCalls):
             "once": once or None,
         }
         patience = Patience(away_limit_s, self.url, tell)
-        return iter(Stream(self._http, f"/v1/jobs/{job_id}/stream", without_none(params), patience))
+        return iter(Stream(self._connection, f"/v1/jobs/{job_id}/stream", without_none(params), patience))
 
     def spec(self, job_id: str) -> JobSpec:
         """The job's spec; submitting it again runs the same."""
-        return parse_spec(self._send("GET", f"/v1/jobs/{job_id}/spec", retried=True).json())
+        return parse_spec(self._get(_SpecDocument, f"/v1/jobs/{job_id}/spec").root)
 
     def events(self, job_id: str) -> Iterator[EventView]:
         """What happened to a job, oldest first."""
@@ -233,7 +238,7 @@ class Client(BackboneCalls, SearchCalls):
         `FileExistsError` if it exists, `DownloadError` if the size is not the one that the service names.
         """
         path = f"/v1/jobs/{job_id}/logs/{attempt}/{source}"
-        return fetch_file(self._http, path, out, Patience(self._patience_s, self.url), progress)
+        return fetch_file(self._connection, path, out, Patience(self._patience_s, self.url), progress)
 
     def metrics(self, job_id: str, keys: Sequence[str] = (), *, points: int | None = None) -> MetricsView:
         """Metric curves by optimiser step, with at most ``points`` points each (1000); all curves without ``keys``.
@@ -253,7 +258,7 @@ class Client(BackboneCalls, SearchCalls):
 
     def image(self, job_id: str, name: str) -> bytes:
         """One image, as PNG."""
-        return self._send("GET", f"/v1/jobs/{job_id}/images/{name}", retried=True).content
+        return self._send("GET", f"/v1/jobs/{job_id}/images/{name}", retried=True)
 
     # -- Tokens and the audit log
 
@@ -313,9 +318,10 @@ class Client(BackboneCalls, SearchCalls):
     def ready(self) -> bool:
         """Whether the service has everything that a job needs; does not wait for it."""
         try:
-            return self._http.get("/readyz").is_success
-        except httpx.TransportError:
+            self._connection.request("GET", "/readyz")
+        except (httpx.TransportError, ClientError):
             return False
+        return True
 
     def _verb(self, job_id: str, verb: str, body: Mapping[str, Any] | None = None) -> JobView:
         # Not retried: the job may be in another state by then, in which the verb is refused or means something else.

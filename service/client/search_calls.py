@@ -108,7 +108,7 @@ class SearchCalls(Transport):
 
     def trials_csv(self, search_id: str) -> str:
         """All trials as CSV with a header line."""
-        return self._send("GET", f"/v1/searches/{search_id}/trials.csv", retried=True).text
+        return self._send("GET", f"/v1/searches/{search_id}/trials.csv", retried=True).decode(errors="replace")
 
     def trial_logs(self, search_id: str, number: int, **query: Unpack[LogQuery]) -> LogPage:
         """A page of a trial's log lines, as `logs`. ``attempt`` is one of the search's."""
@@ -126,7 +126,7 @@ class SearchCalls(Transport):
 
     def trial_image(self, search_id: str, number: int, name: str) -> bytes:
         """One image, as PNG."""
-        return self._send("GET", f"{_trial(search_id, number)}/images/{name}", retried=True).content
+        return self._send("GET", f"{_trial(search_id, number)}/images/{name}", retried=True)
 
     def plot(self, search_id: str, name: PlotName, params: Sequence[str] = ()) -> PlotView:
         """A figure for plotly.js. ``params`` are the parameters that it shows: two for `contour`."""

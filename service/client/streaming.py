@@ -9,7 +9,8 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 from pydantic import ValidationError
 
-from service.client.errors import ApiError, ClientError, Patience
+from service.client.connection import ANSWER_BYTES, Connection, must_be_plain
+from service.client.errors import ApiError, ClientError, Patience, UnacceptableAnswer
 from service.jobs.output_schemas import LogBatch, MetricsTick
 from service.jobs.schemas import EventView, JobView
 
@@ -31,10 +32,12 @@ SILENCE_S: Final = 45.0
 class Stream:
     """One job's stream as an iterator; see `Client.stream`."""
 
-    def __init__(self, http: httpx.Client, path: str, params: Mapping[str, Any], patience: Patience) -> None:
-        self._http, self._path, self._params, self._patience = http, path, params, patience
+    def __init__(self, service: Connection, path: str, params: Mapping[str, Any], patience: Patience) -> None:
+        self._service, self._path, self._params, self._patience = service, path, params, patience
         self._last_id = ""
         """Of the last event received; the next connection continues after it."""
+        self._unread = 0
+        """Bytes received since the last event."""
 
     def __iter__(self) -> Iterator[Update]:
         while True:
@@ -50,24 +53,29 @@ class Stream:
 
     def _connection(self) -> Iterator[ServerSentEvent]:
         """The events of one connection. It never just ends: raises the error that broke it off."""
-        headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+        headers = {"Accept": MEDIA_TYPE, "Cache-Control": "no-store"}
         if self._last_id:
             headers["Last-Event-ID"] = self._last_id
-        read = httpx.Timeout(self._http.timeout.connect, read=SILENCE_S)
-        with self._http.stream("GET", self._path, params=self._params, headers=headers, timeout=read) as response:
-            if response.is_error:
-                response.read()
-                raise ApiError.of(response)
+        self._unread = 0
+        with self._service.stream(
+            "GET", self._path, params=self._params, headers=headers, read_timeout_s=SILENCE_S
+        ) as response:
+            must_be_plain(response)
             content_type = response.headers.get("Content-Type", "")
             if not content_type.startswith(MEDIA_TYPE):
                 raise _no_stream(response)
             watched = httpx.Response(200, headers={"Content-Type": content_type}, content=self._watched(response))
-            yield from EventSource(watched).iter_sse()
+            for event in EventSource(watched).iter_sse():
+                self._unread = 0
+                yield event
         raise httpx.RemoteProtocolError("the stream was closed before its end")
 
     def _watched(self, response: httpx.Response) -> Iterator[bytes]:
         """The bytes as they come. Any of them, comments too, shows that the service is alive."""
-        for chunk in response.iter_bytes():
+        for chunk in response.iter_raw():
+            self._unread += len(chunk)
+            if self._unread > ANSWER_BYTES:
+                raise UnacceptableAnswer(f"the service sent more than {ANSWER_BYTES} bytes without an event")
             self._patience.renew()
             yield chunk
 

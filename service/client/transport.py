@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
-import httpx
 from pydantic import BaseModel, ValidationError
 
-from service.client.errors import ApiError, ClientError, with_retries
+from service.client.connection import Connection
+from service.client.errors import ClientError, UnacceptableAnswer, with_retries
 from service.http.schemas import Page
 
 Model = TypeVar("Model", bound=BaseModel)
 Params = Mapping[str, Any]
-
-LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Transport:
     """HTTP requests to one server with one token; the base of `Client`."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 30.0, patience_s: float = 30.0) -> None:
-        self.url = url.rstrip("/")
         self._patience_s = patience_s
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=timeout_s,
-            # A proxy from the environment cannot reach this machine's loopback addresses.
-            trust_env=httpx.URL(self.url).host not in LOOPBACK,
-        )
+        self._connection = Connection(url, token, timeout_s)
+        self.url = self._connection.url
 
     def __enter__(self) -> Self:
         return self
@@ -39,7 +31,7 @@ class Transport:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connection.close()
 
     def _request(
         self,
@@ -52,9 +44,9 @@ class Transport:
         headers: Mapping[str, str] | None = None,
         retried: bool = False,
     ) -> Model:
-        response = self._send(method, path, params=params, json=json, headers=headers, retried=retried)
+        body = self._send(method, path, params=params, json=json, headers=headers, retried=retried)
         try:
-            return model.model_validate_json(response.content)
+            return model.model_validate_json(body)
         except ValidationError as error:
             raise ClientError(
                 f"this client cannot read the answer to {method} {self.url}{path}: is this the service's address, and "
@@ -69,6 +61,8 @@ class Transport:
         while True:
             page = self._get(model, path, {**params, "cursor": cursor})
             yield from page.items
+            if page.next_cursor is not None and page.next_cursor == cursor:
+                raise UnacceptableAnswer(f"{self.url}{path}: a page of the list names itself as the next one")
             cursor = page.next_cursor
             if cursor is None:
                 return
@@ -82,14 +76,11 @@ class Transport:
         json: Any = None,
         headers: Mapping[str, str] | None = None,
         retried: bool = False,
-    ) -> httpx.Response:
-        def send_once() -> httpx.Response:
-            response = self._http.request(
-                method, path, params=without_none(params), json=json, headers=dict(headers or {})
-            )
-            if response.is_error:
-                raise ApiError.of(response)
-            return response
+    ) -> bytes:
+        """The body of an answer."""
+
+        def send_once() -> bytes:
+            return self._connection.request(method, path, params=without_none(params), json=json, headers=headers)
 
         return with_retries(send_once, self._patience_s if retried else 0.0, self.url)
 

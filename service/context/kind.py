@@ -63,6 +63,10 @@ class JobKind(ABC, Generic[Spec]):
     def memory_per_worker(self, resolved: Spec, subject: Subject, cluster: ClusterShape) -> int:
         """Estimated memory of one worker, in bytes."""
 
+    def continuation(self, has_checkpoint: bool) -> str:
+        """What a job does once it is queued again, to complete "retry the job to …"."""
+        return "continue from the last checkpoint" if has_checkpoint else "start from the beginning"
+
     def points(self, spec: Spec) -> int | None:  # noqa: ARG002
         """The number of points of a finite search space; None where it is infinite, and where nothing is searched."""
         return None

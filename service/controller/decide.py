@@ -9,7 +9,7 @@ from typing import Literal
 from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.db.tables import Attempt, Job
-from service.jobs.lifecycle import POLICIES
+from service.jobs.lifecycle import CANCELLED, PAUSED, POLICIES
 from service.jobs.state import State
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Activity
@@ -191,30 +191,26 @@ def _sentence(text: str) -> str:
 
 
 def settle(job: Job, ended: Ended, max_failures: int, continuation: str) -> NextState:
-    """The next state of a job whose attempt has ended; ``continuation`` says how it continues after a retry.
+    """The next state of a job whose attempt has ended; ``continuation`` is what it does once it is queued
+    again, as `JobKind.continuation` says.
 
     The message of a job that has succeeded is replaced by its kind.
     """
     if ended.state == "succeeded":
         return NextState(State.SUCCEEDED, None, "Done.")
     if job.state == State.CANCELLING:
-        return NextState(
-            State.CANCELLED, Reason.CANCELLED_BY_USER, f"Cancelled. Retry the job to continue {continuation}."
-        )
+        return NextState(State.CANCELLED, Reason.CANCELLED_BY_USER, CANCELLED.format(continuation=continuation))
     reason = ended.reason or Reason.WORKER_FAILED
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
-        return NextState(
-            State.PAUSED, Reason.PAUSED_BY_USER, "Paused. Resume the job to continue from the last checkpoint."
-        )
-    text = f"{_sentence(ended.message)} {policy.advice}".strip()
+        return NextState(State.PAUSED, Reason.PAUSED_BY_USER, PAUSED.format(continuation=continuation))
+    text = f"{_sentence(ended.message)} {policy.advice.format(continuation=continuation)}".strip()
     failures = job.failures + policy.charged
     if not policy.retried:
         return NextState(State.FAILED, reason, text, charged=policy.charged)
     if failures > max_failures:
-        return NextState(
-            State.FAILED, reason, f"{text} No attempts are left: {failures} failures, {max_failures} allowed.", True
-        )
+        left = f"No attempts are left: {failures} failures, {max_failures} allowed. Retry the job to {continuation}."
+        return NextState(State.FAILED, reason, f"{text} {left}", True)
     delay = timedelta(seconds=min(MAX_DELAY_S, 2 ** min(job.restarts, 10)))
     allowance = f"{max_failures - failures} more failures are allowed" if policy.charged else "not counted as a failure"
     return NextState(

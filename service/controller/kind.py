@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -48,9 +48,6 @@ class ProgressReport(Protocol):
 
 class ControllerKind(JobKind[Spec]):
     """A kind of job, with the hooks for its attempts."""
-
-    continuation: ClassVar[str] = "from the last checkpoint"
-    """How a cancelled job continues after a retry."""
 
     # --- starting an attempt ----------------------------------------------------------------------------------------
 

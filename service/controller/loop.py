@@ -26,7 +26,7 @@ from service.controller.worker import Worker
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
-from service.jobs.lifecycle import RUN_STATUS, note, transition
+from service.jobs.lifecycle import CANCELLED, PAUSED, RUN_STATUS, note, transition
 from service.jobs.state import State
 from trainer.protocol import names
 from trainer.protocol.command import Command
@@ -194,22 +194,26 @@ class Reconciler:
     def _without_attempt(self, job: Job) -> None:
         """End a job that is to be cancelled or paused and has no live attempt."""
         ends = {
-            State.CANCELLING: (State.CANCELLED, Reason.CANCELLED_BY_USER, "Cancelled."),
-            State.PAUSING: (
-                State.PAUSED,
-                Reason.PAUSED_BY_USER,
-                "Paused. Resume the job to continue from the last checkpoint.",
-            ),
+            State.CANCELLING: (State.CANCELLED, Reason.CANCELLED_BY_USER, CANCELLED),
+            State.PAUSING: (State.PAUSED, Reason.PAUSED_BY_USER, PAUSED),
         }
         end = ends.get(State(job.state))
         if end:
             with self._context.explain_waiting(job, "No attempt runs;"):
                 report = self._context.kinds[job.kind].settle(self._context, job, None, end[0])
             self._end_run(job, end[0])
+            state, reason, message = end
+            message = message.format(continuation=self._continuation(job))
             with self._context.write() as session:
                 row = repository.get(session, job.id)
                 report.record(row, repository.attempts(session, job.id), now())
-                transition(session, row, *end, ACTOR)
+                transition(session, row, state, reason, message, ACTOR)
+
+    def _continuation(self, job: Job, newest: str | None = None) -> str:
+        """What a job does once it is queued again; ``newest`` is a checkpoint that its row does not have yet."""
+        with self._context.app.database.read() as session:
+            has_checkpoint = newest is not None or repository.has_checkpoint(session, job)
+        return self._context.kinds[job.kind].continuation(has_checkpoint)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision) -> bool:
         """Carry out a decision; returns whether a command was sent to the attempt."""
@@ -308,7 +312,8 @@ class Reconciler:
                 tail = self._context.app.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends with: {tail}")
         kind = self._context.kinds[loaded.kind]
-        following = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, kind.continuation)
+        continuation = self._continuation(loaded, ended.checkpoint or _newest_checkpoint(before, observation))
+        following = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, continuation)
         with self._context.explain_waiting(loaded, f"Attempt {before.number} has ended;"):
             report = kind.settle(self._context, loaded, observation.run, following.state)
         succeeded = following.state is State.SUCCEEDED
@@ -368,6 +373,10 @@ def _record(
     if observation.run is None or observation.run.gone:
         return
     attempt.heartbeat, attempt.heartbeat_at = observation.beat, observation.beat_at
-    newest = observation.run.tags.get(names.TAG_CHECKPOINT, "")
-    if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/"):
-        attempt.checkpoint = newest
+    attempt.checkpoint = _newest_checkpoint(attempt, observation) or attempt.checkpoint
+
+
+def _newest_checkpoint(attempt: Attempt, observation: Observation) -> str | None:
+    """The newest checkpoint of this attempt that its run names."""
+    newest = observation.run.tags.get(names.TAG_CHECKPOINT, "") if observation.run else ""
+    return newest if newest.startswith(f"{names.checkpoint_folder(attempt.number)}/") else None

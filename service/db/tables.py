@@ -226,10 +226,20 @@ class Addition(Base):
     """The caller."""
     idempotency_key: Mapped[str] = mapped_column(String(200), primary_key=True)
     body_sha256: Mapped[str] = mapped_column(String(64))
-    begun_at: Mapped[datetime] = mapped_column(default=now)
-    """When a request last began to add the trials."""
-    numbers: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
-    """The numbers of the trials; None until all are added."""
+    numbers: Mapped[list[int]] = mapped_column(JSON(none_as_null=True))
+    """The numbers of the trials."""
+
+
+class SearchClaim(Base):
+    """A search to which a request is adding trials; no other request may until then."""
+
+    __tablename__ = "search_claim"
+
+    search_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
+    token: Mapped[str] = mapped_column(String(32))
+    """The request's."""
+    expires_at: Mapped[datetime]
+    """When others may take the search over: the request renews it as long as it lives."""
 
 
 class DeletedVersion(Base):

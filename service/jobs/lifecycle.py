@@ -119,6 +119,10 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 """The changes of state there are."""
 
 
+CANCELLED: Final = "Cancelled. Retry the job to {continuation}."
+PAUSED: Final = "Paused. Resume the job to {continuation}."
+"""Messages of jobs that a person ended; `JobKind.continuation` completes them."""
+
 RUN_STATUS: Final = {
     S.SUCCEEDED: "FINISHED",
     S.FAILED: "FAILED",
@@ -136,7 +140,7 @@ class Policy:
     charged: bool
     """Whether the failure counts against the spec's `retry.max_failures`."""
     advice: str
-    """A sentence for the user: what to do, or what happens next."""
+    """A sentence for the user: what to do, or what happens next, where `{continuation}` stands for how it continues."""
 
 
 POLICIES: Final[dict[Reason, Policy]] = {
@@ -151,9 +155,9 @@ POLICIES: Final[dict[Reason, Policy]] = {
         "Its logs show what each rank did last: look for a GPU or a network that hangs, or for data that is late. "
         "If single steps take that long, raise RCMAE_STALL_LIMIT_S.",
     ),
-    Reason.NODE_LOST: Policy(True, False, "It resumes from the last checkpoint."),
-    Reason.CLUSTER_LOST: Policy(True, False, "It resumes from the last checkpoint."),
-    Reason.PREEMPTED: Policy(True, False, "It resumes from the last checkpoint."),
+    Reason.NODE_LOST: Policy(True, False, "It will {continuation}."),
+    Reason.CLUSTER_LOST: Policy(True, False, "It will {continuation}."),
+    Reason.PREEMPTED: Policy(True, False, "It will {continuation}."),
     Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
     Reason.DATA_ERROR: Policy(False, False, "Fix the dataset, then retry the job."),
     Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
@@ -181,6 +185,8 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
         values["started_at"] = moment
     if to in {S.QUEUED, S.RECOVERING}:
         values["waiting_since"] = moment
+    if to is S.QUEUED:  # somebody asked for it: the back-off after earlier failures ends
+        values |= {"restarts": 0, "not_before": None}
     _write(job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
     fields = {

@@ -94,6 +94,14 @@ def attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)))
 
 
+def has_checkpoint(session: Session, job: Job) -> bool:
+    """Whether an attempt has stored a checkpoint from which the job's next attempt would resume."""
+    query = select(Attempt.number).where(
+        Attempt.job_id == job.id, Attempt.number >= job.since_attempt, Attempt.checkpoint.is_not(None)
+    )
+    return session.scalar(query.limit(1)) is not None
+
+
 def events(session: Session, job_id: str, after: int, limit: int) -> list[Event]:
     query = select(Event).where(Event.job_id == job_id, Event.id > after).order_by(Event.id).limit(limit)
     return list(session.scalars(query))

@@ -142,13 +142,13 @@ def pause(job_id: str, app_state: StateDep, caller: MayControlJobs) -> JobView:
 
 @router.post("/{job_id}/resume")
 def resume(job_id: str, app_state: StateDep, caller: MayControlJobs, body: ResumeBody | None = None) -> JobView:
-    """Queue a paused job again, optionally with other resources; it resumes from its last checkpoint."""
+    """Queue a paused job again, optionally with other resources; it resumes from its last checkpoint, if it has one."""
     return service.apply_verb(app_state, caller, job_id, Verb.RESUME, body)
 
 
 @router.post("/{job_id}/retry")
 def retry(job_id: str, app_state: StateDep, caller: MayControlJobs, body: RetryBody | None = None) -> JobView:
-    """Queue a failed or cancelled job again; it resumes from its last checkpoint, or starts over."""
+    """Queue a failed or cancelled job again; it resumes from its last checkpoint, if it has one, or starts over."""
     return service.apply_verb(app_state, caller, job_id, Verb.RETRY, body)
 
 

@@ -21,7 +21,7 @@ from service.db.tables import Job, now
 from service.http.problems import ApiProblem, spec_problem, unavailable
 from service.jobs import lineage, repository
 from service.jobs.deletion import preview
-from service.jobs.lifecycle import EFFECTS, Effect, Verb, delete, edit, transition
+from service.jobs.lifecycle import CANCELLED, EFFECTS, PAUSED, Effect, Verb, delete, edit, transition
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.reading import view
 from service.jobs.schemas import Deletion, Gang, JobView, Parameters, PatchBody, PlanView, ResumeBody, RetryBody, Steps
@@ -42,16 +42,16 @@ Answer = TypeVar("Answer")
 
 ENDING: Final = "The attempt is ending: a training attempt writes a checkpoint at its next step first."
 REQUESTED: Final[dict[State, tuple[Reason | None, str]]] = {
-    State.CANCELLED: (Reason.CANCELLED_BY_USER, "Cancelled. Retry the job to resume from the last checkpoint."),
+    State.CANCELLED: (Reason.CANCELLED_BY_USER, CANCELLED),
     State.CANCELLING: (
         Reason.CANCELLED_BY_USER,
         ENDING,
     ),
-    State.PAUSED: (Reason.PAUSED_BY_USER, "Paused. Resume the job to continue from the last checkpoint."),
+    State.PAUSED: (Reason.PAUSED_BY_USER, PAUSED),
     State.PAUSING: (Reason.PAUSED_BY_USER, ENDING),
     State.SUCCEEDED: (None, "Stopped: the search starts no more trials. Raise its number of trials to continue it."),
 }
-"""Reason and message of a job that a request moves to a state."""
+"""Reason and message of a job that a request moves to a state; `{continuation}` stands for how it continues."""
 
 
 def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) -> tuple[JobView, bool]:
@@ -144,6 +144,8 @@ def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, bod
             )
         elif isinstance(effect, State):
             reason, message = REQUESTED.get(effect, (None, ""))
+            continuation = kind.continuation(repository.has_checkpoint(session, job))
+            message = message.format(continuation=continuation)
             message = _change_with_verb(app_state.settings, kind, job, verb, body) or message
             transition(session, job, effect, reason, message, caller.owner)
         elif effect not in {Effect.SAME, Effect.DRAIN}:
@@ -163,8 +165,7 @@ def _change_with_verb(settings: Settings, kind: JobKind[Any], job: Job, verb: Ve
         message = "Resumed."
     if verb is Verb.RETRY:
         job.draining = False
-        job.failures = job.restarts = 0
-        job.not_before = None
+        job.failures = 0
         lineage.reset(job)
         message = "Retried."
         if isinstance(body, RetryBody) and body.from_scratch:

@@ -36,11 +36,13 @@ class Inspect(ControllerKind[InspectSpec]):
     """A job that inspects a dataset."""
 
     name = Kind.INSPECT
-    continuation = "with the images that it has not decoded yet"
 
     def check(self, app_state: AppState, caller: Caller, spec: InspectSpec) -> Subject:  # noqa: ARG002
         check_roots(app_state.settings, {"dataset": spec.dataset})
         return Subject(spec.dataset.uri)
+
+    def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
+        return "continue with the images that it has not decoded yet"
 
     def recheck(self, settings: Settings, spec: InspectSpec) -> None:
         check_roots(settings, {"dataset": spec.dataset})

@@ -81,11 +81,13 @@ class Search(ControllerKind[SearchSpec]):
     from_scratch_refused = (
         "a search continues with the trials it has: retry without this, or submit the spec as a new search"
     )
-    continuation = "with further trials"
 
     def check(self, app_state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
         check_search(app_state.settings, app_state.database, caller, spec)
         return Subject(spec.base_spec.dataset.uri, spec.base_spec)
+
+    def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
+        return "continue with further trials"
 
     def recheck(self, settings: Settings, spec: SearchSpec) -> None:
         check_base(settings, spec)

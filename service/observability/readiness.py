@@ -89,7 +89,7 @@ class Readiness:
         return []
 
     def _ray(self) -> list[str]:
-        return [] if self._state.ray.shape().cpus else ["no node has joined the cluster yet"]
+        return ["no node has joined the cluster yet"] if self._state.ray.shape().without_nodes else []
 
     def _storage(self) -> list[str]:
         self._state.artifacts.ping()

@@ -26,6 +26,10 @@ from trainer.spec.cluster import ClusterShape, Gang, NodeShape, plural
 from trainer.spec.job import JobSpec
 from trainer.spec.plan import gang, impossible, resolve
 
+NO_NODES = (
+    "Waits for nodes: none has joined the cluster yet. The job needs no change; if no node is about to join, start Ray "
+    "on one with `ray start --address=HEAD:6379`."
+)
 NEWCOMER = "~"
 """The id of a job that is not submitted yet; it sorts after all real ids."""
 
@@ -91,6 +95,9 @@ def admit(
     A pure function. ``waiting`` may be in any order; ``running`` should be in the order of starting, for jobs whose
     nodes are unknown.
     """
+    if cluster.without_nodes:
+        due = [job for job in scheduling_order(waiting) if job.not_before is None or job.not_before <= moment]
+        return [_waits(job, Reason.INSUFFICIENT_RESOURCES, NO_NODES) for job in due]
     allocation = _Allocation(waiting, running, cluster, moment, limits)
     decisions = [allocation.decide(job) for job in scheduling_order(waiting)]
     return [decision for decision in decisions if decision]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from optuna.trial import FrozenTrial
@@ -18,7 +17,7 @@ from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, sha256
 from service.auth.scopes import Scope
 from service.context.app_state import AppState
-from service.db.tables import Addition, Job, now
+from service.db.tables import Addition, Job
 from service.http.problems import ApiProblem, unavailable
 from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
@@ -28,6 +27,7 @@ from service.jobs.service import change_job
 from service.jobs.state import State
 from service.jobs.submission import stored_key
 from service.searches import analysis, reading, repository
+from service.searches.claims import Claim, claimed
 from service.searches.promotion import promote_trial
 from service.searches.reading import Search
 from service.searches.schemas import PointsBody, PromoteBody, SearchPatch, SearchView, TrialPage, TrialState, TrialView
@@ -43,8 +43,8 @@ CLOSED: Final = (State.FAILED, State.CANCELLING, State.CANCELLED)
 """States in which a search accepts no trials: it has to be retried first."""
 COPIED: Final = (names.TRIAL_SEED, names.TRIAL_REPEAT_OF)
 """Attributes that the retry of a trial copies from it."""
-ADDING_TIMEOUT: Final = timedelta(seconds=60)
-"""A request that takes longer to add trials is assumed to have been interrupted."""
+ADDED_AT_ONCE: Final = 10
+"""Points added between two looks at the claim."""
 
 
 # --- the budget -------------------------------------------------------------------------------------------------------
@@ -109,8 +109,7 @@ def _write_budget(job: Job, before: SearchSpec, values: Mapping[str, object], sh
 def _continue_or_note(session: Session, job: Job, continues: bool, message: str, actor: str) -> None:
     """Queue a search that had ended, or only append an event; without effect where nothing has changed."""
     if continues:
-        job.failures = job.restarts = 0
-        job.not_before = None
+        job.failures = 0
         lineage.reset(job)
         transition(session, job, State.QUEUED, None, f"{message} The search continues.".strip(), actor)
     elif message:
@@ -131,8 +130,18 @@ class IdempotentRequest:
     body_sha256: str
 
     def row(self, session: Session) -> Addition | None:
-        """The row that records it, if any."""
+        """The row that records it, if it has added its trials."""
         return session.get(Addition, (self.search_id, self.owner, self.key))
+
+    def new_row(self, numbers: list[int]) -> Addition:
+        """The row that records it with the trials that it has added."""
+        return Addition(
+            search_id=self.search_id,
+            owner=self.owner,
+            idempotency_key=self.key,
+            body_sha256=self.body_sha256,
+            numbers=numbers,
+        )
 
     @property
     def mark(self) -> str:
@@ -145,77 +154,57 @@ def add_points(
 ) -> tuple[TrialPage, bool]:
     """Add trials with chosen points; returns them, and False where a request with this key had added them before.
 
-    Raises the API's 409 where the budget has no room for them, and 503 while the same request is in progress.
+    Raises the API's 409 where the budget has no room for them, and 503 while other requests add trials for long.
     """
-    found = Search.load(app_state, caller, job_id)
-    caller.must(Scope.JOBS, found.job.owner)
-    points = [found.spec.stored(point) for point in _parsed(found.spec, body)]
+    with app_state.database.read() as session:
+        job = repository.visible_search(session, app_state.kinds, job_id, caller)
+    caller.must(Scope.JOBS, job.owner)
+    spec = SearchSpec.parse(job.spec)
+    points = [spec.stored(point) for point in _parsed(spec, body)]
     digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True))
     once = IdempotentRequest(job_id, caller.owner, stored_key(key), digest) if key else None
-    numbers = _numbers_added(app_state, once) if once else None
-    new = numbers is None
-    if numbers is None:
-        try:
-            numbers = _add(app_state, caller, job_id, points, body.beyond_budget, once)
-        except Exception:
-            if once:  # free the key, so that a refused request can be repeated
-                _forget(app_state, once)
-            raise
+    with claimed(app_state.database, job_id) as claim:
+        numbers = _numbers_added(app_state, once) if once else None
+        new = numbers is None
+        if numbers is None:
+            numbers = _add(app_state, caller, claim, points, body.beyond_budget, once)
     return TrialPage(items=_views(app_state, caller, job_id, numbers)), new
 
 
 def _numbers_added(app_state: AppState, once: IdempotentRequest) -> list[int] | None:
-    """The trials that a request added before; None, and a row for it, where it has to add them now."""
-    with app_state.database.session() as session:
+    """The trials that a request added before; None where it has to add them now."""
+    with app_state.database.read() as session:
         earlier = once.row(session)
-        if earlier is None:
-            session.add(
-                Addition(
-                    search_id=once.search_id, owner=once.owner, idempotency_key=once.key,
-                    body_sha256=once.body_sha256,
-                )
-            )  # fmt: skip
-        elif earlier.body_sha256 != once.body_sha256:
-            text = f"this Idempotency-Key was used for other trials of {once.search_id}: use a new key"
-            raise ApiProblem(422, "idempotency_key_reused", text)
-        elif earlier.numbers is not None:
-            return earlier.numbers
-        elif now() - earlier.begun_at < ADDING_TIMEOUT:
-            raise ApiProblem(503, "unavailable", "the same request is in progress. Try again shortly")
-        else:
-            earlier.begun_at = now()
-    return None
-
-
-def _forget(app_state: AppState, once: IdempotentRequest) -> None:
-    with app_state.database.session() as session:
-        row = once.row(session)
-        if row is not None and row.numbers is None:
-            session.delete(row)
+    if earlier is None:
+        return None
+    if earlier.body_sha256 != once.body_sha256:
+        text = f"this Idempotency-Key was used for other trials of {once.search_id}: use a new key"
+        raise ApiProblem(422, "idempotency_key_reused", text)
+    return earlier.numbers
 
 
 def _add(
     app_state: AppState,
     caller: Caller,
-    job_id: str,
+    claim: Claim,
     points: list[dict[str, Any]],
     beyond_budget: bool,
     once: IdempotentRequest | None,
 ) -> list[int]:
     """Add trials with these values; returns their numbers, with those that an interrupted request had already added."""
-    found = Search.load(app_state, caller, job_id)
+    found = Search.load(app_state, caller, claim.search_id)
     attributes = {names.TRIAL_ADDED_BY: once.mark} if once else {}
     already = [t.number for t in found.trials if once and t.user_attrs.get(names.TRIAL_ADDED_BY) == once.mark]
     remaining = points[len(already) :]
     _must_take_trials(found.job)
     if not beyond_budget and (found.job.draining or found.job.state == State.SUCCEEDED):
-        text = f"{job_id} starts no more trials: raise its number of trials first, or set beyond_budget"
+        text = f"{found.job.id} starts no more trials: raise its number of trials first, or set beyond_budget"
         raise ApiProblem(409, "not_allowed_in_state", text)
     beyond = len(points) if beyond_budget else 0
     _must_have_room(found, len(remaining), beyond)
-    numbers = already + _enqueue(app_state, found, remaining, attributes)
+    numbers = already + _enqueue(app_state, claim, found, remaining, attributes)
     message = f"Added {plural(len(points), 'trial')}"
-    _record_added(app_state, caller, job_id, numbers, message, beyond=beyond, resume_stopped=beyond_budget, once=once)
+    _record_added(app_state, caller, claim, numbers, message, beyond=beyond, resume_stopped=beyond_budget, once=once)
     return numbers
 
 
@@ -257,20 +246,24 @@ def _must_take_trials(job: Job) -> None:
 
 
 def _enqueue(
-    app_state: AppState, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]
+    app_state: AppState, claim: Claim, found: Search, points: list[dict[str, Any]], attributes: Mapping[str, Any]
 ) -> list[int]:
     """Add waiting trials to the study; returns their numbers.
 
     This precedes the event: trials without an event still run, but an event without its trials would be wrong.
     """
     app_state.studies.make(found.job.id, found.spec)
-    return app_state.studies.enqueue(found.job.id, points, attributes)
+    numbers: list[int] = []
+    for first in range(0, len(points), ADDED_AT_ONCE):
+        claim.renew()
+        numbers += app_state.studies.enqueue(found.job.id, points[first : first + ADDED_AT_ONCE], attributes)
+    return numbers
 
 
 def _record_added(
     app_state: AppState,
     caller: Caller,
-    job_id: str,
+    claim: Claim,
     numbers: list[int],
     message: str,
     *,
@@ -284,10 +277,10 @@ def _record_added(
     """
 
     def change(session: Session, job: Job) -> None:
+        claim.must_hold(session)
         _must_take_trials(job)
-        row = once.row(session) if once else None
-        if row is not None:
-            row.numbers = numbers
+        if once:
+            session.add(once.new_row(numbers))
         before = SearchSpec.parse(job.spec)
         values = {"trials": before.budget.trials + beyond} if beyond else {}
         budget = _write_budget(job, before, values, None)
@@ -297,7 +290,7 @@ def _record_added(
             session, job, job.state == State.SUCCEEDED, f"{added} {budget}." if budget else added, caller.owner
         )
 
-    change_job(app_state, caller, job_id, change, trials=numbers)
+    change_job(app_state, caller, claim.search_id, change, trials=numbers)
 
 
 def _views(app_state: AppState, caller: Caller, job_id: str, numbers: list[int]) -> list[TrialView]:
@@ -328,20 +321,33 @@ def stop_trial(app_state: AppState, caller: Caller, job_id: str, number: int) ->
 
 
 def retry_trial(app_state: AppState, caller: Caller, job_id: str, number: int) -> TrialView:
-    """Retry a failed trial: returns a new trial with its values and seed, beyond the budget, or the retry under way."""
-    found, trial = _controlled(app_state, caller, job_id, number)
-    if analysis.state_of(trial) is not TrialState.FAILED:
-        raise _refused_trial(found, number, "retried: only failed trials can be")
-    if analysis.infeasible(trial):
-        raise _refused_trial(found, number, "retried: its values are invalid, and would be again")
-    for other in found.trials:
-        if other.user_attrs.get(names.TRIAL_RETRY_OF) == number and not analysis.state_of(other).ended:
-            return _views(app_state, caller, job_id, [other.number])[0]
-    _must_take_trials(found.job)
-    copied = {name: trial.user_attrs[name] for name in COPIED if name in trial.user_attrs}
-    (new,) = _enqueue(app_state, found, [dict(trial.params)], copied | {names.TRIAL_RETRY_OF: number})
-    _record_added(app_state, caller, job_id, [new], f"Retried trial {number}", resume_stopped=True)
+    """Retry a failed trial: returns a new trial with its values and seed, beyond the budget, or the retry under way.
+
+    Raises the API's 503 while other requests add trials for long.
+    """
+    _controlled(app_state, caller, job_id, number)
+    with claimed(app_state.database, job_id) as claim:
+        found, trial = _controlled(app_state, caller, job_id, number)
+        if analysis.state_of(trial) is not TrialState.FAILED:
+            raise _refused_trial(found, number, "retried: only failed trials can be")
+        if analysis.infeasible(trial):
+            raise _refused_trial(found, number, "retried: its values are invalid, and would be again")
+        new = _retry_under_way(found, number)
+        if new is None:
+            _must_take_trials(found.job)
+            copied = {name: trial.user_attrs[name] for name in COPIED if name in trial.user_attrs}
+            attributes = copied | {names.TRIAL_RETRY_OF: number}
+            (new,) = _enqueue(app_state, claim, found, [dict(trial.params)], attributes)
+            _record_added(app_state, caller, claim, [new], f"Retried trial {number}", resume_stopped=True)
     return _views(app_state, caller, job_id, [new])[0]
+
+
+def _retry_under_way(found: Search, number: int) -> int | None:
+    """The number of the trial that retries another one and has not ended yet."""
+    for trial in found.trials:
+        if trial.user_attrs.get(names.TRIAL_RETRY_OF) == number and not analysis.state_of(trial).ended:
+            return trial.number
+    return None
 
 
 def _controlled(app_state: AppState, caller: Caller, job_id: str, number: int) -> tuple[Search, FrozenTrial]:

@@ -33,7 +33,7 @@ KERNEL_SECONDS = 20.0
 MOST_WORKERS = 10_000
 
 _MEMORY_ADVICE: Final = "lower optimization.micro_batch_size, or use nodes with more memory"
-_PREEMPTION_ADVICE: Final = "nothing to do: the job resumes from its last checkpoint when a node has room"
+_PREEMPTION_ADVICE: Final = "nothing to do: the job continues by itself when a node has room"
 _PREEMPTED: Final = frozenset({NodeDeathInfo.EXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED,
                              NodeDeathInfo.AUTOSCALER_DRAIN_IDLE})  # fmt: skip
 """Reasons of a node's death that are no accident."""

@@ -43,6 +43,11 @@ class ClusterShape:
     def gpus(self) -> int:
         return sum(node.gpus for node in self.nodes)
 
+    @property
+    def without_nodes(self) -> bool:
+        """Whether no node has joined on which anything could run; the head alone may have no CPUs."""
+        return not self.cpus
+
     def holds(self, cpus: int, gpus: int) -> int:
         """How many workers of this size fit, each on one node."""
         return sum(node.holds(cpus, gpus) for node in self.nodes)

@@ -27,7 +27,9 @@ def resolve(spec: S, cluster: ClusterShape) -> S:
 
 
 def impossible(spec: JobSpec, cluster: ClusterShape) -> str | None:
-    """Why a resolved spec can never run on this cluster, in a sentence; None if it can."""
+    """Why a resolved spec can never run on this cluster, in a sentence; None if it can, or while it has no nodes."""
+    if cluster.without_nodes:
+        return None
     needs = gang(spec)
     if needs.all_gpus > cluster.gpus:
         return (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from mlflow_files import copy_run, remove_for_good, tracking_store
 from scripted_server import Answer, Asked, ScriptedServer
 from service_fakes import SPEC
 
+from service.adapters import ray_cluster
 from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.mlflow_runs import EXPERIMENT, HISTORIES, SAMPLE
 from service.adapters.mlflow_store import MlflowStore
@@ -279,20 +282,56 @@ def test_stopping_what_has_ended_or_is_gone_is_no_error():
 
 
 def test_the_end_of_a_log_is_short_and_never_in_the_way():
-    tail = always(200, json={"logs": "x" * 9000 + "the end\n"}).log_tail("job-a-a1")
+    tail = always(200, text="x" * 9000 + "the end\n").log_tail("job-a-a1")
     assert tail.endswith("the end")
     assert len(tail) == LOG_TAIL
     line = json.dumps({"time": 1.5, "level": "info", "source": "driver", "message": "Trial 1 ends.", "job_id": "job-a"})
     mixed = "".join(f"{line}\nno JSON {number}\n" for number in range(1000))
-    assert (
-        always(200, json={"logs": mixed})
-        .log_tail("a")
-        .endswith("\nTrial 1 ends.\nno JSON 998\nTrial 1 ends.\nno JSON 999")
-    )
-    assert always(200, json={"logs": mixed}).log_tail("a").startswith(("Trial 1 ends.", "no JSON "))
-    assert always(200, json={"logs": None}).log_tail("job-a-a1") == ""
+    assert always(200, text=mixed).log_tail("a").endswith("\nTrial 1 ends.\nno JSON 998\nTrial 1 ends.\nno JSON 999")
+    assert always(200, text=mixed).log_tail("a").startswith(("Trial 1 ends.", "no JSON "))
+    assert always(200, text="").log_tail("job-a-a1") == ""
+    never_ran = "Job job-a-a1 has no driver node id info. This is likely a bug. Please file an issue."
+    assert always(500, text=never_ran).log_tail("job-a-a1") == ""
     assert "could not be read" in refusing(httpx.ReadTimeout).log_tail("job-a-a1")
     assert "could not be read" in always(500).log_tail("job-a-a1")
+
+
+@pytest.fixture
+def head() -> Iterator[ScriptedServer]:
+    """A real server in the place of Ray's head."""
+    made = ScriptedServer()
+    yield made
+    made.close()
+
+
+def test_a_huge_log_is_not_held_in_memory(head):
+    """Its last line alone may be that long."""
+    block = b"x" * 2**20
+    head.routes["GET", "/api/v0/logs/file"] = lambda _: Answer(pieces=[b"begin\n", *[block] * 200, b"\nthe end\n"])
+    ray = RayCluster(head.url, None, "python3")
+    tracemalloc.start()
+    try:
+        tail = ray.log_tail("job-a-a1")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        ray.close()
+    assert tail.endswith("the end")
+    assert peak < 20 * 2**20
+    assert head.asked[0].query == {"submission_id": ["job-a-a1"], "lines": ["1000"]}
+
+
+def test_a_log_that_comes_too_slowly_is_given_up_on(head, monkeypatch):
+    def pieces() -> Iterator[bytes]:
+        for _ in range(50):
+            time.sleep(0.05)
+            yield b"x\n"
+
+    head.routes["GET", "/api/v0/logs/file"] = lambda _: Answer(pieces=pieces())
+    ray = RayCluster(head.url, None, "python3")
+    monkeypatch.setattr(ray_cluster, "TIMEOUT_S", 0.3)
+    assert ray.log_tail("job-a-a1") == "(its log could not be read: Ray has not sent it in 0.3 s)"
+    ray.close()
 
 
 # --- MLflow -----------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from alembic import command
 from fastapi.testclient import TestClient
 from postgres_server import PASSWORD, PostgresServer
 from service_fakes import add_job, attempts_of, events_of, job_of, problem
-from sqlalchemy import MetaData, func, inspect, select, text
+from sqlalchemy import MetaData, func, inspect, null, select, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
 
@@ -28,7 +28,7 @@ from service.auth.caller import Caller, caller_of, ensure_admin, ensure_token, s
 from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
-from service.db.tables import Attempt, Event, Job
+from service.db.tables import Addition, Attempt, Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
@@ -118,6 +118,31 @@ def test_an_upgrade_keeps_what_the_first_version_stored(new):
     assert [event.message for event in events_of(new, "job-waits")] == ["Submitted."]
     with pytest.raises(IntegrityError), new.session() as session:  # rows still need what they refer to
         session.add(Event(job_id="job-none", state="queued", actor="eve"))
+
+
+def test_an_addition_that_was_never_completed_is_forgotten_by_an_upgrade(new):
+    """Its key is free again; its trials are found in the study if it is repeated."""
+    alembic(new, "upgrade", "0007")
+    tables, moment = MetaData(), datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    with new.migration() as connection:
+        tables.reflect(connection, only=["job", "addition"])
+        values = dict.fromkeys(("priority", "attempts", "since_attempt", "failures", "restarts"), 0)
+        values |= dict.fromkeys(("kind", "name", "state", "message", "notes", "owner", "dataset_uri"), "x")
+        values |= {"id": "job-1", "labels": {}, "spec": {}, "body_sha256": "x", "created_at": moment}
+        connection.execute(tables.tables["job"].insert(), values | {"waiting_since": moment})
+        for key, numbers in (("complete", [3, 4]), ("broken off", null())):
+            addition = {"search_id": "job-1", "owner": "alice", "idempotency_key": key, "body_sha256": "x"}
+            addition |= {"begun_at": moment, "numbers": numbers}
+            connection.execute(tables.tables["addition"].insert().values(**addition))
+    new.migrate()
+    with new.read() as session:
+        assert [(row.idempotency_key, row.numbers) for row in session.scalars(select(Addition))] == [
+            ("complete", [3, 4])
+        ]
+    alembic(new, "downgrade", "0007")
+    (row,) = rows(new, "SELECT idempotency_key, begun_at FROM addition")
+    assert row[0] == "complete"
+    assert row[1] is not None
 
 
 def test_a_downgrade_keeps_what_the_older_version_knows(new):

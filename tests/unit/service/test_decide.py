@@ -17,7 +17,7 @@ from trainer.protocol.names import TAG_ACTIVITY, heartbeat
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Activity, Phase
 
-CONTINUATION = "from the last checkpoint"
+CONTINUATION = "continue from the last checkpoint"
 
 NOW = datetime(2025, 6, 1, 12, tzinfo=UTC)
 PATIENCE = Patience(
@@ -358,7 +358,7 @@ def test_a_failure_is_tried_again_and_charged_by_its_reason(reason, retried, cha
     assert (step.state is State.FAILED) != retried
     assert (step.charged, step.reason) == (charged, reason)
     assert step.message.startswith("It broke.")
-    assert POLICIES[reason].advice in step.message
+    assert POLICIES[reason].advice.format(continuation=CONTINUATION) in step.message
     assert (step.delay > timedelta(0)) == retried
 
 
@@ -429,7 +429,7 @@ def test_a_job_being_cancelled_is_cancelled_however_its_attempt_ends(end, reason
         job("cancelling", failures=9),
         Ended(end, reason, "It broke."),
         max_failures=3,
-        continuation="from the last checkpoint",
+        continuation=CONTINUATION,
     )
     assert (step.state, step.reason, step.charged) == (State.CANCELLED, Reason.CANCELLED_BY_USER, False)
     assert step.message == "Cancelled. Retry the job to continue from the last checkpoint."
@@ -460,3 +460,22 @@ def test_an_attempt_stopped_while_pausing_pauses_its_job():
 def test_an_attempt_cancelled_while_pausing_pauses_its_job():
     paused = settle(job("pausing"), Ended("cancelled", None, ""), max_failures=0, continuation=CONTINUATION)
     assert paused.state is State.PAUSED
+
+
+BEGINNING = "start from the beginning"
+
+
+@pytest.mark.parametrize(
+    ("state", "ended", "said"),
+    [
+        ("cancelling", Ended("cancelled", None, ""), "Cancelled. Retry the job to start from the beginning."),
+        ("pausing", Ended("paused", None, ""), "Paused. Resume the job to start from the beginning."),
+        ("running", Ended("lost", Reason.NODE_LOST, "Gone."), "Gone. It will start from the beginning. Trying again"),
+        ("running", Ended("lost", Reason.PREEMPTED, "Gone."), "Gone. It will start from the beginning. Trying again"),
+        ("running", failed(), "0 allowed. Retry the job to start from the beginning."),
+    ],
+)
+def test_no_message_promises_a_checkpoint_that_there_is_not(state, ended, said):
+    step = settle(job(state), ended, max_failures=0, continuation=BEGINNING)
+    assert said in step.message
+    assert "checkpoint" not in step.message

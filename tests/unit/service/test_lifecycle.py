@@ -127,6 +127,6 @@ def test_every_end_of_an_attempt_moves_its_job_along_a_transition(state):
     ends = ["succeeded", "failed", "cancelled", "paused", "lost"]
     for end, reason, failures in itertools.product(ends, [None, *POLICIES], [0, 9]):
         job = Job(kind="pretrain", state=state, failures=failures, restarts=0)
-        step = settle(job, Ended(end, reason, "said"), max_failures=3, continuation="from the last checkpoint")
+        step = settle(job, Ended(end, reason, "said"), max_failures=3, continuation="start from the beginning")
         assert step.state in TRANSITIONS[State(state)], (end, reason, failures)
         assert step.message

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -15,50 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from listed_version import BASE, CONFIG, DATE, FILES, HEAVY, WEIGHTS, part_of, serve, sha256
 from scripted_server import Answer, Asked, ScriptedServer, job, problem
 
 from service.cli import main
 from service.client import download
-from service.client.download import DownloadError
-from service.client.errors import ApiError, ConnectionFailed
+from service.client.errors import ApiError, ConnectionFailed, DownloadError
 from service.client.sdk import Client
-
-WEIGHTS = bytes(range(256)) * 2000
-CONFIG = b"{}"
-FILES = {"README.md": b"# card", "hf/config.json": CONFIG, "hf/model.safetensors": WEIGHTS, "timm/config.json": b"{1}"}
-BASE = "/v1/backbones/digits/versions/3"
-HEAVY = f"{BASE}/files/hf/model.safetensors"
-DATE = "2026-01-02T03:04:05Z"
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def part_of(data: bytes, asked: Asked, cut_after: int | None = None) -> Answer:
-    """Answers as the service does: a range where one is asked for and the file is still that one."""
-    etag, wanted = f'"{sha256(data)}"', re.fullmatch(r"bytes=(\d+)-", asked.headers.get("range", ""))
-    if not wanted or asked.headers.get("if-range", etag) != etag:
-        return Answer(200, data, {"ETag": etag}, cut_after)
-    start = int(wanted[1])
-    if start >= len(data):
-        return Answer(416, b"", {"ETag": etag, "Content-Range": f"bytes */{len(data)}"})
-    told = {"ETag": etag, "Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"}
-    return Answer(206, data[start:], told, cut_after)
-
-
-def serve(server: ScriptedServer, files: dict[str, bytes] = FILES, **over: Any) -> None:
-    """A version with these files."""
-    listed = [
-        {"path": path, "size": len(data), "sha256": sha256(data), "url": f"{BASE}/files/{path}"}
-        for path, data in files.items()
-    ]
-    body = {"name": "digits", "version": 3, "created_at": DATE, "job_id": "job-1", "tags": {}, "files": listed,
-            "commit": "c" * 40, "formats": ["timm", "hf"], "trained_by": "job-1"} | over  # fmt: skip
-    for reference in ("3", "main", "best"):
-        server.on("GET", f"/v1/backbones/digits/versions/{reference}", Answer(200, body))
-    for path, data in files.items():
-        server.routes["GET", f"{BASE}/files/{path}"] = lambda asked, data=data: part_of(data, asked)
 
 
 def cut(server: ScriptedServer, *afters: int) -> None:
@@ -175,7 +136,7 @@ def test_a_connection_that_breaks_right_at_the_end_needs_no_byte_more(server, cl
     staging.mkdir()
     with (staging / "x").open("ab") as output:
         output.write(WEIGHTS)
-        download.fetch(client._http, HEAVY, output, download.Patience(0.3, server.url), None, None)
+        download.fetch(client._connection, HEAVY, output, download.Patience(0.3, server.url), None, None)
     assert (staging / "x").read_bytes() == WEIGHTS
     assert ranges(server)[-1] == f"bytes={len(WEIGHTS)}-"
 

@@ -13,8 +13,7 @@ import pytest
 from scripted_server import Answer, Asked, ScriptedServer, deletion, job, problem
 
 from service.client import errors
-from service.client.download import DownloadError
-from service.client.errors import ApiError, ClientError, ConnectionFailed
+from service.client.errors import ApiError, ClientError, ConnectionFailed, DownloadError
 from service.client.sdk import Client
 from service.jobs.state import State
 from trainer.spec.job import parse_spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from optuna.trial import TrialState
@@ -16,7 +16,7 @@ from verb_table import STATES
 
 from service.adapters.mlflow_runs import MetricPoint
 from service.adapters.studies import Studies, StudiesUnreachable
-from service.db.tables import Addition, Audit, now
+from service.db.tables import Audit, now
 from trainer.protocol import names
 from trainer.protocol.logs import LogLine
 from trainer.protocol.progress import Newest
@@ -368,38 +368,6 @@ def test_what_a_request_that_broke_off_has_added_is_not_added_again(api, searche
     assert [(trial["number"], trial["params"][MOMENTUM]) for trial in answer.json()["items"]] == [(0, 0.95), (1, 0.96)]
     assert searches.states(job_id) == ["WAITING"] * 2
     assert job_of(database, job_id).spec["budget"]["trials"] == 10
-
-
-def test_while_a_request_is_answered_the_same_one_has_to_wait(api, searches, monkeypatch):
-    job_id = searches.add()
-    path, enqueue, seen = f"/v1/searches/{job_id}/trials", Studies.enqueue, []
-
-    def meanwhile(self, job, points, attributes):
-        if not seen:
-            seen.append(None)
-            seen[0] = api.post(path, json=TWO, headers=KEY)
-        return enqueue(self, job, points, attributes)
-
-    monkeypatch.setattr(Studies, "enqueue", meanwhile)
-    assert api.post(path, json=TWO, headers=KEY).status_code == 201
-    assert "in progress" in problem(seen[0], 503, "unavailable")["detail"]
-    assert searches.states(job_id) == ["WAITING"] * 2
-
-
-@pytest.mark.both_databases
-def test_a_request_whose_process_died_may_be_taken_up_after_a_minute(api, searches, database):
-    job_id = searches.add()
-    path = f"/v1/searches/{job_id}/trials"
-    api.post(path, json=TWO, headers=KEY)
-    with database.session() as session:  # as it was just before the process could say so
-        (row,) = session.scalars(select(Addition))
-        row.numbers, row.begun_at = None, now()
-    problem(api.post(path, json=TWO, headers=KEY), 503, "unavailable")
-    with database.session() as session:
-        session.scalars(select(Addition)).one().begun_at = now() - timedelta(seconds=61)
-    again = api.post(path, json=TWO, headers=KEY)
-    assert [trial["number"] for trial in again.json()["items"]] == [0, 1]
-    assert searches.states(job_id) == ["WAITING"] * 2
 
 
 # --- while they run ---------------------------------------------------------------------------------------------------

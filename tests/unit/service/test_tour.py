@@ -164,7 +164,7 @@ def attempt(monkeypatch, tmp_path, head) -> Iterator[Callable[[], int]]:
 def test_a_job_reaches_the_files_of_the_tour_in_its_order(world, served, head, attempt, tmp_path):
     client = Client("http://testserver", token_of("alice"))
     client.close()
-    client._http = served
+    client._connection._http = served
     with recorded() as calls:
         job = client.submit(SPEC)
         world.rounds(2)  # it starts, and is looked at

@@ -88,7 +88,11 @@ def workers(*causes: Exception) -> WorkerGroupError:
             Reason.PREEMPTED,
             "of worker 1 was drained",
         ),
-        (PreemptionError(PreemptionInfo(None, {"n": [0]})), Reason.PREEMPTED, "resumes from its last checkpoint"),
+        (
+            PreemptionError(PreemptionInfo(None, {"n": [0]})),
+            Reason.PREEMPTED,
+            "continues by itself when",
+        ),
         (workers(RuntimeError("gloo"), MemoryError()), Reason.OUT_OF_MEMORY, "worker 1 ran out of memory"),
         (workers(NodeOutOfMemory("low on memory")), Reason.OUT_OF_MEMORY, "lower optimization.micro_batch_size"),
         (workers(died(BY_MONITOR)), Reason.OUT_OF_MEMORY, "Ray killed worker 0 because its node ran out of memory"),
