@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
+from service.adapters.breaker import Gated, Unreachable
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.cluster import ClusterShape, NodeShape
 
-TIMEOUT_S = 15.0
-"""Limit for one request. The first submission after a start of Ray takes five seconds."""
+TIMEOUT = httpx.Timeout(15.0, connect=3.0)
+"""Limits for one request, in seconds. The first submission after a start of Ray takes five seconds."""
 STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 """Ray stops a submission with SIGINT, which ends the driver at once, and sends SIGKILL 30 s later. On SIGTERM, which
 comes from a system that shuts down, the workers would first store a checkpoint."""
@@ -66,20 +67,22 @@ class Machine:
     """As Ray names it, for example `H100`."""
 
 
-class ClusterUnreachable(Exception):
+class ClusterUnreachable(Unreachable):
     """Ray did not respond, or refused the request."""
+
+    dependency: ClassVar[str] = "Ray"
 
 
 class ClusterRefused(ClusterUnreachable):
     """Ray refused this one request; other requests may succeed."""
 
 
-class RayCluster:
+class RayCluster(Gated):
     """One Ray cluster, at the address of its head's dashboard."""
 
     def __init__(self, url: str, token_file: Path | None, python: str, s3_profile: str | None = None) -> None:
         self._token_file, self._python, self._s3_profile = token_file, python, s3_profile
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,10 +202,11 @@ class RayCluster:
         # The token is read for each request: an operator may change it while the service runs.
         token = self._token_file.read_text().strip() if self._token_file else None
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            return self._http.request(method, path, json=json, headers=headers)
-        except httpx.HTTPError as error:
-            raise ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
+        with self._gate():
+            try:
+                return self._http.request(method, path, json=json, headers=headers)
+            except httpx.HTTPError as error:
+                raise ClusterUnreachable(f"{self._http.base_url}: {error or type(error).__name__}") from error
 
 
 def _is_absent(response: httpx.Response, submission_id: str) -> bool:
