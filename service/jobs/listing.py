@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, or_, select
+from sqlalchemy import ColumnElement, Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from service.auth.caller import Caller
@@ -65,10 +65,8 @@ VIEW_COLUMNS: Final = [getattr(Job, name) for name in JobView.model_fields if na
 """The columns that a list of jobs reads. Rows hold more, and decoding their JSON would take most of a list's time."""
 
 
-def jobs_page(
-    session: Session, filters: Filters, limit: int, cursor: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """The fields of a page of jobs, newest first, and the cursor of the next page."""
+def jobs_query(filters: Filters, limit: int, cursor: str | None) -> Select[Any]:
+    """Reads the fields of a page of jobs, newest first, and one job more if there is another page."""
     query = select(*VIEW_COLUMNS, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
     created_at, identity = Job.created_at, Job.id
     for name, value in filters.labels():
@@ -79,8 +77,14 @@ def jobs_page(
         moment, job_id = read_moment(cursor)
         # The first condition lets the database seek in its index.
         query = query.where(created_at <= moment, or_(created_at < moment, identity < job_id))
-    query = query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
-    jobs: list[dict[str, Any]] = [{**row} for row in session.execute(query).mappings()]
+    return query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
+
+
+def jobs_page(
+    session: Session, filters: Filters, limit: int, cursor: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The fields of a page of jobs, newest first, and the cursor of the next page."""
+    jobs: list[dict[str, Any]] = [{**row} for row in session.execute(jobs_query(filters, limit, cursor)).mappings()]
     more = len(jobs) > limit
     last = jobs[limit - 1] if more else None
     return jobs[:limit], write_cursor([last["created_at"].isoformat(), last["id"]]) if last else None
