@@ -36,10 +36,10 @@ ANSWERS: Final = frozenset(
 )  # fmt: skip
 """Errors by which a disk refuses one request."""
 LIMITS_S: Final = {
-    "call_s3": 10, "cat_file": 20, "find": 30, "info": 10, "ls": 20, "pipe_file": 20, "rm_file": 10, "url": 10,
+    "call_s3": 10, "cat_file": 20, "info": 10, "ls": 20, "pipe_file": 20, "rm_file": 10, "url": 10,
 }  # fmt: skip
 """Seconds for each operation in S3, with its retries: without a limit, reading a file of a server that hangs takes two
-minutes."""
+minutes. `find`, which lists folders of any size, ends within a minute if the server hangs."""
 CREDENTIALS: Final = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RCMAE_S3_PROFILE"
 SERVER: Final = "Check AWS_ENDPOINT_URL and that the server runs"
 
