@@ -2,10 +2,10 @@
 default of two processes.
 
 ``python tests/benchmarks/api.py [sqlite] [postgres] [--jobs N] [--seconds S] [--clients C] [--workers W]``. Real
-uvicorn processes as `rcmae up` starts one, their reconciler off, over real HTTP. Prints tables in Markdown. The clients send
-the next request as soon as they have the answer to the one before, so the server is never idle: with two cores for both
-sides, requests wait for each other, and p50 is about the clients times the server's seconds a request. Nothing else
-should run meanwhile.
+uvicorn processes as `rcmae up` starts one, their reconciler off, over real HTTP. Prints tables in Markdown. The clients
+send the next request as soon as they have the answer to the one before, so the server is never idle: with two cores for
+both sides, requests wait for each other, and p50 is about the clients times the server's seconds a request. Nothing
+else should run meanwhile.
 """
 
 from __future__ import annotations
