@@ -18,16 +18,18 @@ from service.access.audit import AuditLog
 from service.access.open_responses import OpenResponses
 from service.access.refusals import Refusals
 from service.access.routes import router as access
+from service.adapters.breaker import Unreachable
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
-from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable
-from service.adapters.studies import Studies, StudiesUnreachable
+from service.adapters.storage import Artifacts, OutsideRoot
+from service.adapters.studies import Studies
 from service.api_description import API
 from service.auth.caller import ensure_admin
 from service.backbones import hub
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
 from service.context.app_state import AppState
+from service.context.gates import gated
 from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
@@ -40,6 +42,7 @@ from service.http.head import HeadAsGet
 from service.http.headers import KnownHosts, ProtectiveHeaders
 from service.http.limits import BodyTooLarge, body_too_large
 from service.http.problems import ApiProblem, Problems, unavailable
+from service.http.ranges import Downloads
 from service.http.routing import TextRefused, text_refused
 from service.jobs.changes import Changes
 from service.jobs.routes import metrics_router, stream_router
@@ -50,6 +53,7 @@ from service.observability.collector import ServiceCollector
 from service.observability.readiness import Readiness
 from service.observability.requests import RequestMetrics
 from service.observability.routes import router as monitoring
+from service.observability.shared_work import SharedWork
 from service.searches.plots import Plots
 from service.searches.routes import router as searches
 from service.settings import Settings
@@ -60,9 +64,8 @@ PROBLEMS: Final = Problems(
     {
         BodyTooLarge: body_too_large,
         TextRefused: text_refused,
-        StorageUnreachable: lambda error: unavailable("the artifact storage", error),
+        Unreachable: lambda error: unavailable(error.dependency, error, error.retry_after_s),
         DatabaseUnreachable: lambda error: unavailable("the database", error),
-        StudiesUnreachable: lambda error: unavailable("the record of trials", error),
         OutsideRoot: lambda error: ApiProblem(
             404,
             "artifacts_not_here",
@@ -149,14 +152,18 @@ def build_app(body_limit_bytes: int) -> FastAPI:
 
 
 def attach(app: FastAPI, state: AppState, own_reconciler: Reconciler | None) -> None:
-    """Give an application the state that its requests work with, and the reconciler of its process, if it has one."""
-    streams = Streams()
-    app.state.app_state, app.state.own_reconciler = state, own_reconciler
+    """Give an application the state that its requests work with, and the reconciler of its process, if it has one.
+
+    The reconciler and the readiness probes reach the dependencies past the gates of requests.
+    """
+    streams, requests_state = Streams(), gated(state)
+    app.state.app_state, app.state.own_reconciler = requests_state, own_reconciler
     app.state.streams, app.state.changes = streams, Changes(state.database, streams)
-    app.state.plots = Plots(state.studies)
+    app.state.plots = Plots(requests_state.studies)
+    app.state.downloads = Downloads()
     app.state.failures, app.state.refusals = Buckets(state.settings.failures_per_minute), Refusals()
-    app.state.readiness = Readiness(state, own_reconciler)
-    app.state.metrics = registry_of(ServiceCollector(state, own_reconciler))
+    app.state.readiness, app.state.probes = Readiness(state, own_reconciler), SharedWork()
+    app.state.metrics, app.state.scrapes = registry_of(ServiceCollector(state, own_reconciler)), SharedWork()
 
 
 @contextlib.asynccontextmanager

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 # By default the client waits 120 seconds for a response; the reconciler must not block that long. Requests are never
 # retried here: if the response to a creation is lost, a retry would create the thing twice.
@@ -17,6 +17,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
+from service.adapters.breaker import Gated, Unreachable
+
 T = TypeVar("T")
 
 PAGE = 1000
@@ -25,15 +27,17 @@ REFUSALS = {ErrorCode.Name(code) for code in (RESOURCE_DOES_NOT_EXIST, INVALID_P
 """MLflow's errors for a removed run, and for a change to a deleted one."""
 
 
-class MlflowUnreachable(Exception):
+class MlflowUnreachable(Unreachable):
     """MLflow did not respond, or refused the request."""
+
+    dependency: ClassVar[str] = "MLflow"
 
 
 class MlflowRefused(MlflowUnreachable):
     """MLflow responded that the object does not exist or cannot be changed; other requests may succeed."""
 
 
-class MlflowConnection:
+class MlflowConnection(Gated):
     """One MLflow server. Every method raises `MlflowUnreachable` if it fails."""
 
     def __init__(self, url: str) -> None:
@@ -45,11 +49,12 @@ class MlflowConnection:
         self._call(lambda: self._client.search_experiments(max_results=1))
 
     def _call(self, request: Callable[[], T]) -> T:
-        try:
-            return request()
-        except MlflowException as error:
-            kind = MlflowRefused if error.error_code in REFUSALS else MlflowUnreachable
-            raise kind(str(error).splitlines()[0][:300]) from error
+        with self._gate():
+            try:
+                return request()
+            except MlflowException as error:
+                kind = MlflowRefused if error.error_code in REFUSALS else MlflowUnreachable
+                raise kind(str(error).splitlines()[0][:300]) from error
 
 
 @contextmanager

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
+from service.adapters.breaker import Gated, Unreachable
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.cluster import ClusterShape, NodeShape
 
-TIMEOUT_S = 15.0
-"""Limit for one request. The first submission after a start of Ray takes five seconds."""
+TIMEOUT = httpx.Timeout(15.0, connect=3.0)
+"""Limits for one request, in seconds. The first submission after a start of Ray takes five seconds."""
 STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 """Ray stops a submission with SIGINT, which ends the driver at once, and sends SIGKILL 30 s later. On SIGTERM, which
 comes from a system that shuts down, the workers would first store a checkpoint."""
@@ -72,20 +73,22 @@ class Machine:
     """As Ray names it, for example `H100`."""
 
 
-class ClusterUnreachable(Exception):
+class ClusterUnreachable(Unreachable):
     """Ray did not respond, or refused the request."""
+
+    dependency: ClassVar[str] = "Ray"
 
 
 class ClusterRefused(ClusterUnreachable):
     """Ray refused this one request; other requests may succeed."""
 
 
-class RayCluster:
+class RayCluster(Gated):
     """One Ray cluster, at the address of its head's dashboard."""
 
     def __init__(self, url: str, token_file: Path | None, python: str, s3_profile: str | None = None) -> None:
         self._token_file, self._python, self._s3_profile = token_file, python, s3_profile
-        self._http = httpx.Client(base_url=url, timeout=TIMEOUT_S)
+        self._http = httpx.Client(base_url=url, timeout=TIMEOUT)
 
     def close(self) -> None:
         """Close the connections."""
@@ -199,20 +202,21 @@ class RayCluster:
         """
         path, end = f"/api/v0/logs/file?submission_id={submission_id}&lines={LOG_LINES}", time.monotonic() + TIMEOUT_S
         tail = bytearray()
-        try:
-            with self._http.stream("GET", path, headers=self._headers()) as response:
-                if response.is_error:
-                    response.read()
-                    if NO_DRIVER in response.text:
-                        return ""
-                    raise _error_of(response)
-                for piece in response.iter_bytes():
-                    tail += piece
-                    del tail[:-LOG_BYTES]
-                    if time.monotonic() > end:
-                        raise ClusterUnreachable(f"Ray has not sent it in {TIMEOUT_S:g} s")
-        except httpx.HTTPError as error:
-            raise self._no_answer(error) from error
+        with self._gate():
+            try:
+                with self._http.stream("GET", path, headers=self._headers()) as response:
+                    if response.is_error:
+                        response.read()
+                        if NO_DRIVER in response.text:
+                            return ""
+                        raise _error_of(response)
+                    for piece in response.iter_bytes():
+                        tail += piece
+                        del tail[:-LOG_BYTES]
+                        if time.monotonic() > end:
+                            raise ClusterUnreachable(f"Ray has not sent it in {TIMEOUT_S:g} s")
+            except httpx.HTTPError as error:
+                raise self._no_answer(error) from error
         return tail.decode(errors="replace")
 
     def _call(self, method: str, path: str, json: Any = None) -> httpx.Response:
@@ -225,10 +229,11 @@ class RayCluster:
         return ClusterUnreachable(f"{self._http.base_url}: this is not a response of Ray: {response.text[:200]}")
 
     def _send(self, method: str, path: str, json: Any = None) -> httpx.Response:
-        try:
-            return self._http.request(method, path, json=json, headers=self._headers())
-        except httpx.HTTPError as error:
-            raise self._no_answer(error) from error
+        with self._gate():
+            try:
+                return self._http.request(method, path, json=json, headers=self._headers())
+            except httpx.HTTPError as error:
+                raise self._no_answer(error) from error
 
     def _headers(self) -> dict[str, str]:
         # The token is read for each request: an operator may change it while the service runs.

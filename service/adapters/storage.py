@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import posixpath
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, ClassVar, Final
 
 import aiohttp
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
+from fsspec.asyn import sync
+from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
+from service.adapters.breaker import Gated, Unreachable
 from service.atomic import write_atomically
 
 PIECE: Final = 4 * 2**20
 """Bytes of a file that are held in memory at a time."""
 LONGEST_KEY: Final = 1024
 """Longest key in S3, in bytes."""
+ANSWERS: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
+     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+)  # fmt: skip
+"""Errors by which a disk refuses one request."""
+LIMITS_S: Final = {
+    "call_s3": 10, "cat_file": 20, "info": 10, "ls": 20, "pipe_file": 20, "rm_file": 10, "url": 10,
+}  # fmt: skip
+"""Seconds for each operation in S3, with its retries: without a limit, reading a file of a server that hangs takes two
+minutes. `find`, which lists folders of any size, ends within a minute if the server hangs."""
 CREDENTIALS: Final = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RCMAE_S3_PROFILE"
+SERVER: Final = "Check AWS_ENDPOINT_URL and that the server runs"
 
 
 class OutsideRoot(Exception):
     """A path that is not below the artifact root."""
 
 
-class StorageUnreachable(Exception):
+class StorageUnreachable(Unreachable):
     """The storage did not respond, or refused: it is not known which files exist."""
+
+    dependency: ClassVar[str] = "the artifact storage"
+
+
+class StorageRefused(StorageUnreachable):
+    """The storage responded that this one request is impossible; other requests may succeed."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,15 @@ class StoredFile:
     modified: datetime
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
-        """Its bytes from ``start`` up to ``stop``, at most `PIECE` bytes at a time. Raises `StorageUnreachable`."""
+        """Its bytes from ``start`` up to ``stop``, at most `PIECE` bytes at a time. Raises `StorageUnreachable`.
+
+        This goes through no gate: a download that has begun waits for its turn, and `service.http.ranges` bounds them.
+        """
         for begin in range(start, stop, PIECE):
             yield self.artifacts.piece(self.path, begin, min(begin + PIECE, stop))
 
 
-class Artifacts:
+class Artifacts(Gated):
     """The artifact root, which holds the artifacts of all runs: a path or an ``s3://bucket/prefix`` URI.
 
     Every method raises `OutsideRoot` for a folder that is not below the root, and `StorageUnreachable` if the storage
@@ -74,10 +99,10 @@ class Artifacts:
         A name that is absolute, or leads out of the folder through ``..`` or a link, counts as a file that does not
         exist.
         """
-        path = self._resolve(folder, name)
-        if path is None:
-            return None
-        with _storage_errors(f"{folder}/{name}"):
+        with self._call(f"{folder}/{name}"):
+            path = self._resolve(folder, name)
+            if path is None:
+                return None
             try:
                 info = self._fs.info(path)
             except (FileNotFoundError, NotADirectoryError) as error:
@@ -99,16 +124,16 @@ class Artifacts:
         """A signed URL from which anybody can download a file for some seconds; None if the file is on a disk."""
         if self._local:
             return None
-        with _storage_errors(f"s3://{file.path}"):
+        with self._call(f"s3://{file.path}"):
             url: str = self._signer.sign(file.path, expiration=seconds)
             return url
 
     def read(self, folder: str, name: str, start: int = 0, stop: int | None = None) -> bytes | None:
         """A small file's bytes, or those from ``start`` up to ``stop``; None if there is no such file."""
-        path = self._resolve(folder, name)
-        if path is None or (self._local and not Path(path).is_file()):
-            return None
-        with _storage_errors(f"{folder}/{name}"):
+        with self._call(f"{folder}/{name}"):
+            path = self._resolve(folder, name)
+            if path is None or (self._local and not Path(path).is_file()):
+                return None
             try:
                 data: bytes = self._fs.cat_file(path, start=start or None, end=stop)
             except FileNotFoundError as error:
@@ -118,10 +143,10 @@ class Artifacts:
 
     def write(self, folder: str, name: str, data: bytes) -> None:
         """Write a small file atomically: a reader sees all of it or nothing. The folder must exist."""
-        path = self._resolve(folder, name)
-        if path is None:
-            raise OutsideRoot(f"{folder}/{name} is not below its folder")
-        with _storage_errors(f"{folder}/{name}"):
+        with self._call(f"{folder}/{name}"):
+            path = self._resolve(folder, name)
+            if path is None:
+                raise OutsideRoot(f"{folder}/{name} is not below its folder")
             if not self._local:
                 self._fs.pipe_file(path, data)
                 return
@@ -131,8 +156,8 @@ class Artifacts:
 
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Sizes, in bytes, of the files directly in a folder, by name; empty if it does not exist."""
-        path = posixpath.join(self._folder(folder), below)
-        with _storage_errors(f"{folder}/{below}"):
+        with self._call(f"{folder}/{below}"):
+            path = posixpath.join(self._folder(folder), below)
             try:
                 entries = self._fs.ls(path, detail=True)
             except FileNotFoundError as error:
@@ -143,8 +168,8 @@ class Artifacts:
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted; empty if it does not exist."""
-        path = self._folder(folder)
-        with _storage_errors(folder):
+        with self._call(folder):
+            path = self._folder(folder)
             try:
                 entries = self._fs.ls(path, detail=True)
             except FileNotFoundError as error:
@@ -154,21 +179,21 @@ class Artifacts:
 
     def files(self, folder: str) -> list[tuple[str, int]]:
         """The relative path and the size, in bytes, of every file below a folder; links that lead out are skipped."""
-        base = self._folder(folder)
-        with _storage_errors(folder):
+        with self._call(folder):
+            base = self._folder(folder)
             entries = self._fs.find(base, detail=True)
-        sizes = {path.removeprefix(base).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
-        return sorted((name, size) for name, size in sizes.items() if self._resolve(folder, name))
+            sizes = {path.removeprefix(base).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
+            return sorted((name, size) for name, size in sizes.items() if self._resolve(folder, name))
 
     def delete(self, folder: str) -> None:
         """Remove a folder with everything below it, if it exists. Refuses the root itself with `OutsideRoot`.
 
         On a disk it also removes the parent folder if that is empty then: MLflow creates one for each run.
         """
-        path = self._folder(folder)
-        if path == self._base:
-            raise OutsideRoot(f"{folder} is the artifact root itself")
-        with _storage_errors(folder):
+        with self._call(folder):
+            path = self._folder(folder)
+            if path == self._base:
+                raise OutsideRoot(f"{folder} is the artifact root itself")
             if self._local:
                 self._delete_local(Path(path))
                 return
@@ -198,17 +223,17 @@ class Artifacts:
 
     def ping(self) -> None:
         """Check that the root can be read."""
-        self._folder(self.root)
-        if not self._local:
-            bucket, _, prefix = self._base.partition("/")
-            with _storage_errors(self.root):
+        with self._call(self.root):
+            self._folder(self.root)
+            if not self._local:
+                bucket, _, prefix = self._base.partition("/")
                 self._fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
     def probe(self) -> None:
         """Check that a small file can be written, read and deleted, as jobs do. Creates a local root if needed."""
         name = f"probe-{secrets.token_hex(8)}"
         path, data = posixpath.join(self._base, name), name.encode()
-        with _storage_errors(self.root):
+        with self._call(self.root):
             if self._local:
                 self._fs.makedirs(self._base, exist_ok=True)
             self._fs.pipe_file(path, data)
@@ -216,6 +241,12 @@ class Artifacts:
             self._fs.rm_file(path)
         if read != data:
             raise StorageUnreachable(f"{self.root}: a test file read back differs from what was written")
+
+    @contextmanager
+    def _call(self, path: str) -> Iterator[None]:
+        """Wraps everything that reaches the storage."""
+        with self._gate(), _storage_errors(path):
+            yield
 
     def _resolve(self, folder: str, name: str) -> str | None:
         """The path of a file, which need not exist; None for a name that leads out of its folder."""
@@ -235,7 +266,7 @@ class Artifacts:
         except OSError as error:
             if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
                 return None
-            raise StorageUnreachable(f"{folder}: {error}") from error
+            raise
         return str(resolved) if resolved.is_relative_to(base) else None
 
     def _folder(self, folder: str) -> str:
@@ -270,7 +301,19 @@ def _s3(profile: str | None, endpoint: str | None = None) -> S3FileSystem:
         skip_instance_cache=True,
     )
     fs.retries = 2  # s3fs's own retries, around botocore's, for interrupted bodies
+    for operation, seconds in LIMITS_S.items():
+        setattr(fs, operation, _limited(fs, operation, seconds))
     return fs
+
+
+def _limited(fs: S3FileSystem, operation: str, seconds: int) -> Callable[..., Any]:
+    """An operation of a file system that raises `FSTimeoutError` when its time is up."""
+    unlimited = getattr(fs, f"_{operation}")
+
+    async def limited(*args: Any, **kwargs: Any) -> Any:
+        return await asyncio.wait_for(unlimited(*args, **kwargs), seconds)
+
+    return partial(sync, fs.loop, limited)
 
 
 @contextmanager
@@ -281,7 +324,8 @@ def _storage_errors(path: str) -> Iterator[None]:
     # botocore raises ValueError for an endpoint that is not a URL.
     except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ValueError) as error:
         text = f"{path}: {_explanation(error)}"
-        raise StorageUnreachable(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
+        kind = StorageRefused if _is_answer(error) else StorageUnreachable
+        raise kind(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
 
 
 def _explanation(error: Exception) -> str:
@@ -292,17 +336,34 @@ def _explanation(error: Exception) -> str:
         return f"the credentials were refused ({code}): {CREDENTIALS}"
     if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)):
         return f"{error}: {CREDENTIALS}"
+    if isinstance(error, FSTimeoutError):
+        return f"did not respond in time. {SERVER}"
     if isinstance(error, (boto.BotoCoreError, aiohttp.ClientError, ValueError)):
-        return f"cannot be reached: {error}. Check AWS_ENDPOINT_URL and that the server runs"
+        return f"cannot be reached: {error}. {SERVER}"
     return str(error) or type(error).__name__
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the storage works, and refuses one request."""
+    response = _s3_response(error)
+    if response is not None:
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)) < 500
+    return isinstance(error, OSError) and error.errno in ANSWERS
 
 
 def _s3_code(error: BaseException) -> str | None:
     """S3's error code behind an exception; None if there is none."""
+    response = _s3_response(error)
+    return None if response is None else str(response.get("Error", {}).get("Code"))
+
+
+def _s3_response(error: BaseException) -> Mapping[str, Any] | None:
+    """S3's response behind an exception; None if there is none."""
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, boto.ClientError):
-            return str(cause.response.get("Error", {}).get("Code"))
+            response: Mapping[str, Any] = cause.response
+            return response
         cause = cause.__cause__
     return None
 

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import optuna
 from optuna.exceptions import OptunaError
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import delete, event, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from service.adapters.breaker import Gated, Unreachable
 from service.adapters.trial_rows import RowStorage
 from service.db.engines import POSTGRES, POSTGRES_SETTINGS, DatabaseUrlError, masked_url, parse_database_url
 from trainer.protocol.names import STUDY_SECONDS, STUDY_VARIABLE, TRIAL_MESSAGE, TRIAL_REASON
@@ -34,11 +35,27 @@ CACHED_STUDIES: Final = 8
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class StudiesUnreachable(Exception):
+class StudiesUnreachable(Unreachable):
     """The studies' database is unreachable or not configured."""
 
+    dependency: ClassVar[str] = "the record of trials"
 
-class Studies:
+
+class StudiesRefused(StudiesUnreachable):
+    """The settings name no database that can be used, or there is no such study."""
+
+
+class _Opened:
+    """What all users of one studies' database share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.storage: RDBStorage | None = None
+        self.studies: OrderedDict[str, Study] = OrderedDict()
+        """Those that were used last."""
+
+
+class Studies(Gated):
     """The studies of all searches; a study's name is its job's id. Every method raises `StudiesUnreachable`.
 
     The first use connects to the database: a service without searches needs none.
@@ -46,9 +63,7 @@ class Studies:
 
     def __init__(self, url: str | None) -> None:
         self._url = url
-        self._lock = threading.Lock()
-        self._storage: RDBStorage | None = None
-        self._cache: OrderedDict[str, Study] = OrderedDict()
+        self._opened = _Opened()
 
     @property
     def configured(self) -> bool:
@@ -66,17 +81,18 @@ class Studies:
 
     def study(self, job_id: str) -> Study | None:
         """A study with its trials; None if it does not exist."""
-        with self._connection() as storage, self._lock:
-            study = self._cache.get(job_id)
+        opened = self._opened
+        with self._connection() as storage, opened.lock:
+            study = opened.studies.get(job_id)
             if study is None:
                 try:
                     study = optuna.load_study(study_name=job_id, storage=storage)
                 except KeyError:
                     return None
-                self._cache[job_id] = study
-                while len(self._cache) > CACHED_STUDIES:
-                    self._cache.popitem(last=False)
-            self._cache.move_to_end(job_id)
+                opened.studies[job_id] = study
+                while len(opened.studies) > CACHED_STUDIES:
+                    opened.studies.popitem(last=False)
+            opened.studies.move_to_end(job_id)
             return study
 
     def trials(self, job_id: str) -> list[FrozenTrial]:
@@ -102,7 +118,7 @@ class Studies:
         """
         study = self.study(job_id)
         if study is None:
-            raise StudiesUnreachable(f"there is no study of {job_id}")
+            raise StudiesRefused(f"there is no study of {job_id}")
         numbers = []
         with self._connection() as storage:
             for point in points:
@@ -130,8 +146,8 @@ class Studies:
 
     def delete(self, job_id: str) -> None:
         """Remove a study with its trials, if it exists."""
-        with self._lock:
-            self._cache.pop(job_id, None)
+        with self._opened.lock:
+            self._opened.studies.pop(job_id, None)
         with self._connection() as storage:
             try:
                 study_id = storage.get_study_id_from_name(job_id)
@@ -149,31 +165,32 @@ class Studies:
 
     def close(self) -> None:
         """Close the connections."""
-        with self._lock:
-            storage, self._storage = self._storage, None
-            self._cache.clear()
+        with self._opened.lock:
+            storage, self._opened.storage = self._opened.storage, None
+            self._opened.studies.clear()
         if storage is not None:
             storage.engine.dispose()
 
     @contextmanager
     def _connection(self) -> Iterator[RDBStorage]:
         """The connected storage. Turns errors of the database into `StudiesUnreachable`."""
-        try:
-            with self._lock:
-                self._storage = self._storage or self._connect()
-                storage = self._storage
-            yield storage
-        except (SQLAlchemyError, OptunaError) as error:
-            text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
-            raise StudiesUnreachable(f"the studies' database: {text}") from error
+        with self._gate():
+            try:
+                with self._opened.lock:
+                    self._opened.storage = self._opened.storage or self._connect()
+                    storage = self._opened.storage
+                yield storage
+            except (SQLAlchemyError, OptunaError) as error:
+                text = " ".join(str(getattr(error, "orig", None) or error).split())[:300]
+                raise StudiesUnreachable(f"the studies' database: {text}") from error
 
     def _connect(self) -> RDBStorage:
         if self._url is None:
-            raise StudiesUnreachable(f"{STUDY_VARIABLE} is not set: searches need it to store their trials")
+            raise StudiesRefused(f"{STUDY_VARIABLE} is not set: searches need it to store their trials")
         try:
             url = parse_database_url(self._url)
         except DatabaseUrlError as error:
-            raise StudiesUnreachable(str(error).replace("RCMAE_DATABASE_URL", STUDY_VARIABLE)) from error
+            raise StudiesRefused(str(error).replace("RCMAE_DATABASE_URL", STUDY_VARIABLE)) from error
         if url.get_backend_name() == "sqlite":
             storage = RowStorage(
                 url.render_as_string(hide_password=False),

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from service.adapters.ray_cluster import ClusterUnreachable, Machine, live_shape
+from service.adapters.ray_cluster import Machine, live_shape
 from service.auth.caller import Caller
 from service.cluster.schemas import ClusterView, NodeView, QueuedView, RunningView, Totals
 from service.context.app_state import AppState
 from service.db.tables import Attempt, Job, now
-from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.state import State
@@ -20,11 +19,8 @@ from trainer.spec.plan import gang
 
 
 def show(state: AppState, caller: Caller) -> ClusterView:
-    """The cluster as it is now. Raises 503 if Ray is unreachable."""
-    try:
-        machines, placements = state.ray.machines(), state.ray.placements()
-    except ClusterUnreachable as error:
-        raise unavailable("Ray", error) from error
+    """The cluster as it is now. Raises `ClusterUnreachable`."""
+    machines, placements = state.ray.machines(), state.ray.placements()
     with state.database.read() as session:
         jobs, active = repository.waiting(session), repository.active(session)
     shape = live_shape(machines)

@@ -2,83 +2,59 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final
 
-import structlog
-
+from service.adapters.breaker import Breaker, Unreachable
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageUnreachable
 from service.adapters.studies import StudiesUnreachable
-
-log = structlog.get_logger()
-
-LONGEST_PAUSE_S: Final = 10.0
 
 
 class Unavailable(Exception):
     """A dependency does not answer, or refuses a call. Nothing is concluded from that: the next round calls again."""
 
 
-class Dependency:
-    """One dependency. While it does not answer, calls reach it after 1, 2, 4 … 10 s, and fail at once in between."""
+class Dependency(Breaker):
+    """One dependency of the controller, whose loop, removals and sweeps call it on threads of their own."""
 
     def __init__(
         self,
         name: str,
-        failure: type[Exception],
+        failure: type[Unreachable],
         clock: Callable[[], float] = time.monotonic,
-        refusal: type[Exception] | tuple[()] = (),
+        refusal: type[Unreachable] | tuple[()] = (),
     ) -> None:
         """``failure``: raised where it does not answer; ``refusal``: subclasses of it that are answers."""
-        self.name = name
-        self._failure, self._refusal, self._clock = failure, refusal, clock
+        super().__init__(name, failure, clock, refusal)
         self._since: float | None = None
-        self._failures, self._next = 0, 0.0
-        self._lock = threading.Lock()
-        """The loop, the removals and the sweeps ask on threads of their own."""
-        self.error: str | None = None
-        """Its last error; None while it answers."""
 
     @contextmanager
     def call(self) -> Iterator[None]:
         """Wraps a call to it; raises `Unavailable` where it does not answer, now or shortly before."""
-        if self._clock() < self._next:
-            raise Unavailable(f"{self.name} does not answer: {self.error}")
         try:
-            yield
+            with self.attempt():
+                yield
         except self._failure as error:
-            if isinstance(error, self._refusal):  # concerns this call alone: others are answered
-                self._succeeded()
-                raise Unavailable(f"{self.name} refuses: {error}") from error
-            self.failed(str(error))
-            raise Unavailable(f"{self.name} does not answer: {error}") from error
-        self._succeeded()
+            verb = "refuses" if isinstance(error, self._refusal) else "does not answer"
+            raise Unavailable(f"{self.name} {verb}: {error}") from error
 
     def available_for(self) -> timedelta:
         """For how long it has answered without interruption."""
         with self._lock:
             return timedelta(seconds=self._clock() - self._since) if self._since is not None else timedelta(0)
 
-    def failed(self, error: str) -> None:
-        """Record that it did not answer."""
+    def _failed(self, error: str, probe: bool) -> None:
+        super()._failed(error, probe)
         with self._lock:
-            if self.error is None:
-                log.warning("unreachable", part=self.name, error=error)
-            self.error, self._since = error, None
-            self._next = self._clock() + min(LONGEST_PAUSE_S, 2.0**self._failures)
-            self._failures = min(self._failures + 1, 10)
+            self._since = None
 
-    def _succeeded(self) -> None:
+    def _answered(self) -> None:
+        super()._answered()
         with self._lock:
-            if self.error is not None:
-                log.info("reachable_again", part=self.name)
-            self.error, self._failures, self._next = None, 0, 0.0
             if self._since is None:
                 self._since = self._clock()
 

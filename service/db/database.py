@@ -17,6 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, sessionmaker
 
 from service.db.engines import BUSY_SECONDS, masked_url, parse_database_url, postgres, sqlite
+from service.db.name_index import index_names
 
 
 class DatabaseUnreachable(Exception):
@@ -77,6 +78,7 @@ class Database:
         with self.migration() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            index_names(connection)
 
     @contextmanager
     def migration(self) -> Iterator[Connection]:

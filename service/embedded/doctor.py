@@ -160,7 +160,25 @@ def _database(folder: Folder) -> Iterator[Check]:
     if url is None:
         return
     shown = redacted_database_url(folder)
-    yield _tried("database", lambda: stack.try_database(url), shown, f"{shown} takes connections")
+    check = _tried("database", lambda: stack.try_database(url), shown, f"{shown} takes connections")
+    yield check
+    if check.level == "fine":
+        yield _name_index(url)
+
+
+def _name_index(url: str) -> Check:
+    """Whether jobs are found by a part of their names without reading all of them."""
+    # Imported here: the other checks work without the server's packages.
+    from service.db.database import Database  # noqa: PLC0415
+    from service.db.name_index import REMEDY, names_are_indexed  # noqa: PLC0415
+
+    database = Database(url)
+    try:
+        with database.read() as session:
+            indexed = names_are_indexed(session.connection())
+    finally:
+        database.close()
+    return _check("search by name", "indexed" if indexed else "reads every job", REMEDY, warn=not indexed)
 
 
 def _existing(path: Path) -> Path:

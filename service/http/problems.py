@@ -38,8 +38,9 @@ def not_found(what: str, name: str) -> ApiProblem:
     return ApiProblem(404, f"{what}_not_found", f"there is no {what} {name!r}")
 
 
-def unavailable(dependency: str, error: object) -> ApiProblem:
-    return ApiProblem(503, "unavailable", f"{dependency} cannot be reached now: {error}. Try again shortly")
+def unavailable(dependency: str, error: object, retry_after_s: int = 2) -> ApiProblem:
+    detail = f"{dependency} cannot be reached now: {error}. Try again shortly"
+    return ApiProblem(503, "unavailable", detail, headers={"Retry-After": str(retry_after_s)})
 
 
 def spec_problem(problems: list[Problem] | tuple[Problem, ...]) -> ApiProblem:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Final, Protocol
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 MEDIA_TYPE = "application/octet-stream"
+THREADS: Final = 16
+"""Threads that read for downloads."""
 RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+
+class Downloads:
+    """What all downloads of a process share."""
+
+    def __init__(self) -> None:
+        self.limiter = CapacityLimiter(THREADS)
+        """Keeps the threads that read for downloads apart from those of other requests."""
 
 
 class ByteSource(Protocol):
@@ -49,18 +61,35 @@ def file_response(
     headers["Content-Length"] = str(stop - start)
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
-    pieces = _with_first_prefetched(file.pieces(start, stop))
-    next(pieces)  # if the storage is unreachable this raises, so the response is an error instead of a truncated body
-    return StreamingResponse(pieces, status, headers, media_type)
+    return _FileResponse(file.pieces(start, stop), request.app.state.downloads, status, headers, media_type)
 
 
-def _with_first_prefetched(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yields an empty piece once the first piece is read, then all pieces. It keeps no piece after yielding it."""
-    first = next(pieces, b"")
-    yield b""
-    yield first
-    del first
-    yield from pieces
+class _FileResponse(StreamingResponse):
+    """Reads one piece at a time, and the first one before the response begins: if the storage is unreachable, the
+    response is an error instead of a truncated body.
+    """
+
+    def __init__(
+        self, pieces: Iterator[bytes], downloads: Downloads, status: int, headers: Mapping[str, str], media_type: str
+    ) -> None:
+        super().__init__(self._all(), status, headers, media_type)
+        self._pieces, self._limiter = pieces, downloads.limiter
+        self._first: bytes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._first = await self._read()
+        await super().__call__(scope, receive, send)
+
+    async def _all(self) -> AsyncIterator[bytes]:
+        """All pieces. It keeps none after yielding it."""
+        piece, self._first = self._first, None
+        while piece is not None:
+            yield piece
+            del piece
+            piece = await self._read()
+
+    async def _read(self) -> bytes | None:
+        return await to_thread.run_sync(next, self._pieces, None, limiter=self._limiter)
 
 
 def not_modified(request: Request, etag: str) -> bool:

@@ -7,16 +7,28 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, or_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import ColumnElement, Select, Text, cast, func, or_, select
+from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
 from service.db.tables import Job, Label
 from service.http.paging import read_moment, utc, write_cursor
 from service.http.problems import ApiProblem
-from service.jobs.schemas import JobView
+from service.jobs.schemas import JobSummary
 from service.jobs.state import State
 from trainer.spec.job import Kind
+
+JOB: Final = Job.__table__.c
+"""Columns of the table: attributes of the ORM would cost more time for each row."""
+VIEW_COLUMNS: Final = [
+    *(JOB[name] for name in JobSummary.model_fields if name != "promoted_from"),
+    JOB.search_id,
+    JOB.trial,
+]
+"""The columns that a list of jobs reads, besides the spec. Rows hold more, and decoding their JSON would take most of a
+list's time."""
+SPEC: Final = cast(func.coalesce(JOB.resolved_spec, JOB.spec), Text).label("spec")
+"""The JSON of the spec as it is stored: a list in JSON needs no other form of it."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +45,19 @@ class Filters:
     visible_to: Caller | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        conditions: list[ColumnElement[bool]] = [Job.deleted_at.is_(None)]
+        conditions: list[ColumnElement[bool]] = [JOB.deleted_at.is_(None)]
         if self.state:
-            conditions.append(Job.state.in_([state.value for state in self.state]))
+            conditions.append(JOB.state.in_([state.value for state in self.state]))
         if self.kind:
-            conditions.append(Job.kind == self.kind)
+            conditions.append(JOB.kind == self.kind)
         if self.owner:
-            conditions.append(Job.owner == self.owner)
+            conditions.append(JOB.owner == self.owner)
         if self.visible_to and self.visible_to.sees_only is not None:
-            conditions.append(Job.owner == self.visible_to.sees_only)
+            conditions.append(JOB.owner == self.visible_to.sees_only)
         if self.name_contains:
-            conditions.append(Job.name.icontains(self.name_contains, autoescape=True))
+            conditions.append(JOB.name.icontains(self.name_contains, autoescape=True))
         if self.created_after:
-            conditions.append(Job.created_at > utc(self.created_after))
+            conditions.append(JOB.created_at > utc(self.created_after))
         return conditions
 
     def labels(self) -> list[tuple[str, str]]:
@@ -56,31 +68,29 @@ class Filters:
         return [(name, value) for name, _, value in (label.partition(":") for label in self.label)]
 
 
-COMPUTED: Final = {"spec", "promoted_from"}
-"""Fields of `JobView` that are not columns."""
-VIEW_COLUMNS: Final = [getattr(Job, name) for name in JobView.model_fields if name not in COMPUTED] + [
-    Job.search_id,
-    Job.trial,
-]
-"""The columns that a list of jobs reads. Rows hold more, and decoding their JSON would take most of a list's time."""
-
-
-def jobs_page(
-    session: Session, filters: Filters, limit: int, cursor: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """The fields of a page of jobs, newest first, and the cursor of the next page."""
-    query = select(*VIEW_COLUMNS, func.coalesce(Job.resolved_spec, Job.spec).label("spec")).where(*filters.conditions())
-    created_at, identity = Job.created_at, Job.id
+def jobs_query(filters: Filters, limit: int, cursor: str | None) -> Select[Any]:
+    """Reads the fields of a page of jobs, newest first, and one job more if there is another page."""
+    query = select(*VIEW_COLUMNS, SPEC).where(*filters.conditions())
+    created_at, identity = JOB.created_at, JOB.id
     for name, value in filters.labels():
-        label = aliased(Label)
-        query = query.join(label, label.job_id == Job.id).where(label.name == name, label.value == value)
+        table = Label.__table__.alias()
+        label = table.c
+        query = query.join(table, label.job_id == JOB.id).where(label.name == name, label.value == value)
         created_at, identity = label.created_at, label.job_id  # the same values, in the order of the labels' index
     if cursor:
         moment, job_id = read_moment(cursor)
         # The first condition lets the database seek in its index.
         query = query.where(created_at <= moment, or_(created_at < moment, identity < job_id))
-    query = query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
-    jobs: list[dict[str, Any]] = [{**row} for row in session.execute(query).mappings()]
+    return query.order_by(created_at.desc(), identity.desc()).limit(limit + 1)
+
+
+def jobs_page(
+    session: Session, filters: Filters, limit: int, cursor: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The fields of a page of jobs, newest first, specs as JSON, and the cursor of the next page."""
+    rows = session.connection().execute(jobs_query(filters, limit, cursor))
+    names = tuple(rows.keys())
+    jobs = [dict(zip(names, row, strict=True)) for row in rows]
     more = len(jobs) > limit
     last = jobs[limit - 1] if more else None
     return jobs[:limit], write_cursor([last["created_at"].isoformat(), last["id"]]) if last else None

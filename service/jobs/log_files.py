@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -181,7 +182,8 @@ class WholeLog:
 def whole(artifacts: Artifacts, folder: str, attempt: int, source: str) -> WholeLog | None:
     """One source's log as it is now; None where the source has logged nothing."""
     chunks = LogFiles(artifacts, folder).chunks(attempt).get(source)
-    return WholeLog(artifacts, folder, attempt, source, chunks) if chunks else None
+    # As for `StoredFile`: a download that has begun waits for its turn.
+    return WholeLog(artifacts.gated(nullcontext), folder, attempt, source, chunks) if chunks else None
 
 
 def _file(attempt: int, source: str, number: int) -> str:

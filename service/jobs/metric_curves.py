@@ -6,12 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.mlflow_runs import MetricPoint
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Attempt
-from service.http.problems import unavailable
 from service.jobs import repository
 from service.jobs.output_schemas import JobsMetricsView, MetricsView, Point
 
@@ -52,17 +50,14 @@ def curves(
 ) -> dict[str, dict[str, list[Point]]]:
     """Curves by run and key, all keys without ``keys``. ``runs`` gives the moment from which each run counts.
 
-    Raises the API's 503 where MLflow is unreachable.
+    Raises `MlflowUnreachable`.
     """
     found: dict[str, dict[str, list[Point]]] = {run_id: {key: [] for key in keys} for run_id in runs}
-    try:
-        for key in keys or _keys(app_state, list(runs)):
-            for run_id, history in app_state.mlflow.histories(list(runs), key).items():
-                begin = runs[run_id]
-                kept = [point for point in history if begin is None or point.time >= begin]
-                found[run_id][key] = downsampled(kept, points)
-    except MlflowUnreachable as error:
-        raise unavailable("MLflow", error) from error
+    for key in keys or _keys(app_state, list(runs)):
+        for run_id, history in app_state.mlflow.histories(list(runs), key).items():
+            begin = runs[run_id]
+            kept = [point for point in history if begin is None or point.time >= begin]
+            found[run_id][key] = downsampled(kept, points)
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from typing import Any
 from urllib.parse import quote
+
+from pydantic_core import from_json
 
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
@@ -20,21 +22,20 @@ from service.jobs.log_files import LogFiles, WholeLog, whole
 from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.output_schemas import CheckpointView, ImageView, LogPage
 from service.jobs.progress import steps_per_epoch
-from service.jobs.schemas import AttemptView, EventView, JobView, PromotedFrom
+from service.jobs.schemas import AttemptView, EventView, JobSummary, JobView, PromotedFrom
 from trainer.protocol import names
 
 
 def view(job: Job) -> JobView:
     """A job as the API shows it."""
     fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in VIEW_COLUMNS}
-    return _view(fields | {"spec": job.run_spec})
+    return JobView.model_validate({**_with_origin(fields), "spec": job.run_spec})
 
 
-def _view(fields: Mapping[str, Any]) -> JobView:
-    """A view from the fields that a list reads."""
+def _with_origin(fields: dict[str, Any]) -> dict[str, Any]:
     search = fields["search_id"]
-    origin = PromotedFrom(search=search, trial=fields["trial"]) if search else None
-    return JobView.model_validate({**fields, "promoted_from": origin})
+    fields["promoted_from"] = PromotedFrom(search=search, trial=fields["trial"]) if search else None
+    return fields
 
 
 def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
@@ -45,7 +46,17 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
 def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
     with app_state.database.read() as session:
         jobs, following = jobs_page(session, filters, limit, cursor)
-    return Page[JobView](items=[_view(job) for job in jobs], next_cursor=following)
+    views = [JobView.model_validate({**_with_origin(job), "spec": from_json(job["spec"])}) for job in jobs]
+    return Page[JobView](items=views, next_cursor=following)
+
+
+def listing_json(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> str:
+    """The same as JSON. Specs, which are most of it, are neither decoded nor encoded."""
+    with app_state.database.read() as session:
+        jobs, following = jobs_page(session, filters, limit, cursor)
+    summaries = [JobSummary.model_validate(_with_origin(job)).model_dump_json() for job in jobs]
+    items = [f'{summary[:-1]},"spec":{job["spec"]}}}' for summary, job in zip(summaries, jobs, strict=True)]
+    return f'{{"items":[{",".join(items)}],"next_cursor":{json.dumps(following)}}}'
 
 
 def events(app_state: AppState, caller: Caller, job_id: str, cursor: str | None, limit: int) -> Page[EventView]:

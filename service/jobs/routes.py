@@ -87,7 +87,7 @@ def listing(
 ) -> Response:
     """Jobs, newest first."""
     filters = Filters(state or (), kind, owner, label or (), name_contains, created_after, caller)
-    return _serialised(reading.listing(app_state, filters, limit, cursor))
+    return Response(reading.listing_json(app_state, filters, limit, cursor), media_type="application/json")
 
 
 @router.get("/{job_id}", response_model=JobView)

@@ -14,6 +14,9 @@ from service.jobs.state import State
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.common import Labels, Priority
 
+EMPTY_LIST: Any = Field(default_factory=list, json_schema_extra={"default": []})
+"""The default of a field of a list's items: pydantic makes a deep copy of a plain `[]` for each of them, slowly."""
+
 
 class Progress(View):
     """Progress of training."""
@@ -38,7 +41,7 @@ class Progress(View):
     """GPU hours of all attempts, each from its submission to its end."""
     labels: str = ""
     """What labels the images have, and where they are from."""
-    warnings: list[Warned] = Field([])
+    warnings: list[Warned] = EMPTY_LIST
     """What the attempt decided about the data, and what it could not use."""
 
 
@@ -101,18 +104,18 @@ class BackboneRef(View):
 class Result(View):
     """The outcome of a job."""
 
-    metrics: dict[str, float] = Field({})
+    metrics: dict[str, float] = Field(default_factory=dict, json_schema_extra={"default": {}})
     """The last value of each evaluation metric and loss."""
     backbone: BackboneRef | None = None
     """The newest version that the job registered, if its spec asked for that."""
-    backbones: list[BackboneRef] = Field([])
+    backbones: list[BackboneRef] = EMPTY_LIST
     """Every version from its training: those that it registered, and those published from its checkpoints."""
     inspection: Inspection | None = None
     """What a job that inspects a dataset has found."""
 
 
-class JobView(View):
-    """A job."""
+class JobSummary(View):
+    """A job without its spec."""
 
     id: str
     kind: str
@@ -136,9 +139,14 @@ class JobView(View):
     attempts: int
     run_id: str | None
     """The job's MLflow run."""
+    result: Result | None
+
+
+class JobView(JobSummary):
+    """A job."""
+
     spec: dict[str, Any]
     """The spec with its defaults; once the job was admitted, with values for each `auto` that the cluster decides."""
-    result: Result | None
 
 
 class Parameters(View):

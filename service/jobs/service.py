@@ -11,14 +11,12 @@ from typing import Any, Final, TypeVar
 import structlog
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_connection import MlflowUnreachable
-from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
 from service.context.app_state import AppState
 from service.context.kind import JobKind
 from service.db.tables import Job, now
-from service.http.problems import ApiProblem, spec_problem, unavailable
+from service.http.problems import ApiProblem, spec_problem
 from service.jobs import lineage, repository
 from service.jobs.deletion import preview
 from service.jobs.lifecycle import CANCELLED, EFFECTS, PAUSED, Effect, Verb, delete, edit, transition
@@ -90,7 +88,7 @@ def _job_of_key(session: Session, caller: Caller, spec: JobSpec, key: str | None
 
 
 def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
-    """What a spec needs on the present cluster, and when it would start; raises 503 where Ray is unreachable."""
+    """What a spec needs on the present cluster, and when it would start; raises `ClusterUnreachable`."""
     kind = app_state.kinds[spec.kind]
     subject = kind.check(app_state, caller, spec)
     shape, placements = _cluster(app_state)
@@ -118,11 +116,8 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
 
 
 def _cluster(app_state: AppState) -> tuple[ClusterShape, dict[str, list[str]]]:
-    """The cluster, and the nodes of each running submission; raises the API's 503 where Ray is unreachable."""
-    try:
-        return app_state.ray.shape(), app_state.ray.placements()
-    except ClusterUnreachable as error:
-        raise unavailable("Ray", error) from error
+    """The cluster, and the nodes of each running submission; raises `ClusterUnreachable`."""
+    return app_state.ray.shape(), app_state.ray.placements()
 
 
 def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, body: ResumeBody | None = None) -> JobView:
@@ -201,10 +196,7 @@ def deletion(app_state: AppState, caller: Caller, job_id: str) -> Deletion:
     caller.must(Scope.JOBS, job.owner)
     if _effect(job, Verb.DELETE) is not Effect.GONE:
         raise _refused(job, Verb.DELETE)
-    try:
-        return preview(app_state, job)
-    except MlflowUnreachable as error:
-        raise unavailable("MLflow", error) from error
+    return preview(app_state, job)
 
 
 def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones: bool) -> Deletion:
@@ -232,10 +224,7 @@ def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones:
 def _must_have_no_alias(app_state: AppState, removed: Deletion) -> None:
     """Raises the API's 409 where an alias points to a version that would be deleted."""
     for backbone in removed.backbones:
-        try:
-            aliases = app_state.mlflow.aliases(backbone.name)
-        except MlflowUnreachable as error:
-            raise unavailable("MLflow", error) from error
+        aliases = app_state.mlflow.aliases(backbone.name)
         named = sorted(alias for alias, number in aliases.items() if number == backbone.version)
         if named:
             text = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
 
 from service.counters import STREAMS, exposition
@@ -32,20 +31,22 @@ async def metrics(request: Request) -> Response:
     state = request.app.state
     STREAMS.set(state.streams.readers)  # on the event loop, where readers are added and removed
     registry: CollectorRegistry = state.metrics
-    body, content_type = await run_in_threadpool(exposition, registry, request.headers.get("Accept", ""))
+    accept = request.headers.get("Accept", "")
+    body, content_type = await state.scrapes.result(accept, lambda: exposition(registry, accept))
     return Response(body, media_type=content_type)
 
 
 @router.get("/healthz")
-def healthz() -> HealthView:
-    """Whether the process responds."""
+async def healthz() -> HealthView:
+    """Whether the process responds. It needs no thread, so it responds while every thread waits for something."""
     return HealthView()
 
 
 @router.get("/readyz", responses={503: {"model": ReadyView, "description": "A dependency is unreachable."}})
-def readyz(request: Request, response: Response) -> ReadyView:
+async def readyz(request: Request, response: Response) -> ReadyView:
     """Whether all dependencies of jobs are reachable and the controller makes progress; 503 with reasons if not."""
-    readiness: Readiness = request.app.state.readiness
-    reasons = readiness.reasons()
+    state = request.app.state
+    readiness: Readiness = state.readiness
+    reasons: list[str] = await state.probes.result("", readiness.reasons)
     response.status_code = 503 if reasons else 200
     return ReadyView(status="not ready" if reasons else "ready", reasons=reasons)

@@ -53,8 +53,8 @@ class Plots:
         """
         _check_params(spec, name, params)
         cached = self._cached((job_id, name, tuple(params)))
+        trials = self._studies.trials(job_id)  # before the lock, so that no request waits there for the database
         with cached.lock:
-            trials = self._studies.trials(job_id)
             state = _trials_state(name, trials)
             if cached.view is None or cached.state != state:
                 # Plotly and what Optuna imports with it add half a second and 40 MB to an API that starts in three

@@ -13,12 +13,11 @@ from typing import Any, Final
 from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
-from service.adapters.ray_cluster import ClusterUnreachable
 from service.auth.caller import Caller, sha256
 from service.auth.scopes import Scope
 from service.context.app_state import AppState
 from service.db.tables import Addition, Job
-from service.http.problems import ApiProblem, unavailable
+from service.http.problems import ApiProblem
 from service.jobs import lineage
 from service.jobs.lifecycle import edit, transition
 from service.jobs.reading import view
@@ -56,7 +55,7 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: SearchPatch) -
     Raises the API's 503 where the concurrency changes and Ray is unreachable.
     """
     changes = body.model_dump(include=body.model_fields_set)
-    shape = _shape(app_state) if "concurrency" in changes else None
+    shape = app_state.ray.shape() if "concurrency" in changes else None
     found = Search.load(app_state, caller, job_id)
     ended = analysis.counted(trial for trial in found.trials if analysis.state_of(trial).ended)
 
@@ -77,13 +76,6 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: SearchPatch) -
 
     change_job(app_state, caller, job_id, change, **changes)
     return reading.show(app_state, caller, job_id)
-
-
-def _shape(app_state: AppState) -> ClusterShape:
-    try:
-        return app_state.ray.shape()
-    except ClusterUnreachable as error:
-        raise unavailable("Ray", error) from error
 
 
 def _with_budget(document: Mapping[str, Any], values: Mapping[str, object]) -> dict[str, Any]:

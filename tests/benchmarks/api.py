@@ -1,10 +1,11 @@
-"""How fast the REST API answers with many jobs in the database: p50, p99 and requests a second of eight clients.
+"""How fast the REST API answers with many jobs in the database: p50, p99 and requests a second of eight clients, by
+default of two processes.
 
-``python tests/benchmarks/api.py [sqlite] [postgres] [--jobs N] [--seconds S] [--clients C] [--workers W]``. A real
-uvicorn process as `rcmae up` starts it, its reconciler off, over real HTTP. Prints tables in Markdown. The clients send
-the next request as soon as they have the answer to the one before, so the server is never idle: with two cores for both
-sides, requests wait for each other, and p50 is about the clients times the server's seconds a request. Nothing else
-should run meanwhile.
+``python tests/benchmarks/api.py [sqlite] [postgres] [--jobs N] [--seconds S] [--clients C] [--workers W]``. Real
+uvicorn processes as `rcmae up` starts one, their reconciler off, over real HTTP. Prints tables in Markdown. The clients
+send the next request as soon as they have the answer to the one before, so the server is never idle: with two cores for
+both sides, requests wait for each other, and p50 is about the clients times the server's seconds a request. Nothing
+else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -391,7 +392,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=8, help="of each kind of request")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=1, help="processes of the API")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the API")
     parser.add_argument("--only", default="", help="kinds of request that have this in their names")
     arguments = parser.parse_args()
     wanted = arguments.what or ["sqlite", "postgres"]

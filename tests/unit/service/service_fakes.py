@@ -113,6 +113,10 @@ class FakeRay:
     def close(self) -> None:
         """It holds nothing open."""
 
+    def gated(self, _: object) -> FakeRay:
+        """It never hangs."""
+        return self
+
     def shape(self) -> ClusterShape:
         self._reach()
         return ClusterShape(self.nodes) if self.nodes else ClusterShape.of(self.cpus, self.gpus)
@@ -196,6 +200,10 @@ class FakeMlflow:
     def _reach(self) -> None:
         if not self.reachable:
             raise MlflowUnreachable("connection refused")
+
+    def gated(self, _: object) -> FakeMlflow:
+        """It never hangs."""
+        return self
 
     def ping(self) -> None:
         self._reach()

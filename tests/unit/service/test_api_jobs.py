@@ -121,6 +121,25 @@ def test_pages_have_neither_gaps_nor_repeats(api, database, limit):
     assert seen == made[::-1]
 
 
+def test_a_list_shows_a_job_as_it_is_shown_alone(api, database):
+    """The list builds its JSON itself."""
+    progress = {
+        "epoch": 0.5,
+        "epochs": 2,
+        "step": 3,
+        "loss": float("nan") if "sqlite" in str(database.engine.url) else 1,
+    }
+    ids = [
+        add_job(database, name='née — 名 "quoted" \\', notes="\u2028", labels={"team": "vision"}),
+        add_job(database, "running", resolved_spec={"a": [1, None, "ü"]}, progress=progress, started_at=NOW),
+        add_job(database, "succeeded", search_id="job-search", trial=3, result={"metrics": {"train/loss": 0.5}}),
+    ]
+    listed = {job["id"]: job for job in api.get("/v1/jobs").json()["items"]}
+    assert listed == {job_id: api.get(f"/v1/jobs/{job_id}").json() for job_id in ids}
+    assert listed[ids[1]]["spec"] == {"a": [1, None, "ü"]}
+    assert listed[ids[2]]["promoted_from"] == {"search": "job-search", "trial": 3}
+
+
 def test_events_come_in_pages(api, database):
     job_id = api.post("/v1/jobs", json=SPEC).json()["id"]
     for verb in ("pause", "resume", "pause", "cancel"):

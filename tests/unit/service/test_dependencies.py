@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import timedelta
 
 import httpx
@@ -9,13 +10,16 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from service.adapters import breaker
+from service.adapters.breaker import Breaker, Gate, Unreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable, RayCluster
-from service.controller import dependencies
 from service.controller.dependencies import Dependency, Unavailable
 
 
-class Broken(Exception):
+class Broken(Unreachable):
     """It does not answer."""
+
+    dependency = "Ray"
 
 
 class Clock:
@@ -35,7 +39,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def ray(clock, monkeypatch) -> Dependency:
-    monkeypatch.setattr(dependencies, "log", structlog.get_logger())  # a cached logger cannot be captured
+    monkeypatch.setattr(breaker, "log", structlog.get_logger())  # a cached logger cannot be captured
     return Dependency("Ray", Broken, clock)
 
 
@@ -121,6 +125,99 @@ def test_how_long_it_has_answered_begins_with_the_first_answer_after_a_break(ray
         pass
     clock.seconds += 7
     assert ray.available_for() == timedelta(seconds=7)
+
+
+def test_one_call_finds_out_whether_it_is_back(ray, clock):
+    fails(ray)
+    clock.seconds += 1
+    with ray.call():
+        assert refuses(ray), "another call is finding out"
+    with ray.call(), ray.call():
+        pass
+
+
+def test_a_call_that_finds_out_nothing_leaves_that_to_the_next(ray, clock):
+    fails(ray)
+    clock.seconds += 1
+    with pytest.raises(ZeroDivisionError), ray.call():
+        1 / 0  # noqa: B018
+    assert reaches(ray, "still away")
+
+
+def test_calls_that_fail_together_count_once(ray, clock):
+    together = [ray.call() for _ in range(5)]
+    for call in together:
+        call.__enter__()
+    for call in together:
+        with pytest.raises(Unavailable):
+            call.__exit__(Broken, Broken("timed out"), None)
+    assert ray.error == "timed out"
+    clock.seconds += 1
+    assert reaches(ray, "again"), "after the first pause, not a longer one"
+
+
+# --- the gate of requests -------------------------------------------------------------------------------------------
+
+
+def test_so_many_requests_call_it_at_a_time_and_more_fail_at_once():
+    gate, inside, over = (
+        Gate(Breaker("Ray", Broken), Broken, calls=2, waiting=0),
+        threading.Barrier(3),
+        threading.Event(),
+    )
+
+    def hang() -> None:
+        with gate():
+            inside.wait(60)
+            over.wait(60)
+
+    threads = [threading.Thread(target=hang) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    inside.wait(60)
+    with pytest.raises(Broken, match="it has not answered 2 other requests yet"), gate():
+        pytest.fail("a third one called it")
+    over.set()
+    for thread in threads:
+        thread.join()
+    with gate():
+        pass
+
+
+def test_a_request_that_waits_has_its_turn_when_another_ends():
+    gate, inside, over, done = Gate(Breaker("Ray", Broken), Broken, 1, 1), threading.Event(), threading.Event(), []
+
+    def hang() -> None:
+        with gate():
+            inside.set()
+            over.wait(60)
+
+    def wait() -> None:
+        with gate():
+            done.append(1)
+
+    threads = [threading.Thread(target=hang), threading.Thread(target=wait)]
+    threads[0].start()
+    assert inside.wait(60)
+    threads[1].start()
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert done == [1]
+
+
+def test_while_it_does_not_answer_requests_fail_without_calling_it(clock):
+    gate = Gate(Breaker("Ray", Broken, clock), Broken, calls=1, waiting=0)
+    with pytest.raises(Broken, match="refused"), gate():
+        raise Broken("refused")
+    with pytest.raises(Broken, match="refused") as told, gate():
+        pytest.fail("it was called")
+    assert told.value.retry_after_s == 1
+    clock.seconds += 1
+    with gate():
+        pass
+    with gate():
+        pass
 
 
 def test_an_error_of_another_kind_says_nothing_about_it(ray):
