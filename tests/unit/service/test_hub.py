@@ -32,7 +32,7 @@ def registry(database, mlflow, root) -> Registry:
     made = Registry(database, mlflow, root)
     for number in (1, 2):
         made.add(number=number, files=FILES | {"hf/config.json": CONFIG + b"\n" * number})
-    mlflow.set_alias("digits", "champion", 1)
+    made.set_alias("digits", "champion", 1)
     return made
 
 
@@ -80,7 +80,7 @@ def test_every_form_of_a_revision(api, registry, mlflow):
         answer = api.head(f"{HUB}/rcmae/digits/resolve/{revision}/config.json")
         assert answer.headers["x-repo-commit"] == commits[number], revision
         assert api.get(f"{HUB}/api/models/rcmae/digits/revision/{revision}").json()["sha"] == commits[number]
-    mlflow.delete_alias("digits", "champion")
+    registry.delete_alias("digits", "champion")
     assert api.head(f"{HUB}/rcmae/digits/resolve/main/config.json").headers["x-repo-commit"] == commits[2]
     for revision in (
         "none",

@@ -15,6 +15,7 @@ from conftest import Clients, token_of
 from fastapi.testclient import TestClient
 from optuna.trial import TrialState
 from search_files import SearchFiles
+from backbone_files import compare_with_mlflow
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 
 from service.auth.caller import Caller, Role, sha256
@@ -131,6 +132,7 @@ class Asker:
             (folder / names.BACKBONE_SUMS).write_text("".join(f"{digest}  {file}\n" for file in files))
             self._mlflow.register(name, number, job_id, folder)
         self._mlflow.set_alias(name, "best", 1)
+        compare_with_mlflow(self._database, self._mlflow)
         return name
 
     def _job(self, owner: str, state: str) -> str:

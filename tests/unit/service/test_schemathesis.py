@@ -22,6 +22,7 @@ from conftest import token_of
 from fastapi import FastAPI
 from optuna.trial import TrialState
 from search_files import MOMENTUM, RATE, SearchFiles
+from backbone_files import compare_with_mlflow
 from service_fakes import SPEC, add_job, spec_with
 
 from service import examples
@@ -85,6 +86,7 @@ def _filled(database: Database, mlflow, searches: SearchFiles) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     mlflow.register("imagenet-base", 1, job_id, f"file://{folder}/backbone")
+    compare_with_mlflow(database, mlflow)
     search = searches.add("running", id=examples.SEARCH_ID)
     for number in range(7):
         state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 3]
