@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,8 +17,8 @@ from trainer.protocol.names import TAG_JOB
 
 MODELS_PER_REQUEST: Final = 100
 """Logged models that one request looks up: their ids are part of its filter."""
-SOURCE_PREFIX: Final = "models:/"
-"""How the source of a version begins that a logged model backs; the model's id follows."""
+MODEL_SOURCE: Final = re.compile(r"models:/([A-Za-z0-9_-]+)")
+"""The source of a version that a logged model backs, with the model's id."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class MlflowRegistry(MlflowConnection):
         found: dict[str, str] = {}
         experiments = self._call(self._experiments) if ids else []
         for begin in range(0, len(ids), MODELS_PER_REQUEST):
-            listed = ", ".join(f"'{quoted(model_id)}'" for model_id in ids[begin : begin + MODELS_PER_REQUEST])
+            listed = ", ".join(f"'{model_id}'" for model_id in ids[begin : begin + MODELS_PER_REQUEST])
             request = partial(self._client.search_logged_models, experiments, f"model_id IN ({listed})")
             models = self._call(partial(request, max_results=MODELS_PER_REQUEST))
-            found |= {f"{SOURCE_PREFIX}{model.model_id}": str(model.artifact_location) for model in models}
+            found |= {f"models:/{model.model_id}": str(model.artifact_location) for model in models}
         return found
 
     def _experiments(self) -> list[str]:
@@ -119,8 +120,8 @@ class MlflowRegistry(MlflowConnection):
 
 def _model_id(source: str) -> str | None:
     """The id of the logged model behind a version, from its source; None if there is none."""
-    model_id = source.removeprefix(SOURCE_PREFIX)
-    return None if model_id == source or "/" in model_id else model_id
+    match = MODEL_SOURCE.fullmatch(source)
+    return match[1] if match else None
 
 
 def _numbers(aliases: Mapping[str, str]) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -307,9 +307,9 @@ class FakeMlflow:
     def register(
         self, name: str, number: int, job_id: str | None, folder: Path | str, tags: dict[str, str] | None = None
     ) -> Version:
-        source = f"models:/m-{name}-{number}"
+        source = f"models:/m-{name}-{number}-{len(self.models)}"
         tags = (tags or {}) | ({names.TAG_JOB: job_id} if job_id else {})
-        version = Version(name, number, datetime(2025, 1, number, tzinfo=UTC), tags, source)
+        version = Version(name, number, datetime(2025, 1, 1, tzinfo=UTC) + timedelta(days=number - 1), tags, source)
         self.registered.append(version)
         self.models[source] = str(folder)
         return version

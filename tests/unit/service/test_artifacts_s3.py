@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from backbone_files import compare_with_mlflow
 from conftest import token_of
 from fastapi.testclient import TestClient
 from live import poll
-from backbone_files import compare_with_mlflow
 from service_fakes import add_job, problem, spec_with
 
 from service.adapters import storage

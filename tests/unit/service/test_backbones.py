@@ -68,7 +68,7 @@ def test_tags_that_say_no_number_are_passed_over(api, registry):
     assert (summary["metrics"], summary["attempt"], summary["checkpoint_step"]) == ({}, None, None)
 
 
-def test_filters_narrow_to_backbones_with_a_version_that_fits_all(api, registry, mlflow):
+def test_filters_narrow_to_backbones_with_a_version_that_fits_all(api, registry):
     registry.add("cats", method="rc_mae", dataset_fingerprint="aaa", network="teacher", formats="timm,hf")
     registry.add("cats", 2, method="mae", dataset_fingerprint="aaa", network="student", formats="hf,onnx")
     registry.add("dogs", method="rc_mae", dataset_fingerprint="bbb", network="teacher", formats="timm")
@@ -92,7 +92,7 @@ def test_filters_narrow_to_backbones_with_a_version_that_fits_all(api, registry,
 
 
 @pytest.mark.both_databases
-def test_sorted_by_the_result_of_what_would_be_pulled(api, registry, mlflow):
+def test_sorted_by_the_result_of_what_would_be_pulled(api, registry):
     registry.add("a", metrics={"eval/linear_top1": 0.5})
     registry.add("b", metrics={"eval/linear_top1": 0.9})
     registry.add("b", 2, metrics={"eval/linear_top1": 0.1})
@@ -162,7 +162,7 @@ def test_a_version_of_a_job_that_publishes_names_both_jobs(api, database, mlflow
 # --- references -------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_is_found_by_number_latest_main_or_alias(api, registry, mlflow):
+def test_a_version_is_found_by_number_latest_main_or_alias(api, registry):
     for number in (1, 2, 3):
         registry.add(number=number)
     registry.set_alias("digits", "champion", 2)
@@ -286,7 +286,7 @@ def test_a_deleted_version_is_gone_at_once_and_its_files_soon(served, world, reg
     problem(served.get(f"{BASE}/digits/versions/2"), 404, "version_not_found")
 
 
-def test_a_version_that_an_alias_stands_for_is_kept(served, world, registry, mlflow):
+def test_a_version_that_an_alias_stands_for_is_kept(served, world, registry):
     registry.add()
     registry.set_alias("digits", "champion", 1)
     detail = problem(served.delete(f"{BASE}/digits/versions/1"), 409, "version_has_alias")["detail"]

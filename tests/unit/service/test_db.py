@@ -37,7 +37,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 pytestmark = pytest.mark.both_databases
 
-TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version"}
+TABLES = {"job", "attempt", "event", "token", "lease", "audit", "backbone_version", "backbone_alias", "registry_check"}
 
 
 def count_jobs(session: Session) -> int:

@@ -72,7 +72,7 @@ def test_a_repository_for_each_format(api, registry):
         assert answer.headers["x-repo-commit"] == commit_of(registry.folder("digits", 1))
 
 
-def test_every_form_of_a_revision(api, registry, mlflow):
+def test_every_form_of_a_revision(api, registry):
     commits = {number: commit_of(registry.folder("digits", number)) for number in (1, 2)}
     assert commits[1] != commits[2]
     expected = {"main": 1, "champion": 1, "v1": 1, "v2": 2, commits[1]: 1, commits[2]: 2}

@@ -88,7 +88,7 @@ def in_order(text: str, *names: str) -> bool:
     return places == sorted(places)
 
 
-def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry, mlflow):
+def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry):
     registry.add("cats", metrics={"eval/linear_top1": 0.25}, method="mae", formats="timm,hf")
     registry.add("dogs", metrics={"eval/linear_top1": 0.75}, method="rc_mae", formats="onnx")
     registry.add("xrays", method="rc_mae", formats="hf")
@@ -146,7 +146,7 @@ def test_a_version_that_somebody_deleted_in_mlflow_is_shown_as_gone(browsers, re
     assert '<option value="2"' not in newest, "no alias can be pointed at it"
 
 
-def test_a_version_shows_what_it_is(browsers, registry, mlflow):
+def test_a_version_shows_what_it_is(browsers, registry):
     tags = {"attempt": "1", "checkpoint_step": "480", "epochs": "12.5", "method": "rc_mae", "network": "teacher"}
     registry.add(metrics={"eval/linear_top1": 0.123456789}, dataset_fingerprint="8c1f", formats="timm,hf", **tags)
     registry.add("digits", 2, metrics={"eval/linear_top1": 0.5}, formats="timm,hf")
@@ -212,7 +212,7 @@ def test_how_to_load_is_the_cards_code_with_this_address(browsers, registry):
     assert browsers.alice.get(path).status_code == 200
 
 
-def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry, mlflow):
+def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry):
     registry.add()
     registry.set_alias("digits", "best", 1)
     for browser, offered in (
@@ -228,7 +228,7 @@ def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry, mlflo
     assert "Forbidden" in page(browsers.bob, "/backbones/digits/delete", status=403, version=1)
 
 
-def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, registry, mlflow):
+def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, registry):
     for number in (1, 2):
         registry.add("digits", number)
     registry.set_alias("digits", "champion", 1)
@@ -243,7 +243,7 @@ def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, regi
     assert "version 2</span>" in page(browsers.alice, "/backbones/digits")
 
 
-def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry, mlflow):
+def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry):
     for number in (1, 2):
         registry.add("digits", number)
     registry.set_alias("digits", "best", 1)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backbone_files import compare_with_mlflow
 from conftest import Clients, token_of
 from fastapi.testclient import TestClient
 from optuna.trial import TrialState
 from search_files import SearchFiles
-from backbone_files import compare_with_mlflow
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
 
 from service.auth.caller import Caller, Role, sha256

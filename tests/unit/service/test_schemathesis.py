@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from backbone_files import compare_with_mlflow
 from conftest import token_of
 from fastapi import FastAPI
 from optuna.trial import TrialState
 from search_files import MOMENTUM, RATE, SearchFiles
-from backbone_files import compare_with_mlflow
 from service_fakes import SPEC, add_job, spec_with
 
 from service import examples
