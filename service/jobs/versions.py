@@ -31,8 +31,8 @@ class VersionState(StrEnum):
     DELETING = "deleting"
     """Somebody deleted it here: it is hidden, and the controller removes its files and its entry in MLflow."""
     REMOVED = "removed"
-    """The controller has removed it. The row stays as long as the job: lists that were read from MLflow before may
-    still contain the version."""
+    """The controller has removed it. The row stays as long as the job, in case a backup of MLflow's database brings the
+    version back there, without its files."""
 
 
 SHOWN = (VersionState.READY, VersionState.GONE)
