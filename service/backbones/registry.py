@@ -61,7 +61,9 @@ class Served:
 
     @property
     def formats(self) -> list[str]:
-        """Its formats; empty for old versions, which have no tag for them."""
+        """The formats in which it can be pulled; empty for old versions, which have no tag for them."""
+        if self.gone:
+            return []
         return [name for name in self.row.tags.get(names.TAG_FORMATS, "").split(",") if name]
 
     def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
@@ -138,7 +140,7 @@ class Backbone:
             gone=[version.number for version in self.versions if version.gone],
             aliases=dict(self.aliases),
             metrics=main.metrics,
-            formats=[] if main.gone else main.formats,
+            formats=main.formats,
             updated_at=self.latest.row.created_at,
         )
 

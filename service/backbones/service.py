@@ -122,7 +122,7 @@ def describe(state: AppState, version: Served) -> VersionView:
         aliases = versions.aliases(session, version.name).get(version.name, {})
     summary = version.summary(aliases)
     if version.gone:
-        return VersionView(**vars(summary) | {"formats": []}, files=[])
+        return VersionView(**vars(summary), files=[])
     content, sizes = registry.content(state, version), dict(state.artifacts.files(version.folder))
     listed = {path: digest for path, digest in content.listed.items() if path in sizes}
     return VersionView(

@@ -116,10 +116,15 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
         with context.dependencies.mlflow.call():
             folders = context.app.mlflow.folders([version for _, version in ours])
         with context.write() as session:
-            for job, version in _of_jobs(repository.jobs_by_id(session, ids), batch):  # some may be deleted by now
-                registered = Registered(version, folders.get(version.source))
-                if versions.add(session, job, registered, named.get(version.name, {})):
-                    log.info("version_added", backbone=version.name, version=version.version, job_id=job.id)
+            ours = _of_jobs(repository.jobs_by_id(session, ids), batch)  # some jobs may be deleted by now
+            added = sum(
+                versions.add(
+                    session, job, Registered(version, folders.get(version.source)), named.get(version.name, {})
+                )
+                for job, version in ours
+            )
+        if added:
+            log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
 
 
 def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Job, Version]]:

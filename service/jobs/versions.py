@@ -163,10 +163,10 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             created_at=version.created_at,
         )
     )
-    session.flush()
-    for alias, number in named.items():
-        if number == version.version and session.get(BackboneAlias, (version.name, alias)) is None:
-            session.add(BackboneAlias(name=version.name, alias=alias, version=number))
+    for alias in [alias for alias, number in named.items() if number == version.version]:
+        if session.get(BackboneAlias, (version.name, alias)) is None:
+            session.flush()
+            session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
     return True
 
 
