@@ -21,6 +21,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from service_fakes import problem
+from sqlalchemy import delete
+
+from service.db.tables import RegistryCheck
 
 HUB = "/hf"
 FOLDER = {"config.json", "model.safetensors", "README.md", "card/curves.png"}
@@ -191,12 +194,13 @@ def test_without_a_valid_token_all_is_gated_and_nothing_is_told(clients: Clients
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_registry_that_is_away_is_told_as_such(api, mlflow):
-    mlflow.reachable = False
+def test_versions_that_are_not_read_yet_are_told_as_such(api, database):
+    with database.session() as session:
+        session.execute(delete(RegistryCheck))  # as after an upgrade
     answer = api.get(f"{HUB}/rcmae/digits/resolve/main/config.json")
     problem(answer, 503, "unavailable")
     assert "x-error-code" not in answer.headers
-    assert "MLflow" in answer.headers["x-error-message"]
+    assert "is reading the registered versions" in answer.headers["x-error-message"]
 
 
 # --- the real client --------------------------------------------------------------------------------------------------
