@@ -290,6 +290,7 @@ ANSWERS: Final[dict[str, Any]] = {
         "latest_version": 2,
         "main_version": 1,
         "versions": [1, 2],
+        "gone": [],
         "aliases": {"champion": 1},
         "metrics": {"eval/linear_top1": 0.671, "eval/reconstruction_ratio": 0.31},
         "formats": ["timm", "hf", "hf-mae"],

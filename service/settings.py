@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     passing_s: float = Field(600.0, ge=0)
     """Seconds for which smaller jobs may overtake a waiting job although that delays it."""
     sweep_interval_s: float = Field(60.0, gt=0)
-    """Seconds between two sweeps for leftovers."""
+    """Seconds between two sweeps for leftovers, and between two comparisons of registered versions with MLflow."""
     ray_records_kept_s: float = Field(86_400.0, ge=0)
     """Age in seconds at which Ray's record of an ended attempt is deleted."""
     unfinished_kept_s: float = Field(3_600.0, ge=0)

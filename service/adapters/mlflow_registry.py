@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Final
 
+from mlflow.entities import ViewType
 from mlflow.entities.model_registry import ModelVersion
 
 from service.adapters.mlflow_connection import PAGE, MlflowConnection, absence_allowed, quoted, utc_time
 from trainer.protocol.names import TAG_JOB
 
-FOLDERS_KEPT = 10_000
-"""Folders of logged models that are cached; they never change."""
+MODELS_PER_REQUEST: Final = 100
+"""Logged models that one request looks up: their ids are part of its filter."""
+MODEL_SOURCE: Final = re.compile(r"models:/([A-Za-z0-9_-]+)")
+"""The source of a version that a logged model backs, with the model's id."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,6 @@ class Version:
 
 class MlflowRegistry(MlflowConnection):
     """Registered versions and aliases of backbones."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url)
-        self._folders: dict[str, str] = {}
-
-    def versions(self, name: str) -> list[Version]:
-        """All versions of a backbone, oldest first; empty if it does not exist."""
-        return self._versions(f"name = '{quoted(name)}'")
 
     def versions_of_job(self, name: str, job_id: str) -> list[Version]:
         """A job's versions of a backbone, oldest first: one, plus one for each restart from scratch after a
@@ -57,15 +54,6 @@ class MlflowRegistry(MlflowConnection):
             token = page.token
             if not token:
                 return sorted(versions, key=lambda version: (version.name, version.version))
-
-    def aliases(self, name: str) -> dict[str, int]:
-        """The version numbers of a backbone's aliases; empty if it does not exist."""
-        return self._call(lambda: self._aliases_of(name))
-
-    def _aliases_of(self, name: str) -> dict[str, int]:
-        with absence_allowed():
-            return _numbers(self._client.get_registered_model(name).aliases)
-        return {}
 
     def all_aliases(self) -> dict[str, dict[str, int]]:
         """The aliases of every backbone, by its name."""
@@ -90,42 +78,50 @@ class MlflowRegistry(MlflowConnection):
         with absence_allowed():
             self._client.delete_registered_model_alias(name, alias)
 
-    def folder(self, version: Version) -> str | None:
-        """The folder of a version's files; None if it is not backed by a logged model."""
-        model_id = _model_id(version)
-        if model_id is None:
-            return None
-        folder = self._folders.get(model_id) or self._call(lambda: self._location(model_id))
-        if folder is not None:
-            if len(self._folders) >= FOLDERS_KEPT:
-                self._folders.clear()
-            self._folders[model_id] = folder
-        return folder
+    def folders(self, versions: Sequence[Version]) -> dict[str, str]:
+        """The folders of versions' files, by the version's source; versions without a logged model are left out."""
+        ids = sorted({model_id for version in versions if (model_id := _model_id(version.source))})
+        found: dict[str, str] = {}
+        experiments = self._call(self._experiments) if ids else []
+        for begin in range(0, len(ids), MODELS_PER_REQUEST):
+            listed = ", ".join(f"'{model_id}'" for model_id in ids[begin : begin + MODELS_PER_REQUEST])
+            request = partial(self._client.search_logged_models, experiments, f"model_id IN ({listed})")
+            models = self._call(partial(request, max_results=MODELS_PER_REQUEST))
+            found |= {f"models:/{model.model_id}": str(model.artifact_location) for model in models}
+        return found
 
-    def _location(self, model_id: str) -> str | None:
-        with absence_allowed():
-            return str(self._client.get_logged_model(model_id).artifact_location)
-        return None
+    def _experiments(self) -> list[str]:
+        """The ids of all experiments, among whose logged models MLflow searches."""
+        ids: list[str] = []
+        token = None
+        while True:
+            page = self._client.search_experiments(ViewType.ALL, max_results=PAGE, page_token=token)
+            ids += [experiment.experiment_id for experiment in page]
+            token = page.token
+            if not token:
+                return ids
 
-    def delete_version(self, version: Version) -> None:
-        """Remove a version and its logged model from the registry; its files are not touched."""
-        self._call(lambda: self._delete_version(version))
+    def delete_version(self, name: str, number: int, source: str) -> None:
+        """Remove a version and its logged model from the registry; its files are not touched.
 
-    def _delete_version(self, version: Version) -> None:
-        model_id = _model_id(version)
-        # The version goes last: if this is interrupted, the next call still finds the logged model through it.
+        Another version with the same number stays: MLflow counts from 1 again once a registered model is deleted.
+        """
+        self._call(lambda: self._delete_version(name, str(number), source))
+
+    def _delete_version(self, name: str, number: str, source: str) -> None:
+        model_id = _model_id(source)
         if model_id:
             with absence_allowed():
                 self._client.delete_logged_model(model_id)
         with absence_allowed():
-            self._client.delete_model_version(version.name, str(version.version))
-        self._folders.pop(model_id or "", None)
+            if self._client.get_model_version(name, number).source == source:
+                self._client.delete_model_version(name, number)
 
 
-def _model_id(version: Version) -> str | None:
-    """The id of the logged model behind a version; None if there is none."""
-    model_id = version.source.removeprefix("models:/")
-    return None if model_id == version.source or "/" in model_id else model_id
+def _model_id(source: str) -> str | None:
+    """The id of the logged model behind a version, from its source; None if there is none."""
+    match = MODEL_SOURCE.fullmatch(source)
+    return match[1] if match else None
 
 
 def _numbers(aliases: Mapping[str, str]) -> dict[str, int]:

@@ -114,7 +114,13 @@ class Artifacts(Gated):
         return StoredFile(self, path, int(info["size"]), modified)
 
     def holds(self, folder: str) -> bool:
-        """Whether a folder is below the root. It need not exist. Never raises."""
+        """Whether a folder is below the root by its path. It need not exist. Never raises.
+
+        A path below the root is not searched for links that lead out, which would take long for thousands of folders:
+        whoever reads the folder's files does that.
+        """
+        if self._local and posixpath.normpath(folder.removeprefix("file://")).startswith(f"{self._base}/"):
+            return True
         try:
             return self._folder(folder) != self._base
         except OutsideRoot:

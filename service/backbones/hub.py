@@ -8,7 +8,7 @@ an alias, or a commit: 40 digits derived from the version's checksums, which alw
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from service.backbones import registry, service
-from service.backbones.registry import COMMIT, Content, Served
+from service.backbones.registry import COMMIT, Backbone, Content, Served
 from service.backbones.schemas import MAIN
 from service.context.app_state import AppState, MayReadBackbones, StateDep
 from service.http.problems import ApiProblem, not_found
@@ -258,12 +258,13 @@ def _repository(state: AppState, org: str, repo: str, revision: str) -> Reposito
     for ending, format_folder in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
             name, folder = repo.removesuffix(ending), format_folder
-    versions = registry.served(state, name) if org == formats.HUB_ORGANISATION else []
-    if not versions:
+    found = registry.backbones(state, name) if org == formats.HUB_ORGANISATION else []
+    if not found:
         raise not_found("repo", f"{org}/{repo}")
-    resolved = _resolve_revision(state, versions, revision)
+    resolved = _resolve_revision(state, found[0], revision)
     if resolved is None:
-        text = f"{org}/{repo} has no revision {revision!r}: use main, v{versions[-1].number}, an alias or a commit"
+        number = found[0].latest.number
+        text = f"{org}/{repo} has no revision {revision!r}: use main, v{number}, an alias or a commit"
         raise ApiProblem(404, "revision_not_found", text)
     version, content = resolved
     sizes = dict(state.artifacts.files(version.folder))
@@ -274,21 +275,23 @@ def _repository(state: AppState, org: str, repo: str, revision: str) -> Reposito
     return repository
 
 
-def _resolve_revision(state: AppState, versions: list[Served], revision: str) -> tuple[Served, Content] | None:
-    """The version that a revision means, with its content."""
+def _resolve_revision(state: AppState, backbone: Backbone, revision: str) -> tuple[Served, Content] | None:
+    """The version that a revision means, with its content. Raises the API's 404 for one that is gone."""
     if COMMIT.fullmatch(revision):
-        return _find_commit(state, versions, revision)
-    number: int | None = None
-    if revision.startswith("v") and revision[1:].isascii() and revision[1:].isdecimal() and len(revision) < 12:
-        number = int(revision[1:])
+        return _find_commit(state, [version for version in backbone.versions if not version.gone], revision)
+    number = revision.removeprefix("v")
+    if number != revision and number.isascii() and number.isdecimal() and len(number) < 11:
+        version = backbone.numbered(int(number))
     else:
-        aliases = registry.aliases_of(state, versions)
-        number = registry.main_of(versions, aliases).number if revision == MAIN else aliases.get(revision)
-    version = next((version for version in versions if version.number == number), None)
-    return (version, registry.content(state, version)) if version else None
+        version = backbone.main if revision == MAIN else backbone.numbered(backbone.aliases.get(revision))
+    if version is None:
+        return None
+    if version.gone:  # the hub's clients do not know 410
+        raise ApiProblem(404, "revision_not_found", registry.gone_text(version))
+    return version, registry.content(state, version)
 
 
-def _find_commit(state: AppState, versions: list[Served], commit: str) -> tuple[Served, Content] | None:
+def _find_commit(state: AppState, versions: Sequence[Served], commit: str) -> tuple[Served, Content] | None:
     """The newest version with a commit. A cache avoids reading each version's checksums more than once."""
     cached = [version for version in versions if COMMITS.get(version.folder) == commit]
     for version in cached + [version for version in reversed(versions) if version.folder not in COMMITS]:
@@ -302,7 +305,7 @@ def _find_commit(state: AppState, versions: list[Served], commit: str) -> tuple[
 
 
 def _model(repository: Repository) -> HubModelView:
-    moment = repository.version.version.created_at
+    moment = repository.version.row.created_at
     return HubModelView(
         id=repository.id,
         modelId=repository.id,

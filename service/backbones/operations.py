@@ -9,7 +9,7 @@ from service.http.openapi import ETAG, RANGE_HEADERS, Operation, file_answers
 
 TAR: Final = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
 FILE: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-VERSION: Final = ("version_not_found",)
+VERSION: Final = ("version_not_found", "version_gone")
 REPO: Final = ("repo_not_found", "revision_not_found")
 ENTRY: Final = (*REPO, "entry_not_found")
 
@@ -30,6 +30,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
+    "version_gone": (410, "somebody deleted the version in MLflow: it cannot be pulled"),
     "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }
 """The status and the cause of each error."""
@@ -45,7 +46,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "check_backbone_file", (*VERSION, "file_not_found"), file_answers({}), RANGE_HEADERS
     ),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(
-        "delete_backbone_version", ("forbidden", *VERSION, "version_has_alias")
+        "delete_backbone_version", ("forbidden", "version_not_found", "version_has_alias")
     ),
     "GET /v1/backbones/{name}/versions/{version}/archive": Operation(
         "download_backbone_archive", (*VERSION, "file_not_found", "format_not_found"), file_answers(TAR), RANGE_HEADERS

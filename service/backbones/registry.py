@@ -1,7 +1,7 @@
-"""Which versions are served, and their details.
+"""Which versions are shown and served, and their details.
 
-Anybody who can reach MLflow can register anything there. So a version is served only if its job is in our database and
-registers under that name, and if its files are below the artifact root.
+They are rows of our database, which only versions of our jobs get: anybody who can reach MLflow can register anything
+there. Files are served only from below the artifact root.
 """
 
 from __future__ import annotations
@@ -9,21 +9,18 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from service.adapters.mlflow_connection import MlflowUnreachable
-from service.adapters.mlflow_registry import Version
 from service.adapters.storage import OutsideRoot, StoredFile
-from service.backbones import repository
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
 from service.context.app_state import AppState
-from service.db.tables import Job
-from service.http.problems import not_found, unavailable
-from service.jobs import repository as job_repository
+from service.db.tables import BackboneVersion
+from service.http.problems import ApiProblem, not_found
+from service.jobs import versions
+from service.jobs.versions import VersionState
 from trainer.protocol import names
 from trainer.spec import formats
 
@@ -36,50 +33,49 @@ SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
 
 @dataclass(frozen=True)
 class Served:
-    """A version that is served."""
+    """A version that is shown. Its files are served unless it is gone."""
 
-    version: Version
+    row: BackboneVersion
     folder: str
     """The folder of its files."""
-    owner: str
-    """The owner of the job that registered it."""
-    trained_by: str
-    """The id of the job that pretrained it."""
-    dataset_uri: str
 
     @property
     def name(self) -> str:
-        return self.version.name
+        return self.row.name
 
     @property
     def number(self) -> int:
-        return self.version.version
+        return self.row.version
 
     @property
-    def job_id(self) -> str:
-        return self.version.tags[names.TAG_JOB]
+    def gone(self) -> bool:
+        """Whether somebody has deleted it in MLflow."""
+        return self.row.state == VersionState.GONE
 
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Evaluation results, by metric key; values that are not finite numbers are left out."""
-        prefix, tags = names.TAG_METRIC, self.version.tags
+        prefix, tags = names.TAG_METRIC, self.row.tags
         values = {key.removeprefix(prefix): _finite(text) for key, text in tags.items() if key.startswith(prefix)}
         return {key: value for key, value in values.items() if value is not None}
 
     @property
     def formats(self) -> list[str]:
-        """Its formats; empty for old versions, which have no tag for them."""
-        return [name for name in self.version.tags.get(names.TAG_FORMATS, "").split(",") if name]
+        """The formats in which it can be pulled; empty for old versions, which have no tag for them."""
+        if self.gone:
+            return []
+        return [name for name in self.row.tags.get(names.TAG_FORMATS, "").split(",") if name]
 
     def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
         """The version as the API shows it; ``aliases`` are all aliases of the backbone."""
-        tags = self.version.tags
+        tags = self.row.tags
         return VersionSummaryView(
             name=self.name,
             version=self.number,
-            created_at=self.version.created_at,
-            job_id=self.job_id,
-            trained_by=self.trained_by,
+            state="gone" if self.gone else "ready",
+            created_at=self.row.created_at,
+            job_id=self.row.job_id,
+            trained_by=self.row.trained_by,
             attempt=_whole(tags.get(names.TAG_ATTEMPT)),
             checkpoint_step=_whole(tags.get(names.TAG_STEP)),
             method=tags.get(names.TAG_METHOD),
@@ -94,81 +90,110 @@ class Served:
         )
 
 
-@contextmanager
-def asking_mlflow() -> Iterator[None]:
-    """Turns MLflow's errors into the API's 503."""
-    try:
-        yield
-    except MlflowUnreachable as error:
-        raise unavailable("MLflow", error) from error
+@dataclass(frozen=True)
+class Backbone:
+    """All versions of a backbone that are shown, or some of them, with their aliases."""
+
+    versions: Sequence[Served]
+    """By number; at least one."""
+    aliases: Mapping[str, int]
+    """The aliases that point at these versions, sorted."""
+
+    @property
+    def name(self) -> str:
+        return self.versions[0].name
+
+    @property
+    def latest(self) -> Served:
+        """The newest version that can be pulled; if there is none, the newest."""
+        return next((version for version in reversed(self.versions) if not version.gone), self.versions[-1])
+
+    @property
+    def main(self) -> Served:
+        """The champion, otherwise the latest version. A champion that is gone is not replaced by other weights."""
+        return self.numbered(self.aliases.get(CHAMPION)) or self.latest
+
+    def numbered(self, number: int | None) -> Served | None:
+        """The version with a number, if there is one."""
+        return next((version for version in self.versions if version.number == number), None)
+
+    def meant_by(self, reference: str) -> Served | None:
+        """The version that a number, `latest`, `main` or an alias means, if there is one."""
+        if reference.isascii() and reference.isdecimal():
+            return self.numbered(int(reference)) if len(reference) <= len(str(LARGEST)) else None
+        if reference in {LATEST, MAIN}:
+            return self.latest if reference == LATEST else self.main
+        return self.numbered(self.aliases.get(reference))
+
+    def only(self, versions: Sequence[Served]) -> Backbone:
+        """The same backbone with some of its versions."""
+        return Backbone(versions, _among(self.aliases, versions))
+
+    def view(self) -> BackboneView:
+        """The backbone as the API shows it."""
+        main = self.main
+        return BackboneView(
+            name=self.name,
+            latest_version=self.latest.number,
+            main_version=main.number,
+            versions=[version.number for version in self.versions if not version.gone],
+            gone=[version.number for version in self.versions if version.gone],
+            aliases=dict(self.aliases),
+            metrics=main.metrics,
+            formats=main.formats,
+            updated_at=self.latest.row.created_at,
+        )
 
 
-def served(state: AppState, name: str | None = None) -> list[Served]:
-    """All versions that are served, or one backbone's, by name and number. Raises the API's 503."""
-    with asking_mlflow():
-        registered = state.mlflow.all_versions() if name is None else state.mlflow.versions(name)
-    ids = [version.tags[names.TAG_JOB] for version in registered if names.TAG_JOB in version.tags]
+def backbones(state: AppState, name: str | None = None) -> list[Backbone]:
+    """All backbones, or the one with a name, by name. Raises the API's 503 while MLflow's versions are being read."""
     with state.database.read() as session:
-        jobs = job_repository.jobs_by_id(session, ids)
-        hidden = {(row.name, row.version) for row in repository.deleted(session)}
-    result = []
-    for version in registered:
-        job = jobs.get(version.tags.get(names.TAG_JOB, ""))
-        if job is None or job.spec.get("register_as") != version.name or (version.name, version.version) in hidden:
-            continue
-        with asking_mlflow():
-            folder = state.mlflow.folder(version)
-        if folder is not None and state.artifacts.holds(folder):
-            result.append(Served(version, folder, job.owner, _trained_by(job), job.dataset_uri))
-    return result
+        versions.must_be_read(session)
+        rows, aliases = versions.shown(session, name), versions.aliases(session, name)
+    by_name: dict[str, list[Served]] = {}
+    for row in rows:
+        if row.folder is not None and state.artifacts.holds(row.folder):
+            by_name.setdefault(row.name, []).append(Served(row, row.folder))
+    return [Backbone(found, _among(aliases.get(each, {}), found)) for each, found in by_name.items()]
 
 
-def _trained_by(job: Job) -> str:
-    """The job that trained what this one registered: a publishing job names it in its spec."""
-    return str(job.spec.get("job") or job.id)
+def backbone(state: AppState, name: str) -> Backbone:
+    """One backbone. Raises the API's 404 and 503."""
+    found = backbones(state, name)
+    if not found:
+        raise not_found("backbone", name)
+    return found[0]
 
 
-def aliases_of(state: AppState, versions: Sequence[Served]) -> dict[str, int]:
-    """The aliases of one backbone that point at given versions. Raises the API's 503."""
-    with asking_mlflow():
-        aliases = state.mlflow.aliases(versions[0].name) if versions else {}
-    return among(aliases, versions)
-
-
-def all_aliases(state: AppState, by_name: Mapping[str, Sequence[Served]]) -> dict[str, dict[str, int]]:
-    """Like `aliases_of`, for several backbones at once."""
-    with asking_mlflow():
-        aliases = state.mlflow.all_aliases() if by_name else {}
-    return {name: among(aliases.get(name, {}), versions) for name, versions in by_name.items()}
-
-
-def among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
+def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
     """The aliases that point at given versions, sorted."""
     numbers = {version.number for version in versions}
     return {alias: number for alias, number in sorted(aliases.items()) if number in numbers}
 
 
-def main_of(versions: Sequence[Served], aliases: Mapping[str, int]) -> Served:
-    """The champion, otherwise the newest version."""
-    by_number = {version.number: version for version in versions}
-    return by_number.get(aliases.get(CHAMPION, 0)) or by_number[max(by_number)]
-
-
 def find(state: AppState, name: str, reference: str) -> Served:
-    """The version that a number, `latest`, `main` or an alias means. Raises the API's 404 and 503."""
-    versions = served(state, name)
-    number: int | None = None
-    if reference.isascii() and reference.isdecimal():
-        number = int(reference) if len(reference) <= len(str(LARGEST)) else None
-    elif versions and reference == LATEST:
-        number = versions[-1].number
-    elif versions:
-        aliases = aliases_of(state, versions)
-        number = main_of(versions, aliases).number if reference == MAIN else aliases.get(reference)
-    found = next((version for version in versions if version.number == number), None)
+    """The version that a number, `latest`, `main` or an alias means, also if it is gone. Raises the API's 404."""
+    found = next((each.meant_by(reference) for each in backbones(state, name)), None)
     if found is None:
         raise not_found("version", f"{name}:{reference}")
     return found
+
+
+def find_ready(state: AppState, name: str, reference: str) -> Served:
+    """The same for a version whose files are needed. Raises the API's 404, and its 410 for one that is gone."""
+    found = find(state, name, reference)
+    if found.gone:
+        raise ApiProblem(410, "version_gone", gone_text(found))
+    return found
+
+
+def gone_text(version: Served) -> str:
+    """What has happened to a version that is gone, and what to do."""
+    name = f"{version.name}:{version.number}"
+    return (
+        f"{name} was deleted in MLflow, so it cannot be pulled: use another version. An operator who restores MLflow's "
+        f"database brings it back, and deleting {name} here removes its files too"
+    )
 
 
 @dataclass(frozen=True)
@@ -207,21 +232,6 @@ def stored(state: AppState, version: Served, path: str, listed: Mapping[str, str
     if file is None:
         raise not_found("file", path)
     return file
-
-
-def backbone(versions: Sequence[Served], aliases: Mapping[str, int]) -> BackboneView:
-    """A backbone as the API shows it."""
-    newest, main = versions[-1], main_of(versions, aliases)
-    return BackboneView(
-        name=newest.name,
-        latest_version=newest.number,
-        main_version=main.number,
-        versions=[version.number for version in versions],
-        aliases=dict(aliases),
-        metrics=main.metrics,
-        formats=main.formats,
-        updated_at=newest.version.created_at,
-    )
 
 
 def belongs_to_card(path: str) -> bool:

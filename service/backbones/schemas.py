@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictInt
 
@@ -32,6 +32,8 @@ class VersionSummaryView(View):
 
     name: str
     version: int
+    state: Literal["ready", "gone"] = "ready"
+    """`gone`: somebody has deleted it in MLflow, so it cannot be pulled."""
     created_at: datetime
     job_id: str
     """The job that registered it."""
@@ -72,9 +74,13 @@ class BackboneView(View):
 
     name: str
     latest_version: int
+    """The newest version that can be pulled; if there is none, the newest."""
     main_version: int = 0
     """The version with the alias `champion`, otherwise the latest: it is pulled if no version is named."""
     versions: list[int]
+    """Those that can be pulled."""
+    gone: list[int] = Field(default_factory=list)
+    """Versions that somebody has deleted in MLflow: they cannot be pulled."""
     aliases: dict[str, int] = Field(default_factory=dict)
     """The version that each alias points at."""
     metrics: dict[str, float] = Field(default_factory=dict)

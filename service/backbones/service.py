@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
 import structlog
+from sqlalchemy.orm import Session
 
+from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import registry, repository
+from service.backbones import aliases, registry
 from service.backbones.archive import Archive
 from service.backbones.registry import Served
 from service.backbones.schemas import (
@@ -24,9 +27,11 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.context.app_state import AppState
+from service.db.tables import BackboneAlias, BackboneVersion
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
+from service.jobs import versions
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
@@ -49,13 +54,13 @@ class Filters:
     export_format: str | None = None
     alias: str | None = None
 
-    def match(self, version: Served, aliases: dict[str, int]) -> bool:
+    def match(self, version: Served, aliases: Mapping[str, int]) -> bool:
         """Whether a version matches; ``aliases`` are all aliases of its backbone."""
-        tags = version.version.tags
+        tags = version.row.tags
         filters = [
             (self.name_contains and self.name_contains.lower(), version.name),
-            (self.job, {version.job_id, version.trained_by}),
-            (self.dataset, {tags.get(names.TAG_DATASET), version.dataset_uri}),
+            (self.job, {version.row.job_id, version.row.trained_by}),
+            (self.dataset, {tags.get(names.TAG_DATASET), version.row.dataset_uri}),
             (self.method, {tags.get(names.TAG_METHOD)}),
             (self.network, {tags.get(names.TAG_NETWORK)}),
             (self.export_format, set(version.formats)),
@@ -69,19 +74,11 @@ def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cur
 
     They are sorted by name, by time or by an evaluation result; those without the result come last.
     """
-    by_name: dict[str, list[Served]] = {}
-    for version in registry.served(state):
-        by_name.setdefault(version.name, []).append(version)
-    aliases = registry.all_aliases(state, by_name)
-    matches = {
-        name: [version for version in versions if filters.match(version, aliases[name])]
-        for name, versions in by_name.items()
-    }
-    views = [
-        registry.backbone(versions, registry.among(aliases[name], versions))
-        for name, versions in matches.items()
-        if versions
-    ]
+    views = []
+    for backbone in registry.backbones(state):
+        matches = [version for version in backbone.versions if filters.match(version, backbone.aliases)]
+        if matches:
+            views.append(backbone.only(matches).view())
     keyed = sorted(((_sort_key(view, sort), view) for view in views), key=lambda pair: pair[0])
     if cursor:
         last = _read_sort_key(cursor, sort)
@@ -110,19 +107,24 @@ def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
 
 def show(state: AppState, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
-    versions = registry.served(state, name)
-    if not versions:
-        raise not_found("backbone", name)
-    aliases = registry.aliases_of(state, versions)
-    details = [version.summary(aliases) for version in reversed(versions)]
-    return BackboneDetailView(**vars(registry.backbone(versions, aliases)), details=details)
+    backbone = registry.backbone(state, name)
+    details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
+    return BackboneDetailView(**vars(backbone.view()), details=details)
 
 
 def show_version(state: AppState, name: str, reference: str) -> VersionView:
-    """One version with its files. Raises the API's 404."""
-    version = registry.find(state, name, reference)
+    """One version with its files. Raises the API's 404 and 410."""
+    return describe(state, registry.find_ready(state, name, reference))
+
+
+def describe(state: AppState, version: Served) -> VersionView:
+    """A version with its files, of which it has none if it is gone."""
+    with state.database.read() as session:
+        aliases = versions.aliases(session, version.name).get(version.name, {})
+    summary = version.summary(aliases)
+    if version.gone:
+        return VersionView(**vars(summary), files=[])
     content, sizes = registry.content(state, version), dict(state.artifacts.files(version.folder))
-    summary = version.summary(registry.aliases_of(state, [version]))
     listed = {path: digest for path, digest in content.listed.items() if path in sizes}
     return VersionView(
         **vars(summary) | {"formats": registry.formats_in(listed)},
@@ -132,7 +134,7 @@ def show_version(state: AppState, name: str, reference: str) -> VersionView:
                 path=path,
                 size=sizes[path],
                 sha256=digest,
-                url=f"/v1/backbones/{name}/versions/{version.number}/files/{quote(path)}",
+                url=f"/v1/backbones/{version.name}/versions/{version.number}/files/{quote(path)}",
             )
             for path, digest in listed.items()
         ],
@@ -140,8 +142,8 @@ def show_version(state: AppState, name: str, reference: str) -> VersionView:
 
 
 def file(state: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
-    """A version's file and its sha256. Raises the API's 404, also for files without a checksum."""
-    version = registry.find(state, name, reference)
+    """A version's file and its sha256. Raises the API's 404, also for files without a checksum, and 410."""
+    version = registry.find_ready(state, name, reference)
     listed = registry.content(state, version).listed
     return registry.stored(state, version, path, listed), listed[path]
 
@@ -157,9 +159,9 @@ def archive(
 ) -> tuple[Archive, str, str]:
     """A version's files as a tar, with the tar's file name and a hash that identifies it.
 
-    With a format, the tar has that format, the card and the checksums. Raises the API's 404.
+    With a format, the tar has that format, the card and the checksums. Raises the API's 404 and 410.
     """
-    version = registry.find(state, name, reference)
+    version = registry.find_ready(state, name, reference)
     content = registry.content(state, version)
     formats = registry.formats_in(content.listed)
     if export_format and export_format not in formats:
@@ -169,7 +171,7 @@ def archive(
     paths = [path for path in content.listed if export_format is None or _comes_with(export_format, path)]
     top = f"{name}-v{version.number}"
     members = [(f"{top}/{path}", registry.stored(state, version, path, content.listed)) for path in sorted(paths)]
-    tar = Archive(members, version.version.created_at)
+    tar = Archive(members, version.row.created_at)
     identity = hashlib.sha256(f"{content.commit} {top} {export_format} {tar.size}".encode()).hexdigest()
     return tar, f"{top}-{export_format}.tar" if export_format else f"{top}.tar", identity
 
@@ -182,38 +184,50 @@ def _comes_with(export_format: BackboneFormat, path: str) -> bool:
 
 
 def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
-    """Point an alias at a version. Raises 403 if that version, or the previous one, is somebody else's, and 404."""
+    """Point an alias at a version.
+
+    Raises 403 if that version, or the previous one, is somebody else's, 404 if there is no such version or it is being
+    deleted, and 410 if it is gone.
+    """
     _check_alias(alias)
-    versions = _versions(state, name)
-    target = versions.get(number)
-    if target is None:
-        raise not_found("version", f"{name}:{number}")
-    previous = versions.get(registry.aliases_of(state, list(versions.values())).get(alias, 0))
-    for version in filter(None, (target, previous)):
-        caller.must(Scope.BACKBONES, version.owner)
-    with registry.asking_mlflow():
-        state.mlflow.set_alias(name, alias, number)
-    if number not in _versions(state, name):  # somebody deleted it meanwhile, before the alias was visible
-        with registry.asking_mlflow():
-            state.mlflow.delete_alias(name, alias)
+    known = registry.backbone(state, name).numbered(number)
+    if known is None:
         raise not_found("version", f"{name}:{number}")
     with state.database.session() as session:
-        caller.record(session, name, alias=alias, version=number, before=previous.number if previous else None)
+        target = _shown(session, known)
+        before = session.get(BackboneAlias, (name, alias))
+        previous = session.get(BackboneVersion, (name, before.version)) if before else None
+        for row in filter(None, (target.row, previous)):
+            caller.must(Scope.BACKBONES, row.owner)
+        if target.gone:
+            raise ApiProblem(410, "version_gone", registry.gone_text(target))
+        caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None)
+        versions.point(session, name, alias, number)
+    _follow_in_mlflow(state, name, alias)
     return show(state, name)
 
 
 def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
     """Remove an alias; its version stays. Raises the API's 403 and 404."""
-    versions = _versions(state, name)
-    number = registry.aliases_of(state, list(versions.values())).get(alias)
-    if number is None:
-        raise not_found("alias", f"{name}@{alias}")
-    caller.must(Scope.BACKBONES, versions[number].owner)
-    with registry.asking_mlflow():
-        state.mlflow.delete_alias(name, alias)
+    backbone = registry.backbone(state, name)
     with state.database.session() as session:
-        caller.record(session, name, alias=alias, version=number)
+        row = session.get(BackboneAlias, (name, alias))
+        version = backbone.numbered(row.version) if row else None
+        if row is None or version is None:
+            raise not_found("alias", f"{name}@{alias}")
+        caller.must(Scope.BACKBONES, version.row.owner)
+        session.delete(row)
+        caller.record(session, name, alias=alias, version=row.version)
+    _follow_in_mlflow(state, name, alias)
     return show(state, name)
+
+
+def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
+    """Copy a changed alias to MLflow; if that fails, the controller's next comparison with MLflow does it."""
+    try:
+        aliases.follow(state, name, alias)
+    except MlflowUnreachable as error:
+        log.warning("alias_not_followed", backbone=name, alias=alias, detail=str(error))
 
 
 def deletion(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
@@ -221,34 +235,43 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
     return _deletion(state, caller, registry.find(state, name, str(number)))
 
 
-def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
-    """Hide a version at once; the controller removes it later. Raises 403 and 404, and 409 if it has an alias.
+def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
+    caller.must(Scope.BACKBONES, version.row.owner)
+    files = state.artifacts.files(version.folder)
+    with state.database.read() as session:
+        named = versions.aliases_of(session, version.row)
+    return VersionDeletionView(
+        name=version.name,
+        version=version.number,
+        job_id=version.row.job_id,
+        artifact_uri=version.folder,
+        files=len(files),
+        bytes=sum(size for _, size in files),
+        aliases=named,
+    )
 
-    If the version gets an alias in the meantime, the controller keeps it and shows it again.
-    """
-    version = registry.find(state, name, str(number))
-    preview = _deletion(state, caller, version)
-    _must_have_no_alias(version, preview.aliases)
+
+def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
+    """Hide a version at once; the controller removes it later. Raises 403 and 404, and 409 if it has an alias."""
+    known = registry.find(state, name, str(number))
+    preview = _deletion(state, caller, known)
     with state.database.session() as session:
-        repository.hide(session, name, number, version.job_id, version.version.source, version.folder)
-        caller.record(session, name, version=number, job=version.job_id)
-    log.info("version_deleted", backbone=name, version=number, job_id=version.job_id, actor=caller.owner)
+        version = _shown(session, known)
+        caller.must(Scope.BACKBONES, version.row.owner)
+        _must_have_no_alias(version, versions.aliases_of(session, version.row))
+        versions.delete(version.row)
+        caller.record(session, name, version=number, job=version.row.job_id)
+    log.info("version_deleted", backbone=name, version=number, job_id=preview.job_id, actor=caller.owner)
     state.wake.set()
     return preview
 
 
-def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
-    caller.must(Scope.BACKBONES, version.owner)
-    files = state.artifacts.files(version.folder)
-    return VersionDeletionView(
-        name=version.name,
-        version=version.number,
-        job_id=version.job_id,
-        artifact_uri=version.folder,
-        files=len(files),
-        bytes=sum(size for _, size in files),
-        aliases=sorted(alias for alias, to in _aliases(state, version.name).items() if to == version.number),
-    )
+def _shown(session: Session, version: Served) -> Served:
+    """A version as it is in this transaction. Raises the API's 404."""
+    row = session.get(BackboneVersion, (version.name, version.number))
+    if row is None or row.state not in versions.SHOWN or row.source != version.row.source:
+        raise not_found("version", f"{version.name}:{version.number}")
+    return Served(row, version.folder)
 
 
 def _must_have_no_alias(version: Served, aliases: list[str]) -> None:
@@ -259,19 +282,6 @@ def _must_have_no_alias(version: Served, aliases: list[str]) -> None:
             f"or remove it, first: DELETE /v1/backbones/{name}/aliases/{first}"
         )
         raise ApiProblem(409, "version_has_alias", text)
-
-
-def _aliases(state: AppState, name: str) -> dict[str, int]:
-    with registry.asking_mlflow():
-        return state.mlflow.aliases(name)
-
-
-def _versions(state: AppState, name: str) -> dict[int, Served]:
-    """A backbone's versions by number. Raises the API's 404 if there are none."""
-    versions = registry.served(state, name)
-    if not versions:
-        raise not_found("backbone", name)
-    return {version.number: version for version in versions}
 
 
 def _check_alias(alias: str) -> None:

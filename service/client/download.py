@@ -197,7 +197,7 @@ class Fetcher:
             try:
                 self._file(file, staging / path)
             except ApiError as error:
-                if error.status != httpx.codes.NOT_FOUND:
+                if error.status not in {httpx.codes.NOT_FOUND, httpx.codes.GONE}:
                     raise
                 message = f"{version.name}:{version.version} was deleted while it was pulled; nothing of it is kept"
                 raise DownloadError(f"{message} ({error.detail})") from error

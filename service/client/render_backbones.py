@@ -20,9 +20,9 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
         (
             (
                 b.name,
-                str(b.main_version),
+                f"{b.main_version} gone" if b.main_version in b.gone else str(b.main_version),
                 str(b.latest_version),
-                str(len(b.versions)),
+                f"{len(b.versions)}, {len(b.gone)} gone" if b.gone else str(len(b.versions)),
                 ", ".join(f"{alias}:{number}" for alias, number in b.aliases.items()) or "-",
                 *(f"{b.metrics[name]:.4g}" if name in b.metrics else "-" for name in shown),
                 when(b.updated_at),
@@ -39,7 +39,7 @@ def backbone(view: BackboneDetailView) -> RenderableType:
         ("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "CREATED", *results),
         (
             (
-                str(each.version),
+                f"{each.version} gone" if each.state == "gone" else str(each.version),
                 ", ".join(each.aliases) or "-",
                 each.trained_by or each.job_id,
                 "-" if each.checkpoint_step is None else f"{each.checkpoint_step:,}",

@@ -42,8 +42,8 @@ class ProgressReport(Protocol):
     def result(self) -> Result:
         """The result of a job that has succeeded."""
 
-    def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
-        """Further writes of the transaction in which the job succeeds."""
+    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:
+        """Further writes of the transaction in which the job moves to another state after its last attempt."""
 
 
 class ControllerKind(JobKind[Spec]):

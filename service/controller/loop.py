@@ -22,6 +22,7 @@ from service.controller.kind import ProgressReport
 from service.controller.removal import Removals
 from service.controller.starting import attempt_request, start_waiting
 from service.controller.sweeps import Sweeps
+from service.controller.versions import VersionChecks
 from service.controller.worker import Worker
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE, ROUND_SECONDS
 from service.db.tables import Attempt, Job, now
@@ -43,7 +44,7 @@ RUN_GONE = "Its MLflow run was removed, with everything recorded in it."
 
 
 class Reconciler:
-    """The control loop over all jobs, on a thread of its own; removals and sweeps have two more."""
+    """The control loop over all jobs, on a thread of its own; removals, sweeps and version checks have three more."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context, self._dependencies, settings = context, context.dependencies, context.app.settings
@@ -53,7 +54,7 @@ class Reconciler:
             start=timedelta(seconds=settings.start_limit_s),
             stall=timedelta(seconds=settings.stall_limit_s),
         )
-        self.removals, self.sweeps = Removals(context), Sweeps(context)
+        self.removals, self.sweeps, self.versions = Removals(context), Sweeps(context), VersionChecks(context)
         self._deleted = threading.Event()
         """Set after every round: people may have deleted something."""
         self._loop = self._worker("reconciler", self._timed_round, settings.poll_interval_s, context.app.wake)
@@ -61,6 +62,7 @@ class Reconciler:
             self._loop,
             self._worker("removals", self.removals.run, settings.poll_interval_s, self._deleted),
             self._worker("sweeps", self.sweeps.run, settings.sweep_interval_s, threading.Event()),
+            self._worker("versions", self.versions.run, settings.poll_interval_s, threading.Event()),
         )
 
     def _worker(self, name: str, work: Callable[[], None], pause_s: float, wake: threading.Event) -> Worker:
@@ -208,6 +210,7 @@ class Reconciler:
                 row = repository.get(session, job.id)
                 report.record(row, repository.attempts(session, job.id), now())
                 transition(session, row, state, reason, message, ACTOR)
+                report.settled(session, self._context, row)
 
     def _continuation(self, job: Job, newest: str | None = None) -> str:
         """What a job does once it is queued again; ``newest`` is a checkpoint that its row does not have yet."""
@@ -341,8 +344,7 @@ class Reconciler:
                 job.result = result.model_copy(update={"backbones": lineage.versions(job)}).model_dump(mode="json")
                 lineage.add(session, self._context.kinds, job, result.backbones)
             transition(session, job, following.state, following.reason, following.message, ACTOR)
-            if succeeded:
-                report.succeeded(session, self._context, job)
+            report.settled(session, self._context, job)
         ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
         GPU_SECONDS.inc((attempt.gpus or 0) * (observation.now - attempt.started_at).total_seconds())
         log.info(

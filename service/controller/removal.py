@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import structlog
 
-from service.backbones.repository import deleted as deleted_versions
-from service.backbones.repository import forget
 from service.controller.context import ControllerContext, isolated, isolated_job
-from service.db.tables import DeletedVersion, Job
+from service.controller.versions import remove_version, remove_versions
+from service.db.tables import Job
 from service.jobs import lineage, repository
-from service.jobs.deletion import versions_of
-from service.jobs.schemas import BackboneRef
+from service.jobs import versions as registered_versions
 from trainer.protocol.names import submission_id
 
 log = structlog.get_logger()
@@ -25,7 +23,7 @@ class Removals:
     def run(self) -> None:
         """Remove everything that is in the queue now; what cannot be removed yet stays in it."""
         with self._context.app.database.read() as session:
-            jobs, versions = repository.deleted(session), deleted_versions(session)
+            jobs, versions = repository.deleted(session), registered_versions.deleting(session)
         for version in versions:
             with isolated(backbone=version.name, version=version.version, job_id=version.job_id):
                 remove_version(self._context, version)
@@ -39,14 +37,7 @@ def remove(context: ControllerContext, job: Job) -> None:
 
     What users see goes first: the registered versions, then what its kind adds, files, the run and Ray's records.
     """
-    with context.dependencies.mlflow.call():
-        found = versions_of(context.kinds, job, context.app.mlflow)
-        versions = [(version, context.app.mlflow.folder(version)) for version in found]
-    for version, folder in versions:
-        if folder:
-            context.delete_files(job.id, folder)
-        with context.dependencies.mlflow.call():
-            context.app.mlflow.delete_version(version)
+    remove_versions(context, job)
     context.kinds[job.kind].remove(context, job)
     if job.artifact_uri:
         context.delete_files(job.id, job.artifact_uri)
@@ -61,26 +52,3 @@ def remove(context: ControllerContext, job: Job) -> None:
             lineage.drop(session, context.kinds, job.id, reference)
         repository.remove(session, job.id)
     log.info("job_removed", job_id=job.id, run_id=job.run_id)
-
-
-def remove_version(context: ControllerContext, deleted: DeletedVersion) -> None:
-    """Remove a deleted version, and the row that records its deletion last, so that an interrupted removal is repeated.
-
-    The API hides the version from the moment that row exists.
-    """
-    with context.dependencies.mlflow.call():
-        aliases = context.app.mlflow.aliases(deleted.name)
-    if deleted.version in aliases.values():  # the alias was set during the deletion
-        with context.write() as session:
-            forget(session, deleted.name, deleted.version)
-        log.warning("version_kept", backbone=deleted.name, version=deleted.version, detail="it has an alias")
-        return
-    context.delete_files(deleted.job_id, deleted.folder)
-    with context.dependencies.mlflow.call():
-        for version in context.app.mlflow.versions(deleted.name):
-            if (version.version, version.source) == (deleted.version, deleted.source):
-                context.app.mlflow.delete_version(version)
-    with context.write() as session:
-        lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
-        forget(session, deleted.name, deleted.version)
-    log.info("version_removed", backbone=deleted.name, version=deleted.version, job_id=deleted.job_id)

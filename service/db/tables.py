@@ -11,6 +11,7 @@ from sqlalchemy import (
     Connection,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     MetaData,
     String,
@@ -242,20 +243,57 @@ class SearchClaim(Base):
     """When others may take the search over: the request renews it as long as it lives."""
 
 
-class DeletedVersion(Base):
-    """A registered version that somebody deleted. It is hidden, while the controller removes it and its files."""
+class BackboneVersion(Base):
+    """A registered version of a backbone. MLflow has it too, and gave it its number."""
 
-    __tablename__ = "deleted_version"
+    __tablename__ = "backbone_version"
+    __table_args__ = (Index(None, "job_id"), Index(None, "state", "deleted_at"))
 
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
-    job_id: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    """A `service.jobs.versions.VersionState`."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
     """The job that registered it."""
+    owner: Mapped[str] = mapped_column(String(100))
+    """That job's owner."""
+    trained_by: Mapped[str] = mapped_column(String(32))
+    """The job that pretrained it."""
+    dataset_uri: Mapped[str] = mapped_column(Text)
     source: Mapped[str] = mapped_column(Text)
-    """The version's source in MLflow."""
-    folder: Mapped[str] = mapped_column(Text)
-    """The folder of its files."""
-    deleted_at: Mapped[datetime] = mapped_column(default=now)
+    """Its source in MLflow, which tells it from another version that has the same number."""
+    folder: Mapped[str | None] = mapped_column(Text)
+    """The folder of its files; None if MLflow has no logged model for it."""
+    tags: Mapped[dict[str, str]]
+    """Its tags in MLflow."""
+    created_at: Mapped[datetime]
+    """When it was registered."""
+    deleted_at: Mapped[datetime | None]
+    """When somebody deleted it here."""
+
+
+class BackboneAlias(Base):
+    """A name for a version of a backbone. MLflow has a copy."""
+
+    __tablename__ = "backbone_alias"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
+        ),
+    )
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int]
+
+
+class RegistryCheck(Base):
+    """When the rows of versions were last compared with MLflow. There is no row until all versions have been read."""
+
+    __tablename__ = "registry_check"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    checked_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class Token(Base):

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from service.adapters.mlflow_registry import Version
-from service.adapters.mlflow_store import MlflowStore
+from collections.abc import Sequence
+
+from sqlalchemy.orm import Session
+
 from service.adapters.storage import Artifacts, OutsideRoot
 from service.context.app_state import AppState
-from service.context.kind import Kinds
-from service.db.tables import Job
+from service.db.tables import BackboneVersion, Job
+from service.http.problems import ApiProblem
+from service.jobs import versions
 from service.jobs.schemas import BackboneRef, Deletion
-from trainer.spec.job import parse_spec
+from service.jobs.versions import VersionState
 
 
 def preview(app_state: AppState, job: Job) -> Deletion:
-    """What deleting a job would remove; raises `MlflowUnreachable` and `StorageUnreachable`."""
-    mlflow = app_state.mlflow
-    versions = versions_of(app_state.kinds, job, mlflow)
+    """What deleting a job would remove; raises `StorageUnreachable`, and for a search `MlflowUnreachable`."""
+    with app_state.database.read() as session:
+        registered = versions.shown_of_job(session, job.id)
     folders = [
         job.artifact_uri,
-        *(mlflow.folder(version) for version in versions),
-        *app_state.kinds[job.kind].other_folders(job, mlflow),
+        *(version.folder for version in registered),
+        *app_state.kinds[job.kind].other_folders(job, app_state.mlflow),
     ]
     files = [file for folder in folders if folder for file in _files(app_state.artifacts, folder)]
     return Deletion(
@@ -28,14 +31,39 @@ def preview(app_state: AppState, job: Job) -> Deletion:
         artifact_uri=job.artifact_uri,
         files=len(files),
         bytes=sum(size for _, size in files),
-        backbones=[BackboneRef(name=version.name, version=version.version) for version in versions],
+        backbones=_ready(registered),
     )
 
 
-def versions_of(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Version]:
-    """The versions that a job registered, as MLflow lists them."""
-    name = kinds[job.kind].registers_as(parse_spec(job.spec))
-    return mlflow.versions_of_job(name, job.id) if name else []
+def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[BackboneRef]:
+    """Delete a job's versions together with the job, in the same transaction; returns those that can be pulled.
+
+    Raises the API's 503 while they are not known, and 409 where one can be pulled and ``with_backbones`` is false, or
+    where one has an alias.
+    """
+    if job.spec.get("register_as"):
+        versions.must_be_read(session)
+    registered = versions.shown_of_job(session, job.id)
+    ready = _ready(registered)
+    if ready and not with_backbones:
+        listed = ", ".join(f"{version.name} version {version.version}" for version in ready)
+        text = f"deleting {job.id} would delete {listed} too: confirm with with_backbones=true"
+        raise ApiProblem(409, "backbones_would_go", text)
+    for version in registered:
+        if aliases := versions.aliases_of(session, version):
+            text = (
+                f"{version.name} version {version.version}, which would be deleted too, has the alias "
+                f"{version.name}@{aliases[0]}: first point the alias to another version, or remove it"
+            )
+            raise ApiProblem(409, "version_has_alias", text)
+        versions.delete(version)
+    return ready
+
+
+def _ready(registered: Sequence[BackboneVersion]) -> list[BackboneRef]:
+    """Those versions that can be pulled."""
+    ready = (version for version in registered if version.state == VersionState.READY)
+    return [BackboneRef(name=version.name, version=version.version) for version in ready]
 
 
 def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:

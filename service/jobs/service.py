@@ -18,7 +18,7 @@ from service.context.kind import JobKind
 from service.db.tables import Job, now
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import lineage, repository
-from service.jobs.deletion import preview
+from service.jobs.deletion import delete_versions, preview
 from service.jobs.lifecycle import CANCELLED, EFFECTS, PAUSED, Effect, Verb, delete, edit, transition
 from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.reading import view
@@ -205,33 +205,16 @@ def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones:
     Raises the API's 409 where registered versions would be deleted without ``with_backbones``, or one has an alias.
     """
     removed = deletion(app_state, caller, job_id)
-    if removed.backbones and not with_backbones:
-        versions = ", ".join(f"{backbone.name} version {backbone.version}" for backbone in removed.backbones)
-        text = f"deleting {job_id} would delete {versions} too: confirm with with_backbones=true"
-        raise ApiProblem(409, "backbones_would_go", text)
-    _must_have_no_alias(app_state, removed)
 
-    def change(_: Session, job: Job) -> Deletion:
+    def change(session: Session, job: Job) -> Deletion:
         if _effect(job, Verb.DELETE) is not Effect.GONE:
             raise _refused(job, Verb.DELETE)
+        deleted = delete_versions(session, job, with_backbones)
         delete(job)
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)
-        return removed
+        return removed.model_copy(update={"backbones": deleted})
 
     return change_job(app_state, caller, job_id, change)
-
-
-def _must_have_no_alias(app_state: AppState, removed: Deletion) -> None:
-    """Raises the API's 409 where an alias points to a version that would be deleted."""
-    for backbone in removed.backbones:
-        aliases = app_state.mlflow.aliases(backbone.name)
-        named = sorted(alias for alias, number in aliases.items() if number == backbone.version)
-        if named:
-            text = (
-                f"{backbone.name} version {backbone.version}, which would be deleted too, has the alias "
-                f"{backbone.name}@{named[0]}: first point the alias to another version, or remove it"
-            )
-            raise ApiProblem(409, "version_has_alias", text)
 
 
 def change_job(

@@ -110,5 +110,5 @@ class InspectionReport:
     def result(self) -> Result:
         return Result(inspection=self.inspection)
 
-    def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
+    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:
         """Nothing else to write."""

@@ -11,10 +11,10 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_runs import RunView
 from service.controller.context import ControllerContext
 from service.db.tables import Attempt, Job
-from service.jobs import progress
-from service.jobs.deletion import versions_of
+from service.jobs import progress, versions
 from service.jobs.schemas import BackboneRef, Result
 from service.jobs.state import State
+from service.jobs.versions import Registered
 
 RESULT_METRICS = ("eval/", "train/loss", "progress/")
 
@@ -29,8 +29,8 @@ class RunReport:
     """The message of a job that has succeeded."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The newest value of each metric."""
-    versions: Sequence[BackboneRef] = ()
-    """The versions that the job registered."""
+    registered: Sequence[Registered] = ()
+    """The versions that the job has registered, oldest first."""
 
     def record(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> None:
         if self.run:
@@ -41,23 +41,23 @@ class RunReport:
 
     def result(self) -> Result:
         metrics = {key: value for key, value in self.metrics.items() if key.startswith(RESULT_METRICS)}
-        versions = list(self.versions)
-        return Result(metrics=metrics, backbone=versions[-1] if versions else None, backbones=versions)
+        references = [BackboneRef(name=each.version.name, version=each.version.version) for each in self.registered]
+        return Result(metrics=metrics, backbone=references[-1] if references else None, backbones=references)
 
-    def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
-        """Nothing else to write."""
+    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:  # noqa: ARG002
+        """Add the versions that the job has registered; an attempt may have registered one and failed afterwards."""
+        for each in self.registered:
+            versions.add(session, job, each, {})
 
 
 def final_report(context: ControllerContext, job: Job, run: RunView | None, state: State, complete: str) -> RunReport:
     """The final report of a job that moves to ``state``; raises `Unavailable`."""
     existing = run if run and not run.gone else None
-    if state is not State.SUCCEEDED:
+    if state is State.RECOVERING:
         return RunReport(existing, complete)
     with context.dependencies.mlflow.call():
-        versions = versions_of(context.kinds, job, context.app.mlflow)
-    return RunReport(
-        existing,
-        complete,
-        existing.metrics if existing else job.metrics or {},  # of a removed run: the last known ones
-        [BackboneRef(name=version.name, version=version.version) for version in versions],
-    )
+        registered = versions.registered_by(context.kinds, job, context.app.mlflow)
+    if state is not State.SUCCEEDED:
+        return RunReport(existing, complete, registered=registered)
+    metrics = existing.metrics if existing else job.metrics or {}  # of a removed run: the last known ones
+    return RunReport(existing, complete, metrics, registered)

@@ -55,13 +55,15 @@ CLOSING: Final[dict[State, tuple[Reason, str]]] = {
 class SearchReport(SearchStatus):
     """A search's trials, and the promotion of the best one."""
 
-    def succeeded(self, session: Session, context: ControllerContext, job: Job) -> None:
-        """Promote the best trial, where the spec asks for that; a repeated promotion changes nothing.
+    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:
+        """Promote the best trial of a search that has succeeded, where the spec asks for that.
+
+        A repeated promotion changes nothing.
 
         Where the trial cannot be promoted, the search's message says why.
         """
         promote, leader = self.spec.promote, self.leader()
-        if promote is None or leader is None:
+        if job.state != State.SUCCEEDED or promote is None or leader is None:
             return
         try:
             promoted, new = promote_trial(session, context.app.settings, job, leader, promote, job.owner)
@@ -190,7 +192,7 @@ class Search(ControllerKind[SearchSpec]):
             if state is State.SUCCEEDED:
                 job.result = report.result().model_dump(mode="json")
                 note(session, job, job.reason, report.summary(), ACTOR)
-                report.succeeded(session, context, job)
+                report.settled(session, context, job)
 
     # --- removal and sweeps -----------------------------------------------------------------------------------------
 

@@ -74,12 +74,13 @@ def _results(items: list[BackboneView], sort: str | None) -> list[str]:
 @router.get("/backbones/{name}")
 def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
     """One version, by default the main one, with its backbone's aliases and versions."""
-    backbone = service.show(page.state, name)
-    shown = service.show_version(page.state, name, version or MAIN)
-    served = {each.number: each for each in registry.served(page.state, name)}
-    if shown.version not in served:  # it was deleted meanwhile
-        raise not_found("version", f"{name}:{shown.version}")
-    rendered, no_card = _card(page, shown, served[shown.version].folder)
+    found = registry.backbone(page.state, name)
+    served = found.meant_by(version or MAIN)
+    if served is None:
+        raise not_found("version", f"{name}:{version}")
+    backbone, shown = service.show(page.state, name), service.describe(page.state, served)
+    rendered, no_card = (None, "") if served.gone else _card(page, shown, served.folder)
+    controlled = {each.number for each in found.versions if page.caller.may(Scope.BACKBONES, each.row.owner)}
     main = shown.version == backbone.main_version
     server = str(page.request.base_url).rstrip("/")
     return page.render(
@@ -91,8 +92,11 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         no_card=no_card,
         snippets=list(snippets(shown, main, server, rendered.code if rendered else {})),
         champion=CHAMPION,
-        controlled={number for number, each in served.items() if page.caller.may(Scope.BACKBONES, each.owner)},
-        served=served[shown.version],
+        gone=registry.gone_text(served) if served.gone else None,
+        controlled=controlled,
+        settable=[number for number in reversed(backbone.versions) if number in controlled],
+        owner=served.row.owner,
+        dataset_uri=served.row.dataset_uri,
         moves=_move_texts(backbone),
     )
 
@@ -129,5 +133,6 @@ def _move_text(backbone: BackboneView, alias: str, number: int) -> str:
 def delete(page: BackboneDeletionPage, name: str, version: Annotated[int, Query(ge=1, le=LARGEST)]) -> Response:
     """What the deletion of a version removes, to confirm."""
     deletion = service.deletion(page.state, page.caller, name, version)
-    context: dict[str, Any] = {"deletion": deletion, "last": service.show(page.state, name).versions == [version]}
+    last = [each.version for each in service.show(page.state, name).details] == [version]
+    context: dict[str, Any] = {"deletion": deletion, "last": last}
     return page.render("backbones/delete.html", **context)

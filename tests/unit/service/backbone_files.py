@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from service_fakes import FakeMlflow, add_job, spec_with
 
 from service.adapters.mlflow_registry import Version
+from service.controller.context import ControllerContext
+from service.controller.versions import check
 from service.db.database import Database
+from service.db.tables import BackboneAlias
+from service.jobs import versions
+from service.kinds.registry import KINDS
 from trainer.protocol import names
 
 WEIGHTS = bytes(range(256)) * 40
@@ -44,6 +51,12 @@ def commit_of(folder: Path) -> str:
     return sha256((folder / names.BACKBONE_SUMS).read_bytes())[:40]
 
 
+def compare_with_mlflow(database: Database, mlflow: Any) -> None:
+    """As the controller does again and again."""
+    lease = SimpleNamespace(guard=lambda _: None)
+    check(ControllerContext(SimpleNamespace(database=database, mlflow=mlflow), KINDS, lease))
+
+
 class Registry:
     """Registers versions of jobs of its own."""
 
@@ -71,4 +84,16 @@ class Registry:
         folder = write(self.folder(name, number), files or FILES | {"spec.json": f"{number}".encode()})
         told = {f"rcmae.{key}": value for key, value in tags.items()}
         told |= {f"{names.TAG_METRIC}{key}": repr(value) for key, value in (metrics or {}).items()}
-        return self._mlflow.register(name, number, self.jobs[name], f"file://{folder}", told)
+        version = self._mlflow.register(name, number, self.jobs[name], f"file://{folder}", told)
+        compare_with_mlflow(self._database, self._mlflow)
+        return version
+
+    def set_alias(self, name: str, alias: str, number: int) -> None:
+        with self._database.session() as session:
+            versions.point(session, name, alias, number)
+        self._mlflow.set_alias(name, alias, number)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        with self._database.session() as session:
+            session.delete(session.get_one(BackboneAlias, (name, alias)))
+        self._mlflow.delete_alias(name, alias)

@@ -30,7 +30,7 @@ from service.client import errors as client_errors
 from service.context.app_state import AppState
 from service.controller import sweeps
 from service.db.database import Database
-from service.db.tables import Base, Token
+from service.db.tables import Base, RegistryCheck, Token
 from service.kinds.registry import KINDS
 from service.settings import Settings
 
@@ -104,7 +104,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         # As a superuser may, who can switch off what refuses to empty the audit log.
         session.execute(text("SET LOCAL session_replication_role = replica"))
         session.execute(text("TRUNCATE " + ", ".join(table.name for table in Base.metadata.sorted_tables)))
-        session.add_all(_tokens())
+        session.add_all([*_tokens(), RegistryCheck(id=1)])  # as of a new service, which has no older versions to read
     database.close()
     return url
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ class FakeMlflow:
     runs: dict[str, FakeRun] = field(default_factory=dict)
     points: dict[str, list[MetricPoint]] = field(default_factory=dict)
     registered: list[Version] = field(default_factory=list)
-    folders: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = field(default_factory=dict)
     """Folders of logged models by a version's source."""
     commands: list[Command] = field(default_factory=list)
     orders: list[SearchOrders] = field(default_factory=list)
@@ -276,29 +276,25 @@ class FakeMlflow:
         self._reach()
         self.runs.pop(run_id, None)
 
-    def delete_version(self, version: Version) -> None:
+    def delete_version(self, name: str, number: int, source: str) -> None:
         self._reach()
-        self.registered = [found for found in self.registered if found != version]
-        aliases = self.named.get(version.name, {})
-        self.named[version.name] = {alias: number for alias, number in aliases.items() if number != version.version}
+        gone = [each for each in self.registered if (each.name, each.version, each.source) == (name, number, source)]
+        self.registered = [found for found in self.registered if found not in gone]
+        if gone:
+            aliases = self.named.get(name, {})
+            self.named[name] = {alias: to for alias, to in aliases.items() if to != number}
 
     def histories(self, run_ids: Sequence[str], key: str) -> dict[str, list[MetricPoint]]:
         self._reach()
         return {run_id: self.points.get(key, []) for run_id in run_ids}
 
-    def versions(self, name: str) -> list[Version]:
-        return [version for version in self.all_versions() if version.name == name]
-
     def versions_of_job(self, name: str, job_id: str) -> list[Version]:
-        return [version for version in self.versions(name) if version.tags.get(names.TAG_JOB) == job_id]
+        found = [version for version in self.all_versions() if version.name == name]
+        return [version for version in found if version.tags.get(names.TAG_JOB) == job_id]
 
     def all_versions(self) -> list[Version]:
         self._reach()
         return list(self.registered)
-
-    def aliases(self, name: str) -> dict[str, int]:
-        self._reach()
-        return dict(self.named.get(name, {}))
 
     def all_aliases(self) -> dict[str, dict[str, int]]:
         self._reach()
@@ -312,18 +308,18 @@ class FakeMlflow:
         self._reach()
         self.named.get(name, {}).pop(alias, None)
 
-    def folder(self, version: Version) -> str | None:
+    def folders(self, versions: Sequence[Version]) -> dict[str, str]:
         self._reach()
-        return self.folders.get(version.source)
+        return {version.source: self.models[version.source] for version in versions if version.source in self.models}
 
     def register(
         self, name: str, number: int, job_id: str | None, folder: Path | str, tags: dict[str, str] | None = None
     ) -> Version:
-        source = f"models:/m-{name}-{number}"
+        source = f"models:/m-{name}-{number}-{len(self.models)}"
         tags = (tags or {}) | ({names.TAG_JOB: job_id} if job_id else {})
-        version = Version(name, number, datetime(2025, 1, number, tzinfo=UTC), tags, source)
+        version = Version(name, number, datetime(2025, 1, 1, tzinfo=UTC) + timedelta(days=number - 1), tags, source)
         self.registered.append(version)
-        self.folders[source] = str(folder)
+        self.models[source] = str(folder)
         return version
 
 

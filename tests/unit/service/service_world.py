@@ -18,6 +18,7 @@ from service.context.app_state import AppState
 from service.controller.context import ControllerContext
 from service.controller.lease import Lease
 from service.controller.loop import Reconciler
+from service.controller.versions import check
 from service.db.database import Database
 from service.db.tables import Attempt
 from service.jobs import repository
@@ -61,6 +62,12 @@ class World:
         for need in vars(self.context.dependencies).values():
             need._next = 0.0
         self.reconciler.sweeps.run()
+
+    def compare_versions(self) -> None:
+        """Compare the rows of versions with MLflow, whatever was away before."""
+        for need in vars(self.context.dependencies).values():
+            need._next = 0.0
+        check(self.context)
 
     def state(self, job_id: str) -> str:
         return job_of(self.database, job_id).state

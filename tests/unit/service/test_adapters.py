@@ -448,38 +448,35 @@ def test_of_a_long_curve_mlflow_gives_a_sample_with_its_ends(store, client, serv
 
 
 def test_versions_come_by_number_and_by_job(store, client):
-    assert store.versions("cats") == []
     assert store.versions_of_job("cats", "job-1") == []
     for name in ("cats", "dogs"):
         client.create_registered_model(name)
     for number in range(1, 12):
         client.create_model_version("cats", f"/models/{number}", tags={names.TAG_JOB: f"job-{number}"})
     client.create_model_version("dogs", "/models/d")
-    assert [v.version for v in store.versions("cats")] == list(range(1, 12))
     (found,) = store.versions_of_job("cats", "job-3")
     assert (found.name, found.version, found.tags[names.TAG_JOB]) == ("cats", 3, "job-3")
     assert store.versions_of_job("cats", "job-12") == store.versions_of_job("dogs", "job-3") == []
     own = [(v.name, v.version) for v in store.all_versions() if v.name in {"cats", "dogs"}]
     assert own == [*(("cats", number) for number in range(1, 12)), ("dogs", 1)]
-    assert store.versions("ca'ts") == []
+    assert store.versions_of_job("ca'ts", "job-'1") == []
 
 
 def test_aliases_are_set_moved_removed_and_listed(store, client):
-    assert store.aliases("fish") == {}
     for name in ("fish", "frogs"):
         client.create_registered_model(name)
         for number in (1, 2):
             client.create_model_version(name, f"/models/{number}")
     for number in (1, 2):
         store.set_alias("fish", "champion", number)
-        assert store.aliases("fish") == {"champion": number}
+        assert store.all_aliases()["fish"] == {"champion": number}
     store.set_alias("frogs", "tiny-best", 1)
     store.set_alias("frogs", "other", 1)
     found = store.all_aliases()
     assert (found["fish"], found["frogs"]) == ({"champion": 2}, {"other": 1, "tiny-best": 1})
     for _ in range(2):
         store.delete_alias("fish", "champion")
-        assert store.aliases("fish") == {}
+        assert store.all_aliases()["fish"] == {}
     store.delete_alias("unknown", "champion")
     with pytest.raises(MlflowUnreachable):
         store.set_alias("fish", "champion", 9)
@@ -488,23 +485,27 @@ def test_aliases_are_set_moved_removed_and_listed(store, client):
 def test_a_version_that_is_deleted_takes_its_aliases_along_and_its_number_never_comes_again(store, client):
     client.create_registered_model("snails")
     client.create_model_version("snails", "/models/1")
-    (version,) = store.versions("snails")
     store.set_alias("snails", "champion", 1)
-    store.delete_version(version)
-    assert (store.aliases("snails"), store.versions("snails")) == ({}, [])
+    store.delete_version("snails", 1, "/models/1")
+    assert store.all_aliases()["snails"] == {}
     client.create_model_version("snails", "/models/2")
-    assert [version.version for version in store.versions("snails")] == [2]
+    assert [version.version for version in store.all_versions() if version.name == "snails"] == [2]
 
 
-def test_only_logged_models_have_a_folder(store, client):
-    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
-    model = client.create_logged_model(experiment, name="backbone")
+def test_only_logged_models_have_a_folder(store, client, monkeypatch):
+    monkeypatch.setattr("service.adapters.mlflow_registry.MODELS_PER_REQUEST", 2)
     client.create_registered_model("birds")
-    client.create_model_version("birds", f"models:/{model.model_id}")
-    (version,) = store.versions("birds")
-    assert store.folder(version) == model.artifact_location
-    for source in ("models:/m-unknown", "models:/birds/1", "/somewhere/else", "s3://bucket/m"):
-        assert store.folder(replace(version, source=source)) is None
+    folders = []
+    for experiment in (client.get_experiment_by_name(EXPERIMENT).experiment_id, client.create_experiment("of-others")):
+        for _ in range(2):
+            model = client.create_logged_model(experiment, name="backbone")
+            client.create_model_version("birds", f"models:/{model.model_id}")
+            folders.append(model.artifact_location)
+    versions = [version for version in store.all_versions() if version.name == "birds"]
+    assert [store.folders(versions)[version.source] for version in versions] == folders, "in several requests"
+    others = ("models:/m-unknown", "models:/m-'", "models:/birds/1", "/somewhere/else", "s3://bucket/m")
+    assert store.folders([replace(versions[0], source=source) for source in others]) == {}
+    assert store.folders([]) == {}
 
 
 def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
@@ -517,8 +518,6 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
         lambda: store.command("r", Command(attempt=1, generation=1, action="cancel")),
         lambda: store.end_run("r", "FAILED"),
         lambda: store.histories(["r"], "train/loss"),
-        lambda: store.versions("cats"),
-        lambda: store.aliases("cats"),
         store.all_aliases,
         lambda: store.set_alias("cats", "champion", 1),
         lambda: store.delete_alias("cats", "champion"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from backbone_files import compare_with_mlflow
 from service_fakes import add_job, spec_with
 
 from service.adapters.storage import Artifacts, OutsideRoot, StorageUnreachable, StoredFile
@@ -165,9 +166,10 @@ def job_id(database) -> str:
 
 
 @pytest.fixture
-def url(mlflow, folder, job_id) -> str:
+def url(database, mlflow, folder, job_id) -> str:
     """Where the files of the first version of backbone `digits` are."""
     mlflow.register("digits", 1, job_id, f"file://{folder}")
+    compare_with_mlflow(database, mlflow)
     return "/v1/backbones/digits/versions/1/files"
 
 
@@ -238,20 +240,22 @@ def test_versions_that_are_not_of_our_jobs_are_not_served(api, database, mlflow,
     unnamed = add_job(database, "succeeded")
     for number, job_id in enumerate((None, "job-unknown", other, unnamed), start=1):
         mlflow.register("digits", number, job_id, folder)
+        compare_with_mlflow(database, mlflow)
         assert api.get(f"/v1/backbones/digits/versions/{number}").status_code == 404
         assert api.get(f"/v1/backbones/digits/versions/{number}/files/spec.json").status_code == 404
     assert api.get("/v1/backbones").json()["items"] == []
     assert api.get("/v1/backbones/digits").status_code == 404
 
 
-def test_versions_whose_files_lie_elsewhere_are_not_served(api, mlflow, job_id, tmp_path):
+def test_versions_whose_files_lie_elsewhere_are_not_served(api, database, mlflow, job_id, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "spec.json").write_text("secret")
     (outside / "SHA256SUMS").write_text("0" * 64 + "  spec.json\n")
     mlflow.register("digits", 1, job_id, outside)
     version = mlflow.register("digits", 2, job_id, outside)
-    del mlflow.folders[version.source]
+    del mlflow.models[version.source]
+    compare_with_mlflow(database, mlflow)
     for number in (1, 2, 3):
         for path in ("", "/files/spec.json"):
             answer = api.get(f"/v1/backbones/digits/versions/{number}{path}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import httpx
 import pytest
+from backbone_files import compare_with_mlflow
 from conftest import token_of
 from fastapi.testclient import TestClient
 from live import poll
@@ -68,6 +69,7 @@ def app(app, artifacts):
 def url(mlflow, database, folder) -> str:
     job_id = add_job(database, "succeeded", spec=spec_with(register_as="digits"))
     mlflow.register("digits", 1, job_id, folder)
+    compare_with_mlflow(database, mlflow)
     return "/v1/backbones/digits/versions/1/files"
 
 
@@ -194,6 +196,7 @@ def test_a_version_shows_its_files_and_no_others(api, url, put):
 def test_a_version_elsewhere_in_the_bucket_is_not_served(api, mlflow, database, root):
     job_id = add_job(database, "succeeded", spec=spec_with(register_as="digits"))
     mlflow.register("digits", 1, job_id, root.removesuffix("/artifacts"))
+    compare_with_mlflow(database, mlflow)
     assert api.get("/v1/backbones/digits/versions/1/files/outside.txt").status_code == 404
 
 

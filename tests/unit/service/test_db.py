@@ -30,7 +30,7 @@ from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
 from service.db.tables import Addition, Attempt, Event, Job
 from service.http.problems import ApiProblem
-from service.jobs import repository
+from service.jobs import repository, versions
 from service.jobs.lifecycle import note
 from service.jobs.service import submit
 from service.settings import Settings
@@ -38,7 +38,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 pytestmark = pytest.mark.both_databases
 
-TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version"}
+TABLES = {"job", "attempt", "event", "token", "lease", "audit", "backbone_version", "backbone_alias", "registry_check"}
 
 
 def count_jobs(session: Session) -> int:
@@ -179,6 +179,37 @@ def test_an_idempotency_key_is_hashed_once_however_often_the_schema_moves(new):
         new.migrate()
         assert job_of(new, job_id).idempotency_key == f"sha256:{sha256('monday')}"
         alembic(new, "downgrade", "0002")
+
+
+def test_an_upgrade_takes_deleted_versions_over_and_has_the_others_read_before_lists_are_answered(new):
+    alembic(new, "upgrade", "0001")
+    fill_first_version(new)
+    alembic(new, "upgrade", "0007")
+    job_id = "job-admitted"
+    moment = datetime(2025, 6, 1, 12, tzinfo=UTC)
+    with new.migration() as connection:
+        for number, job in ((1, job_id), (2, "job-removed")):  # what the second job left was removed with it
+            values = {"name": "digits", "version": number, "job_id": job, "source": f"models:/m-{number}"}
+            values |= {"folder": f"/artifacts/m-{number}", "deleted_at": moment.replace(tzinfo=None)}
+            connection.execute(text(f"INSERT INTO deleted_version ({', '.join(values)}) "
+                                    f"VALUES ({', '.join(f':{name}' for name in values)})"), values)  # fmt: skip
+    new.migrate()
+    with new.read() as session:
+        (row,) = versions.deleting(session)
+        assert (row.name, row.version, row.job_id, row.owner) == ("digits", 1, job_id, "x")
+        assert (row.source, row.folder, row.tags, row.deleted_at) == ("models:/m-1", "/artifacts/m-1", {}, moment)
+        assert (row.trained_by, row.dataset_uri) == (job_id, "x")
+        with pytest.raises(ApiProblem, match="is reading the registered versions"):
+            versions.must_be_read(session)
+    alembic(new, "downgrade", "0007")
+    found = rows(new, "SELECT name, version, job_id, source, folder FROM deleted_version")
+    assert found == [("digits", 1, job_id, "models:/m-1", "/artifacts/m-1")]
+
+
+def test_a_new_service_has_no_versions_to_read(new):
+    new.migrate()
+    with new.read() as session:
+        versions.must_be_read(session)
 
 
 def test_several_processes_migrate_at_once(new, new_url):

@@ -105,15 +105,24 @@ def test_a_job_that_never_ran_has_nothing_to_go(world, served):
 
 
 @pytest.mark.parametrize("query", ["?preview=true", "?with_backbones=true"])
-@pytest.mark.parametrize("part", ["mlflow", "storage"])
-def test_what_would_go_cannot_be_told_while_mlflow_or_the_storage_are_away(world, served, root, part, query):
+def test_what_would_go_cannot_be_told_while_the_storage_is_away(world, served, root, query):
     job_id = finished(world, root)
-    if part == "mlflow":
-        world.mlflow.reachable = False
-    else:
-        root.rename(root.with_name("unmounted"))
+    root.rename(root.with_name("unmounted"))
     problem(served.delete(f"/v1/jobs/{job_id}{query}"), 503, "unavailable")
     assert served.get(f"/v1/jobs/{job_id}").status_code == 200
+
+
+def test_a_job_is_deleted_while_mlflow_is_away_and_removed_when_it_is_back(world, served, root):
+    job_id = finished(world, root)
+    world.mlflow.reachable = False
+    assert served.delete(f"/v1/jobs/{job_id}?preview=true").json()["backbones"] == [{"name": "digits", "version": 1}]
+    problem(served.delete(f"/v1/jobs/{job_id}"), 409, "backbones_would_go")
+    assert served.delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200
+    invisible(served, job_id)
+    world.rounds(2)
+    world.mlflow.reachable = True
+    world.rounds()
+    assert left_of(world, root, job_id) == []
 
 
 def test_a_job_that_others_control_is_not_deleted(world, served, root):
@@ -155,10 +164,11 @@ def test_what_others_left_stays(world, served, root):
 def test_a_version_that_somebody_else_took_out_is_no_obstacle(world, served, root):
     job_id = finished(world, root)
     world.mlflow.registered.clear()
-    assert served.delete(f"/v1/jobs/{job_id}").status_code == 200
+    world.compare_versions()
+    told = served.delete(f"/v1/jobs/{job_id}").json()
+    assert (told["backbones"], told["files"]) == ([], 4), "its files are still there"
     world.rounds()
-    with world.database.read() as session:
-        assert session.get(Job, job_id) is None
+    assert left_of(world, root, job_id) == []
 
 
 def test_the_key_of_a_deleted_job_is_free_again(world, served):
@@ -198,7 +208,7 @@ def test_what_is_away_delays_the_removal_and_nothing_else(world, served, root, p
     assert world.state(other) == "running"
 
 
-CALLS = ["versions_of_job", "folder", "delete", "delete_version", "delete", "delete_run", "delete", "delete"]
+CALLS = ["delete", "delete_version", "versions_of_job", "delete", "delete_run", "delete", "delete"]
 """What removing a job of two attempts with a version does, in this order."""
 
 
@@ -239,7 +249,7 @@ def test_a_removal_cut_off_at_any_call_is_finished_later(world, root, when):
         delete_job(world.app_state, Caller("alice", Role.SUBMITTER), job_id, with_backbones=True)
         cut.calls, cut.at, cut.when = [], at, when
         world.rounds()
-        assert cut.calls == (CALLS[:at] if at else CALLS)
+        assert cut.calls[: at or None] == CALLS[: at or None]
         assert bool(left_of(world, root, job_id)) == bool(at)
         cut.at = 0
         world.rounds()
@@ -300,6 +310,7 @@ def test_files_that_are_not_ours_stay_while_their_job_goes(world, served, root, 
     (folder / "weights").write_bytes(b"1")
     job_id = world.add(state="failed", spec=spec_with(register_as="digits"), artifact_uri=str(folder))
     world.mlflow.register("digits", 1, job_id, folder)
+    world.compare_versions()
     assert served.delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200
     other = world.add()
     world.rounds()

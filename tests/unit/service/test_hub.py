@@ -21,6 +21,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from service_fakes import problem
+from sqlalchemy import delete
+
+from service.db.tables import RegistryCheck
 
 HUB = "/hf"
 FOLDER = {"config.json", "model.safetensors", "README.md", "card/curves.png"}
@@ -32,7 +35,7 @@ def registry(database, mlflow, root) -> Registry:
     made = Registry(database, mlflow, root)
     for number in (1, 2):
         made.add(number=number, files=FILES | {"hf/config.json": CONFIG + b"\n" * number})
-    mlflow.set_alias("digits", "champion", 1)
+    made.set_alias("digits", "champion", 1)
     return made
 
 
@@ -72,7 +75,7 @@ def test_a_repository_for_each_format(api, registry):
         assert answer.headers["x-repo-commit"] == commit_of(registry.folder("digits", 1))
 
 
-def test_every_form_of_a_revision(api, registry, mlflow):
+def test_every_form_of_a_revision(api, registry):
     commits = {number: commit_of(registry.folder("digits", number)) for number in (1, 2)}
     assert commits[1] != commits[2]
     expected = {"main": 1, "champion": 1, "v1": 1, "v2": 2, commits[1]: 1, commits[2]: 2}
@@ -80,7 +83,7 @@ def test_every_form_of_a_revision(api, registry, mlflow):
         answer = api.head(f"{HUB}/rcmae/digits/resolve/{revision}/config.json")
         assert answer.headers["x-repo-commit"] == commits[number], revision
         assert api.get(f"{HUB}/api/models/rcmae/digits/revision/{revision}").json()["sha"] == commits[number]
-    mlflow.delete_alias("digits", "champion")
+    registry.delete_alias("digits", "champion")
     assert api.head(f"{HUB}/rcmae/digits/resolve/main/config.json").headers["x-repo-commit"] == commits[2]
     for revision in (
         "none",
@@ -191,12 +194,13 @@ def test_without_a_valid_token_all_is_gated_and_nothing_is_told(clients: Clients
 
 
 @pytest.mark.usefixtures("registry")
-def test_a_registry_that_is_away_is_told_as_such(api, mlflow):
-    mlflow.reachable = False
+def test_versions_that_are_not_read_yet_are_told_as_such(api, database):
+    with database.session() as session:
+        session.execute(delete(RegistryCheck))  # as after an upgrade
     answer = api.get(f"{HUB}/rcmae/digits/resolve/main/config.json")
     problem(answer, 503, "unavailable")
     assert "x-error-code" not in answer.headers
-    assert "MLflow" in answer.headers["x-error-message"]
+    assert "is reading the registered versions" in answer.headers["x-error-message"]
 
 
 # --- the real client --------------------------------------------------------------------------------------------------

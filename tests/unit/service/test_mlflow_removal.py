@@ -138,20 +138,32 @@ def test_a_deleted_run_is_not_gone_and_stays_as_it_is(store, client):
 
 def test_a_version_is_deleted_with_the_logged_model_behind_it(store, client):
     folder = registered(client, "cats", "job-cats")
-    (version,) = store.versions("cats")
+    (version,) = store.versions_of_job("cats", "job-cats")
     for _ in range(2):
-        store.delete_version(version)
-        assert store.versions("cats") == []
-        assert store.folder(version) is None
+        store.delete_version("cats", 1, version.source)
+        assert store.versions_of_job("cats", "job-cats") == []
+        assert store.folders([version]) == {}
     assert (folder / "spec.json").exists()
 
 
 def test_a_version_whose_model_is_gone_is_deleted_too(store, client):
     registered(client, "dogs", "job-dogs")
-    (version,) = store.versions("dogs")
+    (version,) = store.versions_of_job("dogs", "job-dogs")
     client.delete_logged_model(version.source.removeprefix("models:/"))
-    store.delete_version(version)
-    assert store.versions("dogs") == []
+    store.delete_version("dogs", 1, version.source)
+    assert store.versions_of_job("dogs", "job-dogs") == []
+
+
+def test_a_version_that_has_another_ones_number_is_not_deleted_for_it(store, client):
+    """MLflow counts from 1 again once somebody has deleted the whole registered model."""
+    registered(client, "mice", "job-before")
+    (before,) = store.versions_of_job("mice", "job-before")
+    client.delete_registered_model("mice")
+    registered(client, "mice", "job-after")
+    store.delete_version("mice", 1, before.source)
+    (after,) = store.versions_of_job("mice", "job-after")
+    assert after.version == before.version
+    assert store.folders([before, after]).keys() == {after.source}
 
 
 def test_open_runs_are_those_of_jobs_that_are_marked_as_running_or_paused(store, client):
@@ -227,13 +239,14 @@ def test_a_job_goes_with_its_run_version_and_files(world, store, client, root):
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "a.png").write_bytes(b"123")
     model = registered(client, name, job_id)
+    world.compare_versions()
     told = deletion(world.app_state, ALICE, job_id)
     assert (told.files, told.bytes) == (2, 5)
     assert [(backbone.name, backbone.version) for backbone in told.backbones] == [(name, 1)]
     delete_job(world.app_state, ALICE, job_id, with_backbones=True)
     world.rounds()
     assert client.get_run(run_id).info.lifecycle_stage == LifecycleStage.DELETED
-    assert store.versions(name) == []
+    assert store.versions_of_job(name, job_id) == []
     with pytest.raises(MlflowException):
         client.get_logged_model(model.parent.name)
     assert not [path for path in root.rglob("*") if run_id in str(path) or path.is_relative_to(model.parent)]
@@ -247,7 +260,9 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
     job_id = world.add(state="succeeded", spec=spec_with(register_as=name))
     folder = registered(client, name, job_id)
     (folder / names.BACKBONE_SUMS).write_text("")
+    world.compare_versions()
     backbones.set_alias(world.app_state, ALICE, name, "champion", 1)
+    assert store.all_aliases()[name] == {"champion": 1}
     with pytest.raises(ApiProblem, match=f"has the alias {name}@champion"):
         backbones.delete_version(world.app_state, ALICE, name, 1)
     assert backbones.delete_alias(world.app_state, ALICE, name, "champion").aliases == {}
@@ -256,5 +271,5 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
         backbones.show(world.app_state, name)
     world.rounds()
     assert not folder.exists()
-    assert (store.versions(name), store.aliases(name)) == ([], {})
+    assert (store.versions_of_job(name, job_id), store.all_aliases()[name]) == ([], {})
     assert backbones.listing(world.app_state, backbones.Filters(), None, 10, None).items == []

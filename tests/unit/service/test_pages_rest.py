@@ -8,18 +8,18 @@ from html import unescape
 from typing import Any
 
 import pytest
-from backbone_files import FILES, Registry
+from backbone_files import FILES, Registry, compare_with_mlflow
 from conftest import token_of
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, spec_with
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from service.adapters.ray_cluster import Machine
 from service.auth.caller import ensure_token, sha256
 from service.auth.scopes import Role
 from service.auth.sessions import CSRF_HEADER
 from service.db.database import Database
-from service.db.tables import Attempt, Token, now
+from service.db.tables import Attempt, RegistryCheck, Token, now
 from trainer.spec.cluster import NodeShape
 
 CARD = """---
@@ -89,11 +89,11 @@ def in_order(text: str, *names: str) -> bool:
     return places == sorted(places)
 
 
-def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry, mlflow):
+def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry):
     registry.add("cats", metrics={"eval/linear_top1": 0.25}, method="mae", formats="timm,hf")
     registry.add("dogs", metrics={"eval/linear_top1": 0.75}, method="rc_mae", formats="onnx")
     registry.add("xrays", method="rc_mae", formats="hf")
-    mlflow.set_alias("dogs", "champion", 1)
+    registry.set_alias("dogs", "champion", 1)
     text = page(browsers.alice, "/backbones")
     assert in_order(text, "cats", "dogs", "xrays")
     for shown in ("0.25", "0.75", "timm, hf", "champion → 1", "linear_top1"):
@@ -108,18 +108,50 @@ def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry, mlflow
     assert 'id="backbone-cats"' in page(browsers.alice, "/backbones", name_contains="", format="", sort="")
 
 
-def test_no_backbone_and_no_registry_are_two_things(browsers, mlflow):
+def test_no_backbone_and_versions_that_are_not_read_yet_are_two_things(browsers, database):
     assert "No backbone is registered yet" in page(browsers.alice, "/backbones")
-    mlflow.reachable = False
-    assert "The registry is unreachable" in page(browsers.alice, "/backbones")
+    with database.session() as session:
+        session.execute(delete(RegistryCheck))  # as after an upgrade
+    text = page(browsers.alice, "/backbones")
+    assert "The registered versions are not known yet" in text
+    assert "the controller is reading the registered versions" in text
+    assert "the controller is reading the registered versions" in page(browsers.alice, "/")
     page(browsers.alice, "/backbones/digits", status=503)
 
 
-def test_a_version_shows_what_it_is(browsers, registry, mlflow):
+def test_pages_show_versions_while_mlflow_is_away(browsers, registry, mlflow):
+    registry.add(formats="timm,hf")
+    mlflow.reachable = False
+    assert 'id="backbone-digits"' in page(browsers.alice, "/backbones")
+    assert 'id="backbone-digits"' in page(browsers.alice, "/")
+    assert "Download all" in page(browsers.alice, "/backbones/digits")
+
+
+def test_a_version_that_somebody_deleted_in_mlflow_is_shown_as_gone(browsers, registry, mlflow, database):
+    for number in (1, 2):
+        registry.add("digits", number, metrics={"eval/linear_top1": 0.5}, formats="timm,hf")
+    del mlflow.registered[1]
+    compare_with_mlflow(database, mlflow)
+    assert "1 gone" in page(browsers.alice, "/backbones")
+    newest = page(browsers.alice, "/backbones/digits")
+    assert 'digits <span class="quiet">version 1</span>' in newest, "what can be pulled"
+    assert '2</a> <span class="tag">gone</span>' in newest
+    gone = page(browsers.alice, "/backbones/digits", version="2")
+    assert "digits:2 was deleted in MLflow" in gone
+    for absent in ("Download all", "rcmae backbones pull digits:2", "h-card", "h-files"):
+        assert absent not in gone
+    assert "/backbones/digits/delete?version=2" in gone
+    assert controls(page(browsers.alice, "/backbones/digits/delete", version=2)) == {
+        "DELETE /v1/backbones/digits/versions/2"
+    }
+    assert '<option value="2"' not in newest, "no alias can be pointed at it"
+
+
+def test_a_version_shows_what_it_is(browsers, registry):
     tags = {"attempt": "1", "checkpoint_step": "480", "epochs": "12.5", "method": "rc_mae", "network": "teacher"}
     registry.add(metrics={"eval/linear_top1": 0.123456789}, dataset_fingerprint="8c1f", formats="timm,hf", **tags)
     registry.add("digits", 2, metrics={"eval/linear_top1": 0.5}, formats="timm,hf")
-    mlflow.set_alias("digits", "champion", 1)
+    registry.set_alias("digits", "champion", 1)
     text = page(browsers.alice, "/backbones/digits")
     assert 'digits <span class="quiet">version 1</span>' in text, "the champion, where no version is named"
     for shown in ("0.123457", "0.123456789", "builtin://digits", "8c1f", "teacher", registry.jobs["digits"]):
@@ -181,9 +213,9 @@ def test_how_to_load_is_the_cards_code_with_this_address(browsers, registry):
     assert browsers.alice.get(path).status_code == 200
 
 
-def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry, mlflow):
+def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry):
     registry.add()
-    mlflow.set_alias("digits", "best", 1)
+    registry.set_alias("digits", "best", 1)
     for browser, offered in (
         (browsers.alice, True),
         (browsers.operator, True),
@@ -197,10 +229,10 @@ def test_who_may_not_change_a_backbone_sees_no_control(browsers, registry, mlflo
     assert "Forbidden" in page(browsers.bob, "/backbones/digits/delete", status=403, version=1)
 
 
-def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, registry, mlflow):
+def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, registry):
     for number in (1, 2):
         registry.add("digits", number)
-    mlflow.set_alias("digits", "champion", 1)
+    registry.set_alias("digits", "champion", 1)
     text = page(browsers.alice, "/backbones/digits")
     assert "digits@champion points at version 1 now" in text
     assert "That version is then also loaded by default." in text
@@ -212,10 +244,10 @@ def test_an_alias_that_moves_is_confirmed_with_what_it_stands_for(browsers, regi
     assert "version 2</span>" in page(browsers.alice, "/backbones/digits")
 
 
-def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry, mlflow):
+def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry):
     for number in (1, 2):
         registry.add("digits", number)
-    mlflow.set_alias("digits", "best", 1)
+    registry.set_alias("digits", "best", 1)
     kept = page(browsers.alice, "/backbones/digits/delete", version=1)
     assert "cannot be deleted while an alias points at it: best" in kept
     assert controls(kept) == set()

@@ -225,9 +225,15 @@ def test_what_another_version_left_is_removed_when_one_has_come(server, client, 
 # --- deletion ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_that_is_deleted_meanwhile_is_told_and_leaves_nothing(server, client, out):
+@pytest.mark.parametrize(
+    "gone",
+    [
+        problem(404, "version_not_found", "there is no version 'digits:3'"),
+        problem(410, "version_gone", "digits:3 was deleted in MLflow"),
+    ],
+)
+def test_a_version_that_is_deleted_meanwhile_is_told_and_leaves_nothing(server, client, out, gone):
     serve(server)
-    gone = problem(404, "version_not_found", "there is no version 'digits:3'")
     server.routes["GET", HEAVY] = lambda asked: gone if "range" in asked.headers else part_of(WEIGHTS, asked, 100_000)
     with pytest.raises(DownloadError, match=r"digits:3 was deleted while it was pulled; nothing of it is kept"):
         client.pull("digits", out)
@@ -407,6 +413,20 @@ def test_backbones_are_listed_by_what_they_are_sorted_by(server, capsys):
     assert server.asked[0].query == {
         "sort": ["-eval/linear_top1"], "format": ["timm"], "method": ["rc_mae"], "limit": ["100"],
     }  # fmt: skip
+
+
+def test_versions_that_somebody_deleted_in_mlflow_are_shown_as_gone(server, out, capsys):
+    backbone = BACKBONE | {"versions": [2], "gone": [3], "main_version": 3, "latest_version": 2}
+    server.on("GET", "/v1/backbones", Answer(200, {"items": [backbone], "next_cursor": None}))
+    server.on("GET", "/v1/backbones/digits", Answer(200, backbone | {"details": [SUMMARY | {"state": "gone"}]}))
+    server.on("GET", BASE, problem(410, "version_gone", "digits:3 was deleted in MLflow, so it cannot be pulled"))
+    assert run("backbones", "list") == 0
+    assert "3 gone" in capsys.readouterr().out
+    assert run("backbones", "show", "digits") == 0
+    assert "3 gone" in capsys.readouterr().out
+    assert run("backbones", "pull", "digits:3", "--out", str(out)) == 1
+    assert "digits:3 was deleted in MLflow" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_show_is_of_the_backbone_or_of_one_version(server, capsys):

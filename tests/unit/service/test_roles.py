@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from backbone_files import compare_with_mlflow
 from conftest import Clients, token_of
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
@@ -127,6 +128,7 @@ class Asker:
             (folder / names.BACKBONE_SUMS).write_text("".join(f"{digest}  {file}\n" for file in files))
             self._mlflow.register(name, number, job_id, folder)
         self._mlflow.set_alias(name, "best", 1)
+        compare_with_mlflow(self._database, self._mlflow)
         return name
 
     def _job(self, owner: str, state: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from backbone_files import compare_with_mlflow
 from conftest import token_of
 from fastapi import FastAPI
 from optuna.trial import TrialState
@@ -85,6 +86,7 @@ def _filled(database: Database, mlflow, searches: SearchFiles) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     mlflow.register("imagenet-base", 1, job_id, f"file://{folder}/backbone")
+    compare_with_mlflow(database, mlflow)
     search = searches.add("running", id=examples.SEARCH_ID)
     for number in range(7):
         state = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)[number % 3]

@@ -30,7 +30,7 @@ PARTS: dict[type, set[str]] = {
     FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
     FakeMlflow: {
         "make_run", "run", "command", "fence", "end_run", "open_runs", "delete_run", "delete_version", "histories",
-        "versions_of_job", "folder", "all_versions", "versions", "aliases", "all_aliases", "set_alias", "delete_alias",
+        "versions_of_job", "folders", "all_versions", "all_aliases", "set_alias", "delete_alias",
     },
     Artifacts: {"file", "read", "sizes", "folders", "files", "delete", "piece"},
 }  # fmt: skip
@@ -121,6 +121,8 @@ def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch,
     world.end_attempt(job_id, Outcome(state="succeeded"), 3)
     world.rounds()
     assert world.state(job_id) == "succeeded"
+    world.mlflow.register("digits", 3, job_id, model.with_name("m-3"))
+    world.compare_versions()
 
     folder = root / f"run-{job_id}" / "artifacts"
     for file in ("images/reconstruction_00000001.png", f"{names.checkpoint_folder(1)}/00000001/student.safetensors"):
@@ -140,7 +142,8 @@ def test_no_transaction_is_open_while_ray_mlflow_or_the_storage_are_asked(watch,
     get("/v1/backbones/digits/versions/best/archive?format=hf")
     assert served.delete("/v1/backbones/digits/aliases/best").status_code == 200
 
-    assert served.delete("/v1/backbones/digits/versions/2").status_code == 200
+    for number in (2, 3):
+        assert served.delete(f"/v1/backbones/digits/versions/{number}").status_code == 200
     world.rounds()
     assert [version.version for version in world.mlflow.registered] == [1]
     sweep_everything(world, job_id)

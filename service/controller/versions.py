@@ -1,0 +1,178 @@
+"""Compares the rows of registered versions with MLflow, and removes deleted versions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+
+import structlog
+from sqlalchemy.orm import Session
+
+from service.adapters.mlflow_registry import Version
+from service.backbones.aliases import follow
+from service.controller.context import ControllerContext, isolated
+from service.controller.dependencies import Unavailable
+from service.db.tables import BackboneVersion, Job
+from service.jobs import lineage, repository, versions
+from service.jobs.schemas import BackboneRef
+from service.jobs.versions import Known, Registered, VersionState
+from trainer.protocol import names
+
+log = structlog.get_logger()
+
+BATCH: Final = 200
+"""Versions that one transaction adds or changes."""
+PAUSES: Final = 20
+"""A check is followed by a pause of at least this many times its own duration: MLflow lists all versions for it."""
+
+Key = tuple[str, int]
+"""A version's name and number."""
+Aliases = Mapping[str, Mapping[str, int]]
+"""Version numbers by backbone and alias."""
+
+
+class VersionChecks:
+    """Repeats the comparison with MLflow: at once until it has succeeded, then as often as the sweeps."""
+
+    def __init__(self, context: ControllerContext) -> None:
+        self._context = context
+        self._due = 0.0
+
+    def run(self) -> None:
+        """Make a comparison if one is due."""
+        began = time.monotonic()
+        if began < self._due:
+            return
+        try:
+            check(self._context)
+        except Unavailable as error:
+            log.debug("version_check_waits", detail=str(error))
+            return
+        ended = time.monotonic()
+        self._due = ended + max(self._context.app.settings.sweep_interval_s, PAUSES * (ended - began))
+
+
+def check(context: ControllerContext) -> None:
+    """Compare all rows with MLflow: add what is only there, mark what is only here, and reset aliases that differ.
+
+    The rows are read first: what is recorded after that is not missing in MLflow, however old MLflow's list is.
+    Raises `Unavailable`.
+    """
+    with context.app.database.read() as session:
+        known = versions.known(session)
+    with context.dependencies.mlflow.call():
+        listed = context.app.mlflow.all_versions()
+        named = context.app.mlflow.all_aliases()
+    _update(context, known, listed)
+    _add(context, known, listed, named)
+    _reset_aliases(context, named)
+    with context.write() as session:
+        versions.checked(session)
+
+
+def _update(context: ControllerContext, known: Mapping[Key, Known], listed: Sequence[Version]) -> None:
+    """Give rows that are shown the state and tags that their versions have in MLflow."""
+    tags_of = {(version.name, version.version, version.source): dict(version.tags) for version in listed}
+    changes: list[tuple[Key, Known, Known]] = []
+    for key, before in known.items():
+        tags = tags_of.get((*key, before.source))
+        after = (
+            replace(before, state=VersionState.GONE) if tags is None else Known(VersionState.READY, before.source, tags)
+        )
+        if before.state in versions.SHOWN and after != before:
+            changes.append((key, before, after))
+    for begin in range(0, len(changes), BATCH):
+        with context.write() as session:
+            for key, before, after in changes[begin : begin + BATCH]:
+                _change(session, key, before, after)
+
+
+def _change(session: Session, key: Key, before: Known, after: Known) -> None:
+    row = session.get(BackboneVersion, key)
+    if row is None or (row.state, row.source) != (before.state, before.source):
+        return  # somebody has deleted it meanwhile
+    if after.state != before.state:
+        log.warning("version_state", backbone=row.name, version=row.version, state=after.state, before=before.state)
+    row.state, row.tags = after.state, after.tags
+
+
+def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequence[Version], named: Aliases) -> None:
+    """Add versions of our jobs that have no row: those of an older database, or of an attempt that failed later."""
+    unknown = [
+        version
+        for version in listed
+        if names.TAG_JOB in version.tags
+        and ((row := known.get((version.name, version.version))) is None or row.source != version.source)
+    ]
+    for begin in range(0, len(unknown), BATCH):
+        batch = unknown[begin : begin + BATCH]
+        ids = list({version.tags[names.TAG_JOB] for version in batch})
+        with context.app.database.read() as session:
+            ours = _of_jobs(repository.jobs_by_id(session, ids), batch)
+        if not ours:
+            continue
+        with context.dependencies.mlflow.call():
+            folders = context.app.mlflow.folders([version for _, version in ours])
+        with context.write() as session:
+            ours = _of_jobs(repository.jobs_by_id(session, ids), batch)  # some jobs may be deleted by now
+            added = sum(
+                versions.add(
+                    session, job, Registered(version, folders.get(version.source)), named.get(version.name, {})
+                )
+                for job, version in ours
+            )
+        if added:
+            log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
+
+
+def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Job, Version]]:
+    """Those versions that belong to one of these jobs, each with its job."""
+    found = [(jobs.get(version.tags[names.TAG_JOB]), version) for version in batch]
+    return [(job, version) for job, version in found if job and versions.belongs(job, version)]
+
+
+def _reset_aliases(context: ControllerContext, named: Aliases) -> None:
+    """Make MLflow's aliases of our versions follow our rows; aliases of other versions are left alone."""
+    with context.app.database.read() as session:
+        rows, wanted = versions.known(session), versions.aliases(session)
+    for name in sorted({name for name, _ in rows}):
+        ours, theirs = wanted.get(name, {}), named.get(name, {})
+        for alias in sorted({*ours, *theirs}):
+            number, found = ours.get(alias), theirs.get(alias)
+            target = rows.get((name, number if number is not None else found or 0))
+            if number == found or target is None or (number is not None and target.state != VersionState.READY):
+                continue
+            log.warning("alias_reset", backbone=name, alias=alias, mlflow=found, version=number)
+            with isolated(backbone=name, alias=alias), context.dependencies.mlflow.call():
+                follow(context.app, name, alias)
+
+
+# --- removal ----------------------------------------------------------------------------------------------------------
+
+
+def remove_versions(context: ControllerContext, job: Job) -> None:
+    """Remove all versions of a deleted job, including those that an attempt has registered after its deletion."""
+    with context.dependencies.mlflow.call():
+        registered = versions.registered_by(context.kinds, job, context.app.mlflow)
+    with context.write() as session:
+        for each in registered:
+            versions.add(session, job, each, {})
+        for version in versions.shown_of_job(session, job.id):
+            versions.delete(version)
+        deleted = versions.deleting(session, job.id)
+    for version in deleted:
+        remove_version(context, version)
+
+
+def remove_version(context: ControllerContext, deleted: BackboneVersion) -> None:
+    """Remove a deleted version: its files, then its entry in MLflow. The row tells last, so that it can be repeated."""
+    if deleted.folder:
+        context.delete_files(deleted.job_id, deleted.folder)
+    with context.dependencies.mlflow.call():
+        context.app.mlflow.delete_version(deleted.name, deleted.version, deleted.source)
+    with context.write() as session:
+        lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
+        versions.removed(session, deleted)
+    log.info("version_removed", backbone=deleted.name, version=deleted.version, job_id=deleted.job_id)
