@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -110,12 +111,13 @@ class RayCluster:
         except (ValueError, KeyError, TypeError) as error:
             raise self._unexpected(response) from error
 
-    def placements(self) -> dict[str, list[str]]:
+    def placements(self, records: Mapping[str, Submission] | None = None) -> dict[str, list[str]]:
         """The node ids of each submission's workers, one for each worker. Raises `ClusterUnreachable`.
 
-        A submission is left out until Ray has placed its workers.
+        A submission is left out until Ray has placed its workers. ``records`` are the submissions, if they are known.
         """
-        by_driver = {record.driver: name for name, record in self.submissions().items() if record.driver}
+        records = self.submissions() if records is None else records
+        by_driver = {record.driver: name for name, record in records.items() if record.driver}
         response = self._call("GET", "/api/v0/placement_groups?detail=1&limit=10000")
         placements: dict[str, list[str]] = {}
         try:

@@ -23,6 +23,10 @@ from service.atomic import write_atomically
 
 PIECE: Final = 4 * 2**20
 """Bytes of a file that are held in memory at a time."""
+PATH_ERRORS: Final = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR, errno.ENOENT}
+)
+"""Errors of a disk that are about one path."""
 LONGEST_KEY: Final = 1024
 """Longest key in S3, in bytes."""
 CREDENTIALS: Final = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RCMAE_S3_PROFILE"
@@ -34,6 +38,10 @@ class OutsideRoot(Exception):
 
 class StorageUnreachable(Exception):
     """The storage did not respond, or refused: it is not known which files exist."""
+
+
+class StorageRefused(StorageUnreachable):
+    """The storage responded that it does not allow this on this path; other paths may be fine."""
 
 
 @dataclass(frozen=True)
@@ -281,7 +289,14 @@ def _storage_errors(path: str) -> Iterator[None]:
     # botocore raises ValueError for an endpoint that is not a URL.
     except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ValueError) as error:
         text = f"{path}: {_explanation(error)}"
-        raise StorageUnreachable(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
+        kind = StorageRefused if _concerns_the_path(error) else StorageUnreachable
+        raise kind(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
+
+
+def _concerns_the_path(error: Exception) -> bool:
+    """Whether an error is about one path, and not about the storage or the credentials for all of it."""
+    code = _s3_code(error)
+    return code == "AccessDenied" if code else isinstance(error, OSError) and error.errno in PATH_ERRORS
 
 
 def _explanation(error: Exception) -> str:

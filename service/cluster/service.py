@@ -26,9 +26,9 @@ def show(state: AppState, caller: Caller) -> ClusterView:
     except ClusterUnreachable as error:
         raise unavailable("Ray", error) from error
     with state.database.read() as session:
-        jobs, active = repository.waiting(session), repository.active(session)
+        jobs, live = repository.waiting(session), repository.live(session)
     shape = live_shape(machines)
-    queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(active, placements)
+    queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(live, placements)
     free = free_nodes(held, shape)
     admissions = admit(list(queue.values()), held, shape, now(), Limits.of(state.settings))
     decisions = {admission.job_id: admission for admission in admissions}
@@ -36,7 +36,7 @@ def show(state: AppState, caller: Caller) -> ClusterView:
     return ClusterView(
         totals=Totals(nodes=len(free), **_amounts(shape.nodes, free)),
         nodes=_nodes(machines, free),
-        running=_running(caller, active, held),
+        running=_running(caller, live, held),
         queue=[
             _queued(caller, by_id[entry.job_id], entry, decisions.get(entry.job_id), position)
             for position, entry in enumerate(scheduling_order(queue.values()), 1)
@@ -77,9 +77,7 @@ def _amounts(total: Iterable[NodeShape], free: Iterable[NodeShape]) -> dict[str,
     }
 
 
-def _running(
-    caller: Caller, active: Sequence[tuple[Job, Attempt | None]], held: Sequence[Running]
-) -> list[RunningView]:
+def _running(caller: Caller, live: Sequence[tuple[Job, Attempt | None]], held: Sequence[Running]) -> list[RunningView]:
     by_job = {entry.job_id: entry for entry in held}
     return [
         RunningView(
@@ -88,7 +86,7 @@ def _running(
             nodes=list(by_job[job.id].nodes),
             since=attempt.started_at,
         )
-        for job, attempt in active
+        for job, attempt in live
         if attempt and job.id in by_job
     ]
 

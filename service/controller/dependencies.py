@@ -13,7 +13,7 @@ import structlog
 
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
-from service.adapters.storage import StorageUnreachable
+from service.adapters.storage import StorageRefused, StorageUnreachable
 from service.adapters.studies import StudiesUnreachable
 
 log = structlog.get_logger()
@@ -23,6 +23,10 @@ LONGEST_PAUSE_S: Final = 10.0
 
 class Unavailable(Exception):
     """A dependency does not answer, or refuses a call. Nothing is concluded from that: the next round calls again."""
+
+
+class Refused(Unavailable):
+    """A dependency answers, and refuses this one call: others may succeed."""
 
 
 class Dependency:
@@ -55,7 +59,7 @@ class Dependency:
         except self._failure as error:
             if isinstance(error, self._refusal):  # concerns this call alone: others are answered
                 self._succeeded()
-                raise Unavailable(f"{self.name} refuses: {error}") from error
+                raise Refused(f"{self.name} refuses: {error}") from error
             self.failed(str(error))
             raise Unavailable(f"{self.name} does not answer: {error}") from error
         self._succeeded()
@@ -89,5 +93,5 @@ class Dependencies:
     def __init__(self) -> None:
         self.ray = Dependency("Ray", ClusterUnreachable, refusal=ClusterRefused)
         self.mlflow = Dependency("MLflow", MlflowUnreachable, refusal=MlflowRefused)
-        self.storage = Dependency("the artifact storage", StorageUnreachable)
+        self.storage = Dependency("the artifact storage", StorageUnreachable, refusal=StorageRefused)
         self.studies = Dependency("the studies' database", StudiesUnreachable)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,9 +122,10 @@ class FakeRay:
 
     def submissions(self) -> dict[str, Submission]:
         self._reach()
-        return {name: Submission(state, None) for name, state in self.jobs.items()} | self.records
+        told = {n: state for n, state in self.jobs.items() if state is not RayState.ABSENT and n not in self.broken}
+        return {name: Submission(state, None) for name, state in told.items()} | self.records
 
-    def placements(self) -> dict[str, list[str]]:
+    def placements(self, records: Mapping[str, Submission] | None = None) -> dict[str, list[str]]:  # noqa: ARG002
         self._reach()
         return dict(self.placed)
 
