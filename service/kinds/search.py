@@ -197,8 +197,6 @@ class Search(ControllerKind[SearchSpec]):
         for run in sorted(runs, key=lambda run: run.run_id):
             if run.run_id <= task.cursor:
                 continue
-            if task.pauses:
-                return False
             try:
                 context.delete_files(job.id, run.artifact_uri)
                 with context.dependencies.mlflow.call():
@@ -206,6 +204,8 @@ class Search(ControllerKind[SearchSpec]):
             except Refused as error:
                 task.trouble = str(error)
             task.cursor = run.run_id
+            if task.pauses:
+                return False
         if task.trouble:
             raise Unavailable(task.trouble)
         if context.app.studies.configured:

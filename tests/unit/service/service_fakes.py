@@ -218,13 +218,12 @@ class FakeMlflow:
 
     def run(self, run_id: str) -> RunView:
         self._reach()
-        if run_id not in self.runs:
-            return RunView({}, {}, gone=True)
-        return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
+        return self.views([run_id]).get(run_id) or RunView({}, {}, gone=True)
 
     def views(self, run_ids: Sequence[str]) -> dict[str, RunView]:
         self._reach()
-        return {run_id: self.run(run_id) for run_id in run_ids if run_id in self.runs}
+        found = {run_id: self.runs[run_id] for run_id in run_ids if run_id in self.runs}
+        return {run_id: RunView(dict(run.tags), dict(run.metrics)) for run_id, run in found.items()}
 
     def beat(self, job_id: str, attempt: int, at: float) -> None:
         self.runs[f"run-{job_id}"].metrics[names.heartbeat(attempt)] = at
