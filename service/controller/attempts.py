@@ -96,8 +96,9 @@ class Attempts:
 
     def forget_others(self, job_ids: set[str]) -> None:
         """Forget all other jobs."""
-        for job_id in self._written.keys() - job_ids:
-            del self._written[job_id]
+        for job_id in list(self._written):  # a copy: a worker may add to it meanwhile
+            if job_id not in job_ids:
+                self._written.pop(job_id, None)
 
     def _act(self, job: Job, attempt: Attempt, decision: Decision, observation: Observation) -> Change:
         """Carry out a decision."""

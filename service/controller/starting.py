@@ -80,7 +80,7 @@ class Starts:
             shape, placements = self._cluster(records)
         except Unavailable as error:
             self._decided = None
-            self._read(waiting, self._shape or ClusterShape(()))
+            self._read(waiting, self._shape)
             text = f"Waits for the cluster: {error}."
             self._explain([(known, None, text) for known in self._known.values()])
             return
@@ -121,17 +121,17 @@ class Starts:
         self._running = held
         return taken
 
-    def _read(self, waiting: Mapping[str, int], shape: ClusterShape) -> None:
-        """Read the rows that have changed, and resolve specs anew where the cluster has."""
-        if shape != self._shape:
-            kinds = self._context.kinds
+    def _read(self, waiting: Mapping[str, int], shape: ClusterShape | None) -> None:
+        """Read the rows that have changed, and resolve specs anew where the cluster has; None before it was seen."""
+        kinds = self._context.kinds
+        if shape is not None and shape != self._shape:
             for job_id, known in self._known.items():
                 self._known[job_id] = replace(known, entry=waiting_entry(known.job, shape, kinds))
             self._shape = shape
         same = {id_: k for id_, k in self._known.items() if waiting.get(id_) == k.revision}
         with self._context.app.database.read() as session:
             for job in repository.waiting_jobs(session, [job_id for job_id in waiting if job_id not in same]):
-                entry = waiting_entry(job, shape, self._context.kinds)
+                entry = waiting_entry(job, shape, kinds) if shape is not None else None
                 same[job.id] = _Known(job.revision, job, entry)
         self._known = same
 

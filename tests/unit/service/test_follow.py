@@ -330,12 +330,12 @@ def test_the_bar_fits_the_terminal(server, client, width):
 
 def test_following_a_job_tells_why_it_waits_each_time_that_changes(server, client):
     """That is in the job, and no event."""
+    waits = [job("queued", message=f"Waits for {what}.") for what in ("room", "room", "MLflow")]
     pieces = [
-        sent("job", job("queued", message="Retried."), 1), sent("event", event(1, "queued", "Retried."), 2),
-        sent("job", job("queued", message="Waits for room."), 3), sent("job", job("queued", message="Waits for room."), 4),
-        sent("job", job("queued", message="Waits for MLflow."), 5), sent("event", event(2, "starting", "It starts."), 6),
-        sent("job", job("succeeded", message="Done."), 7), END,
-    ]  # fmt: skip
+        *(sent("job", job("queued", message="Retried."), 1), sent("event", event(1, "queued", "Retried."), 2)),
+        *(sent("job", each, number) for number, each in enumerate(waits, 3)),
+        *(sent("event", event(2, "starting", "It starts."), 6), sent("job", job("succeeded", message="Done."), 7), END),
+    ]
     server.on("GET", PATH, streamed(pieces))
     screen = io.StringIO()
     progress.follow(client, "job-1", Console(file=screen, width=200))
