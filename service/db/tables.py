@@ -61,8 +61,6 @@ class Base(DeclarativeBase):
 
 
 COUNTED = text("dataset_images IS NOT NULL")
-WAITING = text("state IN ('queued', 'recovering')")
-LIVE = text("state IN ('starting', 'running', 'pausing', 'cancelling')")
 DELETED = text("deleted_at IS NOT NULL")
 UNSWEPT = text("swept_at IS NULL")
 
@@ -81,9 +79,7 @@ class Job(Base):
         # The size of a dataset, which every submission looks up.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
         Index(None, "search_id", "trial"),
-        # What the control loop looks for, of which there is little among many jobs that have ended.
-        Index("ix_job_waiting", "id", "revision", sqlite_where=WAITING, postgresql_where=WAITING),
-        Index("ix_job_live", "created_at", sqlite_where=LIVE, postgresql_where=LIVE),
+        # What was deleted and is to be removed; jobs that wait or run are found by their state.
         Index("ix_job_deleted", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
     )
 
@@ -269,7 +265,7 @@ class WorkItem(Base):
     """Something that takes long, for a worker of the controller to do. The row goes once it is done."""
 
     __tablename__ = "work_item"
-    __table_args__ = (Index(None, "due_at"), Index(None, "lock_token"))
+    __table_args__ = (Index(None, "kind", "due_at"), Index(None, "lock_token"))
 
     kind: Mapped[str] = mapped_column(String(32), primary_key=True)
     target: Mapped[str] = mapped_column(String(300), primary_key=True)

@@ -86,8 +86,9 @@ def waiting_jobs(session: Session, ids: Sequence[str]) -> Iterator[Job]:
 
 
 def waiting_revisions(session: Session) -> dict[str, int]:
-    """The revision of each job that waits for an attempt, by its id, read from an index alone."""
-    rows = session.execute(select(Job.id, Job.revision).where(_in_state(WAITING)).order_by(Job.id))
+    """The revision of each job that waits for an attempt, by its id."""
+    query = select(Job.id, Job.revision).where(_in_state(WAITING)).order_by(Job.id)
+    rows = session.execute(query)
     return {job_id: revision for job_id, revision in rows}  # noqa: C416 - a row is no pair for dict()
 
 
@@ -100,7 +101,7 @@ def explain_waiting(session: Session, explained: Sequence[Explanation]) -> None:
 
 
 def _in_state(states: Sequence[State]) -> ColumnElement[bool]:
-    """Whether a job is in one of the states, in the words of a partial index, which is used for nothing else."""
+    """Whether a job is in one of the states, as literals: Postgres then knows from its statistics how few those are."""
     return Job.state.in_([literal_column(f"'{state}'") for state in states])
 
 

@@ -294,9 +294,9 @@ def test_a_job_whose_run_was_removed_from_mlflow_stops_no_other(world):
     troubled, sound = world.running(), world.running()
     del world.mlflow.runs[f"run-{troubled}"]
     world.end_attempt(sound, Outcome(state="succeeded"))
-    world.reconciler.round()
+    world.rounds()
     queued = world.add()
-    world.reconciler.round()
+    world.rounds()
     assert (world.state(troubled), world.state(sound), world.state(queued)) == ("running", "succeeded", "starting")
 
 

@@ -27,14 +27,16 @@ from trainer.spec import metric_keys
 pytestmark = pytest.mark.both_databases
 
 LONG_AGO = datetime(2025, 6, 1, tzinfo=UTC)
+BY_STATE = {"ix_job_state_created_at_id", "ix_job_state_kind_deleted_at_waiting_since"}
+BY_KIND = {"pk_work_item", "ix_work_item_kind_due_at"}
 QUERIES: dict[str, tuple[Callable[[Session], Any], set[str]]] = {
-    "what waits": (repository.waiting_revisions, {"ix_job_waiting"}),
-    "what waits, whole": (repository.waiting, {"ix_job_waiting"}),
-    "what runs": (repository.live, {"ix_job_live", "pk_attempt"}),
+    "what waits": (repository.waiting_revisions, BY_STATE),
+    "what waits, whole": (repository.waiting, BY_STATE),
+    "what runs": (repository.live, BY_STATE | {"pk_attempt"}),
     "what was deleted": (repository.deleted, {"ix_job_deleted"}),
     "what to sweep": (
         lambda session: repository.unswept(session, LONG_AGO, 100),
-        {"ix_attempt_unswept", "pk_job", "pk_work_item"},
+        BY_KIND | {"ix_attempt_unswept", "pk_job"},
     ),
     "which of Ray's records are ours": (
         lambda session: repository.ended_submissions(session, ["job-1-a1", "job-2-a1"]),
@@ -42,7 +44,7 @@ QUERIES: dict[str, tuple[Callable[[Session], Any], set[str]]] = {
     ),
     "what workers may begin": (
         lambda session: work.due(session, list(Work), 1, datetime.now(UTC)),
-        {"ix_work_item_due_at"},
+        BY_KIND,
     ),
 }
 """Of the loop and its workers, with the indexes that each may use; SQLite names those of primary keys differently."""

@@ -167,6 +167,7 @@ def test_a_controller_that_stops_gives_back_what_it_has_not_done(world, settings
     (item,) = items(world, Work.REMOVE_JOB)
     assert item.lock_token is None
     done.set()
+    poll(world.reconciler.removals._tokens, lambda left: not left, LIMIT_S)
     monkeypatch.undo()
     after = World(settings, world.database, ray, mlflow)
     after.rounds()

@@ -11,13 +11,11 @@ branch_labels = None
 depends_on = None
 
 PARTIAL = {
-    "ix_job_waiting": ("job", ["id", "revision"], "state IN ('queued', 'recovering')"),
-    "ix_job_live": ("job", ["created_at"], "state IN ('starting', 'running', 'pausing', 'cancelling')"),
     "ix_job_deleted": ("job", ["deleted_at"], "deleted_at IS NOT NULL"),
     "ix_attempt_unswept": ("attempt", ["ended_at"], "swept_at IS NULL"),
 }
 SUBMISSIONS = "ix_attempt_submission_id"
-LOOKED_UP = ("due_at", "lock_token")
+LOOKED_UP = (["kind", "due_at"], ["lock_token"])
 
 
 def upgrade() -> None:
@@ -39,8 +37,8 @@ def upgrade() -> None:
         sa.Column("lock_expires_at", sa.DateTime(), nullable=True),
         sa.PrimaryKeyConstraint("kind", "target", name=op.f("pk_work_item")),
     )
-    for column in LOOKED_UP:
-        op.create_index(op.f(f"ix_work_item_{column}"), "work_item", [column])
+    for columns in LOOKED_UP:
+        op.create_index(op.f(f"ix_work_item_{'_'.join(columns)}"), "work_item", columns)
     _settle_ended_searches()
 
 
