@@ -48,7 +48,8 @@ def fenced(app: AppState, check: Callable[[], None]) -> AppState:
     """The same state with adapters whose every effect calls ``check`` right before, which raises where it must not."""
 
     def around(adapter: Adapter) -> Adapter:
-        return adapter if isinstance(adapter, _Fenced) else cast(Adapter, _Fenced(adapter, check))
+        inner = adapter._adapter if isinstance(adapter, _Fenced) else adapter  # noqa: SLF001 - of another context
+        return cast(Adapter, _Fenced(inner, check))
 
     return replace(
         app,

@@ -330,7 +330,7 @@ def main() -> None:
             measure("SQLite", f"sqlite:///{folder}/rcmae.db", options)
     if "postgres" in wanted:
         with postgres_server() as server:
-            measure("Postgres", server.url("loop"), options)
+            measure("Postgres", f"{server.url('loop')}?options=-c%20statement_timeout%3D600s", options)
 
 
 if __name__ == "__main__":
