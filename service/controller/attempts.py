@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
-from service.controller.context import ACTOR, ControllerContext, StaleState
+from service.controller.context import ACTOR, ControllerContext, StaleState, logged_as
 from service.controller.decide import STEADY, Decision, Ended, Hung, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
 from service.controller.kind import ProgressReport
@@ -192,6 +192,10 @@ class Attempts:
             job, attempt = repository.with_last_attempts(session, [job_id]).get(job_id, (None, None))
         if job is None or State(job.state) not in LIVE:
             return None
+        with logged_as(job):
+            return self._look_closely(job, attempt)
+
+    def _look_closely(self, job: Job, attempt: Attempt | None) -> timedelta | None:
         if attempt is None or attempt.ended_at is not None:
             self._without_attempt(job)
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -103,20 +103,19 @@ class ControllerContext:
             log.warning("files_left", job_id=job_id, detail=str(error))
 
 
+def logged_as(job: Job) -> AbstractContextManager[None]:
+    """Adds a job's ids to the log lines of the block."""
+    ids = {"job_id": job.id, "attempt": job.attempts, "request_id": job.request_id}
+    return structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value})
+
+
 @contextmanager
 def isolated_job(job: Job) -> Iterator[None]:
     """Keep the failure of one job from affecting others, and add the job's ids to the log lines of the block.
 
     Only `DatabaseUnreachable` and `LeaseLost` pass through.
     """
-    with isolated(job_id=job.id, attempt=job.attempts, request_id=job.request_id):
-        yield
-
-
-@contextmanager
-def isolated(**ids: object) -> Iterator[None]:
-    """The same for something other than a job, with these ids."""
-    with structlog.contextvars.bound_contextvars(**{name: value for name, value in ids.items() if value}):
+    with logged_as(job):
         try:
             yield
         except StaleState as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy.orm import Session
 
 from service.adapters.ray_cluster import Submission
 from service.adapters.storage import Artifacts, StorageUnreachable
@@ -172,8 +173,16 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
         _start(context, loaded, spec, explanation)
     except CannotStart as error:
         with context.write() as session:
-            job = repository.get(session, loaded.id)
+            job = _unchanged(session, loaded)
             transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
+
+
+def _unchanged(session: Session, loaded: Job) -> Job:
+    """The row of a waiting job; raises `StaleState` where a request has ended it, or changed its budget or resources."""
+    job = session.get(Job, loaded.id)
+    if job is None or job.revision != loaded.revision:
+        raise StaleState(f"job {loaded.id} is {job.state if job else 'removed'} now")
+    return job
 
 
 def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
@@ -189,9 +198,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
         explanation = f"{explanation} {RUN_REPLACED}"
         log.warning("run_replaced", job_id=loaded.id, attempt=number, removed=loaded.run_id, run_id=run_id)
     with context.write() as session:
-        job = repository.get(session, loaded.id)
-        if job.revision != loaded.revision:  # a request has ended it, or changed its budget or resources
-            raise StaleState(f"job {job.id} has changed: it is {job.state} now")
+        job = _unchanged(session, loaded)
         job.resolved_spec = spec.model_dump(mode="json")
         job.run_id, job.artifact_uri, job.attempts = run_id, loaded.artifact_uri or artifact_uri, number
         identity = names.submission_id(job.id, number)

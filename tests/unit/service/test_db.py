@@ -18,7 +18,7 @@ import pytest
 from alembic import command
 from fastapi.testclient import TestClient
 from postgres_server import PASSWORD, PostgresServer
-from service_fakes import add_job, attempts_of, events_of, job_of, problem
+from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, problem
 from sqlalchemy import MetaData, func, inspect, select, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
@@ -37,7 +37,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 pytestmark = pytest.mark.both_databases
 
-TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version"}
+TABLES = {"job", "attempt", "event", "token", "lease", "audit", "deleted_version", "work_item"}
 
 
 def count_jobs(session: Session) -> int:
@@ -153,6 +153,30 @@ def test_an_idempotency_key_is_hashed_once_however_often_the_schema_moves(new):
         new.migrate()
         assert job_of(new, job_id).idempotency_key == f"sha256:{sha256('monday')}"
         alembic(new, "downgrade", "0002")
+
+
+def test_an_upgrade_leaves_searches_that_a_request_ended_to_a_worker(new):
+    """The loop found them by reading every search that had ended."""
+    new.migrate()
+    search = {
+        "kind": "search",
+        "base": SPEC,
+        "space": {"optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1}},
+    }
+    running, none = ({"trials": {"running": count}} for count in (2, 0))
+    wanted = [
+        add_job(new, "succeeded", search, result=None, progress=None),
+        add_job(new, "cancelled", search, result=None, progress=running),
+    ]
+    add_job(new, "succeeded", search, result={}, progress=none)
+    add_job(new, "failed", search, progress=None)
+    add_job(new, "paused", search, progress=running)
+    add_job(new, "succeeded", search, result=None, deleted_at=datetime(2025, 6, 1, tzinfo=UTC))
+    add_job(new, "succeeded", result=None)
+    alembic(new, "downgrade", "0007")
+    new.migrate()
+    found = rows(new, "SELECT kind, target, failures FROM work_item")
+    assert sorted(found) == sorted(("settle", job_id, 0) for job_id in wanted)
 
 
 def test_several_processes_migrate_at_once(new, new_url):
