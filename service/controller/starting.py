@@ -178,7 +178,7 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
 
 
 def _unchanged(session: Session, loaded: Job) -> Job:
-    """The row of a waiting job; raises `StaleState` where a request has ended it, or changed its budget or resources."""
+    """The row of a waiting job; raises `StaleState` where a request has ended or changed it."""
     job = session.get(Job, loaded.id)
     if job is None or job.revision != loaded.revision:
         raise StaleState(f"job {loaded.id} is {job.state if job else 'removed'} now")
