@@ -65,6 +65,7 @@ bench: $(STAMP) postgres
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/data.py
 	$(BIN)/python tests/benchmarks/orchestration.py
+	$(BIN)/python tests/benchmarks/loop.py
 	$(BIN)/python tests/benchmarks/api.py
 	$(BIN)/python tests/benchmarks/searches.py
 	$(BIN)/python tests/benchmarks/stream.py

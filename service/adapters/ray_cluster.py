@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -16,7 +17,8 @@ from service.adapters.breaker import Gated, Unreachable
 from trainer.protocol.request import ATTEMPT_VARIABLE, AttemptRequest
 from trainer.spec.cluster import ClusterShape, NodeShape
 
-TIMEOUT = httpx.Timeout(15.0, connect=3.0)
+ANSWER_S = 15.0
+TIMEOUT = httpx.Timeout(ANSWER_S, connect=3.0)
 """Limits for one request, in seconds. The first submission after a start of Ray takes five seconds."""
 STOP_VARIABLES = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": "30"}
 """Ray stops a submission with SIGINT, which ends the driver at once, and sends SIGKILL 30 s later. On SIGTERM, which
@@ -119,12 +121,13 @@ class RayCluster(Gated):
         except (ValueError, KeyError, TypeError) as error:
             raise self._unexpected(response) from error
 
-    def placements(self) -> dict[str, list[str]]:
+    def placements(self, records: Mapping[str, Submission] | None = None) -> dict[str, list[str]]:
         """The node ids of each submission's workers, one for each worker. Raises `ClusterUnreachable`.
 
-        A submission is left out until Ray has placed its workers.
+        A submission is left out until Ray has placed its workers. ``records`` are the submissions, if they are known.
         """
-        by_driver = {record.driver: name for name, record in self.submissions().items() if record.driver}
+        records = self.submissions() if records is None else records
+        by_driver = {record.driver: name for name, record in records.items() if record.driver}
         response = self._call("GET", "/api/v0/placement_groups?detail=1&limit=10000")
         placements: dict[str, list[str]] = {}
         try:
@@ -200,7 +203,7 @@ class RayCluster(Gated):
         The Jobs API sends whole logs, which may be gigabytes, through the head's memory and ours. The State API reads
         the end of the file alone, although a line may still be of any length.
         """
-        path, end = f"/api/v0/logs/file?submission_id={submission_id}&lines={LOG_LINES}", time.monotonic() + TIMEOUT_S
+        path, end = f"/api/v0/logs/file?submission_id={submission_id}&lines={LOG_LINES}", time.monotonic() + ANSWER_S
         tail = bytearray()
         with self._gate():
             try:
@@ -214,7 +217,7 @@ class RayCluster(Gated):
                         tail += piece
                         del tail[:-LOG_BYTES]
                         if time.monotonic() > end:
-                            raise ClusterUnreachable(f"Ray has not sent it in {TIMEOUT_S:g} s")
+                            raise ClusterUnreachable(f"Ray has not sent it in {ANSWER_S:g} s")
             except httpx.HTTPError as error:
                 raise self._no_answer(error) from error
         return tail.decode(errors="replace")

@@ -32,7 +32,8 @@ LONGEST_KEY: Final = 1024
 """Longest key in S3, in bytes."""
 ANSWERS: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
-     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EBUSY, errno.ETXTBSY, errno.ENOSPC, errno.EDQUOT,
+     errno.EROFS}
 )  # fmt: skip
 """Errors by which a disk refuses one request."""
 LIMITS_S: Final = {

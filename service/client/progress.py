@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Final
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -13,7 +14,7 @@ from service.client.console import Console, Text
 from service.client.sdk import Client
 from service.client.shell import Outages
 from service.jobs.schemas import EventView, JobView
-from service.jobs.state import State
+from service.jobs.state import WAITING, State
 
 LINE_EVERY_S: Final = 15.0
 """Seconds between two progress lines where the output is not a terminal."""
@@ -55,6 +56,8 @@ class _Display:
         self._console, self._bar = console, bar
         self._task: TaskID = bar.add_task("", total=1.0, state="", line="")
         self._outages, self._last_event, self._next_line = Outages(console), 0, 0.0
+        self._said = ""
+        """The message of the last line."""
         self.newest: JobView | None = None
 
     def outage(self, error: Exception | None) -> None:
@@ -67,15 +70,18 @@ class _Display:
         for event in events:
             if event.id > self._last_event:
                 self._last_event = event.id
-                self._print(event)
+                self._print(event.time, event.state, event.message)
 
-    def _print(self, event: EventView) -> None:
-        text = Text.assemble((tables.when(event.time), "dim"), " ", render.state(event.state))
-        self._console.print(text.append(f"  {event.message}" if event.message else ""), soft_wrap=True)
+    def _print(self, time_of: datetime, state: State, message: str) -> None:
+        self._said = message
+        text = Text.assemble((tables.when(time_of), "dim"), " ", render.state(state))
+        self._console.print(text.append(f"  {message}" if message else ""), soft_wrap=True)
 
     def job(self, job: JobView) -> None:
         """Update the bar; where the output is not a terminal, print a line now and then."""
         self.newest, progress = job, job.progress
+        if job.state in WAITING and job.message not in {"", self._said}:  # why it waits is no event
+            self._print(datetime.now(UTC), job.state, job.message)
         line = render.progress_line(job, self._console.width - BAR_COLUMNS)
         self._bar.update(self._task, completed=render.share_done(progress), state=job.state.value, line=line)
         if progress and not self._console.is_terminal and time.monotonic() >= self._next_line:

@@ -22,9 +22,9 @@ def show(state: AppState, caller: Caller) -> ClusterView:
     """The cluster as it is now. Raises `ClusterUnreachable`."""
     machines, placements = state.ray.machines(), state.ray.placements()
     with state.database.read() as session:
-        jobs, active = repository.waiting(session), repository.active(session)
+        jobs, live = repository.waiting(session), repository.live(session)
     shape = live_shape(machines)
-    queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(active, placements)
+    queue, held = waiting_entries(jobs, shape, state.kinds), running_entries(live, placements)
     free = free_nodes(held, shape)
     admissions = admit(list(queue.values()), held, shape, now(), Limits.of(state.settings))
     decisions = {admission.job_id: admission for admission in admissions}
@@ -32,7 +32,7 @@ def show(state: AppState, caller: Caller) -> ClusterView:
     return ClusterView(
         totals=Totals(nodes=len(free), **_amounts(shape.nodes, free)),
         nodes=_nodes(machines, free),
-        running=_running(caller, active, held),
+        running=_running(caller, live, held),
         queue=[
             _queued(caller, by_id[entry.job_id], entry, decisions.get(entry.job_id), position)
             for position, entry in enumerate(scheduling_order(queue.values()), 1)
@@ -73,9 +73,7 @@ def _amounts(total: Iterable[NodeShape], free: Iterable[NodeShape]) -> dict[str,
     }
 
 
-def _running(
-    caller: Caller, active: Sequence[tuple[Job, Attempt | None]], held: Sequence[Running]
-) -> list[RunningView]:
+def _running(caller: Caller, live: Sequence[tuple[Job, Attempt | None]], held: Sequence[Running]) -> list[RunningView]:
     by_job = {entry.job_id: entry for entry in held}
     return [
         RunningView(
@@ -84,7 +82,7 @@ def _running(
             nodes=list(by_job[job.id].nodes),
             since=attempt.started_at,
         )
-        for job, attempt in active
+        for job, attempt in live
         if attempt and job.id in by_job
     ]
 

@@ -54,8 +54,14 @@ class Observation:
     beat_at: datetime | None = None
     """When the controller first saw that heartbeat."""
     silent: timedelta = timedelta(0)
-    """Time since the last new heartbeat, by the controller's clock. Time without MLflow does not count, as
-    no heartbeat could arrive."""
+    """Time since the last new heartbeat. Time without MLflow does not count, as no heartbeat could arrive. Like the
+    following ones, it is counted by this process's own looks, not by a clock: see `Watch`."""
+    starting: timedelta = timedelta(0)
+    """Time without a first heartbeat."""
+    commanded: timedelta = timedelta(0)
+    """Time since the last command was sent, or was first due."""
+    stopping: timedelta = timedelta(0)
+    """Time since Ray was last asked to stop the attempt."""
 
     def activity(self, attempt: Attempt) -> Activity | None:
         """What the attempt was doing at its last heartbeat; None if it did not say."""
@@ -137,11 +143,11 @@ def _decide_alive(job: Job, attempt: Attempt, observation: Observation, patience
     if job.state in {State.CANCELLING, State.PAUSING}:
         return _decide_stopping(job, attempt, observation, patience)
     if attempt.stop_asked_at:
-        return _stop_again(attempt.stop_asked_at, observation)
+        return _stop_again(observation)
     if observation.run and observation.run.gone:
         return "wait"  # no sign of it can arrive; whoever removed the run may put it back
     if observation.beat is None:
-        late = observation.run is not None and observation.now - attempt.started_at > patience.start
+        late = observation.run is not None and observation.starting > patience.start
         return Hung(Reason.DEADLINE_EXCEEDED, SILENT) if late else "wait"
     if job.state == State.STARTING:
         return "started"
@@ -158,18 +164,18 @@ def _hung(observation: Observation, activity: Activity | None, patience: Patienc
 
 def _decide_stopping(job: Job, attempt: Attempt, observation: Observation, patience: Patience) -> Decision:
     if attempt.stop_asked_at:
-        return _stop_again(attempt.stop_asked_at, observation)
+        return _stop_again(observation)
     if observation.run and observation.beat is None:
         return "stop"
     command = "cancel" if job.state == State.CANCELLING else "pause"
-    overdue = attempt.commanded_at is not None and observation.now - attempt.commanded_at > patience.command
+    overdue = attempt.commanded_at is not None and observation.commanded > patience.command
     if overdue and attempt.command in {command, None}:  # None: the command could not be sent
         return "stop"
     return "wait" if attempt.command == command else "command"
 
 
-def _stop_again(asked: datetime, observation: Observation) -> Decision:
-    return "stop" if observation.now - asked > STOP_AGAIN else "wait"
+def _stop_again(observation: Observation) -> Decision:
+    return "stop" if observation.stopping > STOP_AGAIN else "wait"
 
 
 @dataclass(frozen=True)

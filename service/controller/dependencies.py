@@ -10,7 +10,7 @@ from datetime import timedelta
 from service.adapters.breaker import Breaker, Unreachable
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
-from service.adapters.storage import StorageUnreachable
+from service.adapters.storage import StorageRefused, StorageUnreachable
 from service.adapters.studies import StudiesUnreachable
 
 
@@ -18,8 +18,12 @@ class Unavailable(Exception):
     """A dependency does not answer, or refuses a call. Nothing is concluded from that: the next round calls again."""
 
 
+class Refused(Unavailable):
+    """A dependency answers, and refuses this one call: others may succeed."""
+
+
 class Dependency(Breaker):
-    """One dependency of the controller, whose loop, removals and sweeps call it on threads of their own."""
+    """One dependency of the controller, whose loop and workers call it on threads of their own."""
 
     def __init__(
         self,
@@ -39,8 +43,9 @@ class Dependency(Breaker):
             with self.attempt():
                 yield
         except self._failure as error:
-            verb = "refuses" if isinstance(error, self._refusal) else "does not answer"
-            raise Unavailable(f"{self.name} {verb}: {error}") from error
+            if isinstance(error, self._refusal):
+                raise Refused(f"{self.name} refuses: {error}") from error
+            raise Unavailable(f"{self.name} does not answer: {error}") from error
 
     def available_for(self) -> timedelta:
         """For how long it has answered without interruption."""
@@ -65,5 +70,5 @@ class Dependencies:
     def __init__(self) -> None:
         self.ray = Dependency("Ray", ClusterUnreachable, refusal=ClusterRefused)
         self.mlflow = Dependency("MLflow", MlflowUnreachable, refusal=MlflowRefused)
-        self.storage = Dependency("the artifact storage", StorageUnreachable)
+        self.storage = Dependency("the artifact storage", StorageUnreachable, refusal=StorageRefused)
         self.studies = Dependency("the studies' database", StudiesUnreachable)

@@ -20,6 +20,7 @@ from trainer.protocol.request import Source
 
 if TYPE_CHECKING:
     from service.controller.context import ControllerContext
+    from service.controller.queue import Task
 
 
 class CannotStart(Exception):
@@ -71,12 +72,17 @@ class ControllerKind(JobKind[Spec]):
     def running_message(self, job: Job, attempt: Attempt) -> str:
         """A sentence on what a running attempt does. It must not change with progress."""
 
-    def update_orders(self, context: ControllerContext, job: Job, run: RunView | None) -> None:
-        """Pass changed orders on to a running job."""
+    def update_orders(self, context: ControllerContext, job: Job, run: RunView | None) -> bool:  # noqa: ARG002
+        """Pass changed orders on to a running job; returns False where it does not know them yet."""
+        return True
 
     @abstractmethod
     def report(self, context: ControllerContext, job: Job, run: RunView | None) -> ProgressReport | None:
-        """The progress of a job; None where it cannot be read now."""
+        """The progress of a job, as far as its run tells it; None where it cannot be read now. The loop calls this."""
+
+    def report_trials(self, context: ControllerContext, job: Job) -> ProgressReport | None:  # noqa: ARG002
+        """The progress of a job with trials; None where it cannot be read now. A worker calls this now and then."""
+        return None
 
     # --- at its end -------------------------------------------------------------------------------------------------
 
@@ -87,13 +93,17 @@ class ControllerKind(JobKind[Spec]):
         It is repeated after an interruption.
         """
 
-    def settle_ended(self, context: ControllerContext) -> None:
-        """Settle jobs that requests ended while no attempt ran. Called once a round."""
+    def settle_ended(self, context: ControllerContext, job: Job) -> None:
+        """Settle a job that a request ended while no attempt ran; raises `Unavailable`. It may be repeated."""
 
     # --- removal and sweeps -----------------------------------------------------------------------------------------
 
-    def remove(self, context: ControllerContext, job: Job) -> None:
-        """Remove what a deleted job left besides versions, files, run and Ray's records. It may be repeated."""
+    def remove(self, context: ControllerContext, job: Job, task: Task) -> bool:  # noqa: ARG002
+        """Remove what a deleted job left besides versions, files, run and Ray's records. It may be repeated.
+
+        Returns False where it is not done when the task pauses; it is then called again. Raises `Unavailable`.
+        """
+        return True
 
     def checkpoint_folders(self, context: ControllerContext, job: Job, attempt: Attempt) -> Sequence[str]:  # noqa: ARG002
         """The folders in which an ended attempt stored checkpoints."""

@@ -83,6 +83,11 @@ class Lease:
         self._healthy = healthy
         self._thread.start()
 
+    @property
+    def me(self) -> str:
+        """This process, as the lease names it."""
+        return self._me
+
     def held(self) -> bool:
         """Whether this process is the controller, as far as it knows without reading the database."""
         return self._mine and self._clock() - self._beaten_at < self._seconds

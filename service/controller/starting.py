@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy.orm import Session
 
+from service.adapters.ray_cluster import Submission
 from service.adapters.storage import Artifacts, StorageUnreachable
 from service.context.app_state import AppState
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
@@ -14,12 +18,13 @@ from service.controller.kind import CannotStart
 from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import transition
-from service.jobs.queueing import running_entries, waiting_entries
+from service.jobs.queueing import running_entry, waiting_entry
 from service.jobs.state import State
-from service.queue.scheduler import Limits, admit
+from service.queue.scheduler import Limits, Running, Waiting, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.protocol.request import AttemptRequest, Source
+from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
 from trainer.spec.plan import gang
 
@@ -31,31 +36,135 @@ RUN_REPLACED = (
 )
 
 
-def start_waiting(context: ControllerContext, moment: datetime) -> None:
-    """Give every job that waits at this moment an attempt, or a message that says why it waits."""
-    with context.app.database.read() as session:
-        jobs = repository.waiting(session)
-        if not jobs:  # as in most rounds
+@dataclass(frozen=True)
+class _Known:
+    """A waiting job as it was at one revision of its row."""
+
+    revision: int
+    job: Job
+    """Its reason and message are those of the row, also after the loop has changed them."""
+    entry: Waiting | None
+    """For the scheduler; None where its spec is no longer valid."""
+
+
+class Starts:
+    """Gives waiting jobs attempts. What it has read and decided it remembers until something changes."""
+
+    def __init__(self, context: ControllerContext) -> None:
+        self._context = context
+        self._limits = Limits.of(context.app.settings)
+        self._known: dict[str, _Known] = {}
+        """The jobs that wait now."""
+        self._shape: ClusterShape | None = None
+        """The cluster that their specs are resolved for."""
+        self._running: dict[tuple[str, int], Running | None] = {}
+        """What live attempts hold, without their nodes, which change; None where a spec cannot be read."""
+        self._decided: object = None
+        """What the last decisions were made of, as long as they hold."""
+        self._holds_until: datetime | None = None
+
+    def run(
+        self,
+        moment: datetime,
+        live: Sequence[tuple[Job, Attempt | None]],
+        waiting: Mapping[str, int],
+        records: Mapping[str, Submission] | None,
+    ) -> None:
+        """Give every job that waits at this moment an attempt, or a message that says why it waits.
+
+        ``waiting`` has the revisions of their rows, ``records`` Ray's submissions: None where it is unavailable.
+        """
+        if not waiting:  # as in most rounds
+            self._known.clear()
             return
-        active = repository.active(session)
-    try:
-        with context.dependencies.ray.call():
-            shape, placements = context.app.ray.shape(), context.app.ray.placements()
-    except Unavailable as error:
-        for job in jobs:
-            with isolated_job(job):
-                context.set_message(job, f"Waits for the cluster: {error}.")
-        return
-    by_id = {job.id: job for job in jobs}
-    queue = waiting_entries(jobs, shape, context.kinds)
-    taken = running_entries(active, placements)
-    for admission in admit(list(queue.values()), taken, shape, moment, Limits.of(context.app.settings)):
-        job = by_id[admission.job_id]
-        with isolated_job(job):
-            if admission.start:
-                _start_or_fail(context, job, queue[job.id].spec, admission.message)
-            else:
-                context.set_message(job, admission.message, admission.reason)
+        try:
+            shape, placements = self._cluster(records)
+        except Unavailable as error:
+            self._decided = None
+            self._read(waiting, self._shape)
+            text = f"Waits for the cluster: {error}."
+            self._explain([(known, None, text) for known in self._known.values()])
+            return
+        taken = self._taken(live, placements)
+        decided = (dict(waiting), shape, taken)
+        if decided == self._decided and (self._holds_until is None or moment < self._holds_until):
+            return
+        self._read(waiting, shape)
+        entries = [known.entry for known in self._known.values() if known.entry]
+        admissions = admit(entries, taken, shape, moment, self._limits)
+        self._decided = None
+        self._explain([(self._known[a.job_id], a.reason, a.message) for a in admissions if not a.start])
+        starting = [admission for admission in admissions if admission.start]
+        for admission in starting:
+            known = self._known[admission.job_id]
+            with isolated_job(known.job):
+                self._start(known, admission.message)
+        if not starting:
+            self._decided, self._holds_until = decided, holds_until(entries, moment, self._limits)
+
+    def _cluster(self, records: Mapping[str, Submission] | None) -> tuple[ClusterShape, dict[str, list[str]]]:
+        with self._context.dependencies.ray.call():
+            return self._context.app.ray.shape(), self._context.app.ray.placements(records)
+
+    def _taken(
+        self, live: Sequence[tuple[Job, Attempt | None]], placements: Mapping[str, Sequence[str]]
+    ) -> list[Running]:
+        """What live attempts hold. An attempt's spec is read once."""
+        held: dict[tuple[str, int], Running | None] = {}
+        taken = []
+        for job, attempt in live:
+            if attempt is None or attempt.ended_at is not None:
+                continue
+            key = (job.id, attempt.number)
+            entry = held[key] = self._running[key] if key in self._running else running_entry(job)
+            if entry:
+                taken.append(replace(entry, nodes=tuple(placements.get(attempt.submission_id, ()))))
+        self._running = held
+        return taken
+
+    def _read(self, waiting: Mapping[str, int], shape: ClusterShape | None) -> None:
+        """Read the rows that have changed, and resolve specs anew where the cluster has; None before it was seen."""
+        kinds = self._context.kinds
+        if shape is not None and shape != self._shape:
+            for job_id, known in self._known.items():
+                self._known[job_id] = replace(known, entry=waiting_entry(known.job, shape, kinds))
+            self._shape = shape
+        same = {id_: k for id_, k in self._known.items() if waiting.get(id_) == k.revision}
+        with self._context.app.database.read() as session:
+            for job in repository.waiting_jobs(session, [job_id for job_id in waiting if job_id not in same]):
+                entry = waiting_entry(job, shape, kinds) if shape is not None else None
+                same[job.id] = _Known(job.revision, job, entry)
+        self._known = same
+
+    def _explain(self, explained: Sequence[tuple[_Known, Reason | None, str]]) -> None:
+        """Say why jobs wait, in one transaction; without effect where their rows say so already.
+
+        The reason applies to queued jobs; recovering ones keep theirs.
+        """
+        changed = []
+        for known, reason, message in explained:
+            job = known.job
+            said = (reason if job.state == State.QUEUED else job.reason, message)
+            if said != (job.reason, job.message):
+                changed.append(repository.Explanation(job.id, known.revision, *said))
+        if not changed:
+            return
+        with self._context.write() as session:
+            repository.explain_waiting(session, changed)
+        for each in changed:
+            job = self._known[each.job_id].job
+            job.reason, job.message = each.reason, each.message
+
+    def _start(self, known: _Known, explanation: str) -> None:
+        if known.entry:
+            _start_or_fail(self._context, known.job, known.entry.spec, explanation)
+
+
+def holds_until(waiting: Sequence[Waiting], moment: datetime, limits: Limits) -> datetime | None:
+    """When the scheduler may decide otherwise although nothing has changed; None for never."""
+    passing = timedelta(seconds=limits.passing_s)
+    ends = [end for job in waiting for end in (job.since + passing, job.not_before) if end and end > moment]
+    return min(ends, default=None)
 
 
 def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
@@ -64,8 +173,16 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
         _start(context, loaded, spec, explanation)
     except CannotStart as error:
         with context.write() as session:
-            job = repository.get(session, loaded.id)
+            job = _unchanged(session, loaded)
             transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
+
+
+def _unchanged(session: Session, loaded: Job) -> Job:
+    """The row of a waiting job; raises `StaleState` where a request has ended or changed it."""
+    job = session.get(Job, loaded.id)
+    if job is None or job.revision != loaded.revision:
+        raise StaleState(f"job {loaded.id} is {job.state if job else 'removed'} now")
+    return job
 
 
 def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: str) -> None:
@@ -81,11 +198,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
         explanation = f"{explanation} {RUN_REPLACED}"
         log.warning("run_replaced", job_id=loaded.id, attempt=number, removed=loaded.run_id, run_id=run_id)
     with context.write() as session:
-        job = repository.get(session, loaded.id)
-        if job.state not in {State.QUEUED, State.RECOVERING} or job.attempts != loaded.attempts:
-            raise StaleState(f"job {job.id} is {job.state} now")
-        if job.run_spec != loaded.run_spec:  # a request has changed its budget or resources
-            raise StaleState(f"the spec of job {job.id} has changed")
+        job = _unchanged(session, loaded)
         job.resolved_spec = spec.model_dump(mode="json")
         job.run_id, job.artifact_uri, job.attempts = run_id, loaded.artifact_uri or artifact_uri, number
         identity = names.submission_id(job.id, number)

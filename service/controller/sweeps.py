@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_runs import OpenRun
 from service.adapters.storage import OutsideRoot
-from service.controller.context import ControllerContext, isolated_job
-from service.controller.dependencies import Unavailable
-from service.controller.lease import LeaseLost
-from service.db.database import DatabaseUnreachable
+from service.controller.context import ControllerContext
+from service.controller.queue import Task
 from service.db.tables import Attempt, Job, now
-from service.jobs import repository
+from service.jobs import repository, work
 from service.jobs.lifecycle import RUN_STATUS
 from service.jobs.state import State
+from service.jobs.work import Work
 from trainer.protocol import names
 
 log = structlog.get_logger()
 
 ATTEMPTS = 100
-"""Attempts checked by one sweep, at most: the others wait for the next one."""
+"""Attempts found at a time, at most: the others wait for the next time."""
 
 
 class Sweeps:
-    """All sweeps. One that fails is repeated next time."""
+    """All sweeps, each the work of one worker."""
 
     def __init__(self, context: ControllerContext) -> None:
         self._context = context
 
-    def run(self) -> None:
-        """Make each sweep once."""
-        sweeps: tuple[Callable[[], None], ...] = (self.ray_records, self.unfinished_checkpoints, self.open_runs)
-        for sweep in sweeps:
-            try:
-                sweep()
-            except Unavailable as error:
-                log.debug("sweep_waits", sweep=sweep.__name__, detail=str(error))
-            except (DatabaseUnreachable, LeaseLost):
-                raise
-            except Exception:  # logged; the other sweeps run, and this one is repeated next time
-                log.exception("sweep_failed", sweep=sweep.__name__)
+    def find(self, _: Session) -> dict[Work, list[str]]:
+        """What is swept now and then."""
+        return {kind: [""] for kind in (Work.SWEEP_RECORDS, Work.FIND_CHECKPOINTS, Work.SWEEP_RUNS)}
 
-    def ray_records(self) -> None:
+    def ray_records(self, _: Task) -> timedelta:
         """Delete old records of Ray, which keeps one of every job and lists them all in each answer."""
         with self._context.dependencies.ray.call():
             records = self._context.app.ray.submissions()
@@ -56,19 +46,30 @@ class Sweeps:
             with self._context.dependencies.ray.call():
                 self._context.app.ray.delete(identity)
             log.info("swept_ray_record", submission_id=identity, ended_at=str(old[identity].ended_at))
+        return self._interval
 
-    def unfinished_checkpoints(self) -> None:
-        """Delete folders without a manifest: checkpoints that killed attempts were writing."""
+    def find_checkpoints(self, _: Task) -> timedelta:
+        """Look for attempts that may have left folders without a manifest: checkpoints that they were writing."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.app.database.read() as session:
-            attempts = repository.unswept(session, limit, ATTEMPTS)
-        for job, attempt in attempts:
-            with isolated_job(job):
-                self._remove_unfinished(job, attempt)
-                with self._context.write() as session:
-                    row = session.get(Attempt, (job.id, attempt.number))
-                    if row:
-                        row.swept_at = now()
+            found = repository.unswept(session, limit, ATTEMPTS)
+        if found:
+            with self._context.write() as session:
+                work.add(session, Work.SWEEP_CHECKPOINTS, found)
+        return self._interval
+
+    def unfinished_checkpoints(self, task: Task) -> None:
+        """Delete an attempt's folders without a manifest."""
+        with self._context.app.database.read() as session:
+            found = repository.by_submission(session, task.target)
+        if found is None:
+            return
+        job, attempt = found
+        self._remove_unfinished(job, attempt)
+        with self._context.write() as session:
+            row = session.get(Attempt, (job.id, attempt.number))
+            if row:
+                row.swept_at = now()
 
     def _remove_unfinished(self, job: Job, attempt: Attempt) -> None:
         for folder in self._context.kinds[job.kind].checkpoint_folders(self._context, job, attempt):
@@ -85,7 +86,7 @@ class Sweeps:
                     artifacts.delete(f"{folder}/{name}")
                     log.info("swept_unfinished_checkpoint", folder=name, **ids)
 
-    def open_runs(self) -> None:
+    def open_runs(self, _: Task) -> timedelta:
         """Close runs that MLflow shows as running although their job, or their trial's search, has ended or is gone."""
         limit = self._before(self._context.app.settings.unfinished_kept_s)
         with self._context.dependencies.mlflow.call():
@@ -105,6 +106,11 @@ class Sweeps:
                 status = RUN_STATUS[State(job.state)] if job and not run.trial else "KILLED"
                 self._context.app.mlflow.end_run(run.run_id, status)
             log.info("swept_open_run", run_id=run.run_id, job_id=run.job_id, status=status)
+        return self._interval
+
+    @property
+    def _interval(self) -> timedelta:
+        return timedelta(seconds=self._context.app.settings.sweep_interval_s)
 
     def _before(self, seconds: float) -> datetime:
         return now() - timedelta(seconds=seconds)

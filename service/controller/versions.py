@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -12,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.backbones.aliases import follow
-from service.controller.context import ControllerContext, isolated
-from service.controller.dependencies import Unavailable
+from service.controller.context import ControllerContext
+from service.controller.dependencies import Refused
 from service.db.tables import BackboneVersion, Job
 from service.jobs import lineage, repository, versions
 from service.jobs.schemas import BackboneRef
@@ -33,25 +34,12 @@ Aliases = Mapping[str, Mapping[str, int]]
 """Version numbers by backbone and alias."""
 
 
-class VersionChecks:
-    """Repeats the comparison with MLflow: at once until it has succeeded, then as often as the sweeps."""
-
-    def __init__(self, context: ControllerContext) -> None:
-        self._context = context
-        self._due = 0.0
-
-    def run(self) -> None:
-        """Make a comparison if one is due."""
-        began = time.monotonic()
-        if began < self._due:
-            return
-        try:
-            check(self._context)
-        except Unavailable as error:
-            log.debug("version_check_waits", detail=str(error))
-            return
-        ended = time.monotonic()
-        self._due = ended + max(self._context.app.settings.sweep_interval_s, PAUSES * (ended - began))
+def compare_versions(context: ControllerContext) -> timedelta:
+    """Compare all rows with MLflow; returns the pause before the next comparison. Raises `Unavailable`."""
+    began = time.monotonic()
+    check(context)
+    took_s = time.monotonic() - began
+    return timedelta(seconds=max(context.app.settings.sweep_interval_s, PAUSES * took_s))
 
 
 def check(context: ControllerContext) -> None:
@@ -145,8 +133,11 @@ def _reset_aliases(context: ControllerContext, named: Aliases) -> None:
             if number == found or target is None or (number is not None and target.state != VersionState.READY):
                 continue
             log.warning("alias_reset", backbone=name, alias=alias, mlflow=found, version=number)
-            with isolated(backbone=name, alias=alias), context.dependencies.mlflow.call():
-                follow(context.app, name, alias)
+            try:
+                with context.dependencies.mlflow.call():
+                    follow(context.app, name, alias)
+            except Refused as error:  # the others are reset
+                log.warning("alias_not_reset", backbone=name, alias=alias, detail=str(error))
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------

@@ -62,6 +62,8 @@ class Base(DeclarativeBase):
 
 
 COUNTED = text("dataset_images IS NOT NULL")
+DELETED = text("deleted_at IS NOT NULL")
+UNSWEPT = text("swept_at IS NULL")
 
 
 class Job(Base):
@@ -78,9 +80,13 @@ class Job(Base):
         # The size of a dataset, which every submission looks up.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
         Index(None, "search_id", "trial"),
+        # What was deleted and is to be removed; jobs that wait or run are found by their state.
+        Index("ix_job_deleted", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    revision: Mapped[int] = mapped_column(server_default="1")
+    """Rises with every change of the row, but for the control loop's word on why a job waits."""
     kind: Mapped[str] = mapped_column(String(32))
     name: Mapped[str] = mapped_column(String(200))
     state: Mapped[str] = mapped_column(String(16))
@@ -132,6 +138,8 @@ class Job(Base):
     trial: Mapped[int | None]
     """For a job promoted from a trial: the trial's number."""
 
+    __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - the base class declares it without ClassVar
+
     @property
     def run_spec(self) -> dict[str, Any]:
         """The spec that an attempt runs: the resolved one if there is one, otherwise the submitted one."""
@@ -171,6 +179,11 @@ class Attempt(Base):
     """One attempt at running a job, which is one Ray job."""
 
     __tablename__ = "attempt"
+    __table_args__ = (
+        # What sweeps look for.
+        Index("ix_attempt_unswept", "ended_at", sqlite_where=UNSWEPT, postgresql_where=UNSWEPT),
+        Index(None, "submission_id"),
+    )
 
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
@@ -294,6 +307,30 @@ class RegistryCheck(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     checked_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class WorkItem(Base):
+    """Something that takes long, for a worker of the controller to do. The row goes once it is done."""
+
+    __tablename__ = "work_item"
+    __table_args__ = (Index(None, "kind", "due_at"), Index(None, "lock_token"))
+
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    target: Mapped[str] = mapped_column(String(300), primary_key=True)
+    """What is to be worked on, such as a job's id."""
+    due_at: Mapped[datetime] = mapped_column(default=now)
+    """The earliest time to begin, or to go on."""
+    cursor: Mapped[str | None] = mapped_column(Text)
+    """How far it has come."""
+    message: Mapped[str] = mapped_column(Text, default="")
+    """What went wrong so far."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Consecutive failures; they determine the back-off."""
+    lock_token: Mapped[str | None] = mapped_column(String(32))
+    """Known to the worker that works on it, and checked by each of its writes; None where nobody does."""
+    locked_by: Mapped[str | None] = mapped_column(String(200))
+    """The worker's process, for people."""
+    lock_expires_at: Mapped[datetime | None]
 
 
 class Token(Base):

@@ -24,7 +24,7 @@ from service.context.app_state import MayReadJobs
 from service.db.database import Database, DatabaseUnreachable
 from service.db.tables import Event, Job
 from service.jobs.schemas import JobsChanged
-from service.jobs.state import ACTIVE
+from service.jobs.state import ACTIVE, State
 from service.jobs.stream import Streams
 
 log = structlog.get_logger()
@@ -45,8 +45,8 @@ class _LastPoll:
 
     event: int
     """Number of the newest event."""
-    progress: dict[str, str] = field(default_factory=dict)
-    """Progress of each active job, as JSON."""
+    said: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Message and progress, as JSON, of each job that waits or is active."""
 
 
 def _first_poll(database: Database) -> _LastPoll:
@@ -59,16 +59,16 @@ def _first_poll(database: Database) -> _LastPoll:
 def _poll(database: Database, last: _LastPoll) -> dict[str, str]:
     """The owner of each job that has changed since the last poll, by job id; updates ``last``."""
     new_events = select(Event.id, Event.job_id).where(Event.id > last.event).order_by(Event.id).limit(EVENTS)
-    active = select(Job.id, Job.progress).where(Job.state.in_(ACTIVE), Job.deleted_at.is_(None))
+    active = select(Job.id, Job.message, Job.progress).where(Job.state.in_((State.QUEUED, *ACTIVE)))
     with database.read() as session:
         events = session.execute(new_events).all()
-        progress = {job_id: json.dumps(value) for job_id, value in session.execute(active)}
+        said = {job_id: (message, json.dumps(value)) for job_id, message, value in session.execute(active)}
         changed = {job_id for _, job_id in events}
-        changed |= {job_id for job_id, value in progress.items() if last.progress.get(job_id) != value}
+        changed |= {job_id for job_id, value in said.items() if last.said.get(job_id) != value}
         rows = session.execute(select(Job.id, Job.owner).where(Job.id.in_(changed))) if changed else ()
         owners = {job_id: owner for job_id, owner in rows}  # noqa: C416 - a row is no pair for dict()
     last.event = max([last.event, *(number for number, _ in events)])
-    last.progress = progress
+    last.said = said
     return owners
 
 

@@ -224,6 +224,13 @@ def _write(job: Job, values: Mapping[str, object]) -> None:
 
 
 def note(session: Session, job: Job, reason: str | None, message: str, actor: str) -> None:
-    """Set the reason and message of a job whose state stays; without effect where they are set already."""
+    """Set the reason and message of a job whose state stays, and append the event; without effect where they are set
+    already.
+    """
     if (job.reason, job.message) != (reason, message):
         edit(session, job, {"reason": reason, "message": message}, message, actor)
+
+
+def explain(job: Job, reason: str | None, message: str) -> None:
+    """Set the reason and message of a job whose state stays: what it waits for now, which is no part of its history."""
+    _write(job, {"reason": reason, "message": message})

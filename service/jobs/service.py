@@ -17,7 +17,7 @@ from service.context.app_state import AppState
 from service.context.kind import JobKind
 from service.db.tables import Job, now
 from service.http.problems import ApiProblem, spec_problem
-from service.jobs import lineage, repository
+from service.jobs import lineage, repository, work
 from service.jobs.deletion import delete_versions, preview
 from service.jobs.lifecycle import CANCELLED, EFFECTS, PAUSED, Effect, Verb, delete, edit, transition
 from service.jobs.queueing import running_entries, waiting_entries
@@ -25,6 +25,7 @@ from service.jobs.reading import view
 from service.jobs.schemas import Deletion, Gang, JobView, Parameters, PatchBody, PlanView, ResumeBody, RetryBody, Steps
 from service.jobs.state import State
 from service.jobs.submission import insert, stored_key
+from service.jobs.work import Work
 from service.queue.scheduler import Limits, fits
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
@@ -96,9 +97,9 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     with app_state.database.read() as session:
         steps = kind.schedule(session, resolved)
         warned = kind.plan_warnings(session, resolved)
-        jobs, active = repository.waiting(session), repository.active(session)
+        jobs, live = repository.waiting(session), repository.live(session)
     queue = waiting_entries(jobs, shape, app_state.kinds)
-    taken = running_entries(active, placements)
+    taken = running_entries(live, placements)
     when, why = fits(resolved, caller.owner, list(queue.values()), taken, shape, now(), Limits.of(app_state.settings))
     needs = gang(resolved)
     network = subject.trained.model.parameters if subject.trained else None
@@ -143,6 +144,8 @@ def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, bod
             message = message.format(continuation=continuation)
             message = _change_with_verb(app_state.settings, kind, job, verb, body) or message
             transition(session, job, effect, reason, message, caller.owner)
+            if effect.terminal and kind.has_trials:
+                work.add(session, Work.SETTLE, [job.id])
         elif effect not in {Effect.SAME, Effect.DRAIN}:
             raise _refused(job, verb)
         return view(job)

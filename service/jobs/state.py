@@ -27,3 +27,7 @@ class State(StrEnum):
 
 ACTIVE: Final = (State.STARTING, State.RUNNING, State.RECOVERING, State.PAUSING, State.CANCELLING)
 """States in which an attempt may be under way."""
+LIVE: Final = (State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING)
+"""States of jobs that have a live attempt, or that are to be ended."""
+WAITING: Final = (State.QUEUED, State.RECOVERING)
+"""States of jobs that wait for an attempt: the last one of a recovering job has ended."""

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import structlog
 from optuna.trial import TrialState
-from sqlalchemy import and_, or_, select
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_runs import RunView
@@ -15,9 +14,10 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
-from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
-from service.controller.dependencies import Unavailable
+from service.controller.context import ACTOR, ControllerContext, StaleState
+from service.controller.dependencies import Refused, Unavailable
 from service.controller.kind import ControllerKind
+from service.controller.queue import Task
 from service.db.database import Database
 from service.db.tables import Attempt, Job, now
 from service.http.problems import ApiProblem
@@ -142,26 +142,27 @@ class Search(ControllerKind[SearchSpec]):
         limited = f" with {plural(fitting, 'trial')} at a time: no more of the {requested} requested fit on the cluster"
         return f"Attempt {attempt.number} is searching{limited if fitting < requested else ''}."
 
-    def update_orders(self, context: ControllerContext, job: Job, run: RunView | None) -> None:
+    def update_orders(self, context: ControllerContext, job: Job, run: RunView | None) -> bool:
         """Write the search's orders into its run, where they have changed."""
         if not job.run_id or run is None or run.gone:
-            return
+            return False
         current = orders(job, SearchSpec.parse(job.run_spec))
         if run.tags.get(names.TAG_SEARCH) == current.model_dump_json():
-            return
+            return True
         try:
             with context.dependencies.mlflow.call():
                 context.app.mlflow.order(job.run_id, current)
         except Unavailable as error:
             log.debug("not_told", job_id=job.id, detail=str(error))
-        else:
-            log.info("search_told", job_id=job.id, **current.model_dump())
+            return False
+        log.info("search_told", job_id=job.id, **current.model_dump())
+        return True
 
-    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> SearchReport | None:  # noqa: ARG002
-        try:
-            return _report(context, job)
-        except Unavailable:
-            return None  # its trials are unknown while their database is unavailable
+    def report(self, context: ControllerContext, job: Job, run: RunView | None) -> None:
+        """Its run tells nothing: its progress is in its study."""
+
+    def report_trials(self, context: ControllerContext, job: Job) -> SearchReport:
+        return _report(context, job)
 
     # --- at its end -------------------------------------------------------------------------------------------------
 
@@ -172,43 +173,51 @@ class Search(ControllerKind[SearchSpec]):
         except Unavailable as error:
             raise Unavailable(f"its trials are not known yet: {error}") from error
 
-    def settle_ended(self, context: ControllerContext) -> None:
+    def settle_ended(self, context: ControllerContext, job: Job) -> None:
+        """Close what is open of a search that a request has ended, and write its result."""
         if not context.app.studies.configured:
             return
-        with context.app.database.read() as session:
-            jobs = _unsettled(session)
-        for job in jobs:
-            with isolated_job(job):
-                self._settle_ended(context, job)
-
-    def _settle_ended(self, context: ControllerContext, loaded: Job) -> None:
-        state = State(loaded.state)
-        report = self.settle(context, loaded, None, state)
+        state = State(job.state)
+        report = self.settle(context, job, None, state)
         with context.write() as session:
-            job = session.get(Job, loaded.id)
-            if job is None or job.state != loaded.state:
-                raise StaleState(f"job {loaded.id} is {job.state if job else 'deleted'} now")
-            report.record(job, repository.attempts(session, job.id), now())
-            if state is State.SUCCEEDED:
-                job.result = report.result().model_dump(mode="json")
-                note(session, job, job.reason, report.summary(), ACTOR)
-                report.settled(session, context, job)
+            row = session.get(Job, job.id)
+            if row is None or row.state != job.state:
+                raise StaleState(f"job {job.id} is {row.state if row else 'deleted'} now")
+            report.record(row, repository.attempts(session, row.id), now())
+            if state is State.SUCCEEDED and row.result is None:
+                row.result = report.result().model_dump(mode="json")
+                note(session, row, row.reason, report.summary(), ACTOR)
+                report.settled(session, context, row)
 
     # --- removal and sweeps -----------------------------------------------------------------------------------------
 
-    def remove(self, context: ControllerContext, job: Job) -> None:
-        """Remove the files and runs of its trials, and its study. Jobs that trials were promoted to stay."""
+    def remove(self, context: ControllerContext, job: Job, task: Task) -> bool:
+        """Remove the files and runs of its trials, one after the other, and its study.
+
+        A trial whose files cannot be removed keeps no other from being removed. Jobs that trials were promoted to stay.
+        """
         with context.dependencies.mlflow.call():
             runs = context.app.mlflow.trial_runs(job.id)
-        for run in runs:
-            context.delete_files(job.id, run.artifact_uri)
-            with context.dependencies.mlflow.call():
-                context.app.mlflow.delete_run(run.run_id)
+        for run in sorted(runs, key=lambda run: run.run_id):
+            if run.run_id <= task.cursor:
+                continue
+            try:
+                context.delete_files(job.id, run.artifact_uri)
+                with context.dependencies.mlflow.call():
+                    context.app.mlflow.delete_run(run.run_id)
+            except Refused as error:
+                task.trouble = str(error)
+            task.cursor = run.run_id
+            if task.pauses:
+                return False
+        if task.trouble:
+            raise Unavailable(task.trouble)
         if context.app.studies.configured:
             with context.dependencies.studies.call():
                 context.app.studies.delete(job.id)
         else:
             log.warning("study_left", job_id=job.id, detail=f"{STUDY_VARIABLE} is no longer set")
+        return True
 
     def checkpoint_folders(self, context: ControllerContext, job: Job, attempt: Attempt) -> Sequence[str]:  # noqa: ARG002
         """The folders of all starts of its trials, except the last start of a trial that has not ended.
@@ -258,18 +267,6 @@ def _final_report(context: ControllerContext, job: Job, state: State) -> SearchR
         closed = context.app.studies.close_trials(job.id, reason.value, message)
     log.info("trials_closed", job_id=job.id, state=state, trials=closed)
     return _report(context, job)
-
-
-def _unsettled(session: Session) -> list[Job]:
-    """Searches that have ended without the controller, as a request ends a queued or paused one.
-
-    They show running trials, or have succeeded without a result.
-    """
-    ended = [state.value for state in State if state.terminal]
-    no_result = and_(Job.state == State.SUCCEEDED, Job.result.is_(None))
-    open_trials = Job.progress[("trials", "running")].as_integer() > 0
-    query = select(Job).where(Job.state.in_(ended), Job.kind == Kind.SEARCH, Job.deleted_at.is_(None))
-    return list(session.scalars(query.where(or_(no_result, open_trials)).order_by(Job.id)))
 
 
 # --- checks before submission ---

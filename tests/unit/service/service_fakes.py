@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -126,9 +126,10 @@ class FakeRay:
 
     def submissions(self) -> dict[str, Submission]:
         self._reach()
-        return {name: Submission(state, None) for name, state in self.jobs.items()} | self.records
+        told = {n: state for n, state in self.jobs.items() if state is not RayState.ABSENT and n not in self.broken}
+        return {name: Submission(state, None) for name, state in told.items()} | self.records
 
-    def placements(self) -> dict[str, list[str]]:
+    def placements(self, records: Mapping[str, Submission] | None = None) -> dict[str, list[str]]:  # noqa: ARG002
         self._reach()
         return dict(self.placed)
 
@@ -225,13 +226,12 @@ class FakeMlflow:
 
     def run(self, run_id: str) -> RunView:
         self._reach()
-        if run_id not in self.runs:
-            return RunView({}, {}, gone=True)
-        return RunView(dict(self.runs[run_id].tags), dict(self.runs[run_id].metrics))
+        return self.views([run_id]).get(run_id) or RunView({}, {}, gone=True)
 
     def views(self, run_ids: Sequence[str]) -> dict[str, RunView]:
         self._reach()
-        return {run_id: self.run(run_id) for run_id in run_ids if run_id in self.runs}
+        found = {run_id: self.runs[run_id] for run_id in run_ids if run_id in self.runs}
+        return {run_id: RunView(dict(run.tags), dict(run.metrics)) for run_id, run in found.items()}
 
     def beat(self, job_id: str, attempt: int, at: float) -> None:
         self.runs[f"run-{job_id}"].metrics[names.heartbeat(attempt)] = at

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from service_fakes import FakeMlflow, FakeRay, add_job, events_of, job_of
+from sqlalchemy import update
 
 from service.adapters.ray_cluster import RayState
 from service.adapters.storage import Artifacts
@@ -20,15 +21,19 @@ from service.controller.lease import Lease
 from service.controller.loop import Reconciler
 from service.controller.versions import check
 from service.db.database import Database
-from service.db.tables import Attempt
+from service.db.tables import WorkItem
 from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from service.jobs.schemas import ResumeBody
 from service.jobs.service import apply_verb
+from service.jobs.work import Work
 from service.kinds.registry import KINDS
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome
+
+REMOVALS = (Work.REMOVE_JOB, Work.REMOVE_VERSION)
+SWEEPS = (Work.FIND_CHECKPOINTS, Work.SWEEP_CHECKPOINTS, Work.SWEEP_RECORDS, Work.SWEEP_RUNS)
 
 
 class World:
@@ -50,18 +55,30 @@ class World:
         return add_job(self.database, **fields)
 
     def rounds(self, count: int = 1) -> None:
-        """Rounds, each with the removals after it, far enough apart that whatever was away is asked again in each."""
+        """Rounds, each with the work that it leaves to workers, far enough apart that everything is tried again."""
         for _ in range(count):
-            for need in vars(self.context.dependencies).values():
-                need._next = 0.0
+            self._later(SWEEPS, other=True)
+            self.app_state.wake.clear()
             self.reconciler.round()
-            self.reconciler.removals.run()
+            self.reconciler.work.run_all()
+            if self.app_state.wake.is_set():  # an attempt has ended: its resources are free
+                self.reconciler.round()
+            self.reconciler.removals.run_all(REMOVALS)
 
     def sweep(self) -> None:
         """Make each sweep once, whatever was away before."""
+        for kinds in (SWEEPS, (Work.SWEEP_CHECKPOINTS,)):  # the first ones find what the last one is to do
+            self._later(kinds)
+            self.reconciler.removals.run_all(kinds)
+
+    def _later(self, kinds: tuple[Work, ...], other: bool = False) -> None:
+        """As if the pauses of work of these kinds, or of all other ones, and of all dependencies had passed."""
         for need in vars(self.context.dependencies).values():
             need._next = 0.0
-        self.reconciler.sweeps.run()
+        of_kinds = WorkItem.kind.in_([kind.value for kind in kinds])
+        passed = datetime(2020, 1, 1, tzinfo=UTC)
+        with self.database.session() as session:
+            session.execute(update(WorkItem).where(~of_kinds if other else of_kinds).values(due_at=passed))
 
     def compare_versions(self) -> None:
         """Compare the rows of versions with MLflow, whatever was away before."""
@@ -79,11 +96,13 @@ class World:
         return apply_verb(self.app_state, Caller("alice", Role.SUBMITTER), job_id, verb, body).state
 
     def silent(self, job_id: str, seconds: float, mlflow_up: float = 1e6, number: int = 1) -> None:
-        """As if the last heartbeat had been seen so long ago, and MLflow had answered for so long."""
-        with self.database.session() as session:
-            attempt = session.get(Attempt, (job_id, number))
-            attempt.heartbeat_at = datetime.now(UTC) - timedelta(seconds=seconds)
+        """As if the last heartbeat had been seen at looks over so long a time, and MLflow had answered for so long."""
+        self.passes(job_id, "beat", seconds, number)
         self.context.dependencies.mlflow._since = time.monotonic() - mlflow_up
+
+    def passes(self, job_id: str, what: str, seconds: float, number: int = 1) -> None:
+        """As if looks over so long a time had seen the same: "beat", "start", "command" or "stop"."""
+        self.reconciler.observer.watch._seen[(job_id, number)][what].seconds = seconds
 
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""

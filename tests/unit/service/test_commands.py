@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from service_fakes import attempts_of, job_of
 from service_world import World
 
-from service.jobs import repository
 from service.jobs.lifecycle import Verb
 from service.jobs.schemas import RetryBody
 from service.jobs.state import State
@@ -61,11 +59,9 @@ def test_a_starting_job_is_stopped_through_ray(world):
 def test_a_deaf_attempt_is_stopped_past_the_deadline(world):
     job_id = world.running()
     world.verb(job_id, Verb.CANCEL)
-    world.rounds()
+    world.rounds(2)
     assert world.ray.stopped == []
-    with world.database.session() as session:
-        attempt = repository.last_attempt(session, repository.get(session, job_id))
-        attempt.commanded_at = datetime.now(UTC) - timedelta(seconds=121)
+    world.passes(job_id, "command", 121)
     world.rounds()
     assert world.ray.stopped == [f"{job_id}-a1"]
 
@@ -82,10 +78,10 @@ def test_an_attempt_that_mlflow_cannot_tell_is_stopped_past_the_deadline(world, 
     world.verb(job_id, Verb(verb))
     world.rounds(3)
     assert world.ray.stopped == [], "it may be told yet"
-    with world.database.session() as session:
-        attempt = repository.last_attempt(session, repository.get(session, job_id))
-        assert attempt.command is None
-        attempt.commanded_at -= timedelta(seconds=121)
+    (attempt,) = attempts_of(world.database, job_id)
+    assert attempt.command is None
+    assert attempt.commanded_at is not None
+    world.passes(job_id, "command", 121)
     world.rounds(2)
     assert world.ray.stopped == [f"{job_id}-a1"], "asked once"
     world.end_attempt(job_id, None, ray="STOPPED")
@@ -132,7 +128,7 @@ def cancel_within(world: World, part: object, method: str, job_id: str) -> None:
 
 @pytest.mark.parametrize(
     ("part", "method", "state"),
-    [("mlflow", "make_run", "queued"), ("ray", "submit", "queued"), ("ray", "state", "starting")],
+    [("mlflow", "make_run", "queued"), ("ray", "submit", "queued"), ("ray", "submissions", "starting")],
 )
 def test_a_cancel_amid_the_start_wins(world, part, method, state):
     job_id = world.add()

@@ -55,6 +55,11 @@ def observation(ray: RayState = RayState.RUNNING, **fields: Any) -> Observation:
     return Observation(**({"now": NOW, "ray": ray, "beat": last, "silent": silent} | fields))
 
 
+def seconds_of(**lengths: float) -> dict[str, timedelta]:
+    """What the controller's own looks have counted."""
+    return {name: timedelta(seconds=length) for name, length in lengths.items()}
+
+
 def ago(seconds: float) -> datetime:
     return NOW - timedelta(seconds=seconds)
 
@@ -205,9 +210,10 @@ SILENT = Hung(Reason.DEADLINE_EXCEEDED, "The attempt sent no heartbeat for too l
 
 def test_an_attempt_that_does_not_start_in_time_is_stopped():
     for seconds, decision in ((900, "wait"), (901, SILENT)):
-        assert decide(job("starting"), attempt(started_at=ago(seconds)), observation(), PATIENCE) == decision
-    late = attempt(started_at=ago(901))
-    assert decide(job("starting"), late, observation(run=None), PATIENCE) == "wait", "MLflow cannot say"
+        found = observation(**seconds_of(starting=seconds))
+        assert decide(job("starting"), attempt(started_at=ago(9999)), found, PATIENCE) == decision
+    late = observation(run=None, **seconds_of(starting=901))
+    assert decide(job("starting"), attempt(), late, PATIENCE) == "wait", "MLflow cannot say"
 
 
 # --- alive ------------------------------------------------------------------------------------------------------------
@@ -273,8 +279,8 @@ def test_a_stalled_attempt_is_first_told_what_its_job_is_to_do(state, decision):
 def test_a_stop_is_asked_for_again_only_after_a_while(state):
     wait = STOP_AGAIN.total_seconds()
     for seconds, decision in ((0, "wait"), (wait, "wait"), (wait + 1, "stop")):
-        tried = attempt(stop_asked_at=ago(seconds))
-        assert decide(job(state), tried, observation(run=beat(9999)), PATIENCE) == decision
+        found = observation(run=beat(9999), **seconds_of(stopping=seconds))
+        assert decide(job(state), attempt(stop_asked_at=ago(9999)), found, PATIENCE) == decision
 
 
 @pytest.mark.parametrize("state", ["cancelling", "pausing"])
@@ -286,8 +292,8 @@ def test_an_attempt_that_has_not_started_is_stopped(state):
 def test_a_running_attempt_is_told_then_stopped_past_the_deadline(state, action):
     assert decide(job(state), attempt(), observation(run=beat()), PATIENCE) == "command"
     for seconds, decision in ((0, "wait"), (120, "wait"), (121, "stop")):
-        told = attempt(command=action, commanded_at=ago(seconds), generation=1)
-        assert decide(job(state), told, observation(run=beat()), PATIENCE) == decision
+        told = attempt(command=action, commanded_at=ago(9999), generation=1)
+        assert decide(job(state), told, observation(run=beat(), **seconds_of(commanded=seconds)), PATIENCE) == decision
 
 
 def test_a_cancel_after_a_pause_is_a_command_of_its_own():
@@ -298,11 +304,11 @@ def test_a_cancel_after_a_pause_is_a_command_of_its_own():
 @pytest.mark.parametrize(("state", "action"), [("cancelling", "cancel"), ("pausing", "pause")])
 @pytest.mark.parametrize("run", [None, REMOVED_RUN])
 def test_an_attempt_that_cannot_be_told_is_stopped_past_the_deadline(state, action, run):
-    look = observation(run=run, beat=NOW.timestamp() - 5)
-    assert decide(job(state), attempt(), look, PATIENCE) == "command"
-    for seconds, untold, told in ((5, "command", "wait"), (121, "stop", "stop")):
-        assert decide(job(state), attempt(commanded_at=ago(seconds)), look, PATIENCE) == untold
-        tried = attempt(command=action, commanded_at=ago(seconds), generation=1)
+    for seconds, untold, told in ((0, "command", "wait"), (5, "command", "wait"), (121, "stop", "stop")):
+        look = observation(run=run, beat=NOW.timestamp() - 5, **seconds_of(commanded=seconds))
+        assert decide(job(state), attempt(), look, PATIENCE) == "command"
+        assert decide(job(state), attempt(commanded_at=ago(9999)), look, PATIENCE) == untold
+        tried = attempt(command=action, commanded_at=ago(9999), generation=1)
         assert decide(job(state), tried, look, PATIENCE) == told
 
 

@@ -326,3 +326,18 @@ def test_the_bar_fits_the_terminal(server, client, width):
     assert bars
     assert all(len(bar) <= width for bar in bars)
     assert all(("data wait 4%" in bar) == (width >= 90) for bar in bars)
+
+
+def test_following_a_job_tells_why_it_waits_each_time_that_changes(server, client):
+    """That is in the job, and no event."""
+    waits = [job("queued", message=f"Waits for {what}.") for what in ("room", "room", "MLflow")]
+    pieces = [
+        *(sent("job", job("queued", message="Retried."), 1), sent("event", event(1, "queued", "Retried."), 2)),
+        *(sent("job", each, number) for number, each in enumerate(waits, 3)),
+        *(sent("event", event(2, "starting", "It starts."), 6), sent("job", job("succeeded", message="Done."), 7), END),
+    ]
+    server.on("GET", PATH, streamed(pieces))
+    screen = io.StringIO()
+    progress.follow(client, "job-1", Console(file=screen, width=200))
+    lines = [line.split(maxsplit=2)[2] for line in screen.getvalue().splitlines()]
+    assert [line for line in lines if "Waits" in line] == ["queued  Waits for room.", "queued  Waits for MLflow."]

@@ -23,7 +23,7 @@ from service_world import World
 from structlog.testing import capture_logs
 
 from service.app import create_app
-from service.controller import context, loop, starting
+from service.controller import attempts, context, loop, starting
 from service.controller_app import ControllerRefused, _metrics
 from service.counters import exposition, registry_of
 from service.db.database import Database
@@ -76,7 +76,7 @@ def look(world: World) -> Look:
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict]]:
     """What is logged, with the ids that are bound."""
-    for module in (context, lifecycle, loop, requests, starting):
+    for module in (attempts, context, lifecycle, loop, requests, starting):
         monkeypatch.setattr(module, "log", structlog.get_logger())  # a cached logger cannot be captured
     with capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         yield lines

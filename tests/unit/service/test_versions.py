@@ -17,6 +17,7 @@ from service.backbones import service
 from service.db.tables import RegistryCheck
 from service.http.problems import ApiProblem
 from service.jobs.service import delete_job
+from service.jobs.work import Work
 from trainer.protocol.outcome import Outcome, Reason
 
 BASE = "/v1/backbones"
@@ -146,11 +147,11 @@ def test_after_an_upgrade_lists_wait_until_all_versions_are_read_and_nothing_is_
     problem(served.put(f"{BASE}/digits/aliases/a", json={"version": 1}), 503, "unavailable")
     problem(served.delete(f"/v1/jobs/{older}"), 503, "unavailable")
     mlflow.reachable = False
-    world.reconciler.versions.run()
+    world.reconciler.removals.run_all((Work.COMPARE_VERSIONS,))
     problem(served.get(BASE), 503, "unavailable")
     mlflow.reachable = True
     world.rounds()
-    world.reconciler.versions.run()
+    world.reconciler.removals.run_all((Work.COMPARE_VERSIONS,))
     assert [item["name"] for item in served.get(BASE).json()["items"]] == ["cats", "digits"]
     shown = served.get(f"{BASE}/cats").json()
     assert (shown["versions"], shown["aliases"]) == ([7], {"Best.Of": 7}), "with the alias that MLflow had"
