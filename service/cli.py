@@ -194,6 +194,8 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
             for part in found.parts
         )
         out.print(tables.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
+        for reason in found.reasons:
+            out.print(Text.assemble(("no job can run:  ", "red"), reason), highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
         if found.supervisor is None:

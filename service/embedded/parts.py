@@ -162,20 +162,46 @@ def ports_of(state: StackState) -> Ports:
     return state.ports
 
 
-def works(part: PartName, folder: Folder, state: StackState) -> bool:
-    """Whether a part answers as it should, and it is not another program that answers on its port."""
-    ports, leader = ports_of(state), state.parts.get(part)
-    port, path = {
-        "api": (ports.api, "/readyz"),
-        "mlflow": (ports.mlflow, "/health"),
-        "ray": (ports.ray_dashboard, "/api/jobs/"),
-    }[part]
-    url = f"http://{HOST}:{port}{path}"
-    headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"} if part == "ray" else {}
+LIVENESS: Final[dict[PartName, str]] = {"api": "/healthz", "mlflow": "/health", "ray": "/api/gcs_healthz"}
+"""Where a part says that it answers, whatever may be wrong with the others."""
+ANSWER_S: Final = 5.0
+"""How long a part may take to answer; readiness takes three seconds if something that it checks hangs."""
+
+
+def port_of(part: PartName, state: StackState) -> int:
+    """Where a part answers requests."""
+    ports = ports_of(state)
+    return {"api": ports.api, "mlflow": ports.mlflow, "ray": ports.ray_dashboard}[part]
+
+
+def answers(part: PartName, state: StackState) -> bool:
+    """Whether something answers as the part should, at the part's address."""
+    response = _get(f"http://{HOST}:{port_of(part, state)}{LIVENESS[part]}")
+    return response is not None and response.status_code == httpx.codes.OK
+
+
+def works(part: PartName, state: StackState) -> bool:
+    """Whether a part answers, and it is not another program that answers on its port."""
+    leader = state.parts.get(part)
+    return leader is not None and answers(part, state) and processes.listens(leader, port_of(part, state))
+
+
+def reasons_not_ready(state: StackState) -> list[str]:
+    """Why no job can run, in the words of the API's `/readyz`; empty if jobs can run."""
+    response = _get(f"{state.url}/readyz")
+    if response is None:
+        return ["api: no answer"]
+    if response.status_code == httpx.codes.OK:
+        return []
     try:
-        # No proxy of the user's environment is asked for this machine's own addresses.
-        # Readiness takes three seconds if something that it checks hangs.
-        response = httpx.get(url, headers=headers, timeout=5.0, trust_env=False)
+        return [str(reason) for reason in response.json()["reasons"]]
+    except (ValueError, KeyError, TypeError):  # it fails before it can say why
+        return [f"api: {response.status_code}: {response.text[:200]}"]
+
+
+def _get(url: str) -> httpx.Response | None:
+    """The answer of this machine's own address, of which no proxy of the user's environment is asked."""
+    try:
+        return httpx.get(url, timeout=ANSWER_S, trust_env=False)
     except httpx.HTTPError:
-        return False
-    return response.status_code == httpx.codes.OK and leader is not None and processes.listens(leader, port)
+        return None

@@ -25,7 +25,7 @@ from postgres_server import PASSWORD
 from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import PARTS, Folder
-from service.embedded.parts import works
+from service.embedded.parts import reasons_not_ready, works
 from service.jobs.state import State
 
 LIMIT_S = 120.0
@@ -40,7 +40,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def all_works(stack: Stack) -> bool:
-    return all(works(part, stack.folder, stack.state) for part in PARTS)
+    return all(works(part, stack.state) for part in PARTS) and not reasons_not_ready(stack.state)
 
 
 def test_up_twice_says_so(stack):

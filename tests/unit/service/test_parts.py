@@ -131,8 +131,8 @@ def test_an_api_that_lives_keeps_its_port(prepare):
     assert prepare(state, state.ports.api).ports == state.ports
 
 
-def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(folder, prepare, tmp_path):
-    (tmp_path / "readyz").touch()
+def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(prepare, tmp_path):
+    (tmp_path / "healthz").touch()
     state = prepare(StackState())
     serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(state.ports.api)]
     with (
@@ -142,7 +142,7 @@ def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(folder, p
         try:
             poll(lambda: processes.listens(Identity.of(server.pid), state.ports.api), bool)
             found = [
-                parts.works("api", folder, state.model_copy(update={"parts": {"api": Identity.of(pid)}}))
+                parts.works("api", state.model_copy(update={"parts": {"api": Identity.of(pid)}}))
                 for pid in (server.pid, other.pid)
             ]
         finally:
