@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -40,10 +41,19 @@ def prepare(state: StackState, port: int | None) -> StackState:
     elif port not in {None, ports["api"]}:
         raise StackError(f"the API is up on port {ports['api']}: run `rcmae down` before giving it another port")
     temp_dir = state.temp_dir
-    if temp_dir is None or not temp_dir.is_dir():
+    if temp_dir is None or not _is_private(temp_dir):
         # Not under TMPDIR: Ray refuses a path over 45 characters.
         temp_dir = Path(tempfile.mkdtemp(prefix="rcmae-", dir="/tmp"))
     return state.model_copy(update={"ports": Ports(**ports), "temp_dir": temp_dir})
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is there and another user can neither have made it nor look into it: /tmp is everybody's."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _api_port(requested: int | None, preferred: int, spare: int) -> int:

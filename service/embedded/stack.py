@@ -171,6 +171,7 @@ def _start_supervisor(
         *(["--port", str(port)] if port else []),
         *(["--artifact-root", artifact_root] if artifact_root else []),
     ]
+    folder.log_of("supervisor").touch(0o600)
     with folder.log_of("supervisor").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "service.embedded.supervisor", "--state-dir", str(folder.path), *arguments],

@@ -212,6 +212,7 @@ def main() -> int:
     parser.add_argument("--port", type=int)
     parser.add_argument("--artifact-root")
     arguments = parser.parse_args()
+    os.umask(0o077)  # for whatever this and every part of the stack writes, wherever that is
     folder = Folder.at(arguments.state_dir)
     for _ in range(LOCK_TRIES):  # whoever checks for a supervisor holds the lock for a moment
         with folder.lock() as mine:

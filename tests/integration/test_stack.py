@@ -18,7 +18,7 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
-from live import make_spec, wait_state
+from live import artifacts, make_spec, wait_state
 from local_stack import Stack, rcmae, running_stack
 from postgres_server import PASSWORD
 
@@ -82,9 +82,15 @@ def test_everything_listens_on_this_machine_alone(stack):
     assert listening == {HOST}
 
 
-def test_nobody_else_can_use_ray_or_read_the_tokens(stack):
-    for token in (stack.folder.token, stack.folder.ray_token):
-        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+def test_nobody_else_can_read_what_a_stack_writes(stack, finished):
+    job, _ = finished
+    assert any(artifacts(stack, job).rglob("*.safetensors"))
+    for path in (stack.state_dir, *stack.state_dir.rglob("*")):
+        if not path.is_symlink():
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_nobody_else_can_use_ray(stack):
     ray = f"http://{HOST}:{stack.state.ports.ray_dashboard}/api/jobs/"
     assert httpx.get(ray).status_code == 401
     assert httpx.get(ray, headers={"Authorization": "Bearer wrong"}).status_code == 403

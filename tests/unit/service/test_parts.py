@@ -54,6 +54,55 @@ def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
     assert folder.token.read_text() == before
 
 
+@pytest.fixture
+def open_umask():
+    """The umask of a user who shares everything."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_was_there_before_is_closed_to_others(tmp_path):
+    folder = Folder.at(tmp_path / "state")
+    folder.path.mkdir()
+    folder.make()
+    with folder.lock():
+        pass
+    (folder.path / "artifacts" / "run").mkdir(parents=True)
+    for name in ("artifacts/run/student.safetensors", "rcmae.db-wal", "logs/ray.log"):
+        (folder.path / name).touch()
+    outside = tmp_path / "outside"
+    outside.touch(0o644)
+    (folder.path / "artifacts" / "link").symlink_to(outside)
+    folder.path.chmod(0o755)
+    folder.make()
+    modes = {mode(path) for path in (folder.path, *folder.path.rglob("*")) if not path.is_symlink()}
+    assert modes == {0o700, 0o600}
+    assert mode(outside) == 0o644
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_folder_of_other_things_is_not_taken(tmp_path):
+    theirs = tmp_path / "shared" / "photo"
+    theirs.parent.mkdir()
+    theirs.touch()
+    with pytest.raises(StackError, match=r"shared holds other files and is open to other users.*--state-dir"):
+        Folder.at(theirs.parent).make()
+    assert mode(theirs.parent) == 0o777
+    theirs.parent.chmod(0o700)
+    Folder.at(theirs.parent).make()
+    assert mode(theirs) == 0o666, "it is not ours"
+
+
+def test_a_temporary_folder_that_others_can_enter_is_not_used_again(prepare):
+    first = prepare(StackState())
+    first.temp_dir.chmod(0o777)
+    second = prepare(first)
+    assert second.temp_dir != first.temp_dir
+    assert mode(second.temp_dir) == 0o700
+
+
 def test_the_state_is_read_back_as_written(folder, prepare):
     state = prepare(folder.load()).model_copy(update={"parts": {"ray": Identity.of(os.getpid())}})
     folder.save(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -66,6 +67,29 @@ def small_parts(monkeypatch) -> None:
         parts, "command", lambda part, _, state: [sys.executable, "-c", SERVER, str(parts.port_of(part, state))]
     )
     monkeypatch.setattr(parts, "ANSWER_S", 0.2)
+
+
+def test_what_parts_write_is_for_their_owner_alone(folder, tmp_path):
+    """The real supervisor, as a process of its own, whose parts write and end."""
+    program = f"""
+import sys
+from service.embedded import parts, supervisor
+
+script = "mkdir -p {tmp_path}/written; touch {tmp_path}/written/$0"
+parts.command = lambda part, folder, state: ["sh", "-c", script, part]
+supervisor.STARTS_AT_FIRST = 1
+sys.exit(supervisor.main())
+"""
+    before = os.umask(0)
+    try:
+        command = [sys.executable, "-c", program, "--state-dir", str(folder.path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        os.umask(before)
+    assert "did not start" in done.stdout, done.stderr
+    written = [tmp_path / "written", *(tmp_path / "written").iterdir(), *folder.path.rglob("*")]
+    assert len(written) > len(PARTS)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in written} == {0o700, 0o600}
 
 
 @pytest.mark.usefixtures("small_parts")
