@@ -192,12 +192,13 @@ class Folder:
             return StackState(home=here)
         if recorded.home is None:  # written by an earlier release
             return recorded.model_copy(update={"home": here})
+        artifact_root = _carried(recorded.artifact_root, Path(recorded.home.path), Path(here.path))
         if recorded.home.is_at(self.path):
-            return recorded
+            return recorded.model_copy(update={"artifact_root": artifact_root})
         return StackState(
             home=here,
             ports=None if recorded.home.still_there else recorded.ports,
-            artifact_root=recorded.artifact_root,
+            artifact_root=artifact_root,
             database_url=recorded.database_url,
         )
 
@@ -252,6 +253,13 @@ class Folder:
                 yield False
             else:
                 yield True
+
+
+def _carried(path: str | None, before: Path, now: Path) -> str | None:
+    """A path that leads to the same place in a folder after that has been moved or copied, if it leads into it."""
+    if path is None or not Path(path).is_relative_to(before):
+        return path
+    return str(now / Path(path).relative_to(before))
 
 
 def _close_to_others(path: Path) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from service.embedded import locations, parts, processes
+from service.embedded import locations, parts, processes, relocation
 from service.embedded.folder import FAILED_FILE, PARTS, Folder, FolderMoved, PartName, StackError, StackState
 from service.embedded.processes import Identity
 from service.embedded.stack import stop_parts
@@ -230,9 +230,11 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
         database_url = locations.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
         chosen = {"artifact_root": root, "database_url": database_url}
         state = parts.prepare(folder.load().model_copy(update=chosen), port)
+        folder.save(state)
+        if moved := relocation.relocate(folder):
+            _say(f"the artifacts were in {moved.before}: {moved.rows} records now name {moved.now}")
     except StackError as error:
         return _give_up(folder, error)
-    folder.save(state)
     supervisor = Supervisor(folder, state, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.ask_to_stop)
