@@ -198,6 +198,8 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
             out.print(Text.assemble(("no job can run:  ", "red"), reason), highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
+        password = _folder(state_dir).mlflow_password
+        out.print(f"MLflow's pages: user rcmae, with the password in {password}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
             out.print("the supervisor has ended, so nothing restarts them: run `rcmae up`", style="yellow")
     raise typer.Exit(0 if found.up else 1)

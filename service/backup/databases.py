@@ -10,11 +10,10 @@ import subprocess
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-import mlflow
-import optuna
 import psycopg
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
@@ -28,10 +27,18 @@ PROGRAMS: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps each version's programs."""
 MIGRATIONS: Final[dict[DatabaseName, Callable[[], ScriptDirectory]]] = {
     "rcmae": lambda: ScriptDirectory.from_config(migration_config()),
-    "studies": lambda: ScriptDirectory(str(Path(optuna.__file__).parent / "storages/_rdb/alembic")),
-    "mlflow": lambda: ScriptDirectory(str(Path(mlflow.__file__).parent / "store/db_migrations")),
+    "studies": lambda: ScriptDirectory(str(_package("optuna") / "storages/_rdb/alembic")),
+    "mlflow": lambda: ScriptDirectory(str(_package("mlflow") / "store/db_migrations")),
 }
 """The schemas that the installed packages know."""
+
+
+def _package(name: str) -> Path:
+    """The folder of a package, without the seconds that importing it takes."""
+    found = find_spec(name)
+    if found is None or found.origin is None:
+        raise BackupError(f"{name} is not installed: pip install 'rcmae[server]'")
+    return Path(found.origin).parent
 
 
 def copy_database(name: DatabaseName, url: str, folder: Path) -> DatabaseCopy | None:

@@ -62,7 +62,7 @@ class Source:
             folder.artifact_root,
             os.environ.get(S3_PROFILE_VARIABLE),
             folder.path,
-            {path.name: path for path in (folder.token, folder.ray_token, folder.path / STATE_FILE)},
+            {path.name: path for path in (*folder.credentials, folder.path / STATE_FILE)},
         )
 
     @classmethod

@@ -34,7 +34,7 @@ _STUDIES: Final = "studies.db"
 _ARTIFACTS: Final = "artifacts"
 _CONTENTS: Final = (_LOCK, _DATABASE, _MLFLOW_DATABASE, _STUDIES, _ARTIFACTS)
 """What two stacks must not share."""
-_OWN: Final = (*_CONTENTS, TOKEN_FILE, STATE_FILE, FAILED_FILE, "ray-token", "logs", "cache", "demo")
+_OWN: Final = (*_CONTENTS, TOKEN_FILE, STATE_FILE, FAILED_FILE, "ray-token", "mlflow-password", "logs", "cache", "demo")
 """The names, or their beginnings, of all that a stack writes."""
 
 
@@ -96,7 +96,7 @@ class Folder:
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder and the tokens of the admin and the cluster, and close what is there to other users.
+        """Make the folder with the credentials of the admin, the cluster and MLflow, and close it to other users.
 
         Raises `StackError` for a folder that cannot be closed, or that seems to be used for something else.
         """
@@ -108,10 +108,10 @@ class Folder:
             )
         self.close_to_others()
         self.logs.mkdir(exist_ok=True, mode=0o700)
-        for token in (self.token, self.ray_token):
-            if not token.exists():
-                token.touch(0o600)
-                token.write_text(secrets.token_urlsafe(32))
+        for credential in self.credentials:
+            if not credential.exists():
+                credential.touch(0o600)
+                credential.write_text(secrets.token_urlsafe(32))
 
     def close_to_others(self) -> None:
         """Take every right to the folder and to what a stack writes in it from other users; links are not followed.
@@ -133,6 +133,15 @@ class Folder:
     @property
     def ray_token(self) -> Path:
         return self.path / "ray-token"
+
+    @property
+    def credentials(self) -> tuple[Path, ...]:
+        """The files with a secret each."""
+        return self.token, self.ray_token, self.mlflow_password
+
+    @property
+    def mlflow_password(self) -> Path:
+        return self.path / "mlflow-password"
 
     @property
     def logs(self) -> Path:

@@ -14,6 +14,7 @@ import httpx
 from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import Folder, PartName, Ports, StackError, StackState
+from service.embedded.mlflow_app import APP_NAME, PASSWORD_FILE_VARIABLE, USER
 from trainer.protocol.names import STUDY_VARIABLE
 
 DEFAULT_PORT: Final = 8000
@@ -90,7 +91,7 @@ def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
             *("--backend-store-uri", folder.mlflow_url),
             *("--no-serve-artifacts", "--default-artifact-root", folder.artifact_root),
             *("--allowed-hosts", f"{HOST}:{ports.mlflow},localhost:{ports.mlflow}"),
-            "--uvicorn-opts=--no-access-log",
+            *("--app-name", APP_NAME, "--uvicorn-opts=--no-access-log"),
         ]
     return [
         *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -122,6 +123,7 @@ _NOT_INHERITED: Final = {
     DATABASE_VARIABLE,
     STUDY_VARIABLE,
     *("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_AUTH"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
 }
 """Variables that would point a part at another cluster, tracking server or database."""
@@ -138,11 +140,15 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
             "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
             "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
             "RCMAE_ADMIN_TOKEN_FILE": str(folder.token),
-        }
+        } | _mlflow_login(folder)
     if part == "mlflow":
         # The server's own job queue would take nine more processes, for features that are not used here.
-        return _profile() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {
+        return _profile() | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            PASSWORD_FILE_VARIABLE: str(folder.mlflow_password),
+        }
+    return _mlflow_login(folder) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder.ray_token),
         # Despite its name, this keeps Ray on the loopback interface; otherwise it takes the host's address.
@@ -158,6 +164,12 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         # Copies of datasets stay in the state folder like everything else, unless several stacks share them.
         "RCMAE_CACHE_DIR": os.environ.get("RCMAE_CACHE_DIR") or str(folder.path / "cache"),
     }
+
+
+def _mlflow_login(folder: Folder) -> dict[str, str]:
+    """What MLflow's client reads. Ray shows nobody the environment of its processes, unlike that of a job."""
+    password = folder.mlflow_password.read_text().strip()
+    return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _profile() -> dict[str, str]:

@@ -90,6 +90,15 @@ def test_nobody_else_can_read_what_a_stack_writes(stack, finished):
             assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
+def test_nobody_else_can_use_mlflow(stack):
+    address = f"http://{HOST}:{stack.state.ports.mlflow}"
+    for path in ("/", "/version", "/api/2.0/mlflow/experiments/get?experiment_id=0", "/ajax-api/2.0/mlflow/runs/get"):
+        refused = httpx.get(address + path)
+        assert (refused.status_code, refused.headers["WWW-Authenticate"].split()[0]) == (401, "Basic"), path
+    assert httpx.get(address, auth=("rcmae", "wrong")).status_code == 401
+    assert "<title>MLflow</title>" in httpx.get(stack.mlflow_url).text, "a browser asks for user and password"
+
+
 def test_nobody_else_can_use_ray(stack):
     ray = f"http://{HOST}:{stack.state.ports.ray_dashboard}/api/jobs/"
     assert httpx.get(ray).status_code == 401

@@ -46,7 +46,7 @@ def mode(path) -> int:
 
 def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
     assert mode(folder.path) == 0o700
-    for token in (folder.token, folder.ray_token):
+    for token in folder.credentials:
         assert mode(token) == 0o600
         assert len(token.read_text()) >= 32
     before = folder.token.read_text()
@@ -249,6 +249,17 @@ def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
         shown = " ".join(parts.command(part, folder, state)) + str(parts.environment(part, folder, state))
         assert folder.token.read_text() not in shown
         assert folder.ray_token.read_text() not in shown
+        assert folder.mlflow_password.read_text() not in " ".join(parts.command(part, folder, state))
+
+
+def test_whoever_talks_to_mlflow_has_its_password_and_not_the_users_own(folder, prepare, monkeypatch):
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "of another server")
+    state, password = prepare(StackState()), folder.mlflow_password.read_text()
+    for part in ("api", "ray"):
+        variables = parts.environment(part, folder, state)
+        assert (variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"]) == ("rcmae", password)
+        assert "MLFLOW_TRACKING_TOKEN" not in variables
 
 
 # --- the artifact root ------------------------------------------------------------------------------------------------
