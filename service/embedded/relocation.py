@@ -40,15 +40,15 @@ def relocate(folder: Folder) -> Moved | None:
     Call it with the lock held and no part running. Raises `StackError` for a copy without the artifacts.
     """
     before, now = _recorded_root(folder), folder.artifact_root
-    if before is None or before == now or "://" in before or "://" in now:
+    if before is None or before == now or "://" in now:
         return None
     old, new = Path(before), Path(now)
     if old.exists() and new.exists() and old.samefile(new):
         return None  # another path to it
-    if _has_files(old) and not _has_files(new):
+    if not _has_files(new) and ("://" in before or _has_files(old)):  # in S3, from which a backup's copies may come
         raise StackError(
-            f"the runs in {folder.path} have their artifacts in {old}, and {new} is empty: copy {old} to {new} as "
-            "well, or move the whole state folder back"
+            f"the runs in {folder.path} have their artifacts in {before}, and {new} is empty: copy {before} to {new} "
+            "as well, or move the whole state folder back"
         )
     databases = [folder.study_url, folder.database_url, folder.mlflow_url]
     return Moved(before, now, sum(_rewrite(url, before, now) for url in databases if _exists(url)))
