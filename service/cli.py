@@ -5,22 +5,21 @@ Commands that need the server's packages import them only when they run: all oth
 
 from __future__ import annotations
 
-import importlib.util
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
 from service import deployment
+from service.backup.commands import admin
 from service.client import backbones, commands, data, operators, render, results, searches, tables
 from service.client.console import Text
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
-from service.client.shell import INTERRUPTED, Json, err, out, print_json
+from service.client.shell import INTERRUPTED, Json, err, out, print_json, require_packages
 from trainer.spec.base import SpecError
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ app.add_typer(searches.searches, name="searches")
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")
+app.add_typer(admin, name="admin")
 app.command()(operators.audit)
 app.command()(operators.cluster)
 
@@ -84,7 +84,7 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start Ray, MLflow and the API on this machine, all on 127.0.0.1."""
-    _need_server("up")
+    require_packages("up", SERVER_PACKAGES)
     from service.embedded import stack
 
     folder = _folder(state_dir)
@@ -160,7 +160,7 @@ def _interrupt(*_: object) -> NoReturn:
 @app.command()
 def down(state_dir: StateDir = None, as_json: Json = False) -> None:
     """Stop everything. Data stays; running jobs resume from their last checkpoint at the next `up`."""
-    _need_server("down", ("psutil",))
+    require_packages("down", ("psutil",))
     from service.embedded import stack
 
     folder = _folder(state_dir)
@@ -174,7 +174,7 @@ def down(state_dir: StateDir = None, as_json: Json = False) -> None:
 @app.command()
 def status(state_dir: StateDir = None, as_json: Json = False) -> None:
     """What runs on this machine; the exit status is 0 only if everything works."""
-    _need_server("status", ("psutil",))
+    require_packages("status", ("psutil",))
     from service.embedded import stack
 
     found = stack.status(_folder(state_dir))
@@ -194,8 +194,12 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
             for part in found.parts
         )
         out.print(tables.table(("PART", "STATE", "PID", "ADDRESS", "RESTARTS"), rows))
+        for reason in found.reasons:
+            out.print(Text.assemble(("no job can run:  ", "red"), reason), highlight=False, soft_wrap=True)
         out.print(f"artifacts:  {found.artifact_root}", highlight=False, soft_wrap=True)
         out.print(f"database:  {found.database}", highlight=False, soft_wrap=True)
+        password = _folder(state_dir).mlflow_password
+        out.print(f"MLflow's pages: user rcmae, with the password in {password}", highlight=False, soft_wrap=True)
         if found.supervisor is None:
             out.print("the supervisor has ended, so nothing restarts them: run `rcmae up`", style="yellow")
     raise typer.Exit(0 if found.up else 1)
@@ -204,7 +208,7 @@ def status(state_dir: StateDir = None, as_json: Json = False) -> None:
 @app.command()
 def doctor(state_dir: StateDir = None, as_json: Json = False) -> None:
     """Check for problems that would keep the service from working; the exit status is 1 if there are any."""
-    _need_server("doctor", ("psutil", "packaging"))
+    require_packages("doctor", ("psutil", "packaging"))
     from service.embedded import doctor as diagnosis
 
     checks = diagnosis.examine(_folder(state_dir))
@@ -218,7 +222,7 @@ def doctor(state_dir: StateDir = None, as_json: Json = False) -> None:
 @app.command()
 def demo(state_dir: StateDir = None, as_json: Json = False) -> None:
     """Run a real job, from submission to a pulled backbone, on scikit-learn's digits; minutes on two cores."""
-    _need_server("demo")
+    require_packages("demo", SERVER_PACKAGES)
     from service.embedded import demo as demonstration
 
     folder = _folder(state_dir)
@@ -264,7 +268,7 @@ def controller(
 
     Any number may run on one Postgres: one acts, the others stand by. Set RCMAE_RECONCILE=false for the API.
     """
-    _need_server("controller", CONTROLLER_PACKAGES)
+    require_packages("controller", CONTROLLER_PACKAGES)
     from pydantic import ValidationError
 
     from service.controller_app import run
@@ -282,16 +286,6 @@ def controller(
         raise ClientError(f"the database (RCMAE_DATABASE_URL) cannot be reached: {error}") from error
     except DatabaseUrlError as error:
         raise ClientError(str(error)) from error
-
-
-def _need_server(name: str, packages: Sequence[str] = SERVER_PACKAGES) -> None:
-    """Raises `ClientError` that says what to install, if packages are missing."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ClientError(
-            f"`rcmae {name}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
-            "(client commands work without: submit, jobs, searches, backbones, tokens, audit, cluster)"
-        )
 
 
 def _folder(path: Path | None) -> Folder:

@@ -105,6 +105,10 @@ def prepare(folder: Path) -> Prepared:
 def secret_files(values: Mapping[str, str]) -> dict[str, str]:
     """The contents of the files from which processes read their secrets, by their names in docker-compose.yml."""
     studies = _database("rcmae_studies", values["RCMAE_STUDIES_DB_PASSWORD"])
+    own, mlflow = (
+        _database("rcmae", values["RCMAE_DB_PASSWORD"]),
+        _database("mlflow", values["RCMAE_MLFLOW_DB_PASSWORD"]),
+    )
     return {
         ADMIN_TOKEN_FILE: values["RCMAE_ADMIN_TOKEN"],
         "ray_token": values["RCMAE_RAY_TOKEN"],
@@ -113,8 +117,9 @@ def secret_files(values: Mapping[str, str]) -> dict[str, str]:
         "mlflow_db_password": values["RCMAE_MLFLOW_DB_PASSWORD"],
         "rcmae_studies_db_password": values["RCMAE_STUDIES_DB_PASSWORD"],
         # Service files, because a password file must be readable by its owner only, who differs between containers.
-        "rcmae_db_service": _database("rcmae", values["RCMAE_DB_PASSWORD"]) + studies,
-        "mlflow_db_service": _database("mlflow", values["RCMAE_MLFLOW_DB_PASSWORD"]),
+        "rcmae_db_service": own + studies,
+        "mlflow_db_service": mlflow,
+        "admin_db_service": own + studies + mlflow,  # for backups
         "rcmae_studies_db_service": studies,
         "s3_config": _s3_config(values),
         "s3_credentials": _credentials(values["RCMAE_S3_KEY"], values["RCMAE_S3_SECRET"]),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rcmae import Client
+from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import Folder, StackState
 
@@ -39,6 +40,12 @@ class Stack:
     def state(self) -> StackState:
         """What runs where now."""
         return self.folder.load()
+
+    @property
+    def mlflow_url(self) -> str:
+        """MLflow's address with its password, as MLflow's client takes it."""
+        password = self.folder.mlflow_password.read_text()
+        return f"http://rcmae:{password}@{HOST}:{self.state.ports.mlflow}"
 
     def rcmae(self, *arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run the command line against this stack."""

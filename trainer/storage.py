@@ -240,7 +240,6 @@ class Store:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(target, fsync=True) as partial:
                 partial.write_bytes(data)
-                partial.chmod(0o644)
 
     def read(self, name: str) -> bytes:
         with self._errors(name):

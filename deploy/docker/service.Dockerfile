@@ -7,6 +7,8 @@ COPY pyproject.toml constraints.txt LICENSE ./
 RUN touch README.md && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt '.[server]'
 
 FROM python:3.11-slim-bookworm
+# For backups: pg_dump and pg_restore of the server's version, which is Debian's.
+RUN apt-get update && apt-get install -y --no-install-recommends postgresql-client-15 && rm -rf /var/lib/apt/lists/*
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin rcmae
 COPY --from=packages /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/opt/rcmae PYTHONUNBUFFERED=1 HOME=/tmp

@@ -161,6 +161,15 @@ class Artifacts(Gated):
             target.parent.mkdir(exist_ok=True)
             write_atomically(target, data)
 
+    def upload(self, source: Path, name: str) -> None:
+        """Store a local file below the root, under a relative name."""
+        path = self._resolve(self.root, name)
+        if path is None:
+            raise OutsideRoot(f"{name} is not below the artifact root")
+        with _storage_errors(f"{self.root}/{name}"):
+            self._fs.makedirs(posixpath.dirname(path), exist_ok=True)
+            self._fs.put_file(str(source), path)
+
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Sizes, in bytes, of the files directly in a folder, by name; empty if it does not exist."""
         with self._call(f"{folder}/{below}"):

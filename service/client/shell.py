@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated, Final, TextIO
@@ -21,7 +22,7 @@ from rich.progress import (
 )
 
 from service.client.console import Console, echo_json
-from service.client.errors import ApiError
+from service.client.errors import ApiError, ClientError
 from service.client.sdk import Client
 from service.client.server import TOKEN_VARIABLE, find_server
 from trainer.spec.base import Problem, SpecError
@@ -98,6 +99,16 @@ class Outages:
         elif not self._unreachable:
             self._console.print(f"waiting for the service: {error}", highlight=False, markup=False, soft_wrap=True)
         self._unreachable = error is not None
+
+
+def require_packages(command: str, packages: Sequence[str]) -> None:
+    """Raises `ClientError` that says what to install, if packages that a command needs are missing."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ClientError(
+            f"`rcmae {command}` needs {', '.join(missing)}: pip install 'rcmae[server,trainer]'. "
+            "(client commands work without: submit, jobs, searches, backbones, tokens, audit, cluster)"
+        )
 
 
 @contextmanager

@@ -108,6 +108,7 @@ def run(folder: Folder, console: Console) -> Result:
             console.print(f"pulled {version.name}:{version.version}; comparing it with the trainer's own features")
             checkpoint = _checkpoint(client, folder, job)
         verified = _verify(checkpoint, output / "hf")
+        folder.close_to_others()  # a pulled backbone is readable by everybody, which is right elsewhere
     ratio = _series(metrics, metric_keys.RECONSTRUCTION_RATIO)
     result = Result(
         job=job,

@@ -203,3 +203,6 @@ def _stack(folder: Folder) -> Iterator[Check]:
         state = "works" if part.works else "does not answer" if part.alive else "down"
         remedy = f"see {folder.log_of(part.name)}; `rcmae down` and `rcmae up` start everything anew"
         yield _check(part.name, f"{state}, {part.address.replace('http://', '')}", remedy, broken=not part.works)
+    for reason in view.reasons:
+        remedy = f"the logs are in {folder.logs}; `rcmae down` and `rcmae up` start everything anew"
+        yield Check(name="ready for jobs", level="broken", found=reason, remedy=remedy)

@@ -6,7 +6,9 @@ One folder holds everything: databases, artifacts, logs, tokens, and `stack.json
 from __future__ import annotations
 
 import fcntl
+import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,8 @@ _STUDIES: Final = "studies.db"
 _ARTIFACTS: Final = "artifacts"
 _CONTENTS: Final = (_LOCK, _DATABASE, _MLFLOW_DATABASE, _STUDIES, _ARTIFACTS)
 """What two stacks must not share."""
+_OWN: Final = (*_CONTENTS, TOKEN_FILE, STATE_FILE, FAILED_FILE, "ray-token", "mlflow-password", "logs", "cache", "demo")
+"""The names, or their beginnings, of all that a stack writes."""
 
 
 class StackError(ClientError):
@@ -92,13 +96,34 @@ class Folder:
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder, readable by its owner alone, and the tokens of the admin and the cluster."""
+        """Make the folder with the credentials of the admin, the cluster and MLflow, and close it to other users.
+
+        Raises `StackError` for a folder that cannot be closed, or that seems to be used for something else.
+        """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.logs.mkdir(exist_ok=True)
-        for token in (self.token, self.ray_token):
-            if not token.exists():
-                token.touch(0o600)
-                token.write_text(secrets.token_urlsafe(32))
+        if self.path.stat().st_mode & 0o077 and not self.token.exists() and any(self.path.iterdir()):
+            raise StackError(
+                f"{self.path} holds other files and is open to other users of this machine: name a new folder with "
+                f"--state-dir, or close it to them with chmod 700 {self.path}"
+            )
+        self.close_to_others()
+        self.logs.mkdir(exist_ok=True, mode=0o700)
+        for credential in self.credentials:
+            if not credential.exists():
+                credential.touch(0o600)
+                credential.write_text(secrets.token_urlsafe(32))
+
+    def close_to_others(self) -> None:
+        """Take every right to the folder and to what a stack writes in it from other users; links are not followed.
+
+        Raises `StackError` for a file whose rights cannot be changed.
+        """
+        _close_to_others(self.path)
+        for own in (path for path in self.path.iterdir() if path.name.startswith(_OWN)):
+            _close_to_others(own)
+            for parent, folders, files in os.walk(own):
+                for name in (*folders, *files):
+                    _close_to_others(Path(parent, name))
 
     @property
     def token(self) -> Path:
@@ -108,6 +133,15 @@ class Folder:
     @property
     def ray_token(self) -> Path:
         return self.path / "ray-token"
+
+    @property
+    def credentials(self) -> tuple[Path, ...]:
+        """The files with a secret each."""
+        return self.token, self.ray_token, self.mlflow_password
+
+    @property
+    def mlflow_password(self) -> Path:
+        return self.path / "mlflow-password"
 
     @property
     def logs(self) -> Path:
@@ -167,12 +201,13 @@ class Folder:
             return StackState(home=here)
         if recorded.home is None:  # written by an earlier release
             return recorded.model_copy(update={"home": here})
+        artifact_root = _carried(recorded.artifact_root, Path(recorded.home.path), Path(here.path))
         if recorded.home.is_at(self.path):
-            return recorded
+            return recorded.model_copy(update={"artifact_root": artifact_root})
         return StackState(
             home=here,
             ports=None if recorded.home.still_there else recorded.ports,
-            artifact_root=recorded.artifact_root,
+            artifact_root=artifact_root,
             database_url=recorded.database_url,
         )
 
@@ -219,6 +254,7 @@ class Folder:
 
         The kernel releases it when the process ends.
         """
+        (self.path / _LOCK).touch(0o600)
         with (self.path / _LOCK).open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -226,3 +262,24 @@ class Folder:
                 yield False
             else:
                 yield True
+
+
+def _carried(path: str | None, before: Path, now: Path) -> str | None:
+    """A path that leads to the same place in a folder after that has been moved or copied, if it leads into it."""
+    if path is None or not Path(path).is_relative_to(before):
+        return path
+    return str(now / Path(path).relative_to(before))
+
+
+def _close_to_others(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISLNK(mode) and mode & 0o077:
+            path.chmod(stat.S_IMODE(mode) & 0o700)
+    except FileNotFoundError:  # a running stack removes files
+        return
+    except OSError as error:
+        raise StackError(
+            f"{path} can be read by other users of this machine, and that cannot be changed ({error.strerror}): make "
+            "yourself its owner, or remove it"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.client.server import Home
 from service.embedded.folder import Folder, StackError
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def require_nothing_shared(folder: Folder) -> None:
     """
     require_no_links(folder)
     original, state = folder.original, folder.load()
-    if original is None or not (state.database_url or state.artifact_root):
+    elsewhere = state.artifact_root and not Path(state.artifact_root).is_relative_to(Home.of(folder.path).path)
+    if original is None or not (state.database_url or elsewhere):
         return
     shared = f"jobs in {redacted_database_url(folder)}" if state.database_url else f"artifacts in {state.artifact_root}"
     raise StackError(

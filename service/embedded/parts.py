@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ import httpx
 from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import Folder, PartName, Ports, StackError, StackState
+from service.embedded.mlflow_app import APP_NAME, PASSWORD_FILE_VARIABLE, USER
 from trainer.protocol.names import STUDY_VARIABLE
 
 DEFAULT_PORT: Final = 8000
@@ -40,10 +42,19 @@ def prepare(state: StackState, port: int | None) -> StackState:
     elif port not in {None, ports["api"]}:
         raise StackError(f"the API is up on port {ports['api']}: run `rcmae down` before giving it another port")
     temp_dir = state.temp_dir
-    if temp_dir is None or not temp_dir.is_dir():
+    if temp_dir is None or not _is_private(temp_dir):
         # Not under TMPDIR: Ray refuses a path over 45 characters.
         temp_dir = Path(tempfile.mkdtemp(prefix="rcmae-", dir="/tmp"))
     return state.model_copy(update={"ports": Ports(**ports), "temp_dir": temp_dir})
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether a folder is there and another user can neither have made it nor look into it: /tmp is everybody's."""
+    try:
+        found = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 def _api_port(requested: int | None, preferred: int, spare: int) -> int:
@@ -80,7 +91,7 @@ def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
             *("--backend-store-uri", folder.mlflow_url),
             *("--no-serve-artifacts", "--default-artifact-root", folder.artifact_root),
             *("--allowed-hosts", f"{HOST}:{ports.mlflow},localhost:{ports.mlflow}"),
-            "--uvicorn-opts=--no-access-log",
+            *("--app-name", APP_NAME, "--uvicorn-opts=--no-access-log"),
         ]
     return [
         *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -112,6 +123,7 @@ _NOT_INHERITED: Final = {
     DATABASE_VARIABLE,
     STUDY_VARIABLE,
     *("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_TMPDIR"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_AUTH"),
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"),
 }
 """Variables that would point a part at another cluster, tracking server or database."""
@@ -128,11 +140,15 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
             "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
             "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
             "RCMAE_ADMIN_TOKEN_FILE": str(folder.token),
-        }
+        } | _mlflow_login(folder)
     if part == "mlflow":
         # The server's own job queue would take nine more processes, for features that are not used here.
-        return _profile() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {
+        return _profile() | {
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            PASSWORD_FILE_VARIABLE: str(folder.mlflow_password),
+        }
+    return _mlflow_login(folder) | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder.ray_token),
         # Despite its name, this keeps Ray on the loopback interface; otherwise it takes the host's address.
@@ -150,6 +166,12 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
     }
 
 
+def _mlflow_login(folder: Folder) -> dict[str, str]:
+    """What MLflow's client reads. Ray shows nobody the environment of its processes, unlike that of a job."""
+    password = folder.mlflow_password.read_text().strip()
+    return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": password}
+
+
 def _profile() -> dict[str, str]:
     """Lets MLflow's own pages read the artifacts; the service passes the profile to attempts itself."""
     profile = os.environ.get(S3_PROFILE_VARIABLE)
@@ -162,20 +184,46 @@ def ports_of(state: StackState) -> Ports:
     return state.ports
 
 
-def works(part: PartName, folder: Folder, state: StackState) -> bool:
-    """Whether a part answers as it should, and it is not another program that answers on its port."""
-    ports, leader = ports_of(state), state.parts.get(part)
-    port, path = {
-        "api": (ports.api, "/readyz"),
-        "mlflow": (ports.mlflow, "/health"),
-        "ray": (ports.ray_dashboard, "/api/jobs/"),
-    }[part]
-    url = f"http://{HOST}:{port}{path}"
-    headers = {"Authorization": f"Bearer {folder.ray_token.read_text()}"} if part == "ray" else {}
+LIVENESS: Final[dict[PartName, str]] = {"api": "/healthz", "mlflow": "/health", "ray": "/api/gcs_healthz"}
+"""Where a part says that it answers, whatever may be wrong with the others."""
+ANSWER_S: Final = 5.0
+"""How long a part may take to answer; readiness takes three seconds if something that it checks hangs."""
+
+
+def port_of(part: PartName, state: StackState) -> int:
+    """Where a part answers requests."""
+    ports = ports_of(state)
+    return {"api": ports.api, "mlflow": ports.mlflow, "ray": ports.ray_dashboard}[part]
+
+
+def answers(part: PartName, state: StackState) -> bool:
+    """Whether something answers as the part should, at the part's address."""
+    response = _get(f"http://{HOST}:{port_of(part, state)}{LIVENESS[part]}")
+    return response is not None and response.status_code == httpx.codes.OK
+
+
+def works(part: PartName, state: StackState) -> bool:
+    """Whether a part answers, and it is not another program that answers on its port."""
+    leader = state.parts.get(part)
+    return leader is not None and answers(part, state) and processes.listens(leader, port_of(part, state))
+
+
+def reasons_not_ready(state: StackState) -> list[str]:
+    """Why no job can run, in the words of the API's `/readyz`; empty if jobs can run."""
+    response = _get(f"{state.url}/readyz")
+    if response is None:
+        return ["api: no answer"]
+    if response.status_code == httpx.codes.OK:
+        return []
     try:
-        # No proxy of the user's environment is asked for this machine's own addresses.
-        # Readiness takes three seconds if something that it checks hangs.
-        response = httpx.get(url, headers=headers, timeout=5.0, trust_env=False)
+        return [str(reason) for reason in response.json()["reasons"]]
+    except (ValueError, KeyError, TypeError):  # it fails before it can say why
+        return [f"api: {response.status_code}: {response.text[:200]}"]
+
+
+def _get(url: str) -> httpx.Response | None:
+    """The answer of this machine's own address, of which no proxy of the user's environment is asked."""
+    try:
+        return httpx.get(url, timeout=ANSWER_S, trust_env=False)
     except httpx.HTTPError:
-        return False
-    return response.status_code == httpx.codes.OK and leader is not None and processes.listens(leader, port)
+        return None

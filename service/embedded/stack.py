@@ -28,7 +28,7 @@ from service.embedded.locations import (
     require_no_links,
     require_nothing_shared,
 )
-from service.embedded.parts import DATABASE_VARIABLE, S3_PROFILE_VARIABLE, ports_of, works
+from service.embedded.parts import DATABASE_VARIABLE, S3_PROFILE_VARIABLE, port_of, reasons_not_ready, works
 
 START_LIMIT_S: Final = 240.0
 STOP_LIMIT_S: Final = 60.0
@@ -49,7 +49,7 @@ class StackView(BaseModel):
     """The state of a stack, for display."""
 
     up: bool
-    """Whether the supervisor runs and every part answers."""
+    """Whether the supervisor runs, every part answers and jobs can run."""
     url: str
     state_dir: str
     supervisor: int | None
@@ -59,6 +59,8 @@ class StackView(BaseModel):
     database: str
     """Where the jobs are kept, without the password."""
     parts: list[PartView]
+    reasons: list[str]
+    """Why no job can run although the API answers, in its words."""
 
 
 def status(folder: Folder) -> StackView:
@@ -67,21 +69,21 @@ def status(folder: Folder) -> StackView:
     supervisor = state.supervisor if state.supervisor and state.supervisor.alive else None
     parts = []
     for name in PARTS if state.ports else ():
-        identity, ports = state.parts.get(name), ports_of(state)
+        identity = state.parts.get(name)
         alive = identity is not None and identity.alive
-        port = {"api": ports.api, "mlflow": ports.mlflow, "ray": ports.ray_dashboard}[name]
         parts.append(
             PartView(
                 name=name,
                 pid=identity.pid if identity and alive else None,
                 alive=alive,
-                works=alive and works(name, folder, state),
-                address=f"http://{HOST}:{port}",
+                works=alive and works(name, state),
+                address=f"http://{HOST}:{port_of(name, state)}",
                 restarts=state.restarts.get(name, 0),
             )
         )
+    reasons = reasons_not_ready(state) if any(part.name == "api" and part.works for part in parts) else []
     return StackView(
-        up=supervisor is not None and bool(parts) and all(part.works for part in parts),
+        up=supervisor is not None and bool(parts) and all(part.works for part in parts) and not reasons,
         url=state.url,
         state_dir=str(folder.path),
         supervisor=supervisor.pid if supervisor else None,
@@ -89,6 +91,7 @@ def status(folder: Folder) -> StackView:
         artifact_root=folder.artifact_root,
         database=redacted_database_url(folder),
         parts=parts,
+        reasons=reasons,
     )
 
 
@@ -168,6 +171,7 @@ def _start_supervisor(
         *(["--port", str(port)] if port else []),
         *(["--artifact-root", artifact_root] if artifact_root else []),
     ]
+    folder.log_of("supervisor").touch(0o600)
     with folder.log_of("supervisor").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "service.embedded.supervisor", "--state-dir", str(folder.path), *arguments],
@@ -187,6 +191,7 @@ def _wait_until_up(
     report: Callable[[str], None],
 ) -> StackState:
     reported: set[PartName] = set()
+    reasons: list[str] = []
     end = time.monotonic() + START_LIMIT_S
     while time.monotonic() < end:
         ended = process is not None and process.poll() is not None
@@ -194,17 +199,19 @@ def _wait_until_up(
         if state.supervisor and state.supervisor.alive:
             for part in PARTS:
                 identity = state.parts.get(part)
-                if part not in reported and identity and identity.alive and works(part, folder, state):
+                if part not in reported and identity and identity.alive and works(part, state):
                     reported.add(part)
                     report(part)
             if len(reported) == len(PARTS):
-                return state
+                reasons = reasons_not_ready(state)
+                if not reasons:
+                    return state
         elif process is None and not is_supervised(folder):
             process = start()  # the supervisor that held the lock was about to end
         elif ended and not is_supervised(folder):
             raise StackError(_why_failed(folder))
         time.sleep(processes.POLL_S)
-    missing = ", ".join(part for part in PARTS if part not in reported)
+    missing = ", ".join(part for part in PARTS if part not in reported) or "; ".join(reasons)
     raise StackError(f"still waiting for {missing} after {START_LIMIT_S:.0f} s: see {folder.logs}, then `rcmae down`")
 
 

@@ -8,16 +8,19 @@ then itself. Killed without warning, it leaves the parts running: the next one a
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from service.embedded import locations, parts, processes
+from service.embedded import locations, parts, processes, relocation
 from service.embedded.folder import FAILED_FILE, PARTS, Folder, FolderMoved, PartName, StackError, StackState
 from service.embedded.processes import Identity
 from service.embedded.stack import stop_parts
@@ -30,6 +33,26 @@ STARTS_AT_FIRST = 3
 """A part that has never worked is started this often before the supervisor gives up."""
 LOG_LIMIT = 16 * 2**20
 LOCK_TRIES = 20
+LONGEST_LOOK_S = 10.0
+"""What one look adds to the silence of a part, at most: this process may be suspended during a look."""
+
+
+class Patience(NamedTuple):
+    """How long a part may live without answering. What counts is the time of the supervisor's own looks in a row: it
+    makes none while the machine sleeps.
+    """
+
+    look_s: float = 5.0
+    """From one look at a part that works to the next."""
+    silent_s: float = 120.0
+    """After this, a part that has worked since its start is started again."""
+    starting_look_s: float = 0.2
+    """From one look at a part that starts to the next."""
+    starting_s: float = 600.0
+    """After this, a part that has not worked since its start is started again."""
+
+
+PATIENCE = Patience()
 
 
 @dataclass
@@ -43,15 +66,24 @@ class Watch:
     has_worked: bool = False
     works_since: float | None = None
     next_start: float = 0.0
+    look: Future[bool] | None = None
+    """Whether it answers, asked on another thread: a part that hangs does not hold up the others."""
+    looked_at: float = -math.inf
+    """When that look, or the last one, began."""
+    silent_s: float = 0.0
+    """The time of all looks since the last answer."""
 
 
 class Supervisor:
     """Keeps the parts of one state folder running."""
 
-    def __init__(self, folder: Folder, state: StackState, api_port: int | None = None) -> None:
+    def __init__(
+        self, folder: Folder, state: StackState, api_port: int | None = None, patience: Patience = PATIENCE
+    ) -> None:
         """``api_port`` is the API's port if the user named one: the API then never moves to another."""
-        self._folder, self._state, self._api_port = folder, state, api_port
+        self._folder, self._state, self._api_port, self._patience = folder, state, api_port, patience
         self._watches = {part: Watch() for part in PARTS}
+        self._lookers = ThreadPoolExecutor(len(PARTS), thread_name_prefix="look")
         self._stop = threading.Event()
 
     @property
@@ -82,19 +114,40 @@ class Supervisor:
         if watch.process is not None:
             watch.process.poll()  # reaps it once it has ended
         if identity is not None and identity.alive:
-            self._note_health(part, watch)
+            self._note_health(part, watch, identity)
         elif identity is not None:
             self._note_death(part, watch, identity)
         elif time.monotonic() >= watch.next_start:
             self._start(part, watch)
 
-    def _note_health(self, part: PartName, watch: Watch) -> None:
+    def _note_health(self, part: PartName, watch: Watch, identity: Identity) -> None:
+        now, starting, patience = time.monotonic(), watch.works_since is None, self._patience
+        interval_s = patience.starting_look_s if starting else patience.look_s
+        if watch.look is None:
+            if now - watch.looked_at >= interval_s:
+                watch.looked_at = now
+                watch.look = self._lookers.submit(parts.works if starting else parts.answers, part, self._state)
+            return
+        if not watch.look.done():
+            return
+        answered, watch.look = watch.look.result(), None
+        if not answered:
+            watch.silent_s += max(interval_s, min(now - watch.looked_at, LONGEST_LOOK_S))
+            if watch.silent_s >= (patience.starting_s if starting else patience.silent_s):
+                self._end_hung(part, watch, identity)
+            return
+        watch.silent_s = 0.0
         if watch.works_since is None:
-            if parts.works(part, self._folder, self._state):
-                watch.has_worked, watch.works_since = True, time.monotonic()
-                _say(f"{part}: works")
-        elif watch.failures and time.monotonic() - watch.works_since > STEADY_S:
+            watch.has_worked, watch.works_since = True, now
+            _say(f"{part}: works")
+        elif now - watch.works_since > STEADY_S:
             watch.failures = 0
+
+    def _end_hung(self, part: PartName, watch: Watch, identity: Identity) -> None:
+        """End a part that does not answer; what follows is the same as for one that has died."""
+        _say(f"{part}: process {identity.pid} runs but has not answered for {watch.silent_s:.0f} s, and is ended")
+        watch.silent_s = 0.0  # SIGKILL may take effect late, as with a disk that hangs
+        processes.kill(processes.members(self._state.id, part))
 
     def _note_death(self, part: PartName, watch: Watch, identity: Identity) -> None:
         watch.failures += 1
@@ -105,6 +158,7 @@ class Supervisor:
             raise StackError(f"{part} did not start, {watch.failures} times in a row. The end of {log}:\n{_tail(log)}")
         pause = min(LONGEST_PAUSE_S, 0.25 * 2 ** (watch.failures - 1))
         watch.process, watch.works_since, watch.next_start = None, None, time.monotonic() + pause
+        watch.look, watch.looked_at, watch.silent_s = None, -math.inf, 0.0
         restarts = self._state.restarts | {part: self._state.restarts.get(part, 0) + 1}
         self._record(parts={name: who for name, who in self._state.parts.items() if name != part}, restarts=restarts)
 
@@ -158,6 +212,7 @@ def main() -> int:
     parser.add_argument("--port", type=int)
     parser.add_argument("--artifact-root")
     arguments = parser.parse_args()
+    os.umask(0o077)  # for whatever this and every part of the stack writes, wherever that is
     folder = Folder.at(arguments.state_dir)
     for _ in range(LOCK_TRIES):  # whoever checks for a supervisor holds the lock for a moment
         with folder.lock() as mine:
@@ -175,9 +230,11 @@ def _supervise(folder: Folder, port: int | None, artifact_root: str | None) -> i
         database_url = locations.choose_database_url(folder, os.environ.get(parts.DATABASE_VARIABLE))
         chosen = {"artifact_root": root, "database_url": database_url}
         state = parts.prepare(folder.load().model_copy(update=chosen), port)
+        folder.save(state)
+        if moved := relocation.relocate(folder):
+            _say(f"the artifacts were in {moved.before}: {moved.rows} records now name {moved.now}")
     except StackError as error:
         return _give_up(folder, error)
-    folder.save(state)
     supervisor = Supervisor(folder, state, port)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, supervisor.ask_to_stop)

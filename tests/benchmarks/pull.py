@@ -153,7 +153,7 @@ def big(stack: Stack, mebibytes: int) -> tuple[int, Path]:
     """A version of so many MiB: its number and its folder."""
     spec = make_spec(register_as="big", optimization={"epochs": 1}, evaluation={"every_epochs": 1, "probes": []})
     job = wait_state(stack, stack.client.submit(spec).id, State.SUCCEEDED)
-    mlflow = MlflowClient(f"http://{HOST}:{stack.state.ports.mlflow}")
+    mlflow = MlflowClient(stack.mlflow_url)
     number, folder = registered(mlflow, "big", job.id, mlflow.get_run(job.run_id).info.experiment_id)
     write_weights(folder, mebibytes)
     return number, folder

@@ -434,6 +434,16 @@ def test_kill_table(transcript):
     transcript.table("Every service killed once under a running job", head, KILLS)
 
 
+def test_a_backup_holds_all_three_databases(deployment, transcript, tmp_path):
+    tmp_path.chmod(0o777)  # the container's user is another
+    folder = ["run", "--rm", "-T", "-v", f"{tmp_path}:/backups", "admin"]
+    manifest = json.loads(deployment.compose(*folder, "backup", "--deployment", "/backups/one", "--json"))
+    assert [(copy["name"], copy["kind"]) for copy in manifest["databases"]] == [
+        (name, "postgres") for name in ("rcmae", "studies", "mlflow")
+    ]
+    transcript.say(f"A backup of the databases lists {manifest['artifacts']} artifacts.")
+
+
 def test_down_and_up_keep_everything(client, deployment, transcript, tmp_path):
     before = _pull(client, tmp_path / "before", transcript)
     jobs = {job.id: (job.state, job.attempts) for job in client.jobs()}

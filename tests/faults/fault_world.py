@@ -24,7 +24,6 @@ from postgres_server import PostgresServer
 from s3_server import FaultProxy, S3Server
 from s3fs import S3FileSystem
 
-from service.client.server import HOST
 from service.embedded.processes import Identity
 from service.jobs.schemas import AttemptView, EventView, JobView
 from service.jobs.state import State
@@ -80,9 +79,7 @@ class World:
 
     @property
     def mlflow(self) -> MlflowClient:
-        ports = self.stack.state.ports
-        assert ports
-        return MlflowClient(f"http://{HOST}:{ports.mlflow}")
+        return MlflowClient(self.stack.mlflow_url)
 
     @cached_property
     def files(self) -> S3FileSystem:

@@ -29,7 +29,7 @@ def test_a_followed_job_succeeds_and_shows_its_way(stack, finished):
     assert job.progress.eta_s == 0
     assert [(a.number, a.state) for a in stack.client.attempts(job.id)] == [(1, "succeeded")]
     assert job.result.metrics["eval/reconstruction_ratio"] < 1
-    run = MlflowClient(f"http://127.0.0.1:{stack.state.ports.mlflow}").get_run(job.run_id)
+    run = MlflowClient(stack.mlflow_url).get_run(job.run_id)
     assert run.info.status == "FINISHED"
 
 

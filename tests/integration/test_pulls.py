@@ -29,7 +29,7 @@ def job(finished: tuple[JobView, object]) -> JobView:
 
 @pytest.fixture
 def mlflow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    uri = f"http://127.0.0.1:{stack.state.ports.mlflow}"
+    uri = stack.mlflow_url
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(uri)
 

@@ -352,7 +352,7 @@ kept = {{
 
 
 def test_the_card_s_snippet_loads_it_from_mlflow(stack, registered, tmp_path):
-    address = f"http://127.0.0.1:{stack.state.ports.mlflow}"
+    address = stack.mlflow_url
     kept = run("mlflow", snippet(registered, "MLflow") + KEPT, tmp_path / "run", MLFLOW_TRACKING_URI=address)
     assert as_trained(registered, kept) < 1e-5
 
@@ -388,7 +388,7 @@ def test_the_readme_s_snippet_loads_it(stack, registered, tmp_path, reader):
     (block,) = (each for each in blocks if each.startswith(TOOLS[tool]))
     code = block.replace("digits-demo", "read") + '\nkept = {"features": features.detach()}\n'
     places = {"HF_ENDPOINT": f"{stack.url}/hf", "HF_TOKEN": stack.token}
-    places |= {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{stack.state.ports.mlflow}"}
+    places |= {"MLFLOW_TRACKING_URI": stack.mlflow_url}
     model = parse_pretrain(registered.job.spec).model
     features = run(reader, code, tmp_path / "run", **places)["features"]
     assert features.shape == (1, 1 + model.patches, model.embed_dim)

@@ -168,7 +168,7 @@ def test_the_backbone_is_had_over_rest(s3_stack, finished, artifacts, tmp_path, 
 
 @pytest.mark.usefixtures("finished", "artifacts")
 def test_mlflow_s_own_client_loads_the_version(s3_stack, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{HOST}:{s3_stack.state.ports.mlflow}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", s3_stack.mlflow_url)
     found = mlflow.artifacts.download_artifacts("models:/in-s3/1", dst_path=str(tmp_path))
     for file in s3_stack.client.version("in-s3").files:
         data = (tmp_path / found / file.path).read_bytes()
@@ -231,7 +231,7 @@ def test_training_goes_on_without_its_storage_and_the_last_checkpoint_is_what_fa
     proxy.close()
     try:
         wait(s3_stack, job.id, lambda seen: seen.progress.step == seen.progress.steps, 300)
-        run = mlflow.MlflowClient(f"http://{HOST}:{s3_stack.state.ports.mlflow}").get_run(job.run_id)
+        run = mlflow.MlflowClient(s3_stack.mlflow_url).get_run(job.run_id)
         assert "was not stored: s3://stack/some/artifacts/" in run.data.tags["rcmae.notice"]
         # The attempt gives up in minutes; its outcome cannot be stored, and the service waits for the storage.
         submission = f"{job.id}-a1"

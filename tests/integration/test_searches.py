@@ -56,7 +56,7 @@ def agree(stack, job_id: str, trials: int) -> int:
     found = trials_of(stack, job_id)
     assert [trial.number for trial in found] == list(range(trials))
     assert all(trial.state.ended for trial in found), found
-    client = MlflowClient(f"http://127.0.0.1:{stack.state.ports.mlflow}")
+    client = MlflowClient(stack.mlflow_url)
     for trial in found:
         run = client.get_run(trial.run_id)
         assert run.data.tags[names.TAG_TRIAL] == str(trial.number)
@@ -207,7 +207,7 @@ def test_two_hundred_trials_of_a_second_all_end(stack):
     found = trials_of(stack, job.id)
     assert [trial.number for trial in found] == list(range(200))
     assert {trial.state for trial in found} == {TrialState.COMPLETE}, done.message
-    client = MlflowClient(f"http://127.0.0.1:{stack.state.ports.mlflow}")
+    client = MlflowClient(stack.mlflow_url)
     experiment = client.get_run(done.run_id).info.experiment_id
     runs = client.search_runs([experiment], f"tags.`{names.TAG_TRIAL_OF}` = '{job.id}'", max_results=1000)
     assert sorted(int(run.data.tags[names.TAG_TRIAL]) for run in runs) == list(range(200))

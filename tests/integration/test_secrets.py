@@ -99,6 +99,7 @@ def planted(stack: Stack) -> Planted:
     plant_in_requests(stack, token, found, answers)
     found |= {
         "the cluster's token": stack.folder.ray_token.read_text(),
+        "MLflow's password": stack.folder.mlflow_password.read_text(),
         "the storage's secret": S3_SECRET,
         "an idempotency key": canary(),
     }
@@ -143,7 +144,7 @@ def shown(stack: Stack, job: JobView) -> Iterator[tuple[str, str]]:
         answer = httpx.get(f"http://127.0.0.1:{ports.ray_dashboard}{path}", headers=ray, timeout=30)
         assert answer.status_code == 200, path
         yield f"Ray's {path}", answer.text
-    run = httpx.get(f"http://127.0.0.1:{ports.mlflow}/api/2.0/mlflow/runs/get", params={"run_id": job.run_id})
+    run = httpx.get(f"{stack.mlflow_url}/api/2.0/mlflow/runs/get", params={"run_id": job.run_id})
     assert run.status_code == 200
     yield "MLflow's run", run.text
     for command in (("status", "--json"), ("doctor",), ("jobs", "show", job.id, "--json")):
@@ -153,7 +154,7 @@ def shown(stack: Stack, job: JobView) -> Iterator[tuple[str, str]]:
 
 def stored(stack: Stack) -> Iterator[tuple[str, bytes]]:
     """Every file of the stack, but for those whose one content is a secret."""
-    keep = {stack.folder.token, stack.folder.ray_token}
+    keep = set(stack.folder.credentials)
     for folder in (stack.state_dir, stack.state.temp_dir):
         for place, _, names in os.walk(folder):
             for path in (Path(place, name) for name in names):
@@ -182,5 +183,5 @@ def test_a_secret_is_stored_nowhere(stack, planted):
 
 
 def test_files_that_hold_one_are_their_owners_alone(stack):
-    for file in (stack.folder.token, stack.folder.ray_token, stack.state_dir / "stack.json"):
+    for file in (*stack.folder.credentials, stack.state_dir / "stack.json"):
         assert file.stat().st_mode & 0o077 == 0, file

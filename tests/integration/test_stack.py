@@ -19,14 +19,14 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
-from live import make_spec, wait_state
+from live import artifacts, make_spec, wait_state
 from local_stack import Stack, rcmae, running_stack
 from postgres_server import PASSWORD
 
 from service.client.server import HOST
 from service.embedded import processes
 from service.embedded.folder import PARTS, Folder
-from service.embedded.parts import works
+from service.embedded.parts import reasons_not_ready, works
 from service.jobs.state import State
 
 LIMIT_S = 120.0
@@ -41,7 +41,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def all_works(stack: Stack) -> bool:
-    return all(works(part, stack.folder, stack.state) for part in PARTS)
+    return all(works(part, stack.state) for part in PARTS) and not reasons_not_ready(stack.state)
 
 
 def test_up_twice_says_so(stack):
@@ -81,9 +81,24 @@ def test_everything_listens_on_this_machine_alone(stack):
     assert listening == {HOST}
 
 
-def test_nobody_else_can_use_ray_or_read_the_tokens(stack):
-    for token in (stack.folder.token, stack.folder.ray_token):
-        assert stat.S_IMODE(token.stat().st_mode) == 0o600
+def test_nobody_else_can_read_what_a_stack_writes(stack, finished):
+    job, _ = finished
+    assert any(artifacts(stack, job).rglob("*.safetensors"))
+    for path in (stack.state_dir, *stack.state_dir.rglob("*")):
+        if not path.is_symlink():
+            assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+
+
+def test_nobody_else_can_use_mlflow(stack):
+    address = f"http://{HOST}:{stack.state.ports.mlflow}"
+    for path in ("/", "/version", "/api/2.0/mlflow/experiments/get?experiment_id=0", "/ajax-api/2.0/mlflow/runs/get"):
+        refused = httpx.get(address + path)
+        assert (refused.status_code, refused.headers["WWW-Authenticate"].split()[0]) == (401, "Basic"), path
+    assert httpx.get(address, auth=("rcmae", "wrong")).status_code == 401
+    assert "<title>MLflow</title>" in httpx.get(stack.mlflow_url).text, "a browser asks for user and password"
+
+
+def test_nobody_else_can_use_ray(stack):
     ray = f"http://{HOST}:{stack.state.ports.ray_dashboard}/api/jobs/"
     assert httpx.get(ray).status_code == 401
     assert httpx.get(ray, headers={"Authorization": "Bearer wrong"}).status_code == 403

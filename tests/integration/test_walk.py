@@ -62,7 +62,7 @@ def _nothing_is_left(stack, deletions: list[dict[str, Any]]) -> None:
     (long, same_long), (short, same_short) = deletions[:2], deletions[2:]
     assert (long, short) == (same_long, same_short)
     assert (long["backbones"], short["backbones"][0]["name"]) == ([], "walk")
-    mlflow = MlflowStore(f"http://127.0.0.1:{stack.state.ports.mlflow}")
+    mlflow = MlflowStore(stack.mlflow_url)
     for deletion in (long, short):
         assert deletion["files"] > 0
         poll(lambda folder=deletion["artifact_uri"]: Path(folder).exists(), lambda there: not there)

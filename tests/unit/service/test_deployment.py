@@ -168,6 +168,20 @@ def test_compose_lets_the_drivers_of_searches_reach_their_trials_and_nothing_els
         assert services[name]["environment"]["RCMAE_STUDY_URL"] == head["environment"]["RCMAE_STUDY_URL"]
 
 
+def test_backups_reach_all_databases_and_nobody_else_has_all_passwords(folder):
+    deployment.prepare(folder)
+    services, passwords = compose()["services"], configparser.ConfigParser()
+    passwords.read(folder / ".secrets" / "admin_db_service")
+    environment = services["admin"]["environment"]
+    urls = [make_url(environment[f"RCMAE_{name}_URL"]) for name in ("DATABASE", "STUDY", "MLFLOW_DATABASE")]
+    for url in urls:
+        section = url.query.get("service", environment["PGSERVICE"])
+        assert section == url.username
+        assert passwords[section]["password"]
+    assert [name for name, service in services.items() if "admin_db_service" in service.get("secrets", [])] == ["admin"]
+    assert services["admin"]["profiles"] == ["tools"]
+
+
 def test_postgres_gets_a_database_for_each_and_an_older_one_what_it_lacks(folder, postgres, monkeypatch):
     """The script of Postgres's image, run twice against a server that has a user `rcmae` already."""
     deployment.prepare(folder)

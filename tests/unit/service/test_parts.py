@@ -46,12 +46,61 @@ def mode(path) -> int:
 
 def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
     assert mode(folder.path) == 0o700
-    for token in (folder.token, folder.ray_token):
+    for token in folder.credentials:
         assert mode(token) == 0o600
         assert len(token.read_text()) >= 32
     before = folder.token.read_text()
     folder.make()
     assert folder.token.read_text() == before
+
+
+@pytest.fixture
+def open_umask():
+    """The umask of a user who shares everything."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_what_was_there_before_is_closed_to_others(tmp_path):
+    folder = Folder.at(tmp_path / "state")
+    folder.path.mkdir()
+    folder.make()
+    with folder.lock():
+        pass
+    (folder.path / "artifacts" / "run").mkdir(parents=True)
+    for name in ("artifacts/run/student.safetensors", "rcmae.db-wal", "logs/ray.log"):
+        (folder.path / name).touch()
+    outside = tmp_path / "outside"
+    outside.touch(0o644)
+    (folder.path / "artifacts" / "link").symlink_to(outside)
+    folder.path.chmod(0o755)
+    folder.make()
+    modes = {mode(path) for path in (folder.path, *folder.path.rglob("*")) if not path.is_symlink()}
+    assert modes == {0o700, 0o600}
+    assert mode(outside) == 0o644
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_a_folder_of_other_things_is_not_taken(tmp_path):
+    theirs = tmp_path / "shared" / "photo"
+    theirs.parent.mkdir()
+    theirs.touch()
+    with pytest.raises(StackError, match=r"shared holds other files and is open to other users.*--state-dir"):
+        Folder.at(theirs.parent).make()
+    assert mode(theirs.parent) == 0o777
+    theirs.parent.chmod(0o700)
+    Folder.at(theirs.parent).make()
+    assert mode(theirs) == 0o666, "it is not ours"
+
+
+def test_a_temporary_folder_that_others_can_enter_is_not_used_again(prepare):
+    first = prepare(StackState())
+    first.temp_dir.chmod(0o777)
+    second = prepare(first)
+    assert second.temp_dir != first.temp_dir
+    assert mode(second.temp_dir) == 0o700
 
 
 def test_the_state_is_read_back_as_written(folder, prepare):
@@ -131,8 +180,8 @@ def test_an_api_that_lives_keeps_its_port(prepare):
     assert prepare(state, state.ports.api).ports == state.ports
 
 
-def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(folder, prepare, tmp_path):
-    (tmp_path / "readyz").touch()
+def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(prepare, tmp_path):
+    (tmp_path / "healthz").touch()
     state = prepare(StackState())
     serve = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(state.ports.api)]
     with (
@@ -142,7 +191,7 @@ def test_another_program_that_answers_in_the_place_of_a_part_is_not_it(folder, p
         try:
             poll(lambda: processes.listens(Identity.of(server.pid), state.ports.api), bool)
             found = [
-                parts.works("api", folder, state.model_copy(update={"parts": {"api": Identity.of(pid)}}))
+                parts.works("api", state.model_copy(update={"parts": {"api": Identity.of(pid)}}))
                 for pid in (server.pid, other.pid)
             ]
         finally:
@@ -200,6 +249,17 @@ def test_no_secret_is_on_a_command_line_or_in_an_environment(folder, prepare):
         shown = " ".join(parts.command(part, folder, state)) + str(parts.environment(part, folder, state))
         assert folder.token.read_text() not in shown
         assert folder.ray_token.read_text() not in shown
+        assert folder.mlflow_password.read_text() not in " ".join(parts.command(part, folder, state))
+
+
+def test_whoever_talks_to_mlflow_has_its_password_and_not_the_users_own(folder, prepare, monkeypatch):
+    for name in ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "of another server")
+    state, password = prepare(StackState()), folder.mlflow_password.read_text()
+    for part in ("api", "ray"):
+        variables = parts.environment(part, folder, state)
+        assert (variables["MLFLOW_TRACKING_USERNAME"], variables["MLFLOW_TRACKING_PASSWORD"]) == ("rcmae", password)
+        assert "MLFLOW_TRACKING_TOKEN" not in variables
 
 
 # --- the artifact root ------------------------------------------------------------------------------------------------

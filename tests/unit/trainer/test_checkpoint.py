@@ -1,6 +1,7 @@
 """Files below a folder, local and remote, and the training state in them."""
 
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -321,7 +322,16 @@ def test_a_local_file_appears_whole(tmp_path, monkeypatch):
     assert seen == [(b"old", b"new", True, "f")]
     assert store.read("f") == b"new"
     assert store.names("") == ["f"]
-    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644  # other users of the folder may read it
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_is_for_the_umask_to_say(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        Store(str(tmp_path)).write("folder/f", b"text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "f").stat().st_mode & 0o777 == mode
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
