@@ -61,7 +61,7 @@ def submit(
 
 
 def _title(job: JobView) -> Text:
-    return Text.assemble("job ", (job.id, "bold"), f" ({job.name})")
+    return Text("job ").append(job.id, "bold").append(f" ({job.name})")
 
 
 def follow_to_end(client: Client, job_id: str) -> JobView:
