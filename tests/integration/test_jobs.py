@@ -13,9 +13,13 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from safetensors.torch import load_file
 
+from service.adapters.ray_cluster import RayCluster
 from service.client.errors import ApiError
+from service.client.server import HOST
 from service.jobs.state import State
 from trainer.export.verify import compare
+from trainer.protocol.request import AttemptRequest
+from trainer.spec.job import parse_pretrain
 
 
 def test_a_followed_job_succeeds_and_shows_its_way(stack, finished):
@@ -206,3 +210,20 @@ def test_bad_data_fails_at_once_and_says_so(stack, tmp_path):
     assert job.reason == "data_error"
     assert "broken.jpg" in job.message
     assert job.attempts == 1
+
+
+def test_the_end_of_the_log_of_an_attempt_that_cannot_start_is_known(stack):
+    ray = RayCluster(f"http://{HOST}:{stack.state.ports.ray_dashboard}", stack.folder.ray_token, "/no/such/python")
+    submission = "cannot-start-a1"
+    ray.submit(
+        submission,
+        AttemptRequest(
+            job_id="cannot-start", attempt=1, run_id="r", tracking_uri="http://m", artifact_uri="/a",
+            spec=parse_pretrain(make_spec()),
+        ),
+    )  # fmt: skip
+    poll(lambda: ray.state(submission), lambda state: state.ended, 120)
+    assert "/no/such/python" in ray.log_tail(submission)
+    assert ray.log_tail("never-submitted-a1").startswith("(its log could not be read: Ray answered ")
+    ray.delete(submission)
+    ray.close()
