@@ -15,6 +15,7 @@ from service.db import name_index
 from service.db.database import Database
 from service.db.name_index import NAME_INDEX
 from service.db.tables import Job
+from service.embedded import doctor
 from service.jobs.listing import Filters, jobs_page, jobs_query
 
 JOBS = 20_000
@@ -76,13 +77,16 @@ def test_a_role_without_the_right_to_the_extension_searches_without_it(new_url, 
     with owner.connect() as connection:
         connection.execute(text(f"CREATE ROLE limited LOGIN PASSWORD '{PASSWORD}'"))
         connection.execute(text("GRANT USAGE, CREATE ON SCHEMA public TO limited"))
-    limited = Database(make_url(new_url).set(username="limited").render_as_string(hide_password=False))
+    url = make_url(new_url).set(username="limited").render_as_string(hide_password=False)
+    limited = Database(url)
     try:
         with capture_logs() as lines:
             limited.migrate()
         (line,) = (line for line in lines if line["event"] == "names_not_indexed")
         assert 'permission denied to create extension "pg_trgm"' in line["detail"]
         assert "CREATE EXTENSION pg_trgm" in line["remedy"]
+        check = doctor._name_index(url)
+        assert (check.level, check.found, check.remedy) == ("warning", "reads every job", line["remedy"])
         add_job(limited, name="Needle")
         assert found(limited, "needle") == ["Needle"]
         with owner.connect() as connection:
@@ -90,8 +94,7 @@ def test_a_role_without_the_right_to_the_extension_searches_without_it(new_url, 
         with capture_logs() as lines:
             limited.migrate()
         assert lines == []
-        with limited.read() as session:
-            assert name_index.names_are_indexed(session.connection())
+        assert doctor._name_index(url).level == "fine"
     finally:
         limited.close()
         with owner.connect() as connection:
