@@ -27,6 +27,10 @@ PARTS: Final[tuple[PartName, ...]] = get_args(PartName)
 
 FAILED_FILE: Final = "failed"
 """A supervisor that gave up writes its reason here."""
+MLFLOW_APP: Final = "rcmae"
+"""The entry point of `service.embedded.mlflow_app`."""
+MLFLOW_USER: Final = "rcmae"
+MLFLOW_PASSWORD_VARIABLE: Final = "RCMAE_MLFLOW_PASSWORD_FILE"  # noqa: S105 - names a file
 _LOCK: Final = "stack.lock"
 _DATABASE: Final = "rcmae.db"
 _MLFLOW_DATABASE: Final = "mlflow.db"

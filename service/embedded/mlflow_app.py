@@ -16,9 +16,8 @@ from typing import Final
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-APP_NAME: Final = "rcmae"
-PASSWORD_FILE_VARIABLE: Final = "RCMAE_MLFLOW_PASSWORD_FILE"  # noqa: S105 - names a file
-USER: Final = "rcmae"
+from service.embedded.folder import MLFLOW_PASSWORD_VARIABLE, MLFLOW_USER
+
 OPEN_TO_ALL: Final = "/health"
 """For the supervisor; it says `OK`."""
 
@@ -38,7 +37,9 @@ class Guard:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
-            told = f"log in as {USER}, with the password in the file mlflow-password of the stack's state folder\n"
+            told = (
+                f"log in as {MLFLOW_USER}, with the password in the file mlflow-password of the stack's state folder\n"
+            )
             headers = {"WWW-Authenticate": 'Basic realm="MLflow", charset="UTF-8"', "Cache-Control": "no-store"}
             await PlainTextResponse(told, 401, headers)(scope, receive, send)
 
@@ -58,4 +59,4 @@ def create_app() -> Guard:
     """MLflow's application behind the password in the file that the environment names."""
     from mlflow.server.fastapi_app import app  # noqa: PLC0415 - MLflow asks whether this is a function, without it
 
-    return Guard(app, Path(os.environ[PASSWORD_FILE_VARIABLE]).read_text().strip())
+    return Guard(app, Path(os.environ[MLFLOW_PASSWORD_VARIABLE]).read_text().strip())

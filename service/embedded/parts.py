@@ -13,8 +13,16 @@ import httpx
 
 from service.client.server import HOST
 from service.embedded import processes
-from service.embedded.folder import Folder, PartName, Ports, StackError, StackState
-from service.embedded.mlflow_app import APP_NAME, PASSWORD_FILE_VARIABLE, USER
+from service.embedded.folder import (
+    MLFLOW_APP,
+    MLFLOW_PASSWORD_VARIABLE,
+    MLFLOW_USER,
+    Folder,
+    PartName,
+    Ports,
+    StackError,
+    StackState,
+)
 from trainer.protocol.names import STUDY_VARIABLE
 
 DEFAULT_PORT: Final = 8000
@@ -91,7 +99,7 @@ def command(part: PartName, folder: Folder, state: StackState) -> list[str]:
             *("--backend-store-uri", folder.mlflow_url),
             *("--no-serve-artifacts", "--default-artifact-root", folder.artifact_root),
             *("--allowed-hosts", f"{HOST}:{ports.mlflow},localhost:{ports.mlflow}"),
-            *("--app-name", APP_NAME, "--uvicorn-opts=--no-access-log"),
+            *("--app-name", MLFLOW_APP, "--uvicorn-opts=--no-access-log"),
         ]
     return [
         *(python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"),
@@ -146,7 +154,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
         return _profile() | {
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            PASSWORD_FILE_VARIABLE: str(folder.mlflow_password),
+            MLFLOW_PASSWORD_VARIABLE: str(folder.mlflow_password),
         }
     return _mlflow_login(folder) | {
         "RAY_AUTH_MODE": "token",
@@ -169,7 +177,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
 def _mlflow_login(folder: Folder) -> dict[str, str]:
     """What MLflow's client reads. Ray shows nobody the environment of its processes, unlike that of a job."""
     password = folder.mlflow_password.read_text().strip()
-    return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": password}
+    return {"MLFLOW_TRACKING_USERNAME": MLFLOW_USER, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def _profile() -> dict[str, str]:

@@ -10,7 +10,8 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from service.embedded.mlflow_app import APP_NAME, Guard, create_app
+from service.embedded.folder import MLFLOW_APP
+from service.embedded.mlflow_app import Guard, create_app
 
 PASSWORD = "a:password with ü"
 
@@ -53,5 +54,5 @@ def test_a_websocket_needs_it_too(client):
 
 
 def test_mlflow_finds_the_application():
-    (found,) = entry_points(group="mlflow.app", name=APP_NAME)
+    (found,) = entry_points(group="mlflow.app", name=MLFLOW_APP)
     assert found.load() is create_app
