@@ -48,7 +48,7 @@ def make_spec(**parts: Any) -> dict[str, Any]:
 
 
 def poll(
-    look: Callable[[], Seen], until: Callable[[Seen], object], timeout_s: float = 60.0, every_s: float = 0.2
+    look: Callable[[], Seen], until: Callable[[Seen], object], timeout_s: float = LIMIT_S, every_s: float = 0.2
 ) -> Seen:
     """Look until what is seen is as wanted; gives it."""
     end = time.monotonic() + timeout_s

@@ -16,7 +16,9 @@ from service.auth.sessions import COOKIE
 from service.client.errors import ApiError
 from service.jobs.state import State
 
-expect.set_options(timeout=20_000)  # two cores, and a job that trains on them
+WAIT_MS = 90_000
+"""What anything on a page may take: browser, service and jobs that train share two cores with other tests."""
+expect.set_options(timeout=WAIT_MS)
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +53,7 @@ def visits(browser: Browser, stack: Stack) -> Iterator[Visits]:
             color_scheme="dark" if theme == "dark" else "light",
             permissions=["clipboard-read", "clipboard-write"],
         )
+        context.set_default_timeout(WAIT_MS)
         visit = Visit(place, context)
         context.on("page", visit.watch)
         cookie = cookie_of(place, token or stack.token)

@@ -37,7 +37,7 @@ class Replica:
                    "--port", str(self.port), "--timeout-graceful-shutdown", "5"]  # fmt: skip
         with (self.folder / f"api-{self.number}.log").open("ab") as log:
             self.process = psutil.Popen(command, env=self.environment, stdout=log, stderr=log)
-        poll(self._up, bool, timeout_s=120)
+        poll(self._up, bool)
 
     def _up(self) -> bool:
         try:

@@ -58,7 +58,7 @@ def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> N
             path.format(job=filled.job.id, other=filled.other.id, search=filled.search.id, backbone=filled.backbone)
         )
         expect(page.locator("h1")).to_have_count(1)
-        poll(lambda page=page: undrawn(page, width), lambda titles: titles == [], 120)
+        poll(lambda page=page: undrawn(page, width), lambda titles: titles == [])
         visit.shot(page, f"{name}-{width}-{theme}")
         wide = page.evaluate("document.documentElement.scrollWidth")
         found[name] = [*visit.axe(page), *([f"is {wide} px wide"] if wide > width else [])]

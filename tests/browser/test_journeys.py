@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from browser_world import Filled, Visit, Visits
-from live import make_spec, poll, wait_state
+from live import LIMIT_S, make_spec, poll, wait_state
 from local_stack import Stack
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -62,18 +62,18 @@ def test_a_search_from_the_form_to_a_promoted_backbone(visit: Visit, stack: Stac
 
     # rows appear as they come
     page.get_by_role("link", name="Trials").click()
-    expect(page.locator("#trial-0")).to_be_visible(timeout=180_000)
+    expect(page.locator("#trial-0")).to_be_visible(timeout=LIMIT_S * 1000)
     expect(page.locator("#trial-0")).to_contain_text("running")
 
     # change what it may use, and stop one trial
     page.get_by_role("link", name="Overview").click()
     _change_concurrency(page, 1)
     poll(lambda: stack.client.search(search_id).budget.concurrency_wanted, lambda found: found == 1)
-    poll(lambda: stack.client.search(search_id).trials.running, bool, timeout_s=120)
+    poll(lambda: stack.client.search(search_id).trials.running, bool)
     running = next(each for each in stack.client.trials(search_id) if each.state is TrialState.RUNNING)
     page.goto(f"{visit.url}/searches/{search_id}/trials/{running.number}")
     press(page, "Stop", sure="Stop")
-    poll(lambda: stack.client.trial(search_id, running.number).state.ended, bool, timeout_s=120)
+    poll(lambda: stack.client.trial(search_id, running.number).state.ended, bool)
 
     # pause and resume
     page.goto(f"{visit.url}/searches/{search_id}/overview")
@@ -99,7 +99,7 @@ def test_a_search_from_the_form_to_a_promoted_backbone(visit: Visit, stack: Stac
     promoted = _promote(page, f"{visit.url}/searches/{search_id}/trials/{best.number}")
     assert stack.client.job(promoted).promoted_from.search == job.id
     assert _promote(page, f"{visit.url}/searches/{search_id}/trials/{best.number}") == promoted  # a second time
-    expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"), timeout=180_000)
+    expect(page.locator(".head .badge")).to_have_text(re.compile("succeeded"), timeout=LIMIT_S * 1000)
 
     # an alias, and the snippet that loads it
     page.goto(f"{visit.url}/backbones/journey")
@@ -352,7 +352,7 @@ def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stac
     top = chart.evaluate(TOP)
     asked = "performance.getEntriesByType('resource').filter((each) => each.name.includes('/metrics?')).length"
     before = page.evaluate(asked)
-    poll(lambda: page.evaluate(asked), lambda count: count > before + 1, timeout_s=60)
+    poll(lambda: page.evaluate(asked), lambda count: count > before + 1)
     assert chart.evaluate(TOP) == pytest.approx(top, abs=1)  # also where a line has come above it
     assert chart.evaluate("chart => chart.layout.xaxis.range") == [1, 3]
 
@@ -419,7 +419,7 @@ def test_a_dataset_is_inspected_from_the_form_and_its_settings_are_taken_over(vi
     page.locator('[name="dataset.uri"]').fill(str(tmp_path / "scans"))
     press(page, "Inspect")
     expect(page).to_have_url(re.compile(r"/jobs/job-\w+/overview"))
-    expect(page.get_by_role("heading", name="What the data says")).to_be_visible(timeout=120_000)
+    expect(page.get_by_role("heading", name="What the data says")).to_be_visible(timeout=LIMIT_S * 1000)
     expect(page.locator("dd", has_text="2 classes from folders")).to_be_visible()
     expect(page.locator("[data-warning=splits_together]")).to_be_visible()
     picture = page.get_by_alt_text(re.compile("24 images"))

@@ -102,27 +102,28 @@ def test_a_search_with_curl_finds_its_best_trial_and_promotes_it(stack, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_what_is_asked_for_while_it_runs_is_done(stack):
     job = stack.client.submit(spec_of("steered", base={"optimization": BASE["optimization"] | {"epochs": 200}},
                                       scheduler={"name": "none"}, budget={"trials": 20, "concurrency": 1}))  # fmt: skip
     wait_state(stack, job.id, State.RUNNING)
     running = lambda: [t.number for t in trials_of(stack, job.id) if t.state is TrialState.RUNNING]  # noqa: E731
-    poll(running, lambda found: found == [0], 120)
+    poll(running, lambda found: found == [0])
     stack.client.change_search(job.id, concurrency=2)
-    poll(running, lambda found: found == [0, 1], 120)
-    alive = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.progress and trial.heartbeat_at, 120)
+    poll(running, lambda found: found == [0, 1])
+    alive = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.progress and trial.heartbeat_at)
     assert (alive.progress.steps, alive.progress.epochs) == (2000, 200)
     assert alive.progress.loss > 0
-    poll(lambda: stack.client.trial(job.id, 0).intermediate, bool, 120)
+    poll(lambda: stack.client.trial(job.id, 0).intermediate, bool)
     stack.client.stop_trial(job.id, 0)
-    stopped = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.state.ended, 120)
+    stopped = poll(lambda: stack.client.trial(job.id, 0), lambda trial: trial.state.ended)
     assert (stopped.state, stopped.reason) == (TrialState.PRUNED, "stopped_by_user")
     assert stopped.values
-    poll(running, lambda found: found == [1, 2], 120)  # its place was taken at once
+    poll(running, lambda found: found == [1, 2])  # its place was taken at once
     (waiting,) = stack.client.add_trials(job.id, [{RATE: 2e-3}])
     assert waiting.state is TrialState.WAITING
     stack.client.stop_trial(job.id, 1)
-    poll(lambda: stack.client.trial(job.id, waiting.number), lambda trial: trial.state is TrialState.RUNNING, 120)
+    poll(lambda: stack.client.trial(job.id, waiting.number), lambda trial: trial.state is TrialState.RUNNING)
     assert stack.client.trial(job.id, waiting.number).params[RATE] == 2e-3
     stack.client.pause(job.id)
     wait_state(stack, job.id, State.PAUSED)
@@ -132,7 +133,7 @@ def test_what_is_asked_for_while_it_runs_is_done(stack):
     stack.client.resume(job.id)
     wait_state(stack, job.id, State.RUNNING)
     poll(lambda: {n: stack.client.trial(job.id, n).epoch for n in before}, lambda now: all(
-        (now[n] or 0) > (epochs[n] or 0) for n in before), 180)  # fmt: skip
+        (now[n] or 0) > (epochs[n] or 0) for n in before))  # fmt: skip
     assert all(stack.client.trial(job.id, number).attempts == [1, 2] for number in before)
     stack.client.cancel(job.id)
     wait_state(stack, job.id, State.CANCELLED)
@@ -166,7 +167,7 @@ def strike(stack, what: str) -> None:
         os.kill(stack.state.parts[what].pid, signal.SIGKILL)
         return
     word, count = {"driver": ("trainer.main", None), "trial": ("ray::ImplicitFunc", 1)}[what]
-    for process in poll(lambda: members(stack, word), bool, 180)[:count]:  # a driver has a shell around it
+    for process in poll(lambda: members(stack, word), bool)[:count]:  # a driver has a shell around it
         process.kill()
 
 
@@ -176,7 +177,7 @@ def strike(stack, what: str) -> None:
 def test_whatever_is_killed_every_trial_ends_once(stack, table, what):
     job = stack.client.submit(spec_of(f"killed-{what}", scheduler={"name": "none"}))
     wait_state(stack, job.id, State.RUNNING)
-    before = poll(lambda: [t for t in trials_of(stack, job.id) if t.state is TrialState.RUNNING and t.epoch], bool, 180)
+    before = poll(lambda: [t for t in trials_of(stack, job.id) if t.state is TrialState.RUNNING and t.epoch], bool)
     strike(stack, what)
     wait_state(stack, job.id, State.SUCCEEDED, timeout_s=600)
     evaluations = agree(stack, job.id, 4)

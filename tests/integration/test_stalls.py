@@ -49,11 +49,11 @@ def test_a_trial_that_hangs_ends_its_process_and_resumes(impatient):
     job = impatient.client.submit(spec | {"budget": {"trials": 1, "concurrency": 1}})
     trial = partial(impatient.client.trial, job.id, 0)
     wait_state(impatient, job.id, State.RUNNING)
-    poll(trial, lambda seen: seen.progress is not None and seen.progress.step > 20, 180)
+    poll(trial, lambda seen: seen.progress is not None and seen.progress.step > 20)
     folder = artifacts(impatient, impatient.client.job(job.id)).parents[1] / trial().run_id
     (record,) = folder.glob("artifacts/attempts/1/workers/rank-1.json")
     psutil.Process(json.loads(record.read_text())["pid"]).suspend()
-    poll(trial, lambda seen: seen.attempts == [1, 2] and seen.state is TrialState.RUNNING, 180)
+    poll(trial, lambda seen: seen.attempts == [1, 2] and seen.state is TrialState.RUNNING)
     outcome = json.loads((record.parent.parent / "outcome.json").read_text())
     assert outcome["reason"] == "stalled"
     assert outcome["message"].startswith("Training stood still at step ")
