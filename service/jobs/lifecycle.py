@@ -189,7 +189,7 @@ def transition(session: Session, job: Job, to: State, reason: Reason | None, mes
         values |= {"restarts": 0, "not_before": None}
     _write(job, values)
     session.add(Event(job_id=job.id, time=moment, state=to.value, reason=reason, message=message, actor=actor))
-    fields = {
+    fields = structlog.contextvars.get_contextvars() | {  # of this job: the transaction may be about others too
         "job_id": job.id,
         "attempt": job.attempts,
         "before": before,
