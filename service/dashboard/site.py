@@ -22,7 +22,7 @@ from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
 from service.http.headers import PAGE_HEADERS, POLICY
 from service.http.problems import ApiProblem, limited, problems_of
-from service.http.routing import ApiRoute
+from service.http.routing import ApiRoute, identified_by
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
@@ -121,17 +121,25 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     return response
 
 
-def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
-    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
+def _identify(request: Request) -> None:
+    """Store the caller of a request, known by its session.
 
-    Raises 403 if the caller lacks a scope that the route declares.
+    Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
     """
+    state: AppState = request.app.state.app_state
     found = sessions.caller_of_session(state.database, request, request.state.trail)
     if found is None:
         raise ApiProblem(401, "unauthorized", "log in first")
+    request.state.caller = found
+
+
+@identified_by(_identify)
+async def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
+    """The page of a route, which has identified the caller. Raises 403 if a declared scope is missing."""
+    page = Page(request, state, request.state.caller)
     for scope in needed.scopes:
-        found.must_have(Scope(scope))
-    return Page(request, state, found)
+        page.caller.must_have(Scope(scope))
+    return page
 
 
 # The page of a route, whose caller has the scopes that the route declares by this.

@@ -58,7 +58,16 @@ def test_a_request_for_another_host_is_refused_with_the_name_and_the_setting(cli
 
 def test_nothing_that_a_session_reads_is_stored(browsers, clients, database):
     job_id = add_job(database)
-    for path in ("/v1/jobs", f"/v1/jobs/{job_id}", "/v1/jobs/none", "/v1/tokens", "/jobs", f"/jobs/{job_id}", "/audit"):
+    for path in (
+        "/v1/jobs",
+        f"/v1/jobs/{job_id}",
+        "/v1/jobs/none",
+        "/v1/tokens",
+        "/jobs",
+        f"/jobs/{job_id}",
+        "/audit",
+        "/login",
+    ):
         answer = browsers.admin.get(path)
         assert answer.headers["Cache-Control"] == "no-store", path
         assert "Cookie" in answer.headers["Vary"], path

@@ -226,6 +226,18 @@ def test_every_route_declares_a_scope_or_is_one_of_the_few_without(app):
     assert {route for route, (scopes, _, _) in routes.items() if not scopes} == UNSCOPED
 
 
+def test_a_request_of_nobody_is_refused_before_anything_else_is_read(app, clients):
+    """Neither its parameters nor its body is judged, so that no such request escapes the limit on them."""
+    for route, (scopes, _, page) in declared(app).items():
+        method, _, path = route.partition(" ")
+        if scopes:
+            answer = clients.anonymous.request(
+                method, re.sub(r"\{[^}]*\}", "1", path), params={"no_such_parameter": 1}, content=b"{",
+                headers={"Content-Type": "application/json"}, follow_redirects=False,
+            )  # fmt: skip
+            assert answer.status_code == (303 if page else 401), route
+
+
 @pytest.mark.parametrize("places", PLACES)
 def test_the_matrix_of_roles(app, asker, clients, browsers, places):
     rows = {route: row for route, row in declared(app).items() if route not in NOT_ASKED and places == places_of(route)}
