@@ -180,19 +180,29 @@ class PageRoute(ApiRoute):
 
 
 def problem_page(request: Request, problem: ApiProblem) -> Response:
-    """An error as an HTML page. A 401 redirects to the login page, which returns here afterwards."""
-    problem = limited(request, problem)
+    """An error as an HTML page. A 401 leads to the login page, which returns here afterwards."""
+    shown = limited(request, problem)
+    request.state.code = shown.code
     if problem.status == 401 and "HX-Request" not in request.headers:
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
+        response = _login_first(request, shown)
         sessions.forget(response)
         return response
-    request.state.code = problem.code
-    title = HTTPStatus(problem.status).phrase
-    context = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
-    response = _render("error.html", problem.status, False, **context)
-    response.headers.update(problem.headers or {})
+    title = HTTPStatus(shown.status).phrase
+    context = {"title": title, "problem": shown, "request_id": getattr(request.state, "id", None)}
+    response = _render("error.html", shown.status, False, **context)
+    response.headers.update(shown.headers or {})
     return response
+
+
+def _login_first(request: Request, shown: ApiProblem) -> Response:
+    """A redirect to the login page, or that page itself where the client's address is limited: a token is welcome."""
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    target = target if request.method in sessions.SAFE_METHODS else "/"
+    if shown.status == 401:
+        return RedirectResponse(f"/login?next={quote(target)}", 303)
+    page = login_page(shown.status, to=target, error=shown.detail)
+    page.headers.update(shown.headers or {})
+    return page
 
 
 def login_page(status: int = 200, **context: Any) -> HTMLResponse:

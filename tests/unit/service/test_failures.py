@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -62,6 +63,16 @@ def test_a_valid_token_is_answered_from_an_address_that_has_failed_too_often(cli
     assert (answer.status_code, answer.headers["Location"]) == (303, "/")
     assert clients.anonymous.get("/healthz").status_code == 200
     assert clients.anonymous.get("/login").status_code == 200
+
+
+def test_whoever_has_a_token_can_log_in_from_the_page_that_refuses_an_address(browsers):
+    for _ in range(LIMIT):
+        browsers.anonymous.get("/jobs")
+    refused = browsers.anonymous.get("/jobs?state=failed")
+    assert refused.status_code == 429
+    (to,) = re.findall('name="next" value="([^"]*)"', refused.text)
+    answer = browsers.anonymous.post("/login", data={"token": token_of("bob"), "next": to})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/jobs?state=failed")
 
 
 def test_a_bucket_fills_again_and_only_so_many_are_kept():
