@@ -1,4 +1,4 @@
-"""Which part of the slow tests runs: ``RCMAE_SLOW_PART=2/3`` is the second of three; without it all of them do.
+"""Which part of the slow tests runs: ``RCMAE_SLOW_PART=2/4`` is the second of four; without it all of them do.
 
 Each fault strikes some of the phases, the browser's tests run in every part, and of the others the files take turns.
 """
@@ -13,7 +13,7 @@ import pytest
 PART: Final = os.environ.get("RCMAE_SLOW_PART", "1/1")
 NUMBER, PARTS = (int(word) for word in PART.split("/"))
 if not 1 <= NUMBER <= PARTS:
-    raise ValueError(f"RCMAE_SLOW_PART: {PART!r} is no part: write 1/3, 2/3 or 3/3, or nothing for all slow tests")
+    raise ValueError(f"RCMAE_SLOW_PART: {PART!r} is no part: write 1/4, 2/4, 3/4 or 4/4, or nothing for all slow tests")
 IN_EVERY_PART: Final = ("tests/browser", "tests/faults/test_faults.py")
 
 

@@ -90,7 +90,8 @@ class Attempts:
                     continue  # a worker has ended it meanwhile
                 if change.told and job.revision == change.job.revision:
                     written.append((job, change))
-                self._apply(session, job, attempt, change)
+                with logged_as(job):
+                    self._apply(session, job, attempt, change)
         for job, change in written:
             self._written[job.id] = _seen(job, change.attempt, change.observation)
 

@@ -1,7 +1,7 @@
 """Every fault in every phase of a job: nothing is lost, nothing runs twice, and the end is the same to the last bit.
 
 One strike meets six jobs at once, each held in another phase by a gate. RCMAE_FAULT_SEED decides where in its phase
-each is held, who is killed first, and for how long. Of RCMAE_SLOW_PART=2/3 each fault meets two of the six phases.
+each is held, who is killed first, and for how long. Of RCMAE_SLOW_PART=2/4 each fault meets one or two of the six phases.
 """
 
 from __future__ import annotations

@@ -329,7 +329,7 @@ def test_a_log_that_comes_too_slowly_is_given_up_on(head, monkeypatch):
 
     head.routes["GET", "/api/v0/logs/file"] = lambda _: Answer(pieces=pieces())
     ray = RayCluster(head.url, None, "python3")
-    monkeypatch.setattr(ray_cluster, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 0.3)
     assert ray.log_tail("job-a-a1") == "(its log could not be read: Ray has not sent it in 0.3 s)"
     ray.close()
 

@@ -242,7 +242,6 @@ def test_metrics_are_asked_for_by_key(api, database, mlflow):
     assert set(some) == {"train/loss", "none"}
     mlflow.reachable = False
     problem(api.get(f"/v1/jobs/{job_id}/metrics"), 503, "unavailable")
-    problem(api.get("/v1/backbones"), 503, "unavailable")
 
 
 def test_a_plan_says_what_a_spec_needs(api, ray):

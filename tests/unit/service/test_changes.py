@@ -84,8 +84,8 @@ def test_auto_is_what_the_cluster_has_now(world, served, verb):
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"workers": 3}, "/resources/workers", "64"),
-    ({"workers": 0}, "/resources/workers", "greater than 0"),
-    ({"workers": -1}, "/resources/workers", "greater than 0"),
+    ({"workers": 0}, "/resources/workers", "greater than or equal to"),
+    ({"workers": -1}, "/resources/workers", "greater than or equal to"),
     ({"workers": "many"}, "/resources/workers", "auto"),
     ({"workers": 1.5}, "/resources/workers", ""),
     ({"workers": None}, "/resources/workers", ""),

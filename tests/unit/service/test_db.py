@@ -18,7 +18,8 @@ import pytest
 from alembic import command
 from fastapi.testclient import TestClient
 from postgres_server import PASSWORD, PostgresServer
-from service_fakes import SPEC, add_job, attempts_of, events_of, job_of, problem
+from search_files import SEARCH
+from service_fakes import add_job, attempts_of, events_of, job_of, problem
 from sqlalchemy import MetaData, func, inspect, null, select, text
 from sqlalchemy.exc import IntegrityError, InternalError
 from sqlalchemy.orm import Session
@@ -218,20 +219,15 @@ def test_a_new_service_has_no_versions_to_read(new):
 def test_an_upgrade_leaves_searches_that_a_request_ended_to_a_worker(new):
     """The loop found them by reading every search that had ended."""
     new.migrate()
-    search = {
-        "kind": "search",
-        "base": SPEC,
-        "space": {"optimization.base_lr": {"type": "float", "low": 1e-5, "high": 1}},
-    }
     running, none = ({"trials": {"running": count}} for count in (2, 0))
     wanted = [
-        add_job(new, "succeeded", search, result=None, progress=None),
-        add_job(new, "cancelled", search, result=None, progress=running),
+        add_job(new, "succeeded", SEARCH, result=None, progress=None),
+        add_job(new, "cancelled", SEARCH, result=None, progress=running),
     ]
-    add_job(new, "succeeded", search, result={}, progress=none)
-    add_job(new, "failed", search, progress=None)
-    add_job(new, "paused", search, progress=running)
-    add_job(new, "succeeded", search, result=None, deleted_at=datetime(2025, 6, 1, tzinfo=UTC))
+    add_job(new, "succeeded", SEARCH, result={}, progress=none)
+    add_job(new, "failed", SEARCH, progress=None)
+    add_job(new, "paused", SEARCH, progress=running)
+    add_job(new, "succeeded", SEARCH, result=None, deleted_at=datetime(2025, 6, 1, tzinfo=UTC))
     add_job(new, "succeeded", result=None)
     alembic(new, "downgrade", "0007")
     new.migrate()

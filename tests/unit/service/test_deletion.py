@@ -208,7 +208,7 @@ def test_what_is_away_delays_the_removal_and_nothing_else(world, served, root, p
     assert world.state(other) == "running"
 
 
-CALLS = ["delete", "delete_version", "versions_of_job", "delete", "delete_run", "delete", "delete"]
+CALLS = ["versions_of_job", "delete", "delete_version", "delete", "delete_run", "delete", "delete"]
 """What removing a job of two attempts with a version does, in this order."""
 
 

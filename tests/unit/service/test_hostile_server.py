@@ -264,7 +264,7 @@ def test_a_file_that_is_described_as_none_can_be_is_refused(server, client, out,
 # --- retries and patience ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 409, 410, 500])
+@pytest.mark.parametrize("status", [400, 401, 403, 409, 500])
 def test_a_refused_file_is_not_requested_again(server, out, status):
     serve(server)
     server.on("GET", HEAVY, problem(status, "refused", "no"))

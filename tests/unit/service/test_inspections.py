@@ -95,7 +95,7 @@ def test_its_result_is_what_the_attempt_has_stored(served, world):
     ("spec", "field", "text"),
     [
         ({"dataset": {"uri": "photos"}}, "dataset.uri", "absolute path"),
-        ({"dataset": {"uri": URI}, "sample": 0}, "sample", "greater than 0"),
+        ({"dataset": {"uri": URI}, "sample": 0}, "sample", "greater than or equal to 1"),
         ({"dataset": {"uri": URI}, "resources": {"workers": 2}}, "resources.workers", "must be 1"),
         ({"dataset": {"uri": URI}, "model": {}}, "model", "unknown field"),
         ({"dataset": {"uri": URI, "value_range": [5, 5]}}, "dataset.value_range", "first number must be below"),
@@ -199,7 +199,7 @@ def test_its_page_shows_the_result_and_takes_its_settings_over(browsers, databas
     page = browsers.alice.get(f"/jobs/{job_id}/overview").text
     for text in (
         "1,003",
-        "2 classes from folders",
+        "2 classes from <bdi>folders</bdi>",
         "&lt;b&gt;dog&lt;/b&gt;",
         "3 unreadable",
         "a.HEIC",

@@ -11,7 +11,8 @@ from service.kinds.registry import KINDS
 from trainer.spec.job import SPECS, Kind
 
 SERVICE = Path(service.__file__).parent
-ALLOWED = ("kinds", "dashboard", "client")
+ALLOWED = ("kinds", "dashboard", "client", "db/migrations")
+"""Migrations are of the tables as they were."""
 SPEC_CLASSES = {spec.__name__ for spec in SPECS.values()}
 
 
@@ -35,7 +36,7 @@ def questions(source: str) -> Iterator[int]:
 
 
 def test_only_kinds_tell_kinds_apart():
-    files = [path for path in SERVICE.rglob("*.py") if path.relative_to(SERVICE).parts[0] not in ALLOWED]
+    files = [path for path in SERVICE.rglob("*.py") if not str(path.relative_to(SERVICE)).startswith(ALLOWED)]
     assert len(files) > 50
     found = [f"{path.relative_to(SERVICE)}:{line}" for path in files for line in questions(path.read_text())]
     assert found == []

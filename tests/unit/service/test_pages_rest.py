@@ -134,7 +134,7 @@ def test_a_version_that_somebody_deleted_in_mlflow_is_shown_as_gone(browsers, re
     compare_with_mlflow(database, mlflow)
     assert "1 gone" in page(browsers.alice, "/backbones")
     newest = page(browsers.alice, "/backbones/digits")
-    assert 'digits <span class="quiet">version 1</span>' in newest, "what can be pulled"
+    assert '<bdi>digits</bdi> <span class="quiet">version 1</span>' in newest, "what can be pulled"
     assert '2</a> <span class="tag">gone</span>' in newest
     gone = page(browsers.alice, "/backbones/digits", version="2")
     assert "digits:2 was deleted in MLflow" in gone
@@ -153,7 +153,7 @@ def test_a_version_shows_what_it_is(browsers, registry):
     registry.add("digits", 2, metrics={"eval/linear_top1": 0.5}, formats="timm,hf")
     registry.set_alias("digits", "champion", 1)
     text = page(browsers.alice, "/backbones/digits")
-    assert 'digits <span class="quiet">version 1</span>' in text, "the champion, where no version is named"
+    assert '<bdi>digits</bdi> <span class="quiet">version 1</span>' in text, "the champion, where no version is named"
     for shown in ("0.123457", "0.123456789", "builtin://digits", "8c1f", "teacher", registry.jobs["digits"]):
         assert shown in text
     version = browsers.alice.get("/v1/backbones/digits/versions/1").json()

@@ -51,8 +51,7 @@ def fill(folder: Folder) -> None:
 
 def location_of_backbone(folder: Folder) -> Path:
     store = MlflowStore(folder.mlflow_url)
-    location = store.folder(store.versions("digits")[0])
-    assert location is not None
+    (location,) = store.folders(store.all_versions()).values()
     return Path(location)
 
 

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from service_fakes import add_job, spec_with
 
-from service.db.tables import Attempt
 from service.jobs import repository
 from service.queue.scheduler import Admission, Limits, Running, Waiting, admit, fits, free_nodes
 from service.settings import Settings
@@ -616,15 +615,9 @@ def test_every_job_that_can_run_starts_within_its_bound_and_the_time_to_drain(no
 # --- who waits, by the database ---------------------------------------------------------------------------------------
 
 
-def test_queued_jobs_wait_and_recovering_ones_whose_attempt_has_ended(database):
-    for state in ("queued", "starting", "running", "paused", "succeeded"):
+def test_queued_and_recovering_jobs_wait(database):
+    for state in ("queued", "starting", "running", "recovering", "paused", "succeeded"):
         add_job(database, state, id=state)
-    for name in ("recovering", "still-ending"):
-        add_job(database, "recovering", id=name, attempts=1)
-    with database.session() as session:
-        for name, ended in (("recovering", NOW), ("still-ending", None)):
-            submission = f"{name}-a1"
-            session.add(Attempt(job_id=name, number=1, submission_id=submission, state="lost", ended_at=ended))
     with database.read() as session:
         assert [job.id for job in repository.waiting(session)] == ["queued", "recovering"]
 
