@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # In two processes, with one thread in each: threads that wait for each other's cores take longer than one.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
-.PHONY: help install postgres chromium demo test test-slow test-deploy lint bench
+.PHONY: help install postgres nginx chromium demo test test-slow test-deploy lint bench
 
 help:
 	@echo "make demo       install, then one real job from a spec to a pulled backbone"
@@ -33,6 +33,15 @@ postgres:
 	    echo "the tests need a Postgres server: sudo apt-get install postgresql" >&2; exit 1; \
 	  fi; }
 
+# They try the Compose file's front with a real nginx.
+nginx:
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq nginx-light; \
+	  else \
+	    echo "the tests need nginx: sudo apt-get install nginx-light" >&2; exit 1; \
+	  fi; }
+
 # Nor has pip a browser.
 chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
@@ -45,7 +54,7 @@ chromium:
 demo: $(STAMP)
 	$(BIN)/rcmae demo
 
-test: $(STAMP) postgres
+test: $(STAMP) postgres nginx
 	$(PYTEST) -m "not slow and not deploy"
 
 test-slow: $(STAMP) postgres chromium

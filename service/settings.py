@@ -98,7 +98,11 @@ class Settings(BaseSettings):
         names = value.split(",") if isinstance(value, str) else value
         if not isinstance(names, list | tuple):
             return names
-        return tuple(name for name in (str(each).strip().lower() for each in names) if name)
+        found = tuple(name for name in (str(each).strip().lower() for each in names) if name)
+        for name in found:
+            if "/" in name or name.count(":") == 1:
+                raise ValueError(f"{name!r} is no host name: leave out the scheme, the port and the path")
+        return found
 
     @field_validator("dataset_roots", mode="before")
     @classmethod

@@ -8,8 +8,6 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access.refusals import Refusals
-from service.auth import sessions
-from service.auth.caller import bearer_token, identify
 from service.auth.trail import Trail, record_use
 from service.db.database import Database, DatabaseUnreachable
 from service.http.failures import network_of
@@ -85,19 +83,10 @@ async def _settle(trail: Trail, database: Database, request: Request, status: in
 
 
 def _write(trail: Trail, database: Database, request: Request, status: int) -> None:
-    if trail.token_id is None:  # a body that is not JSON is refused before the caller is identified
-        _identify(trail, database, request)
     unrecorded: int | None = 0
-    if trail.token_id is None or status in {401, 429}:
+    if not trail.valid or status in {401, 429}:
         address = network_of(request.client.host if request.client else "")
         refusals: Refusals = request.app.state.refusals
         unrecorded = refusals.unrecorded(address, trail.actor, trail.action or "")
     if unrecorded is not None:
         trail.write(database, status, unrecorded)
-
-
-def _identify(trail: Trail, database: Database, request: Request) -> None:
-    if text := bearer_token(request.headers.get("Authorization")):
-        identify(database, text, trail)
-    else:
-        sessions.identify(database, request, trail)

@@ -136,8 +136,9 @@ def _must_leave_an_admin(session: Session, token: Token, moment: datetime) -> No
         return
     others = repository.other_admins(session, token.id, moment)
     if not others or (token.expires_at is None and all(other.expires_at for other in others)):
+        last = "the last admin token" + ("" if token.expires_at else " that does not expire")
         text = (
-            f"{token.id} is the last admin token that does not expire: first create another one, with "
+            f"{token.id} is {last}: first create another one, with "
             "`rcmae tokens create --role admin` or POST /v1/tokens, or rotate this one instead"
         )
         raise ApiProblem(409, "last_admin", text)

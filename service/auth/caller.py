@@ -121,6 +121,7 @@ def caller_with(token: Token, last_use: datetime | None, trail: Trail | None) ->
         case "ended":
             raise ApiProblem(401, "unauthorized", f"this token expired at {token.expires_at:%Y-%m-%d %H:%M} UTC")
     if trail:
+        trail.valid = True
         trail.used_at = minute_to_record(last_use)
     return Caller(token.owner, Role(token.role), token.id, trail)
 

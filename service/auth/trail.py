@@ -55,6 +55,8 @@ class Trail:
         self._scope = scope
         self.actor = NOBODY
         self.token_id: str | None = None
+        self.valid = False
+        """Whether that token is valid."""
         self.session: str | None = None
         """The sha256 of the browser session's text, if the request comes from a session."""
         self.used_at: datetime | None = None
@@ -91,12 +93,17 @@ class Trail:
             actor=self.actor,
             token_id=self.token_id,
             action=self.action,
-            target=visible(masked(str(target)))[:200],
+            target=_one_line(masked(str(target)))[:200],
             status=status,
             request_id=self._scope["state"].get("id"),
-            address=visible(client[0])[:64] if client else None,
+            address=_one_line(client[0])[:64] if client else None,
             detail=dict(detail) or None,
         )
+
+
+def _one_line(text: str) -> str:
+    """A text of a client, in which a line break cannot pass for the beginning of another entry."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def record_use(database: Database, token_id: str, browser_session: str | None, minute: datetime) -> None:

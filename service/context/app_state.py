@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from fastapi.security import HTTPBearer, SecurityScopes
 
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
 from service.auth import sessions
-from service.auth.caller import Caller, caller_of
+from service.auth.caller import Caller, bearer_token, caller_of
 from service.auth.scopes import Scope
 from service.context.kind import Kinds
 from service.db.database import Database
+from service.http.routing import identified_by
 from service.settings import Settings
 
 
@@ -41,29 +42,29 @@ def app_state_of(request: Request) -> AppState:
     return found
 
 
-def caller(
-    request: Request,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(HTTPBearer(auto_error=False))],
-    needed: SecurityScopes,
-) -> Caller:
-    """The caller, identified by the request's token, or by its browser session where it sends no token.
+def _identify(request: Request) -> None:
+    """Store the caller of a request, known by its token, or by its browser session where it sends no token.
 
-    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token; and 403
-    if the caller lacks a scope that the route declares.
+    Raises the API's 401 without a valid token, and for a change by a session that lacks the page's CSRF token.
     """
-    found = _identified(request, credentials)
+    database, header = app_state_of(request).database, request.headers.get("Authorization")
+    found = None if bearer_token(header) else sessions.caller_of_session(database, request, request.state.trail)
+    if found:
+        sessions.check_csrf(request)
+    request.state.caller = found or caller_of(database, header, request.state.trail)
+
+
+@identified_by(_identify)
+async def caller(
+    request: Request,
+    needed: SecurityScopes,
+    _: Annotated[object, Security(HTTPBearer(auto_error=False))],  # for the API's description
+) -> Caller:
+    """The caller of a route, whom it has identified. Raises the API's 403 if a declared scope is missing."""
+    found: Caller = request.state.caller
     for scope in needed.scopes:
         found.must_have(Scope(scope))
     return found
-
-
-def _identified(request: Request, credentials: HTTPAuthorizationCredentials | None) -> Caller:
-    database = app_state_of(request).database
-    if credentials is None and (found := sessions.caller_of_session(database, request, request.state.trail)):
-        sessions.check_csrf(request)
-        return found
-    header = f"{credentials.scheme} {credentials.credentials}" if credentials else None
-    return caller_of(database, header, request.state.trail)
 
 
 async def _app_state(request: Request) -> AppState:

@@ -22,7 +22,7 @@ from service.dashboard.assets import url_of
 from service.dashboard.formatting import FILTERS, seconds_between
 from service.http.headers import PAGE_HEADERS, POLICY
 from service.http.problems import ApiProblem, limited, problems_of
-from service.http.routing import ApiRoute
+from service.http.routing import ApiRoute, identified_by
 from service.http.validation import validation_problem
 from service.jobs.lifecycle import EFFECTS, Effect, Verb
 from service.jobs.schemas import JobView
@@ -121,17 +121,25 @@ def _render(template: str, status: int, charts: bool, **context: Any) -> HTMLRes
     return response
 
 
-def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
-    """Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
+def _identify(request: Request) -> None:
+    """Store the caller of a request, known by its session.
 
-    Raises 403 if the caller lacks a scope that the route declares.
+    Raises the API's 401 without a valid session; `PageRoute` then redirects to the login page.
     """
+    state: AppState = request.app.state.app_state
     found = sessions.caller_of_session(state.database, request, request.state.trail)
     if found is None:
         raise ApiProblem(401, "unauthorized", "log in first")
+    request.state.caller = found
+
+
+@identified_by(_identify)
+async def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> Page:
+    """The page of a route, which has identified the caller. Raises 403 if a declared scope is missing."""
+    page = Page(request, state, request.state.caller)
     for scope in needed.scopes:
-        found.must_have(Scope(scope))
-    return Page(request, state, found)
+        page.caller.must_have(Scope(scope))
+    return page
 
 
 # The page of a route, whose caller has the scopes that the route declares by this.
@@ -172,19 +180,29 @@ class PageRoute(ApiRoute):
 
 
 def problem_page(request: Request, problem: ApiProblem) -> Response:
-    """An error as an HTML page. A 401 redirects to the login page, which returns here afterwards."""
-    problem = limited(request, problem)
+    """An error as an HTML page. A 401 leads to the login page, which returns here afterwards."""
+    shown = limited(request, problem)
+    request.state.code = shown.code
     if problem.status == 401 and "HX-Request" not in request.headers:
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        response: Response = RedirectResponse(f"/login?next={quote(target)}", 303)
+        response = _login_first(request, shown)
         sessions.forget(response)
         return response
-    request.state.code = problem.code
-    title = HTTPStatus(problem.status).phrase
-    context = {"title": title, "problem": problem, "request_id": getattr(request.state, "id", None)}
-    response = _render("error.html", problem.status, False, **context)
-    response.headers.update(problem.headers or {})
+    title = HTTPStatus(shown.status).phrase
+    context = {"title": title, "problem": shown, "request_id": getattr(request.state, "id", None)}
+    response = _render("error.html", shown.status, False, **context)
+    response.headers.update(shown.headers or {})
     return response
+
+
+def _login_first(request: Request, shown: ApiProblem) -> Response:
+    """A redirect to the login page, or that page itself where the client's address is limited: a token is welcome."""
+    target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    target = target if request.method in sessions.SAFE_METHODS else "/"
+    if shown.status == 401:
+        return RedirectResponse(f"/login?next={quote(target)}", 303)
+    page = login_page(shown.status, to=target, error=shown.detail)
+    page.headers.update(shown.headers or {})
+    return page
 
 
 def login_page(status: int = 200, **context: Any) -> HTMLResponse:

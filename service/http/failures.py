@@ -13,6 +13,9 @@ from typing import Final
 ADDRESSES: Final = 10_000
 """Addresses that a process remembers. Beyond that it forgets those that have been quiet for longest."""
 
+LONGEST: Final = 64
+"""Characters that are kept of an address which is none: a proxy that is trusted can pass on any text."""
+
 
 @dataclass
 class _Bucket:
@@ -51,5 +54,8 @@ def network_of(address: str) -> str:
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
+        return address[:LONGEST]
+    if isinstance(parsed, ipaddress.IPv4Address):
         return address
-    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
+    # A socket for both versions shows IPv4 clients as `::ffff:192.0.2.1`, which all share one /64 network.
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))

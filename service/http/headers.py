@@ -60,8 +60,8 @@ class KnownHosts(HttpMiddleware):
             await self._app(scope, receive, send)
             return
         text = (
-            f"this service does not answer for the host {host!r}, only for {', '.join(allowed)} and for addresses: if "
-            "users reach it by that name, add it to RCMAE_ALLOWED_HOSTS"
+            f"this service does not answer for the host {host!r}, only for {', '.join([*allowed, 'addresses'])}: if "
+            "users reach it by that name, add it to RCMAE_ALLOWED_HOSTS and start the service again"
         )
         await problem_response(request, ApiProblem(421, "host_not_allowed", text))(scope, receive, send)
 

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
-from typing import Any, ClassVar, Final, get_args, get_origin
+from typing import Any, ClassVar, Final, TypeVar, get_args, get_origin
 
 from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
@@ -19,12 +20,30 @@ from service.http.problems import ApiProblem, spec_problem
 from trainer.spec.base import Problem
 from trainer.spec.text import misleading, misleading_texts, visible
 
+Dependency = TypeVar("Dependency", bound=Callable[..., Any])
+
 NAMED: Final = 5
 """Most faults that one error names."""
 LONGEST_SHOWN: Final = 200
 """Most characters of a refused text that an error repeats."""
 SEVERAL_LINES: Final = frozenset({"notes", "text"})
 """Fields of bodies that may have line breaks and tabs: a job's notes, and a form's YAML."""
+
+
+_IDENTIFY: Final = dict[Callable[..., Any], Callable[[Request], None]]()
+
+
+def identified_by(identify: Callable[[Request], None]) -> Callable[[Dependency], Dependency]:
+    """Decorates a dependency that needs to know the caller: routes that have it run ``identify`` first.
+
+    FastAPI runs dependencies after it has read and parsed the body, which nobody without a token shall make it do.
+    """
+
+    def register(dependency: Dependency) -> Dependency:
+        _IDENTIFY[dependency] = identify
+        return dependency
+
+    return register
 
 
 class TextRefused(HTTPException):
@@ -62,7 +81,9 @@ def text_problem(path: Sequence[str], text: str, fault: str) -> Problem:
 
 
 class ApiRoute(APIRoute):
-    """A route that reads JSON bodies strictly, and refuses query parameters that it does not declare."""
+    """A route that identifies the caller before it looks at anything else of a request, reads JSON bodies strictly, and
+    refuses query parameters that it does not declare.
+    """
 
     takes_other_parameters: ClassVar[bool] = False
     """Whether parameters that the route does not declare are ignored."""
@@ -72,10 +93,17 @@ class ApiRoute(APIRoute):
         """The declared query parameters, and whether each may be repeated."""
         return dict(_declared(self.dependant))
 
+    @cached_property
+    def identify(self) -> Callable[[Request], None] | None:
+        """What identifies the caller; None for a route that answers everybody."""
+        return next((_IDENTIFY[call] for call in _calls(self.dependant) if call in _IDENTIFY), None)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            if self.identify:
+                await run_in_threadpool(self.identify, request)
             if not self.takes_other_parameters:
                 self._check_parameters(request)
             return await handle(StrictRequest(request.scope, request.receive))
@@ -114,6 +142,13 @@ class ApiRoute(APIRoute):
         return (
             f"unknown parameter; known here: {known}" if known else "unknown parameter: remove it, none is known here"
         )
+
+
+def _calls(dependant: Dependant) -> Iterator[Callable[..., Any] | None]:
+    """A handler and all that it depends on."""
+    yield dependant.call
+    for inner in dependant.dependencies:
+        yield from _calls(inner)
 
 
 def _declared(dependant: Dependant) -> Iterator[tuple[str, bool]]:

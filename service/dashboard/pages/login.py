@@ -34,7 +34,7 @@ def login(
     request: Request, state: StateDep, to: Annotated[str, Query(alias="next", max_length=LONGEST)] = HOME
 ) -> Response:
     """The login page. It redirects at once if there is a session."""
-    session = sessions.identify(state.database, request)
+    session = sessions.identify(state.database, request, request.state.trail)
     if session and validity_of(session[0], now()) == "active":
         return RedirectResponse(_local_path(to), 303)
     return login_page(to=_local_path(to), error=None)

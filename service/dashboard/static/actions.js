@@ -1,5 +1,5 @@
 // Buttons and forms that change something. They ask the REST API, as everybody else does.
-import { refresh } from "./live.js";
+import { refresh, sessionEnded } from "./live.js";
 
 const csrf = document.querySelector("meta[name=csrf]").content;
 const toasts = document.querySelector("[data-toasts]");
@@ -16,7 +16,7 @@ export async function ask(method, url, body, headers = {}) {
   } catch {
     throw problem({ title: "No connection", detail: "The service is unreachable. Your change may not have been made: check before you try again.", status: 0 });
   }
-  if (answer.status === 401) document.getElementById("ended").showModal();
+  if (sessionEnded(answer.status)) document.getElementById("ended").showModal();
   if (!answer.ok) throw problem(await answer.json().catch(() => ({ title: answer.statusText, detail: `the service answered ${answer.status}`, status: answer.status })));
   return { answer, found: answer.headers.get("Content-Type")?.includes("json") ? await answer.json() : await answer.text() };
 }

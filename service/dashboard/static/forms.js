@@ -3,6 +3,7 @@
 // The server turns one view into the other (`/forms`); plans and submissions go to the REST API. What somebody has
 // written stays over a reload, in this tab.
 import { ask, clearErrors, labelsOf, newKey, tell, toast } from "./actions.js";
+import { sessionEnded } from "./live.js";
 import { number } from "./times.js";
 
 const PAUSE_MS = 700;
@@ -236,7 +237,7 @@ class SpecForm {
       for (const button of this.root.querySelectorAll("[data-start], [type=submit]")) button.disabled = false;
       if (!error.problem) throw error;
       if (error.problem.status === 422) this.told(error.problem, lines);
-      else if (error.problem.status !== 401) toast(error.problem.detail, { bad: true, id: error.problem.request_id, again: () => this.submit() });
+      else if (!sessionEnded(error.problem.status)) toast(error.problem.detail, { bad: true, id: error.problem.request_id, again: () => this.submit() });
     }
   }
 
@@ -252,7 +253,7 @@ class SpecForm {
       if (!error.problem) throw error;
       const problem = this.kind === "search" && error.problem.problems ? { ...error.problem, problems: error.problem.problems.map((each) => ({ ...each, field: `base.${each.field}` })) } : error.problem;
       if (problem.status === 422) this.told(problem, {});
-      else if (problem.status !== 401) toast(problem.detail, { bad: true, id: problem.request_id });
+      else if (!sessionEnded(problem.status)) toast(problem.detail, { bad: true, id: problem.request_id });
     }
   }
 

@@ -111,8 +111,10 @@ document.body.addEventListener("htmx:afterSwap", (event) => {
   for (const done of refreshed) done(event);
   show();
 });
+// Whether an answer says that the session has ended: the limit on requests without a valid one turns 401 into 429.
+export const sessionEnded = (status) => status === 401 || status === 429;
 document.body.addEventListener("htmx:responseError", (event) => {
-  if (event.detail.xhr.status === 401) document.getElementById("ended").showModal();
+  if (sessionEnded(event.detail.xhr.status)) document.getElementById("ended").showModal();
   else state.lost ??= Date.now();
   show();
 });

@@ -138,7 +138,7 @@ def test_what_a_database_cannot_hold_is_no_reason_for_none(clients, database):
     clients.alice.post("/v1/jobs/job-%00%0a/cancel")
     clients.alice.post(f"/v1/jobs/{'x' * 900}/cancel")
     first, second = lines(database)
-    assert first.target == "job-\\x00\n"
+    assert first.target == r"job-\x00\n", "on one line, and as it was sent"
     assert second.target == "x" * 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,9 +11,10 @@ from conftest import token_of
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from service_fakes import SPEC, add_job, problem
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from service.db.tables import Audit
+from service.auth.sessions import COOKIE
+from service.db.tables import Audit, Token, now
 from service.http.failures import Buckets, network_of
 
 LIMIT = 3
@@ -24,6 +26,9 @@ FAILING: list[Callable[[TestClient], Any]] = [
     lambda client: client.get("/hf/api/models/rcmae/digits"),
     lambda client: client.post("/login", data={"token": "nobody-has-this-one"}, follow_redirects=False),
     lambda client: client.get("/tokens", follow_redirects=False),
+    lambda client: client.post("/v1/jobs", content=b"{", headers={"Content-Type": "application/json"}),
+    lambda client: client.get("/v1/jobs?no_such_parameter=1"),
+    lambda client: client.post("/forms/yaml", content=b"{", headers={"Content-Type": "application/json"}),
 ]
 
 
@@ -60,6 +65,16 @@ def test_a_valid_token_is_answered_from_an_address_that_has_failed_too_often(cli
     assert clients.anonymous.get("/login").status_code == 200
 
 
+def test_whoever_has_a_token_can_log_in_from_the_page_that_refuses_an_address(browsers):
+    for _ in range(LIMIT):
+        browsers.anonymous.get("/jobs")
+    refused = browsers.anonymous.get("/jobs?state=failed")
+    assert refused.status_code == 429
+    (to,) = re.findall('name="next" value="([^"]*)"', refused.text)
+    answer = browsers.anonymous.post("/login", data={"token": token_of("bob"), "next": to})
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/jobs?state=failed")
+
+
 def test_a_bucket_fills_again_and_only_so_many_are_kept():
     moment = 0.0
     buckets = Buckets(60, lambda: moment, largest=2)
@@ -75,8 +90,10 @@ def test_a_bucket_fills_again_and_only_so_many_are_kept():
 
 def test_a_network_of_ipv6_is_one_client():
     assert network_of("2001:db8::1") == network_of("2001:db8::ffff") != network_of("2001:db8:0:1::1")
+    assert network_of("192.0.2.1") == network_of("::ffff:192.0.2.1") != network_of("::ffff:192.0.2.2")
     assert network_of("192.0.2.1") != network_of("192.0.2.2")
     assert network_of("testclient") == "testclient"
+    assert len(network_of("x" * 60_000)) <= 64, "what a trusted proxy passes on may be anything"
 
 
 # --- what they leave in the audit log ---------------------------------------------------------------------------------
@@ -109,6 +126,19 @@ def test_a_flood_leaves_one_line_for_each_minute_address_and_action(app, clients
     ]
     assert [(line.detail or {}).get("unrecorded") for line in found] == [None] * 4 + [23] + [None] * 3
     assert '"refused": 10' in capsys.readouterr().out
+
+
+def test_a_session_whose_token_has_expired_leaves_one_line_a_minute_too(app, browsers, database, monkeypatch):
+    """Its logout leads to the login page, which is no error."""
+    app.state.failures = Buckets(10_000)
+    monkeypatch.setattr("service.access.refusals.minute_now", lambda: 0)
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "bob").values(expires_at=now()))
+    cookie = {"Cookie": f"{COOKIE}={browsers.bob.cookies[COOKIE]}"}
+    for _ in range(5):
+        assert browsers.anonymous.post("/logout", headers=cookie).status_code == 303
+    with database.read() as session:
+        assert len(session.scalars(select(Audit).where(Audit.action == "session.end")).all()) == 1
 
 
 @pytest.mark.both_databases

@@ -43,6 +43,12 @@ def test_names_are_added_by_a_setting():
     assert is_allowed("anything", hosts_of("*"))
 
 
+@pytest.mark.parametrize("name", ["https://rcmae.example.org", "rcmae.example.org:8443", "rcmae.example.org/ui"])
+def test_a_setting_that_could_fit_no_host_is_refused(name):
+    with pytest.raises(ValueError, match="is no host name: leave out the scheme, the port and the path"):
+        hosts_of(f"localhost,{name}")
+
+
 @pytest.mark.parametrize("path", ["/v1/jobs", "/", "/login", "/docs", "/openapi.json", "/healthz", "/metrics"])
 def test_a_request_for_another_host_is_refused_with_the_name_and_the_setting(clients, path):
     answer = clients.admin.get(path, headers={"Host": "evil.example:8000"}, follow_redirects=False)
@@ -58,7 +64,16 @@ def test_a_request_for_another_host_is_refused_with_the_name_and_the_setting(cli
 
 def test_nothing_that_a_session_reads_is_stored(browsers, clients, database):
     job_id = add_job(database)
-    for path in ("/v1/jobs", f"/v1/jobs/{job_id}", "/v1/jobs/none", "/v1/tokens", "/jobs", f"/jobs/{job_id}", "/audit"):
+    for path in (
+        "/v1/jobs",
+        f"/v1/jobs/{job_id}",
+        "/v1/jobs/none",
+        "/v1/tokens",
+        "/jobs",
+        f"/jobs/{job_id}",
+        "/audit",
+        "/login",
+    ):
         answer = browsers.admin.get(path)
         assert answer.headers["Cache-Control"] == "no-store", path
         assert "Cookie" in answer.headers["Vary"], path

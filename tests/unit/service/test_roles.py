@@ -38,8 +38,14 @@ LINE = b'{"time": 1.0, "level": "info", "source": "driver", "message": "hello"}\
 STATES = {"resume": "paused", "retry": "failed", "delete": "failed"}
 """Where a job must be for a verb; else it waits in the queue."""
 
-STATUSES = {"GET /readyz": 503, "POST /v1/jobs/{job_id}/stop": 409}
-"""The status of an allowed request, where it is not the route's: nothing is ready, and no job has trials."""
+STATUSES = {
+    "GET /readyz": 503,
+    "POST /v1/jobs/{job_id}/stop": 409,
+    "GET /jobs/{job_id}": 303,
+    "GET /searches/{job_id}": 303,
+}
+"""The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, and these pages
+lead to their first tab."""
 ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{name}", "GET /v1/metrics")
 """What a route of one thing has in its name; other routes are about all that the caller may see."""
 VISIBLE_BY = {
@@ -189,7 +195,7 @@ class Asker:
             query = {"version": 2} if path.endswith("/delete") else {}
             body = {"version": 2} if method == "PUT" else None
         elif path.startswith("/forms/"):
-            body = {"kind": "pretrain"} | ({"document": SPEC} if path.endswith("yaml") else {"text": "kind: pretrain"})
+            body = {"document": SPEC} if path.endswith("yaml") else {"kind": "pretrain", "text": "kind: pretrain"}
         elif path.startswith("/docs/assets/"):
             path = "/docs/assets/swagger-ui.css"
         assert "{" not in path, f"say here what to ask {route} for"
@@ -224,6 +230,18 @@ def asker(searches: SearchFiles, root: Path) -> Asker:
 def test_every_route_declares_a_scope_or_is_one_of_the_few_without(app):
     routes = declared(app)
     assert {route for route, (scopes, _, _) in routes.items() if not scopes} == UNSCOPED
+
+
+def test_a_request_of_nobody_is_refused_before_anything_else_is_read(app, clients):
+    """Neither its parameters nor its body is judged, so that no such request escapes the limit on them."""
+    for route, (scopes, _, page) in declared(app).items():
+        method, _, path = route.partition(" ")
+        if scopes:
+            answer = clients.anonymous.request(
+                method, re.sub(r"\{[^}]*\}", "1", path), params={"no_such_parameter": 1}, content=b"{",
+                headers={"Content-Type": "application/json"}, follow_redirects=False,
+            )  # fmt: skip
+            assert answer.status_code == (303 if page else 401), route
 
 
 @pytest.mark.parametrize("places", PLACES)
