@@ -17,13 +17,14 @@ from service.controller.dependencies import Unavailable
 from service.controller.kind import CannotStart
 from service.db.tables import Attempt, Job
 from service.jobs import repository
-from service.jobs.lifecycle import transition
+from service.jobs.lifecycle import refused_spec, transition
 from service.jobs.queueing import running_entry, waiting_entry
 from service.jobs.state import State
 from service.queue.scheduler import Limits, Running, Waiting, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.protocol.request import AttemptRequest, Source
+from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
 from trainer.spec.plan import gang
@@ -76,6 +77,7 @@ class Starts:
         """
         if not waiting:  # as in most rounds
             self._known.clear()
+            self._decided = None
             return
         try:
             shape, placements = self._cluster(records)
@@ -90,6 +92,10 @@ class Starts:
         if decided == self._decided and (self._holds_until is None or moment < self._holds_until):
             return
         self._read(waiting, shape)
+        for known in self._known.values():
+            if known.entry is None:
+                with isolated_job(known.job):
+                    _fail_unreadable(self._context, known.job)
         entries = [known.entry for known in self._known.values() if known.entry]
         admissions = admit(entries, taken, shape, moment, self._limits)
         self._decided = None
@@ -172,9 +178,20 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
     try:
         _start(context, loaded, spec, explanation)
     except CannotStart as error:
-        with context.write() as session:
-            job = _unchanged(session, loaded)
-            transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
+        _fail(context, loaded, error.reason, str(error))
+
+
+def _fail_unreadable(context: ControllerContext, loaded: Job) -> None:
+    """End a job whose stored spec this version refuses: an earlier one has accepted it."""
+    try:
+        context.kinds[loaded.kind].spec_to_resolve(loaded)
+    except SpecError as error:
+        _fail(context, loaded, Reason.SPEC_ERROR, refused_spec(error))
+
+
+def _fail(context: ControllerContext, loaded: Job, reason: Reason, message: str) -> None:
+    with context.write() as session:
+        transition(session, _unchanged(session, loaded), State.FAILED, reason, message, ACTOR)
 
 
 def _unchanged(session: Session, loaded: Job) -> Job:
