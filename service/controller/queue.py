@@ -8,6 +8,7 @@ repeated.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import Counter
@@ -101,10 +102,8 @@ class Queue:
     def run_all(self, kinds: Collection[Work] | None = None) -> None:
         """Do everything that is due now, one after the other, on the caller's thread."""
         self.fill()
-        moment = now()
-        for kind in kinds or self._handlers:
-            while claimed := self._claim({kind: 1}, moment):
-                self._work_on(claimed[0])
+        for claimed in self._claim(dict.fromkeys(kinds or self._handlers, sys.maxsize), now()):
+            self._work_on(claimed)
 
     def stop(self, timeout_s: float) -> None:
         """Wait for the work under way, and give back what is not done, for another process to take up."""

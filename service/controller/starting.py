@@ -92,14 +92,11 @@ class Starts:
         if decided == self._decided and (self._holds_until is None or moment < self._holds_until):
             return
         self._read(waiting, shape)
-        for known in self._known.values():
-            if known.entry is None:
-                with isolated_job(known.job):
-                    _fail_unreadable(self._context, known.job)
         entries = [known.entry for known in self._known.values() if known.entry]
         admissions = admit(entries, taken, shape, moment, self._limits)
         self._decided = None
-        self._explain([(self._known[a.job_id], a.reason, a.message) for a in admissions if not a.start])
+        explained = [(self._known[a.job_id], a.reason, a.message) for a in admissions if not a.start]
+        self._explain([*explained, *self._refused()])
         starting = [admission for admission in admissions if admission.start]
         for admission in starting:
             known = self._known[admission.job_id]
@@ -161,6 +158,17 @@ class Starts:
             job = self._known[each.job_id].job
             job.reason, job.message = each.reason, each.message
 
+    def _refused(self) -> list[tuple[_Known, Reason | None, str]]:
+        """Why jobs wait whose stored specs this version refuses. They are not failed: another version may take them."""
+        refused: list[tuple[_Known, Reason | None, str]] = []
+        for known in self._known.values():
+            try:
+                if known.entry is None:
+                    self._context.kinds[known.job.kind].spec_to_resolve(known.job)
+            except SpecError as error:
+                refused.append((known, Reason.SPEC_ERROR, f"Cannot start. {refused_spec(error)}"))
+        return refused
+
     def _start(self, known: _Known, explanation: str) -> None:
         if known.entry:
             _start_or_fail(self._context, known.job, known.entry.spec, explanation)
@@ -178,20 +186,8 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
     try:
         _start(context, loaded, spec, explanation)
     except CannotStart as error:
-        _fail(context, loaded, error.reason, str(error))
-
-
-def _fail_unreadable(context: ControllerContext, loaded: Job) -> None:
-    """End a job whose stored spec this version refuses: an earlier one has accepted it."""
-    try:
-        context.kinds[loaded.kind].spec_to_resolve(loaded)
-    except SpecError as error:
-        _fail(context, loaded, Reason.SPEC_ERROR, refused_spec(error))
-
-
-def _fail(context: ControllerContext, loaded: Job, reason: Reason, message: str) -> None:
-    with context.write() as session:
-        transition(session, _unchanged(session, loaded), State.FAILED, reason, message, ACTOR)
+        with context.write() as session:
+            transition(session, _unchanged(session, loaded), State.FAILED, error.reason, str(error), ACTOR)
 
 
 def _unchanged(session: Session, loaded: Job) -> Job:

@@ -172,7 +172,7 @@ POLICIES: Final[dict[Reason, Policy]] = {
 
 
 def refused_spec(error: SpecError) -> str:
-    """The message of a job whose stored spec this version refuses, although an earlier one has accepted it."""
+    """The message of a job whose stored spec this version refuses, although another one has accepted it."""
     why = "; ".join(str(problem).rstrip(".") for problem in error.problems)
     return f"This version of rcmae refuses its spec: {why}. {POLICIES[Reason.SPEC_ERROR].advice}"
 
