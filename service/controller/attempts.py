@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_runs import RunView
 from service.adapters.ray_cluster import RayState
 from service.controller.context import ACTOR, ControllerContext, StaleState, logged_as
-from service.controller.decide import STEADY, Decision, Ended, Hung, Observation, Patience, decide, settle
+from service.controller.decide import STEADY, Decision, Ended, Hung, NextState, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
 from service.controller.kind import ProgressReport
 from service.controller.observing import Observer
@@ -21,11 +21,12 @@ from service.controller.starting import attempt_request
 from service.counters import ATTEMPTS, GPU_SECONDS, NONE
 from service.db.tables import Attempt, Job, now
 from service.jobs import lineage, repository
-from service.jobs.lifecycle import CANCELLED, PAUSED, RUN_STATUS, explain, note, transition
+from service.jobs.lifecycle import CANCELLED, PAUSED, RUN_STATUS, explain, note, refused_spec, transition
 from service.jobs.state import LIVE, State
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Reason
+from trainer.spec.base import SpecError
 from trainer.spec.job import parse_spec
 
 log = structlog.get_logger()
@@ -219,7 +220,9 @@ class Attempts:
         report = self._context.kinds[job.kind].report_trials(self._context, job)
         if report:
             with self._context.write() as session:
-                row = repository.get(session, job.id)
+                row = session.get(Job, job.id)
+                if row is None or State(row.state) not in LIVE or row.attempts != job.attempts:
+                    return None  # its attempt has ended meanwhile, and what was written then is newer
                 report.record(row, repository.attempts(session, job.id), now())
         return TRIALS_EVERY
 
@@ -245,8 +248,7 @@ class Attempts:
         }
         end = ends.get(State(job.state))
         if end:
-            with self._context.explain_waiting(job, "No attempt runs;"):
-                report = self._context.kinds[job.kind].settle(self._context, job, None, end[0])
+            report, _ = self._settle(job, None, end[0], "No attempt runs;")
             self._end_run(job, end[0])
             state, reason, message = end
             message = message.format(continuation=self._continuation(job))
@@ -254,9 +256,25 @@ class Attempts:
                 row = repository.get(session, job.id)
                 if row.state != job.state:  # a request to cancel came while it was being paused
                     raise StaleState(f"job {job.id} is {row.state} now")
-                report.record(row, repository.attempts(session, job.id), now())
+                if report:
+                    report.record(row, repository.attempts(session, job.id), now())
                 transition(session, row, state, reason, message, ACTOR)
-                report.settled(session, self._context, row)
+                if report:
+                    report.settled(session, self._context, row)
+
+    def _settle(
+        self, job: Job, run: RunView | None, state: State, prefix: str
+    ) -> tuple[ProgressReport, None] | tuple[None, SpecError]:
+        """The final progress of a job, or why it is unknown: this version may refuse a spec that an earlier one stored.
+
+        Raises `Unavailable`.
+        """
+        try:
+            with self._context.explain_waiting(job, prefix):
+                return self._context.kinds[job.kind].settle(self._context, job, run, state), None
+        except SpecError as error:
+            log.exception("spec_unreadable", job_id=job.id)
+            return None, error
 
     def _continuation(self, job: Job, newest: str | None = None) -> str:
         """What a job does once it is queued again; ``newest`` is a checkpoint that its row does not have yet."""
@@ -270,17 +288,18 @@ class Attempts:
             with self._dependencies.ray.call():
                 tail = self._context.app.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends with: {tail}")
-        kind = self._context.kinds[loaded.kind]
         continuation = self._continuation(loaded, ended.checkpoint or _newest_checkpoint(before, observation))
-        following = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, continuation)
-        with self._context.explain_waiting(loaded, f"Attempt {before.number} has ended;"):
-            report = kind.settle(self._context, loaded, observation.run, following.state)
-        succeeded = following.state is State.SUCCEEDED
-        if succeeded:
+        following = settle(loaded, ended, loaded.run_spec["retry"]["max_failures"], continuation)
+        prefix = f"Attempt {before.number} has ended;"
+        report, refused = self._settle(loaded, observation.run, following.state, prefix)
+        if refused:
+            state = State.CANCELLED if loaded.state == State.CANCELLING else State.FAILED
+            following = NextState(state, Reason.SPEC_ERROR, refused_spec(refused))
+        result = report.result() if report and following.state is State.SUCCEEDED else None
+        if report and result:
             following = replace(following, message=report.summary())
         if observation.run and observation.run.gone:
             following = replace(following, message=f"{following.message} {RUN_GONE}")
-        result = report.result() if succeeded else None
         self._end_run(loaded, following.state)
         with self._context.write() as session:
             job = repository.get(session, loaded.id)
@@ -304,7 +323,8 @@ class Attempts:
                 job.result = result.model_copy(update={"backbones": lineage.versions(job)}).model_dump(mode="json")
                 lineage.add(session, self._context.kinds, job, result.backbones)
             transition(session, job, following.state, following.reason, following.message, ACTOR)
-            report.settled(session, self._context, job)
+            if report:
+                report.settled(session, self._context, job)
         ATTEMPTS.labels(ended.state, ended.reason or NONE).inc()
         GPU_SECONDS.inc((attempt.gpus or 0) * (observation.now - attempt.started_at).total_seconds())
         log.info(

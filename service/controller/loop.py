@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -31,6 +32,10 @@ log = structlog.get_logger()
 
 STOP_S = 8.0
 """Longest wait for the work under way when the controller is stopped."""
+LONGEST_PAUSE: Final = timedelta(seconds=10)
+"""Between two looks at an attempt that cannot be ended yet, as while MLflow is away."""
+LONGEST_SWEEP_PAUSE: Final = timedelta(hours=1)
+"""Between two sweeps of one kind, where the settings ask for no longer one."""
 
 
 class Reconciler:
@@ -46,6 +51,7 @@ class Reconciler:
             context,
             {Work.ATTEMPT: self._look_closely, Work.TRIALS: self._attempts.read_trials, Work.SETTLE: self._settle},
             find=lambda _: {},
+            longest_pause=LONGEST_PAUSE,
         )
         self.removals = Queue(
             "removals",
@@ -60,6 +66,7 @@ class Reconciler:
                 Work.COMPARE_VERSIONS: lambda _: compare_versions(context),
             },
             find=lambda session: {**removals.find(session), **self.sweeps.find(session), Work.COMPARE_VERSIONS: [""]},
+            longest_pause=max(LONGEST_SWEEP_PAUSE, timedelta(seconds=context.app.settings.sweep_interval_s)),
         )
         self._queues = (self.work, self.removals)
         """Two, so that ends of attempts never wait for removals."""

@@ -14,7 +14,7 @@ from service.adapters.storage import OutsideRoot
 from service.controller.context import ControllerContext
 from service.controller.decide import Observation
 from service.controller.dependencies import Unavailable
-from service.controller.watch import Watch
+from service.controller.watch import LONGEST_GAP_S, Watch
 from service.db.tables import Attempt, Job, now
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
@@ -41,7 +41,8 @@ class Observer:
 
     def __init__(self, context: ControllerContext) -> None:
         self._context, self._dependencies = context, context.dependencies
-        self.watch = Watch()
+        # Twice the pause between rounds, as these take time too.
+        self.watch = Watch(longest_gap_s=max(LONGEST_GAP_S, 2 * context.app.settings.poll_interval_s))
 
     def glance(self, live: Sequence[tuple[Job, Attempt | None]], jobs_wait: bool) -> Glance:
         """One request to Ray and one to MLflow, however many attempts there are; none where nothing needs them."""

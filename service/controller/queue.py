@@ -1,4 +1,4 @@
-"""Workers for what takes long: each takes rows that are due, several at a time, and none waits for another.
+"""Workers for what takes long: several for each kind of work. Each takes a row that is due, and none waits for another.
 
 Only the holder of the lease takes any. A worker's writes and effects are preceded by two checks: that this process
 still holds the lease, and that the row is still locked by the worker's token. A lock is renewed while its work goes on,
@@ -8,8 +8,10 @@ repeated.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,16 +27,18 @@ from service.controller.lease import LeaseLost
 from service.db.database import DatabaseUnreachable
 from service.db.tables import now
 from service.jobs import work
-from service.jobs.work import Claimed, Work
+from service.jobs.work import Claimed, Look, Work
 
 log = structlog.get_logger()
 
 THREADS: Final = 4
-"""Rows of one queue that are worked on at a time."""
+"""Rows of one kind that are worked on at a time: what hangs, or comes in thousands, holds up no other kind."""
 SLICE_S: Final = 5.0
 """How long work that can go on later may keep a worker from others."""
-LONGEST_PAUSE_S: Final = 60.0
 RENEW_EVERY_S: Final = work.LOCK_S / 4
+LONGEST_RETRY: Final = timedelta(seconds=60)
+FILL_EVERY_S: Final = 0.5
+"""Reading what is to be done takes longer the more there is: it is not done again after each piece."""
 
 
 @dataclass
@@ -68,37 +72,44 @@ class Queue:
         context: ControllerContext,
         handlers: Mapping[Work, Handler],
         find: Callable[[Session], Mapping[Work, Collection[str]]],
+        longest_pause: timedelta,
     ) -> None:
-        """``find`` reads what is to be done, beside the work that others add to the table themselves."""
+        """``find`` reads what is to be done, beside the work that others add to the table themselves. After
+        ``longest_pause`` it is done again, whatever its handler or its failures would have it wait.
+        """
         self.name, self._context, self._handlers, self._find = name, context, handlers, find
+        self._longest_pause = longest_pause
         self.wake = threading.Event()
-        self._busy: dict[str, threading.Thread] = {}
-        """The thread of each token."""
+        self._busy: dict[str, tuple[Work, threading.Thread]] = {}
+        """The kind and the thread of each token."""
         self._lock = threading.Lock()
-        self._renewed_at = time.monotonic()
+        self._renewed_at, self._filled_at = time.monotonic(), float("-inf")
 
     def run(self) -> None:
         """Hand work that is due to free workers. A worker thread calls it again and again."""
         self._renew()
-        self.fill()
-        for claimed in self._claim(THREADS - len(self._tokens()), now(), self._handlers.keys()):
+        if time.monotonic() - self._filled_at >= FILL_EVERY_S:
+            self.fill()
+            self._filled_at = time.monotonic()
+        with self._lock:
+            busy = Counter(kind for kind, _ in self._busy.values())
+        for claimed in self._claim({kind: THREADS - busy[kind] for kind in self._handlers}, now()):
             thread = threading.Thread(target=self._run, args=(claimed,), name=f"{self.name}-worker", daemon=True)
             with self._lock:
-                self._busy[claimed.token] = thread
+                self._busy[claimed.token] = (claimed.kind, thread)
             thread.start()
 
     def run_all(self, kinds: Collection[Work] | None = None) -> None:
         """Do everything that is due now, one after the other, on the caller's thread."""
         self.fill()
-        moment, kinds = now(), kinds or self._handlers.keys()
-        while claimed := self._claim(1, moment, kinds):
-            self._work_on(claimed[0])
+        for claimed in self._claim(dict.fromkeys(kinds or self._handlers, sys.maxsize), now()):
+            self._work_on(claimed)
 
     def stop(self, timeout_s: float) -> None:
         """Wait for the work under way, and give back what is not done, for another process to take up."""
         end = time.monotonic() + timeout_s
         with self._lock:
-            threads = list(self._busy.values())
+            threads = [thread for _, thread in self._busy.values()]
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
         with suppress(DatabaseUnreachable, LeaseLost):
@@ -120,14 +131,16 @@ class Queue:
                 for kind, targets in missing.items():
                     work.add(session, kind, targets)
 
-    def _claim(self, limit: int, moment: datetime, kinds: Collection[Work]) -> list[Claimed]:
-        if limit <= 0:
-            return []
+    def _claim(self, most: Mapping[Work, int], moment: datetime) -> list[Claimed]:
+        """Lock work that is due, at most so much of each kind."""
+        kinds = [kind for kind, count in most.items() if count > 0]
+        look = Look(moment, self._longest_pause, self._tokens())
         with self._context.app.database.read() as session:
-            if not work.due(session, kinds, 1, moment):
+            if not work.due(session, kinds, 1, look):
                 return []
         with self._context.write() as session:
-            return work.claim(session, kinds, limit, moment, self._context.lease.me)
+            me = self._context.lease.me
+            return [claimed for kind in kinds for claimed in work.claim(session, kind, most[kind], look, me)]
 
     def _tokens(self) -> list[str]:
         with self._lock:
@@ -165,7 +178,9 @@ class Queue:
                 if pause is None:
                     work.finish(session, claimed.token)
                 else:
-                    work.postpone(session, claimed.token, pause, task.cursor, task.trouble, 0)
+                    failures = claimed.failures if task.cursor else 0  # the same pass goes on
+                    pause = min(pause, self._longest_pause)
+                    work.postpone(session, claimed.token, pause, task.cursor, task.trouble, failures)
         except LeaseLost as error:
             log.warning("work_given_up", detail=str(error))
         except DatabaseUnreachable as error:
@@ -180,6 +195,6 @@ class Queue:
     def _again(self, claimed: Claimed, why: str) -> None:
         if why != claimed.message:
             log.warning("work_postponed", detail=why)
-        pause = timedelta(seconds=min(LONGEST_PAUSE_S, 2.0 ** min(claimed.failures, 10)))
+        pause = min(LONGEST_RETRY, self._longest_pause, timedelta(seconds=2.0 ** min(claimed.failures, 10)))
         with suppress(DatabaseUnreachable, LeaseLost), self._context.write() as session:
             work.postpone(session, claimed.token, pause, "", why, claimed.failures + 1)

@@ -17,13 +17,14 @@ from service.controller.dependencies import Unavailable
 from service.controller.kind import CannotStart
 from service.db.tables import Attempt, Job
 from service.jobs import repository
-from service.jobs.lifecycle import transition
+from service.jobs.lifecycle import refused_spec, transition
 from service.jobs.queueing import running_entry, waiting_entry
 from service.jobs.state import State
 from service.queue.scheduler import Limits, Running, Waiting, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.protocol.request import AttemptRequest, Source
+from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
 from trainer.spec.plan import gang
@@ -76,6 +77,7 @@ class Starts:
         """
         if not waiting:  # as in most rounds
             self._known.clear()
+            self._decided = None
             return
         try:
             shape, placements = self._cluster(records)
@@ -93,7 +95,8 @@ class Starts:
         entries = [known.entry for known in self._known.values() if known.entry]
         admissions = admit(entries, taken, shape, moment, self._limits)
         self._decided = None
-        self._explain([(self._known[a.job_id], a.reason, a.message) for a in admissions if not a.start])
+        explained = [(self._known[a.job_id], a.reason, a.message) for a in admissions if not a.start]
+        self._explain([*explained, *self._refused()])
         starting = [admission for admission in admissions if admission.start]
         for admission in starting:
             known = self._known[admission.job_id]
@@ -155,6 +158,17 @@ class Starts:
             job = self._known[each.job_id].job
             job.reason, job.message = each.reason, each.message
 
+    def _refused(self) -> list[tuple[_Known, Reason | None, str]]:
+        """Why jobs wait whose stored specs this version refuses. They are not failed: another version may take them."""
+        refused: list[tuple[_Known, Reason | None, str]] = []
+        for known in self._known.values():
+            try:
+                if known.entry is None:
+                    self._context.kinds[known.job.kind].spec_to_resolve(known.job)
+            except SpecError as error:
+                refused.append((known, Reason.SPEC_ERROR, f"Cannot start. {refused_spec(error)}"))
+        return refused
+
     def _start(self, known: _Known, explanation: str) -> None:
         if known.entry:
             _start_or_fail(self._context, known.job, known.entry.spec, explanation)
@@ -173,8 +187,7 @@ def _start_or_fail(context: ControllerContext, loaded: Job, spec: JobSpec, expla
         _start(context, loaded, spec, explanation)
     except CannotStart as error:
         with context.write() as session:
-            job = _unchanged(session, loaded)
-            transition(session, job, State.FAILED, error.reason, str(error), ACTOR)
+            transition(session, _unchanged(session, loaded), State.FAILED, error.reason, str(error), ACTOR)
 
 
 def _unchanged(session: Session, loaded: Job) -> Job:

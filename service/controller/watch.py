@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import Final
 
 LONGEST_GAP_S: Final = 30.0
-"""Longest time between two looks that counts. In a longer one this process was suspended, or could not look: what it
-looks at may have been suspended with it, and what changed meanwhile was not seen."""
+"""Longest time between two looks that counts, unless they are to be further apart. In a longer one this process was
+suspended, or could not look: what it looks at may have been suspended with it, and what changed was not seen."""
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Watch:
     count anew.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.monotonic, longest_gap_s: float = LONGEST_GAP_S) -> None:
+        self._clock, self._longest_gap_s = clock, longest_gap_s
         self._seen: dict[tuple[str, int], dict[Hashable, _Seen]] = {}
         self._lock = threading.Lock()
         """The loop and the workers look, each on a thread of its own."""
@@ -42,7 +42,7 @@ class Watch:
             if seen is None or seen.value != value:
                 seen = things[what] = _Seen(value, moment)
             gap = moment - seen.looked_at
-            if gap <= LONGEST_GAP_S:
+            if gap <= self._longest_gap_s:
                 seen.seconds += gap
             seen.looked_at = moment
             return timedelta(seconds=seen.seconds)

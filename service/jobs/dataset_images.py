@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.db.tables import Job
+from trainer.spec.base import SpecError
 from trainer.spec.dataset import DIGITS, DIGITS_IMAGES, DatasetSpec
 from trainer.spec.job import parse_spec
 
@@ -28,5 +29,8 @@ def dataset_images(session: Session, dataset: DatasetSpec) -> int | None:
 
 def same_images(job: Job, dataset: DatasetSpec) -> bool:
     """Whether a job uses the same images of the dataset."""
-    used = parse_spec(job.spec).dataset_used
+    try:
+        used = parse_spec(job.spec).dataset_used
+    except SpecError:  # stored by an earlier version, which accepted what this one refuses
+        return False
     return used is not None and used.selection == dataset.selection

@@ -15,6 +15,7 @@ from service import counters
 from service.db.tables import Event, Job, now, write_labels
 from service.jobs.state import State
 from trainer.protocol.outcome import Reason
+from trainer.spec.base import SpecError
 
 log = structlog.get_logger()
 
@@ -168,6 +169,12 @@ POLICIES: Final[dict[Reason, Policy]] = {
     ),
 }
 """The policy of each reason that can end an attempt."""
+
+
+def refused_spec(error: SpecError) -> str:
+    """The message of a job whose stored spec this version refuses, although another one has accepted it."""
+    why = "; ".join(str(problem).rstrip(".") for problem in error.problems)
+    return f"This version of rcmae refuses its spec: {why}. {POLICIES[Reason.SPEC_ERROR].advice}"
 
 
 def transition(session: Session, job: Job, to: State, reason: Reason | None, message: str, actor: str) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.db.tables import WorkItem, now
@@ -60,10 +60,15 @@ class Claimed:
 
 
 def add(session: Session, kind: Work, targets: Iterable[str]) -> None:
-    """Add work that is due now, unless it is there already."""
+    """Add work that is due now. What is there already is begun anew: whoever works on it may have seen what was true
+    before.
+    """
     wanted = dict.fromkeys(targets)
-    there = set(session.scalars(select(WorkItem.target).where(WorkItem.kind == kind, WorkItem.target.in_(wanted))))
-    session.add_all(WorkItem(kind=kind.value, target=target) for target in wanted if target not in there)
+    there = session.scalars(select(WorkItem).where(WorkItem.kind == kind, WorkItem.target.in_(wanted)))
+    for row in there:
+        row.due_at, row.cursor, row.lock_token = now(), None, None
+        del wanted[row.target]
+    session.add_all(WorkItem(kind=kind.value, target=target) for target in wanted)
 
 
 def targets(session: Session, kinds: Collection[Work]) -> set[tuple[str, str]]:
@@ -71,23 +76,39 @@ def targets(session: Session, kinds: Collection[Work]) -> set[tuple[str, str]]:
     return {(row.kind, row.target) for row in session.execute(select(WorkItem.kind, WorkItem.target).where(_of(kinds)))}
 
 
-def due(session: Session, kinds: Collection[Work], limit: int, moment: datetime) -> list[WorkItem]:
-    """Work that is due at a moment and that nobody works on, the longest due first.
+@dataclass(frozen=True)
+class Look:
+    """One look for work that may begin."""
 
-    The moment is of this host's clock. Where that differs from another one's, two may work on the same for a while: the
-    token of the first one is no longer valid then.
-    """
-    free = or_(WorkItem.lock_token.is_(None), WorkItem.lock_expires_at < moment)
-    query = select(WorkItem).where(WorkItem.due_at <= moment, free, _of(kinds)).order_by(WorkItem.due_at).limit(limit)
+    moment: datetime
+    """By this host's clock. Where that differs from the one of the process before, two may work on the same for a
+    while: the token of the first one is no longer valid then."""
+    longest: timedelta
+    """No work waits for longer: what is due later was stored before this host's clock was set back."""
+    mine: Collection[str] = ()
+    """The tokens that this process still works with. Their locks hold, although they may have expired while it was
+    suspended."""
+
+    def finds(self) -> ColumnElement[bool]:
+        row, moment = WorkItem, self.moment
+        is_due = or_(row.due_at <= moment, row.due_at > moment + self.longest)
+        expired = or_(row.lock_expires_at < moment, row.lock_expires_at > moment + timedelta(seconds=LOCK_S))
+        left = and_(expired, row.lock_token.not_in(self.mine)) if self.mine else expired
+        return and_(is_due, or_(row.lock_token.is_(None), left))
+
+
+def due(session: Session, kinds: Collection[Work], limit: int, look: Look) -> list[WorkItem]:
+    """Work that is due and that nobody works on, the longest due first."""
+    query = select(WorkItem).where(_of(kinds), look.finds()).order_by(WorkItem.due_at).limit(limit)
     return list(session.scalars(query))
 
 
-def claim(session: Session, kinds: Collection[Work], limit: int, moment: datetime, who: str) -> list[Claimed]:
+def claim(session: Session, kind: Work, limit: int, look: Look, who: str) -> list[Claimed]:
     """Lock work that is due."""
     claimed = []
-    for row in due(session, kinds, limit, moment):
+    for row in due(session, [kind], limit, look):
         row.lock_token, row.locked_by, row.lock_expires_at = secrets.token_hex(8), who, _expiry()
-        claimed.append(Claimed(Work(row.kind), row.target, row.lock_token, row.cursor or "", row.message, row.failures))
+        claimed.append(Claimed(kind, row.target, row.lock_token, row.cursor or "", row.message, row.failures))
     return claimed
 
 

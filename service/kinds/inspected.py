@@ -38,9 +38,11 @@ def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | No
         Job.deleted_at.is_(None),
     )
     for job in session.scalars(query.order_by(Job.created_at.desc()).limit(LOOKED_AT)):
+        if not same_images(job, dataset):
+            continue
         inspected = parse_spec(job.spec).dataset_used
         found = Result.model_validate(job.result or {}).inspection
-        if found and inspected and same_images(job, dataset) and inspected.label_column == dataset.label_column:
+        if found and inspected and inspected.label_column == dataset.label_column:
             same_scale = inspected.value_range == dataset.value_range
             told = [each for each in found.warnings if same_scale or not each.code.startswith(OF_SCALE)]
             return found.model_copy(update={"warnings": told})

@@ -18,7 +18,7 @@ from service.db.database import Database
 from service.db.tables import Attempt, Job
 from service.jobs import repository, work
 from service.jobs.lifecycle import Verb
-from service.jobs.work import Work
+from service.jobs.work import Look, Work
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Newest
@@ -43,7 +43,7 @@ QUERIES: dict[str, tuple[Callable[[Session], Any], set[str]]] = {
         {"ix_attempt_submission_id"},
     ),
     "what workers may begin": (
-        lambda session: work.due(session, list(Work), 1, datetime.now(UTC)),
+        lambda session: work.due(session, list(Work), 1, Look(datetime.now(UTC), timedelta(seconds=10), ["0" * 16])),
         BY_KIND,
     ),
 }

@@ -65,6 +65,15 @@ def test_what_is_no_longer_looked_at_is_forgotten(clock):
     assert watch.look(ATTEMPT, "beat", 1) == timedelta(0)
 
 
+def test_rounds_that_the_settings_put_far_apart_count(settings, database, ray, mlflow):
+    world = World(settings.model_copy(update={"poll_interval_s": 60.0}), database, ray, mlflow)
+    watch, clock = world.reconciler.observer.watch, Clock()
+    watch._clock = clock
+    watch.look(ATTEMPT, "beat", 1)
+    clock.seconds += 65
+    assert watch.look(ATTEMPT, "beat", 1) == timedelta(seconds=65)
+
+
 # --- in rounds --------------------------------------------------------------------------------------------------------
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from live import poll
-from service_fakes import job_of, spec_with
+from service_fakes import FakeRun, job_of, spec_with
 from service_world import World
 from sqlalchemy import select, update
-from test_search_controller import SEARCH, complete, run_of
+from test_search_controller import SEARCH, begin, complete, run_of
 
 from service.adapters.storage import Artifacts, StorageRefused, StorageUnreachable
 from service.controller import queue
@@ -92,7 +92,7 @@ def test_one_slow_removal_holds_up_no_other_and_no_end_of_a_job(world, monkeypat
 def test_what_a_dead_process_leaves_is_taken_up_once_its_lock_has_expired(world, settings, ray, mlflow):
     job_id = deleted(world, ended(world))
     world.reconciler.removals.fill()
-    (claimed,) = world.reconciler.removals._claim(1, now(), (Work.REMOVE_JOB,))
+    (claimed,) = world.reconciler.removals._claim({Work.REMOVE_JOB: 1}, now())
     assert claimed.target == job_id
     world.context.lease._mine = False  # killed, with the work in its hands
     after = World(settings, world.database, ray, mlflow)
@@ -110,10 +110,10 @@ def test_a_worker_whose_lock_was_taken_over_changes_nothing_any_more(world):
     job_id = deleted(world, ended(world))
     folder = Path(job_of_deleted(world, job_id).artifact_uri)
     world.reconciler.removals.fill()
-    (first,) = world.reconciler.removals._claim(1, now(), (Work.REMOVE_JOB,))
+    (first,) = world.reconciler.removals._claim({Work.REMOVE_JOB: 1}, now())
     with world.database.session() as session:
         session.execute(update(WorkItem).values(lock_expires_at=datetime(2020, 1, 1, tzinfo=UTC)))
-    (second,) = world.reconciler.removals._claim(1, now(), (Work.REMOVE_JOB,))
+    (second,) = world.reconciler.removals._claim({Work.REMOVE_JOB: 1}, now())
     reset = CLAIM.set(first.token)
     try:
         with pytest.raises(LeaseLost, match="another worker"):
@@ -174,6 +174,96 @@ def test_a_controller_that_stops_gives_back_what_it_has_not_done(world, settings
     assert not there(after, job_id)
 
 
+@pytest.mark.parametrize("clock", ["set back by a day", "set forward by a day, or suspended for one"])
+def test_a_clock_that_is_set_takes_no_work_from_those_who_do_it(world, monkeypatch, clock):
+    """A suspended laptop sees its clock jump too, and renews the lock only later: its own seconds did not pass."""
+    job_id = ended(world)
+    entered, done = holding(monkeypatch, job_id)
+    deleted(world, job_id)
+    removals = world.reconciler.removals
+    removals.run()
+    assert entered.wait(LIMIT_S)
+    try:
+        (before,) = items(world, Work.REMOVE_JOB)
+        day = timedelta(days=1)
+        with world.database.session() as session:
+            expiry = before.lock_expires_at + (day if clock == "set back by a day" else -day)
+            session.execute(update(WorkItem).where(WorkItem.target == job_id).values(lock_expires_at=expiry))
+        assert removals._claim({Work.REMOVE_JOB: 1}, now()) == []
+        assert items(world, Work.REMOVE_JOB)[0].lock_token == before.lock_token
+    finally:
+        done.set()
+        poll(removals._tokens, lambda left: not left, LIMIT_S)
+    assert not there(world, job_id)
+
+
+def test_a_clock_that_is_set_back_leaves_no_work_for_tomorrow(world, settings, ray, mlflow):
+    """What was to wait for seconds, or was locked for seconds, by a clock that was a day ahead."""
+    first, second = world.running(), world.running()
+    for job_id in (first, second):
+        world.end_attempt(job_id, Outcome(state="failed", reason=Reason.DATA_ERROR))
+    world.reconciler.round()
+    (claimed,) = world.reconciler.work._claim({Work.ATTEMPT: 1}, now())
+    tomorrow = now() + timedelta(days=1)
+    with world.database.session() as session:
+        mine = WorkItem.target == claimed.target
+        session.execute(update(WorkItem).where(mine).values(lock_expires_at=tomorrow))
+        session.execute(update(WorkItem).where(~mine, WorkItem.kind == "attempt").values(due_at=tomorrow))
+    world.context.lease._mine = False  # it ended with its work in its hands
+    after = World(settings, world.database, ray, mlflow)
+    after.reconciler.work.run_all()
+    assert (after.state(first), after.state(second)) == ("failed", "failed")
+
+
+def hanging(part: object, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Semaphore, threading.Event]:
+    """Makes all calls of a method last until the event is set; the semaphore counts them."""
+    entered, done, original = threading.Semaphore(0), threading.Event(), getattr(part, name)
+
+    def slow(*given: Any) -> Any:
+        entered.release()
+        assert done.wait(LIMIT_S)
+        return original(*given)
+
+    monkeypatch.setattr(part, name, slow)
+    return entered, done
+
+
+def test_removals_that_hang_hold_up_no_other_kind_of_work(world, monkeypatch):
+    jobs = [ended(world) for _ in range(queue.THREADS + 1)]
+    entered, done = hanging(world.mlflow, "delete_run", monkeypatch)
+    for job_id in jobs:
+        deleted(world, job_id)
+    world.mlflow.runs["run-job-gone"] = FakeRun("/nowhere", {}, started_at=datetime(2025, 6, 1, tzinfo=UTC))
+    world.reconciler.start()
+    try:
+        for _ in range(queue.THREADS):
+            assert entered.acquire(timeout=LIMIT_S)
+        with world.database.session() as session:
+            session.execute(update(WorkItem).where(WorkItem.kind == "sweep_runs").values(due_at=now()))
+        world.mlflow.runs["run-job-gone"].status = "RUNNING"
+        poll(lambda: world.mlflow.runs["run-job-gone"].status, lambda status: status == "KILLED", LIMIT_S)
+        assert all(there(world, job_id) for job_id in jobs)
+    finally:
+        done.set()
+        world.reconciler.stop()
+
+
+def test_studies_that_hang_hold_up_no_end_of_an_attempt(world, monkeypatch):
+    world.ray.cpus = 40
+    searches = [world.running(spec=SEARCH) for _ in range(queue.THREADS)]
+    other = world.running()
+    entered, done = hanging(world.studies, "trials", monkeypatch)
+    world.reconciler.start()
+    try:
+        for _ in searches:
+            assert entered.acquire(timeout=LIMIT_S)
+        world.end_attempt(other, Outcome(state="failed", reason=Reason.DATA_ERROR))
+        poll(lambda: world.state(other), lambda state: state == "failed", LIMIT_S)
+    finally:
+        done.set()
+        world.reconciler.stop()
+
+
 # --- trouble ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +322,21 @@ def test_failures_are_tried_again_after_longer_and_longer_pauses(world, refusing
         pauses.append(item.due_at > now())
     assert item.failures == 8
     assert pauses[-1]
+
+
+def test_a_removal_in_pieces_that_fails_again_and_again_pauses_for_longer(world, refusing, monkeypatch):
+    monkeypatch.setattr(queue, "SLICE_S", 0.0)
+    search = search_of(world, 2)
+    for number in range(2):
+        (Path(world.mlflow.runs[run_of(search, number)].artifact_uri) / "weights").write_bytes(b"1")
+    refusing("trial", errno.EACCES)
+    deleted(world, search)
+    seen = []
+    for _ in range(9):
+        world.rounds()
+        (item,) = items(world, Work.REMOVE_JOB)
+        seen.append(item.failures)
+    assert seen == [0, 0, 1, 1, 1, 2, 2, 2, 3]
 
 
 # --- searches ---------------------------------------------------------------------------------------------------------
@@ -297,6 +402,45 @@ def test_a_round_reads_no_study(world, monkeypatch):
     assert job_of(world.database, job_id).progress["trials"]["complete"] == 1
     assert items(world, Work.TRIALS) == [] or world.rounds() is None
     assert items(world, Work.TRIALS) == []
+
+
+def test_what_was_read_of_a_search_before_its_end_does_not_replace_its_final_progress(world):
+    job_id = world.running(spec=SEARCH)
+    begin(world, job_id)
+    seconds, ended_meanwhile = world.studies.seconds, []
+
+    def meanwhile(search: str) -> float:
+        """The trials have been read: now a second worker ends the search."""
+        if not ended_meanwhile:
+            ended_meanwhile.append(True)
+            world.verb(job_id, Verb.CANCEL)
+            world.end_attempt(job_id, Outcome(state="cancelled"))
+            world.reconciler._attempts.look_closely(job_id)
+            assert world.state(job_id) == "cancelled"
+        return seconds(search)
+
+    world.studies.seconds = meanwhile
+    assert world.reconciler._attempts.read_trials(queue.Task(job_id, "", "")) is None
+    assert ended_meanwhile
+    assert job_of(world.database, job_id).progress["trials"]["running"] == 0
+
+
+def test_a_search_that_ends_again_while_its_first_end_is_settled_is_settled_again(world):
+    job_id = world.running(spec=SEARCH)
+    complete(world, job_id, 0.5)
+    world.verb(job_id, Verb.PAUSE)
+    world.rounds()
+    world.end_attempt(job_id, Outcome(state="paused"))
+    world.rounds()
+    world.verb(job_id, Verb.CANCEL)
+    (first,) = world.reconciler.work._claim({Work.SETTLE: 1}, now())
+    world.verb(job_id, Verb.RETRY)
+    world.verb(job_id, Verb.CANCEL)
+    world.reconciler.work._work_on(first)
+    (item,) = items(world, Work.SETTLE)
+    assert item.lock_token is None
+    world.rounds()
+    assert items(world, Work.SETTLE) == []
 
 
 @pytest.mark.parametrize("what", ["log_tail", "versions_of_job"])
