@@ -87,10 +87,6 @@ class JobKind(ABC, Generic[Spec]):
         """A copy of a spec's document with changed resources."""
         return {**document, "resources": document["resources"] | changes}
 
-    @abstractmethod
-    def registers_as(self, spec: Spec) -> str | None:
-        """Name of the backbone that a job registers its versions under; None where it registers none."""
-
     def source_job(self, job: Job) -> str | None:  # noqa: ARG002
         """Id of the other job that trained what this job registers; None where it trains itself."""
         return None

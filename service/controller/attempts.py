@@ -26,6 +26,7 @@ from service.jobs.state import LIVE, State
 from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Reason
+from trainer.spec.common import RetrySpec
 from trainer.spec.job import parse_spec
 
 log = structlog.get_logger()
@@ -271,7 +272,9 @@ class Attempts:
             ended = replace(ended, message=f"{ended.message} Its log ends with: {tail}")
         kind = self._context.kinds[loaded.kind]
         continuation = self._continuation(loaded, ended.checkpoint or _newest_checkpoint(before, observation))
-        following = settle(loaded, ended, parse_spec(loaded.run_spec).retry.max_failures, continuation)
+        # Not the whole spec, which may have been stored before a limit that it exceeds: the job ends all the same.
+        retry = RetrySpec.model_validate(loaded.run_spec.get("retry", {}))
+        following = settle(loaded, ended, retry.max_failures, continuation)
         with self._context.explain_waiting(loaded, f"Attempt {before.number} has ended;"):
             report = kind.settle(self._context, loaded, observation.run, following.state)
         succeeded = following.state is State.SUCCEEDED

@@ -146,7 +146,7 @@ def _reset_aliases(context: ControllerContext, named: Aliases) -> None:
 def remove_versions(context: ControllerContext, job: Job) -> None:
     """Remove all versions of a deleted job, including those that an attempt has registered after its deletion."""
     with context.dependencies.mlflow.call():
-        registered = versions.registered_by(context.kinds, job, context.app.mlflow)
+        registered = versions.registered_by(job, context.app.mlflow)
     with context.write() as session:
         for each in registered:
             versions.add(session, job, each, {})

@@ -15,11 +15,9 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
-from service.context.kind import Kinds
 from service.db.tables import BackboneAlias, BackboneVersion, Job, RegistryCheck, now
 from service.http.problems import unavailable
 from trainer.protocol import names
-from trainer.spec.job import parse_spec
 
 
 class VersionState(StrEnum):
@@ -46,9 +44,9 @@ class Registered:
     folder: str | None
 
 
-def registered_by(kinds: Kinds, job: Job, mlflow: MlflowStore) -> list[Registered]:
+def registered_by(job: Job, mlflow: MlflowStore) -> list[Registered]:
     """The versions that a job has registered in MLflow, oldest first. Raises `MlflowUnreachable`."""
-    name = kinds[job.kind].registers_as(parse_spec(job.spec))
+    name = job.spec.get("register_as")
     versions = mlflow.versions_of_job(name, job.id) if name else []
     folders = mlflow.folders(versions) if versions else {}
     return [Registered(version, folders.get(version.source)) for version in versions]

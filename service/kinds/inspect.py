@@ -53,9 +53,6 @@ class Inspect(ControllerKind[InspectSpec]):
     def memory_per_worker(self, resolved: InspectSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return BYTES_PER_CORE * resolved.resources.cpus_per_worker
 
-    def registers_as(self, spec: InspectSpec) -> str | None:  # noqa: ARG002
-        return None
-
     def running_message(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
         return f"Attempt {attempt.number} is inspecting the images."
 

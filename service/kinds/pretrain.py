@@ -49,9 +49,6 @@ class Pretrain(ControllerKind[PretrainSpec]):
     def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
         return warnings(session, spec)
 
-    def registers_as(self, spec: PretrainSpec) -> str | None:
-        return spec.register_as
-
     def run_tags(self, spec: PretrainSpec) -> Mapping[str, str]:
         return {names.TAG_METHOD: spec.method.name, names.TAG_EPOCHS: str(spec.optimization.epochs)}
 

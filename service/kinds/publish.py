@@ -53,9 +53,6 @@ class Publish(ControllerKind[PublishSpec]):
     def memory_per_worker(self, resolved: PublishSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return BYTES_PER_PARAMETER * sum(subject.trained.model.parameters) if subject.trained else 0
 
-    def registers_as(self, spec: PublishSpec) -> str | None:
-        return spec.register_as
-
     def source_job(self, job: Job) -> str | None:
         return str(job.spec["job"])
 

@@ -56,7 +56,7 @@ def final_report(context: ControllerContext, job: Job, run: RunView | None, stat
     if state is State.RECOVERING:
         return RunReport(existing, complete)
     with context.dependencies.mlflow.call():
-        registered = versions.registered_by(context.kinds, job, context.app.mlflow)
+        registered = versions.registered_by(job, context.app.mlflow)
     if state is not State.SUCCEEDED:
         return RunReport(existing, complete, registered=registered)
     metrics = existing.metrics if existing else job.metrics or {}  # of a removed run: the last known ones

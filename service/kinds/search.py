@@ -117,9 +117,6 @@ class Search(ControllerKind[SearchSpec]):
         base = document["base"]  # resources apply to each trial
         return {**document, "base": base | {"resources": {**(base.get("resources") or {}), **changes}}}
 
-    def registers_as(self, spec: SearchSpec) -> str | None:  # noqa: ARG002
-        return None  # trials register nothing
-
     def other_folders(self, job: Job, mlflow: MlflowStore) -> Sequence[str]:
         return [trial.artifact_uri for trial in mlflow.trial_runs(job.id)]
 

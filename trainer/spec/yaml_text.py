@@ -62,10 +62,10 @@ class _Loader(yaml.SafeLoader):
 
     def scan_to_next_token(self) -> None:
         """Skip what separates tokens; within brackets also tabs, with which many editors indent JSON."""
-        super().scan_to_next_token()  # type: ignore[no-untyped-call]
-        while self.flow_level and self.peek() == "\t":  # type: ignore[no-untyped-call]
-            self.forward()  # type: ignore[no-untyped-call]
-            super().scan_to_next_token()  # type: ignore[no-untyped-call]
+        super().scan_to_next_token()
+        while self.flow_level and self.peek() == "\t":
+            self.forward()
+            super().scan_to_next_token()
 
 
 class _Dumper(yaml.SafeDumper):
