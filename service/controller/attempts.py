@@ -27,6 +27,7 @@ from trainer.protocol import names
 from trainer.protocol.command import Command
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
+from trainer.spec.common import RetrySpec
 from trainer.spec.job import parse_spec
 
 log = structlog.get_logger()
@@ -289,7 +290,9 @@ class Attempts:
                 tail = self._context.app.ray.log_tail(before.submission_id)
             ended = replace(ended, message=f"{ended.message} Its log ends with: {tail}")
         continuation = self._continuation(loaded, ended.checkpoint or _newest_checkpoint(before, observation))
-        following = settle(loaded, ended, loaded.run_spec["retry"]["max_failures"], continuation)
+        # Not the whole spec, which may have been stored before a limit that it exceeds: the job ends all the same.
+        retry = RetrySpec.model_validate(loaded.run_spec.get("retry", {}))
+        following = settle(loaded, ended, retry.max_failures, continuation)
         prefix = f"Attempt {before.number} has ended;"
         report, refused = self._settle(loaded, observation.run, following.state, prefix)
         if refused:

@@ -12,12 +12,14 @@ from trainer.spec.base import SpecModel
 Auto = Literal["auto"]
 MOST_EPOCHS: Final = 1_000_000
 Epochs = Annotated[int, Field(ge=1, le=MOST_EPOCHS)]
+Interval = Annotated[int, Field(ge=1, le=10**9)]
+"""Epochs between two events; a number beyond all epochs means never."""
 BatchSize = Annotated[int, Field(ge=1, le=2**24)]
 """Images that are processed together."""
 Workers = Annotated[int, Field(ge=1, le=10_000)]
 CpuCores = Annotated[int, Field(ge=1, le=4096)]
-Kept = Annotated[int, Field(ge=1, le=10_000)]
-"""How many of several things are kept."""
+Kept = Annotated[int, Field(ge=1, le=10**9)]
+"""How many of several things are kept; a number beyond all that there are means all of them."""
 Hours = Annotated[float, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 

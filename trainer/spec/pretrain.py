@@ -14,6 +14,7 @@ from trainer.spec.common import (
     BatchSize,
     CpuCores,
     Epochs,
+    Interval,
     Kept,
     Labels,
     Priority,
@@ -295,7 +296,7 @@ class ResourcesSpec(SpecModel):
 class CheckpointSpec(SpecModel):
     """When checkpoints are stored, in addition to those at the end and at a pause."""
 
-    every_epochs: Epochs = 20
+    every_epochs: Interval = 20
     """Epochs between two checkpoints."""
     every_minutes: Annotated[float, Field(gt=0, le=10_000_000)] | None = 30.0
     """Minutes after which another checkpoint is taken, even in the middle of an epoch; null: no limit."""
@@ -306,7 +307,7 @@ class CheckpointSpec(SpecModel):
 class EvaluationSpec(SpecModel):
     """What is measured during training, and at its end."""
 
-    every_epochs: Epochs = 20
+    every_epochs: Interval = 20
     """Epochs between two evaluations."""
     probes: tuple[Literal["linear"], ...] | Auto = "auto"
     """Probes of the frozen backbone; they need labels. `auto` is `[linear]` where the dataset has labels."""

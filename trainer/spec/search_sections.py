@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, mode
 
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecModel
-from trainer.spec.common import Auto, Epochs, Hours, Seed
+from trainer.spec.common import Auto, Hours, Interval, Seed
 from trainer.spec.export import BackboneName
 
 METRICS: Final[dict[str, Literal["min", "max"]]] = {
@@ -102,7 +102,7 @@ class SchedulerSpec(SpecModel):
     name: Literal["asha", "median", "none"] = "asha"
     """`asha` lets the best trials of each rung continue; `median` stops trials that are worse than the median of the
     others."""
-    grace_epochs: Epochs | Auto = "auto"
+    grace_epochs: Interval | Auto = "auto"
     """Epochs before which no trial is stopped: a multiple of `base.evaluation.every_epochs`, which is also the value of
     `auto`."""
     reduction_factor: int = Field(3, ge=2, le=100)

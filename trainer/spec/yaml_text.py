@@ -23,6 +23,8 @@ MOST_DIGITS: Final = 300
 """Most digits of a whole number: as many as a float can have."""
 LONGEST: Final = 5_000_000
 """Longest text, in characters."""
+LONGEST_SHOWN: Final = 40
+"""Most characters of a value that a message repeats."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _EXPONENT: Final = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$")
@@ -57,6 +59,13 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
+
+    def scan_to_next_token(self) -> None:
+        """Skip what separates tokens; within brackets also tabs, with which many editors indent JSON."""
+        super().scan_to_next_token()
+        while self.flow_level and self.peek() == "\t":
+            self.forward()
+            super().scan_to_next_token()
 
 
 class _Dumper(yaml.SafeDumper):
@@ -181,7 +190,7 @@ def _key(node: Node, path: tuple[str, ...]) -> str:
     if not isinstance(node, ScalarNode):
         _refuse(node, path, "the name of a field must be text, not a list or a mapping")
     if node.tag not in {f"{_TAG}str", f"{_TAG}merge", f"{_TAG}value"}:
-        _refuse(node, path, f"the name of a field must be text: put {node.value!r} in quotes")
+        _refuse(node, path, f"the name of a field must be text: put {_shown(node)!r} in quotes")
     return _text(node, path)
 
 
@@ -194,16 +203,22 @@ def _scalar(node: ScalarNode, path: tuple[str, ...]) -> Any:
     if kind not in {"null", "bool", "int", "float"}:
         _check_tag(node, path, "str")
     if kind in {"int", "float"} and _AMBIGUOUS.match(node.value):
-        _refuse(node, path, f"{node.value} is read differently by different versions of YAML: put it in quotes")
+        _refuse(node, path, f"{_shown(node)} is read differently by different versions of YAML: put it in quotes")
     if kind == "int" and len(node.value) > MOST_DIGITS:
         _refuse(node, path, f"a number of {len(node.value)} digits is too long: write a smaller one")
     try:
         value = getattr(_SCALARS, f"construct_yaml_{kind}")(node)
     except (ValueError, LookupError):
-        _refuse(node, path, f"{node.value[:40]!r} cannot be read as {kind}: correct it, or put it in quotes")
+        _refuse(node, path, f"{_shown(node)!r} cannot be read as {kind}: correct it, or put it in quotes")
     if isinstance(value, float) and not math.isfinite(value):
-        _refuse(node, path, f"{node.value} is not a finite number, and JSON has no others: write a number")
+        _refuse(node, path, f"{_shown(node)} is not a finite number, and JSON has no others: write a number")
     return value
+
+
+def _shown(node: ScalarNode) -> str:
+    """As much of a scalar as a message repeats."""
+    text: str = node.value
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
 
 
 def _text(node: ScalarNode, path: tuple[str, ...]) -> str:

@@ -129,6 +129,17 @@ def test_the_form_says_the_bounds():
     assert fields["budget.trials"].endswith("From 1 to 10000.")
 
 
+def test_never_and_all_can_be_said_with_large_numbers():
+    """As people have written them before there were bounds: neither field has a null."""
+    large = 10**9
+    checkpoint, evaluation = {"every_epochs": large, "keep": large}, {"every_epochs": large}
+    base = SPEC | {"checkpoint": checkpoint, "evaluation": evaluation}
+    parse_spec(base)
+    space = {"optimization.base_lr": {"type": "float", "low": 1e-4, "high": 1e-2}}
+    scheduler = {"name": "none"}
+    parse_spec({"kind": "search", "base": base, "space": space, "scheduler": scheduler, "keep": large})
+
+
 def test_what_is_offered_stays_valid():
     for preset in PRESETS:
         parse_spec(SPEC | {"model": {"preset": preset}})

@@ -268,7 +268,7 @@ def test_a_file_that_is_described_as_none_can_be_is_refused(server, client, out,
 def test_a_refused_file_is_not_requested_again(server, out, status):
     serve(server)
     server.on("GET", HEAVY, problem(status, "refused", "no"))
-    with Client(server.url, "secret", patience_s=60) as client, pytest.raises(ApiError, match="no"):
+    with Client(server.url, "secret", patience_s=60) as client, pytest.raises(ClientError, match="no"):
         client.pull("digits", out)
     assert sum(asked.path == HEAVY for asked in server.asked) == 1
 

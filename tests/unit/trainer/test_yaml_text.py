@@ -84,6 +84,25 @@ def test_aliases_and_merged_fields_are_written_out():
     assert found["one"] == one, "each is a copy of its own"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{\n\t"a":\t1,\n\t"b": [\t2,\t{"c": 3}\t]\n}',
+        "{a: 1,\r\n\tb: [2, {c:\t3}]}\r\n",
+        "\ufeffa: 1\r\nb:\r\n- 2\r\n- c: 3\r\n",
+    ],
+)
+def test_tabs_within_brackets_and_line_ends_of_any_system_are_read(text):
+    assert read_document(text) == {"a": 1, "b": [2, {"c": 3}]}
+
+
+@pytest.mark.parametrize("text", ["a: " + "1:" * 9999 + "1", "a: -1" + "0" * 9999 + ".0", "9" * 9999 + ": x"])
+def test_a_message_does_not_repeat_a_long_value(text):
+    with pytest.raises(SpecError) as caught:
+        read_yaml(text)
+    assert len(str(caught.value)) < 300
+
+
 def test_as_deep_as_is_allowed_is_read():
     text = "[" * DEEPEST + "1" + "]" * DEEPEST
     assert read_yaml(text) == json.loads(text)
