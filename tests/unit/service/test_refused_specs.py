@@ -19,8 +19,9 @@ from trainer.spec.job import parse_pretrain
 
 pytestmark = pytest.mark.both_databases
 
-NEVER = {"evaluation": {"every_epochs": 10**9}}
-"""People wrote this for "never"."""
+FAR = 10**12
+NEVER = {"evaluation": {"every_epochs": FAR}}
+"""People write this for "never", with a number that lies beyond a limit which came later."""
 
 
 def outdated(world: World, job_id: str) -> str:
@@ -38,6 +39,16 @@ def _with_never(document: dict[str, Any]) -> dict[str, Any]:
     return document | {"evaluation": document["evaluation"] | NEVER["evaluation"]}
 
 
+@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
+def test_its_pages_are_shown(browsers, world, state):
+    job_id = outdated(world, world.add(state=state, owner="alice"))
+    tabs = [f"/jobs/{job_id}/{tab}" for tab in ("overview", "spec", "events", "logs", "metrics", "checkpoints")]
+    for path in ("/", "/jobs", "/cluster", *tabs, f"/jobs/new?like={job_id}"):
+        page = browsers.alice.get(path)
+        assert page.status_code == 200, (path, page.text)
+    assert str(FAR) in page.text, "the copy can be mended"
+
+
 def test_a_waiting_job_says_which_field_to_change_and_can_be_cancelled(world):
     first, second = outdated(world, world.add()), world.add()
     world.rounds()
@@ -49,11 +60,11 @@ def test_a_waiting_job_says_which_field_to_change_and_can_be_cancelled(world):
     assert world.verb(first, Verb.CANCEL) == "cancelled"
 
 
-@pytest.mark.parametrize("outcome", ["succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed", "paused", "cancelled"])
 def test_a_running_job_ends_as_its_attempt_did(world, outcome):
     job_id = outdated(world, world.running())
-    if outcome == "cancelled":
-        world.verb(job_id, Verb.CANCEL)
+    if outcome in {"cancelled", "paused"}:
+        world.verb(job_id, Verb.CANCEL if outcome == "cancelled" else Verb.PAUSE)
     world.end_attempt(job_id, Outcome(state=outcome, reason=Reason.DATA_ERROR if outcome == "failed" else None))
     world.rounds()
     assert world.state(job_id) == outcome
