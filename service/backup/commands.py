@@ -50,6 +50,7 @@ def backup(
 ) -> None:
     """Copy the databases, secrets and the list of all artifacts, while the service runs."""
     require_packages("admin backup", SERVER_PACKAGES)
+    _require_one(deployment, state_dir=state_dir)
     from service.backup.making import Source, make_backup
 
     with _errors():
@@ -84,6 +85,7 @@ def restore(
 ) -> None:
     """Verify a backup and restore it, into a state folder at any path; `rcmae up` then starts it."""
     require_packages("admin restore", SERVER_PACKAGES)
+    _require_one(deployment, state_dir=state_dir, database_url=database_url)
     from service.backup.restoring import restore_deployment, restore_stack
     from service.embedded.parts import S3_PROFILE_VARIABLE
 
@@ -107,6 +109,13 @@ def restore(
               soft_wrap=True)  # fmt: skip
     if restored.kept:
         out.print(f"what was there is in {restored.kept}", highlight=False, soft_wrap=True)
+
+
+def _require_one(deployment: bool, **of_a_stack: object) -> None:
+    """Raises `ClientError` for options of a stack where a deployment is meant."""
+    given = [f"--{name.replace('_', '-')}" for name, value in of_a_stack.items() if value is not None]
+    if deployment and given:
+        raise ClientError(f"{given[0]} is for a stack, and --deployment has its own variables: leave one of them out")
 
 
 def _folder(path: Path | None) -> Folder:

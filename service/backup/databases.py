@@ -7,8 +7,8 @@ import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,16 +59,19 @@ def copy_database(name: DatabaseName, url: str, folder: Path) -> DatabaseCopy | 
 
 def _copy_sqlite(source: Path, target: Path) -> str | None:
     """Copy a file that others may write to meanwhile; returns the revision of its schema."""
-    with (
-        closing(sqlite3.connect(f"file:{source}?mode=rw", uri=True, timeout=60)) as original,
-        closing(sqlite3.connect(target)) as copy,
-    ):
-        original.backup(copy)
-        copy.execute("PRAGMA journal_mode=DELETE")  # one file, whatever the original has beside it
-        damage = copy.execute("PRAGMA integrity_check").fetchone()[0]
-        if damage != "ok":
-            raise BackupError(f"{source} is damaged: {damage}")
-        return _revision(lambda query: copy.execute(query).fetchone(), "sqlite_master", "name")
+    try:
+        with (
+            closing(sqlite3.connect(f"file:{source}?mode=rw", uri=True, timeout=60)) as original,
+            closing(sqlite3.connect(target)) as copy,
+        ):
+            original.backup(copy)
+            copy.execute("PRAGMA journal_mode=DELETE")  # one file, whatever the original has beside it
+            damage = copy.execute("PRAGMA integrity_check").fetchone()[0]
+            if damage != "ok":
+                raise BackupError(f"{source} is damaged: {damage}")
+            return _revision(lambda query: copy.execute(query).fetchone(), "sqlite_master", "name")
+    except sqlite3.Error as error:
+        raise BackupError(f"{source} cannot be copied to {target}: {error}") from error
 
 
 def require_known(copy: DatabaseCopy) -> None:
@@ -88,6 +91,7 @@ def restore_postgres(dump: Path, url: str, *, replace: bool) -> None:
     """Fill a Postgres database; raises `BackupError`, as for one that holds tables unless ``replace``."""
     parsed = parse_database_url(url)
     with _connect(parsed) as connection:
+        program = _client("pg_restore", connection.info.server_version)  # before anything is removed
         tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
         if tables and tables[0]:
             if not replace:
@@ -97,9 +101,9 @@ def restore_postgres(dump: Path, url: str, *, replace: bool) -> None:
                 )
             connection.execute("DROP SCHEMA public CASCADE")
             connection.execute("CREATE SCHEMA public")
-        version = connection.info.server_version
-    options = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges"]
-    _run("pg_restore", version, parsed, [*options, str(dump)])
+    # Only the owner of an extension may comment on it, which is a superuser if one had to make it.
+    options = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments"]
+    _run(program, parsed, [*options, str(dump)])
 
 
 def is_empty(url: str) -> bool:
@@ -111,8 +115,8 @@ def is_empty(url: str) -> bool:
 
 def _dump(url: URL, target: Path) -> str | None:
     with _connect(url) as connection:
-        version = connection.info.server_version
-    _run("pg_dump", version, url, ["--format=custom", "--no-owner", "--no-privileges", f"--file={target}"])
+        program = _client("pg_dump", connection.info.server_version)
+    _run(program, url, ["--format=custom", "--no-owner", "--no-privileges", f"--file={target}"])
     with _connect(url) as connection:
         return _revision(lambda query: connection.execute(query.encode()).fetchone(), "pg_tables", "tablename")
 
@@ -131,23 +135,27 @@ def _conninfo(url: URL) -> str:
     return bare.render_as_string(hide_password=False).replace(":@", "@", 1)
 
 
-def _connect(url: URL) -> psycopg.Connection:
+@contextmanager
+def _connect(url: URL) -> Iterator[psycopg.Connection]:
+    """Raises `BackupError` for whatever the server refuses."""
     try:
-        return psycopg.connect(_conninfo(url), password=url.password, connect_timeout=10, autocommit=True)
+        with psycopg.connect(_conninfo(url), password=url.password, connect_timeout=10, autocommit=True) as connection:
+            yield connection
     except psycopg.Error as error:
-        raise BackupError(f"{masked_url(url)} cannot be reached: {' '.join(str(error).split())}") from error
+        raise BackupError(f"{masked_url(url)}: {' '.join(str(error).split())}") from error
 
 
-def _run(program: str, server_version: int, url: URL, arguments: list[str]) -> None:
-    command = [_client(program, server_version // 10000), *arguments, f"--dbname={_conninfo(url)}"]
+def _run(program: str, url: URL, arguments: list[str]) -> None:
+    command = [program, *arguments, f"--dbname={_conninfo(url)}"]
     password = {"PGPASSWORD": url.password} if url.password else {}
     done = subprocess.run(command, env=os.environ | password, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BackupError(f"{program} of {masked_url(url)} failed: {done.stderr.strip()[-1500:]}")
+        raise BackupError(f"{Path(program).name} of {masked_url(url)} failed: {done.stderr.strip()[-1500:]}")
 
 
-def _client(program: str, server: int) -> str:
+def _client(program: str, server_version: int) -> str:
     """The path of a program of the server's version, or else of the next later one; raises `BackupError`."""
+    server = server_version // 10000
     on_path = shutil.which(program)
     candidates = {*PROGRAMS.glob(f"*/bin/{program}"), *([Path(on_path)] if on_path else [])}
     versions = {_version(path): str(path) for path in sorted(candidates)}

@@ -52,17 +52,23 @@ class Source:
     secrets: Mapping[str, Path] = field(default_factory=dict)
     """Files, by their names in the backup."""
 
+    @property
+    def local_root(self) -> Path | None:
+        """The folder of the artifacts; None if they are in S3."""
+        return None if self.artifact_root.startswith("s3://") else Path(self.artifact_root.removeprefix("file://"))
+
     @classmethod
     def of_stack(cls, folder: Folder) -> Source:
         """Raises `BackupError` for a folder in which no stack was ever started."""
-        if not folder.used:
+        if not (folder.path / STATE_FILE).exists():
             raise BackupError(f"{folder.path} is not the state folder of a stack: name it with --state-dir")
         return cls(
             {"rcmae": folder.database_url, "studies": folder.study_url, "mlflow": folder.mlflow_url},
             folder.artifact_root,
             os.environ.get(S3_PROFILE_VARIABLE),
             folder.path,
-            {path.name: path for path in (*folder.credentials, folder.path / STATE_FILE)},
+            # One of an earlier release may lack a credential, which `rcmae up` then makes.
+            {path.name: path for path in (*folder.credentials, folder.path / STATE_FILE) if path.exists()},
         )
 
     @classmethod
@@ -78,6 +84,9 @@ def make_backup(source: Source, target: Path, progress: Progress, *, copy_artifa
     target = target.expanduser().absolute()
     if target.exists() or target.is_symlink():
         raise BackupError(f"{target} exists: name a folder that does not, as with the date in its name")
+    for copied in filter(None, (source.state_dir, source.local_root)):
+        if target.resolve().is_relative_to(copied.resolve()):
+            raise BackupError(f"{target} lies in {copied}, and would be lost with it: name a folder elsewhere")
     with _appearing(target) as folder:
         copies = [copy_database(name, url, folder) for name, url in source.databases.items()]
         (folder / SECRETS).mkdir(mode=0o700)
@@ -120,8 +129,8 @@ def _appearing(target: Path) -> Iterator[Path]:
 def _list_artifacts(source: Source, folder: Path, progress: Progress, *, copy_artifacts: bool) -> tuple[int, int]:
     """Write the index of all artifacts, and copy them if asked to; returns their number and bytes."""
     artifacts = Artifacts(source.artifact_root, source.s3_profile)
-    remote = source.artifact_root.startswith("s3://")
-    exists = remote or Path(source.artifact_root).is_dir()
+    remote = source.local_root is None
+    exists = source.local_root is None or source.local_root.is_dir()
     listed = artifacts.files(artifacts.root) if exists else []  # before the first job there may be no folder yet
     everything, count, done = sum(size for _, size in listed), 0, 0
     with (folder / INDEX).open("w") as index:

@@ -104,13 +104,18 @@ def index_of(backup: Path) -> Iterator[Artifact]:
     """The artifacts; raises `BackupError` for a name that leads out of the artifact root."""
     with (backup / INDEX).open() as lines:
         for line in lines:
-            artifact = Artifact.model_validate_json(line)
+            try:
+                artifact = Artifact.model_validate_json(line)
+            except ValidationError as error:
+                raise BackupError(f"{backup / INDEX} is damaged: {error}") from error
             _require_inside(artifact.name)
             yield artifact
 
 
 def verify(backup: Path, manifest: Manifest, progress: Progress) -> None:
-    """Compare every file with its checksum; raises `BackupError` that names the first one that differs."""
+    """Compare every file with its checksum; raises `BackupError` that names the first one that differs, that is a link,
+    or that has no checksum.
+    """
     done = 0
 
     def report(size: int) -> None:
@@ -118,11 +123,23 @@ def verify(backup: Path, manifest: Manifest, progress: Progress) -> None:
         done += size
         progress(done, manifest.artifact_bytes if manifest.copied else done)
 
+    links = [path for path in backup.rglob("*") if path.is_symlink()]
+    if links:
+        raise BackupError(f"the backup is damaged: {links[0]} is a link, which backups do not hold: use another backup")
+    for name in (INDEX, *(copy.file for copy in manifest.databases)):
+        if name not in manifest.files:
+            raise BackupError(f"the backup is damaged: {MANIFEST} has no checksum of {name!r}: use another backup")
+    known = {backup / MANIFEST}
     for name, sha256 in manifest.files.items():
         _require_inside(name)
         _compare(backup / name, sha256, lambda _: None)
+        known.add(backup / name)
     for artifact in index_of(backup) if manifest.copied else ():
         _compare(backup / COPIES / artifact.name, artifact.sha256, report)
+        known.add(backup / COPIES / artifact.name)
+    for path in backup.rglob("*"):
+        if not path.is_dir() and path not in known:
+            raise BackupError(f"{path} is not of the backup, which has no checksum of it: remove it, or use another")
 
 
 def _compare(path: Path, sha256: str | None, report: Callable[[int], None]) -> None:

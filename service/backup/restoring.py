@@ -71,9 +71,9 @@ def restore_stack(
     try:
         state = _fill(backup, manifest, partial, folder, database_url, replace=replace)
         kept = _set_aside(folder)
-        if kept and inside and (root := kept / Path(manifest.artifact_root).relative_to(folder.path)).exists():
-            shutil.move(root, partial / root.relative_to(kept))
         partial.rename(folder.path)
+        if kept and inside and (root := kept / Path(manifest.artifact_root).relative_to(folder.path)).exists():
+            shutil.move(root, folder.path / root.relative_to(kept))
         folder.save(state.model_copy(update={"home": Home.of(folder.path)}))
         folder.close_to_others()
     finally:

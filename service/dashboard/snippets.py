@@ -36,7 +36,11 @@ def snippets(version: VersionView, main: bool, server: str, code: Mapping[str, s
             text = "Set HF_TOKEN to your token."
             yield Snippet(tool, text, set_endpoint + (code[tool] if main else _pinned(code[tool], name, number)))
     if MLFLOW in code:
-        text = "Works on hosts that reach MLflow and its artifact store. Set MLFLOW_TRACKING_URI to MLflow's address."
+        text = (
+            "Works on hosts that reach MLflow and its artifact store. Set MLFLOW_TRACKING_URI to MLflow's address. "
+            "If it asks for a password, `rcmae status` says which, for MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD."
+        )
         yield Snippet(MLFLOW, text, code[MLFLOW].replace(f"models:/{name}/latest", f"models:/{name}/{number}"))
     if version.formats:
         export_format = version.formats[0]

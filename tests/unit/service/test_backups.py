@@ -135,6 +135,84 @@ def test_a_damaged_backup_is_refused_before_anything_is_written(folder, tmp_path
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_what_has_no_checksum_is_refused(folder, tmp_path):
+    """A link, which would bring in a file of the reader's, or a file that somebody has added."""
+    backup = backed_up(folder, tmp_path / "backup")
+    (tmp_path / "private").write_text("private")
+    (backup / "artifacts" / "link").symlink_to(tmp_path / "private")
+    with pytest.raises(BackupError, match=r"artifacts/link is a link"):
+        restore_stack(backup, Folder.at(tmp_path / "elsewhere"), nothing)
+    (backup / "artifacts" / "link").unlink()
+    for name in ("secrets/studies.db", "artifacts/1/run/added"):
+        (backup / name).write_text("added")
+        with pytest.raises(BackupError, match=f"{name} is not of the backup"):
+            restore_stack(backup, Folder.at(tmp_path / "elsewhere"), nothing)
+        (backup / name).unlink()
+    manifest = json.loads((backup / "manifest.json").read_text())
+    manifest["databases"][0]["file"] = "../private"
+    (backup / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackupError, match=r"no checksum of '\.\./private'"):
+        restore_stack(backup, Folder.at(tmp_path / "elsewhere"), nothing)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a/../../escaped"])
+def test_an_artifact_that_leads_out_of_the_backup_is_refused(folder, tmp_path, name):
+    backup = backed_up(folder, tmp_path / "backup")
+    index = backup / "artifacts.jsonl"
+    index.write_text(json.dumps({"name": name, "size": 1, "sha256": "0"}))
+    manifest = json.loads((backup / "manifest.json").read_text())
+    manifest["files"]["artifacts.jsonl"] = file_sha256(index)
+    (backup / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BackupError, match="leads out of it"):
+        restore_stack(backup, Folder.at(tmp_path / "elsewhere"), nothing)
+
+
+def test_a_stack_of_an_earlier_release_is_backed_up_before_its_first_start(folder, tmp_path):
+    folder.mlflow_password.unlink()
+    restored = Folder.at(tmp_path / "elsewhere")
+    restore_stack(backed_up(folder, tmp_path / "backup"), restored, nothing)
+    restored.make()
+    assert restored.mlflow_password.read_text()
+
+
+@pytest.mark.parametrize("within", ["", "artifacts/"])
+def test_a_backup_lies_outside_of_what_it_copies(folder, within):
+    with pytest.raises(BackupError, match=f"lies in {folder.path}.*elsewhere"):
+        backed_up(folder, folder.path / f"{within}backup")
+    assert not (folder.path / f"{within}backup").exists()
+
+
+def test_what_a_database_refuses_is_said_in_a_sentence(folder, tmp_path, postgres):
+    (folder.path / "rcmae.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(BackupError, match=r"rcmae\.db cannot be copied to .*: file is not a database"):
+        backed_up(folder, tmp_path / "backup")
+    assert not (tmp_path / "backup").exists()
+    with pytest.raises(BackupError, match=r"127\.0\.0\.1:\d+/none: .*does not exist"):
+        databases.is_empty(postgres.url("any").rpartition("/")[0] + "/none")
+
+
+def test_listed_artifacts_survive_a_restore_that_is_interrupted(folder, tmp_path, monkeypatch):
+    """By a signal, at any moment after the old folder was set aside."""
+    backup = backed_up(folder, tmp_path / "backup", copy_artifacts=False)
+    move = shutil.move
+
+    def interrupted(source, target):
+        move(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "move", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        restore_stack(backup, folder, nothing, replace=True)
+    assert [path.read_text() for path in tmp_path.rglob("1/run/weights")] == ["1/run/weights"]
+
+
+def test_options_of_a_stack_are_not_ignored_for_a_deployment(tmp_path):
+    done = CliRunner().invoke(app, ["admin", "backup", str(tmp_path / "b"), "--deployment", "--state-dir", "x"])
+    assert done.exit_code == 1
+    assert "--state-dir is for a stack" in str(done.exception)
+
+
 def test_a_folder_that_is_not_empty_is_kept(folder, tmp_path):
     backup = backed_up(folder, tmp_path / "backup")
     with pytest.raises(BackupError, match=r"is not empty: .*--replace"):
@@ -235,6 +313,38 @@ def test_replacing_a_postgres_database_removes_what_it_holds(postgres, tmp_path)
     assert tables == [("old",)]
 
 
+def test_nothing_is_removed_before_the_program_that_restores_is_found(postgres, tmp_path, monkeypatch):
+    url = postgres.url("kept")
+    with databases._connect(databases.parse_database_url(url)) as connection:
+        connection.execute("CREATE TABLE kept (number INT)")
+    copy = copy_database("studies", url, tmp_path)
+    monkeypatch.setattr(databases, "PROGRAMS", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BackupError, match="pg_restore is not installed"):
+        restore_postgres(tmp_path / copy.file, url, replace=True)
+    assert not databases.is_empty(url)
+
+
+def test_a_role_without_rights_restores_where_a_superuser_made_the_extension(postgres, tmp_path):
+    """As the log of the service tells its operator to."""
+    before, after = (databases.parse_database_url(postgres.url("owned")) for _ in "ab")
+    database = Database(before.render_as_string(hide_password=False))
+    database.migrate()
+    add_job(database, "succeeded", name="kept")
+    database.close()
+    copy = copy_database("rcmae", before.render_as_string(hide_password=False), tmp_path)
+    with databases._connect(after) as connection:
+        connection.execute("CREATE EXTENSION pg_trgm")
+        connection.execute("CREATE ROLE limited LOGIN PASSWORD 'limited'")
+        connection.execute("GRANT ALL ON SCHEMA public TO limited")
+    limited = after.set(username="limited", password="limited").render_as_string(hide_password=False)
+    restore_postgres(tmp_path / copy.file, limited, replace=False)
+    with databases._connect(after) as connection:
+        assert connection.execute("SELECT name FROM job").fetchall() == [("kept",)]
+    with pytest.raises(BackupError, match="must be owner of schema public"):
+        restore_postgres(tmp_path / copy.file, limited, replace=True)
+
+
 def test_programs_older_than_the_server_are_refused(tmp_path, monkeypatch):
     program = tmp_path / "9" / "bin" / "pg_dump"
     program.parent.mkdir(parents=True)
@@ -245,12 +355,34 @@ def test_programs_older_than_the_server_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         BackupError, match="PostgreSQL 15, and only pg_dump 9 is installed: install postgresql-client-15"
     ):
-        databases._client("pg_dump", 15)
+        databases._client("pg_dump", 150004)
     program.unlink()
     with pytest.raises(BackupError, match="pg_dump is not installed"):
-        databases._client("pg_dump", 15)
+        databases._client("pg_dump", 150004)
 
 
 def test_no_password_is_on_a_command_line():
     shown = databases._conninfo(databases.parse_database_url("postgresql://rcmae:hidden@db:5432/jobs?sslmode=require"))
     assert shown == "postgresql://rcmae@db:5432/jobs?sslmode=require"
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------------
+
+
+def test_artifacts_in_s3_are_listed_or_copied_and_come_back(s3, use_s3, tmp_path):
+    use_s3(s3.environment())
+    root, fs = f"{s3.bucket('backups')}/runs", s3.filesystem()
+    contents = {"1/run/weights": bytes(range(256)) * 40_000, "1/run/log.jsonl": b"{}"}
+    for name, data in contents.items():
+        fs.pipe_file(f"{root}/{name}", data)
+    listed, copied = (
+        make_backup(Source({}, root, None), tmp_path / name, nothing, copy_artifacts=name == "copied")
+        for name in ("listed", "copied")
+    )
+    assert (listed.artifacts, listed.artifact_bytes) == (copied.artifacts, copied.artifact_bytes) == (2, 10_240_002)
+    restore_deployment(tmp_path / "listed", {}, root, None, nothing)
+    fs.rm(root, recursive=True)
+    with pytest.raises(BackupError, match=r"2 artifacts .* are not in .*--without-artifacts"):
+        restore_deployment(tmp_path / "listed", {}, root, None, nothing)
+    restore_deployment(tmp_path / "copied", {}, root, None, nothing)
+    assert {name: fs.cat_file(f"{root}/{name}") for name in contents} == contents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from service_fakes import add_job
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.studies import Studies
 from service.db.database import Database
+from service.db.tables import BackboneVersion
 from service.embedded import relocation
 from service.embedded.folder import Folder, StackError
 from service.embedded.locations import require_nothing_shared
@@ -34,7 +36,15 @@ def fill(folder: Folder) -> None:
     (run_folder / "weights").write_text("weights")
     database, studies = Database(folder.database_url), Studies(folder.study_url)
     database.migrate()
-    add_job(database, "succeeded", artifact_uri=str(run_folder), run_id="run")
+    trained = add_job(database, "succeeded", artifact_uri=str(run_folder), run_id="run")
+    with database.session() as session:
+        session.add(
+            BackboneVersion(
+                name="digits", version=1, state="ready", job_id=trained, owner="anna", trained_by=trained,
+                dataset_uri="builtin://digits", source="models:/m-1", folder=f"{run_folder}/backbone", tags={},
+                created_at=datetime.now(UTC),
+            )
+        )  # fmt: skip
     search = add_job(database, "succeeded", SEARCH, artifact_uri="s3://elsewhere/artifacts")
     studies.make(search, SearchSpec.parse(SEARCH))
     studies.enqueue(search, [{}], {"folder": str(run_folder), "other": f"{folder.artifact_root}-of-another/1"})
@@ -51,8 +61,8 @@ def fill(folder: Folder) -> None:
 
 def location_of_backbone(folder: Folder) -> Path:
     store = MlflowStore(folder.mlflow_url)
-    (location,) = store.folders(store.all_versions()).values()
-    return Path(location)
+    (version,) = store.all_versions()
+    return Path(store.folders([version])[version.source])
 
 
 def texts(folder: Folder) -> str:
@@ -87,6 +97,7 @@ def test_a_folder_that_was_moved_finds_its_artifacts(original, tmp_path, monkeyp
     assert len(left) == 1, left
     assert "artifacts-of-another/1" in left[0], "it lies beside the artifacts, not in them"
     assert texts(moved).count(f"{moved.path}/artifacts") == done.rows
+    assert f"'{moved.path}/artifacts/1/run/backbone'" in texts(moved), "what the API serves"
     assert "s3://elsewhere/artifacts" in texts(moved)
     assert relocate(moved) is None
 
