@@ -10,6 +10,7 @@ from typing import Any
 from service_fakes import FakeMlflow, add_job, spec_with
 
 from service.adapters.mlflow_registry import Version
+from service.context.app_state import AppState
 from service.controller.context import ControllerContext
 from service.controller.versions import check
 from service.db.database import Database
@@ -53,8 +54,9 @@ def commit_of(folder: Path) -> str:
 
 def compare_with_mlflow(database: Database, mlflow: Any) -> None:
     """As the controller does again and again."""
-    lease = SimpleNamespace(guard=lambda _: None)
-    check(ControllerContext(SimpleNamespace(database=database, mlflow=mlflow), KINDS, lease))
+    no: Any = None
+    lease: Any = SimpleNamespace(guard=lambda _: None)
+    check(ControllerContext(AppState(no, database, no, mlflow, no, no, KINDS), KINDS, lease))
 
 
 class Registry:
