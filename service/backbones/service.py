@@ -58,12 +58,12 @@ class Filters:
     def match(self, version: Served, aliases: Mapping[str, int]) -> bool:
         """Whether a version matches all filters but that of the name; ``aliases`` are all aliases of its backbone."""
         tags = version.row.tags
-        filters = [
+        filters: list[tuple[str | None, set[str | None]]] = [
             (self.job, {version.row.job_id, version.row.trained_by}),
             (self.dataset, {tags.get(names.TAG_DATASET), version.row.dataset_uri}),
             (self.method, {tags.get(names.TAG_METHOD)}),
             (self.network, {tags.get(names.TAG_NETWORK)}),
-            (self.export_format, set(version.formats)),
+            (self.export_format, {*version.formats}),
             (self.alias, {alias for alias, number in aliases.items() if number == version.number}),
         ]
         return all(value is None or value in values for value, values in filters)
