@@ -258,12 +258,12 @@ def _repository(state: AppState, org: str, repo: str, revision: str) -> Reposito
     for ending, format_folder in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
             name, folder = repo.removesuffix(ending), format_folder
-    found = registry.backbones(state, name) if org == formats.HUB_ORGANISATION else []
-    if not found:
+    found = registry.named(state, name) if org == formats.HUB_ORGANISATION else None
+    if found is None:
         raise not_found("repo", f"{org}/{repo}")
-    resolved = _resolve_revision(state, found[0], revision)
+    resolved = _resolve_revision(state, found, revision)
     if resolved is None:
-        number = found[0].latest.number
+        number = found.latest.number
         text = f"{org}/{repo} has no revision {revision!r}: use main, v{number}, an alias or a commit"
         raise ApiProblem(404, "revision_not_found", text)
     version, content = resolved

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+
+from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
@@ -28,6 +30,8 @@ COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 ALIAS: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 RESERVED: Final = re.compile(rf"{MAIN}|{LATEST}|v[0-9]+|{COMMIT.pattern}")
 """Names that match `ALIAS` but have another meaning."""
+MOST_AT_ONCE: Final = 1000
+"""Backbones that one transaction reads for a list."""
 SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
@@ -145,24 +149,46 @@ class Backbone:
         )
 
 
-def backbones(state: AppState, name: str | None = None) -> list[Backbone]:
-    """All backbones, or the one with a name, by name. Raises the API's 503 while MLflow's versions are being read."""
+def backbones(state: AppState, contains: str, after: str, at_first: int) -> Iterator[Backbone]:
+    """The backbones whose names contain a text and come after another name, by name, read as they are needed.
+
+    ``at_first``: how many the caller needs at first. Raises the API's 503 while MLflow's versions are being read.
+    """
+    size = at_first
+    while True:
+        with state.database.read() as session:
+            versions.must_be_read(session)
+            found = versions.shown_backbones(session, contains, after, size)
+            chunk = _read(state, session, found)
+        yield from chunk
+        if len(found) < size:
+            return
+        after, size = found[-1], min(2 * size, MOST_AT_ONCE)
+
+
+def named(state: AppState, name: str) -> Backbone | None:
+    """The backbone with a name, if there is one. Raises the API's 503 while MLflow's versions are being read."""
     with state.database.read() as session:
         versions.must_be_read(session)
-        rows, aliases = versions.shown(session, name), versions.aliases(session, name)
+        return next(iter(_read(state, session, [name])), None)
+
+
+def backbone(state: AppState, name: str) -> Backbone:
+    """One backbone. Raises the API's 404 and 503."""
+    found = named(state, name)
+    if found is None:
+        raise not_found("backbone", name)
+    return found
+
+
+def _read(state: AppState, session: Session, backbones: Sequence[str]) -> list[Backbone]:
+    """Those of some backbones of which a version is shown, by name."""
+    rows, aliases = versions.shown(session, backbones), versions.aliases(session, backbones)
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):
             by_name.setdefault(row.name, []).append(Served(row, row.folder))
     return [Backbone(found, _among(aliases.get(each, {}), found)) for each, found in by_name.items()]
-
-
-def backbone(state: AppState, name: str) -> Backbone:
-    """One backbone. Raises the API's 404 and 503."""
-    found = backbones(state, name)
-    if not found:
-        raise not_found("backbone", name)
-    return found[0]
 
 
 def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
@@ -173,7 +199,8 @@ def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, 
 
 def find(state: AppState, name: str, reference: str) -> Served:
     """The version that a number, `latest`, `main` or an alias means, also if it is gone. Raises the API's 404."""
-    found = next((each.meant_by(reference) for each in backbones(state, name)), None)
+    backbone = named(state, name)
+    found = backbone.meant_by(reference) if backbone else None
     if found is None:
         raise not_found("version", f"{name}:{reference}")
     return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 from urllib.parse import quote
 
@@ -42,7 +43,7 @@ BY_TIME: Final = "updated_at"
 
 @dataclass(frozen=True)
 class Filters:
-    """Filters of a list of backbones: a version must match all of them."""
+    """Filters of a list of backbones: the name must match, and a version must match all others."""
 
     name_contains: str | None = None
     job: str | None = None
@@ -55,15 +56,14 @@ class Filters:
     alias: str | None = None
 
     def match(self, version: Served, aliases: Mapping[str, int]) -> bool:
-        """Whether a version matches; ``aliases`` are all aliases of its backbone."""
+        """Whether a version matches all filters but that of the name; ``aliases`` are all aliases of its backbone."""
         tags = version.row.tags
-        filters = [
-            (self.name_contains and self.name_contains.lower(), version.name),
+        filters: list[tuple[str | None, set[str | None]]] = [
             (self.job, {version.row.job_id, version.row.trained_by}),
             (self.dataset, {tags.get(names.TAG_DATASET), version.row.dataset_uri}),
             (self.method, {tags.get(names.TAG_METHOD)}),
             (self.network, {tags.get(names.TAG_NETWORK)}),
-            (self.export_format, set(version.formats)),
+            (self.export_format, {*version.formats}),
             (self.alias, {alias for alias, number in aliases.items() if number == version.number}),
         ]
         return all(value is None or value in values for value, values in filters)
@@ -74,17 +74,25 @@ def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cur
 
     They are sorted by name, by time or by an evaluation result; those without the result come last.
     """
-    views = []
-    for backbone in registry.backbones(state):
-        matches = [version for version in backbone.versions if filters.match(version, backbone.aliases)]
-        if matches:
-            views.append(backbone.only(matches).view())
-    keyed = sorted(((_sort_key(view, sort), view) for view in views), key=lambda pair: pair[0])
-    if cursor:
-        last = _read_sort_key(cursor, sort)
-        keyed = [pair for pair in keyed if pair[0] > last]
+    last = _read_sort_key(cursor, sort) if cursor else None
+    if sort is None:  # they are read by name, so no more of them than the page needs
+        after = last[2] if last else ""
+        views = list(islice(_matches(state, filters, after, limit + 1), limit + 1))
+        keyed = [(_sort_key(view, sort), view) for view in views]
+    else:
+        found = _matches(state, filters, "", registry.MOST_AT_ONCE)
+        keyed = sorted(((_sort_key(view, sort), view) for view in found), key=lambda pair: pair[0])
+        keyed = [pair for pair in keyed if last is None or pair[0] > last]
     next_cursor = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     return Page[BackboneView](items=[view for _, view in keyed[:limit]], next_cursor=next_cursor)
+
+
+def _matches(state: AppState, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
+    """The backbones after a name with the versions that match, by name."""
+    for backbone in registry.backbones(state, filters.name_contains or "", after, at_first):
+        matches = [version for version in backbone.versions if filters.match(version, backbone.aliases)]
+        if matches:
+            yield backbone.only(matches).view()
 
 
 SortKey = tuple[bool, float, str]
@@ -101,7 +109,8 @@ def _sort_key(view: BackboneView, sort: str | None) -> SortKey:
 def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
     match read_cursor(cursor):
         case [cursor_sort, bool(missing), float(value) | int(value), str(name)] if cursor_sort == sort:
-            return missing, float(value), name
+            if name.isascii() and name.isprintable():  # as all names are; a database takes no other text
+                return missing, float(value), name
     raise bad_cursor(cursor)
 
 
@@ -120,7 +129,7 @@ def show_version(state: AppState, name: str, reference: str) -> VersionView:
 def describe(state: AppState, version: Served) -> VersionView:
     """A version with its files, of which it has none if it is gone."""
     with state.database.read() as session:
-        aliases = versions.aliases(session, version.name).get(version.name, {})
+        aliases = versions.aliases(session, [version.name]).get(version.name, {})
     summary = version.summary(aliases)
     if version.gone:
         return VersionView(**vars(summary), files=[])

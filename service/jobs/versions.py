@@ -68,12 +68,21 @@ def must_be_read(session: Session) -> None:
         raise unavailable("MLflow's registry", text)
 
 
-def shown(session: Session, name: str | None = None) -> Sequence[BackboneVersion]:
-    """All versions that are shown, or one backbone's, by name and number."""
-    query = select(BackboneVersion).where(BackboneVersion.state.in_(SHOWN))
-    if name is not None:
-        query = query.where(BackboneVersion.name == name)
+def shown(session: Session, backbones: Sequence[str]) -> Sequence[BackboneVersion]:
+    """The versions of some backbones that are shown, by name and number."""
+    query = select(BackboneVersion).where(BackboneVersion.name.in_(backbones), BackboneVersion.state.in_(SHOWN))
     return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
+
+
+def shown_backbones(session: Session, contains: str, after: str, limit: int) -> Sequence[str]:
+    """The first names after another one, in the database's order, of backbones with a version that is shown.
+
+    ``contains``: a part of the names, in upper or lower case; empty for all of them.
+    """
+    query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
+    if contains:
+        query = query.where(BackboneVersion.name.icontains(contains, autoescape=True))
+    return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,11 @@ def known(session: Session) -> dict[tuple[str, int], Known]:
     return {(name, version): Known(VersionState(state), source, tags) for name, version, state, source, tags in rows}
 
 
-def aliases(session: Session, name: str | None = None) -> dict[str, dict[str, int]]:
-    """The versions of all aliases, or of one backbone's, by the backbone's name and the alias."""
+def aliases(session: Session, backbones: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
+    """The versions of all aliases, or of some backbones', by the backbone's name and the alias."""
     query = select(BackboneAlias).order_by(BackboneAlias.name, BackboneAlias.alias)
     found: dict[str, dict[str, int]] = {}
-    for row in session.scalars(query if name is None else query.where(BackboneAlias.name == name)):
+    for row in session.scalars(query if backbones is None else query.where(BackboneAlias.name.in_(backbones))):
         found.setdefault(row.name, {})[row.alias] = row.version
     return found
 

@@ -16,13 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_fakes import add_job, job_of, problem, spec_with
 from service_world import World
+from sqlalchemy import event
 
 from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
 from service.auth.scopes import Role
 from service.backbones import service
 from service.backbones.archive import Archive
-from service.db.tables import Job
+from service.db.tables import BackboneVersion, Job
+from service.http.paging import write_cursor
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome
 
@@ -124,12 +126,39 @@ def test_pages_give_each_once_whatever_the_order(api, registry, sort):
     assert sorted(whole) == list("abcdef")
 
 
+@pytest.mark.both_databases
+def test_a_page_reads_its_own_backbones_and_a_filter_finds_those_that_come_later(api, registry):
+    """A registry of thousands of versions is not read whole for each page of fifty."""
+    for number in range(12):
+        registry.add(f"b-{number:02}", method="rc-mae" if number > 9 else "mae")
+    read: list[str] = []
+
+    def loaded(row: BackboneVersion, _: object) -> None:
+        read.append(row.name)
+
+    event.listen(BackboneVersion, "load", loaded)
+    try:
+        first = api.get(BASE, params={"limit": "2"}).json()
+        assert [item["name"] for item in first["items"]] == ["b-00", "b-01"]
+        assert read == ["b-00", "b-01", "b-02"]
+        second = api.get(BASE, params={"limit": "2", "cursor": first["next_cursor"]}).json()
+        assert [item["name"] for item in second["items"]] == ["b-02", "b-03"]
+        read.clear()
+        assert names_of(api, name_contains="B-1") == read == ["b-10", "b-11"]
+    finally:
+        event.remove(BackboneVersion, "load", loaded)
+    assert names_of(api, limit="1", method="rc-mae") == ["b-10"]
+    assert names_of(api, name_contains="_") == []
+
+
+@pytest.mark.both_databases
 def test_a_cursor_of_another_order_or_of_nobody_is_refused(api, registry):
     for name in "abc":
         registry.add(name)
     cursor = api.get(BASE, params={"limit": "1"}).json()["next_cursor"]
     problem(api.get(BASE, params={"cursor": cursor, "sort": "updated_at"}), 422, "parameter_invalid")
-    for wrong in ("x", "W10", "WzEsMl0", "e30"):
+    no_name = write_cursor([None, False, 0.0, "a\0\ud800"])
+    for wrong in ("x", "W10", "WzEsMl0", "e30", no_name):
         problem(api.get(BASE, params={"cursor": wrong}), 422, "parameter_invalid")
 
 
