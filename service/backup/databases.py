@@ -48,13 +48,13 @@ def copy_database(name: DatabaseName, url: str, folder: Path) -> DatabaseCopy | 
     if parsed.get_backend_name() != "sqlite":
         file = f"{name}.dump"
         revision = _dump(parsed, folder / file)
-        return DatabaseCopy(name=name, kind="postgres", file=file, revision=revision, taken_at=taken_at)
+        return DatabaseCopy(name=name, engine="postgres", file=file, revision=revision, taken_at=taken_at)
     source = Path(str(parsed.database))
     if not source.is_file():
         return None
     file = f"{name}.db"
     revision = _copy_sqlite(source, folder / file)
-    return DatabaseCopy(name=name, kind="sqlite", file=file, revision=revision, taken_at=taken_at)
+    return DatabaseCopy(name=name, engine="sqlite", file=file, revision=revision, taken_at=taken_at)
 
 
 def _copy_sqlite(source: Path, target: Path) -> str | None:

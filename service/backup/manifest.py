@@ -36,7 +36,7 @@ class DatabaseCopy(BaseModel):
     """The copy of one database."""
 
     name: DatabaseName
-    kind: Literal["sqlite", "postgres"]
+    engine: Literal["sqlite", "postgres"]
     file: str
     """A SQLite file, or a dump of pg_dump's custom format."""
     revision: str | None

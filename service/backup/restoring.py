@@ -99,8 +99,8 @@ def restore_deployment(
             f"{artifact_root}: set it to the same"
         )
     for copy in manifest.databases:
-        if copy.kind != "postgres" or copy.name not in databases:
-            raise BackupError(f"the backup's database {copy.name} ({copy.kind}) is not one of this deployment's")
+        if copy.engine != "postgres" or copy.name not in databases:
+            raise BackupError(f"the backup's database {copy.name} ({copy.engine}) is not one of this deployment's")
         if not replace and not is_empty(databases[copy.name]):
             raise BackupError(
                 f"the deployment's database {copy.name} is not empty: stop what uses it, and add --replace to remove "
@@ -176,7 +176,7 @@ def _fill(
 
 
 def _restore(copy: DatabaseCopy, source: Path, partial: Path, url: str | None, *, replace: bool) -> None:
-    if copy.kind == "sqlite":
+    if copy.engine == "sqlite":
         shutil.copyfile(source, partial / f"{copy.name}.db")
     elif url is None:
         raise BackupError("the jobs of this backup were in Postgres: name an empty database with --database-url")

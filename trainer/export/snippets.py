@@ -188,7 +188,13 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
         "1.0.16 or later; for a pulled folder write `local-dir:` and its path. `pretrained=True` loads the weights.",
         _timm,
     ),
-    (None, "MLflow", "Where MLflow and its artifacts can be reached; set `MLFLOW_TRACKING_URI`.", _mlflow),
+    (
+        None,
+        "MLflow",
+        "Where MLflow and its artifacts can be reached; set `MLFLOW_TRACKING_URI`, and if it asks for a login "
+        + "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
+        _mlflow,
+    ),
     (BACKBONE_TIMM, "torch", "With only torch and safetensors, from a pulled folder of the format `timm`.", _torch),
     (
         BACKBONE_HF_MAE,

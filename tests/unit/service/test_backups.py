@@ -240,7 +240,7 @@ def test_artifacts_that_were_only_listed_stay_where_they_are(folder, tmp_path):
 
 
 def test_a_newer_schema_or_format_is_refused(folder, tmp_path):
-    newer = DatabaseCopy(name="rcmae", kind="sqlite", file="", revision="9999", taken_at=datetime.now(UTC))
+    newer = DatabaseCopy(name="rcmae", engine="sqlite", file="", revision="9999", taken_at=datetime.now(UTC))
     with pytest.raises(BackupError, match="schema 9999, which this release does not know"):
         require_known(newer)
     backup = backed_up(folder, tmp_path / "backup")
