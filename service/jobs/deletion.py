@@ -12,7 +12,6 @@ from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem
 from service.jobs import versions
 from service.jobs.schemas import BackboneRef, Deletion
-from service.jobs.versions import VersionState
 
 
 def preview(app_state: AppState, job: Job) -> Deletion:
@@ -31,22 +30,22 @@ def preview(app_state: AppState, job: Job) -> Deletion:
         artifact_uri=job.artifact_uri,
         files=len(files),
         bytes=sum(size for _, size in files),
-        backbones=_ready(registered),
+        backbones=_refs(registered),
     )
 
 
 def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[BackboneRef]:
-    """Delete a job's versions together with the job, in the same transaction; returns those that can be pulled.
+    """Delete a job's versions together with the job, in the same transaction; returns them.
 
-    Raises the API's 503 while they are not known, and 409 where one can be pulled and ``with_backbones`` is false, or
-    where one has an alias.
+    Raises the API's 503 while they are not known, and 409 where there is one and ``with_backbones`` is false, or where
+    one has an alias. One that is gone from MLflow counts too: its files may be there, and MLflow may have it again.
     """
     if job.spec.get("register_as"):
         versions.must_be_read(session)
     registered = versions.shown_of_job(session, job.id)
-    ready = _ready(registered)
-    if ready and not with_backbones:
-        listed = ", ".join(f"{version.name} version {version.version}" for version in ready)
+    going = _refs(registered)
+    if going and not with_backbones:
+        listed = ", ".join(f"{version.name} version {version.version}" for version in going)
         text = f"deleting {job.id} would delete {listed} too: confirm with with_backbones=true"
         raise ApiProblem(409, "backbones_would_go", text)
     for version in registered:
@@ -57,13 +56,11 @@ def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[Ba
             )
             raise ApiProblem(409, "version_has_alias", text)
         versions.delete(version)
-    return ready
+    return going
 
 
-def _ready(registered: Sequence[BackboneVersion]) -> list[BackboneRef]:
-    """Those versions that can be pulled."""
-    ready = (version for version in registered if version.state == VersionState.READY)
-    return [BackboneRef(name=version.name, version=version.version) for version in ready]
+def _refs(registered: Sequence[BackboneVersion]) -> list[BackboneRef]:
+    return [BackboneRef(name=version.name, version=version.version) for version in registered]
 
 
 def _files(artifacts: Artifacts, folder: str) -> list[tuple[str, int]]:

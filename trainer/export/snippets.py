@@ -191,8 +191,7 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
     (
         None,
         "MLflow",
-        "Where MLflow and its artifacts can be reached; set `MLFLOW_TRACKING_URI`, and if it asks for a login "
-        + "`MLFLOW_TRACKING_USERNAME` and `MLFLOW_TRACKING_PASSWORD`.",
+        "Where MLflow can be reached; set `MLFLOW_TRACKING_URI`, and `_USERNAME` and `_PASSWORD` if it asks.",
         _mlflow,
     ),
     (BACKBONE_TIMM, "torch", "With only torch and safetensors, from a pulled folder of the format `timm`.", _torch),

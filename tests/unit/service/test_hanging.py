@@ -17,7 +17,6 @@ from service_fakes import add_job, problem
 
 from service.adapters.storage import Artifacts
 from service.app import assemble, attach, close
-from service.auth.sessions import Sessions
 from service.settings import Settings
 from trainer.protocol.names import log_folder
 
@@ -68,7 +67,7 @@ def silent() -> Iterator[Callable[[], SilentServer]]:
 
 
 @pytest.fixture
-def hanging(routes: FastAPI, settings: Settings, silent, use_s3, s3, tmp_path, monkeypatch) -> Iterator[tuple]:
+def hanging(routes: FastAPI, settings: Settings, silent, use_s3, s3, monkeypatch) -> Iterator[tuple]:
     """The application over an MLflow, a Ray and an S3 that hang, and their servers."""
     mlflow, ray, storage = silent(), silent(), silent()
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
@@ -77,9 +76,6 @@ def hanging(routes: FastAPI, settings: Settings, silent, use_s3, s3, tmp_path, m
     changes = {"mlflow_url": mlflow.address, "ray_url": ray.address, "artifact_root": "s3://bucket/artifacts"}
     state, _ = assemble(settings.model_copy(update=changes), refused=pytest.fail)
     attach(routes, state, None)
-    secret = tmp_path / "secret"
-    secret.write_text("what-all-processes-of-the-service-know")
-    routes.state.sessions = Sessions(secret)
     yield routes, (mlflow, ray, storage)
     close(state)
 
@@ -103,8 +99,8 @@ def test_what_hangs_holds_up_only_what_needs_it(hanging, database):
         headers = {"Authorization": f"Bearer {token_of('alice')}"}
         transport = httpx.ASGITransport(app)
         async with (
-            httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers, timeout=None) as api,
-            httpx.AsyncClient(transport=transport, base_url="http://api", timeout=None) as browser,
+            httpx.AsyncClient(transport=transport, base_url="http://testserver", headers=headers, timeout=None) as api,
+            httpx.AsyncClient(transport=transport, base_url="http://testserver", timeout=None) as browser,
         ):
             assert (await browser.post("/login", data={"token": token_of("alice")})).status_code == 303
             crowd = {
@@ -153,7 +149,7 @@ def test_downloads_that_wait_hold_up_nobody(app, database, root, monkeypatch):
     async def story() -> list[httpx.Response]:
         headers = {"Authorization": f"Bearer {token_of('alice')}"}
         async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://api", headers=headers, timeout=None
+            transport=httpx.ASGITransport(app), base_url="http://testserver", headers=headers, timeout=None
         ) as api:
             downloads = [asyncio.create_task(api.get(f"/v1/jobs/{job_id}/logs/1/driver")) for _ in range(60)]
             await _until(lambda: waiting.acquire(blocking=False))

@@ -174,6 +174,11 @@ def test_a_version_that_somebody_deleted_in_mlflow_is_shown_as_gone(served, worl
     hub = served.get("/hf/rcmae/digits/resolve/v2/config.json")
     assert "digits:2 was deleted in MLflow" in problem(hub, 404, "revision_not_found")["detail"]
     problem(served.put(f"{BASE}/digits/aliases/best", json={"version": 2}), 410, "version_gone")
+    job_id = registry.jobs["digits"]
+    problem(served.delete(f"/v1/jobs/{job_id}"), 409, "backbones_would_go")
+    assert [
+        each["version"] for each in served.delete(f"/v1/jobs/{job_id}", params={"preview": True}).json()["backbones"]
+    ] == [1, 2]
     mlflow.registered.append(deleted)  # from a backup of MLflow's database
     world.compare_versions()
     assert numbers(served) == ([1, 2], [])
