@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import stat
 import subprocess
 import time
@@ -434,30 +435,52 @@ def test_kill_table(transcript):
     transcript.table("Every service killed once under a running job", head, KILLS)
 
 
-def test_a_backup_holds_all_three_databases(deployment, transcript, tmp_path):
-    tmp_path.chmod(0o777)  # the container's user is another
-    folder = ["run", "--rm", "-T", "-v", f"{tmp_path}:/backups", "admin"]
-    manifest = json.loads(deployment.compose(*folder, "backup", "--deployment", "/backups/one", "--json"))
-    assert [(copy["name"], copy["kind"]) for copy in manifest["databases"]] == [
-        (name, "postgres") for name in ("rcmae", "studies", "mlflow")
-    ]
-    transcript.say(f"A backup of the databases lists {manifest['artifacts']} artifacts.")
-
-
 def test_down_and_up_keep_everything(client, deployment, transcript, tmp_path):
-    before = _pull(client, tmp_path / "before", transcript)
-    jobs = {job.id: (job.state, job.attempts) for job in client.jobs()}
-    (search,) = client.jobs(kind="search")
-    trials = list(client.trials(search.id))
+    before = _recorded(client, tmp_path / "before", transcript)
     begin = time.monotonic()
     deployment.compose("down")
     transcript.say(f"`down` took {time.monotonic() - begin:.0f} s")
+    _up_again(client, deployment, transcript)
+    assert _recorded(client, tmp_path / "after", transcript) == before
+    transcript.say("the jobs, the search's trials and the backbone are as before")
+
+
+def test_a_backup_brings_a_destroyed_deployment_back(client, deployment, transcript, tmp_path):
+    """The commands of deploy/README.md. Nothing but `.env` and the backup is left in between."""
+    before = _recorded(client, tmp_path / "before", transcript)
+    backups = tmp_path / "backups"
+    backups.mkdir()
+    for folder in (backups, *backups.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o777)  # the container's user is another
+    admin = ["run", "--rm", "-T", "-v", f"{backups}:/backups", "admin"]
+    made = json.loads(deployment.compose(*admin, "backup", "--deployment", "/backups/one", "--artifacts", "--json"))
+    assert [(copy["name"], copy["engine"]) for copy in made["databases"]] == [
+        (name, "postgres") for name in ("rcmae", "studies", "mlflow")
+    ]
+    transcript.say(f"`admin backup`: three databases and {made['artifacts']} artifacts, each with its sha256")
+    deployment.compose("down", "--volumes")
+    shutil.rmtree(deployment.secrets)
+    transcript.say("destroyed, with its volumes and secret files")
+
+    deployment.rcmae("init-deploy")
+    deployment.compose("up", "--detach", "postgres", "s3", "buckets")
+    deployment.compose(*admin, "restore", "--deployment", "/backups/one")
+    _up_again(client, deployment, transcript)
+    assert _recorded(client, tmp_path / "after", transcript) == before
+    transcript.say("restored: the jobs, the search's trials and the backbone are as before")
+
+
+def _recorded(client: Client, folder: Path, transcript: Transcript) -> Any:
+    """What a deployment must not lose: its jobs, a search's trials, and the sha256 of a backbone."""
+    jobs = {job.id: (job.state, job.attempts) for job in client.jobs()}
+    (search,) = client.jobs(kind="search")
+    return jobs, list(client.trials(search.id)), _pull(client, folder, transcript)
+
+
+def _up_again(client: Client, deployment: Deployment, transcript: Transcript) -> None:
     begin = time.monotonic()
     deployment.up()
     deployment.wait_healthy()
     poll(client.ready, bool, 120)
     transcript.say(f"`up` again: ready after {time.monotonic() - begin:.0f} s")
-    assert {job.id: (job.state, job.attempts) for job in client.jobs()} == jobs
-    assert list(client.trials(search.id)) == trials
-    assert _pull(client, tmp_path / "after", transcript) == before
-    transcript.say(f"{len(jobs)} jobs, the search's trials and the backbone are as before")
