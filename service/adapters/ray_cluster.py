@@ -28,8 +28,8 @@ LOG_TAIL = 2000
 LOG_LINES = 1000
 LOG_BYTES = 2**18
 """As many lines and bytes of a log are looked at for that."""
-NO_DRIVER = "has no driver node id"
-"""Ray's words about the log of a submission that ended before it had a driver."""
+DRIVER_LOG = "job-driver-{submission_id}.log"
+"""Ray's name for the log of a submission's driver, on the driver's node."""
 GPU_MODEL = "accelerator_type:"
 """Prefix of the resource whose name says which GPU model a node has."""
 REFUSALS = frozenset({400, 404, 409, 422, 500})
@@ -203,15 +203,20 @@ class RayCluster(Gated):
         The Jobs API sends whole logs, which may be gigabytes, through the head's memory and ours. The State API reads
         the end of the file alone, although a line may still be of any length.
         """
-        path, end = f"/api/v0/logs/file?submission_id={submission_id}&lines={LOG_LINES}", time.monotonic() + ANSWER_S
-        tail = bytearray()
+        response = self._call("GET", f"/api/jobs/{submission_id}")
+        try:
+            node = response.json()["driver_node_id"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._unexpected(response) from error
+        if not node:
+            return ""
+        query = {"node_id": node, "filename": DRIVER_LOG.format(submission_id=submission_id), "lines": LOG_LINES}
+        tail, end = bytearray(), time.monotonic() + ANSWER_S
         with self._gate():
             try:
-                with self._http.stream("GET", path, headers=self._headers()) as response:
+                with self._http.stream("GET", "/api/v0/logs/file", params=query, headers=self._headers()) as response:
                     if response.is_error:
                         response.read()
-                        if NO_DRIVER in response.text:
-                            return ""
                         raise _error_of(response)
                     for piece in response.iter_bytes():
                         tail += piece

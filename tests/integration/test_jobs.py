@@ -52,7 +52,7 @@ def test_logs_of_driver_and_ranks(stack, finished):
     assert {line.source for line in only} == {"rank-1"}
 
 
-def test_metrics_and_pictures(stack, finished):
+def test_metrics_and_pictures(stack, finished, tmp_path):
     job, _ = finished
     series = stack.client.metrics(job.id).series
     assert [point.step for point in series["train/loss"]] == list(range(1, 201))
@@ -61,7 +61,7 @@ def test_metrics_and_pictures(stack, finished):
     assert all(0 <= point.value <= 1 for point in series["throughput/data_wait_fraction"])
     pictures = stack.client.images(job.id)
     assert [picture.step for picture in pictures] == [0, 100, 200]
-    file = stack.state_dir / "picture.png"
+    file = tmp_path / "picture.png"
     file.write_bytes(stack.client.image(job.id, pictures[-1].name))
     with Image.open(file) as image:
         assert image.format == "PNG"
@@ -140,7 +140,7 @@ def test_same_idempotency_key_makes_one_job(stack):
     assert stack.client.cancel(first.id).state is State.CANCELLED
 
 
-def test_wrong_requests_are_told_what_is_wrong(stack):
+def test_wrong_requests_are_told_what_is_wrong(stack, tmp_path):
     headers = {"Authorization": f"Bearer {stack.token}"}
     answer = httpx.post(f"{stack.url}/v1/jobs", json=make_spec(optimization={"epocs": 3}), headers=headers)
     problem = answer.json()
@@ -149,7 +149,7 @@ def test_wrong_requests_are_told_what_is_wrong(stack):
     assert "epochs" in problem["problems"][0]["message"]
     assert httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": "Bearer wrong"}).status_code == 401
     assert httpx.get(f"{stack.url}/v1/jobs/job-none", headers=headers).json()["code"] == "job_not_found"
-    bad = stack.rcmae("submit", str(_file(stack.state_dir / "bad.yaml", make_spec(seed=-1))))
+    bad = stack.rcmae("submit", str(_file(tmp_path / "bad.yaml", make_spec(seed=-1))))
     assert bad.returncode == 2
     assert "seed" in bad.stdout + bad.stderr
 

@@ -70,7 +70,9 @@ def test_every_setting_is_documented_with_its_default():
     assert set(documented) == {f"RCMAE_{name.upper()}" for name in Settings.model_fields}
     for name, field in Settings.model_fields.items():
         shown, default = documented[f"RCMAE_{name.upper()}"][0].split(" (")[0], field.default
-        if isinstance(default, bool) or default is None or isinstance(default, str):
+        if isinstance(default, tuple):
+            assert shown == ", ".join(f"`{each}`" for each in default), name
+        elif isinstance(default, bool) or default is None or isinstance(default, str):
             words = {"none", "any number"} if default is None else {str(default).lower(), f"`{default}`"}
             assert shown in words, name
         elif field.is_required():

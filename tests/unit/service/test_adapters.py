@@ -61,6 +61,17 @@ def always(status: int, **content: object) -> RayCluster:
     return cluster(lambda _: httpx.Response(status, **content))
 
 
+def with_log(text: str, node: str | None = "node-1") -> RayCluster:
+    """A cluster where every submission's driver has this log."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.startswith("/api/jobs/"):
+            return httpx.Response(200, json={"status": "FAILED", "driver_node_id": node})
+        return httpx.Response(200, text=text)
+
+    return cluster(answer)
+
+
 def refusing(error: type[httpx.HTTPError]) -> RayCluster:
     def answer(request: httpx.Request) -> httpx.Response:
         raise error("no answer", request=request)
@@ -282,24 +293,25 @@ def test_stopping_what_has_ended_or_is_gone_is_no_error():
 
 
 def test_the_end_of_a_log_is_short_and_never_in_the_way():
-    tail = always(200, text="x" * 9000 + "the end\n").log_tail("job-a-a1")
+    tail = with_log("x" * 9000 + "the end\n").log_tail("job-a-a1")
     assert tail.endswith("the end")
     assert len(tail) == LOG_TAIL
     line = json.dumps({"time": 1.5, "level": "info", "source": "driver", "message": "Trial 1 ends.", "job_id": "job-a"})
     mixed = "".join(f"{line}\nno JSON {number}\n" for number in range(1000))
-    assert always(200, text=mixed).log_tail("a").endswith("\nTrial 1 ends.\nno JSON 998\nTrial 1 ends.\nno JSON 999")
-    assert always(200, text=mixed).log_tail("a").startswith(("Trial 1 ends.", "no JSON "))
-    assert always(200, text="").log_tail("job-a-a1") == ""
-    never_ran = "Job job-a-a1 has no driver node id info. This is likely a bug. Please file an issue."
-    assert always(500, text=never_ran).log_tail("job-a-a1") == ""
+    assert with_log(mixed).log_tail("a").endswith("\nTrial 1 ends.\nno JSON 998\nTrial 1 ends.\nno JSON 999")
+    assert with_log(mixed).log_tail("a").startswith(("Trial 1 ends.", "no JSON "))
+    assert with_log("").log_tail("job-a-a1") == ""
+    assert with_log("of another", node=None).log_tail("job-a-a1") == "", "it has ended before it had a driver"
     assert "could not be read" in refusing(httpx.ReadTimeout).log_tail("job-a-a1")
     assert "could not be read" in always(500).log_tail("job-a-a1")
+    assert "not a response of Ray" in always(200, text="<html>").log_tail("job-a-a1")
 
 
 @pytest.fixture
 def head() -> Iterator[ScriptedServer]:
     """A real server in the place of Ray's head."""
     made = ScriptedServer()
+    made.on("GET", "/api/jobs/job-a-a1", Answer(body={"driver_node_id": "node-1"}))
     yield made
     made.close()
 
@@ -318,7 +330,9 @@ def test_a_huge_log_is_not_held_in_memory(head):
         ray.close()
     assert tail.endswith("the end")
     assert peak < 20 * 2**20
-    assert head.asked[0].query == {"submission_id": ["job-a-a1"], "lines": ["1000"]}
+    assert head.asked[1].query == {
+        "node_id": ["node-1"], "filename": ["job-driver-job-a-a1.log"], "lines": ["1000"],
+    }  # fmt: skip
 
 
 def test_a_log_that_comes_too_slowly_is_given_up_on(head, monkeypatch):

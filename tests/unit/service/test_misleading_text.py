@@ -8,9 +8,11 @@ import re
 import pytest
 from fastapi.routing import iter_route_contexts
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
+from test_pages_rest import csrf
 
 from service.app import build_app
 from service.backbones.hub import PREFIX
+from service.dashboard.site import PageRoute
 from trainer.spec.text import misleading, visible, visible_json
 
 MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029"
@@ -47,28 +49,32 @@ def test_a_spec_with_one_is_refused_by_its_field(api, path, change, field):
     assert "remove it" in found["message"]
 
 
-def test_every_body_is_checked(clients):
+def test_every_body_is_checked(clients, browsers):
     bodies = [each for each in ROUTES if each.original_route.body_field and each.path != "/login"]
     bodies = [each for each in bodies if each.path != "/logout"]
     assert len(bodies) > 12
+    forms = csrf(browsers.alice)
     content = json.dumps({"a": [{"b\u202e": 1}, "x\x1b[31m"]})
     for each in bodies:
         path = re.sub(r"\{[^}]+\}", "1", each.path)
         for method in each.methods:
-            answer = clients.admin.request(method, path, content=content, headers={"Content-Type": "application/json"})
+            client, header = (browsers.alice, forms) if path.startswith("/forms/") else (clients.admin, {})
+            headers = {"Content-Type": "application/json"} | header
+            answer = client.request(method, path, content=content, headers=headers)
             found = problem(answer, 422, "spec_invalid")["problems"]
             assert [item["field"] for item in found] == ["a.0.b\\u202e", "a.1"], (method, path)
             assert "U+202E (RIGHT-TO-LEFT OVERRIDE)" in found[0]["message"]
             assert "U+001B (a control character)" in found[1]["message"]
 
 
-def test_every_query_parameter_is_checked(clients):
+def test_every_query_parameter_is_checked(clients, browsers):
     for each in ROUTES:
         if each.path.startswith(f"{PREFIX}/"):
             continue
         path = re.sub(r"\{[^}]+\}", "1", each.path)
+        client = browsers.alice if isinstance(each.original_route, PageRoute) else clients.admin
         for name in each.original_route._parameters:
-            answer = clients.admin.request(next(iter(each.methods)), f"{path}?{name}=a%E2%80%AEb")
+            answer = client.request(next(iter(each.methods)), f"{path}?{name}=a%E2%80%AEb")
             assert answer.status_code == 422, (path, name)
             assert "U+202E" in answer.text or "HEAD" in each.methods
 

@@ -75,9 +75,9 @@ def test_a_role_without_the_right_to_the_extension_searches_without_it(new_url, 
     monkeypatch.setattr(name_index, "log", structlog.get_logger())  # a cached logger cannot be captured
     owner = create_engine(new_url, isolation_level="AUTOCOMMIT")
     with owner.connect() as connection:
-        connection.execute(text(f"CREATE ROLE limited LOGIN PASSWORD '{PASSWORD}'"))
-        connection.execute(text("GRANT USAGE, CREATE ON SCHEMA public TO limited"))
-    url = make_url(new_url).set(username="limited").render_as_string(hide_password=False)
+        connection.execute(text(f"CREATE ROLE unindexed LOGIN PASSWORD '{PASSWORD}'"))
+        connection.execute(text("GRANT USAGE, CREATE ON SCHEMA public TO unindexed"))
+    url = make_url(new_url).set(username="unindexed").render_as_string(hide_password=False)
     limited = Database(url)
     try:
         with capture_logs() as lines:
@@ -98,6 +98,6 @@ def test_a_role_without_the_right_to_the_extension_searches_without_it(new_url, 
     finally:
         limited.close()
         with owner.connect() as connection:
-            connection.execute(text("DROP OWNED BY limited"))
-            connection.execute(text("DROP ROLE limited"))
+            connection.execute(text("DROP OWNED BY unindexed"))
+            connection.execute(text("DROP ROLE unindexed"))
         owner.dispose()
