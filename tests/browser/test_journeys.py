@@ -222,7 +222,7 @@ def test_what_is_wrong_is_told_at_its_field(visit: Visit) -> None:
     start(page).click()
     expect(field).to_have_attribute("aria-invalid", "true")
     expect(page.locator(f"#{field.get_attribute('aria-describedby').split()[0]}")).to_have_text(
-        re.compile("greater than 0|at least")
+        re.compile("greater than or equal to 1")
     )
     expect(field).to_have_value("-3")
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from fault_gates import Gates
 from fault_nodes import cpus
+from fault_strikes import is_wanted
 from fault_table import TABLE
 from fault_world import CPUS, World
 from local_stack import running_stack
 from s3_server import FaultProxy
-from slow_parts import PART, chosen
+from slow_parts import PART
 
 from service.embedded import processes
 
@@ -33,8 +34,8 @@ def world(s3, postgres, tmp_path_factory) -> Iterator[World]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out the cells that are not in the part of the table that is wanted."""
-    cells = {item: item.callspec.indices for item in items if "struck" in getattr(item, "fixturenames", ())}
-    items[:] = [item for item in items if item not in cells or chosen(cells[item]["struck"] + cells[item]["phase"])]
+    cells = {item: item.callspec.params for item in items if "struck" in getattr(item, "fixturenames", ())}
+    items[:] = [item for item in items if item not in cells or is_wanted(cells[item]["struck"], cells[item]["phase"])]
 
 
 def pytest_report_header() -> str:

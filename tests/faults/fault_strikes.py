@@ -14,6 +14,7 @@ import psutil
 from fault_nodes import kill_second_node, second_node
 from fault_world import CPUS, World
 from live import poll
+from slow_parts import chosen
 
 from service.embedded import processes
 from service.embedded import stack as embedded
@@ -170,6 +171,12 @@ FAULTS: dict[str, Fault] = {
     "MLflow away": Fault(_mlflow, frozenset({Reason.STORAGE_ERROR}), ends_attempts=False),
     "S3 away": Fault(_s3, frozenset({Reason.STORAGE_ERROR}), ends_attempts=False),
 }
+PHASES = ("starting", "first checkpoint", "upload", "evaluation", "registration", "stopping")
+
+
+def is_wanted(name: str, phase: str) -> bool:
+    """Whether a fault meets a job of this phase in the part of the slow tests that runs."""
+    return chosen(list(FAULTS).index(name) + PHASES.index(phase))
 
 
 def all_up(world: World) -> None:

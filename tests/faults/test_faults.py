@@ -13,11 +13,10 @@ from random import Random
 import pytest
 from fault_evidence import CHARGED, ended_as, ended_well
 from fault_gates import Moment
-from fault_strikes import FAULTS, Fault, Held, all_up
+from fault_strikes import FAULTS, PHASES, Fault, Held, all_up, is_wanted
 from fault_table import TABLE
 from fault_world import END_SECONDS, FILES, STEPS_PER_EPOCH, World, small_spec
 from live import poll
-from slow_parts import chosen
 
 from service.adapters.mlflow_store import MlflowStore
 from service.jobs.schemas import AttemptView, JobView
@@ -26,7 +25,6 @@ from service.jobs.state import State
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 SEED = TABLE.seed
-PHASES = ("starting", "first checkpoint", "upload", "evaluation", "registration", "stopping")
 
 
 @dataclass
@@ -78,9 +76,9 @@ def struck(request, world) -> tuple[str, dict[str, Cell]]:
         for phase in PHASES
     ]
     # Of a part each cell is held where it is in the whole table.
-    cells = [cell for column, cell in enumerate(cells) if chosen(request.param_index + column)]
+    cells = [cell for cell in cells if is_wanted(name, cell.phase)]
     if name == "worker":  # in some jobs the others of the group have to notice
-        for cell in random.sample(cells, 2):
+        for cell in random.sample(cells, min(2, len(cells))):
             cell.workers = 2
     world.leave_undisturbed(*sorted({cell.workers for cell in cells}))
     with fault.around(world):

@@ -35,10 +35,7 @@ def test_a_destroyed_stack_comes_back_with_its_backbone(tmp_path):
     assert restored.returncode == 0, restored.stderr
     with running_stack(elsewhere) as stack:
         assert stack.token == token
-        assert list(stack.client.jobs()) == [
-            seen.model_copy(update={"artifact_uri": str(seen.artifact_uri).replace(str(state_dir), str(elsewhere))})
-            for seen in jobs
-        ]
+        assert list(stack.client.jobs()) == jobs
         stack.client.pull("kept", tmp_path / "after")
         weights = [file_sha256(tmp_path / when / "model.safetensors") for when in ("before", "after")]
         assert weights[0] == weights[1]
