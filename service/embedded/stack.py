@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 from pydantic import BaseModel
@@ -129,6 +130,8 @@ def up(
     if already and database != before.database_url:
         raise StackError(f"the stack is up at {before.url}: run `rcmae down` before giving it another database URL")
     if not already:
+        if root is None and not os.path.lexists(folder.artifact_root):
+            Path(folder.artifact_root).mkdir(0o700)  # whatever this shell's umask is
         try_artifact_root(root or folder.artifact_root)
         try_database(database)
     start = partial(_start_supervisor, folder, port, root, database)
