@@ -88,7 +88,7 @@ def bearer_token(authorization: str | None) -> str:
 
 def identify(database: Database, text: str, trail: Trail | None = None) -> Token | None:
     """The token with this text, valid or not; None if it is unknown. Its owner becomes the actor of ``trail``."""
-    with database.read() as session:
+    with database.query() as session:
         token = session.get(Token, sha256(text))
     if token and trail:
         trail.actor, trail.token_id = token.owner, token.id

@@ -86,7 +86,7 @@ def identify(database: Database, request: HTTPConnection, trail: Trail | None = 
         .join(BrowserSession, BrowserSession.token_id == Token.id)
         .where(BrowserSession.sha256 == sha256(text), BrowserSession.seen_at > now() - LIFE)
     )
-    with database.read() as session:
+    with database.query() as session:
         row = session.execute(query).one_or_none()
     if row is None:
         return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from service.adapters.breaker import Breaker, Unreachable
+from service.adapters.breaker import Breaker
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.ray_cluster import ClusterRefused, ClusterUnreachable
 from service.adapters.storage import StorageRefused, StorageUnreachable
@@ -25,16 +24,7 @@ class Refused(Unavailable):
 class Dependency(Breaker):
     """One dependency of the controller, whose loop and workers call it on threads of their own."""
 
-    def __init__(
-        self,
-        name: str,
-        failure: type[Unreachable],
-        clock: Callable[[], float] = time.monotonic,
-        refusal: type[Unreachable] | tuple[()] = (),
-    ) -> None:
-        """``failure``: raised where it does not answer; ``refusal``: subclasses of it that are answers."""
-        super().__init__(name, failure, clock, refusal)
-        self._since: float | None = None
+    _since: float | None = None
 
     @contextmanager
     def call(self) -> Iterator[None]:

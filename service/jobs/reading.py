@@ -44,7 +44,7 @@ def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
 
 
 def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
-    with app_state.database.read() as session:
+    with app_state.database.query() as session:
         jobs, following = jobs_page(session, filters, limit, cursor)
     views = [JobView.model_validate({**_with_origin(job), "spec": from_json(job["spec"])}) for job in jobs]
     return Page[JobView](items=views, next_cursor=following)
@@ -52,7 +52,7 @@ def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | Non
 
 def listing_json(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> str:
     """The same as JSON. Specs, which are most of it, are neither decoded nor encoded."""
-    with app_state.database.read() as session:
+    with app_state.database.query() as session:
         jobs, following = jobs_page(session, filters, limit, cursor)
     summaries = [JobSummary.model_validate(_with_origin(job)).model_dump_json() for job in jobs]
     items = [f'{summary[:-1]},"spec":{job["spec"]}}}' for summary, job in zip(summaries, jobs, strict=True)]

@@ -1,5 +1,5 @@
 """How fast the REST API answers with many jobs in the database: p50, p99 and requests a second of eight clients, by
-default of two processes.
+default of two replicas.
 
 ``python tests/benchmarks/api.py [sqlite] [postgres] [--jobs N] [--seconds S] [--clients C] [--workers W]``. Real
 uvicorn processes as `rcmae up` starts one, their reconciler off, over real HTTP. Prints tables in Markdown. The clients
@@ -181,46 +181,61 @@ def _events(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Server:
-    """A running API."""
+    """A running API, of one process or of several replicas, each with a port of its own."""
 
-    process: psutil.Process
-    port: int
+    processes: list[psutil.Process]
+    ports: list[int]
 
     def cpu(self) -> float:
         """Seconds of CPU that it has used."""
-        alive = [self.process, *self.process.children(recursive=True)]
-        return sum(process.cpu_times().user + process.cpu_times().system for process in alive)
+        return sum(process.cpu_times().user + process.cpu_times().system for process in self.processes)
+
+    def connect(self, client: int) -> Connection:
+        """A client's connection; clients are spread over the replicas, as a front spreads them."""
+        return Connection(self.ports[client % len(self.ports)])
 
 
 @contextlib.contextmanager
 def serving(url: str, folder: Path, workers: int) -> Iterator[Server]:
     token = folder / "token"
     token.write_text(TOKEN)
-    (port,) = processes.free_ports(1)
+    ports = list(processes.free_ports(workers))
     environment = os.environ | {
         "RCMAE_DATABASE_URL": url,
         "RCMAE_ARTIFACT_ROOT": str(folder),
         "RCMAE_ADMIN_TOKEN_FILE": str(token),
         "RCMAE_RECONCILE": "false",
     }
+    with contextlib.ExitStack() as stack:
+        server = Server([stack.enter_context(_replica(port, folder, environment)) for port in ports], ports)
+        for port in ports:
+            _wait_for(port, folder)
+        yield server
+
+
+@contextlib.contextmanager
+def _replica(port: int, folder: Path, environment: dict[str, str]) -> Iterator[psutil.Process]:
     command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--host", HOST,
-               "--port", str(port), "--workers", str(workers), "--timeout-keep-alive", "60"]  # fmt: skip
-    with (folder / "log").open("wb") as log:
+               "--port", str(port), "--no-access-log", "--timeout-keep-alive", "60"]  # fmt: skip
+    with (folder / f"log-{port}").open("wb") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        end = time.monotonic() + START_S
-        while True:
-            try:
-                with Connection(port) as connection:
-                    connection.ask(b"GET", "/healthz")
-                break
-            except OSError:
-                assert time.monotonic() < end, (folder / "log").read_text()[-2000:]
-                time.sleep(0.1)
-        yield Server(process, port)
+        yield process
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _wait_for(port: int, folder: Path) -> None:
+    end = time.monotonic() + START_S
+    while True:
+        try:
+            with Connection(port) as connection:
+                connection.ask(b"GET", "/healthz")
+            break
+        except OSError:
+            assert time.monotonic() < end, (folder / f"log-{port}").read_text()[-2000:]
+            time.sleep(0.1)
 
 
 class Connection:
@@ -238,10 +253,10 @@ class Connection:
 
     def ask(self, method: bytes, path: str, body: bytes = b"", headers: bytes = b"") -> tuple[int, bytes]:
         """Status and body of the answer."""
-        head = method + b" " + path.encode() + b" HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer " + TOKEN.encode()
+        head = f"{path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {TOKEN}".encode()
         if body:
             head += b"\r\nContent-Type: application/json\r\nContent-Length: " + str(len(body)).encode()
-        self._socket.sendall(head + headers + b"\r\n\r\n" + body)
+        self._socket.sendall(method + b" " + head + headers + b"\r\n\r\n" + body)
         data = b""
         while (split := data.find(b"\r\n\r\n")) < 0:
             data += self._more()
@@ -298,7 +313,7 @@ def measure(server: Server, ask: Ask, seconds: float, clients: int) -> Found:
     def run(number: int) -> None:
         chance = random.Random(number)
         try:
-            with Connection(server.port) as connection:
+            with server.connect(number) as connection:
                 ask(connection, chance)
                 ready.wait()
                 end = time.perf_counter() + seconds
@@ -392,7 +407,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--seconds", type=float, default=8, help="of each kind of request")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--workers", type=int, default=2, help="processes of the API")
+    parser.add_argument("--workers", type=int, default=2, help="replicas of the API")
     parser.add_argument("--only", default="", help="kinds of request that have this in their names")
     arguments = parser.parse_args()
     wanted = arguments.what or ["sqlite", "postgres"]
@@ -400,7 +415,7 @@ def main() -> None:
         parser.error(f"there is no {', '.join(sorted(unknown))}: choose from sqlite, postgres")
     say(
         f"{os.cpu_count()} cores, Python {platform.python_version()}, fastapi {version('fastapi')}, "
-        f"sqlalchemy {version('sqlalchemy')}; {arguments.clients} clients, {arguments.workers} process(es) of the API."
+        f"sqlalchemy {version('sqlalchemy')}; {arguments.clients} clients, {arguments.workers} replica(s) of the API."
     )
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         if "sqlite" in wanted:
