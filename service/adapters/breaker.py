@@ -72,6 +72,11 @@ class Breaker:
             error.retry_after_s = math.ceil(pause)
             raise error
 
+    def due(self) -> None:
+        """Let the next call be made at once, because the dependency has been seen to answer."""
+        with self._lock:
+            self._next = 0.0
+
     def _enter(self) -> bool:
         """Begins a call. Returns whether it is the one that finds out whether the dependency answers again."""
         with self._lock:

@@ -16,6 +16,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
+from requests import RequestException
 
 from service.adapters.breaker import Gated, Unreachable
 
@@ -54,7 +55,19 @@ class MlflowConnection(Gated):
                 return request()
             except MlflowException as error:
                 kind = MlflowRefused if error.error_code in REFUSALS else MlflowUnreachable
-                raise kind(str(error).splitlines()[0][:300]) from error
+                raise kind(_reason(error, self.url)) from error
+
+
+def _reason(error: MlflowException, url: str) -> str:
+    """Why a request failed, in one line. Of a failed connection it is the system's own reason: MLflow's error repeats
+    those of the three libraries between them.
+    """
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, OSError) and not isinstance(cause, RequestException):
+            return f"{url}: {cause.strerror or cause}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error).splitlines()[0][:300]
 
 
 @contextmanager

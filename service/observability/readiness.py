@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import select
 
 from service.context.app_state import AppState
+from service.controller.dependencies import Dependencies
 from service.controller.lease import named, view
 from service.controller.loop import Reconciler
 from service.db.database import DatabaseUnreachable
@@ -65,6 +66,9 @@ class Readiness:
 
     def __init__(self, state: AppState, reconciler: Reconciler | None, limit_s: float = LIMIT_S) -> None:
         self._state, self._reconciler, self._limit_s = state, reconciler, limit_s
+        # Whoever is told that the service is ready may rely on it: the controller, which has waited longer and longer
+        # between two tries, tries at once what answers a probe.
+        self._controllers = reconciler.context.dependencies if reconciler else Dependencies()
         self._probes = [
             Probe("database", self._database),
             Probe("MLflow", self._mlflow),
@@ -86,13 +90,17 @@ class Readiness:
 
     def _mlflow(self) -> list[str]:
         self._state.mlflow.ping()
+        self._controllers.mlflow.due()
         return []
 
     def _ray(self) -> list[str]:
-        return ["no node has joined the cluster yet"] if self._state.ray.shape().without_nodes else []
+        without_nodes = self._state.ray.shape().without_nodes
+        self._controllers.ray.due()
+        return ["no node has joined the cluster yet"] if without_nodes else []
 
     def _storage(self) -> list[str]:
         self._state.artifacts.ping()
+        self._controllers.storage.due()
         return []
 
     def _controller(self) -> list[str]:

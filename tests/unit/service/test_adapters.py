@@ -539,7 +539,7 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
         store.all_versions,
     ]
     for call in calls:
-        with pytest.raises(MlflowUnreachable):
+        with pytest.raises(MlflowUnreachable, match=r"^http://127\.0\.0\.1:1: Connection refused$"):
             call()
 
 

@@ -10,7 +10,8 @@ from datetime import timedelta
 
 import pytest
 from postgres_server import PASSWORD, PostgresServer
-from service_fakes import FakeMlflow, FakeRay
+from service_fakes import FakeMlflow, FakeRay, job_of
+from service_world import World
 
 from service.adapters.storage import Artifacts
 from service.adapters.studies import Studies
@@ -68,6 +69,20 @@ def test_whatever_is_away_is_told(parts, reconciler, ray, mlflow, root):
     assert readiness.reasons() == []
     ray.cpus = 0
     assert readiness.reasons() == ["Ray: no node has joined the cluster yet"]
+
+
+@pytest.mark.parametrize(("part", "name"), [("mlflow", "MLflow"), ("ray", "Ray")])
+def test_what_a_probe_finds_answering_the_controller_tries_at_once(world: World, part, name):
+    readiness, job_id = Readiness(world.app_state, world.reconciler), world.add()
+    dependency = getattr(world, part)
+    dependency.reachable = False
+    world.reconciler.round()
+    dependency.reachable = True
+    world.reconciler.round()  # it is not tried so soon
+    assert f"{name} does not answer: connection refused" in job_of(world.database, job_id).message
+    readiness.reasons()
+    world.reconciler.round()
+    assert job_of(world.database, job_id).state == "starting"
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
