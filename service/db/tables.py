@@ -72,10 +72,12 @@ class Job(Base):
     __tablename__ = "job"
     __table_args__ = (
         UniqueConstraint("owner", "idempotency_key"),
-        # Lists, newest first: all jobs, those in one state, or one owner's. Names are searched in the first index.
+        # Lists, newest first: all jobs, those in one state, one owner's, or those of one owner in one state. Names are
+        # searched in the first index.
         Index(None, "created_at", "id", "deleted_at", "name"),
         Index(None, "state", "created_at", "id"),
         Index(None, "owner", "created_at", "id"),
+        Index(None, "owner", "state", "created_at", "id"),
         Index(None, "state", "kind", "deleted_at", "waiting_since"),
         # The size of a dataset, which every submission looks up.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
