@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 # By default the client waits 120 seconds for a response; the reconciler must not block that long. Requests are never
 # retried here: if the response to a creation is lost, a retry would create the thing twice.
@@ -65,7 +66,7 @@ def _reason(error: MlflowException, url: str) -> str:
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, OSError) and not isinstance(cause, RequestException):
-            return f"{url}: {cause.strerror or cause}"
+            return f"{cause.strerror or cause} at {urlsplit(url).netloc.rpartition('@')[2]}"
         cause = cause.__cause__ or cause.__context__
     return str(error).splitlines()[0][:300]
 

@@ -524,7 +524,7 @@ def test_only_logged_models_have_a_folder(store, client, monkeypatch):
 
 def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    store = MlflowStore("http://127.0.0.1:1")
+    store = MlflowStore("http://rcmae:secret@127.0.0.1:1")
     calls: list[Callable[[], object]] = [
         store.ping,
         lambda: store.make_run("job-a", "a", {}),
@@ -539,7 +539,7 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
         store.all_versions,
     ]
     for call in calls:
-        with pytest.raises(MlflowUnreachable, match=r"^http://127\.0\.0\.1:1: Connection refused$"):
+        with pytest.raises(MlflowUnreachable, match=r"^Connection refused at 127\.0\.0\.1:1$"):
             call()
 
 
