@@ -344,7 +344,8 @@ def test_scroll_zoom_and_typing_stay_while_the_page_refreshes(visit: Visit, stac
     job = stack.client.submit(make_spec(name="goes-on-and-on", optimization={"epochs": 2000}))
     wait_state(stack, job.id, State.RUNNING)
     page = visit.open(f"/jobs/{job.id}/metrics")
-    chart = page.locator(".js-plotly-plot").first
+    # Not the first that is drawn: before any step that is one of the evaluation, and Loss comes above it.
+    chart = page.locator(".js-plotly-plot[aria-label='Loss']")
     expect(chart).to_be_visible()
     chart.evaluate("chart => Plotly.relayout(chart, {'xaxis.range': [1, 3]})")
     page.set_viewport_size({"width": 1000, "height": 400})
