@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from requests import RequestException
 
 from service.adapters.breaker import Gated, Unreachable
+from trainer.spec.masking import masked
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ def _reason(error: MlflowException, url: str) -> str:
         if isinstance(cause, OSError) and not isinstance(cause, RequestException):
             return f"{cause.strerror or cause} at {urlsplit(url).netloc.rpartition('@')[2]}"
         cause = cause.__cause__ or cause.__context__
-    return str(error).splitlines()[0][:300]
+    return str(masked(str(error).splitlines()[0]))[:300]
 
 
 @contextmanager

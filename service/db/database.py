@@ -36,14 +36,15 @@ class Database:
         self.masked_url = masked_url(parsed)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.engine = sqlite(parsed) if self.is_sqlite else postgres(parsed)
-        reading: dict[str, Any] = {"read_only": True}
-        asking: dict[str, Any] = {"read_only": True}
-        if not self.is_sqlite:  # makes a reader see one snapshot and change nothing, as in SQLite
-            reading |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-            asking |= {"isolation_level": "AUTOCOMMIT"}
+        several: dict[str, Any] = {"read_only": True}
+        single: dict[str, Any] = {"read_only": True}
+        if not self.is_sqlite:
+            # Makes a reader see one snapshot and change nothing, as in SQLite; one query sees one by itself.
+            several |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+            single |= {"isolation_level": "AUTOCOMMIT"}
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
-        self._readers = sessionmaker(self.engine.execution_options(**reading), expire_on_commit=False)
-        self._askers = sessionmaker(self.engine.execution_options(**asking), expire_on_commit=False)
+        self._readers = sessionmaker(self.engine.execution_options(**several), expire_on_commit=False)
+        self._askers = sessionmaker(self.engine.execution_options(**single), expire_on_commit=False)
         self._writer_lock = threading.Lock()
 
     @contextmanager

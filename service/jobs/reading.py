@@ -39,7 +39,7 @@ def _with_origin(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
-    with app_state.database.read() as session:
+    with app_state.database.query() as session:
         return view(repository.visible_job(session, job_id, caller))
 
 

@@ -68,7 +68,7 @@ class Readiness:
         self._state, self._reconciler, self._limit_s = state, reconciler, limit_s
         # Whoever is told that the service is ready may rely on it: the controller, which has waited longer and longer
         # between two tries, tries at once what answers a probe.
-        self._controllers = reconciler.context.dependencies if reconciler else Dependencies()
+        self._dependencies = reconciler.context.dependencies if reconciler else Dependencies()
         self._probes = [
             Probe("database", self._database),
             Probe("MLflow", self._mlflow),
@@ -90,17 +90,17 @@ class Readiness:
 
     def _mlflow(self) -> list[str]:
         self._state.mlflow.ping()
-        self._controllers.mlflow.due()
+        self._dependencies.mlflow.due()
         return []
 
     def _ray(self) -> list[str]:
         without_nodes = self._state.ray.shape().without_nodes
-        self._controllers.ray.due()
+        self._dependencies.ray.due()
         return ["no node has joined the cluster yet"] if without_nodes else []
 
     def _storage(self) -> list[str]:
         self._state.artifacts.ping()
-        self._controllers.storage.due()
+        self._dependencies.storage.due()
         return []
 
     def _controller(self) -> list[str]:

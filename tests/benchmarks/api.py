@@ -31,24 +31,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psutil
 from sqlalchemy import insert, text
 
 sys.path.append(str(Path(__file__).parents[1]))
+from api_replicas import HOST, Replica, replicas
 from postgres_server import postgres_server
 
 from service.db.database import Database
 from service.db.tables import Attempt, Base, Event, Job, Label, now
-from service.embedded import processes
 from service.http.paging import write_cursor
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 
-HOST = "127.0.0.1"
 TOKEN = "benchmark-token-0123456789"
 OWNERS = [f"user-{number}" for number in range(40)]
-START_S = 300
 TEAMS = ["vision", "audio", "medical", "maps"]
 DATASETS = ["imagenet", "places", "xrays", "tiles", "faces"]
 CHUNK = 5_000
@@ -181,61 +178,24 @@ def _events(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Server:
-    """A running API, of one process or of several replicas, each with a port of its own."""
+    """A running API, of one replica or several."""
 
-    processes: list[psutil.Process]
-    ports: list[int]
+    replicas: list[Replica]
 
     def cpu(self) -> float:
         """Seconds of CPU that it has used."""
-        return sum(process.cpu_times().user + process.cpu_times().system for process in self.processes)
+        used = [replica.process.cpu_times() for replica in self.replicas if replica.process]
+        return sum(times.user + times.system for times in used)
 
     def connect(self, client: int) -> Connection:
         """A client's connection; clients are spread over the replicas, as a front spreads them."""
-        return Connection(self.ports[client % len(self.ports)])
+        return Connection(self.replicas[client % len(self.replicas)].port)
 
 
 @contextlib.contextmanager
 def serving(url: str, folder: Path, workers: int) -> Iterator[Server]:
-    token = folder / "token"
-    token.write_text(TOKEN)
-    ports = list(processes.free_ports(workers))
-    environment = os.environ | {
-        "RCMAE_DATABASE_URL": url,
-        "RCMAE_ARTIFACT_ROOT": str(folder),
-        "RCMAE_ADMIN_TOKEN_FILE": str(token),
-        "RCMAE_RECONCILE": "false",
-    }
-    with contextlib.ExitStack() as stack:
-        server = Server([stack.enter_context(_replica(port, folder, environment)) for port in ports], ports)
-        for port in ports:
-            _wait_for(port, folder)
-        yield server
-
-
-@contextlib.contextmanager
-def _replica(port: int, folder: Path, environment: dict[str, str]) -> Iterator[psutil.Process]:
-    command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--host", HOST,
-               "--port", str(port), "--no-access-log", "--timeout-keep-alive", "60"]  # fmt: skip
-    with (folder / f"log-{port}").open("wb") as log:
-        process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _wait_for(port: int, folder: Path) -> None:
-    end = time.monotonic() + START_S
-    while True:
-        try:
-            with Connection(port) as connection:
-                connection.ask(b"GET", "/healthz")
-            break
-        except OSError:
-            assert time.monotonic() < end, (folder / f"log-{port}").read_text()[-2000:]
-            time.sleep(0.1)
+    with replicas(url, folder, TOKEN, workers) as each:
+        yield Server(each)
 
 
 class Connection:

@@ -27,7 +27,7 @@ sys.path += [
     str(Path(__file__).parents[1]),
     str(Path(__file__).parents[1] / "unit/service"),
 ]
-from api import HOST, TOKEN, fill, serving
+from api import TOKEN, fill, serving
 from many_trials import SPEC, write_trials
 from service_fakes import add_job
 from sqlalchemy import select
@@ -122,8 +122,8 @@ def assets() -> str:
     """What a browser loads once, beside the first page."""
     own = [asset for name, asset in ASSETS.items() if name != "plotly.min.js"]
     plotly = ASSETS["plotly.min.js"]
-    sums = [sum(len(each.data) for each in own), sum(len(each.packed) for each in own)]
-    sums += [len(plotly.data), len(plotly.packed)]
+    sums = [sum(len(each.data) for each in own), sum(len(each.compressed) for each in own)]
+    sums += [len(plotly.data), len(plotly.compressed)]
     return (
         "Scripts and styles, kept by the browser for ever: {:.0f} kB, {:.0f} kB packed; plotly.js on pages with "
         "charts: {:.0f} kB, {:.0f} kB packed."
@@ -140,12 +140,7 @@ def main() -> None:
         folder, url, study_url = Path(name), f"sqlite:///{name}/rcmae.db", f"sqlite:///{name}/studies.db"
         fill(url, given.jobs)
         search, (job, other) = search_of(folder / "search", url, study_url, given.trials), jobs_of(url)
-        os.environ |= {
-            "RCMAE_STUDY_URL": study_url,
-            # Nothing listens there.
-            "RCMAE_RAY_URL": f"http://{HOST}:1",
-            "RCMAE_MLFLOW_URL": f"http://{HOST}:1",
-        }
+        os.environ["RCMAE_STUDY_URL"] = study_url
         packages = ", ".join(f"{each} {version(each)}" for each in ("fastapi", "jinja2", "optuna", "sqlalchemy"))
         say(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {platform.python_version()}, {packages}.\n")
         say(f"{given.jobs:,} jobs, a search of {given.trials:,} trials, {LINES:,} lines of the audit log.\n")
@@ -153,7 +148,7 @@ def main() -> None:
         say("\n| page | status | ms, the first time | p50 ms | kB | kB as gzip | aim |\n|---|---|---|---|---|---|---|")
         with (
             serving(url, folder, 1) as server,
-            httpx.Client(base_url=f"http://{HOST}:{server.port}", timeout=60) as browser,
+            httpx.Client(base_url=server.replicas[0].url, timeout=60) as browser,
         ):
             answer = browser.post("/login", data={"token": TOKEN})
             assert answer.status_code == 303, answer.text

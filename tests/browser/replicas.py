@@ -5,50 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import os
-import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-import psutil
-from live import poll
+from api_replicas import HOST, Replica, replicas
 
 from service.embedded import processes
 
-HOST = "127.0.0.1"
 TOKEN = "token-of-the-admin-of-two-replicas"
-
-
-@dataclass
-class Replica:
-    """One API process, that can be ended and started again on its port."""
-
-    number: int
-    folder: Path
-    environment: dict[str, str]
-    port: int = field(default_factory=lambda: processes.free_ports(1)[0])
-    process: psutil.Popen | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "--factory", "service.app:create_app", "--host", HOST,
-                   "--port", str(self.port), "--timeout-graceful-shutdown", "5"]  # fmt: skip
-        with (self.folder / f"api-{self.number}.log").open("ab") as log:
-            self.process = psutil.Popen(command, env=self.environment, stdout=log, stderr=log)
-        poll(self._up, bool)
-
-    def _up(self) -> bool:
-        try:
-            return httpx.get(f"http://{HOST}:{self.port}/healthz").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def kill(self) -> None:
-        if self.process and self.process.is_running():
-            self.process.kill()
-            self.process.wait()
 
 
 class Balancer:
@@ -109,24 +75,9 @@ class Replicas:
 
 @contextlib.contextmanager
 def two_replicas(database_url: str, folder: Path) -> Iterator[Replicas]:
-    """Both up, without a reconciler: what changes is what people do."""
-    token = folder / "token"
-    token.write_text(TOKEN)
-    environment = os.environ | {
-        "RCMAE_DATABASE_URL": database_url,
-        "RCMAE_ARTIFACT_ROOT": str(folder),
-        "RCMAE_ADMIN_TOKEN_FILE": str(token),
-        "RCMAE_RECONCILE": "false",
-        "RCMAE_RAY_URL": f"http://{HOST}:1",
-        "RCMAE_MLFLOW_URL": f"http://{HOST}:1",
-    }
-    each = [Replica(number, folder, environment) for number in (1, 2)]
-    balancer = Balancer([replica.port for replica in each])
-    try:
-        for replica in each:
-            replica.start()
-        yield Replicas(balancer.url, each, balancer)
-    finally:
-        balancer.close()
-        for replica in each:
-            replica.kill()
+    with replicas(database_url, folder, TOKEN, 2) as each:
+        balancer = Balancer([replica.port for replica in each])
+        try:
+            yield Replicas(balancer.url, each, balancer)
+        finally:
+            balancer.close()

@@ -543,6 +543,11 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
             call()
 
 
+def test_an_address_that_is_none_is_said_without_its_password():
+    with pytest.raises(MlflowUnreachable, match=r"^Invalid url: http://\*\*\*@127\.0\.0\.1:70000/"):
+        MlflowStore("http://rcmae:secret@127.0.0.1:70000").ping()
+
+
 def test_what_the_server_refuses_is_said_too(store):
     with pytest.raises(MlflowUnreachable, match="0123"):
         store.command("0123456789abcdef0123456789abcdef", Command(attempt=1, generation=1, action="cancel"))
