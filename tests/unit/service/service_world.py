@@ -104,6 +104,12 @@ class World:
         """As if looks over so long a time had seen the same: "beat", "start", "command" or "stop"."""
         self.reconciler.observer.watch._seen[(job_id, number)][what].seconds = seconds
 
+    def nothing_changes(self, seconds: float) -> None:
+        """As if looks over so long a time had seen all attempts as they are."""
+        for attempt in self.reconciler.observer.watch._seen.values():
+            for seen in attempt.values():
+                seen.seconds += seconds
+
     def run_attempt(self, job_id: str, number: int = 1) -> None:
         """Bring a job with a submitted attempt to running."""
         self.ray.jobs[f"{job_id}-a{number}"] = RayState.RUNNING

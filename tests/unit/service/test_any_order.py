@@ -316,6 +316,7 @@ class AnyOrder(RuleBasedStateMachine):
                 attempt.commanded_at = attempt.commanded_at and attempt.commanded_at - LATER
                 attempt.stop_asked_at = attempt.stop_asked_at and attempt.stop_asked_at - LATER
                 attempt.started_at -= LATER
+        self.world.nothing_changes(LATER.total_seconds())
         self.world.context.dependencies.mlflow._since = time.monotonic() - 1e6
 
     @rule()
