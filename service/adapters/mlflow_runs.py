@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
-from mlflow.entities import LifecycleStage, Run, RunTag, ViewType
+from mlflow.entities import LifecycleStage, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.utils.credentials import get_default_host_creds
@@ -28,6 +29,7 @@ from trainer.protocol.names import (
     TAG_TRIAL_OF,
     heartbeat,
 )
+from trainer.protocol.parameters import requests
 from trainer.protocol.progress import Activity, Newest
 
 EXPERIMENT = "rcmae"
@@ -50,7 +52,8 @@ class RunView:
 
     def heartbeat(self, attempt: int) -> float | None:
         """The time of an attempt's last heartbeat, in seconds since 1970."""
-        return self.metrics.get(heartbeat(attempt))
+        text = self.tags.get(heartbeat(attempt))
+        return float(text) if text else None
 
     def newest(self) -> Newest | None:
         """The newest progress that an attempt has logged; None if there is none."""
@@ -102,18 +105,30 @@ class TrialRun:
 class MlflowRuns(MlflowConnection):
     """The runs of jobs and trials."""
 
-    def make_run(self, job_id: str, name: str, tags: Mapping[str, str], known: str | None = None) -> tuple[str, str]:
+    def make_run(
+        self,
+        job_id: str,
+        name: str,
+        tags: Mapping[str, str],
+        known: str | None = None,
+        params: Mapping[str, str] = MappingProxyType({}),
+    ) -> tuple[str, str]:
         """The id and the artifact folder of a job's one run. It is safe to call this again after a lost response.
 
         ``known`` is the run that the database has for the job. That run is used, whatever other runs carry the job's
         tag, and it is restored if somebody deleted it. A new one is created only if it was removed for good.
+        ``params`` are logged once: a later attempt may run with others, which MLflow does not take.
         """
-        return self._call(lambda: self._make_run(job_id, name, tags, known))
+        return self._call(lambda: self._make_run(job_id, name, tags, known, params))
 
-    def _make_run(self, job_id: str, name: str, tags: Mapping[str, str], known: str | None) -> tuple[str, str]:
+    def _make_run(
+        self, job_id: str, name: str, tags: Mapping[str, str], known: str | None, params: Mapping[str, str]
+    ) -> tuple[str, str]:
         run = (self._run_or_none(known) if known else None) or self._find_or_create(job_id, name, tags, known)
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_run(run.info.run_id)
+        for some in requests(params, run.data.params):
+            self._client.log_batch(run.info.run_id, params=[Param(name, text) for name, text in some])
         return run.info.run_id, run.info.artifact_uri
 
     def _find_or_create(self, job_id: str, name: str, tags: Mapping[str, str], removed: str | None) -> Run:

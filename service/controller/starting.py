@@ -23,6 +23,7 @@ from service.jobs.state import State
 from service.queue.scheduler import Limits, Running, Waiting, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
+from trainer.protocol.parameters import parameters
 from trainer.protocol.request import AttemptRequest, Source
 from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
@@ -231,9 +232,10 @@ def _prepare_run(context: ControllerContext, job: Job, spec: JobSpec, number: in
     Raises `CannotStart` for a run whose files lie outside the artifact root.
     """
     kind = context.kinds[job.kind]
-    tags = {names.TAG_SPEC: spec.sha256(), **kind.run_tags(spec)}
+    tags = {names.TAG_SPEC: spec.sha256(), names.TAG_USER: job.owner, **kind.run_tags(spec)}
+    params = parameters(spec.model_dump(mode="json"))
     with context.opening_runs, context.dependencies.mlflow.call():
-        run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id)
+        run_id, artifact_uri = context.app.mlflow.make_run(job.id, job.name, tags, job.run_id, params)
         _require_below_root(context.app.artifacts, job.artifact_uri or artifact_uri, artifact_uri)
         if job.attempts:
             context.app.mlflow.end_run(run_id, "RUNNING")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
+from trainer.tracking.interface import UsedDataset
 
 
 class Record:
@@ -33,6 +34,9 @@ class Record:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Nobody reads them."""
+
+    def use(self, datasets: Sequence[UsedDataset]) -> None:
+        """Nor these."""
 
 
 def train(config: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ray.tune import RunConfig, TuneConfig, Tuner
 
 from trainer.spec import metric_keys
 from trainer.spec.pretrain import PretrainSpec
+from trainer.tracking.interface import UsedDataset
 
 Report = Callable[[dict[str, float]], None]
 
@@ -34,6 +35,9 @@ class Recorder:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Nobody reads them."""
+
+    def use(self, datasets: Sequence[UsedDataset]) -> None:
+        """Nor these."""
 
 
 def train(spec: PretrainSpec, folder: Path, store: str, report: Report) -> None:

@@ -163,7 +163,7 @@ class Bench:
         for identity in self.live:
             values = {metric_keys.SAMPLES: 64.0 * step, metric_keys.LOSS: 1 / (1 + step), metric_keys.EPOCH: step / 100}
             run = self.mlflow.runs[f"run-{identity}"]
-            run.metrics[names.heartbeat(1)] = self.beats
+            run.tags[names.heartbeat(1)] = str(self.beats)
             run.tags[names.TAG_NEWEST] = Newest(attempt=1, step=step, values=values).model_dump_json()
 
     def add_search(self, trials: int) -> str:

@@ -125,10 +125,10 @@ class World:
             found.append(Manifest(said["attempt"], said["step"], self.files.info(path)["LastModified"]))
         return sorted(found, key=lambda manifest: (manifest.attempt, manifest.step))
 
-    def heartbeats(self, job: JobView, attempt: int) -> list[float]:
-        """When an attempt showed life, in seconds since 1970."""
-        history = self.mlflow.get_metric_history(job.run_id, heartbeat(attempt))
-        return sorted(metric.value for metric in history)
+    def last_heartbeat(self, job: JobView, attempt: int) -> float | None:
+        """When an attempt last showed life, in seconds since 1970; None if it never did."""
+        beat = self.mlflow.get_run(job.run_id).data.tags.get(heartbeat(attempt))
+        return float(beat) if beat else None
 
     def begun_at(self, job: JobView, attempt: int) -> int | None:
         """The step an attempt resumed at, 0 where it began from nothing; None where it did not come so far."""

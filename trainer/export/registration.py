@@ -10,12 +10,13 @@ from trainer.export.version import code_version, write_version
 from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.command import Action
+from trainer.protocol.parameters import parameters
 from trainer.spec import metric_keys
 from trainer.spec.export import ExportSpec
 from trainer.storage import Store
 from trainer.temporary import temporary_folder
 from trainer.tracking.history import History, HistoryReader
-from trainer.tracking.registry import BackboneRegistry
+from trainer.tracking.registry import About, BackboneRegistry
 from trainer.training.checkpoint import Committed
 from trainer.training.state import StoredState, read_parts, spec_of
 
@@ -59,7 +60,9 @@ def register_checkpoint(
         action = requested_action()
         if action:
             return action
-        number = registry.register(name, directory, tags, kept.run_id)
+        params = parameters(facts.spec.model_dump(mode="json"))
+        at = facts.step if facts.evaluation_step is None else facts.evaluation_step
+        number = registry.register(name, directory, About(tags, kept.run_id, params, facts.evaluation, at))
     logger.info("Registered version %d of the backbone %s from %s", number, name, kept.checkpoint.folder)
     return None
 

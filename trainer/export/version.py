@@ -13,6 +13,7 @@ from typing import Any
 from trainer.export.card import Facts, write_card
 from trainer.export.graph import export_onnx, export_program
 from trainer.export.huggingface import export_vit, export_vit_mae
+from trainer.export.pyfunc import write_pyfunc
 from trainer.export.timm import export_timm
 from trainer.protocol import names
 from trainer.protocol.names import BACKBONE_METRICS, BACKBONE_SPEC, BACKBONE_SUMS
@@ -46,6 +47,7 @@ def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> 
         exporters[name](directory / name)
     (directory / BACKBONE_SPEC).write_text(spec.model_dump_json(indent=1))
     (directory / BACKBONE_METRICS).write_text(json.dumps(_metrics(facts)) + "\n")
+    write_pyfunc(directory, export.formats, spec.model)
     write_card(facts, directory)
     write_sums(directory)
     return version_tags(facts)

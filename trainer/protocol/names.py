@@ -17,6 +17,8 @@ TAG_ATTEMPT: Final = "rcmae.attempt"
 """On a run: the current attempt. On a version: the attempt that registered it."""
 TAG_REPLACES: Final = "rcmae.replaces"
 """On a run that was created because the previous one was permanently deleted: the previous one's id."""
+TAG_USER: Final = "mlflow.user"
+"""On a run: the owner of its job, whom MLflow's pages show."""
 TAG_SPEC: Final = "rcmae.spec_sha256"
 TAG_DATASET: Final = "rcmae.dataset_fingerprint"
 TAG_STEPS: Final = "rcmae.total_steps"
@@ -117,8 +119,11 @@ LOG_POSITIONS: Final = "log-positions"
 
 
 def heartbeat(attempt: int) -> str:
-    """Metric key of an attempt's last heartbeat, in seconds since 1970. Each attempt has its own key."""
-    return f"rcmae/heartbeat_a{attempt}"
+    """Tag of a run with an attempt's last heartbeat, in seconds since 1970. Each attempt has its own.
+
+    It is no metric: of metrics MLflow keeps every value, and shows a chart.
+    """
+    return f"rcmae.heartbeat_a{attempt}"
 
 
 def attempt_folder(attempt: int) -> str:

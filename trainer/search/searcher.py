@@ -17,6 +17,7 @@ from trainer.logger import logger
 from trainer.protocol import names
 from trainer.protocol.command import Action, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
+from trainer.protocol.parameters import parameters
 from trainer.protocol.request import AttemptRequest
 from trainer.search.drawing import Drawing
 from trainer.search.kept import KeptCheckpoints
@@ -197,9 +198,9 @@ class StudySearch(OptunaSearch):
         except SpecError as error:
             self._end_trial(number, TrialState.FAIL, Reason.INFEASIBLE, str(error))
             return None
-        shown = {path: str(value) for path, value in point.items()}
         recorded_run = attributes.get(names.TRIAL_RUN)
-        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", shown, recorded_run)
+        params = parameters(spec.model_dump(mode="json"))
+        run_id, folder = self._runs.open(number, f"{self._spec.name}-{number}", params, recorded_run)
         if recorded_run not in {None, run_id}:
             logger.warning(
                 "Trial %d starts over in a new MLflow run: %s was removed, with its checkpoints", number, recorded_run
@@ -225,7 +226,7 @@ class StudySearch(OptunaSearch):
             metrics=tuple(each.metric for each in self._spec.objectives), epochs=spec.optimization.epochs,
             stall_limit_s=search_request.stall_limit_s,
         )  # fmt: skip
-        logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", shown)
+        logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", point)
         return {REQUEST: trial_request.model_dump_json(), TRIAL: context.model_dump_json()}
 
     def _add_repeats(self) -> bool:

@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ from trainer.protocol.request import AttemptRequest
 from trainer.spec import metric_keys
 from trainer.spec.job import JobSpec
 from trainer.storage import Store
+from trainer.tracking.interface import UsedDataset
 
 if TYPE_CHECKING:
     from trainer.tracking.recorder import RunRecorder
@@ -210,6 +211,9 @@ class TrialRecorder:
         if names.TAG_STEPS in tags:
             self._total_steps = int(tags[names.TAG_STEPS])
         self._recorder.tag(tags)
+
+    def use(self, datasets: Sequence[UsedDataset]) -> None:
+        self._recorder.use(datasets)
 
     def drain(self) -> None:
         self._recorder.drain()

@@ -1,11 +1,11 @@
-"""Commands to an attempt and its heartbeat, carried by tags and metrics of an MLflow run."""
+"""Commands to an attempt and its heartbeat, carried by tags of an MLflow run."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import RunTag
 from mlflow.tracking import MlflowClient
 
 from trainer.protocol.command import Command, SearchOrders
@@ -32,10 +32,10 @@ class RunChannel:
         self._client.set_tag(self._run_id, TAG_OBSERVED, command.model_dump_json())
 
     def heartbeat(self, activity: Activity | None) -> None:
-        now = time.time()
-        beat = Metric(heartbeat(self._attempt), now, int(now * 1000), 0)
-        tags = [RunTag(TAG_ACTIVITY, activity.model_dump_json())] if activity else []
-        self._client.log_batch(self._run_id, metrics=[beat], tags=tags)
+        tags = [RunTag(heartbeat(self._attempt), f"{time.time():.3f}")]
+        if activity:
+            tags.append(RunTag(TAG_ACTIVITY, activity.model_dump_json()))
+        self._client.log_batch(self._run_id, tags=tags)
 
     def _tags(self) -> Mapping[str, str]:
         tags: Mapping[str, str] = self._client.get_run(self._run_id).data.tags

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True)
+class UsedDataset:
+    """A dataset that a run reads, for MLflow's pages."""
+
+    purpose: Literal["training", "evaluation"]
+    name: str
+    uri: str
+    fingerprint: str
+    """Identity of its images; MLflow shows the first digits."""
+    images: int
+    """Readable ones."""
 
 
 class Recorder(Protocol):
@@ -14,6 +28,9 @@ class Recorder(Protocol):
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run. Neither waits for MLflow nor fails while it is unreachable."""
+
+    def use(self, datasets: Sequence[UsedDataset]) -> None:
+        """Record the datasets that the run reads. Neither waits for MLflow nor fails while it is unreachable."""
 
     def drain(self) -> None:
         """Wait until everything has been sent; raises `StorageError`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -17,11 +18,14 @@ from trainer.protocol.names import TAG_LENGTH, TAG_NEWEST
 from trainer.protocol.progress import Newest
 from trainer.spec.metric_keys import SAMPLES
 from trainer.tracking.client import MLFLOW
+from trainer.tracking.interface import UsedDataset
 
 SEND_SECONDS = 2.0
 """How often pending metrics and tags are sent."""
 BATCH = 1000
 """MLflow's limit on the number of metrics in one request."""
+DIGEST_LENGTH = 36
+"""MLflow's limit on the characters of a dataset's digest."""
 
 
 class RunRecorder:
@@ -36,6 +40,7 @@ class RunRecorder:
         self._pending: list[Metric] = []
         self._tags: dict[str, str] = {}
         self._values: dict[str, float] = {}
+        self._datasets: list[DatasetInput] = []
         self._first_samples: tuple[float, float] | None = None
         self._images_per_s: float | None = None
         self._lock = threading.Lock()
@@ -77,14 +82,23 @@ class RunRecorder:
         with self._lock:
             self._tags |= {key: value[:TAG_LENGTH] for key, value in tags.items()}
 
+    def use(self, datasets: Sequence[UsedDataset]) -> None:
+        """Record the datasets that the run reads, without waiting for MLflow, which keeps each of them once."""
+        with self._lock:
+            self._datasets += [_input(each) for each in datasets]
+
     def send(self) -> None:
         """Send what is pending. Raises MLflow's error and keeps what MLflow did not accept."""
         with self._sending:
             while True:
                 with self._lock:
-                    batch, tags = self._pending[:BATCH], dict(self._tags)
-                if not batch and not tags:
+                    batch, tags, datasets = self._pending[:BATCH], dict(self._tags), list(self._datasets)
+                if not batch and not tags and not datasets:
                     return
+                if datasets:
+                    self._client.log_inputs(self._run_id, datasets)
+                    with self._lock:
+                        del self._datasets[: len(datasets)]
                 self._client.log_batch(self._run_id, batch, tags=[RunTag(key, value) for key, value in tags.items()])
                 with self._lock:
                     del self._pending[: len(batch)]
@@ -117,3 +131,14 @@ class RunRecorder:
                 if not down:
                     logger.warning("MLflow does not accept metrics and tags; they are sent once it does: %s", error)
                 down = True
+
+
+def _input(used: UsedDataset) -> DatasetInput:
+    dataset = Dataset(
+        name=used.name,
+        digest=used.fingerprint[:DIGEST_LENGTH],
+        source_type="uri",
+        source=json.dumps({"uri": used.uri}),
+        profile=json.dumps({"images": used.images}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", used.purpose)])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.tracking import MlflowClient
@@ -12,6 +15,26 @@ from mlflow.tracking import MlflowClient
 from trainer.protocol.names import TAG_ATTEMPT, TAG_JOB
 from trainer.storage import Store
 from trainer.tracking.client import MLFLOW
+
+
+@dataclass(frozen=True)
+class About:
+    """What MLflow's pages say of a version."""
+
+    tags: Mapping[str, str]
+    run_id: str
+    """The run that trained it."""
+    params: Mapping[str, str]
+    """The spec, flat."""
+    metrics: Mapping[str, float]
+    """Of its last evaluation."""
+    step: int
+    """The step of that evaluation."""
+
+    def metrics_of(self, model_id: str) -> list[Metric]:
+        """The evaluation as metrics of a logged model, with one time, so that a repeated request adds nothing."""
+        moment = int(time.time() * 1000)
+        return [Metric(key, value, moment, self.step, model_id=model_id) for key, value in self.metrics.items()]
 
 
 class BackboneRegistry:
@@ -22,26 +45,33 @@ class BackboneRegistry:
         self._client = MlflowClient(tracking_uri)
         self._job_id, self._attempt, self._since_attempt = job_id, attempt, since_attempt
 
-    def register(self, name: str, directory: Path, tags: Mapping[str, str], source_run: str) -> int:
+    def register(self, name: str, directory: Path, about: About) -> int:
         """Make a local directory's files a version of the registered model ``name``; returns its number.
 
-        ``source_run`` is the run that trained it. A job has one version: if an earlier attempt has already made it,
+        A job has one version: if an earlier attempt has already made it,
         that one is kept. Each step is retried for five minutes; raises `StorageError` if MLflow stays unreachable or
         refuses.
         """
         action, client = f"register the backbone {name!r}", self._client
-        all_tags = dict(tags) | {TAG_JOB: self._job_id, TAG_ATTEMPT: str(self._attempt)}
+        all_tags = dict(about.tags) | {TAG_JOB: self._job_id, TAG_ATTEMPT: str(self._attempt)}
         MLFLOW.call(action, lambda: self._ensure_registered_model(name))
         version = MLFLOW.call(action, lambda: self._find_version(name))
         if version is not None:
             return version
-        experiment = MLFLOW.call(action, lambda: client.get_run(source_run).info.experiment_id)
+        experiment = MLFLOW.call(action, lambda: client.get_run(about.run_id).info.experiment_id)
         model = MLFLOW.call(
             action,
             lambda: client.create_logged_model(
-                experiment_id=experiment, name=name, source_run_id=source_run, tags=all_tags, model_type="backbone"
+                experiment_id=experiment,
+                name=name,
+                source_run_id=about.run_id,
+                tags=all_tags,
+                params=dict(about.params),
+                model_type="backbone",
             ),
         )
+        metrics = about.metrics_of(model.model_id)
+        MLFLOW.call(action, lambda: client.log_batch(about.run_id, metrics=metrics))
         # Uploaded through our own store, for its retries and errors; MLflow's uploader has others.
         Store(model.artifact_location).upload(directory, "")
         MLFLOW.call(action, lambda: client.finalize_logged_model(model.model_id, "READY"))
@@ -52,7 +82,7 @@ class BackboneRegistry:
             if existing is not None:
                 return existing
             source = f"models:/{model.model_id}"
-            created = client.create_model_version(name, source, source_run, tags=all_tags, model_id=model.model_id)
+            created = client.create_model_version(name, source, about.run_id, tags=all_tags, model_id=model.model_id)
             return int(created.version)
 
         return MLFLOW.call(action, find_or_create_version)

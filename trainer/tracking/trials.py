@@ -9,7 +9,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 
-from trainer.protocol.names import TAG_PARENT, TAG_REPLACES, TAG_TRIAL, TAG_TRIAL_OF
+from trainer.protocol.names import TAG_PARENT, TAG_REPLACES, TAG_TRIAL, TAG_TRIAL_OF, TAG_USER
+from trainer.protocol.parameters import requests
 from trainer.tracking.client import MLFLOW
 
 
@@ -37,13 +38,14 @@ class TrialRuns:
         if run.info.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_run(run_id)
         self._client.update_run(run_id, status="RUNNING")
-        if not run.data.params:
-            self._client.log_batch(run_id, params=[Param(key, value) for key, value in params.items()])
+        for some in requests(params, run.data.params):
+            self._client.log_batch(run_id, params=[Param(key, value) for key, value in some])
         return run_id, run.info.artifact_uri
 
     def _find_or_create(self, number: int, name: str, removed: str | None) -> Run:
         """A new run for a trial, or the one created for it when the answer was lost."""
-        experiment = self._client.get_run(self._search_run_id).info.experiment_id
+        search = self._client.get_run(self._search_run_id)
+        experiment, owner = search.info.experiment_id, search.data.tags.get(TAG_USER, "")
         tags = {TAG_TRIAL_OF: self._search_id, TAG_TRIAL: str(number)}
         if removed:  # its copies carry its tags, but do not say that they replace it
             tags[TAG_REPLACES] = removed
@@ -52,7 +54,8 @@ class TrialRuns:
         existing = self._client.search_runs([experiment], query, ViewType.ALL, max_results=1, order_by=oldest)
         if existing:
             return existing[0]
-        return self._client.create_run(experiment, run_name=name, tags=tags | {TAG_PARENT: self._search_run_id})
+        tags |= {TAG_PARENT: self._search_run_id, TAG_USER: owner}
+        return self._client.create_run(experiment, run_name=name, tags=tags)
 
     def _run_or_none(self, run_id: str) -> Run | None:
         """A run, also a deleted one; None if it was removed for good."""

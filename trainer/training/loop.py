@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 import torch.distributed as dist
 
 from trainer.agreement import Agreement
 from trainer.data.dataset import DatasetContext, TrainingData, open_training_data
+from trainer.data.images import Images
 from trainer.data.loader import Loader
 from trainer.data.notices import Notice
 from trainer.errors import DataError, SpecRefused
@@ -24,7 +25,7 @@ from trainer.protocol import names
 from trainer.protocol.command import Action
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
-from trainer.tracking.interface import Recorder
+from trainer.tracking.interface import Recorder, UsedDataset
 from trainer.training.checkpoint import Committed
 from trainer.training.context import WorkerContext
 from trainer.training.execution import compile_if_it_pays, distribute, settle_micro_batch, uses_bf16
@@ -149,8 +150,18 @@ def _announce(recorder: Recorder, resumed: Resumed | None, data: TrainingData, s
     folder, notice = (resumed.checkpoint.folder, resumed.notice) if resumed else ("", "")
     recorder.tag({names.TAG_STEPS: str(schedule.steps), names.TAG_CHECKPOINT: folder, names.TAG_NOTICE: notice})
     recorder.tag(data.tags())
+    recorder.use(list(_used(data)))
     if not resumed:
         logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
+
+
+def _used(data: TrainingData) -> Iterator[UsedDataset]:
+    """The datasets of the run: one, of which a share is held out, or another one to evaluate on."""
+    chosen: list[tuple[Literal["training", "evaluation"], Images]] = [("training", data.images)]
+    if data.held_out_images is not data.images:
+        chosen.append(("evaluation", data.held_out_images))
+    for purpose, images in chosen:
+        yield UsedDataset(purpose, images.uri, images.uri, images.index.fingerprint, len(images))
 
 
 def _evaluator(spec: PretrainSpec, data: TrainingData, context: WorkerContext, bf16: bool) -> Evaluator:

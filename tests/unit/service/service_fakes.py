@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -215,6 +216,7 @@ class FakeMlflow:
         name: str,  # noqa: ARG002 - the store's form
         tags: dict[str, str],
         known: str | None = None,
+        params: Mapping[str, str] = MappingProxyType({}),  # noqa: ARG002 - the store's form
     ) -> tuple[str, str]:
         self._reach()
         run_id = known or f"run-{job_id}"
@@ -234,7 +236,7 @@ class FakeMlflow:
         return {run_id: RunView(dict(run.tags), dict(run.metrics)) for run_id, run in found.items()}
 
     def beat(self, job_id: str, attempt: int, at: float) -> None:
-        self.runs[f"run-{job_id}"].metrics[names.heartbeat(attempt)] = at
+        self.runs[f"run-{job_id}"].tags[names.heartbeat(attempt)] = str(at)
 
     def command(self, run_id: str, command: Command) -> None:
         self._reach()

@@ -403,14 +403,23 @@ def test_a_run_that_was_removed_for_good_is_replaced_once_and_by_none_of_its_cop
     assert store.run(third).tags[names.TAG_REPLACES] == second
 
 
+def test_a_run_has_all_parameters_once_whatever_a_later_attempt_brings(store, client):
+    params = {f"model.part_{number}": str(number) for number in range(150)}
+    run_id, _ = store.make_run("job-p", "digits", {}, None, params)
+    assert (
+        store.make_run("job-p", "digits", {}, run_id, params | {"model.part_0": "7", "model.added": "1"})[0] == run_id
+    )
+    assert client.get_run(run_id).data.params == params | {"model.added": "1"}
+
+
 def test_a_run_shows_commands_heartbeats_and_its_end(store, client):
     run_id, _ = store.make_run("job-run", "digits", {})
     assert store.run(run_id).heartbeat(1) is None
     assert store.run(run_id).observed() is None
     command = Command(attempt=1, generation=2, action="pause")
     store.command(run_id, command)
-    client.log_metric(run_id, names.heartbeat(1), 12.5, step=1)
-    client.log_metric(run_id, names.heartbeat(10), 99.5, step=1)
+    client.set_tag(run_id, names.heartbeat(1), "12.5")
+    client.set_tag(run_id, names.heartbeat(10), "99.5")
     view = store.run(run_id)
     assert (view.heartbeat(1), view.heartbeat(10), view.heartbeat(2)) == (12.5, 99.5, None)
     client.set_tag(run_id, names.TAG_OBSERVED, view.tags[names.TAG_COMMAND])

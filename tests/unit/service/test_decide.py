@@ -44,7 +44,7 @@ def attempt(**fields: object) -> Attempt:
 
 
 def beat(seconds_ago: float = 1.0, number: int = 2) -> RunView:
-    return RunView({}, {heartbeat(number): NOW.timestamp() - seconds_ago})
+    return RunView({heartbeat(number): str(NOW.timestamp() - seconds_ago)}, {})
 
 
 def observation(ray: RayState = RayState.RUNNING, **fields: Any) -> Observation:
@@ -245,7 +245,7 @@ def test_a_silent_attempt_is_stopped(silent, decision):
 def doing(phase: str, unchanged_s: float, slowest_step_s: float = 1.0, number: int = 2) -> RunView:
     """A run whose attempt sends heartbeats."""
     said = Activity(attempt=number, phase=phase, step=7, unchanged_s=unchanged_s, slowest_step_s=slowest_step_s)
-    return RunView({TAG_ACTIVITY: said.model_dump_json()}, beat().metrics)
+    return RunView({TAG_ACTIVITY: said.model_dump_json(), **beat().tags}, {})
 
 
 STALLED = Hung(Reason.STALLED, "Training stood still at step 7 for 1801 s, and the attempt was stopped.")

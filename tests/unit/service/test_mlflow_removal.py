@@ -195,7 +195,7 @@ def test_a_trials_run_is_found_by_its_search_and_is_open_until_it_ends(store, cl
     assert found == {run.run_id: run.artifact_uri for run in runs}, "a deleted one's files may be there still"
     assert store.trial_runs("job-beside") == []
     client.set_tag(runs[2].run_id, names.TAG_STEPS, "90")
-    client.log_metric(runs[2].run_id, names.heartbeat(1), 12.5)
+    client.set_tag(runs[2].run_id, names.heartbeat(1), "12.5")
     views = store.views([run.run_id for run in runs])
     assert set(views) == {runs[0].run_id, runs[2].run_id}, "the other one is deleted"
     assert (views[runs[2].run_id].tags[names.TAG_STEPS], views[runs[2].run_id].heartbeat(1)) == ("90", 12.5)

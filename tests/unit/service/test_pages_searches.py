@@ -69,7 +69,7 @@ def test_the_table_shows_how_far_running_trials_are_and_which_were_stopped_by_ha
     measured = {metric_keys.EPOCH: 1.5, metric_keys.SAMPLES: 30 * 64.0, metric_keys.LOSS: 0.75}
     newest = Newest(attempt=1, step=30, values=measured | {metric_keys.IMAGES_PER_S: 640.4})
     run.tags |= {names.TAG_NEWEST: newest.model_dump_json(), names.TAG_STEPS: "90"}
-    run.metrics[names.heartbeat(1)] = now().timestamp()
+    run.tags[names.heartbeat(1)] = str(now().timestamp())
     searches.trial(search, TrialState.PRUNED, curve=[0.5], **{names.TRIAL_REASON: "stopped_by_user"})
     text = page(browsers.alice, f"/searches/{search}/trials")
     assert "data-moving" in text

@@ -193,11 +193,11 @@ def test_what_is_new_of_all_running_jobs_is_written_at_once(world, writes):
         run = world.mlflow.runs[f"run-{job_id}"]
         values = {metric_keys.SAMPLES: 64.0 * step, metric_keys.LOSS: 0.5}
         run.tags[names.TAG_NEWEST] = Newest(attempt=1, step=step, values=values).model_dump_json()
-        run.metrics[names.heartbeat(1)] += 5
+        run.tags[names.heartbeat(1)] = str(float(run.tags[names.heartbeat(1)]) + 5)
     world.reconciler.round()
     assert writes.transactions == 1
     assert [job_of(world.database, job_id).progress["step"] for job_id in running] == [0, 1, 2, 3, 4]
-    beats = [world.mlflow.runs[f"run-{job_id}"].metrics[names.heartbeat(1)] for job_id in running]
+    beats = [float(world.mlflow.runs[f"run-{job_id}"].tags[names.heartbeat(1)]) for job_id in running]
     assert [attempts_of(world.database, job_id)[0].heartbeat for job_id in running] == beats
 
 

@@ -380,7 +380,7 @@ def show_life(mlflow, searches, job_id, start=1, **values):
     measured = {metric_keys.EPOCH: 1.5, metric_keys.SAMPLES: 30 * 64.0, metric_keys.LOSS: 0.75} | values
     newest = Newest(attempt=start, step=30, values=measured, images_per_s=500.0)
     run.tags |= {names.TAG_NEWEST: newest.model_dump_json(), names.TAG_STEPS: "90"}
-    run.metrics[names.heartbeat(start)] = datetime(2026, 3, 1, 12, 5, tzinfo=UTC).timestamp()
+    run.tags[names.heartbeat(start)] = str(datetime(2026, 3, 1, 12, 5, tzinfo=UTC).timestamp())
     return number
 
 

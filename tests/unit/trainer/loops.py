@@ -26,6 +26,7 @@ from trainer.spec.job import parse_spec
 from trainer.spec.plan import resolve
 from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store
+from trainer.tracking.interface import UsedDataset
 from trainer.training import checkpoint as checkpoints
 from trainer.training import loop
 from trainer.training.context import WorkerContext
@@ -87,12 +88,16 @@ class Memory:
 
     rows: dict[int, dict[str, float]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    datasets: list[UsedDataset] = field(default_factory=list)
 
     def log(self, step: int, metrics: Any) -> None:
         self.rows.setdefault(step, {}).update(metrics)
 
     def tag(self, tags: Any) -> None:
         self.tags.update(tags)
+
+    def use(self, datasets: Any) -> None:
+        self.datasets += datasets
 
     def curve(self, key: str) -> dict[int, float]:
         return {step: row[key] for step, row in sorted(self.rows.items()) if key in row}

@@ -11,6 +11,8 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow.pyfunc
+import numpy
 import pytest
 import torch
 import yaml
@@ -55,10 +57,10 @@ class Registry:
         curves = {key: [(step, v) for step, v in self.memory.curve(key).items() if step <= last_step] for key in keys}
         return SimpleNamespace(tags=self.memory.tags, curves={key: found for key, found in curves.items() if found})
 
-    def register(self, name, directory, tags, source_run=None) -> int:
+    def register(self, name, directory, about) -> int:
         target = self.folder / f"version-{len(self.made) + 1}"
         shutil.copytree(directory, target)
-        self.made.append((name, target, tags, source_run))
+        self.made.append((name, target, about.tags, about.run_id))
         return len(self.made)
 
 
@@ -109,7 +111,17 @@ def kept(trained, registry, wanted=lambda: None, **parts):
 
 def test_a_version_has_every_format_that_was_asked_for_and_what_tells_of_it(version):
     assert sorted(file.name for file in version.folder.iterdir()) == sorted(
-        [*FORMATS, "README.md", "card", "spec.json", "metrics.json", "SHA256SUMS"]
+        [
+            *FORMATS,
+            "README.md",
+            "card",
+            "spec.json",
+            "metrics.json",
+            "SHA256SUMS",
+            "MLmodel",
+            "requirements.txt",
+            "code",
+        ]
     )
     assert sorted(file.name for file in (version.folder / "card").iterdir()) == ["curves.png", "reconstructions.png"]
 
@@ -128,6 +140,27 @@ def test_its_features_are_the_checkpoint_s_teacher_s(trained, version, form):
     result = verify.compare(checkpoint, version.folder / form)
     assert result.pop("max_abs_difference") < 1e-5
     assert result == {"keys_missing": [], "keys_unexpected": [], "keys_mismatched": []}
+
+
+@pytest.mark.parametrize("form", ["hf", "torch_export"])
+def test_mlflow_s_own_loader_gives_the_checkpoint_s_features_without_pickle(trained, version, tmp_path, form):
+    """Of the first format that the version has; the code that loads it stands beside the weights."""
+    folder = tmp_path / "version"
+    others = [other for other in FORMATS if other != form]
+    shutil.copytree(version.folder, folder, ignore=shutil.ignore_patterns(*others) if form != "hf" else None)
+    checkpoint = trained.folder / trained.ending.checkpoint.folder
+    ours = MaskedAutoencoder(trained.spec.model).eval()
+    ours.load_state_dict(load_file(checkpoint / TEACHER))
+    model = trained.spec.model
+    images = torch.randn(3, model.in_chans, model.height, model.width, generator=torch.Generator().manual_seed(0))
+    found = mlflow.pyfunc.load_model(str(folder))
+    with torch.no_grad():
+        expected = ours.encode(images).numpy()
+    assert abs(found.predict(images.numpy()) - expected).max() < 1e-5
+    assert found.metadata.get_input_schema().input_types() == [numpy.dtype("float32")]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
+        found.predict(images[:, :, 1:].numpy())
+    assert not [file for file in version.folder.rglob("*") if file.suffix in {".pkl", ".pickle"}]
 
 
 def test_timm_s_weights_are_the_checkpoint_s_teacher_s(trained, version):

@@ -1,5 +1,6 @@
 """The run in MLflow, over a connection that comes and goes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,8 +27,9 @@ from trainer.spec.pretrain import PretrainSpec
 from trainer.tracking import history, registry
 from trainer.tracking.channels import LAST_GENERATION, TrialChannel
 from trainer.tracking.history import HistoryReader
+from trainer.tracking.interface import UsedDataset
 from trainer.tracking.recorder import RunRecorder
-from trainer.tracking.registry import BackboneRegistry
+from trainer.tracking.registry import About, BackboneRegistry
 from trainer.tracking.trials import TrialRuns
 
 START_SECONDS = 120.0
@@ -55,6 +57,11 @@ def server(tmp_path_factory) -> Iterator[str]:
     yield url
     os.killpg(server.pid, 9)
     server.wait()
+
+
+def about(run: str, tags: dict[str, str] | None = None) -> About:
+    """What a version's pages in MLflow say."""
+    return About(tags or {}, run, {"optimization.base_lr": "0.00015"}, {"eval/linear_top1": 0.5}, 20)
 
 
 def answers(url: str) -> bool:
@@ -183,10 +190,44 @@ def test_a_version_is_of_the_run_that_trained_it(proxy, server, run, backbone, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
     publisher = BackboneRegistry(proxy.endpoint, "job-p", 1)
     tags = {"rcmae.metric.eval/linear_top1": "0.5", "rcmae.source_job_id": "job-a"}
-    assert publisher.register("lent", backbone, tags, run) == 1
+    assert publisher.register("lent", backbone, about(run, tags)) == 1
     (version,) = client.search_model_versions("name = 'lent' AND tags.`rcmae.metric.eval/linear_top1` = '0.5'")
     assert version.run_id == run
     assert version.tags == tags | {"rcmae.job_id": "job-p", "rcmae.attempt": "1"}
+
+
+def test_a_version_s_page_in_mlflow_has_the_spec_and_the_evaluation(backbones, proxy, server, run, backbone):
+    """Each once, although of every second request the answer is lost."""
+    client = MlflowClient(server)
+    proxy.faults.cut_every = 2
+    assert backbones.register("described", backbone, about(run)) == 1
+    proxy.faults.cut_every = 0
+    model = client.get_logged_model(client.get_model_version("described", "1").source.removeprefix("models:/"))
+    assert model.params == {"optimization.base_lr": "0.00015"}
+    assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [("eval/linear_top1", 0.5, 20)]
+
+
+def test_a_run_s_page_in_mlflow_has_its_datasets_once(recorder, proxy, server, run):
+    fingerprint = "0123456789abcdef" * 4
+    used = [
+        UsedDataset("training", "photos", "s3://data/photos", fingerprint, 500),
+        UsedDataset("evaluation", "digits", "builtin://digits", fingerprint, 1797),
+    ]
+    with proxy.away(4):
+        recorder.use(used)
+        recorder.drain()
+    recorder.use(used)  # as the next attempt does
+    recorder.close()
+    inputs = MlflowClient(server).get_run(run).inputs.dataset_inputs
+    shown = {
+        (found.tags[0].value, found.dataset.name, found.dataset.digest, json.loads(found.dataset.source)["uri"])
+        for found in inputs
+    }
+    assert len(inputs) == 2
+    assert shown == {
+        ("training", "photos", fingerprint[:36], "s3://data/photos"),
+        ("evaluation", "digits", fingerprint[:36], "builtin://digits"),
+    }
 
 
 def test_closing_gives_up_in_the_end(recorder, proxy, monkeypatch):
@@ -199,23 +240,23 @@ def test_closing_gives_up_in_the_end(recorder, proxy, monkeypatch):
 
 def test_a_registration_waits_for_an_mlflow_that_is_away(backbones, proxy, server, run, backbone):
     with proxy.away(4):
-        assert backbones.register("away", backbone, {"k": "v"}, run) == 1
+        assert backbones.register("away", backbone, about(run, {"k": "v"})) == 1
     assert versions(server, "away") == [1]
-    assert backbones.register("away", backbone, {"k": "v"}, run) == 1, "a later attempt finds it"
+    assert backbones.register("away", backbone, about(run, {"k": "v"})) == 1, "a later attempt finds it"
 
 
 def test_a_job_that_begins_again_from_scratch_makes_a_new_version(backbones, proxy, server, run, backbone):
-    assert backbones.register("again", backbone, {}, run) == 1
+    assert backbones.register("again", backbone, about(run)) == 1
     for attempt, since, version in ((2, 1, 1), (3, 3, 2), (4, 3, 2)):
         later = BackboneRegistry(proxy.endpoint, "job-a", attempt, since)
-        assert later.register("again", backbone, {}, run) == version
+        assert later.register("again", backbone, about(run)) == version
     assert sorted(versions(server, "again")) == [1, 2]
 
 
 def test_answers_that_are_lost_make_no_second_version(backbones, proxy, server, run, backbone):
     """Of every second request the answer is lost after MLflow has done what it asks for, creations too."""
     proxy.faults.cut_every = 2
-    assert backbones.register("lost", backbone, {"k": "v"}, run) == 1
+    assert backbones.register("lost", backbone, about(run, {"k": "v"})) == 1
     assert proxy.faults.done > 3
     proxy.faults.cut_every = 0
     assert versions(server, "lost") == [1]
@@ -229,14 +270,14 @@ def test_the_answer_to_the_version_s_own_creation_is_lost(backbones, server, run
         raise registry.MlflowException("the connection was cut")
 
     monkeypatch.setattr(backbones._client, "create_model_version", lose)
-    assert backbones.register("own", backbone, {}, run) == 1
+    assert backbones.register("own", backbone, about(run)) == 1
     assert len(made) == 1
     assert versions(server, "own") == [1]
 
 
 def test_a_refusal_is_no_absence(backbones, run, backbone):
     with pytest.raises(StorageError, match="MLflow could not register the backbone 'a/b'"):
-        backbones.register("a/b", backbone, {}, run)
+        backbones.register("a/b", backbone, about(run))
 
 
 def test_the_client_sends_nothing_twice_by_itself():
@@ -250,9 +291,9 @@ def test_a_version_that_others_made_with_the_jobs_tags_is_not_taken_for_the_jobs
     client.create_model_version(
         "strays", f"models:/{stray.model_id}", tags={"rcmae.job_id": "job-a"}, model_id=stray.model_id
     )
-    assert backbones.register("strays", backbone, {}, run) == 2
+    assert backbones.register("strays", backbone, about(run)) == 2
     client.copy_model_version("models:/strays/2", "strays")
-    assert backbones.register("strays", backbone, {}, run) == 2, "a later attempt finds it"
+    assert backbones.register("strays", backbone, about(run)) == 2, "a later attempt finds it"
 
 
 @pytest.mark.parametrize("fate", ["there", "deleted", "gone"])
@@ -285,13 +326,12 @@ def test_a_trial_hears_its_search_and_shows_its_life_in_its_own_run(tmp_path):
         spec = PretrainSpec.parse({"kind": "pretrain", "dataset": {"uri": "builtin://digits"}})
         request = AttemptRequest(job_id="job-s", attempt=2, run_id=trial, tracking_uri=uri, artifact_uri="x", spec=spec)
         channel = TrialChannel(request, search, 7, 3)
-        before = time.time()
+        before = round(time.time(), 3)
         channel.heartbeat(None)
         assert channel.read_command() is None
         orders = SearchOrders(trials=9, concurrency=1, max_failed=0, stopped=(3,))
         client.set_tag(search, TAG_SEARCH, orders.model_dump_json())
         assert channel.read_command() == Command(attempt=7, generation=LAST_GENERATION, action="cancel")
-        beats = client.get_run(trial).data.metrics
-        assert client.get_run(search).data.metrics == {}
-    assert list(beats) == [heartbeat(2)]
-    assert beats[heartbeat(2)] >= before
+        own, searches = (client.get_run(run).data.tags for run in (trial, search))
+    assert heartbeat(2) not in searches
+    assert float(own[heartbeat(2)]) >= before
