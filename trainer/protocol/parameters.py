@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -10,19 +11,21 @@ LENGTH: Final = 6000
 """MLflow's limit on the characters of a value."""
 AT_ONCE: Final = 100
 """MLflow's limit on the parameters of one request."""
+NAME: Final = re.compile(r"[\w.]+")
+"""Of a field. MLflow refuses some names with a slash, such as that of a label may be."""
 CUT: Final = " … (cut)"
 
 
 def parameters(spec: Mapping[str, Any]) -> dict[str, str]:
     """Every field of a spec's JSON form by its dotted path, for example ``optimization.base_lr``: ``0.00015``.
 
-    Texts stay as they are; other values are JSON. A value that is too long for MLflow is cut, and says so.
+    Texts stay as they are; other values are JSON, as are labels with names that no field could have. A value that is too long for MLflow is cut, and says so.
     """
     return dict(_fields(spec, ""))
 
 
 def _fields(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and (value or not path):
+    if isinstance(value, Mapping) and (value or not path) and all(map(NAME.fullmatch, value)):
         for name, part in value.items():
             yield from _fields(part, f"{path}.{name}" if path else name)
         return
