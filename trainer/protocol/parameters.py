@@ -19,7 +19,8 @@ CUT: Final = " … (cut)"
 def parameters(spec: Mapping[str, Any]) -> dict[str, str]:
     """Every field of a spec's JSON form by its dotted path, for example ``optimization.base_lr``: ``0.00015``.
 
-    Texts stay as they are; other values are JSON, as are labels with names that no field could have. A value that is too long for MLflow is cut, and says so.
+    Texts stay as they are; other values are JSON, as are labels with names that no field could have. A value that is
+    too long for MLflow is cut, and says so.
     """
     return dict(_fields(spec, ""))
 
