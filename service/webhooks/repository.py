@@ -66,7 +66,8 @@ def _due(moment: datetime, longest: timedelta) -> ColumnElement[bool]:
 
 def due_webhooks(session: Session, moment: datetime, longest: timedelta) -> list[str]:
     """The ids of the webhooks with a delivery that is due."""
-    return list(session.scalars(select(WebhookDelivery.webhook_id).where(_due(moment, longest)).distinct()))
+    query = select(WebhookDelivery.webhook_id).where(_due(moment, longest)).order_by(WebhookDelivery.next_attempt_at)
+    return list(dict.fromkeys(session.scalars(query)))  # DISTINCT would have the database read all deliveries
 
 
 def due_delivery(session: Session, webhook_id: str, moment: datetime, longest: timedelta) -> WebhookDelivery | None:
