@@ -93,7 +93,7 @@ class Settings(BaseSettings):
     """Address at which `rcmae controller` serves ``/metrics``."""
     lease_s: float = Field(10.0, gt=0)
     """Seconds without a heartbeat after which a standby takes over from the controller."""
-    webhook_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
+    webhook_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...] | None, NoDecode] = None
     """Networks to which webhooks may be sent although their addresses are not public, separated by commas:
     ``10.1.0.0/16,127.0.0.1``; none by default. Only there a webhook's URL may be http."""
     public_url: str | None = None

@@ -56,7 +56,7 @@ class Deliveries:
         settings, moment = self._context.app.settings, now()
         headers, body = message(webhook, row, moment, settings.public_url)
         self._context.check()
-        result = _post(webhook.url, headers, body, settings.webhook_private_networks)
+        result = _post(webhook.url, headers, body, settings.webhook_private_networks or ())
         with self._context.write() as session:
             current, sent = session.get(Webhook, webhook.id), session.get(WebhookDelivery, row.id)
             if current is None or sent is None:

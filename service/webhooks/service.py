@@ -205,7 +205,7 @@ def _delivery(session: Session, webhook_id: str, delivery_id: str) -> WebhookDel
 def _check_url(state: AppState, url: str) -> None:
     """Raises the API's 422 for a URL to which nothing may be sent."""
     try:
-        receivers.check(url, state.settings.webhook_private_networks)
+        receivers.check(url, state.settings.webhook_private_networks or ())
     except receivers.NotAllowed as error:
         raise spec_problem([Problem("url", "/url", url, str(error))]) from error
 

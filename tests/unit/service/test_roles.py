@@ -164,14 +164,17 @@ class Asker:
         with self._database.read() as session:
             return session.get(Token, token.sha256).id
 
-    def _webhook(self, owner: str) -> tuple[str, str]:
-        """A webhook with a delivery."""
+    def _about_webhook(self, owner: str, route: str) -> tuple[str, Any]:
+        """The path and the body of a request about a webhook with a delivery."""
+        path = route.partition(" ")[2]
         webhook_id = add_webhook(self._database, owner=owner)
         with self._database.session() as session:
             row = WebhookDelivery(webhook_id=webhook_id, type="alias.moved", data={})
             session.add(row)
             session.flush()
-            return webhook_id, row.id
+            path = path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", row.id)
+        new = {"owner": owner, "url": "https://93.184.216.34/hook"}
+        return path, {"PATCH /v1/webhooks/{webhook_id}": {"enabled": False}, "POST /v1/webhooks": new}.get(route)
 
     def request_of(self, route: str, owner: str) -> Request:
         """A request for what ``owner`` owns."""
@@ -195,12 +198,8 @@ class Asker:
             body = {"patch": {"trials": 9}, "trials": {"points": [{}]}}.get(verb)
         elif path in {"/v1/jobs", "/v1/jobs/plan"} and method == "POST":
             body = SPEC
-        elif "{webhook_id}" in path:
-            webhook_id, delivery_id = self._webhook(owner)
-            path = path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", delivery_id)
-            body = {"description": "the CI"} if method == "PATCH" else None
-        elif path == "/v1/webhooks" and method == "POST":
-            body = {"owner": owner, "url": "https://93.184.216.34/hook"}
+        elif "/webhooks" in path:
+            path, body = self._about_webhook(owner, route)
         elif "{token_id}" in path:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":
