@@ -43,8 +43,8 @@ app.add_typer(admin, name="admin")
 app.command()(operators.audit)
 app.command()(operators.cluster)
 
-SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "psycopg", "ray", "sqlalchemy", "torch", "uvicorn")
-CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy")
+CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy", "standardwebhooks")
+SERVER_PACKAGES: Final = (*CONTROLLER_PACKAGES, "psutil", "ray", "torch", "uvicorn")
 REFUSED: Final = "the request cannot be accepted"
 SPEC_REFUSED: Final = 2
 """Exit status for a spec that is refused."""

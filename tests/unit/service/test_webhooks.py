@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from sqlalchemy import delete, select, update
 from standardwebhooks import WebhookVerificationError
 from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, pass_pauses, receiving, rows
 
+import service
 from service.adapters.receivers import Answer
 from service.app import attach
 from service.auth.caller import Caller
@@ -521,3 +525,39 @@ def test_an_address_that_is_not_public_is_refused_with_the_setting_that_allows_i
         assert found["problems"][0]["field"] == "url"
     made = create(clients.alice, PUBLIC)
     problem(clients.alice.patch(f"{BASE}/{made['id']}", json={"url": "http://10.0.0.7/"}), 422, "spec_invalid")
+
+
+# --- the page about them ----------------------------------------------------------------------------------------------
+
+
+PAGE = (Path(service.__file__).parent / "webhooks.md").read_text()
+
+
+def test_the_receiver_of_the_page_takes_what_is_signed_and_nothing_else(team, world, monkeypatch, capsys):
+    (source,) = re.findall(r"(?s)```python\n(.*?)```", PAGE)
+    found: dict[str, Any] = {}
+    exec(source, found)
+    with HTTPServer(("127.0.0.1", 0), found["Receiver"]) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        made = create(team.alice, f"http://127.0.0.1:{server.server_port}/")
+        for secret, code in ((made["secret"], 204), ("whsec_" + base64.b64encode(b"x" * 24).decode(), 400)):
+            monkeypatch.setenv("WEBHOOK_SECRET", secret)
+            sent = team.alice.post(f"{BASE}/{made['id']}/test").json()
+            deliver(world)
+            assert team.alice.get(f"{BASE}/{made['id']}/deliveries/{sent['id']}").json()["response_code"] == code
+            assert (f"{sent['id']} webhook.test" in capsys.readouterr().out) == (code == 204)
+        server.shutdown()
+        thread.join()
+
+
+def test_the_page_shows_every_event_with_its_fields(team, registry, database):
+    registry.add("digits", 1)
+    add_webhook(database)
+    registry.add("digits", 2)
+    team.alice.put("/v1/backbones/digits/aliases/champion", json={"version": 1})
+    team.alice.delete("/v1/backbones/digits/versions/2")
+    examples = [json.loads(text) for text in re.findall(r"(?s)```json\n(.*?)```", PAGE)]
+    assert [example["type"] for example in examples] == list(EventType)
+    shown = {example["type"]: list(example["data"]) for example in examples}
+    assert shown == {row.type: list(row.data) for row in rows(database)}
