@@ -98,7 +98,7 @@ class DeliveryView(View):
     type: str
     """The event, or `webhook.test`."""
     data: dict[str, Any]
-    """What the receiver gets as `data`."""
+    """What the receiver gets as `data`, there with complete links if the service knows its own address."""
     state: DeliveryState
     created_at: datetime
     """When it happened."""
