@@ -18,6 +18,7 @@ from service.cluster import operations as cluster
 from service.http.openapi import CODES, Description, Operation
 from service.jobs import operations as jobs
 from service.searches import operations as searches
+from service.webhooks import operations as webhooks
 
 ABOUT: Final = """
 Pretrain vision backbones with RC-MAE on your own machines, and pull the results.
@@ -43,6 +44,7 @@ TAGS: Final = {
     "hub": "Read-only access to backbones by the Hugging Face Hub's protocol: `HF_ENDPOINT=<this server>/hf`.",
     "cluster": "Nodes, running jobs and the queue.",
     "access": "Tokens and the audit log.",
+    "webhooks": "Who hears of registered versions, aliases and deletions, signed as in Standard Webhooks.",
     "health": "For load balancers and monitoring. These routes need no token.",
 }
 
@@ -68,9 +70,15 @@ API: Final = Description(
         "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
     tags=TAGS,
-    codes=CODES | jobs.CODES | searches.CODES | backbones.CODES | access.CODES,
+    codes=CODES | jobs.CODES | searches.CODES | backbones.CODES | access.CODES | webhooks.CODES,
     operations=(
-        jobs.OPERATIONS | searches.OPERATIONS | backbones.OPERATIONS | cluster.OPERATIONS | access.OPERATIONS | HEALTH
+        jobs.OPERATIONS
+        | searches.OPERATIONS
+        | backbones.OPERATIONS
+        | cluster.OPERATIONS
+        | access.OPERATIONS
+        | webhooks.OPERATIONS
+        | HEALTH
     ),
     bodies=examples.BODIES,
     parameters=examples.PARAMETERS,

@@ -57,6 +57,7 @@ from service.observability.shared_work import SharedWork
 from service.searches.plots import Plots
 from service.searches.routes import router as searches
 from service.settings import Settings
+from service.webhooks.routes import router as webhooks
 
 log = structlog.get_logger()
 
@@ -146,6 +147,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(hub.router)
     app.include_router(cluster)
     app.include_router(access)
+    app.include_router(webhooks)
     mount.install(app)
     docs.install(app)
     return app

@@ -15,7 +15,7 @@ import typer
 
 from service import deployment
 from service.backup.commands import admin
-from service.client import backbones, commands, data, operators, render, results, searches, tables
+from service.client import backbones, commands, data, operators, render, results, searches, tables, webhooks
 from service.client.console import Text
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
@@ -38,12 +38,13 @@ app.add_typer(searches.searches, name="searches")
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")
+app.add_typer(webhooks.webhooks, name="webhooks")
 app.add_typer(admin, name="admin")
 app.command()(operators.audit)
 app.command()(operators.cluster)
 
-SERVER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psutil", "psycopg", "ray", "sqlalchemy", "torch", "uvicorn")
-CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy")
+CONTROLLER_PACKAGES: Final = ("alembic", "fastapi", "mlflow", "psycopg", "sqlalchemy", "standardwebhooks")
+SERVER_PACKAGES: Final = (*CONTROLLER_PACKAGES, "psutil", "ray", "torch", "uvicorn")
 REFUSED: Final = "the request cannot be accepted"
 SPEC_REFUSED: Final = 2
 """Exit status for a spec that is refused."""

@@ -8,6 +8,8 @@ JOB_ID: Final = "job-e2k4y0h5c7m9xq"
 RUN_ID: Final = "5b1c3f0a9d7e4c7f8f2e6a1b0c9d8e7f"
 SEARCH_ID: Final = "job-e2k5a8m1r6t3vw"
 TOKEN_ID: Final = "tok-5f0c8a1e9b7d24"  # noqa: S105 - an id is not a secret
+WEBHOOK_ID: Final = "hook-3b9c1d5e7f2a46"
+DELIVERY_ID: Final = "msg-8c2f4e6a1b3d5f7a9c0e2d4b"
 TIME: Final = "2026-03-01T09:30:00Z"
 
 DIGITS: Final[dict[str, Any]] = {
@@ -111,6 +113,27 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         "at_once": {"summary": "The old token ends at once", "value": {}},
         "grace": {"summary": "The old token stays valid for an hour", "value": {"grace_s": 3600}},
     },
+    "create_webhook": {
+        "all": {
+            "summary": "Everything that happens to backbones",
+            "value": {"url": "https://ci.example.org/hooks/rcmae", "description": "starts the evaluation"},
+        },
+        "some": {
+            "summary": "New versions of one backbone",
+            "value": {
+                "url": "https://ci.example.org/hooks/rcmae",
+                "events": ["version.registered"],
+                "backbones": ["imagenet-base"],
+            },
+        },
+    },
+    "change_webhook": {
+        "enable": {"summary": "Enable it again", "value": {"enabled": True}},
+        "events": {
+            "summary": "Other events, of all backbones",
+            "value": {"events": ["alias.moved"], "backbones": None},
+        },
+    },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
     "resume_job": {
         "as_before": {"summary": "With the same resources", "value": {}},
@@ -151,6 +174,8 @@ PARAMETERS: Final[dict[str, Any]] = {
     "key": ["train/loss"],
     "Range": "bytes=0-1023",
     "token_id": TOKEN_ID,
+    "webhook_id": WEBHOOK_ID,
+    "delivery_id": DELIVERY_ID,
     "search_id": SEARCH_ID,
     "number": 7,
 }

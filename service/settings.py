@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +93,24 @@ class Settings(BaseSettings):
     """Address at which `rcmae controller` serves ``/metrics``."""
     lease_s: float = Field(10.0, gt=0)
     """Seconds without a heartbeat after which a standby takes over from the controller."""
+    webhook_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...] | None, NoDecode] = None
+    """Networks to which webhooks may be sent although their addresses are not public, separated by commas:
+    ``10.1.0.0/16,127.0.0.1``; none by default. Only there a webhook's URL may be http."""
+    public_url: str | None = None
+    """The address by which people reach the service, such as ``https://rcmae.example.org``: it makes the links in
+    webhooks complete. By default they are paths."""
+
+    @field_validator("webhook_private_networks", mode="before")
+    @classmethod
+    def _split_networks(cls, value: object) -> object:
+        return tuple(each.strip() for each in value.split(",") if each.strip()) if isinstance(value, str) else value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
+            raise ValueError(f"{value!r} is no address of a service: use one such as https://rcmae.example.org")
+        return value.rstrip("/") if value else None
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

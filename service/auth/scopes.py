@@ -33,6 +33,8 @@ class Scope(StrEnum):
     READ_CLUSTER = "read:cluster"
     READ_TOKENS = "read:tokens"
     READ_OWN_TOKENS = "read:tokens!own"
+    READ_WEBHOOKS = "read:webhooks"
+    READ_OWN_WEBHOOKS = "read:webhooks!own"
     READ_AUDIT = "read:audit"
     SUBMIT = "submit"
     JOBS = "jobs"
@@ -41,6 +43,8 @@ class Scope(StrEnum):
     OWN_BACKBONES = "backbones!own"
     TOKENS = "tokens"
     OWN_TOKENS = "tokens!own"
+    WEBHOOKS = "webhooks"
+    OWN_WEBHOOKS = "webhooks!own"
 
     @property
     def reads(self) -> bool:
@@ -68,6 +72,8 @@ MEANINGS: Final = {
     Scope.READ_CLUSTER: "see the nodes and the queue, and plan jobs",
     Scope.READ_TOKENS: "see everybody's tokens",
     Scope.READ_OWN_TOKENS: "see its owner's tokens",
+    Scope.READ_WEBHOOKS: "see everybody's webhooks and their deliveries",
+    Scope.READ_OWN_WEBHOOKS: "see its owner's webhooks and their deliveries",
     Scope.READ_AUDIT: "read the audit log",
     Scope.SUBMIT: "submit jobs and promote trials",
     Scope.JOBS: "control, change and delete everybody's jobs and searches",
@@ -76,18 +82,22 @@ MEANINGS: Final = {
     Scope.OWN_BACKBONES: "delete the backbones that its owner's jobs registered and set their aliases",
     Scope.TOKENS: "make, rotate and revoke everybody's tokens",
     Scope.OWN_TOKENS: "make, rotate and revoke its owner's tokens",
+    Scope.WEBHOOKS: "make, change, test and delete everybody's webhooks",
+    Scope.OWN_WEBHOOKS: "make, change, test and delete its owner's webhooks",
 }
 """What a token with a scope may do."""
 
 _EVERY_ROLE: Final = frozenset({Scope.READ_BACKBONES, Scope.READ_CLUSTER, Scope.READ_OWN_TOKENS})
-_OPERATOR: Final = _EVERY_ROLE | {Scope.READ_JOBS, Scope.SUBMIT, Scope.JOBS, Scope.BACKBONES, Scope.OWN_TOKENS}
+_HOOKS: Final = frozenset({Scope.READ_OWN_WEBHOOKS, Scope.OWN_WEBHOOKS})
+_OPERATOR: Final = _EVERY_ROLE | _HOOKS | {Scope.READ_JOBS, Scope.SUBMIT, Scope.JOBS, Scope.BACKBONES, Scope.OWN_TOKENS}
 
 GRANTS: Final = {
     Role.VIEWER: _EVERY_ROLE | {Scope.READ_JOBS},
     Role.SUBMITTER: _EVERY_ROLE
+    | _HOOKS
     | {Scope.READ_OWN_JOBS, Scope.SUBMIT, Scope.OWN_JOBS, Scope.OWN_BACKBONES, Scope.OWN_TOKENS},
     Role.OPERATOR: _OPERATOR,
-    Role.ADMIN: _OPERATOR | {Scope.READ_TOKENS, Scope.READ_AUDIT, Scope.TOKENS},
+    Role.ADMIN: _OPERATOR | {Scope.READ_TOKENS, Scope.READ_WEBHOOKS, Scope.READ_AUDIT, Scope.TOKENS, Scope.WEBHOOKS},
 }
 """The scopes of each role."""
 

@@ -41,6 +41,12 @@ ACTIONS: Final = {
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",
+    "POST /v1/webhooks": "webhook.create",
+    "PATCH /v1/webhooks/{webhook_id}": "webhook.change",
+    "DELETE /v1/webhooks/{webhook_id}": "webhook.delete",
+    "POST /v1/webhooks/{webhook_id}/rotate": "webhook.rotate",
+    "POST /v1/webhooks/{webhook_id}/test": "webhook.test",
+    "POST /v1/webhooks/{webhook_id}/deliveries/{delivery_id}/retry": "webhook.retry",
     "POST /login": "session.begin",
     "POST /logout": "session.end",
 }

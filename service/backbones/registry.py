@@ -7,7 +7,6 @@ there. Files are served only from below the artifact root.
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,16 +58,12 @@ class Served:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Evaluation results, by metric key; values that are not finite numbers are left out."""
-        prefix, tags = names.TAG_METRIC, self.row.tags
-        values = {key.removeprefix(prefix): _finite(text) for key, text in tags.items() if key.startswith(prefix)}
-        return {key: value for key, value in values.items() if value is not None}
+        return versions.metrics_of(self.row.tags)
 
     @property
     def formats(self) -> list[str]:
         """The formats in which it can be pulled; empty for old versions, which have no tag for them."""
-        if self.gone:
-            return []
-        return [name for name in self.row.tags.get(names.TAG_FORMATS, "").split(",") if name]
+        return [] if self.gone else versions.formats_of(self.row.tags)
 
     def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
         """The version as the API shows it; ``aliases`` are all aliases of the backbone."""
@@ -83,7 +78,7 @@ class Served:
             attempt=_whole(tags.get(names.TAG_ATTEMPT)),
             checkpoint_step=_whole(tags.get(names.TAG_STEP)),
             method=tags.get(names.TAG_METHOD),
-            epochs=_finite(tags.get(names.TAG_EPOCHS)),
+            epochs=versions.finite(tags.get(names.TAG_EPOCHS)),
             dataset_fingerprint=tags.get(names.TAG_DATASET),
             network=tags.get(names.TAG_NETWORK),
             code_version=tags.get(names.TAG_CODE),
@@ -270,14 +265,6 @@ def formats_in(listed: Mapping[str, str]) -> list[str]:
     """The formats among a version's files, in their usual order."""
     folders = {path.partition("/")[0] for path in listed if "/" in path}
     return [form for form in formats.BACKBONE_FORMATS if form in folders]
-
-
-def _finite(text: str | None) -> float | None:
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _whole(text: str | None) -> int | None:

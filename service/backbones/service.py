@@ -211,7 +211,7 @@ def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: in
         if target.gone:
             raise ApiProblem(410, "version_gone", registry.gone_text(target))
         caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None)
-        versions.point(session, name, alias, number)
+        versions.point(session, target.row, alias, caller.owner)
     _follow_in_mlflow(state, name, alias)
     return show(state, name)
 
@@ -225,7 +225,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
         if row is None or version is None:
             raise not_found("alias", f"{name}@{alias}")
         caller.must(Scope.BACKBONES, version.row.owner)
-        session.delete(row)
+        versions.unpoint(session, row, caller.owner)
         caller.record(session, name, alias=alias, version=row.version)
     _follow_in_mlflow(state, name, alias)
     return show(state, name)
@@ -268,7 +268,7 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
         version = _shown(session, known)
         caller.must(Scope.BACKBONES, version.row.owner)
         _must_have_no_alias(version, versions.aliases_of(session, version.row))
-        versions.delete(version.row)
+        versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=preview.job_id, actor=caller.owner)
     state.wake.set()

@@ -26,6 +26,7 @@ from service.client.log_query import LogQuery, log_params
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
 from service.client.transport import without_none
+from service.client.webhook_calls import WebhookCalls
 from service.cluster.schemas import ClusterView
 from service.http.schemas import Page
 from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsView, Level, LogPage, MetricsView
@@ -46,7 +47,7 @@ class _SpecDocument(RootModel[dict[str, Any]]):
     """A spec as the service sends it."""
 
 
-class Client(BackboneCalls, SearchCalls):
+class Client(BackboneCalls, SearchCalls, WebhookCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
     Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and `submit` and

@@ -84,4 +84,6 @@ MayChangeBackbones = Annotated[Caller, Security(caller, scopes=[Scope.OWN_BACKBO
 MayReadCluster = Annotated[Caller, Security(caller, scopes=[Scope.READ_CLUSTER])]
 MayReadTokens = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_TOKENS])]
 MayManageTokens = Annotated[Caller, Security(caller, scopes=[Scope.OWN_TOKENS])]
+MayReadWebhooks = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_WEBHOOKS])]
+MayManageWebhooks = Annotated[Caller, Security(caller, scopes=[Scope.OWN_WEBHOOKS])]
 MayReadAudit = Annotated[Caller, Security(caller, scopes=[Scope.READ_AUDIT])]

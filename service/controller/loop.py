@@ -13,6 +13,7 @@ import structlog
 from service.adapters.ray_cluster import RayState
 from service.controller.attempts import Attempts, Change
 from service.controller.context import ControllerContext, isolated_job
+from service.controller.deliveries import Deliveries
 from service.controller.lease import LeaseLost
 from service.controller.observing import Glance, Observer
 from service.controller.queue import Queue, Task
@@ -45,7 +46,7 @@ class Reconciler:
         self._context = context
         self.observer = Observer(context)
         self._attempts, self._starts = Attempts(context, self.observer), Starts(context)
-        self.sweeps, removals = Sweeps(context), Removals(context)
+        self.sweeps, removals, deliveries = Sweeps(context), Removals(context), Deliveries(context)
         self.work = Queue(
             "work",
             context,
@@ -64,8 +65,15 @@ class Reconciler:
                 Work.SWEEP_RECORDS: self.sweeps.ray_records,
                 Work.SWEEP_RUNS: self.sweeps.open_runs,
                 Work.COMPARE_VERSIONS: lambda _: compare_versions(context),
+                Work.DELIVER: deliveries.deliver,
+                Work.SWEEP_DELIVERIES: deliveries.sweep,
             },
-            find=lambda session: {**removals.find(session), **self.sweeps.find(session), Work.COMPARE_VERSIONS: [""]},
+            find=lambda session: {
+                **removals.find(session),
+                **self.sweeps.find(session),
+                **deliveries.find(session),
+                Work.COMPARE_VERSIONS: [""],
+            },
             longest_pause=max(LONGEST_SWEEP_PAUSE, timedelta(seconds=context.app.settings.sweep_interval_s)),
         )
         self._queues = (self.work, self.removals)

@@ -18,6 +18,7 @@ from service.controller.dependencies import Refused
 from service.db.tables import BackboneVersion, Job
 from service.jobs import lineage, repository, versions
 from service.jobs.schemas import BackboneRef
+from service.jobs.state import State
 from service.jobs.versions import Known, Registered, VersionState
 from trainer.protocol import names
 
@@ -105,12 +106,13 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
             folders = context.app.mlflow.folders([version for _, version in ours])
         with context.write() as session:
             ours = _of_jobs(repository.jobs_by_id(session, ids), batch)  # some jobs may be deleted by now
-            added = sum(
-                versions.add(
-                    session, job, Registered(version, folders.get(version.source)), named.get(version.name, {})
-                )
-                for job, version in ours
-            )
+            read = versions.have_been_read(session)
+            added = 0
+            for job, version in ours:
+                registered = Registered(version, folders.get(version.source))
+                # The first reading after an upgrade finds versions of long ago too: those of jobs that have ended.
+                told = read or not State(job.state).terminal
+                added += versions.add(session, job, registered, named.get(version.name, {}), told=told)
         if added:
             log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
 
@@ -149,9 +151,9 @@ def remove_versions(context: ControllerContext, job: Job) -> None:
         registered = versions.registered_by(job, context.app.mlflow)
     with context.write() as session:
         for each in registered:
-            versions.add(session, job, each, {})
+            versions.add(session, job, each, {}, told=False)  # nobody ever saw it
         for version in versions.shown_of_job(session, job.id):
-            versions.delete(version)
+            versions.hide(version)
         deleted = versions.deleting(session, job.id)
     for version in deleted:
         remove_version(context, version)

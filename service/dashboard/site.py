@@ -74,6 +74,11 @@ class Page:
     def reads_audit(self) -> bool:
         return self.caller.has(Scope.READ_AUDIT)
 
+    @property
+    def reads_webhooks(self) -> bool:
+        """Whether this caller may have webhooks, at least its own."""
+        return self.caller.has(Scope.READ_OWN_WEBHOOKS)
+
     def controls(self, owner: str) -> bool:
         """Whether this caller may control an owner's jobs."""
         return self.caller.may(Scope.JOBS, owner)
@@ -150,6 +155,7 @@ BackbonesPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_BACKBONES])
 BackboneDeletionPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_BACKBONES])]
 ClusterPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_CLUSTER])]
 TokensPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_TOKENS])]
+WebhooksPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_WEBHOOKS])]
 AuditPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_AUDIT])]
 
 

@@ -148,6 +148,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
             "RCMAE_RAY_URL": f"http://{HOST}:{ports.ray_dashboard}",
             "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
             "RCMAE_ADMIN_TOKEN_FILE": str(folder.token),
+            "RCMAE_PUBLIC_URL": os.environ.get("RCMAE_PUBLIC_URL") or f"http://{HOST}:{ports.api}",
         } | _mlflow_login(folder)
     if part == "mlflow":
         # The server's own job queue would take nine more processes, for features that are not used here.

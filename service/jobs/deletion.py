@@ -34,7 +34,7 @@ def preview(app_state: AppState, job: Job) -> Deletion:
     )
 
 
-def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[BackboneRef]:
+def delete_versions(session: Session, job: Job, with_backbones: bool, actor: str) -> list[BackboneRef]:
     """Delete a job's versions together with the job, in the same transaction; returns them.
 
     Raises the API's 503 while they are not known, and 409 where there is one and ``with_backbones`` is false, or where
@@ -55,7 +55,7 @@ def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[Ba
                 f"{version.name}@{aliases[0]}: first point the alias to another version, or remove it"
             )
             raise ApiProblem(409, "version_has_alias", text)
-        versions.delete(version)
+        versions.delete(session, version, actor)
     return going
 
 

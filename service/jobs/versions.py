@@ -6,9 +6,11 @@ get an alias while it is being deleted, nor the other way round: the second of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -16,6 +18,8 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
 from service.db.tables import BackboneAlias, BackboneVersion, Job, RegistryCheck, now
+from service.events.outbox import emit
+from service.events.types import EventType
 from service.http.problems import unavailable
 from trainer.protocol import names
 
@@ -58,12 +62,38 @@ def belongs(job: Job, version: Version) -> bool:
     return named_so and version.tags.get(names.TAG_JOB) == job.id
 
 
+def metrics_of(tags: Mapping[str, str]) -> dict[str, float]:
+    """Evaluation results in a version's tags, by metric key; values that are not finite numbers are left out."""
+    prefix = names.TAG_METRIC
+    values = {key.removeprefix(prefix): finite(text) for key, text in tags.items() if key.startswith(prefix)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def finite(text: str | None) -> float | None:
+    """The finite number that a tag says, if it says one."""
+    try:
+        value = float(text or "")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def formats_of(tags: Mapping[str, str]) -> list[str]:
+    """The formats that a version's tags name; none for old versions, which have no tag for them."""
+    return [name for name in tags.get(names.TAG_FORMATS, "").split(",") if name]
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
+def have_been_read(session: Session) -> bool:
+    """Whether MLflow's versions have ever been read whole; they have not after an upgrade."""
+    return session.get(RegistryCheck, 1) is not None
+
+
 def must_be_read(session: Session) -> None:
-    """Raises the API's 503 as long as MLflow's versions have never been read whole, as after an upgrade."""
-    if session.get(RegistryCheck, 1) is None:
+    """Raises the API's 503 as long as MLflow's versions have never been read whole."""
+    if not have_been_read(session):
         text = "the controller is reading the registered versions, for the first time since the upgrade"
         raise unavailable("MLflow's registry", text)
 
@@ -141,12 +171,13 @@ def deleting(session: Session, job_id: str | None = None) -> Sequence[BackboneVe
 # --- changing ---------------------------------------------------------------------------------------------------------
 
 
-def add(session: Session, job: Job, registered: Registered, named: Mapping[str, int]) -> bool:
+def add(session: Session, job: Job, registered: Registered, named: Mapping[str, int], *, told: bool = True) -> bool:
     """Add a version of a job, if it is not there yet; returns whether it was added.
 
     ``named`` are MLflow's aliases of the backbone: those of a version that was unknown so far are taken over, unless
     the service has an alias of that name. If MLflow has reused the number of another version, because its registered
     model was deleted as a whole, the new version replaces the old row with its aliases, unless that is being deleted.
+    ``told``: whether webhooks hear of it, as they do not of versions that were registered long before.
     """
     version = registered.version
     row = session.get(BackboneVersion, (version.name, version.version))
@@ -155,36 +186,88 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     if row is not None:
         session.delete(row)
         session.flush()
-    session.add(
-        BackboneVersion(
-            name=version.name,
-            version=version.version,
-            state=VersionState.READY,
-            job_id=job.id,
-            owner=job.owner,
-            trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
-            dataset_uri=job.dataset_uri,
-            source=version.source,
-            folder=registered.folder,
-            tags=dict(version.tags),
-            created_at=version.created_at,
-        )
+    added = BackboneVersion(
+        name=version.name,
+        version=version.version,
+        state=VersionState.READY,
+        job_id=job.id,
+        owner=job.owner,
+        trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
+        dataset_uri=job.dataset_uri,
+        source=version.source,
+        folder=registered.folder,
+        tags=dict(version.tags),
+        created_at=version.created_at,
     )
+    session.add(added)
+    if told:
+        _tell(session, EventType.VERSION_REGISTERED, added)
     for alias in [alias for alias, number in named.items() if number == version.version]:
         if session.get(BackboneAlias, (version.name, alias)) is None:
             session.flush()
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
+            if told:
+                _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
     return True
 
 
-def point(session: Session, name: str, alias: str, number: int) -> None:
+def point(session: Session, version: BackboneVersion, alias: str, actor: str) -> None:
     """Point an alias at a version, whatever it pointed at before."""
-    session.merge(BackboneAlias(name=name, alias=alias, version=number))
+    row = session.get(BackboneAlias, (version.name, alias))
+    before = row.version if row else None
+    session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
+    if before != version.version:
+        _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
 
 
-def delete(version: BackboneVersion) -> None:
+def unpoint(session: Session, alias: BackboneAlias, actor: str) -> None:
+    """Remove an alias; its version stays."""
+    session.delete(alias)
+    data = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version, "actor": actor}
+    emit(session, EventType.ALIAS_MOVED, data | {"urls": _urls(alias.name, None)}, backbone=alias.name)
+
+
+def delete(session: Session, version: BackboneVersion, actor: str) -> None:
     """Hide a version; the controller removes it later."""
+    hide(version)
+    _tell(session, EventType.VERSION_DELETED, version, actor=actor)
+
+
+def hide(version: BackboneVersion) -> None:
+    """Hide a version of which no webhook has heard, as `delete` does."""
     version.state, version.deleted_at = VersionState.DELETING, now()
+
+
+def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:
+    """Tell webhooks of an event about a version."""
+    tags = version.tags
+    data = {
+        "name": version.name,
+        "version": version.version,
+        **more,
+        "owner": version.owner,
+        "job_id": version.job_id,
+        "trained_by": version.trained_by,
+        "created_at": version.created_at.isoformat(),
+        "method": tags.get(names.TAG_METHOD),
+        "formats": formats_of(tags),
+        "metrics": metrics_of(tags),
+        "dataset_fingerprint": tags.get(names.TAG_DATASET),
+        "hub": {"repo_id": f"rcmae/{version.name}", "revision": f"v{version.version}"},
+        "urls": _urls(version.name, None if event is EventType.VERSION_DELETED else version.version),
+    }
+    emit(session, event, data, backbone=version.name)
+
+
+def _urls(name: str, number: int | None) -> dict[str, str]:
+    """Paths of a version's page, its entry in the API and its repository; of its backbone without a number."""
+    if number is None:
+        return {"page": f"/backbones/{name}", "api": f"/v1/backbones/{name}", "hub": f"/hf/api/models/rcmae/{name}"}
+    return {
+        "page": f"/backbones/{name}?version={number}",
+        "api": f"/v1/backbones/{name}/versions/{number}",
+        "hub": f"/hf/api/models/rcmae/{name}/revision/v{number}",
+    }
 
 
 def removed(session: Session, version: BackboneVersion) -> None:

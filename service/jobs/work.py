@@ -43,6 +43,10 @@ class Work(StrEnum):
     SWEEP_RUNS = "sweep_runs"
     COMPARE_VERSIONS = "compare_versions"
     """No target: the rows of registered versions are compared with MLflow."""
+    DELIVER = "deliver"
+    """A webhook for which something is due, by its id: what hangs holds up this webhook alone."""
+    SWEEP_DELIVERIES = "sweep_deliveries"
+    """No target."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ PAGES = {
     "backbone": "/backbones/{backbone}",
     "cluster": "/cluster",
     "tokens": "/tokens",
+    "webhooks": "/webhooks",
     "audit": "/audit",
 }
 

@@ -15,7 +15,8 @@ _NAMES: Final = (
 _USER: Final = re.compile(r"(?<=://)(?:[^/?#@\s'\"]*:(?!\d+/)[^\s'\"]*|[^/?#@\s'\"]*)@|^[^\s/:@]+:(?!//)[^\s@]+@")
 """User and secret before the host: `s3://key:secret@bucket`, or without a scheme. A secret may contain slashes."""
 _QUERY: Final = re.compile(rf"(?<=[?&;#])({_NAMES})=([^&;#\s'\"]*)", re.IGNORECASE)
-_TOKEN: Final = re.compile(r"rcmae_[A-Za-z0-9_-]{16,}|(?<=bearer )[^\s'\"]+", re.IGNORECASE)
+_TOKEN: Final = re.compile(r"(?-i:rcmae_)[A-Za-z0-9_-]{16,}|(?<=bearer )[^\s'\"]+", re.IGNORECASE)
+"""A token's text, whose prefix is in lower case: in upper case it is that of a setting's name."""
 _SECRET_FIELD: Final = re.compile(r"secret|password|passwd|credential|token|api_?key|access_?key|private_?key", re.I)
 
 

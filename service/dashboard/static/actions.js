@@ -136,18 +136,25 @@ export const newKey = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.rando
 
 // The JSON that a form means: `name` is a dotted path, `data-type` says how its text is read, and empty fields are left out
 // unless they are `data-empty="null"` or `data-empty=""`. Of a form with `data-changed` only what was changed is sent.
+// Boxes of one name and the type `member` are a list, or null if none is ticked.
 // `data-within` is a path that the field's own is below; a number in it is a place in a list.
 export function valuesOf(form) {
   const found = {};
   for (const field of form.elements) {
     if (!field.name || field.disabled || field.type === "submit") continue;
     if (form.dataset.changed !== undefined && !changed(field)) continue;
+    if (field.dataset.type === "member") {
+      found[field.name] ??= null;
+      if (field.checked) found[field.name] = [...(found[field.name] ?? []), field.value];
+      continue;
+    }
     let value = field.type === "checkbox" ? field.checked : field.value;
     if (value === "" && field.dataset.empty === undefined) continue;
     if (value === "") value = field.dataset.empty === "null" ? null : field.dataset.type === "labels" ? {} : "";
     else if (field.dataset.type === "number") value = Number.isNaN(Number(value)) ? value : Number(value);
     else if (field.dataset.type === "json") { try { value = JSON.parse(value); } catch { /* the server says what is wrong with it */ } }
     else if (field.dataset.type === "labels") value = labelsOf(value);
+    else if (field.dataset.type === "list") value = value.split(/[\s,]+/).filter(Boolean);
     else if (field.dataset.type === "assignments") value = assignments(value);
     const path = field.dataset.flat === undefined ? field.name.split(".") : [field.name];
     const within = field.dataset.within ? field.dataset.within.split(".") : [];

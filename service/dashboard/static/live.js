@@ -103,12 +103,19 @@ export async function refresh() {
   }
 }
 
+// Something is on its way, of which no event tells.
+function watchWhatComesSoon() {
+  if (state.on && document.querySelector("[data-soon]")) refreshSoon();
+}
+watchWhatComesSoon();
+
 document.body.setAttribute("hx-ext", "morph"); // not on main: a refresh gives that the attributes of the new one
 document.body.addEventListener("htmx:afterSwap", (event) => {
   state.updated = Date.now();
   if (state.source?.readyState === EventSource.OPEN) state.lost = null;
   if (state.ended && main.dataset.over === undefined) { state.ended = false; open(); } // a job that had ended goes on
   for (const done of refreshed) done(event);
+  watchWhatComesSoon();
   show();
 });
 // Whether an answer says that the session has ended: the limit on requests without a valid one turns 401 into 429.

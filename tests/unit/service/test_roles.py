@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from optuna.trial import TrialState
 from search_files import SearchFiles
 from service_fakes import SPEC, add_job, job_of, problem, spec_with
+from webhook_receiver import add_webhook
 
 from service.auth.caller import Caller, sha256
 from service.auth.scopes import SCOPES, UNSCOPED, Role, Scope
@@ -27,7 +28,7 @@ from service.auth.sessions import COOKIE, CSRF_HEADER
 from service.auth.trail import ACTIONS
 from service.dashboard.assets import url_of
 from service.dashboard.site import PageRoute
-from service.db.tables import Token
+from service.db.tables import Token, WebhookDelivery
 from trainer.protocol import names
 
 CALLERS = ("viewer", "alice", "operator", "admin")
@@ -46,14 +47,17 @@ STATUSES = {
 }
 """The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, and these pages
 lead to their first tab."""
-ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{name}", "GET /v1/metrics")
+ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{webhook_id}", "{name}", "GET /v1/metrics")
 """What a route of one thing has in its name; other routes are about all that the caller may see."""
 VISIBLE_BY = {
     Scope.OWN_JOBS: Scope.READ_JOBS,
     Scope.OWN_BACKBONES: Scope.READ_BACKBONES,
     Scope.OWN_TOKENS: Scope.READ_TOKENS,
+    Scope.OWN_WEBHOOKS: Scope.READ_WEBHOOKS,
 }
 """The scope by which a caller sees what a scope lets others change: it is told 403 there, and 404 without it."""
+FOR_OTHERS = {"POST /v1/tokens", "POST /v1/webhooks"}
+"""Routes that make something for the owner that their body names."""
 NOT_ASKED = {"GET /login", "POST /login", "POST /logout", "GET /assets/{digest}/{name:path}", "GET /openapi.json"}
 """Routes without a scope, which the tests of sessions and of the description ask."""
 
@@ -97,9 +101,9 @@ def _expected_of(route: str, scopes: list[Scope], status: int, has: frozenset[Sc
     if not has.issuperset(scopes):
         return [403, 403]
     lacking = [scope for scope in scopes if scope.everybodys not in has]
-    if not lacking or (route != "POST /v1/tokens" and not any(part in route for part in ONES_OWN)):
+    if not lacking or (route not in FOR_OTHERS and not any(part in route for part in ONES_OWN)):
         return [status, status]
-    seen = all(VISIBLE_BY.get(scope, scope.everybodys) in has for scope in lacking) or route == "POST /v1/tokens"
+    seen = all(VISIBLE_BY.get(scope, scope.everybodys) in has for scope in lacking) or route in FOR_OTHERS
     return [status, 403 if seen else 404]
 
 
@@ -160,6 +164,18 @@ class Asker:
         with self._database.read() as session:
             return session.get(Token, token.sha256).id
 
+    def _about_webhook(self, owner: str, route: str) -> tuple[str, Any]:
+        """The path and the body of a request about a webhook with a delivery."""
+        path = route.partition(" ")[2]
+        webhook_id = add_webhook(self._database, owner=owner)
+        with self._database.session() as session:
+            row = WebhookDelivery(webhook_id=webhook_id, type="alias.moved", data={})
+            session.add(row)
+            session.flush()
+            path = path.replace("{webhook_id}", webhook_id).replace("{delivery_id}", row.id)
+        new = {"owner": owner, "url": "https://93.184.216.34/hook"}
+        return path, {"PATCH /v1/webhooks/{webhook_id}": {"enabled": False}, "POST /v1/webhooks": new}.get(route)
+
     def request_of(self, route: str, owner: str) -> Request:
         """A request for what ``owner`` owns."""
         method, _, path = route.partition(" ")
@@ -182,6 +198,8 @@ class Asker:
             body = {"patch": {"trials": 9}, "trials": {"points": [{}]}}.get(verb)
         elif path in {"/v1/jobs", "/v1/jobs/plan"} and method == "POST":
             body = SPEC
+        elif "/webhooks" in path:
+            path, body = self._about_webhook(owner, route)
         elif "{token_id}" in path:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":

@@ -19,6 +19,7 @@ from service.db.tables import Attempt, Job
 from service.jobs import repository, work
 from service.jobs.lifecycle import Verb
 from service.jobs.work import Look, Work
+from service.webhooks import repository as webhooks
 from trainer.protocol import names
 from trainer.protocol.outcome import Outcome, Reason
 from trainer.protocol.progress import Newest
@@ -45,6 +46,10 @@ QUERIES: dict[str, tuple[Callable[[Session], Any], set[str]]] = {
     "what workers may begin": (
         lambda session: work.due(session, list(Work), 1, Look(datetime.now(UTC), timedelta(seconds=10), ["0" * 16])),
         BY_KIND,
+    ),
+    "which webhooks have something due": (
+        lambda session: webhooks.due_webhooks(session, datetime.now(UTC), timedelta(hours=27)),
+        {"ix_webhook_delivery_waits"},
     ),
 }
 """Of the loop and its workers, with the indexes that each may use; SQLite names those of primary keys differently."""
