@@ -111,6 +111,17 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         "at_once": {"summary": "The old token ends at once", "value": {}},
         "grace": {"summary": "The old token stays valid for an hour", "value": {"grace_s": 3600}},
     },
+    "change_backbone": {
+        "describe": {"summary": "Say what it is", "value": {"description": "Backbones for the shelf cameras."}},
+        "labels": {"summary": "Replace its labels", "value": {"labels": {"team": "vision"}}},
+        "owner": {"summary": "Give it to somebody else", "value": {"owner": "admin"}},
+    },
+    "change_backbone_version": {
+        "describe": {
+            "summary": "Say what it is, and label it",
+            "value": {"description": "Trained on the second delivery.", "labels": {"delivery": "2"}},
+        }
+    },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
     "resume_job": {
         "as_before": {"summary": "With the same resources", "value": {}},
@@ -143,6 +154,8 @@ PARAMETERS: Final[dict[str, Any]] = {
     "kind": "pretrain",
     "owner": "alice",
     "label": ["team:vision"],
+    "search": "imagenet vision",
+    "filter": ["eval/linear_top1 >= 0.5"],
     "name_contains": "imagenet",
     "created_after": TIME,
     "limit": 50,

@@ -72,8 +72,8 @@ MEANINGS: Final = {
     Scope.SUBMIT: "submit jobs and promote trials",
     Scope.JOBS: "control, change and delete everybody's jobs and searches",
     Scope.OWN_JOBS: "control, change and delete its owner's jobs and searches",
-    Scope.BACKBONES: "delete everybody's backbones and set their aliases",
-    Scope.OWN_BACKBONES: "delete the backbones that its owner's jobs registered and set their aliases",
+    Scope.BACKBONES: "delete and describe everybody's backbones, and set their aliases and owners",
+    Scope.OWN_BACKBONES: "delete and describe its owner's backbones and versions, and set their aliases and owners",
     Scope.TOKENS: "make, rotate and revoke everybody's tokens",
     Scope.OWN_TOKENS: "make, rotate and revoke its owner's tokens",
 }

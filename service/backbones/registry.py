@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
 from service.context.app_state import AppState
-from service.db.tables import BackboneVersion
+from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
 from service.jobs import versions
 from service.jobs.versions import VersionState
@@ -59,9 +60,7 @@ class Served:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Evaluation results, by metric key; values that are not finite numbers are left out."""
-        prefix, tags = names.TAG_METRIC, self.row.tags
-        values = {key.removeprefix(prefix): _finite(text) for key, text in tags.items() if key.startswith(prefix)}
-        return {key: value for key, value in values.items() if value is not None}
+        return metrics_of(self.row.tags)
 
     @property
     def formats(self) -> list[str]:
@@ -78,6 +77,9 @@ class Served:
             version=self.number,
             state="gone" if self.gone else "ready",
             created_at=self.row.created_at,
+            owner=self.row.owner,
+            description=self.row.description or "",
+            labels=self.row.labels,
             job_id=self.row.job_id,
             trained_by=self.row.trained_by,
             attempt=_whole(tags.get(names.TAG_ATTEMPT)),
@@ -102,6 +104,7 @@ class Backbone:
     """By number; at least one."""
     aliases: Mapping[str, int]
     """The aliases that point at these versions, sorted."""
+    row: RegisteredBackbone
 
     @property
     def name(self) -> str:
@@ -131,13 +134,16 @@ class Backbone:
 
     def only(self, versions: Sequence[Served]) -> Backbone:
         """The same backbone with some of its versions."""
-        return Backbone(versions, _among(self.aliases, versions))
+        return Backbone(versions, _among(self.aliases, versions), self.row)
 
     def view(self) -> BackboneView:
         """The backbone as the API shows it."""
         main = self.main
         return BackboneView(
             name=self.name,
+            owner=self.row.owner,
+            description=self.row.description or "",
+            labels=self.row.labels,
             latest_version=self.latest.number,
             main_version=main.number,
             versions=[version.number for version in self.versions if not version.gone],
@@ -149,16 +155,19 @@ class Backbone:
         )
 
 
-def backbones(state: AppState, contains: str, after: str, at_first: int) -> Iterator[Backbone]:
+def backbones(
+    state: AppState, contains: str, after: str, at_first: int, conditions: Sequence[ColumnElement[bool]] = ()
+) -> Iterator[Backbone]:
     """The backbones whose names contain a text and come after another name, by name, read as they are needed.
 
-    ``at_first``: how many the caller needs at first. Raises the API's 503 while MLflow's versions are being read.
+    ``at_first``: how many the caller needs at first; ``conditions``: as of `versions.shown_backbones`. Raises the API's
+    503 while MLflow's versions are being read.
     """
     size = at_first
     while True:
         with state.database.read() as session:
             versions.must_be_read(session)
-            found = versions.shown_backbones(session, contains, after, size)
+            found = versions.shown_backbones(session, contains, after, size, conditions)
             chunk = _read(state, session, found)
         yield from chunk
         if len(found) < size:
@@ -184,11 +193,12 @@ def backbone(state: AppState, name: str) -> Backbone:
 def _read(state: AppState, session: Session, backbones: Sequence[str]) -> list[Backbone]:
     """Those of some backbones of which a version is shown, by name."""
     rows, aliases = versions.shown(session, backbones), versions.aliases(session, backbones)
+    common = versions.backbones(session, backbones)
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):
             by_name.setdefault(row.name, []).append(Served(row, row.folder))
-    return [Backbone(found, _among(aliases.get(each, {}), found)) for each, found in by_name.items()]
+    return [Backbone(found, _among(aliases.get(each, {}), found), common[each]) for each, found in by_name.items()]
 
 
 def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
@@ -270,6 +280,13 @@ def formats_in(listed: Mapping[str, str]) -> list[str]:
     """The formats among a version's files, in their usual order."""
     folders = {path.partition("/")[0] for path in listed if "/" in path}
     return [form for form in formats.BACKBONE_FORMATS if form in folders]
+
+
+def metrics_of(tags: Mapping[str, str]) -> dict[str, float]:
+    """The evaluation results among a version's tags, by metric key; those that are not finite numbers are left out."""
+    prefix = names.TAG_METRIC
+    values = {key.removeprefix(prefix): _finite(text) for key, text in tags.items() if key.startswith(prefix)}
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def _finite(text: str | None) -> float | None:

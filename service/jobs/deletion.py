@@ -55,7 +55,7 @@ def delete_versions(session: Session, job: Job, with_backbones: bool) -> list[Ba
                 f"{version.name}@{aliases[0]}: first point the alias to another version, or remove it"
             )
             raise ApiProblem(409, "version_has_alias", text)
-        versions.delete(version)
+        versions.delete(session, version)
     return going
 
 

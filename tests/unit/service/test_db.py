@@ -41,7 +41,7 @@ pytestmark = pytest.mark.both_databases
 
 TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
-    *("backbone_version", "backbone_alias", "registry_check"),
+    *("backbone", "backbone_version", "backbone_alias", "registry_check"),
 }
 
 
