@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -48,7 +49,7 @@ def comparisons(texts: Sequence[str], parameter: str = "filter") -> list[Compari
 
 def _comparison(text: str, parameter: str) -> Comparison:
     match = COMPARISON.fullmatch(text)
-    if match is None:
+    if match is None or not math.isfinite(float(match["value"])):
         raise _refused(parameter, text, GRAMMAR)
     return Comparison(match["key"], match["operator"], float(match["value"]))
 

@@ -24,7 +24,7 @@ from scripted_server import Answer, Asked, ScriptedServer
 from service_fakes import SPEC
 
 from service.adapters import ray_cluster
-from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.mlflow_runs import EXPERIMENT, HISTORIES, SAMPLE
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, Machine, RayCluster, RayState, Submission
