@@ -300,6 +300,9 @@ ANSWERS: Final[dict[str, Any]] = {
     },
     "Backbone": {
         "name": "imagenet-base",
+        "owner": "alice",
+        "description": "ViT-Base for photographs.",
+        "labels": {"team": "vision"},
         "latest_version": 2,
         "main_version": 1,
         "versions": [1, 2],
