@@ -94,10 +94,13 @@ class BackboneCalls(Transport):
         labels: Mapping[str, str] | None = None,
         owner: str | None = None,
     ) -> BackboneDetailView:
-        """Change a backbone's description, labels or owner; None changes nothing. ``labels`` replace all of its own."""
+        """Change a backbone's description, labels or owner; None changes nothing. ``labels`` replace all of its own.
+
+        A change of the owner is not retried: afterwards the caller may not be allowed to make it again.
+        """
         body = {"description": description, "labels": None if labels is None else dict(labels), "owner": owner}
         path = f"/v1/backbones/{name}"
-        return self._request(BackboneDetailView, "PATCH", path, json=without_none(body), retried=True)
+        return self._request(BackboneDetailView, "PATCH", path, json=without_none(body), retried=owner is None)
 
     def patch_version(
         self, name: str, version: int, *, description: str | None = None, labels: Mapping[str, str] | None = None

@@ -135,7 +135,8 @@ def test_a_result_that_no_version_has_is_no_empty_list(api, registry):
     [
         "", "eval/linear_top1", "eval/linear_top1 >=", ">= 0.5", "eval/linear_top1 => 0.5", "eval/linear_top1 == 0.5",
         "eval/linear_top1 >= nan", "eval/linear_top1 >= 0,5", "eval/linear_top1 > 0.5 and x", "linear_top1 > 0.5",
-        "eval/a b > 1", "eval/linear_top1 > 1e9999", "eval/linear_top1 > 1e999", "eval/linear_top1 > 1_0", "eval/linear_top1 > ٣", "a" * 300,
+        "eval/a b > 1", "eval/linear_top1 > 1e9999", "eval/linear_top1 > 1e999",
+        "eval/linear_top1 > 1_0", "eval/linear_top1 > ٣", "a" * 300,
     ],
 )  # fmt: skip
 def test_a_filter_that_cannot_be_read_says_how_to_write_it(api, text):
