@@ -213,12 +213,25 @@ def remove_versions(context: ControllerContext, job: Job) -> None:
         remove_version(context, version)
 
 
+def _forget_backbone(context: ControllerContext, name: str) -> None:
+    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew."""
+    with context.app.database.read() as session:
+        if versions.backbones(session, [name]):
+            return
+    try:
+        with context.dependencies.mlflow.call():
+            context.app.mlflow.describe(name, None, "", {})
+    except Refused as error:  # somebody has deleted the registered model
+        log.info("backbone_not_in_mlflow", backbone=name, detail=str(error))
+
+
 def remove_version(context: ControllerContext, deleted: BackboneVersion) -> None:
     """Remove a deleted version: its files, then its entry in MLflow. The row tells last, so that it can be repeated."""
     if deleted.folder:
         context.delete_files(deleted.job_id, deleted.folder)
     with context.dependencies.mlflow.call():
         context.app.mlflow.delete_version(deleted.name, deleted.version, deleted.source)
+    _forget_backbone(context, deleted.name)
     with context.write() as session:
         lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
         versions.removed(session, deleted)

@@ -222,6 +222,19 @@ def test_mlflow_has_what_the_service_has_at_once_or_by_the_next_comparison(serve
     assert mlflow.described == [], "nothing differs"
 
 
+def test_mlflow_forgets_what_was_said_of_a_backbone_with_its_last_version(served, world, registry, mlflow, database):
+    """Else the next backbone of that name, perhaps somebody else's, would take it over from there."""
+    registry.add()
+    served.patch(f"{BASE}/digits", json={"description": "Alice's.", "labels": LABELS})
+    assert served.delete(f"{BASE}/digits/versions/1").status_code == 200
+    world.rounds()
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="bob", spec=spec_with(register_as="digits"))
+    registry.add(number=2)
+    world.compare_versions()
+    assert texts(served) == ("", {}, "bob")
+    assert mlflow.all_models()["digits"].description == ""
+
+
 def test_labels_of_a_run_are_copied_by_the_comparison_that_finds_its_version(registry, mlflow, database):
     with_job(registry, database, labels=LABELS, notes="Of the run.")
     assert copies(mlflow, 1) == ("Of the run.", LABELS)
