@@ -134,6 +134,17 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
             "value": {"events": ["alias.moved"], "backbones": None},
         },
     },
+    "change_backbone": {
+        "describe": {"summary": "Say what it is", "value": {"description": "Backbones for the shelf cameras."}},
+        "labels": {"summary": "Replace its labels", "value": {"labels": {"team": "vision"}}},
+        "owner": {"summary": "Give it to somebody else", "value": {"owner": "admin"}},
+    },
+    "change_backbone_version": {
+        "describe": {
+            "summary": "Say what it is, and label it",
+            "value": {"description": "Trained on the second delivery.", "labels": {"delivery": "2"}},
+        }
+    },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
     "resume_job": {
         "as_before": {"summary": "With the same resources", "value": {}},
@@ -166,6 +177,8 @@ PARAMETERS: Final[dict[str, Any]] = {
     "kind": "pretrain",
     "owner": "alice",
     "label": ["team:vision"],
+    "search": "imagenet vision",
+    "filter": ["eval/linear_top1 >= 0.5"],
     "name_contains": "imagenet",
     "created_after": TIME,
     "limit": 50,
@@ -312,6 +325,9 @@ ANSWERS: Final[dict[str, Any]] = {
     },
     "Backbone": {
         "name": "imagenet-base",
+        "owner": "alice",
+        "description": "ViT-Base for photographs.",
+        "labels": {"team": "vision"},
         "latest_version": 2,
         "main_version": 1,
         "versions": [1, 2],

@@ -5,14 +5,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AwareDatetime, BeforeValidator, Field, StrictInt, StringConstraints, model_validator
+from pydantic import AwareDatetime, BeforeValidator, Field, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from service.auth.scopes import Role, described
-from service.http.schemas import Body, View, refuse_numbers
+from service.http.schemas import Body, Owner, View, refuse_numbers
 
 RoleName = Literal["viewer", "submitter", "operator", "admin"]
-Owner = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,99}$")]
 
 ROLE_HELP: Final = "What it may do and see. A token cannot create one with a scope that it lacks itself. " + "; ".join(
     f"{role}: {described(role)}" for role in Role

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Final
 
 from mlflow.entities import ViewType
-from mlflow.entities.model_registry import ModelVersion
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+from mlflow.tracking import MlflowClient
 
 from service.adapters.mlflow_connection import PAGE, MlflowConnection, absence_allowed, quoted, utc_time
-from trainer.protocol.names import TAG_JOB
+from trainer.protocol.names import TAG_JOB, TAG_LABEL
 
 MODELS_PER_REQUEST: Final = 100
 """Logged models that one request looks up: their ids are part of its filter."""
@@ -30,10 +31,30 @@ class Version:
     created_at: datetime
     tags: Mapping[str, str]
     source: str
+    description: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that its tags copy."""
+        return _labels(self.tags)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model, which is a backbone with all its versions."""
+
+    aliases: Mapping[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    description: str = ""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels that its tags copy."""
+        return _labels(self.tags)
 
 
 class MlflowRegistry(MlflowConnection):
-    """Registered versions and aliases of backbones."""
+    """Registered versions, aliases, descriptions and labels of backbones."""
 
     def versions_of_job(self, name: str, job_id: str) -> list[Version]:
         """A job's versions of a backbone, oldest first: one, plus one for each restart from scratch after a
@@ -55,16 +76,16 @@ class MlflowRegistry(MlflowConnection):
             if not token:
                 return sorted(versions, key=lambda version: (version.name, version.version))
 
-    def all_aliases(self) -> dict[str, dict[str, int]]:
-        """The aliases of every backbone, by its name."""
-        aliases: dict[str, dict[str, int]] = {}
+    def all_models(self) -> dict[str, Model]:
+        """What MLflow knows of every backbone besides its versions, by its name."""
+        models: dict[str, Model] = {}
         token = None
         while True:
             page = self._call(partial(self._client.search_registered_models, max_results=PAGE, page_token=token))
-            aliases |= {str(model.name): _numbers(model.aliases) for model in page}
+            models |= {str(model.name): _model(model) for model in page}
             token = page.token
             if not token:
-                return aliases
+                return models
 
     def set_alias(self, name: str, alias: str, number: int) -> None:
         """Point an alias at a version, whatever it pointed at before."""
@@ -77,6 +98,26 @@ class MlflowRegistry(MlflowConnection):
     def _delete_alias(self, name: str, alias: str) -> None:
         with absence_allowed():
             self._client.delete_registered_model_alias(name, alias)
+
+    def describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
+        """Give a backbone, or one of its versions, a description, and labels as tags; its other tags stay.
+
+        A description of None changes nothing. Raises `MlflowRefused` if MLflow has no such version.
+        """
+        self._call(lambda: self._describe(name, number, description, labels))
+
+    def _describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
+        client = self._client
+        change = _Changes.of(client, name, number)
+        found = client.get_registered_model(name) if number is None else client.get_model_version(name, str(number))
+        if description is not None and description != (found.description or ""):
+            change.describe(description)
+        before = _labels(found.tags)
+        for label in before.keys() - labels.keys():
+            change.remove(f"{TAG_LABEL}{label}")
+        for label, value in labels.items():
+            if before.get(label) != value:
+                change.set(f"{TAG_LABEL}{label}", value)
 
     def folders(self, versions: Sequence[Version]) -> dict[str, str]:
         """The folders of versions' files, by the version's source; versions without a logged model are left out."""
@@ -118,14 +159,46 @@ class MlflowRegistry(MlflowConnection):
                 self._client.delete_model_version(name, number)
 
 
+@dataclass(frozen=True)
+class _Changes:
+    """MLflow's calls that change a registered model, or a version of one."""
+
+    describe: Callable[[str], object]
+    set: Callable[[str, str], object]
+    remove: Callable[[str], object]
+
+    @classmethod
+    def of(cls, client: MlflowClient, name: str, number: int | None) -> _Changes:
+        if number is None:
+            return cls(
+                partial(client.update_registered_model, name),
+                partial(client.set_registered_model_tag, name),
+                partial(client.delete_registered_model_tag, name),
+            )
+        version = str(number)
+        return cls(
+            partial(client.update_model_version, name, version),
+            partial(client.set_model_version_tag, name, version),
+            partial(client.delete_model_version_tag, name, version),
+        )
+
+
+def _labels(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key.removeprefix(TAG_LABEL): value for key, value in tags.items() if key.startswith(TAG_LABEL)}
+
+
 def _model_id(source: str) -> str | None:
     """The id of the logged model behind a version, from its source; None if there is none."""
     match = MODEL_SOURCE.fullmatch(source)
     return match[1] if match else None
 
 
-def _numbers(aliases: Mapping[str, str]) -> dict[str, int]:
-    return {alias: int(number) for alias, number in aliases.items()}
+def _model(model: RegisteredModel) -> Model:
+    return Model(
+        aliases={alias: int(number) for alias, number in model.aliases.items()},
+        tags=dict(model.tags),
+        description=model.description or "",
+    )
 
 
 def _version(version: ModelVersion) -> Version:
@@ -135,4 +208,5 @@ def _version(version: ModelVersion) -> Version:
         created_at=utc_time(version.creation_timestamp),
         tags=dict(version.tags),
         source=str(version.source),
+        description=version.description or "",
     )

@@ -33,20 +33,23 @@ class Caller:
         """Whether the caller's role has a scope."""
         return scope in SCOPES[self.role]
 
-    def may(self, scope: Scope, owner: str) -> bool:
-        """Whether the caller's scopes allow it to do to an owner's things what ``scope`` allows to everybody's."""
-        return self.has(scope) or (owner == self.owner and self.has(scope.own))
+    def may(self, scope: Scope, *owners: str) -> bool:
+        """Whether the caller's scopes allow it to do to the things of any of these owners what ``scope`` allows to
+        everybody's.
+        """
+        return self.has(scope) or (self.owner in owners and self.has(scope.own))
 
     def must_have(self, scope: Scope) -> None:
         """Raises the API's 403 if the caller's role lacks a scope."""
         if not self.has(scope):
             raise self._forbidden("this needs", scope)
 
-    def must(self, scope: Scope, owner: str) -> None:
-        """Raises the API's 403 unless the caller may do to an owner's things what ``scope`` allows to everybody's."""
-        if not self.may(scope, owner):
-            missing = scope.own if owner == self.owner else scope
-            raise self._forbidden("this needs" if owner == self.owner else f"this is {owner}'s: it needs", missing)
+    def must(self, scope: Scope, *owners: str) -> None:
+        """Raises the API's 403 unless `may`; it names the owners, of whom each may."""
+        if not self.may(scope, *owners):
+            mine = self.owner in owners
+            others = " and ".join(f"{owner}'s" for owner in dict.fromkeys(owners))
+            raise self._forbidden("this needs" if mine else f"this is {others}: it needs", scope.own if mine else scope)
 
     def _forbidden(self, what: str, scope: Scope) -> ApiProblem:
         text = f"{what} the scope {scope}, which a token of the role {named(roles_with([scope]))} has"

@@ -35,6 +35,8 @@ ACTIONS: Final = {
     "POST /v1/searches/{search_id}/trials/{number}/stop": "trial.stop",
     "POST /v1/searches/{search_id}/trials/{number}/retry": "trial.retry",
     "POST /v1/searches/{search_id}/trials/{number}/promote": "trial.promote",
+    "PATCH /v1/backbones/{name}": "backbone.change",
+    "PATCH /v1/backbones/{name}/versions/{version}": "backbone.change_version",
     "PUT /v1/backbones/{name}/aliases/{alias}": "backbone.alias",
     "DELETE /v1/backbones/{name}/aliases/{alias}": "backbone.unalias",
     "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",

@@ -38,6 +38,10 @@ CODES: Final[dict[str, tuple[int, str]]] = {
 OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/backbones": Operation("list_backbones"),
     "GET /v1/backbones/{name}": Operation("get_backbone", ("backbone_not_found",)),
+    "PATCH /v1/backbones/{name}": Operation("change_backbone", ("forbidden", "backbone_not_found")),
+    "PATCH /v1/backbones/{name}/versions/{version}": Operation(
+        "change_backbone_version", ("forbidden", "version_not_found")
+    ),
     "GET /v1/backbones/{name}/versions/{version}": Operation("get_backbone_version", VERSION),
     "GET /v1/backbones/{name}/versions/{version}/files/{path}": Operation(
         "download_backbone_file", (*VERSION, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS

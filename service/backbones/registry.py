@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
 from service.context.app_state import AppState
-from service.db.tables import BackboneVersion
+from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
 from service.jobs import versions
 from service.jobs.versions import VersionState
@@ -73,6 +74,9 @@ class Served:
             version=self.number,
             state="gone" if self.gone else "ready",
             created_at=self.row.created_at,
+            owner=self.row.owner,
+            description=self.row.description or "",
+            labels=self.row.labels,
             job_id=self.row.job_id,
             trained_by=self.row.trained_by,
             attempt=_whole(tags.get(names.TAG_ATTEMPT)),
@@ -97,6 +101,7 @@ class Backbone:
     """By number; at least one."""
     aliases: Mapping[str, int]
     """The aliases that point at these versions, sorted."""
+    row: RegisteredBackbone
 
     @property
     def name(self) -> str:
@@ -126,13 +131,16 @@ class Backbone:
 
     def only(self, versions: Sequence[Served]) -> Backbone:
         """The same backbone with some of its versions."""
-        return Backbone(versions, _among(self.aliases, versions))
+        return Backbone(versions, _among(self.aliases, versions), self.row)
 
     def view(self) -> BackboneView:
         """The backbone as the API shows it."""
         main = self.main
         return BackboneView(
             name=self.name,
+            owner=self.row.owner,
+            description=self.row.description or "",
+            labels=self.row.labels,
             latest_version=self.latest.number,
             main_version=main.number,
             versions=[version.number for version in self.versions if not version.gone],
@@ -144,16 +152,19 @@ class Backbone:
         )
 
 
-def backbones(state: AppState, contains: str, after: str, at_first: int) -> Iterator[Backbone]:
+def backbones(
+    state: AppState, contains: str, after: str, at_first: int, conditions: Sequence[ColumnElement[bool]] = ()
+) -> Iterator[Backbone]:
     """The backbones whose names contain a text and come after another name, by name, read as they are needed.
 
-    ``at_first``: how many the caller needs at first. Raises the API's 503 while MLflow's versions are being read.
+    ``at_first``: how many the caller needs at first; ``conditions``: as of `versions.shown_backbones`. Raises the API's
+    503 while MLflow's versions are being read.
     """
     size = at_first
     while True:
         with state.database.read() as session:
             versions.must_be_read(session)
-            found = versions.shown_backbones(session, contains, after, size)
+            found = versions.shown_backbones(session, contains, after, size, conditions)
             chunk = _read(state, session, found)
         yield from chunk
         if len(found) < size:
@@ -179,11 +190,12 @@ def backbone(state: AppState, name: str) -> Backbone:
 def _read(state: AppState, session: Session, backbones: Sequence[str]) -> list[Backbone]:
     """Those of some backbones of which a version is shown, by name."""
     rows, aliases = versions.shown(session, backbones), versions.aliases(session, backbones)
+    common = versions.backbones(session, backbones)
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):
             by_name.setdefault(row.name, []).append(Served(row, row.folder))
-    return [Backbone(found, _among(aliases.get(each, {}), found)) for each, found in by_name.items()]
+    return [Backbone(found, _among(aliases.get(each, {}), found), common[each]) for each, found in by_name.items()]
 
 
 def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:

@@ -7,16 +7,19 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.backbones import registry, service
+from service.backbones import editing, registry, service
+from service.backbones.filters import Filters
 from service.backbones.schemas import (
     LARGEST,
     AliasBody,
     BackboneDetailView,
+    BackbonePatch,
     BackboneView,
     VersionDeletionView,
+    VersionPatch,
+    VersionSummaryView,
     VersionView,
 )
-from service.backbones.service import Filters
 from service.context.app_state import MayChangeBackbones, MayReadBackbones, StateDep
 from service.http.ranges import file_response, not_modified
 from service.http.routing import ApiRoute
@@ -44,6 +47,27 @@ def listing(
     network: str | None = None,
     format: Annotated[BackboneFormat | None, Query(description="a format in which it can be pulled")] = None,  # noqa: A002 - API name
     alias: str | None = None,
+    owner: Annotated[str | None, Query(description="who owns the backbone or the version")] = None,
+    search: Annotated[
+        str | None,
+        Query(
+            max_length=200,
+            description="words that are all in the name, dataset, description or labels of the version or its "
+            "backbone, in upper or lower case",
+        ),
+    ] = None,
+    label: Annotated[
+        list[str] | None,
+        Query(description="name:value; the version or its backbone has to have all of them", max_length=32),
+    ] = None,
+    filter: Annotated[  # noqa: A002 - API name
+        list[str] | None,
+        Query(
+            description="a result, one of `<`, `<=`, `>`, `>=`, `=` and a number: `eval/linear_top1 >= 0.5`; the "
+            "version has to meet all of them",
+            max_length=16,
+        ),
+    ] = None,
     sort: Annotated[
         str | None,
         Query(
@@ -57,7 +81,19 @@ def listing(
     cursor: str | None = None,
 ) -> Page[BackboneView]:
     """Registered backbones with a version that matches all filters; only the matching versions are listed."""
-    filters = Filters(name_contains, job, dataset, method, network, format, alias)
+    filters = Filters.of(
+        name_contains=name_contains,
+        job=job,
+        dataset=dataset,
+        method=method,
+        network=network,
+        export_format=format,
+        alias=alias,
+        owner=owner,
+        search=search,
+        label=label,
+        metrics=filter,
+    )
     return service.listing(state, filters, sort, limit, cursor)
 
 
@@ -65,6 +101,20 @@ def listing(
 def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
     """One backbone with its aliases and the details of all versions."""
     return service.show(state, name)
+
+
+@router.patch("/{name}")
+def patch(name: str, body: BackbonePatch, state: StateDep, caller: MayChangeBackbones) -> BackboneDetailView:
+    """Change a backbone's description, labels or owner; fields that are left out keep their values."""
+    return editing.patch(state, caller, name, body)
+
+
+@router.patch("/{name}/versions/{version}")
+def patch_version(
+    name: str, version: Number, body: VersionPatch, state: StateDep, caller: MayChangeBackbones
+) -> VersionSummaryView:
+    """Change a version's description or labels; fields that are left out keep their values."""
+    return editing.patch_version(state, caller, name, version, body)
 
 
 @router.put("/{name}/aliases/{alias}")

@@ -7,7 +7,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictInt
 
-from service.http.schemas import Body, View
+from service.http.schemas import Body, Owner, Patch, View
+from trainer.protocol import names
+from trainer.spec.common import Labels
 
 CHAMPION: Final = "champion"
 """The alias that `main` means, if a backbone has it."""
@@ -35,6 +37,12 @@ class VersionSummaryView(View):
     state: Literal["ready", "gone"] = "ready"
     """`gone`: somebody has deleted it in MLflow, so it cannot be pulled."""
     created_at: datetime
+    owner: str = ""
+    """The owner of the job that registered it."""
+    description: str = ""
+    """Free text; at first the notes of its job."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """At first those of its job."""
     job_id: str
     """The job that registered it."""
     trained_by: str = ""
@@ -58,7 +66,7 @@ class VersionSummaryView(View):
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluation results, by metric key."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """All its tags in the registry."""
+    """All its tags in MLflow, but for the copies of its labels."""
 
 
 class VersionView(VersionSummaryView):
@@ -73,6 +81,12 @@ class BackboneView(View):
     """A backbone: all versions registered under one name."""
 
     name: str
+    owner: str = ""
+    """Whoever registered its first version, or was given it later."""
+    description: str = ""
+    """Free text."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Its own; each version has further ones."""
     latest_version: int
     """The newest version that can be pulled; if there is none, the newest."""
     main_version: int = 0
@@ -110,6 +124,26 @@ class VersionDeletionView(View):
     bytes: int
     aliases: list[str]
     """Aliases that point at it: while there are any, it cannot be deleted."""
+
+
+class VersionPatch(Patch):
+    """Changes to a version; fields that are left out keep their values."""
+
+    description: str | None = Field(None, max_length=names.DESCRIPTION_LENGTH)
+    """Free text."""
+    labels: Labels | None = None
+    """Replaces all labels of the version."""
+
+
+class BackbonePatch(Patch):
+    """Changes to a backbone; fields that are left out keep their values."""
+
+    description: str | None = Field(None, max_length=names.DESCRIPTION_LENGTH)
+    """Free text."""
+    labels: Labels | None = None
+    """Replaces all labels of the backbone; those of its versions stay."""
+    owner: Owner | None = None
+    """Gives it to somebody who has a token. The versions keep their own owners."""
 
 
 class AliasBody(Body):

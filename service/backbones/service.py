@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 from urllib.parse import quote
@@ -16,8 +15,9 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import aliases, registry
+from service.backbones import copies, registry
 from service.backbones.archive import Archive
+from service.backbones.filters import Filters
 from service.backbones.registry import Served
 from service.backbones.schemas import (
     CHAMPION,
@@ -28,7 +28,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.context.app_state import AppState
-from service.db.tables import BackboneAlias, BackboneVersion
+from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
 from service.http.schemas import Page
@@ -41,38 +41,11 @@ log = structlog.get_logger()
 BY_TIME: Final = "updated_at"
 
 
-@dataclass(frozen=True)
-class Filters:
-    """Filters of a list of backbones: the name must match, and a version must match all others."""
-
-    name_contains: str | None = None
-    job: str | None = None
-    """The job that registered it, or that trained it."""
-    dataset: str | None = None
-    """The dataset's fingerprint or URI."""
-    method: str | None = None
-    network: str | None = None
-    export_format: str | None = None
-    alias: str | None = None
-
-    def match(self, version: Served, aliases: Mapping[str, int]) -> bool:
-        """Whether a version matches all filters but that of the name; ``aliases`` are all aliases of its backbone."""
-        tags = version.row.tags
-        filters: list[tuple[str | None, set[str | None]]] = [
-            (self.job, {version.row.job_id, version.row.trained_by}),
-            (self.dataset, {tags.get(names.TAG_DATASET), version.row.dataset_uri}),
-            (self.method, {tags.get(names.TAG_METHOD)}),
-            (self.network, {tags.get(names.TAG_NETWORK)}),
-            (self.export_format, {*version.formats}),
-            (self.alias, {alias for alias, number in aliases.items() if number == version.number}),
-        ]
-        return all(value is None or value in values for value, values in filters)
-
-
 def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
     """One page of backbones with the versions that match.
 
-    They are sorted by name, by time or by an evaluation result; those without the result come last.
+    They are sorted by name, by time or by an evaluation result; those without the result come last. Raises the API's
+    422 for a filter by a metric that no version has.
     """
     last = _read_sort_key(cursor, sort) if cursor else None
     if sort is None:  # they are read by name, so no more of them than the page needs
@@ -83,14 +56,16 @@ def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cur
         found = _matches(state, filters, "", registry.MOST_AT_ONCE)
         keyed = sorted(((_sort_key(view, sort), view) for view in found), key=lambda pair: pair[0])
         keyed = [pair for pair in keyed if last is None or pair[0] > last]
+    if not keyed:
+        filters.check_metrics(state)
     next_cursor = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     return Page[BackboneView](items=[view for _, view in keyed[:limit]], next_cursor=next_cursor)
 
 
 def _matches(state: AppState, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
     """The backbones after a name with the versions that match, by name."""
-    for backbone in registry.backbones(state, filters.name_contains or "", after, at_first):
-        matches = [version for version in backbone.versions if filters.match(version, backbone.aliases)]
+    for backbone in registry.backbones(state, filters.name_contains or "", after, at_first, filters.conditions()):
+        matches = [version for version in backbone.versions if filters.match(version, backbone)]
         if matches:
             yield backbone.only(matches).view()
 
@@ -203,11 +178,11 @@ def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: in
     if known is None:
         raise not_found("version", f"{name}:{number}")
     with state.database.session() as session:
-        target = _shown(session, known)
+        target = shown_now(session, known)
         before = session.get(BackboneAlias, (name, alias))
         previous = session.get(BackboneVersion, (name, before.version)) if before else None
         for row in filter(None, (target.row, previous)):
-            caller.must(Scope.BACKBONES, row.owner)
+            caller.must(Scope.BACKBONES, *owners(session, row))
         if target.gone:
             raise ApiProblem(410, "version_gone", registry.gone_text(target))
         caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None)
@@ -224,7 +199,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
         version = backbone.numbered(row.version) if row else None
         if row is None or version is None:
             raise not_found("alias", f"{name}@{alias}")
-        caller.must(Scope.BACKBONES, version.row.owner)
+        caller.must(Scope.BACKBONES, *owners(session, version.row))
         versions.unpoint(session, row, caller.owner)
         caller.record(session, name, alias=alias, version=row.version)
     _follow_in_mlflow(state, name, alias)
@@ -234,7 +209,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
 def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
     """Copy a changed alias to MLflow; if that fails, the controller's next comparison with MLflow does it."""
     try:
-        aliases.follow(state, name, alias)
+        copies.follow(state, name, alias)
     except MlflowUnreachable as error:
         log.warning("alias_not_followed", backbone=name, alias=alias, detail=str(error))
 
@@ -245,10 +220,10 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 
 
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
-    caller.must(Scope.BACKBONES, version.row.owner)
-    files = state.artifacts.files(version.folder)
     with state.database.read() as session:
+        caller.must(Scope.BACKBONES, *owners(session, version.row))
         named = versions.aliases_of(session, version.row)
+    files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
         version=version.number,
@@ -265,8 +240,8 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
     known = registry.find(state, name, str(number))
     preview = _deletion(state, caller, known)
     with state.database.session() as session:
-        version = _shown(session, known)
-        caller.must(Scope.BACKBONES, version.row.owner)
+        version = shown_now(session, known)
+        caller.must(Scope.BACKBONES, *owners(session, version.row))
         _must_have_no_alias(version, versions.aliases_of(session, version.row))
         versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)
@@ -275,7 +250,13 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
     return preview
 
 
-def _shown(session: Session, version: Served) -> Served:
+def owners(session: Session, version: BackboneVersion) -> tuple[str, ...]:
+    """Who may change a version, with its aliases: its own owner, and that of its backbone."""
+    backbone = session.get(RegisteredBackbone, version.name)
+    return (version.owner, backbone.owner) if backbone else (version.owner,)
+
+
+def shown_now(session: Session, version: Served) -> Served:
     """A version as it is in this transaction. Raises the API's 404."""
     row = session.get(BackboneVersion, (version.name, version.number))
     if row is None or row.state not in versions.SHOWN or row.source != version.row.source:

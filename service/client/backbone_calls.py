@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from service.backbones.schemas import MAIN, BackboneDetailView, BackboneView, VersionDeletionView, VersionView
+from service.backbones.schemas import (
+    MAIN,
+    BackboneDetailView,
+    BackboneView,
+    VersionDeletionView,
+    VersionSummaryView,
+    VersionView,
+)
 from service.client.download import Fetcher, Progress
 from service.client.listing import PullFormat
-from service.client.transport import Transport
+from service.client.transport import Transport, label_texts, without_none
 from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
@@ -26,17 +33,24 @@ class BackboneCalls(Transport):
         network: str | None = None,
         form: BackboneFormat | None = None,
         alias: str | None = None,
+        owner: str | None = None,
+        search: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        filters: Sequence[str] = (),
         sort: str | None = None,
         page_size: int = 100,
     ) -> Iterator[BackboneView]:
         """Registered backbones that have a version matching all filters, each with its matching versions.
 
-        ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI. ``sort`` is `updated_at` or an
+        ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI; ``owner`` owns the backbone or
+        the version. ``search`` has words that are all in the name, dataset, description or labels; ``filters`` are
+        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at` or an
         evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by default.
         """
-        filters = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method}
-        filters |= {"network": network, "format": form, "alias": alias, "sort": sort}
-        return self._pages(Page[BackboneView], "/v1/backbones", {**filters, "limit": page_size})
+        query = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "owner": owner}
+        query |= {"network": network, "format": form, "alias": alias, "search": search, "sort": sort}
+        several = {"label": label_texts(labels), "filter": list(filters), "limit": page_size}
+        return self._pages(Page[BackboneView], "/v1/backbones", {**query, **several})
 
     def backbone(self, name: str) -> BackboneDetailView:
         """One backbone with its aliases and the details of each version."""
@@ -71,6 +85,30 @@ class BackboneCalls(Transport):
         view = self.version(name, version)
         Fetcher(self._connection, self._patience_s, progress).folder(view, form, out, force)
         return view
+
+    def patch_backbone(
+        self,
+        name: str,
+        *,
+        description: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        owner: str | None = None,
+    ) -> BackboneDetailView:
+        """Change a backbone's description, labels or owner; None changes nothing. ``labels`` replace all of its own.
+
+        A change of the owner is not retried: afterwards the caller may not be allowed to make it again.
+        """
+        body = {"description": description, "labels": None if labels is None else dict(labels), "owner": owner}
+        path = f"/v1/backbones/{name}"
+        return self._request(BackboneDetailView, "PATCH", path, json=without_none(body), retried=owner is None)
+
+    def patch_version(
+        self, name: str, version: int, *, description: str | None = None, labels: Mapping[str, str] | None = None
+    ) -> VersionSummaryView:
+        """Change a version's description or labels; None changes nothing. ``labels`` replace all of its own."""
+        body = {"description": description, "labels": None if labels is None else dict(labels)}
+        path = f"/v1/backbones/{name}/versions/{version}"
+        return self._request(VersionSummaryView, "PATCH", path, json=without_none(body), retried=True)
 
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
         """Point an alias at a version, wherever it pointed before."""

@@ -11,7 +11,7 @@ import typer
 
 from service.backbones.schemas import VersionDeletionView
 from service.client import render, render_backbones
-from service.client.commands import exit_status, follow_to_end
+from service.client.commands import changed_labels, exit_status, follow_to_end, label_pair
 from service.client.console import echo_json
 from service.client.convert import Library
 from service.client.convert import convert as convert_folder
@@ -40,6 +40,17 @@ def list_backbones(
     network: Annotated[str | None, typer.Option(help="Only this network: teacher or student.")] = None,
     form: Annotated[BackboneFormat | None, typer.Option("--format", help="Only what has this format.")] = None,
     alias: Annotated[str | None, typer.Option(help="Only versions with this alias.")] = None,
+    owner: Annotated[str | None, typer.Option(help="Only what this owner has.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="Only with all words in name, dataset, description or labels.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label; repeatable.")
+    ] = None,
+    condition: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Only with such a result: 'eval/linear_top1 >= 0.5'; repeatable."),
+    ] = None,
     sort: Annotated[
         str | None,
         typer.Option(help="eval/linear_top1, updated_at, …; a leading - for descending order. By name by default."),
@@ -57,6 +68,10 @@ def list_backbones(
             network=network,
             form=form,
             alias=alias,
+            owner=owner,
+            search=search,
+            labels=dict(label_pair(text) for text in label or ()),
+            filters=condition or (),
             sort=sort,
         )
         views = list(islice(matches, limit))
@@ -132,6 +147,43 @@ def alias(
             name, number = _numbered(backbone)
             view = client.set_alias(name, alias, number)
     print_json(view) if as_json else out.print(render_backbones.backbone(view))
+
+
+@backbones.command("set")
+def set_(
+    backbone: Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A backbone, or one version of it.")],
+    description: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='Replace the description; "" removes it.')
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME:VALUE", help="Add or change this label; repeatable.")
+    ] = None,
+    remove_label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Remove this label; repeatable.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Give the backbone to this owner of a token.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Change the description or labels of a backbone or version, or a backbone's owner; the rest stays."""
+    name, version = _reference(backbone)
+    if isinstance(version, str):
+        raise typer.BadParameter(f"{backbone!r} may mean another version soon: write {name}:NUMBER", param_hint="NAME")
+    if version is not None and owner is not None:
+        raise typer.BadParameter(f"a version keeps its owner: write only {name}", param_hint="--owner")
+    added, removed = dict(label_pair(text) for text in label or ()), set(remove_label or ())
+    if description is None and owner is None and not added and not removed:
+        raise typer.BadParameter("say what to change: --description, --label, --remove-label or --owner")
+    with connected() as client:
+        labels = None
+        if added or removed:
+            before = client.backbone(name) if version is None else client.version(name, version)
+            labels = changed_labels(backbone, before.labels, added, removed)
+        if version is None:
+            view = client.patch_backbone(name, description=description, labels=labels, owner=owner)
+            print_json(view) if as_json else out.print(render_backbones.backbone(view))
+        else:
+            one = client.patch_version(name, version, description=description, labels=labels)
+            print_json(one) if as_json else out.print(render_backbones.summary(one))
 
 
 @backbones.command()

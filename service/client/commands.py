@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from itertools import islice
 from typing import Annotated, Any
 
@@ -86,14 +86,15 @@ def list_jobs(
     as_json: Json = False,
 ) -> None:
     """Jobs, newest first."""
-    labels = dict(_label(text) for text in label or ())
+    labels = dict(label_pair(text) for text in label or ())
     with connected() as client:
         matches = client.jobs(states=state or (), kind=kind, owner=owner, labels=labels, name_contains=name_contains)
         views = list(islice(matches, limit))
     print_json(views) if as_json else out.print(render.jobs(views))
 
 
-def _label(text: str) -> tuple[str, str]:
+def label_pair(text: str) -> tuple[str, str]:
+    """Name and value of a label on the command line."""
     name, separator, value = text.partition(":")
     if not separator:
         raise typer.BadParameter(f"write a label as name:value, for example team:vision, not {text!r}")
@@ -200,21 +201,22 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Change a job's priority, labels or notes; the rest stays."""
-    added, removed = dict(_label(text) for text in label or ()), set(remove_label or ())
+    added, removed = dict(label_pair(text) for text in label or ()), set(remove_label or ())
     if priority is None and notes is None and not added and not removed:
         raise typer.BadParameter("say what to change: --priority, --label, --remove-label or --notes")
     with connected() as client:
         labels = None
-        if added or removed:  # the service takes all labels at once
-            before = client.job(job).labels
-            if unknown := removed - before.keys():
-                raise ClientError(f"{job} has no label {', '.join(sorted(unknown))}; it has {_names(before)}")
-            labels = {name: value for name, value in (before | added).items() if name not in removed}
+        if added or removed:
+            labels = changed_labels(job, client.job(job).labels, added, removed)
         print_job(client.patch(job, priority=priority, labels=labels, notes=notes), as_json)
 
 
-def _names(labels: Iterable[str]) -> str:
-    return ", ".join(sorted(labels)) or "none"
+def changed_labels(what: str, before: Mapping[str, str], added: Mapping[str, str], removed: Set[str]) -> dict[str, str]:
+    """All labels after a change, as the service takes them. Raises `ClientError` for one that cannot be removed."""
+    if unknown := removed - before.keys():
+        names = ", ".join(sorted(before)) or "none"
+        raise ClientError(f"{what} has no label {', '.join(sorted(unknown))}; it has {names}")
+    return {name: value for name, value in {**before, **added}.items() if name not in removed}
 
 
 @jobs.command()

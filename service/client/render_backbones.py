@@ -7,8 +7,16 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from service.backbones.schemas import BackboneDetailView, BackboneView, VersionDeletionView, VersionView
+from service.backbones.schemas import (
+    BackboneDetailView,
+    BackboneView,
+    VersionDeletionView,
+    VersionSummaryView,
+    VersionView,
+)
+from service.client.console import Text
 from service.client.tables import fields, size, table, when
+from service.client.transport import label_texts
 
 
 def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
@@ -16,7 +24,17 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
     key = (sort or "").removeprefix("-")
     shown = [key] if "/" in key else []
     return table(
-        ("NAME", "MAIN", "LATEST", "VERSIONS", "ALIASES", *(name.upper() for name in shown), "UPDATED"),
+        (
+            "NAME",
+            "MAIN",
+            "LATEST",
+            "VERSIONS",
+            "ALIASES",
+            "OWNER",
+            "LABELS",
+            *(name.upper() for name in shown),
+            "UPDATED",
+        ),
         (
             (
                 b.name,
@@ -24,6 +42,8 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
                 str(b.latest_version),
                 f"{len(b.versions)}, {len(b.gone)} gone" if b.gone else str(len(b.versions)),
                 ", ".join(f"{alias}:{number}" for alias, number in b.aliases.items()) or "-",
+                b.owner or "-",
+                ", ".join(label_texts(b.labels)) or "-",
                 *(f"{b.metrics[name]:.4g}" if name in b.metrics else "-" for name in shown),
                 when(b.updated_at),
             )
@@ -50,11 +70,31 @@ def backbone(view: BackboneDetailView) -> RenderableType:
             for each in view.details
         ),
     )
-    head = fields([("backbone", view.name), ("pulled by default", f"{view.name}:{view.main_version}")])
+    head = fields(
+        [
+            ("backbone", view.name),
+            ("pulled by default", f"{view.name}:{view.main_version}"),
+            *_texts(view),
+        ]
+    )
     return Group(head, "", versions)
 
 
+def _texts(view: BackboneView | VersionSummaryView) -> list[tuple[str, RenderableType]]:
+    """What people have written about a backbone or a version, and who owns it."""
+    known = [("owner", view.owner), ("labels", ", ".join(label_texts(view.labels)))]
+    described = [("description", Text(view.description))] if view.description else []
+    return [*((name, value) for name, value in known if value), *described]
+
+
 def version(view: VersionView) -> RenderableType:
+    """A version with its files."""
+    files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in view.files))
+    return Group(summary(view, [("commit", view.commit)]), "", files)
+
+
+def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -> RenderableType:
+    """What a version is and where it comes from."""
     trained_by = [("trained by", view.trained_by)] if view.trained_by not in {"", view.job_id} else []
     known = [
         ("step", None if view.checkpoint_step is None else f"{view.checkpoint_step:,}"),
@@ -65,20 +105,19 @@ def version(view: VersionView) -> RenderableType:
         ("code", view.code_version),
         ("formats", ", ".join(view.formats)),
         ("aliases", ", ".join(view.aliases)),
-        ("commit", view.commit),
+        *further,
     ]
-    head = fields(
+    return fields(
         [
             ("backbone", f"{view.name}:{view.version}"),
             ("job", view.job_id),
             *trained_by,
             ("created", when(view.created_at)),
+            *_texts(view),
             *((name, value) for name, value in known if value),
             *((key, f"{value:.4g}") for key, value in sorted(view.metrics.items())),
         ]
     )
-    files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in view.files))
-    return Group(head, "", files)
 
 
 def version_deletion(view: VersionDeletionView) -> RenderableType:

@@ -25,7 +25,7 @@ from service.client.errors import ClientError, Patience, with_retries
 from service.client.log_query import LogQuery, log_params
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
-from service.client.transport import without_none
+from service.client.transport import label_texts, without_none
 from service.client.webhook_calls import WebhookCalls
 from service.cluster.schemas import ClusterView
 from service.http.schemas import Page
@@ -103,7 +103,7 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
             "state": [state.value for state in states],
             "kind": kind,
             "owner": owner,
-            "label": [f"{name}:{value}" for name, value in (labels or {}).items()],
+            "label": label_texts(labels),
             "name_contains": name_contains,
             "created_after": created_after.isoformat() if created_after else None,
         }

@@ -85,6 +85,11 @@ class Transport:
         return with_retries(send_once, self._patience_s if retried else 0.0, self.url)
 
 
+def label_texts(labels: Mapping[str, str] | None) -> list[str]:
+    """Labels as a list's parameter has them."""
+    return [f"{name}:{value}" for name, value in (labels or {}).items()]
+
+
 def without_none(params: Params | None) -> dict[str, Any]:
     """Only the parameters that have a value."""
     return {name: value for name, value in (params or {}).items() if value is not None}

@@ -19,7 +19,7 @@ READS: Final = frozenset(
     {
         *("shape", "machines", "submissions", "placements", "state", "log_tail"),  # of Ray
         *("run", "views", "open_runs", "trial_runs", "histories"),  # of MLflow
-        *("versions_of_job", "all_versions", "all_aliases"),  # of its registry
+        *("versions_of_job", "all_versions", "all_models"),  # of its registry
         *("file", "holds", "read", "sizes", "folders", "files"),  # of the storage
         *("study", "trials", "seconds"),  # of studies
     }

@@ -11,11 +11,11 @@ from typing import Final
 import structlog
 from sqlalchemy.orm import Session
 
-from service.adapters.mlflow_registry import Version
-from service.backbones.aliases import follow
+from service.adapters.mlflow_registry import Model, Version
+from service.backbones import copies
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
-from service.db.tables import BackboneVersion, Job
+from service.db.tables import BackboneVersion, Job, RegisteredBackbone
 from service.jobs import lineage, repository, versions
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
@@ -31,8 +31,10 @@ PAUSES: Final = 20
 
 Key = tuple[str, int]
 """A version's name and number."""
-Aliases = Mapping[str, Mapping[str, int]]
-"""Version numbers by backbone and alias."""
+Models = Mapping[str, Model]
+"""What MLflow has of each backbone, by its name."""
+NONE: Final = Model()
+"""A backbone that MLflow does not have."""
 
 
 def compare_versions(context: ControllerContext) -> timedelta:
@@ -44,7 +46,7 @@ def compare_versions(context: ControllerContext) -> timedelta:
 
 
 def check(context: ControllerContext) -> None:
-    """Compare all rows with MLflow: add what is only there, mark what is only here, and reset aliases that differ.
+    """Compare all rows with MLflow: add what is only there, mark what is only here, and reset copies that differ.
 
     The rows are read first: what is recorded after that is not missing in MLflow, however old MLflow's list is.
     Raises `Unavailable`.
@@ -53,29 +55,37 @@ def check(context: ControllerContext) -> None:
         known = versions.known(session)
     with context.dependencies.mlflow.call():
         listed = context.app.mlflow.all_versions()
-        named = context.app.mlflow.all_aliases()
+        models = context.app.mlflow.all_models()
     _update(context, known, listed)
-    _add(context, known, listed, named)
-    _reset_aliases(context, named)
+    _describe_backbones(context, models)
+    _add(context, known, listed, models)
+    _reset_aliases(context, models)
+    _reset_texts(context, listed, models)
     with context.write() as session:
         versions.checked(session)
 
 
 def _update(context: ControllerContext, known: Mapping[Key, Known], listed: Sequence[Version]) -> None:
-    """Give rows that are shown the state and tags that their versions have in MLflow."""
-    tags_of = {(version.name, version.version, version.source): dict(version.tags) for version in listed}
+    """Give rows that are shown the state and tags that their versions have in MLflow.
+
+    A version that nobody has described here takes over its description in MLflow.
+    """
+    theirs = {(version.name, version.version, version.source): version for version in listed}
     changes: list[tuple[Key, Known, Known]] = []
     for key, before in known.items():
-        tags = tags_of.get((*key, before.source))
-        after = (
-            replace(before, state=VersionState.GONE) if tags is None else Known(VersionState.READY, before.source, tags)
-        )
+        found = theirs.get((*key, before.source))
+        after = _after(before, found) if found else replace(before, state=VersionState.GONE)
         if before.state in versions.SHOWN and after != before:
             changes.append((key, before, after))
     for begin in range(0, len(changes), BATCH):
         with context.write() as session:
             for key, before, after in changes[begin : begin + BATCH]:
                 _change(session, key, before, after)
+
+
+def _after(before: Known, found: Version) -> Known:
+    description = (found.description or None) if before.description is None else before.description
+    return replace(before, state=VersionState.READY, tags=versions.own_tags(found.tags), description=description)
 
 
 def _change(session: Session, key: Key, before: Known, after: Known) -> None:
@@ -85,9 +95,26 @@ def _change(session: Session, key: Key, before: Known, after: Known) -> None:
     if after.state != before.state:
         log.warning("version_state", backbone=row.name, version=row.version, state=after.state, before=before.state)
     row.state, row.tags = after.state, after.tags
+    if row.description is None:
+        row.description = after.description
 
 
-def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequence[Version], named: Aliases) -> None:
+def _describe_backbones(context: ControllerContext, models: Models) -> None:
+    """Give backbones that nobody has described here their descriptions in MLflow."""
+    with context.app.database.read() as session:
+        described = {
+            name: text
+            for name, row in versions.backbones(session).items()
+            if row.description is None and (text := models.get(name, NONE).description)
+        }
+    if described:
+        with context.write() as session:
+            for name, row in versions.backbones(session, list(described)).items():
+                if row.description is None:
+                    row.description = described[name]
+
+
+def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequence[Version], models: Models) -> None:
     """Add versions of our jobs that have no row: those of an older database, or of an attempt that failed later."""
     unknown = [
         version
@@ -110,9 +137,10 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
             added = 0
             for job, version in ours:
                 registered = Registered(version, folders.get(version.source))
+                aliases = models.get(version.name, NONE).aliases
                 # The first reading after an upgrade finds versions of long ago too: those of jobs that have ended.
                 told = read or not State(job.state).terminal
-                added += versions.add(session, job, registered, named.get(version.name, {}), told=told)
+                added += versions.add(session, job, registered, aliases, told=told)
         if added:
             log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
 
@@ -123,12 +151,12 @@ def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Jo
     return [(job, version) for job, version in found if job and versions.belongs(job, version)]
 
 
-def _reset_aliases(context: ControllerContext, named: Aliases) -> None:
+def _reset_aliases(context: ControllerContext, models: Models) -> None:
     """Make MLflow's aliases of our versions follow our rows; aliases of other versions are left alone."""
     with context.app.database.read() as session:
         rows, wanted = versions.known(session), versions.aliases(session)
     for name in sorted({name for name, _ in rows}):
-        ours, theirs = wanted.get(name, {}), named.get(name, {})
+        ours, theirs = wanted.get(name, {}), models.get(name, NONE).aliases
         for alias in sorted({*ours, *theirs}):
             number, found = ours.get(alias), theirs.get(alias)
             target = rows.get((name, number if number is not None else found or 0))
@@ -137,9 +165,35 @@ def _reset_aliases(context: ControllerContext, named: Aliases) -> None:
             log.warning("alias_reset", backbone=name, alias=alias, mlflow=found, version=number)
             try:
                 with context.dependencies.mlflow.call():
-                    follow(context.app, name, alias)
+                    copies.follow(context.app, name, alias)
             except Refused as error:  # the others are reset
                 log.warning("alias_not_reset", backbone=name, alias=alias, detail=str(error))
+
+
+def _reset_texts(context: ControllerContext, listed: Sequence[Version], models: Models) -> None:
+    """Make MLflow's descriptions and labels of our backbones and versions follow our rows."""
+    with context.app.database.read() as session:
+        rows, backbones = versions.known(session), versions.backbones(session)
+    differing: list[tuple[str, int | None]] = [
+        (name, None) for name, row in backbones.items() if name in models and _differs(row, models[name])
+    ]
+    for version in listed:
+        row = rows.get((version.name, version.version))
+        if row and (row.state, row.source) == (VersionState.READY, version.source) and _differs(row, version):
+            differing.append((version.name, version.version))
+    for name, number in differing:
+        log.info("texts_copied", backbone=name, version=number)
+        try:
+            with context.dependencies.mlflow.call():
+                copies.describe(context.app, name, number)
+        except Refused as error:  # the others are copied
+            log.warning("texts_not_copied", backbone=name, version=number, detail=str(error))
+
+
+def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model) -> bool:
+    """Whether a description or a label differs; a description of None is not compared."""
+    described = ours.description is not None and ours.description != theirs.description
+    return described or dict(ours.labels) != theirs.labels
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------
@@ -153,10 +207,22 @@ def remove_versions(context: ControllerContext, job: Job) -> None:
         for each in registered:
             versions.add(session, job, each, {}, told=False)  # nobody ever saw it
         for version in versions.shown_of_job(session, job.id):
-            versions.hide(version)
+            versions.hide(session, version)
         deleted = versions.deleting(session, job.id)
     for version in deleted:
         remove_version(context, version)
+
+
+def _forget_backbone(context: ControllerContext, name: str) -> None:
+    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew."""
+    with context.app.database.read() as session:
+        if versions.backbones(session, [name]):
+            return
+    try:
+        with context.dependencies.mlflow.call():
+            context.app.mlflow.describe(name, None, "", {})
+    except Refused as error:  # somebody has deleted the registered model
+        log.info("backbone_not_in_mlflow", backbone=name, detail=str(error))
 
 
 def remove_version(context: ControllerContext, deleted: BackboneVersion) -> None:
@@ -165,6 +231,7 @@ def remove_version(context: ControllerContext, deleted: BackboneVersion) -> None
         context.delete_files(deleted.job_id, deleted.folder)
     with context.dependencies.mlflow.call():
         context.app.mlflow.delete_version(deleted.name, deleted.version, deleted.source)
+    _forget_backbone(context, deleted.name)
     with context.write() as session:
         lineage.drop(session, context.kinds, deleted.job_id, BackboneRef(name=deleted.name, version=deleted.version))
         versions.removed(session, deleted)

@@ -27,6 +27,12 @@ def number(value: object) -> str:
     return significant(value) if isinstance(value, float) else str(value)
 
 
+def first_line(text: str, most: int = 120) -> str:
+    """The first line that is not empty, cut where it is long."""
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
+
+
 def full(value: object) -> str:
     """A value in full, for a tooltip."""
     return NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
@@ -95,6 +101,7 @@ def bdi(text: object) -> Markup:
 
 FILTERS: Final[dict[str, Callable[..., object]]] = {
     "number": number,
+    "first_line": first_line,
     "full": full,
     "duration": duration,
     "ago": ago,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import unicodedata
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
@@ -259,6 +260,23 @@ class SearchClaim(Base):
     """When others may take the search over: the request renews it as long as it lives."""
 
 
+class RegisteredBackbone(Base):
+    """What all versions of a backbone have in common. The row is there as long as one of them is shown."""
+
+    __tablename__ = "backbone"
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    """Whoever registered its first version, or was given it later."""
+    description: Mapped[str | None] = mapped_column(Text)
+    """None until somebody has described it here or in MLflow; empty if somebody has removed the description."""
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    search_text: Mapped[str] = mapped_column(Text, server_default="")
+    """Its description and labels, for searches; see `folded`."""
+    created_at: Mapped[datetime]
+    """When its first version was registered."""
+
+
 class BackboneVersion(Base):
     """A registered version of a backbone. MLflow has it too, and gave it its number."""
 
@@ -281,11 +299,39 @@ class BackboneVersion(Base):
     folder: Mapped[str | None] = mapped_column(Text)
     """The folder of its files; None if MLflow has no logged model for it."""
     tags: Mapped[dict[str, str]]
-    """Its tags in MLflow."""
+    """Its tags in MLflow, but for the copies of its labels."""
+    description: Mapped[str | None] = mapped_column(Text)
+    """As `RegisteredBackbone.description`; at first the notes of its job."""
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    """At first those of its job."""
+    search_text: Mapped[str] = mapped_column(Text, server_default="")
+    """Its name, dataset, description and labels, for searches; see `folded`."""
     created_at: Mapped[datetime]
     """When it was registered."""
     deleted_at: Mapped[datetime | None]
     """When somebody deleted it here."""
+
+
+def folded(text: str) -> str:
+    """A text as searches compare it: neither case nor the encoding of accents matters, in either kind of database."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+@event.listens_for(RegisteredBackbone, "before_insert")
+@event.listens_for(RegisteredBackbone, "before_update")
+def _write_backbone_text(_: object, __: Connection, row: RegisteredBackbone) -> None:
+    row.search_text = _search_text(row)
+
+
+@event.listens_for(BackboneVersion, "before_insert")
+@event.listens_for(BackboneVersion, "before_update")
+def _write_version_text(_: object, __: Connection, row: BackboneVersion) -> None:
+    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n") + _search_text(row)
+
+
+def _search_text(row: RegisteredBackbone | BackboneVersion) -> str:
+    labels = (f"{name}:{value}" for name, value in (row.labels or {}).items())
+    return folded("\n".join([row.description or "", *labels]))
 
 
 class BackboneAlias(Base):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Generic, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    StringConstraints,
+    field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -24,6 +27,8 @@ def refuse_numbers(moment: object) -> object:
     raise PydanticCustomError("moment", "must be written as 2026-03-01T09:30:00Z; without a zone it is UTC")
 
 
+Owner = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._@-]{0,99}$")]
+"""The name of somebody who has tokens."""
 Moment = Annotated[datetime, BeforeValidator(refuse_numbers)]
 """A point in time in a request."""
 
@@ -48,3 +53,22 @@ class Body(BaseModel):
     """The body of a request. Unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Patch(Body):
+    """The body of a change: fields that are left out keep their values. At least one is needed, and none is null."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_null(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("give a value, or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if not self.model_fields_set:
+            *first, last = type(self).model_fields
+            fields = f"{', '.join(first)} or {last}"
+            raise PydanticCustomError("nothing_given", "give {fields}", {"fields": fields})
+        return self

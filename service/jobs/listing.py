@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
 from service.db.tables import Job, Label
+from service.http.filters import label_pairs
 from service.http.paging import read_moment, utc, write_cursor
-from service.http.problems import ApiProblem
 from service.jobs.schemas import JobSummary
 from service.jobs.state import State
 from trainer.spec.job import Kind
@@ -60,19 +60,12 @@ class Filters:
             conditions.append(JOB.created_at > utc(self.created_after))
         return conditions
 
-    def labels(self) -> list[tuple[str, str]]:
-        """Name and value of each label; raises the API's 422 for a label without a colon."""
-        for label in self.label:
-            if ":" not in label:
-                raise ApiProblem(422, "parameter_invalid", f"label: write name:value, not {label!r}")
-        return [(name, value) for name, _, value in (label.partition(":") for label in self.label)]
-
 
 def jobs_query(filters: Filters, limit: int, cursor: str | None) -> Select[Any]:
     """Reads the fields of a page of jobs, newest first, and one job more if there is another page."""
     query = select(*VIEW_COLUMNS, SPEC).where(*filters.conditions())
     created_at, identity = JOB.created_at, JOB.id
-    for name, value in filters.labels():
+    for name, value in label_pairs(filters.label):
         table = Label.__table__.alias()
         label = table.c
         query = query.join(table, label.job_id == JOB.id).where(label.name == name, label.value == value)

@@ -4,12 +4,11 @@ imports this module. `output_schemas` has what a run leaves: logs, metrics, chec
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, StrictBool, StrictInt, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, Strict, StrictBool, StrictInt
 
-from service.http.schemas import Body, View
+from service.http.schemas import Body, Patch, View
 from service.jobs.state import State
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.common import Labels, Priority
@@ -251,7 +250,7 @@ class RetryBody(ResumeBody):
     """Start over instead of resuming from the last checkpoint."""
 
 
-class PatchBody(Body):
+class PatchBody(Patch):
     """Changes to a job; fields that are left out keep their values."""
 
     priority: Annotated[Priority, Strict()] | None = None
@@ -260,16 +259,3 @@ class PatchBody(Body):
     """Replaces all labels of the job."""
     notes: str | None = Field(None, max_length=10_000)
     """Free text."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _not_null(cls, value: object) -> object:
-        if value is None:
-            raise ValueError("give a value, or leave it out")
-        return value
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if not self.model_fields_set:
-            raise PydanticCustomError("nothing_given", "give priority, labels or notes")
-        return self

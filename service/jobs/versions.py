@@ -7,17 +7,25 @@ get an alias while it is being deleted, nor the other way round: the second of t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
-from service.db.tables import BackboneAlias, BackboneVersion, Job, RegistryCheck, now
+from service.db.tables import (
+    BackboneAlias,
+    BackboneVersion,
+    Job,
+    RegisteredBackbone,
+    RegistryCheck,
+    folded,
+    now,
+)
 from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.problems import unavailable
@@ -104,15 +112,59 @@ def shown(session: Session, backbones: Sequence[str]) -> Sequence[BackboneVersio
     return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
 
 
-def shown_backbones(session: Session, contains: str, after: str, limit: int) -> Sequence[str]:
+def shown_backbones(
+    session: Session, contains: str, after: str, limit: int, conditions: Sequence[ColumnElement[bool]] = ()
+) -> Sequence[str]:
     """The first names after another one, in the database's order, of backbones with a version that is shown.
 
-    ``contains``: a part of the names, in upper or lower case; empty for all of them.
+    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
+    `owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
     """
     query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
     if contains:
         query = query.where(BackboneVersion.name.icontains(contains, autoescape=True))
+    if conditions:
+        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
     return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
+
+
+def owned_by(owner: str) -> ColumnElement[bool]:
+    """Whether somebody owns a version or its backbone."""
+    return or_(BackboneVersion.owner == owner, RegisteredBackbone.owner == owner)
+
+
+def with_words(words: Iterable[str]) -> list[ColumnElement[bool]]:
+    """Whether each of some words is in the name, dataset, a description or a label of a version or its backbone."""
+    columns = (BackboneVersion.search_text, RegisteredBackbone.search_text)
+    return [or_(*(column.contains(folded(word), autoescape=True) for column in columns)) for word in words]
+
+
+def has_words(words: Iterable[str], version: BackboneVersion, backbone: RegisteredBackbone) -> bool:
+    """The same of rows that were read."""
+    text = f"{version.search_text}\n{backbone.search_text}"
+    return all(folded(word) in text for word in words)
+
+
+def with_labels(labels: Iterable[tuple[str, str]]) -> list[ColumnElement[bool]]:
+    """What rows meet that have each of some labels, and perhaps others: `has_labels` tells them apart."""
+    return with_words(f"{name}:{value}" for name, value in labels)
+
+
+def has_labels(labels: Iterable[tuple[str, str]], version: BackboneVersion, backbone: RegisteredBackbone) -> bool:
+    """Whether a version or its backbone has each of some labels."""
+    return {*labels} <= {*version.labels.items(), *backbone.labels.items()}
+
+
+def backbones(session: Session, names: Iterable[str] | None = None) -> dict[str, RegisteredBackbone]:
+    """The rows of all backbones, or of some, by name."""
+    query = select(RegisteredBackbone)
+    rows = session.scalars(query if names is None else query.where(RegisteredBackbone.name.in_(names)))
+    return {row.name: row for row in rows}
+
+
+def tags_of_shown(session: Session) -> Sequence[dict[str, str]]:
+    """The tags of all versions that are shown."""
+    return session.scalars(select(BackboneVersion.tags).where(BackboneVersion.state.in_(SHOWN))).all()
 
 
 @dataclass(frozen=True)
@@ -122,6 +174,8 @@ class Known:
     state: VersionState
     source: str
     tags: dict[str, str]
+    description: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def known(session: Session) -> dict[tuple[str, int], Known]:
@@ -132,9 +186,13 @@ def known(session: Session) -> dict[tuple[str, int], Known]:
         BackboneVersion.state,
         BackboneVersion.source,
         BackboneVersion.tags,
+        BackboneVersion.description,
+        BackboneVersion.labels,
     )
-    rows = session.execute(query)
-    return {(name, version): Known(VersionState(state), source, tags) for name, version, state, source, tags in rows}
+    return {
+        (row.name, row.version): Known(VersionState(row.state), row.source, row.tags, row.description, row.labels)
+        for row in session.execute(query)
+    }
 
 
 def aliases(session: Session, backbones: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
@@ -174,6 +232,9 @@ def deleting(session: Session, job_id: str | None = None) -> Sequence[BackboneVe
 def add(session: Session, job: Job, registered: Registered, named: Mapping[str, int], *, told: bool = True) -> bool:
     """Add a version of a job, if it is not there yet; returns whether it was added.
 
+    It begins with the labels of its job, and with the job's notes as its description. The first version of a backbone
+    makes the job's owner that of the backbone.
+
     ``named`` are MLflow's aliases of the backbone: those of a version that was unknown so far are taken over, unless
     the service has an alias of that name. If MLflow has reused the number of another version, because its registered
     model was deleted as a whole, the new version replaces the old row with its aliases, unless that is being deleted.
@@ -196,10 +257,15 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         dataset_uri=job.dataset_uri,
         source=version.source,
         folder=registered.folder,
-        tags=dict(version.tags),
+        tags=own_tags(version.tags),
+        description=_notes(session, job) or version.description or None,
+        labels=_labels(session, job),
         created_at=version.created_at,
     )
     session.add(added)
+    if session.get(RegisteredBackbone, version.name) is None:
+        session.add(RegisteredBackbone(name=version.name, owner=job.owner, created_at=version.created_at))
+        session.flush()  # the next version of it finds the row
     if told:
         _tell(session, EventType.VERSION_REGISTERED, added)
     for alias in [alias for alias, number in named.items() if number == version.version]:
@@ -209,6 +275,27 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             if told:
                 _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
     return True
+
+
+def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """A version's tags in MLflow without the copies of its labels."""
+    return {key: value for key, value in tags.items() if not key.startswith(names.TAG_LABEL)}
+
+
+def _labels(session: Session, job: Job) -> dict[str, str]:
+    source = _trained(session, job)
+    return (source.labels if source else {}) | job.labels
+
+
+def _notes(session: Session, job: Job) -> str:
+    source = _trained(session, job)
+    return (job.notes or (source.notes if source else ""))[: names.DESCRIPTION_LENGTH]
+
+
+def _trained(session: Session, job: Job) -> Job | None:
+    """The job whose checkpoint a job publishes, if the same owner's: what others write of theirs stays with them."""
+    source = session.get(Job, job.spec["job"]) if job.spec.get("job") else None
+    return source if source and source.owner == job.owner else None
 
 
 def point(session: Session, version: BackboneVersion, alias: str, actor: str) -> None:
@@ -228,14 +315,22 @@ def unpoint(session: Session, alias: BackboneAlias, actor: str) -> None:
 
 
 def delete(session: Session, version: BackboneVersion, actor: str) -> None:
-    """Hide a version; the controller removes it later."""
-    hide(version)
+    """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes."""
+    hide(session, version)
     _tell(session, EventType.VERSION_DELETED, version, actor=actor)
 
 
-def hide(version: BackboneVersion) -> None:
+def hide(session: Session, version: BackboneVersion) -> None:
     """Hide a version of which no webhook has heard, as `delete` does."""
     version.state, version.deleted_at = VersionState.DELETING, now()
+    session.flush()
+    others = select(BackboneVersion.version).where(
+        BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)
+    )
+    backbone = session.get(RegisteredBackbone, version.name)
+    if backbone is not None and session.scalar(others.limit(1)) is None:
+        session.delete(backbone)
+        session.flush()
 
 
 def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:
@@ -276,7 +371,7 @@ def removed(session: Session, version: BackboneVersion) -> None:
         update(BackboneVersion)
         .where(BackboneVersion.name == version.name, BackboneVersion.version == version.version)
         .where(BackboneVersion.state == VersionState.DELETING)
-        .values(state=VersionState.REMOVED, tags={})
+        .values(state=VersionState.REMOVED, tags={}, description=None, labels={}, search_text="")
     )
 
 

@@ -7,6 +7,8 @@ from typing import Final
 # Tags of a run.
 TAG_LENGTH: Final = 8000
 """MLflow's limit on the characters of a tag."""
+DESCRIPTION_LENGTH: Final = 5000
+"""MLflow's limit on the characters of the description of a registered model or version."""
 TAG_COMMAND: Final = "rcmae.command"
 """JSON of `trainer.protocol.command.Command`, written by the service."""
 TAG_OBSERVED: Final = "rcmae.observed"
@@ -21,6 +23,8 @@ TAG_USER: Final = "mlflow.user"
 """On a run: the owner of its job, whom MLflow's pages show."""
 TAG_SPEC: Final = "rcmae.spec_sha256"
 TAG_DATASET: Final = "rcmae.dataset_fingerprint"
+TAG_LABEL: Final = "rcmae.label."
+"""On a version and on a registered model: begins the tags that copy the labels which the service keeps."""
 TAG_STEPS: Final = "rcmae.total_steps"
 """Optimiser steps of the whole run, known once the index is built."""
 TAG_IMAGES: Final = "rcmae.dataset_images"

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Response
 from service.adapters.storage import OutsideRoot
 from service.auth.scopes import Scope
 from service.backbones import registry, service
+from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card
 from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
-from service.http.problems import not_found
+from service.http.problems import ApiProblem, not_found
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
@@ -26,6 +27,7 @@ LARGEST_CARD: Final = 2**20
 """Largest model card that a page shows, in bytes."""
 SORTS: Final = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))?$"
 Form = BackboneFormat | Literal[""]
+Texts = Annotated[list[str] | None, Query(max_length=32)]
 
 
 # --- the list ---------------------------------------------------------------------------------------------------------
@@ -40,21 +42,36 @@ def listing(
     alias: str | None = None,
     format: Form | None = None,  # noqa: A002 - its name in the API
     job: str | None = None,
+    owner: str | None = None,
+    search: Annotated[str | None, Query(max_length=200)] = None,
+    label: Texts = None,
+    filter: Texts = None,  # noqa: A002 - its name in the API
     sort: Annotated[str | None, Query(pattern=SORTS)] = None,
     cursor: str | None = None,
 ) -> Response:
-    """All backbones, sorted by name, by time or by a result."""
-    values = (name_contains, job, dataset, method, None, format, alias)
-    filters = service.Filters(*(value or None for value in values))
-    found, trouble = page.attempt(lambda: service.listing(page.state, filters, sort or None, PAGE, cursor))
+    """All backbones, sorted by name, by time or by a result. A filter that cannot be used is told beside the others."""
+    texts = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "export_format": format}
+    texts |= {"alias": alias, "owner": owner, "search": search}
+    labels, metrics = ([text for text in given or () if text.strip()] for given in (label, filter))
+    found, trouble, wrong = None, None, None
+    try:
+        filters = Filters.of(**{name: text or None for name, text in texts.items()}, label=labels, metrics=metrics)
+        found, trouble = page.attempt(lambda: service.listing(page.state, filters, sort or None, PAGE, cursor))
+    except ApiProblem as problem:
+        if {each.field for each in problem.problems}.isdisjoint({"label", "filter"}):
+            raise
+        wrong = problem.detail
     return page.render(
         "backbones/list.html",
         found=found,
         trouble=trouble,
+        wrong=wrong,
+        labels=labels,
+        metrics=metrics,
         sort=sort or "",
         results=_results(found.items, sort) if found else [],
         formats=get_args(BackboneFormat),
-        filtered=any(values),
+        filtered=any([*texts.values(), labels, metrics]),
     )
 
 
@@ -80,7 +97,8 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         raise not_found("version", f"{name}:{version}")
     backbone, shown = service.show(page.state, name), service.describe(page.state, served)
     rendered, no_card = (None, "") if served.gone else _card(page, shown, served.folder)
-    controlled = {each.number for each in found.versions if page.caller.may(Scope.BACKBONES, each.row.owner)}
+    owner = found.row.owner
+    controlled = {each.number for each in found.versions if page.caller.may(Scope.BACKBONES, each.row.owner, owner)}
     main = shown.version == backbone.main_version
     server = str(page.request.base_url).rstrip("/")
     return page.render(
@@ -92,10 +110,11 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         no_card=no_card,
         snippets=list(snippets(shown, main, server, rendered.code if rendered else {})),
         champion=CHAMPION,
+        longest=names.DESCRIPTION_LENGTH,
         gone=registry.gone_text(served) if served.gone else None,
         controlled=controlled,
         settable=[number for number in reversed(backbone.versions) if number in controlled],
-        owner=served.row.owner,
+        edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
         moves=_move_texts(backbone),
     )

@@ -9,6 +9,7 @@ from typing import Final
 from fastapi import APIRouter, Response
 
 from service.backbones import service as backbones
+from service.backbones.filters import Filters as BackboneFilters
 from service.cluster import service as cluster
 from service.dashboard.site import JobsPage, Page, PageRoute
 from service.db.tables import now
@@ -49,7 +50,7 @@ def home(page: JobsPage) -> Response:
     failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > seen_at]
     newest_first = f"-{backbones.BY_TIME}"
     newest, registry_trouble = page.attempt(
-        lambda: backbones.listing(page.state, backbones.Filters(), newest_first, BACKBONES, None).items
+        lambda: backbones.listing(page.state, BackboneFilters(), newest_first, BACKBONES, None).items
     )
     return page.render(
         "home.html",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
-from service.adapters.mlflow_registry import Version
+from service.adapters.mlflow_registry import Model, Version
 from service.adapters.mlflow_runs import MetricPoint, OpenRun, RunView, TrialRun
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
 from service.db.database import Database
@@ -198,6 +198,10 @@ class FakeMlflow:
     orders: list[SearchOrders] = field(default_factory=list)
     named: dict[str, dict[str, int]] = field(default_factory=dict)
     """What each backbone's aliases stand for."""
+    texts: dict[str, Model] = field(default_factory=dict)
+    """The description and tags of each registered model that has some."""
+    described: list[tuple[str, int | None]] = field(default_factory=list)
+    """What `describe` was called for."""
 
     def _reach(self) -> None:
         if not self.reachable:
@@ -298,9 +302,29 @@ class FakeMlflow:
         self._reach()
         return list(self.registered)
 
-    def all_aliases(self) -> dict[str, dict[str, int]]:
+    def all_models(self) -> dict[str, Model]:
         self._reach()
-        return {name: dict(aliases) for name, aliases in self.named.items()}
+        names = {*self.named, *self.texts, *(version.name for version in self.registered)}
+        return {name: replace(self.texts.get(name, Model()), aliases=dict(self.named.get(name, {}))) for name in names}
+
+    def all_aliases(self) -> dict[str, dict[str, int]]:
+        """What `all_models` says of aliases, for backbones that have some."""
+        return {name: dict(model.aliases) for name, model in self.all_models().items() if name in self.named}
+
+    def describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
+        self._reach()
+        self.described.append((name, number))
+        found = next((each for each in self.registered if (each.name, each.version) == (name, number)), None)
+        if number is not None and found is None:
+            raise MlflowRefused(f"Model Version (name={name}, version={number}) not found")
+        before: Version | Model = found or self.texts.get(name, Model())
+        tags = {key: value for key, value in before.tags.items() if not key.startswith(names.TAG_LABEL)}
+        tags |= {f"{names.TAG_LABEL}{label}": value for label, value in labels.items()}
+        after = replace(before, tags=tags, description=before.description if description is None else description)
+        if isinstance(after, Version):
+            self.registered[self.registered.index(before)] = after
+        else:
+            self.texts[name] = after
 
     def set_alias(self, name: str, alias: str, number: int) -> None:
         self._reach()

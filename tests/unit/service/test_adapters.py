@@ -24,7 +24,7 @@ from scripted_server import Answer, Asked, ScriptedServer
 from service_fakes import SPEC
 
 from service.adapters import ray_cluster
-from service.adapters.mlflow_connection import MlflowUnreachable
+from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
 from service.adapters.mlflow_runs import EXPERIMENT, HISTORIES, SAMPLE
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import LOG_TAIL, ClusterUnreachable, Machine, RayCluster, RayState, Submission
@@ -492,17 +492,40 @@ def test_aliases_are_set_moved_removed_and_listed(store, client):
             client.create_model_version(name, f"/models/{number}")
     for number in (1, 2):
         store.set_alias("fish", "champion", number)
-        assert store.all_aliases()["fish"] == {"champion": number}
+        assert store.all_models()["fish"].aliases == {"champion": number}
     store.set_alias("frogs", "tiny-best", 1)
     store.set_alias("frogs", "other", 1)
-    found = store.all_aliases()
-    assert (found["fish"], found["frogs"]) == ({"champion": 2}, {"other": 1, "tiny-best": 1})
+    found = store.all_models()
+    assert (found["fish"].aliases, found["frogs"].aliases) == ({"champion": 2}, {"other": 1, "tiny-best": 1})
     for _ in range(2):
         store.delete_alias("fish", "champion")
-        assert store.all_aliases()["fish"] == {}
+        assert store.all_models()["fish"].aliases == {}
     store.delete_alias("unknown", "champion")
     with pytest.raises(MlflowUnreachable):
         store.set_alias("fish", "champion", 9)
+
+
+def test_descriptions_and_labels_are_written_changed_and_removed_and_other_tags_stay(store, client):
+    client.create_registered_model("bees", tags={"theirs": "x"}, description="by hand")
+    client.create_model_version("bees", "/models/1", tags={names.TAG_JOB: "job-1"})
+
+    def found(number: int | None) -> tuple[str, dict[str, str], dict[str, str]]:
+        versions = {version.version: version for version in store.all_versions() if version.name == "bees"}
+        thing = store.all_models()["bees"] if number is None else versions[number]
+        others = {key: value for key, value in thing.tags.items() if not key.startswith(names.TAG_LABEL)}
+        return thing.description, thing.labels, others
+
+    for number, others in ((None, {"theirs": "x"}), (1, {names.TAG_JOB: "job-1"})):
+        store.describe("bees", number, "Bees.\nMany.", {"team": "vision", "rcmae.job_id": "x"})
+        assert found(number) == ("Bees.\nMany.", {"team": "vision", "rcmae.job_id": "x"}, others)
+        store.describe("bees", number, None, {"team": "sound"})
+        assert found(number) == ("Bees.\nMany.", {"team": "sound"}, others)
+        store.describe("bees", number, "", {})
+        assert found(number) == ("", {}, others)
+    store.describe("bees", 1, "x" * names.DESCRIPTION_LENGTH, {"n" * 63: "v" * 63})
+    for name, number in (("bees", 2), ("wasps", None)):
+        with pytest.raises(MlflowRefused):
+            store.describe(name, number, "x", {})
 
 
 def test_a_version_that_is_deleted_takes_its_aliases_along_and_its_number_never_comes_again(store, client):
@@ -510,7 +533,7 @@ def test_a_version_that_is_deleted_takes_its_aliases_along_and_its_number_never_
     client.create_model_version("snails", "/models/1")
     store.set_alias("snails", "champion", 1)
     store.delete_version("snails", 1, "/models/1")
-    assert store.all_aliases()["snails"] == {}
+    assert store.all_models()["snails"].aliases == {}
     client.create_model_version("snails", "/models/2")
     assert [version.version for version in store.all_versions() if version.name == "snails"] == [2]
 
@@ -541,9 +564,10 @@ def test_a_server_out_of_reach_is_said_to_be(monkeypatch):
         lambda: store.command("r", Command(attempt=1, generation=1, action="cancel")),
         lambda: store.end_run("r", "FAILED"),
         lambda: store.histories(["r"], "train/loss"),
-        store.all_aliases,
+        store.all_models,
         lambda: store.set_alias("cats", "champion", 1),
         lambda: store.delete_alias("cats", "champion"),
+        lambda: store.describe("cats", None, "furry", {}),
         lambda: store.versions_of_job("cats", "job-a"),
         store.all_versions,
     ]

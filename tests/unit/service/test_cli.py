@@ -230,6 +230,65 @@ def test_set_says_what_it_cannot_do(server, capsys):
     assert [asked.method for asked in server.asked] == ["GET"]
 
 
+BACKBONE = {
+    "name": "digits", "owner": "alice", "description": "Shelf [b]cameras[/b].", "labels": {"team": "vision"},
+    "latest_version": 2, "main_version": 2, "versions": [2], "updated_at": "2026-01-02T03:04:05Z",
+}  # fmt: skip
+VERSION = {
+    "name": "digits", "version": 2, "created_at": "2026-01-02T03:04:05Z", "job_id": "job-1", "owner": "bob",
+    "labels": {"site": "north"}, "files": [],
+}  # fmt: skip
+
+
+def test_backbones_are_found_by_words_labels_owners_and_results(server, capsys):
+    server.on("GET", "/v1/backbones", Answer(200, {"items": [BACKBONE], "next_cursor": None}))
+    filters = ("--search", "shelf x", "--label", "team:vision", "--owner", "alice", "--filter", "eval/a>=1")
+    assert run("backbones", "list", *filters, "--filter", "eval/b<1", "--limit", "5") == 0
+    told = capsys.readouterr().out
+    assert "alice" in told
+    assert "team:vision" in told
+    query = server.asked[0].query
+    assert (query["search"], query["label"], query["owner"]) == (["shelf x"], ["team:vision"], ["alice"])
+    assert query["filter"] == ["eval/a>=1", "eval/b<1"]
+
+
+def test_set_describes_a_backbone_or_a_version_and_keeps_other_labels(server, capsys):
+    server.on("GET", "/v1/backbones/digits", Answer(200, BACKBONE))
+    server.on("GET", "/v1/backbones/digits/versions/2", Answer(200, VERSION))
+    server.on("PATCH", "/v1/backbones/digits", Answer(200, BACKBONE | {"details": [VERSION]}))
+    server.on("PATCH", "/v1/backbones/digits/versions/2", Answer(200, VERSION))
+    assert run("backbones", "set", "digits", "--label", "env:test", "--owner", "bob") == 0
+    told = capsys.readouterr().out
+    assert "Shelf [b]cameras[/b]." in told
+    assert "owner" in told
+    assert run("backbones", "set", "digits:2", "--remove-label", "site", "--description", "") == 0
+    assert "bob" in capsys.readouterr().out
+    assert run("backbones", "set", "digits:2", "--description", "x", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == {"site": "north"}
+    assert [asked.body for asked in server.asked if asked.method == "PATCH"] == [
+        {"labels": {"team": "vision", "env": "test"}, "owner": "bob"},
+        {"labels": {}, "description": ""},
+        {"description": "x"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("digits",), 2, "--description"),
+        (("digits", "--label", "team=vision"), 2, "name:value"),
+        (("digits:2", "--owner", "bob"), 2, "a version keeps its owner"),
+        (("digits@champion", "--description", "x"), 2, "digits:NUMBER"),
+        (("digits:2", "--remove-label", "team"), 1, "digits:2 has no label team; it has site"),
+    ],
+)
+def test_set_of_a_backbone_says_what_it_cannot_do(server, capsys, arguments, status, told):
+    server.on("GET", "/v1/backbones/digits/versions/2", Answer(200, VERSION))
+    assert run("backbones", "set", *arguments) == status
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert [asked.method for asked in server.asked if asked.method != "GET"] == []
+
+
 def _asked_to_delete(server: ScriptedServer) -> list[dict[str, list[str]]]:
     return [asked.query for asked in server.asked if asked.method == "DELETE" and "preview" not in asked.query]
 

@@ -29,7 +29,7 @@ from service.auth.caller import Caller, caller_of, ensure_admin, ensure_token, s
 from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
-from service.db.tables import Addition, Attempt, Event, Job
+from service.db.tables import Addition, Attempt, BackboneVersion, Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository, versions
 from service.jobs.lifecycle import note
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.both_databases
 
 TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
-    *("backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
+    *("backbone", "backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
 }
 
 
@@ -208,6 +208,39 @@ def test_an_upgrade_takes_deleted_versions_over_and_has_the_others_read_before_l
     alembic(new, "downgrade", "0007")
     found = rows(new, "SELECT name, version, job_id, source, folder FROM deleted_version")
     assert found == [("digits", 1, job_id, "models:/m-1", "/artifacts/m-1")]
+
+
+def test_an_upgrade_gives_each_backbone_the_owner_of_its_oldest_version(new):
+    """What was written of a job for those who see it is not shown to all by the upgrade."""
+    alembic(new, "upgrade", "0001")
+    fill_first_version(new)
+    alembic(new, "upgrade", "0012")
+    moment = datetime(2025, 6, 1, 12, tzinfo=UTC).replace(tzinfo=None)
+    with new.migration() as connection:
+        tables = MetaData()
+        tables.reflect(connection, only=["backbone_version"])
+        for name, number, state, owner in (
+            ("Cats", 1, "removed", "eve"), ("Cats", 2, "gone", "alice"), ("Cats", 3, "ready", "bob"),
+            ("dogs", 1, "ready", "bob"), ("lost", 1, "deleting", "eve"),
+        ):  # fmt: skip
+            values = {"name": name, "version": number, "state": state, "owner": owner, "job_id": "job-admitted"}
+            values |= {"trained_by": "x", "dataset_uri": "s3://B/Straße", "source": "x", "tags": {}}
+            values |= {"created_at": moment + timedelta(days=number)}
+            connection.execute(tables.tables["backbone_version"].insert(), values)
+    new.migrate()
+    with new.read() as session:
+        found = versions.backbones(session)
+        assert {name: (row.owner, row.description, row.labels, row.search_text) for name, row in found.items()} == {
+            "Cats": ("alice", None, {}, ""),
+            "dogs": ("bob", None, {}, ""),
+        }
+        assert found["Cats"].created_at == datetime(2025, 6, 3, 12, tzinfo=UTC)
+        version = session.get_one(BackboneVersion, ("Cats", 3))
+        assert (version.description, version.labels) == (None, {})
+        assert versions.shown_backbones(session, "", "", 9, versions.with_words(["STRASSE", "cat"])) == ["Cats"]
+    alembic(new, "downgrade", "0012")
+    assert sorted(rows(new, "SELECT name, version FROM backbone_version"))[0] == ("Cats", 1)
+    assert not inspect(new.engine).has_table("backbone")
 
 
 def test_a_new_service_has_no_versions_to_read(new):

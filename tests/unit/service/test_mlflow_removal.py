@@ -21,6 +21,7 @@ from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
 from service.auth.scopes import Role
 from service.backbones import service as backbones
+from service.backbones.filters import Filters
 from service.db.tables import Job
 from service.http.problems import ApiProblem
 from service.jobs.service import delete_job, deletion
@@ -262,7 +263,7 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
     (folder / names.BACKBONE_SUMS).write_text("")
     world.compare_versions()
     backbones.set_alias(world.app_state, ALICE, name, "champion", 1)
-    assert store.all_aliases()[name] == {"champion": 1}
+    assert store.all_models()[name].aliases == {"champion": 1}
     with pytest.raises(ApiProblem, match=f"has the alias {name}@champion"):
         backbones.delete_version(world.app_state, ALICE, name, 1)
     assert backbones.delete_alias(world.app_state, ALICE, name, "champion").aliases == {}
@@ -271,5 +272,5 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
         backbones.show(world.app_state, name)
     world.rounds()
     assert not folder.exists()
-    assert (store.versions_of_job(name, job_id), store.all_aliases()[name]) == ([], {})
-    assert backbones.listing(world.app_state, backbones.Filters(), None, 10, None).items == []
+    assert (store.versions_of_job(name, job_id), store.all_models()[name].aliases) == ([], {})
+    assert backbones.listing(world.app_state, Filters(), None, 10, None).items == []

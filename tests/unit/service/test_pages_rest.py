@@ -108,6 +108,70 @@ def test_the_list_is_sorted_and_narrowed_as_over_rest(browsers, registry):
     assert 'id="backbone-cats"' in page(browsers.alice, "/backbones", name_contains="", format="", sort="")
 
 
+def described(browsers, registry: Registry) -> None:
+    """Alice's cats, described and labelled, and Bob's dogs."""
+    registry.add("cats", metrics={"eval/linear_top1": 0.25})
+    registry.add("dogs", owner="bob", metrics={"eval/linear_top1": 0.75})
+    body = {"description": "\n<b>Whiskers</b>\nSecond line", "labels": {"team": "vision"}}
+    assert browsers.alice.patch("/v1/backbones/cats", json=body, headers=csrf(browsers.alice)).status_code == 200
+
+
+def test_the_list_shows_owners_first_lines_and_labels_and_its_form_keeps_the_filters(browsers, registry):
+    described(browsers, registry)
+    raw = browsers.alice.get("/backbones").text
+    assert "&lt;b&gt;Whiskers&lt;/b&gt;" in raw
+    assert "Second line" not in raw
+    assert 'href="/backbones?label=team%3Avision"' in raw
+    assert "<bdi>bob</bdi>" in raw
+    for query, there, absent in (
+        ({"search": "whisk"}, "cats", "dogs"),
+        ({"label": ["team:vision", ""]}, "cats", "dogs"),
+        ({"owner": "bob"}, "dogs", "cats"),
+        ({"filter": ["eval/linear_top1 > 0.5", "eval/linear_top1 < 1"]}, "dogs", "cats"),
+    ):
+        text = page(browsers.alice, "/backbones", **query)
+        assert f'id="backbone-{there}"' in text
+        assert f'id="backbone-{absent}"' not in text
+        for name, given in query.items():
+            for value in [given] if isinstance(given, str) else given:
+                assert re.search(f'name="{name}"[^>]* value="{re.escape(value)}"', text), (name, value)
+
+
+def test_a_filter_that_cannot_be_used_is_told_above_an_empty_list(browsers, registry):
+    """Not by an error page: one types the next letter."""
+    described(browsers, registry)
+    for query, told in (
+        ({"filter": "eval/linear_top1 >"}, "write a result, one of < <= > >= = and a number"),
+        ({"filter": "eval/linear_top5 > 0"}, "did you mean eval/linear_top1?"),
+        ({"label": "team"}, "write name:value"),
+    ):
+        text = page(browsers.alice, "/backbones", **query)
+        assert told in text
+        assert f'value="{next(iter(query.values()))}"' in text
+        assert 'id="backbone-cats"' not in text
+
+
+def test_a_backbone_is_described_and_given_away_by_those_who_may(browsers, registry, database):
+    described(browsers, registry)
+    registry.jobs["cats"] = add_job(database, "succeeded", owner="bob", spec=spec_with(register_as="cats"))
+    registry.add("cats", 2)
+    whole, versions = "PATCH /v1/backbones/cats", "PATCH /v1/backbones/cats/versions/{}"
+    for browser, number, offered in (
+        (browsers.alice, 2, {whole, versions.format(2)}),
+        (browsers.operator, 1, {whole, versions.format(1)}),
+        (browsers.bob, 2, {versions.format(2)}),
+        (browsers.bob, 1, set()),
+        (browsers.viewer, 1, set()),
+    ):
+        text = page(browser, "/backbones/cats", version=str(number))
+        assert {each for each in controls(text) if each.startswith("PATCH")} == offered
+        assert "<b>Whiskers</b>\nSecond line" in text
+        assert "team:vision" in text
+    answer = browsers.alice.patch("/v1/backbones/cats", json={"owner": "bob"}, headers=csrf(browsers.alice))
+    assert answer.status_code == 200
+    assert whole in controls(page(browsers.bob, "/backbones/cats"))
+
+
 def test_no_backbone_and_versions_that_are_not_read_yet_are_two_things(browsers, database):
     assert "No backbone is registered yet" in page(browsers.alice, "/backbones")
     with database.session() as session:

@@ -211,7 +211,7 @@ class Asker:
             file = {"resolve": "config.json", "tree": "sub"}.get(path.split("/")[-3], "spec.json")
             path = path.replace("{path:path}", file)
             query = {"version": 2} if path.endswith("/delete") else {}
-            body = {"version": 2} if method == "PUT" else None
+            body = {"PUT": {"version": 2}, "PATCH": {"description": "x"}}.get(method)
         elif path.startswith("/forms/"):
             body = {"document": SPEC} if path.endswith("yaml") else {"kind": "pretrain", "text": "kind: pretrain"}
         elif path.startswith("/docs/assets/"):

@@ -85,6 +85,25 @@ def test_patch_sends_what_is_given_and_is_repeated(server, client):
     ]
 
 
+def test_backbones_are_found_and_described_as_over_rest(server, client):
+    version = {"name": "digits", "version": 3, "created_at": "2026-01-02T03:04:05Z", "job_id": "job-1"}
+    backbone = {"name": "digits", "latest_version": 3, "versions": [3], "updated_at": "2026-01-02T03:04:05Z"}
+    server.on("GET", "/v1/backbones", Answer(200, {"items": [backbone], "next_cursor": None}))
+    server.on("PATCH", "/v1/backbones/digits", *[Answer(200, backbone), problem(503, "unavailable", "soon")] * 2)
+    server.on("PATCH", "/v1/backbones/digits/versions/3", Answer(200, version | {"labels": {"a": "b"}}))
+    found = client.backbones(search="shelf x", labels={"team": "vision"}, filters=["eval/a > 1"], owner="alice")
+    assert [each.name for each in found] == ["digits"]
+    assert server.asked[0].query == {
+        "search": ["shelf x"], "label": ["team:vision"], "filter": ["eval/a > 1"], "owner": ["alice"], "limit": ["100"]
+    }  # fmt: skip
+    client.patch_backbone("digits", description="", labels={})
+    with pytest.raises(ApiError, match="soon"):  # not again: the second time it may no longer be the caller's
+        client.patch_backbone("digits", owner="bob")
+    assert client.patch_version("digits", 3, labels={"a": "b"}).labels == {"a": "b"}
+    bodies = [{"description": "", "labels": {}}, {"owner": "bob"}, {"labels": {"a": "b"}}]
+    assert [asked.body for asked in server.asked[1:]] == bodies
+
+
 def test_a_deletion_is_looked_at_again_and_made_once(server, client):
     away = problem(503, "unavailable", "soon")
     server.on("DELETE", "/v1/jobs/job-1", away, Answer(200, deletion(("digits", 2))), away)

@@ -30,7 +30,7 @@ PARTS: dict[type, set[str]] = {
     FakeRay: {"shape", "placements", "submissions", "submit", "state", "stop", "delete", "log_tail"},
     FakeMlflow: {
         "make_run", "run", "command", "fence", "end_run", "open_runs", "delete_run", "delete_version", "histories",
-        "versions_of_job", "folders", "all_versions", "all_aliases", "set_alias", "delete_alias",
+        "versions_of_job", "folders", "all_versions", "all_models", "set_alias", "delete_alias",
     },
     Artifacts: {"file", "read", "sizes", "folders", "files", "delete", "piece"},
 }  # fmt: skip

@@ -280,12 +280,12 @@ def test_a_comparison_asks_mlflow_no_question_a_version(api, database, mlflow, r
     for number in range(1, 31):
         mlflow.register("digits", number, job_id, root / "models")
     asked: list[str] = []
-    for name in ("all_versions", "all_aliases", "folders", "versions_of_job", "set_alias", "delete_alias"):
+    for name in ("all_versions", "all_models", "folders", "versions_of_job", "set_alias", "delete_alias", "describe"):
         original = getattr(mlflow, name)
         monkeypatch.setattr(mlflow, name, lambda *args, n=name, f=original: asked.append(n) or f(*args))
     compare_with_mlflow(database, mlflow)
-    assert asked == ["all_versions", "all_aliases", "folders"]
+    assert asked == ["all_versions", "all_models", "folders"]
     compare_with_mlflow(database, mlflow)
-    assert asked[3:] == ["all_versions", "all_aliases"]
+    assert asked[3:] == ["all_versions", "all_models"]
     assert len(numbers(api)[0]) == 30
     assert asked[5:] == []
