@@ -30,7 +30,12 @@ def finetuning(subject: Subject) -> Iterator[Snippet]:
 
 def _timm(subject: Subject) -> str:
     head = inputs.imports(
-        subject, "import timm", "import torch", "from pathlib import Path", "from torch.utils.data import DataLoader"
+        subject,
+        "import timm",
+        "import torch",
+        "from pathlib import Path",
+        "from timm.optim import create_optimizer_v2",
+        "from torch.utils.data import DataLoader",
     )
     name = f"hf-hub:{HUB_ORGANISATION}/{subject.name}-timm"
     options = 'pretrained=True, num_classes=len(classes), global_pool="avg", fc_norm=False'
@@ -40,7 +45,7 @@ def _timm(subject: Subject) -> str:
         f"{head}\n\n{_files(subject)}",
         model + (f"\n{TRANSFORM}" if subject.mode else ""),
         _collate(inputs.by_transform(subject, "file")),
-        f"optimizer = timm.optim.create_optimizer_v2(model, {optimizer})",
+        f"optimizer = create_optimizer_v2(model, {optimizer})",
         _loop("torch.nn.functional.cross_entropy(model(pixels), labels)"),
     ])  # fmt: skip
 
