@@ -22,10 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from service.jobs.state import State
 from trainer.export import verify
-from trainer.export.finetuning import finetuning
 from trainer.export.huggingface import export_vit, export_vit_mae
-from trainer.export.inputs import Subject
-from trainer.export.snippets import snippets
 from trainer.export.timm import export_timm
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.job import parse_pretrain
@@ -273,39 +270,6 @@ def test_timm_sums_the_channels_of_a_colour_backbone_for_grey_images(exported, a
     with torch.no_grad():
         expected = network.encode(case.images[:, :1].expand(-1, 3, -1, -1))
     assert difference(expected, answers("timm")["square.grey"]) < 1e-5
-
-
-# --- the card's code, of colour pictures and of five channels ---------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=["square", "five"])
-def carded(request, exported):
-    """A network's folders with its card; digits, below, are of one channel."""
-    case = exported[request.param]
-    mean, std = statistics(case.model.in_chans)
-    subject = Subject("read", ("timm", "hf"), case.model, 0.75, mean, std)
-    code = {each.title: each.code for each in [*snippets(subject), *finetuning(subject)]}
-    return SimpleNamespace(network=shaken(case.model), folder=case.folder, code=code)
-
-
-def of_folder(carded, title: str) -> str:
-    """A card's code that reads the folders instead of the service."""
-    code = PICTURES + carded.code[title].replace('"rcmae/read"', repr(str(carded.folder / "hf")))
-    return code.replace("hf-hub:rcmae/read-timm", f"local-dir:{carded.folder / 'timm'}")
-
-
-@pytest.mark.parametrize("reader", ["timm", *TRANSFORMERS])
-def test_the_card_s_code_gives_the_trainer_s_features(carded, tmp_path, reader):
-    kept = run(reader, of_folder(carded, reader.partition("-")[0]) + KEPT, tmp_path / "run")
-    assert as_trained(carded, kept) < 1e-5
-
-
-@pytest.mark.parametrize("reader", ["timm", *TRANSFORMERS])
-def test_the_card_s_code_fine_tunes_it(carded, tmp_path, reader):
-    code = of_folder(carded, f"Fine-tuning with {reader.partition('-')[0]}")
-    losses = run(reader, code + '\nkept = {"losses": torch.tensor(losses)}\n', tmp_path / "run")["losses"]
-    assert len(losses) == 10
-    assert losses[-3:].mean() < losses[:3].mean()
 
 
 # --- what a live stack gives out -------------------------------------------------------------------------------------

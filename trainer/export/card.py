@@ -140,7 +140,7 @@ def _sections(facts: Facts, pictures: set[str], form: str | None) -> Iterator[st
     yield f"## How good it is\n\n{_evaluation(facts)}"
     yield from _pictures(pictures)
     yield f"## Input and preprocessing\n\n{usage.preprocessing(facts.subject)}"
-    yield f"## How to load it\n\n{usage.loading(facts.subject)}"
+    yield f"## How to load it\n\n{usage.loading(facts.subject, form)}"
     yield from map(_code, snippets(facts.subject, form))
     yield f"## Pooling\n\n{usage.pooling(facts.subject)}"
     yield f"## Fine-tuning\n\n{usage.fine_tuning(facts.subject)}"

@@ -8,7 +8,7 @@ from typing import Final
 
 from trainer.export import inputs
 from trainer.export.inputs import Subject
-from trainer.export.snippets import TRANSFORM, Snippet, processor
+from trainer.export.snippets import TRANSFORM, Snippet, processor, transformers_imports
 from trainer.spec.formats import BACKBONE_HF, BACKBONE_TIMM, HUB_ORGANISATION
 
 LAYER_DECAY: Final = 0.75
@@ -51,16 +51,13 @@ def _timm(subject: Subject) -> str:
 
 
 def _transformers(subject: Subject) -> str:
-    names = ("AutoImageProcessor, " if subject.mode else "") + "ViTForImageClassification"
-    head = inputs.imports(
-        subject, "import torch", "from pathlib import Path", "from torch.utils.data import DataLoader",
-        f"from transformers import {names}",
-    )  # fmt: skip
+    loaders = ("from pathlib import Path", "from torch.utils.data import DataLoader")
+    head = transformers_imports(subject, "ViTForImageClassification", *loaders)
     repository = f'"{HUB_ORGANISATION}/{subject.name}"'
     prepares = processor(subject, repository)
     model = f"model = ViTForImageClassification.from_pretrained({repository}, num_labels=len(classes))"
     return "\n".join([
-        f"{head}\n\n{_files(subject)}",
+        f"{head}\n{_files(subject)}",
         model + (f"\n{prepares}" if prepares else ""),
         _collate(inputs.by_processor(subject, "file")),
         "optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)",

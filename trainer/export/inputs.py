@@ -91,7 +91,7 @@ def _short(values: Sequence[float]) -> str:
 def imports(subject: Subject, *others: str, numpy: bool = False) -> str:
     """Sorted imports: ``others``, and what opens an image. ``numpy`` says whether other code needs numpy."""
     lines = [*others, *(["from PIL import Image, ImageOps"] if subject.mode else [])]
-    if numpy or subject.mode != "RGB":
+    if numpy or subject.mode is None:
         lines.append("import numpy")
     return "\n".join(sorted(lines, key=lambda line: (line.startswith("from"), line.lower())))
 

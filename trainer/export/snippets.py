@@ -175,7 +175,8 @@ def _tokens(call: str, subject: Subject) -> str:
 def transformers_imports(subject: Subject, model: str, *others: str) -> str:
     """Imports of a class of transformers, of the image processor if it is used, and of what opens an image."""
     names = f"AutoImageProcessor, {model}" if subject.mode else model
-    return inputs.imports(subject, "import torch", f"from transformers import {names}", *others) + "\n"
+    array = subject.mode == "L"
+    return inputs.imports(subject, "import torch", f"from transformers import {names}", *others, numpy=array) + "\n"
 
 
 def processor(subject: Subject, place: str) -> str:

@@ -52,9 +52,9 @@ def preprocessing(subject: Subject) -> str:
     return f"Every format expects the same input:\n\n{listed}\n\n{note}\n"
 
 
-def loading(subject: Subject) -> str:
-    """Where the formats are, and what reads them."""
-    name, first = subject.name, subject.formats[0]
+def loading(subject: Subject, form: str | None) -> str:
+    """Where the formats are, and what reads them; ``form`` is pulled in the example, by default the first one."""
+    name, pulled = subject.name, form or subject.formats[0]
     rows = [
         f"| `{HUB_ORGANISATION}/{name}{READERS[form][0]}` | `{form}` | {READERS[form][1]} | {READERS[form][2]} |"
         for form in subject.formats
@@ -67,7 +67,7 @@ def loading(subject: Subject) -> str:
         "Without `revision` you get `main`: the version with the alias `champion`, or else the newest one. `revision` "
         "may also be `latest`, an alias or a version's number. Or pull a folder, and write its path where the code has "
         "a repository's name:\n\n"
-        f"```bash\nrcmae backbones pull {name} --format {first} --out {name}-{first}\n```\n"
+        f"```bash\nrcmae backbones pull {name} --format {pulled} --out {name}-{pulled}\n```\n"
     )
 
 
