@@ -47,7 +47,7 @@ def preprocessing(subject: Subject) -> str:
     else:
         note = (
             "transformers' image processor and timm's transform do this from the third step on. The code below does "
-            "the first two, and for the formats without a processor all of it."
+            "the first two, and for the formats without a processor all of it. timm's crop may begin a pixel later."
         )
     return f"Every format expects the same input:\n\n{listed}\n\n{note}\n"
 
@@ -86,8 +86,8 @@ def pooling(subject: Subject) -> str:
     ]
     if BACKBONE_TIMM in subject.formats:
         lines.append(
-            "- timm's `model(pixels)` gives the mean of the patch tokens too, if the model is made with "
-            '`global_pool="avg", fc_norm=False`.'
+            '- timm\'s `model(pixels)` gives the mean of the patch tokens too: its folder says `global_pool="avg"` and '
+            "`fc_norm=False`."
         )
     if BACKBONE_HF in subject.formats:
         lines.append(pooler + pipeline)
