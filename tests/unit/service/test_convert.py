@@ -10,6 +10,7 @@ import torch
 from backbones import model_of, shaken, statistics
 from safetensors.torch import load_file, save_file
 
+from service.cli import main
 from service.client import convert as module
 from service.client.convert import LIBRARIES, ConvertError, convert
 from trainer.export.huggingface import export_vit, export_vit_mae
@@ -125,6 +126,15 @@ def test_the_folder_says_how_to_load_it(tmp_path, reader, shape, told):
         assert each in text, each
     for code in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
         compile(code, "README.md", "exec")
+
+
+def test_the_command_says_what_to_read_next(tmp_path, encoder, capsys):
+    new = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["backbones", "convert", str(tmp_path / "hf"), "--to", "mmpretrain", "--out", str(new)])
+    assert not ended.value.code
+    assert f"{new}/README.md shows how to load it" in capsys.readouterr().out
+    assert encoder
 
 
 def test_pixels_of_more_than_eight_bits_are_normalised_as_they_are_stored(tmp_path):
