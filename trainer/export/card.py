@@ -177,7 +177,7 @@ def _training(facts: Facts) -> str:
     mirrored = ", half of them mirrored" if spec.augmentation.hflip else ""
     least, greatest = (f"{share:.0%}" for share in spec.augmentation.crop_scale)
     return _table({
-        "data": f"{facts.dataset}{images}; no labels were used",
+        "data": f"{facts.dataset}{images}; training used no labels",
         "crops": f"at random, of {least} to {greatest} of an image's area{mirrored}",
         "method": f"{spec.method.name}, mask ratio {spec.method.mask_ratio:g}, "
         f"{'normalised' if spec.method.norm_pix_loss else 'plain'} pixels",

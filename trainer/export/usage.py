@@ -66,7 +66,7 @@ def loading(subject: Subject, form: str | None) -> str:
         f"{table}\n\n"
         "Without `revision` you get `main`: the version with the alias `champion`, or else the newest one. `revision` "
         "may also be `latest`, an alias or a version's number. Or pull a folder, and write its path where the code has "
-        "a repository's name:\n\n"
+        "a repository's name (for timm `local-dir:` and the path):\n\n"
         f"```bash\nrcmae backbones pull {name} --format {pulled} --out {name}-{pulled}\n```\n"
     )
 

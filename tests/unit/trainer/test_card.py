@@ -115,7 +115,7 @@ def test_a_dataset_is_named_without_its_place(tmp_path, dataset, title):
 
 def test_a_name_means_nothing_in_markdown(tmp_path):
     card = card_of(facts(dataset={"uri": "/data/a|b `[x](y)`/train"}), tmp_path)
-    assert "| data | a\\|b \\`\\[x\\](y)\\`; no labels were used |\n" in card
+    assert "| data | a\\|b \\`\\[x\\](y)\\`; training used no labels |\n" in card
 
 
 @pytest.mark.parametrize(
