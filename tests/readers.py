@@ -26,7 +26,7 @@ READERS: Final[dict[str, tuple[str, ...]]] = {
     "transformers-5": ("transformers==5.18.0", "huggingface_hub==2.4.0", "pillow==13.0.0"),
     "transformers-4": ("transformers==4.57.6", "huggingface_hub==0.36.2", "pillow==13.0.0"),
     "timm": ("timm==1.0.31", "torchvision==0.28.0", "huggingface_hub==2.4.0", "pyyaml==6.0.3", "pillow==13.0.0"),
-    "mlflow": ("mlflow-skinny==3.17.2", "transformers==5.18.0", "huggingface_hub==2.4.0"),
+    "mlflow": ("mlflow-skinny==3.17.2", "transformers==5.18.0", "huggingface_hub==2.4.0", "pillow==13.0.0"),
 }
 WITHOUT_WHAT_THEY_NEED: Final = ("timm", "torchvision")
 """torchvision's own needs would bring another torch."""
@@ -63,6 +63,25 @@ def environment(name: str) -> Path:
     if name == "timm":
         (_site_packages(python) / "rcmae_torchvision_stub.py").write_text(STUB)
     return python
+
+
+PICTURES: Final = """
+from pathlib import Path
+import numpy
+from PIL import Image
+
+random = numpy.random.default_rng(0)
+Image.fromarray(random.integers(0, 256, (40, 62, 3), dtype=numpy.uint8)).save("photo.jpg")
+numpy.save("image.npy", random.integers(0, 256, (5, 40, 62)))
+for label, brightness in {"dark": 40, "bright": 160}.items():
+    for folder in ("photos", "images"):
+        Path(folder, label).mkdir(parents=True)
+    for number in range(6):
+        pixels = random.integers(brightness, brightness + 60, (36, 50, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(f"photos/{label}/{number}.png")
+        numpy.save(f"images/{label}/{number}.npy", pixels[:, :, [0, 1, 2, 0, 1]].transpose(2, 0, 1))
+"""
+"""Makes the files that a model card's code opens, in the working directory."""
 
 
 def run(name: str, code: str, folder: Path, **variables: str) -> dict[str, Any]:

@@ -143,8 +143,9 @@ class Repository:
     def files(self) -> dict[str, str]:
         """The path of each file in the version's folder, by its path in the repository."""
         prefix = f"{self.folder}/"
-        paths = {path.removeprefix(prefix): path for path in self.content.sums if path.startswith(prefix)}
-        paths |= {path: path for path in self.content.sums if registry.belongs_to_card(path)}
+        paths = {path: path for path in self.content.sums if registry.belongs_to_card(path)}
+        # Last, since the format's own card is that of its repository; old versions have one card for all formats.
+        paths |= {path.removeprefix(prefix): path for path in self.content.sums if path.startswith(prefix)}
         return {name: path for name, path in sorted(paths.items()) if path in self.sizes}
 
 

@@ -13,7 +13,7 @@ from service.backbones.schemas import VersionDeletionView
 from service.client import render, render_backbones
 from service.client.commands import changed_labels, exit_status, follow_to_end, label_pair
 from service.client.console import echo_json
-from service.client.convert import Library
+from service.client.convert import README, Library
 from service.client.convert import convert as convert_folder
 from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
 from service.client.listing import PullFormat
@@ -225,17 +225,18 @@ def publish(
 
 @backbones.command()
 def convert(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backbone that was pulled as hf or hf-mae.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backbone that was pulled as hf, timm or hf-mae.")],
     reader: Annotated[Library, typer.Option("--to", help="The library whose names the weights get.")],
     new: Annotated[Path, typer.Option("--out", help="The new folder.")],
     as_json: Json = False,
 ) -> None:
-    """Convert a pulled backbone for detectron2 (ViTDet) or mmpretrain. Needs neither a service nor torch."""
+    """Convert a pulled backbone for detectron2 (ViTDet) or mmpretrain. Needs torch, but no service."""
     convert_folder(folder, new, reader)
     if as_json:
         echo_json(json.dumps({"reader": reader, "folder": str(new.absolute())}))
     else:
-        out.print(f"{new} is for {reader}", highlight=False, soft_wrap=True)
+        text = f"{new} is for {reader}: {new / README} shows how to load it"
+        out.print(text, highlight=False, soft_wrap=True)
 
 
 @backbones.command()

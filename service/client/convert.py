@@ -1,4 +1,7 @@
-"""Pulled backbones under the tensor names of other libraries, none of which is needed: weights are copied as bytes."""
+"""Pulled backbones under the tensor names of other libraries, and in the files that their loaders take.
+
+The weights are copied as bytes. None of these libraries is needed, only torch, whose file format their loaders read.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, get_args
 
+from service.client.convert_readme import detectron2_readme, mmpretrain_readme
 from service.client.errors import ClientError
 from trainer.protocol.tensor_names import MAE_ENCODER, encoder_names, hf_names, mmpretrain_name
 
 Library = Literal["detectron2", "mmpretrain"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
+EIGHT_BITS: Final = 255.0
+"""What timm divides pixel values by."""
+TORCH_WEIGHTS, README = "model.pth", "README.md"
+DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""torch's names of the types of tensors."""
 LONGEST_HEADER: Final = 100_000_000
 """Bytes; the limit of the format itself."""
 PIECE: Final = 1 << 20
@@ -43,6 +52,8 @@ class Network:
     mean: tuple[float, ...]
     """Per channel, 0..1."""
     std: tuple[float, ...]
+    pixel_scale: float
+    """What stored pixel values are divided by before."""
     names: Callable[[str], tuple[str, ...]]
     """The source's names of a tensor, several where the source keeps its rows in separate tensors."""
     ignored: Callable[[str], bool]
@@ -62,21 +73,25 @@ class Tensor:
 def convert(source: Path, out: Path, to: str) -> None:
     """Write the backbone in the folder ``source`` (`timm`, `hf` or `hf-mae`, as pulled) into the new folder ``out``.
 
-    ``to`` is one of `LIBRARIES`. ``model.safetensors`` holds every tensor of the encoder, bit for bit, and
-    ``config.json`` the arguments of that library's class with the pixels' mean and standard deviation. ``out`` appears
-    whole or not at all. Raises `ConvertError`.
+    ``to`` is one of `LIBRARIES`. ``model.pth`` holds every tensor of the encoder, bit for bit, as that library's loader
+    takes it (tensors alone, so that `torch.load(weights_only=True)` reads it), ``model.safetensors`` the same tensors
+    under the same names, ``config.json`` the arguments of the library's class and its input, and ``README.md`` says how
+    to load them. ``out`` appears whole or not at all. Raises `ConvertError`, also if torch is not installed.
     """
     if to not in LIBRARIES:
         raise ConvertError(f"cannot convert to {to!r}: choose from {', '.join(LIBRARIES)}")
     if out.exists():
         raise ConvertError(f"{out} exists: name a new folder, or remove it first")
     network = _network(source)
-    config, rename = _CONVERTERS[to](network)
+    target = _TARGETS[to]
+    config = target.settings(network)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _copy(source / WEIGHTS, staging / WEIGHTS, network, rename)
+        _copy(source / WEIGHTS, staging / WEIGHTS, network, target.rename)
+        _save_for_torch(staging / WEIGHTS, staging / TORCH_WEIGHTS, target.key)
         (staging / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (staging / README).write_text(target.readme(config, out.name, TORCH_WEIGHTS))
         staging.chmod(0o755)
         staging.rename(out)
     finally:
@@ -104,6 +119,7 @@ def _of_timm(config: Mapping[str, Any]) -> Network:
     return Network(
         *_sides(model["img_size"]), int(model["patch_size"]), int(pixels["input_size"][0]), dim, int(model["depth"]),
         int(model["num_heads"]), int(model["mlp_ratio"] * dim), 1e-6, tuple(pixels["mean"]), tuple(pixels["std"]),
+        EIGHT_BITS,
         names=lambda name: (name,), ignored=lambda _: False,
     )  # fmt: skip
 
@@ -114,7 +130,7 @@ def _of_huggingface(config: Mapping[str, Any], pixels: Mapping[str, Any]) -> Net
         *_sides(config["image_size"]), int(config["patch_size"]), int(config["num_channels"]),
         int(config["hidden_size"]), int(config["num_hidden_layers"]), int(config["num_attention_heads"]),
         int(config["intermediate_size"]), float(config["layer_norm_eps"]),
-        tuple(pixels["image_mean"]), tuple(pixels["image_std"]),
+        tuple(pixels["image_mean"]), tuple(pixels["image_std"]), 1 / float(pixels["rescale_factor"]),
         names=lambda name: tuple(f"{prefix}{hf}" for hf in hf_names(name)),
         ignored=lambda name: bool(prefix) and name.startswith("decoder."),
     )  # fmt: skip
@@ -141,11 +157,14 @@ def _json(file: Path) -> dict[str, Any]:
 
 # --- the other libraries' names --------------------------------------------------------------------------------------
 
-Converter = Callable[[Network], tuple[dict[str, Any], Callable[[str], str]]]
+
+def _order(network: Network) -> str | None:
+    """detectron2's name of the order of channels; None if it has none."""
+    return {1: "L", 3: "RGB"}.get(network.channels)
 
 
-def _detectron2(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
-    """MAE's names, which ViTDet uses too, and the arguments of `detectron2.modeling.backbone.ViT`."""
+def _detectron2(network: Network) -> dict[str, Any]:
+    """The arguments of `detectron2.modeling.ViT`, and those of its meta-architectures about the input."""
     if network.height != network.width:
         raise ConvertError(
             f"the backbone is for images of {network.height} x {network.width} pixels, and detectron2's ViT takes "
@@ -162,11 +181,13 @@ def _detectron2(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]
         "pretrain_img_size": network.height,
         "pretrain_use_cls_token": True,
     }
-    return {"backbone": backbone, "norm_eps": network.norm_eps} | _pixels(network, "pixel_mean", "pixel_std"), str
+    order = _order(network)
+    pixels = _pixels(network, "pixel_mean", "pixel_std") | ({"input_format": order} if order else {})
+    return {"backbone": backbone, "norm_eps": network.norm_eps} | pixels
 
 
-def _mmpretrain(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]:
-    """The names and the arguments of `mmpretrain.models.VisionTransformer`."""
+def _mmpretrain(network: Network) -> dict[str, Any]:
+    """The settings of `mmpretrain.models.VisionTransformer` and of its data preprocessor, which is given BGR images."""
     backbone = {
         "type": "VisionTransformer",
         "arch": {
@@ -180,15 +201,33 @@ def _mmpretrain(network: Network) -> tuple[dict[str, Any], Callable[[str], str]]
         "in_channels": network.channels,
         "norm_cfg": {"type": "LN", "eps": network.norm_eps},
     }
-    return {"backbone": backbone, "data_preprocessor": _pixels(network, "mean", "std")}, mmpretrain_name
+    pixels = _pixels(network, "mean", "std") | {"to_rgb": network.channels == len("RGB")}
+    return {"backbone": backbone, "data_preprocessor": pixels}
 
 
 def _pixels(network: Network, mean: str, std: str) -> dict[str, Any]:
-    """For pixel values 0..255, in the order red, green, blue."""
-    return {mean: [255 * value for value in network.mean], std: [255 * value for value in network.std]}
+    """For pixel values as they are stored, in the order red, green, blue."""
+    scale = network.pixel_scale
+    return {mean: [scale * value for value in network.mean], std: [scale * value for value in network.std]}
 
 
-_CONVERTERS: Final[dict[str, Converter]] = {"detectron2": _detectron2, "mmpretrain": _mmpretrain}
+@dataclass(frozen=True)
+class Target:
+    """What a library needs."""
+
+    settings: Callable[[Network], dict[str, Any]]
+    rename: Callable[[str], str]
+    """Its name of a tensor."""
+    key: str
+    """The key of the tensors in its checkpoints."""
+    readme: Callable[[Mapping[str, Any], str, str], str]
+    """The text of ``README.md``, of the settings, the folder's name and the weights' file."""
+
+
+_TARGETS: Final[dict[str, Target]] = {
+    "detectron2": Target(_detectron2, str, "model", detectron2_readme),  # MAE's names, which ViTDet's are too
+    "mmpretrain": Target(_mmpretrain, mmpretrain_name, "state_dict", mmpretrain_readme),
+}
 
 
 # --- copying the weights ---------------------------------------------------------------------------------------------
@@ -220,6 +259,26 @@ def _copy(source: Path, target: Path, network: Network, rename: Callable[[str], 
                     _append(file, part, new, source)
     except OSError as error:
         raise ConvertError(f"{error.filename or target}: {error.strerror}") from error
+
+
+def _save_for_torch(weights: Path, target: Path, key: str) -> None:
+    """Write the tensors of a safetensors file as `torch.save` writes them, under one key."""
+    try:
+        import torch  # noqa: PLC0415 - no other command of the client needs it
+    except ImportError as error:
+        raise ConvertError(
+            "the files that detectron2 and mmpretrain load are written by torch, which is not installed here: install "
+            "it beside rcmae (pip install torch), or convert on the machine that has the library"
+        ) from error
+    tensors = {}
+    with weights.open("rb") as file:
+        for name, tensor in _tensors(file, weights).items():
+            if tensor.dtype not in DTYPES:
+                raise ConvertError(f"{name} is of the type {tensor.dtype}, and only {', '.join(DTYPES)} are converted")
+            file.seek(tensor.start)
+            data = bytearray(file.read(tensor.stop - tensor.start))
+            tensors[name] = torch.frombuffer(data, dtype=getattr(torch, DTYPES[tensor.dtype])).view(tensor.shape)
+    torch.save({key: tensors}, target)
 
 
 def _tensors(file: BinaryIO, source: Path) -> dict[str, Tensor]:

@@ -13,6 +13,10 @@ from trainer.spec.formats import HUB_ORGANISATION
 
 HUB_TOOLS: Final = ("transformers", "timm")
 """The card's headings for tools that load from a hub."""
+UNTRAINED: Final = {
+    "transformers": " Nothing has trained a pooler: without add_pooling_layer=False, pooler_output is random numbers."
+}
+"""What else to know of a tool."""
 MLFLOW: Final = "MLflow"
 """The card's heading for loading from MLflow."""
 
@@ -33,7 +37,7 @@ def snippets(version: VersionView, main: bool, server: str, code: Mapping[str, s
     for tool in HUB_TOOLS:
         if tool in code:
             set_endpoint = f'import os\n\nos.environ["HF_ENDPOINT"] = {json.dumps(f"{server}/hf")}  # before imports\n'
-            text = "Set HF_TOKEN to your token."
+            text = "Set HF_TOKEN to your token." + UNTRAINED.get(tool, "")
             yield Snippet(tool, text, set_endpoint + (code[tool] if main else _pinned(code[tool], name, number)))
     if MLFLOW in code:
         text = (

@@ -17,7 +17,7 @@ import pytest
 import torch
 from backbones import model_of, shaken, statistics
 from live import checkpoint_of, make_spec, wait_state
-from readers import run
+from readers import PICTURES, run
 from safetensors.torch import load_file, save_file
 
 from service.jobs.state import State
@@ -306,7 +306,7 @@ def as_trained(registered, kept: dict[str, torch.Tensor]) -> float:
     return float((kept["features"] - expected).abs().max())
 
 
-KEPT = '\nkept = {"pixels": pixels, "features": torch.as_tensor(features)}\n'
+KEPT = '\nkept = {"pixels": torch.as_tensor(pixels), "features": torch.as_tensor(features)}\n'
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ KEPT = '\nkept = {"pixels": pixels, "features": torch.as_tensor(features)}\n'
 )
 def test_the_card_s_snippet_loads_it_from_the_service(stack, registered, tmp_path, reader, title):
     """As it is written: the environment alone says where the Hub is."""
-    code = snippet(registered, title) + KEPT
+    code = PICTURES + snippet(registered, title) + KEPT
     kept = run(reader, code, tmp_path / "run", HF_ENDPOINT=f"{stack.url}/hf", HF_TOKEN=stack.token)
     assert as_trained(registered, kept) < 1e-5
     assert "newly initialized" not in (tmp_path / "run/stderr").read_text()
@@ -322,10 +322,11 @@ def test_the_card_s_snippet_loads_it_from_the_service(stack, registered, tmp_pat
 
 @pytest.mark.parametrize("reader", TRANSFORMERS)
 def test_the_card_s_snippet_loads_the_decoder_from_the_service(stack, registered, tmp_path, reader):
-    code = snippet(registered, "Reconstructions and further pretraining") + '\nkept = {"predicted": predicted}\n'
+    code = PICTURES + snippet(registered, "Reconstructions and further pretraining")
+    code += '\nkept = {"predicted": predicted}\n'
     kept = run(reader, code, tmp_path / "run", HF_ENDPOINT=f"{stack.url}/hf", HF_TOKEN=stack.token)
     model = parse_pretrain(registered.job.spec).model
-    assert kept["predicted"].shape == (2, model.patches, model.patch_values)
+    assert kept["predicted"].shape == (1, model.patches, model.patch_values)
 
 
 @pytest.mark.parametrize("reader", TRANSFORMERS)
@@ -353,7 +354,8 @@ kept = {{
 
 def test_the_card_s_snippet_loads_it_from_mlflow(stack, registered, tmp_path):
     address = stack.mlflow_url
-    kept = run("mlflow", snippet(registered, "MLflow") + KEPT, tmp_path / "run", MLFLOW_TRACKING_URI=address)
+    code = PICTURES + snippet(registered, "MLflow") + KEPT
+    kept = run("mlflow", code, tmp_path / "run", MLFLOW_TRACKING_URI=address)
     assert as_trained(registered, kept) < 1e-5
 
 
@@ -364,20 +366,37 @@ def test_the_card_s_snippet_loads_a_pulled_folder(registered, tmp_path, title, f
     folder = str(registered.folder / form)
     places = {
         "torch": ("read-timm", folder),
-        "torch.export": ("read-torch_export", folder),
+        "torch.export": ('snapshot_download("rcmae/read-torch_export")', repr(folder)),
         "transformers": ("rcmae/read", folder),
         "timm": ("hf-hub:rcmae/read-timm", f"local-dir:{folder}"),
     }
     code = snippet(registered, title).replace(*places[title])
-    kept = run("timm" if title == "timm" else "transformers-4", code + KEPT, tmp_path / "run")
+    kept = run("timm" if title == "timm" else "transformers-4", PICTURES + code + KEPT, tmp_path / "run")
     assert as_trained(registered, kept) < 1e-5
 
 
-def test_the_card_s_snippet_of_onnx_runtime_loads_a_pulled_folder(registered):
-    code = snippet(registered, "ONNX Runtime").replace("read-onnx", str(registered.folder / "onnx"))
+def test_the_card_s_snippet_of_onnx_runtime_loads_a_pulled_folder(registered, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = repr(str(registered.folder / "onnx"))
+    code = snippet(registered, "ONNX Runtime").replace('snapshot_download("rcmae/read-onnx")', place)
     space: dict = {}
-    exec(compile(code, "card", "exec"), space)
-    assert as_trained(registered, {"pixels": space["pixels"], "features": torch.as_tensor(space["features"])}) < 1e-5
+    exec(compile(PICTURES + code, "card", "exec"), space)
+    kept = {name: torch.as_tensor(space[name]) for name in ("pixels", "features")}
+    assert as_trained(registered, kept) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("reader", "title"),
+    [
+        ("timm", "Fine-tuning with timm"),
+        *((reader, "Fine-tuning with transformers") for reader in TRANSFORMERS),
+    ],
+)
+def test_the_card_s_code_fine_tunes_it_from_the_service(stack, registered, tmp_path, reader, title):
+    code = PICTURES + snippet(registered, title) + '\nkept = {"losses": torch.tensor(losses)}\n'
+    losses = run(reader, code, tmp_path / "run", HF_ENDPOINT=f"{stack.url}/hf", HF_TOKEN=stack.token)["losses"]
+    assert len(losses) == 10
+    assert losses[-3:].mean() < losses[:3].mean()
 
 
 @pytest.mark.parametrize("reader", ["timm", "transformers-5", "transformers-4", "mlflow"])

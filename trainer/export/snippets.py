@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from trainer.export import inputs
+from trainer.export.inputs import Subject
 from trainer.models.vit import NORM_EPS
 from trainer.spec.formats import (
     BACKBONE_HF,
@@ -15,108 +17,89 @@ from trainer.spec.formats import (
     BACKBONE_TORCH_EXPORT,
     HUB_ORGANISATION,
 )
-from trainer.spec.pretrain import ModelSpec
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The backbone that the code loads."""
-
-    name: str
-    formats: tuple[str, ...]
-    model: ModelSpec
-    mask_ratio: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @property
-    def pixels(self) -> str:
-        """Code that makes a normalised input."""
-        model, mean, std = self.model, list(self.mean), list(self.std)
-        return (
-            f"images = torch.rand(2, {model.in_chans}, {model.height}, {model.width})  # yours, scaled to 0..1\n"
-            f"mean, std = torch.tensor({mean}), torch.tensor({std})\n"
-            "pixels = (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)"
-        )
-
-    @property
-    def shape(self) -> str:
-        """The shape of the tokens, as a comment."""
-        return f"(2, {1 + self.model.patches}, {self.model.embed_dim}): class token first, then patch by patch"
 
 
 @dataclass(frozen=True)
 class Snippet:
     """One tool's section."""
 
+    form: str | None
+    """The format that it reads; None for any."""
     title: str
     text: str
     code: str
-    """Python that leaves the tokens in ``features``."""
+    """Python that leaves the tokens of one image in ``features``, and their mean in ``embedding``."""
 
 
-def snippets(subject: Subject) -> Iterator[Snippet]:
-    """Sections for the formats that a backbone has, and for MLflow."""
-    for form, title, text, code in _TOOLS:
+def snippets(subject: Subject, first: str | None = None) -> Iterator[Snippet]:
+    """Sections for the formats that a backbone has, and for MLflow; those of the format ``first`` come first."""
+    for form, title, text, code in sorted(_TOOLS, key=lambda tool: tool[0] is None or tool[0] != first):
         if form is None or form in subject.formats:
-            yield Snippet(title, text, code(subject).strip("\n"))
+            yield Snippet(form, title, text, code(subject).strip("\n"))
+
+
+EMBEDDING: Final = """embedding = features[:, 1:].mean(dim=1)  # one vector for the image: the mean of the patch tokens
+print(embedding.shape)"""
+
+
+def _lines(*parts: str) -> str:
+    """Code made of parts, without those that are empty."""
+    return "\n".join(part for part in parts if part)
 
 
 def _transformers(subject: Subject) -> str:
-    return f"""
-import torch
-from transformers import AutoModel
-
-model = AutoModel.from_pretrained("{HUB_ORGANISATION}/{subject.name}", add_pooling_layer=False).eval()
-{subject.pixels}
-with torch.inference_mode():
-    features = model(pixels).last_hidden_state  # {subject.shape}
-"""
+    repository = f'"{HUB_ORGANISATION}/{subject.name}"'
+    return _lines(
+        transformers_imports(subject, "AutoModel"),
+        processor(subject, repository),
+        "# With a pooling layer, pooler_output would be random numbers: nothing has trained that layer.\n"
+        f"model = AutoModel.from_pretrained({repository}, add_pooling_layer=False).eval()",
+        inputs.by_processor(subject),
+        _tokens("model(pixels).last_hidden_state", subject),
+    )
 
 
 def _timm(subject: Subject) -> str:
-    return f"""
-import timm
-import torch
-
-model = timm.create_model("hf-hub:{HUB_ORGANISATION}/{subject.name}-timm", pretrained=True).eval()
-{subject.pixels}
-with torch.inference_mode():
-    features = model.forward_features(pixels)  # {subject.shape}
-"""
+    return _lines(
+        inputs.imports(subject, "import timm", "import torch") + "\n",
+        f'model = timm.create_model("hf-hub:{HUB_ORGANISATION}/{subject.name}-timm", pretrained=True).eval()',
+        TRANSFORM if subject.mode else "",
+        inputs.by_transform(subject),
+        _tokens("model.forward_features(pixels)", subject),
+    )
 
 
 def _mlflow(subject: Subject) -> str:
     """Downloads the version; loads it with transformers if it has that format."""
     uri = f"models:/{subject.name}"
+    download = f'folder = mlflow.artifacts.download_artifacts("{uri}/latest")  # or {uri}@champion'
     if BACKBONE_HF not in subject.formats:
-        return f"""
-import mlflow
-
-folder = mlflow.artifacts.download_artifacts("{uri}/latest")  # or {uri}@champion
-"""
-    return f"""
-import mlflow
-import torch
-from transformers import ViTModel
-
-folder = mlflow.artifacts.download_artifacts("{uri}/latest")  # or {uri}@champion
-model = ViTModel.from_pretrained(f"{{folder}}/{BACKBONE_HF}", add_pooling_layer=False).eval()
-{subject.pixels}
-with torch.inference_mode():
-    features = model(pixels).last_hidden_state  # {subject.shape}
-"""
+        return f"import mlflow\n\n{download}"
+    folder = f'f"{{folder}}/{BACKBONE_HF}"'
+    return _lines(
+        transformers_imports(subject, "AutoModel", "import mlflow"),
+        download,
+        processor(subject, folder),
+        f"model = AutoModel.from_pretrained({folder}, add_pooling_layer=False).eval()  # its pooler is untrained",
+        inputs.by_processor(subject),
+        _tokens("model(pixels).last_hidden_state", subject),
+    )
 
 
 def _torch(subject: Subject) -> str:
+    head = inputs.imports(
+        subject,
+        "import torch",
+        "import torch.nn.functional as F",
+        "from safetensors.torch import load_file",
+        numpy=True,
+    )
     model = subject.model
     return f"""
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
+{head}
 
 weights = load_file("{subject.name}-timm/model.safetensors")
-{subject.pixels}
+{inputs.by_hand(subject)}
 
 
 def linear(x, layer):
@@ -141,51 +124,77 @@ with torch.inference_mode():
         x = x + attention(norm(x, f"{{block}}.norm1"), f"{{block}}.attn")
         x = x + linear(F.gelu(linear(norm(x, f"{{block}}.norm2"), f"{{block}}.mlp.fc1")), f"{{block}}.mlp.fc2")
     features = norm(x, "norm")  # {subject.shape}
+{EMBEDDING}
 """
 
 
 def _reconstructions(subject: Subject) -> str:
-    model = subject.model
-    return f"""
-import torch
-from transformers import ViTMAEForPreTraining
-
-model = ViTMAEForPreTraining.from_pretrained("{HUB_ORGANISATION}/{subject.name}-mae").eval()
-{subject.pixels}
-with torch.inference_mode():
-    answer = model(pixels)  # masks {subject.mask_ratio:.0%} of the patches at random, in evaluation mode too
-    predicted, masked = answer.logits, answer.mask  # (2, {model.patches}, {model.patch_values}); 1 where masked
-"""
+    model, repository = subject.model, f'"{HUB_ORGANISATION}/{subject.name}-mae"'
+    return _lines(
+        transformers_imports(subject, "ViTMAEForPreTraining"),
+        processor(subject, repository),
+        f"model = ViTMAEForPreTraining.from_pretrained({repository}).eval()",
+        inputs.by_processor(subject),
+        "with torch.inference_mode():",
+        f"    answer = model(pixels)  # masks {subject.mask_ratio:.0%} of the patches at random, also in evaluation",
+        f"predicted, masked = answer.logits, answer.mask  # (1, {model.patches}, {model.patch_values}); 1 where masked",
+        "print(predicted.shape, masked.sum())",
+    )
 
 
 def _onnx(subject: Subject) -> str:
-    return f"""
-import onnxruntime
-import torch
-
-session = onnxruntime.InferenceSession("{subject.name}-onnx/model.onnx")
-{subject.pixels}
-(features,) = session.run(None, {{"pixel_values": pixels.numpy()}})  # {subject.shape}
-"""
+    torch = [] if subject.mode else ["import torch"]
+    return _lines(
+        inputs.imports(subject, "import onnxruntime", *torch, SNAPSHOT_IMPORT, numpy=True) + "\n",
+        f'folder = snapshot_download("{HUB_ORGANISATION}/{subject.name}-onnx")',
+        'session = onnxruntime.InferenceSession(f"{folder}/model.onnx")',
+        inputs.by_hand(subject, tensor=False),
+        f'(features,) = session.run(None, {{"pixel_values": pixels}})  # {subject.shape}',
+        EMBEDDING.replace("dim=1", "axis=1"),
+    )
 
 
 def _torch_export(subject: Subject) -> str:
-    return f"""
-import torch
+    return _lines(
+        inputs.imports(subject, "import torch", SNAPSHOT_IMPORT, numpy=True) + "\n",
+        f'folder = snapshot_download("{HUB_ORGANISATION}/{subject.name}-torch_export")',
+        'model = torch.export.load(f"{folder}/model.pt2").module()',
+        inputs.by_hand(subject),
+        _tokens("model(pixels)", subject),
+    )
 
-model = torch.export.load("{subject.name}-torch_export/model.pt2").module()
-{subject.pixels}
-with torch.inference_mode():
-    features = model(pixels)  # {subject.shape}
-"""
+
+TRANSFORM: Final = "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+SNAPSHOT_IMPORT: Final = "from huggingface_hub import snapshot_download"
+
+
+def _tokens(call: str, subject: Subject) -> str:
+    return f"with torch.inference_mode():\n    features = {call}  # {subject.shape}\n{EMBEDDING}"
+
+
+def transformers_imports(subject: Subject, model: str, *others: str) -> str:
+    """Imports of a class of transformers, of the image processor if it is used, and of what opens an image."""
+    names = f"AutoImageProcessor, {model}" if subject.mode else model
+    array = subject.mode == "L"
+    return inputs.imports(subject, "import torch", f"from transformers import {names}", *others, numpy=array) + "\n"
+
+
+def processor(subject: Subject, place: str) -> str:
+    """Code that loads transformers' image processor, if it can prepare the backbone's images."""
+    return f"processor = AutoImageProcessor.from_pretrained({place})" if subject.mode else ""
 
 
 _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]] = (
-    (BACKBONE_HF, "transformers", "Version 4 or 5.", _transformers),
+    (
+        BACKBONE_HF,
+        "transformers",
+        "Version 4.40 or later. Its image processor and `AutoModel` read the repository.",
+        _transformers,
+    ),
     (
         BACKBONE_TIMM,
         "timm",
-        "1.0.16 or later; for a pulled folder write `local-dir:` and its path. `pretrained=True` loads the weights.",
+        "1.0.16 or later; `pretrained=True` loads the weights: without it timm gives random ones, and does not say so.",
         _timm,
     ),
     (
@@ -198,10 +207,20 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
     (
         BACKBONE_HF_MAE,
         "Reconstructions and further pretraining",
-        "With the decoder, in transformers.",
+        "With the decoder, in transformers. For features use `hf`: this network masks patches whenever it is called.",
         _reconstructions,
     ),
-    (BACKBONE_ONNX, "ONNX Runtime", "From a pulled folder; any number of images at once.", _onnx),
-    (BACKBONE_TORCH_EXPORT, "torch.export", "From a pulled folder; any number of images at once.", _torch_export),
+    (
+        BACKBONE_ONNX,
+        "ONNX Runtime",
+        "1.18 or later; any number of images at once. A pulled folder of the format `onnx` serves as `folder` too.",
+        _onnx,
+    ),
+    (
+        BACKBONE_TORCH_EXPORT,
+        "torch.export",
+        "Any number of images at once. A pulled folder of the format `torch_export` serves as `folder` too.",
+        _torch_export,
+    ),
 )
 """The format that it needs (None for any), title, a sentence, and the function that writes the code."""

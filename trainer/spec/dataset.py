@@ -22,12 +22,22 @@ MAX_CHANNELS: Final = 64
 WILDCARDS: Final = "*?[{"
 """Characters that make the last part of a URI a pattern, unless a file or folder has exactly that name."""
 
+DIGITS_TITLE: Final = "scikit-learn's digits"
+UNTOLD: Final = frozenset({
+    "data", "dataset", "datasets", "image", "images", "img", "imgs", "shard", "shards", "test", "train", "training",
+    "unlabeled", "unlabelled", "val", "valid", "validation",
+})  # fmt: skip
+"""Names of folders and files that do not tell which dataset it is."""
+
 _BUCKET: Final = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9._-]{1,254}$")
+_ARCHIVE_ENDING: Final = re.compile(r"(\.(tar|tgz|gz|zst|parquet))+$")
+_NUMBER: Final = re.compile(r"[-_.]?\d+")
 _ENCODED: Final = re.compile(r"%(?:2e|2f|5c|00)", re.IGNORECASE)
 
 
 Pattern = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
 Column = Annotated[str, Field(min_length=1, max_length=200)]
+Title = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._/()+,'&-]*$")]
 PixelValue = Annotated[float, Field(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Images of 64-bit floats may hold any finite number."""
 ValueRange = tuple[PixelValue, PixelValue]
@@ -41,6 +51,9 @@ class DatasetSpec(SpecModel):
     `file:///path` or `s3://bucket/path`. The last part may be a pattern: `*`, `?`, `[0-9]`, `{000..127}`, `{a,b}`. Or
     `builtin://digits`. The environment of the workers holds S3's endpoint and credentials. A service may restrict where
     datasets are."""
+    name: Title | None = Field(None, examples=["CIFAR-10", "ILSVRC/imagenet-1k"])
+    """What the dataset is called in the model card of a backbone trained on it. The card never has the URI. Null: the
+    last part of the URI that is not a pattern, a bucket, or a word such as `train` or `images`."""
     format: Literal["auto", "folder", "tar", "parquet"] = "auto"
     """`folder`: image files; `tar`: WebDataset shards; `parquet`: the Hugging Face image convention; `auto`: chosen by
     the files' names."""
@@ -74,6 +87,18 @@ class DatasetSpec(SpecModel):
     def selection(self) -> tuple[object, ...]:
         """What decides which images are used: specs with equal ones use the same."""
         return self.uri, self.format, self.include, self.exclude, self.fraction, self.image_column
+
+    @property
+    def title(self) -> str | None:
+        """What people call the dataset; None if neither the spec nor the URI says."""
+        if self.name or self.uri == DIGITS:
+            return self.name or DIGITS_TITLE
+        parts = _parts(self.uri)[2:]  # without the scheme, and the bucket or the root
+        if parts and set(WILDCARDS) & set(parts[-1]):
+            parts = parts[:-1]
+        stems = [_ARCHIVE_ENDING.sub("", part) for part in parts]
+        telling = [stem for stem in stems if _NUMBER.split(stem.lower())[0] not in UNTOLD]
+        return next(reversed(telling or stems), None)
 
     @field_validator("uri")
     @classmethod

@@ -15,6 +15,7 @@ BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]
 """`trainer.spec.formats.BACKBONE_FORMATS`, as a type."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
+_LINK: Final = re.compile(r"https://[^\s\"'<>()\[\]|`\\]+")
 _LICENSE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
@@ -45,9 +46,19 @@ def _identifier(text: str) -> str:
     return text
 
 
+def _web_address(text: str) -> str:
+    if not _LINK.fullmatch(text):
+        raise ValueError("use an https:// address without spaces, brackets or quotes")
+    return text
+
+
 Formats = Annotated[tuple[BackboneFormat, ...], AfterValidator(_each_once)]
 License = Annotated[
     str, Field(max_length=100, examples=["apache-2.0", "cc-by-nc-4.0", "other"]), AfterValidator(_identifier)
+]
+
+LicenseLink = Annotated[
+    str, Field(max_length=1000, examples=["https://example.org/licence"]), AfterValidator(_web_address)
 ]
 
 
@@ -62,6 +73,9 @@ class ExportSpec(SpecModel):
     default is the first three, or the first two if images are not square."""
     license: License | None = None
     """The weights' licence for the model card, as a Hugging Face or SPDX identifier; null: not specified."""
+    license_link: LicenseLink | None = None
+    """Where the licence's text is, for the model card; needed by readers of licences that the Hugging Face Hub does not
+    know."""
 
     @staticmethod
     def defaults(method: object, img_size: object) -> dict[str, Any]:
@@ -76,6 +90,8 @@ class ExportSpec(SpecModel):
 
 def misfit(export: ExportSpec, method: str, size: tuple[int, int]) -> tuple[str, str, object] | None:
     """What a method and images of ``size`` (height, width) make impossible in ``export``: field, reason, value."""
+    if export.license_link and not export.license:
+        return "export.license_link", "name the licence in export.license too", export.license_link
     if method == "mae" and export.network == "teacher":
         return "export.network", "method mae has no teacher: use student, or leave it out", export.network
     if BACKBONE_HF_MAE in export.formats and size[0] != size[1]:

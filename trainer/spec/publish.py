@@ -11,7 +11,7 @@ from trainer.spec.base import Document, SpecModel
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.export import BackboneName, ExportSpec, Formats, License, Network
+from trainer.spec.export import BackboneName, ExportSpec, Formats, License, LicenseLink, Network
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
 
@@ -36,10 +36,15 @@ class PublishExport(SpecModel):
     """The formats, as a pretraining spec names them."""
     license: License | None = None
     """The weights' licence, as a Hugging Face or SPDX identifier."""
+    license_link: LicenseLink | None = None
+    """Where the licence's text is."""
 
     def over(self, trained: ExportSpec) -> ExportSpec:
         """The export section for a checkpoint whose own job has ``trained``."""
-        return trained.model_copy(update=self.model_dump(exclude_none=True))
+        changed = self.model_dump(exclude_none=True)
+        if self.license and self.license != trained.license:  # the link was to another licence's text
+            changed.setdefault("license_link", None)
+        return trained.model_copy(update=changed)
 
 
 class PublishSpec(Document):

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+Purpose = Literal["training", "evaluation"]
+
 
 @dataclass(frozen=True)
 class UsedDataset:
     """A dataset that a run reads, for MLflow's pages."""
 
-    purpose: Literal["training", "evaluation"]
+    purpose: Purpose
     name: str
     uri: str
     fingerprint: str

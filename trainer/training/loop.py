@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,10 @@ from trainer.logger import logger
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.protocol.command import Action
+from trainer.spec.dataset import DatasetSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
-from trainer.tracking.interface import Recorder, UsedDataset
+from trainer.tracking.interface import Purpose, Recorder, UsedDataset
 from trainer.training.checkpoint import Committed
 from trainer.training.context import WorkerContext
 from trainer.training.execution import compile_if_it_pays, distribute, settle_micro_batch, uses_bf16
@@ -145,23 +146,27 @@ def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int)
     return metadata.micro_batch_size if metadata.workers == world else None
 
 
-def _announce(recorder: Recorder, resumed: Resumed | None, data: TrainingData, schedule: Schedule) -> None:
+def _announce(
+    spec: PretrainSpec, recorder: Recorder, resumed: Resumed | None, data: TrainingData, schedule: Schedule
+) -> None:
     """Tag the run with what is known before the first step."""
     folder, notice = (resumed.checkpoint.folder, resumed.notice) if resumed else ("", "")
     recorder.tag({names.TAG_STEPS: str(schedule.steps), names.TAG_CHECKPOINT: folder, names.TAG_NOTICE: notice})
     recorder.tag(data.tags())
-    recorder.use(list(_used(data)))
+    recorder.use(list(_used(spec, data)))
     if not resumed:
         logger.info("Training on %d images, %d steps an epoch", schedule.train_images, schedule.steps_per_epoch)
 
 
-def _used(data: TrainingData) -> Iterator[UsedDataset]:
+def _used(spec: PretrainSpec, data: TrainingData) -> Iterator[UsedDataset]:
     """The datasets of the run: one, of which a share is held out, or another one to evaluate on."""
-    chosen: list[tuple[Literal["training", "evaluation"], Images]] = [("training", data.images)]
-    if data.held_out_images is not data.images:
-        chosen.append(("evaluation", data.held_out_images))
-    for purpose, images in chosen:
-        yield UsedDataset(purpose, images.uri, images.uri, images.index.fingerprint, len(images))
+    yield _as_used("training", spec.dataset, data.images)
+    if spec.evaluation.dataset:
+        yield _as_used("evaluation", spec.evaluation.dataset, data.held_out_images)
+
+
+def _as_used(purpose: Purpose, dataset: DatasetSpec, images: Images) -> UsedDataset:
+    return UsedDataset(purpose, dataset.title or dataset.uri, dataset.uri, images.index.fingerprint, len(images))
 
 
 def _evaluator(spec: PretrainSpec, data: TrainingData, context: WorkerContext, bf16: bool) -> Evaluator:

@@ -1,6 +1,8 @@
 """Backbones under other libraries' names: every tensor bit for bit, and nothing half written."""
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from backbones import model_of, shaken, statistics
 from safetensors.torch import load_file, save_file
 
+from service.cli import main
 from service.client import convert as module
 from service.client.convert import LIBRARIES, ConvertError, convert
 from trainer.export.huggingface import export_vit, export_vit_mae
@@ -16,6 +19,8 @@ from trainer.protocol.tensor_names import encoder_names
 from trainer.spec.pretrain import MethodSpec, ModelSpec
 
 FORMATS = ["timm", "hf", "hf-mae"]
+ORDERS = {1: "L", 3: "RGB", 5: None}
+"""detectron2's names of the order of channels."""
 
 
 def pulled(folder: Path, model: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -47,6 +52,7 @@ def test_detectron2_gets_mae_s_names(tmp_path, form, shape):
         "qkv_bias": True, "pretrain_img_size": 32, "pretrain_use_cls_token": True,
     }  # fmt: skip
     assert config["norm_eps"] == 1e-6
+    assert config.get("input_format") == ORDERS[model.in_chans], "detectron2's own default is BGR"
     mean, std = statistics(model.in_chans)
     assert config["pixel_mean"] == pytest.approx([255 * value for value in mean])
     assert config["pixel_std"] == pytest.approx([255 * value for value in std])
@@ -85,7 +91,66 @@ def test_mmpretrain_gets_its_names(tmp_path, form, shape):
         "in_channels": model.in_chans, "norm_cfg": {"type": "LN", "eps": 1e-6},
         "arch": {"embed_dims": 24, "num_layers": 2, "num_heads": 3, "feedforward_channels": 96},
     }  # fmt: skip
+    assert config["data_preprocessor"]["to_rgb"] is (model.in_chans == 3), "mmcv reads pictures as BGR"
     assert config["data_preprocessor"]["mean"] == pytest.approx([255 * v for v in statistics(model.in_chans)[0]])
+
+
+@pytest.mark.parametrize(("reader", "key"), [("detectron2", "model"), ("mmpretrain", "state_dict")])
+def test_the_library_s_loader_gets_tensors_alone(tmp_path, encoder, reader, key):
+    """What detectron2's `DetectionCheckpointer` and mmengine's `load_checkpoint` read, by torch's safe loading."""
+    convert(tmp_path / "hf", tmp_path / "out", reader)
+    found = torch.load(tmp_path / "out/model.pth", weights_only=True)
+    assert list(found) == [key]
+    same = load_file(tmp_path / "out/model.safetensors")
+    assert set(found[key]) == set(same)
+    assert len(same) == len(encoder)
+    for name, value in found[key].items():
+        assert value.dtype == same[name].dtype
+        assert torch.equal(value, same[name]), name
+
+
+@pytest.mark.parametrize(
+    ("reader", "shape", "told"),
+    [
+        ("detectron2", {}, ['mapper.image_format = "RGB"', "model.pth?matching_heuristics=True", "has 2 blocks"]),
+        ("detectron2", {"in_chans": 1}, ['mapper.image_format = "L"']),
+        ("mmpretrain", {}, ["load_checkpoint(", "`to_rgb` reverses it", 'Path("out")']),
+        ("mmpretrain", {"in_chans": 1}, ['color_type="grayscale"']),
+    ],
+)
+def test_the_folder_says_how_to_load_it(tmp_path, reader, shape, told):
+    pulled(tmp_path, model_of(**shape))
+    convert(tmp_path / "hf", tmp_path / "out", reader)
+    text = (tmp_path / "out/README.md").read_text()
+    for each in told:
+        assert each in text, each
+    for code in re.findall(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
+        compile(code, "README.md", "exec")
+
+
+def test_the_command_says_what_to_read_next(tmp_path, encoder, capsys):
+    new = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["backbones", "convert", str(tmp_path / "hf"), "--to", "mmpretrain", "--out", str(new)])
+    assert not ended.value.code
+    assert f"{new}/README.md shows how to load it" in capsys.readouterr().out
+    assert encoder
+
+
+def test_pixels_of_more_than_eight_bits_are_normalised_as_they_are_stored(tmp_path):
+    model = model_of(in_chans=1)
+    weights, (mean, std) = shaken(model).state_dict(), statistics(1)
+    export_vit(weights, model, mean, std, tmp_path / "hf", value_range=(100.0, 4100.0))
+    convert(tmp_path / "hf", tmp_path / "out", "detectron2")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["pixel_mean"] == pytest.approx([4000 * mean[0] + 100])
+    assert config["pixel_std"] == pytest.approx([4000 * std[0]])
+
+
+def test_without_torch_nothing_is_written_and_it_says_what_to_install(tmp_path, encoder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install torch" in refusal(tmp_path / "hf", tmp_path / "out")
+    assert encoder
 
 
 @pytest.mark.parametrize("reader", LIBRARIES)

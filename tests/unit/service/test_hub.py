@@ -75,6 +75,14 @@ def test_a_repository_for_each_format(api, registry):
         assert answer.headers["x-repo-commit"] == commit_of(registry.folder("digits", 1))
 
 
+def test_a_format_s_own_card_is_that_of_its_repository(api, registry):
+    registry.add("cards", files=FILES | {"timm/README.md": b"# For timm\n"})
+    assert api.get(f"{HUB}/rcmae/cards-timm/resolve/main/README.md").content == b"# For timm\n"
+    assert api.get(f"{HUB}/rcmae/cards/resolve/main/README.md").content == FILES["README.md"], (
+        "as before there were any"
+    )
+
+
 def test_every_form_of_a_revision(api, registry):
     commits = {number: commit_of(registry.folder("digits", number)) for number in (1, 2)}
     assert commits[1] != commits[2]

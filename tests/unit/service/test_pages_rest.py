@@ -38,8 +38,9 @@ license: apache-2.0
 ### transformers
 
 ```python
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
+processor = AutoImageProcessor.from_pretrained("rcmae/digits")
 model = AutoModel.from_pretrained("rcmae/digits", add_pooling_layer=False).eval()
 ```
 
@@ -250,6 +251,14 @@ def test_the_card_brings_in_nothing_from_elsewhere(browsers, registry):
     assert "license" not in card
 
 
+def test_the_card_comes_first_and_the_files_last(browsers, registry):
+    registry.add(files=FILES | {"README.md": CARD.encode()}, formats="timm,hf")
+    text = page(browsers.alice, "/backbones/digits")
+    headings = re.findall(r'<h2 id="(h-[a-z]+)"', text)
+    assert headings == ["h-card", "h-results", "h-load", "h-aliases", "h-versions", "h-files"]
+    assert re.findall(r'href="#(h-[a-z]+)"', text) == headings
+
+
 def test_what_cannot_be_shown_of_a_card_is_said(browsers, registry):
     without = {path: data for path, data in FILES.items() if path != "README.md"}
     registry.add(files=without, formats="timm")
@@ -267,7 +276,9 @@ def test_how_to_load_is_the_cards_code_with_this_address(browsers, registry):
     hub = 'os.environ["HF_ENDPOINT"] = "http://testserver/hf"'
     assert text.count(hub) == 2
     assert 'AutoModel.from_pretrained("rcmae/digits", add_pooling_layer=False)' in text
+    assert "without add_pooling_layer=False, pooler_output is random numbers" in text
     older = page(browsers.alice, "/backbones/digits", version="1")
+    assert 'AutoImageProcessor.from_pretrained("rcmae/digits", revision="v1")' in older
     assert 'AutoModel.from_pretrained("rcmae/digits", revision="v1", add_pooling_layer=False)' in older
     assert 'timm.create_model("hf-hub:rcmae/digits-timm@v1", pretrained=True)' in older
     assert 'download_artifacts("models:/digits/1")' in older

@@ -15,7 +15,6 @@ import mlflow.pyfunc
 import numpy
 import pytest
 import torch
-import yaml
 from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,14 +24,11 @@ from trainer.attempt import worker, workers
 from trainer.attempt.commands import CommandListener
 from trainer.errors import SpecRefused
 from trainer.export import verify
-from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.curves import draw_curves
 from trainer.export.registration import KeptCheckpoint, register_checkpoint
-from trainer.export.snippets import Subject, snippets
 from trainer.export.version import code_version
 from trainer.kinds import publish as publish_kind
 from trainer.kinds.publish import publish
-from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.protocol.names import outcome_file
 from trainer.protocol.outcome import Outcome
@@ -358,31 +354,18 @@ def test_a_worker_does_what_the_kind_says(trained, tmp_path, monkeypatch):
 # --- the card --------------------------------------------------------------------------------------------------------
 
 
-def front_matter(card: str) -> dict:
-    _, matter, _ = card.split("---\n", 2)
-    return yaml.safe_load(matter)
-
-
-def test_the_card_s_front_matter(version):
-    assert front_matter((version.folder / "README.md").read_text()) == {
-        "license": "cc-by-4.0",
-        "library_name": "transformers",
-        "pipeline_tag": "image-feature-extraction",
-        "tags": ["image-feature-extraction", "vit", "masked-autoencoder", "self-supervised", "rc_mae"],
-        "datasets": ["builtin://digits"],
-    }
-
-
 def test_the_card_tells_of_training_evaluation_licence_and_lineage(trained, version):
     card = (version.folder / "README.md").read_text()
     for told in (
-        "`builtin://digits`, 1,797 images", "32 x 32 pixels, 1 channel;", "mask ratio 0.75", "15 steps of 300 images",
-        "| `job-a`, attempt 1 |", "`run-a`", f"`{trained.spec.sha256()}`", f"`{code_version()}`",
-        f"`{trained.ending.data.fingerprint}`", "## Licence\n\n`cc-by-4.0`",
+        "scikit-learn's digits, 1,797 images", "for images of 32 x 32 pixels with 1 channel", "mask ratio 0.75",
+        "15 steps of 300 images", "| `job-a`, attempt 1 |", "`run-a`", f"`{trained.spec.sha256()}`",
+        f"`{code_version()}`", f"`{trained.ending.data.fingerprint}`", "## Licence\n\n`cc-by-4.0`",
     ):  # fmt: skip
         assert told in card, told
-    for key, value in trained.ending.checkpoint.manifest.metrics.items():
-        assert f"| `{key}` | {value:.4f} |" in card
+    found = trained.ending.checkpoint.manifest.metrics
+    linear, random = found[metric_keys.LINEAR_TOP1], found[metric_keys.LINEAR_TOP1_RANDOM_INIT]
+    assert f"| `eval/linear_top1` | {linear:.4f} | {random:.4f} | teacher |" in card
+    assert f"| `eval/reconstruction_ratio` | {found[metric_keys.RECONSTRUCTION_RATIO]:.4f} | – | student |" in card
     for target in re.findall(r"\]\(([^)]+)\)", card):
         assert (version.folder / target).is_file(), target
 
@@ -395,37 +378,6 @@ def test_its_pictures_are_pictures(version):
         assert min(picture.size) > 100
 
 
-def facts(**changes) -> Facts:
-    spec = make_spec()
-    found = {
-        "name": "plain", "spec": spec, "export": spec.export, "dataset_fingerprint": "f", "dataset_images": None,
-        "lineage": Lineage("job-a", "job-a", "run", 1, "checkpoints/a1/00000001", "0.1.0"), "mean": (0.5,),
-        "value_range": (0.0, 255.0), "std": (0.5,), "step": 1, "epochs": 0.2, "evaluation": {}, "evaluation_step": None,
-    }  # fmt: skip
-    return Facts(**found | changes)
-
-
-def test_a_card_leaves_out_what_there_is_not(tmp_path):
-    write_card(facts(), tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert [file.name for file in tmp_path.iterdir()] == ["README.md"]
-    assert front_matter(card)["license"] == "unknown"
-    assert "No licence was given" in card
-    for absent in ("## Curves", "## Evaluation", "## Reconstructions\n\nOf"):
-        assert absent not in card
-
-
-def test_a_name_that_yaml_would_take_for_something_else_stays_itself(tmp_path):
-    spec = make_spec(dataset={"uri": "/data/on: [a] #1"})
-    write_card(facts(spec=spec), tmp_path)
-    assert front_matter((tmp_path / "README.md").read_text())["datasets"] == ["file:///data/on: [a] #1"]
-
-
-def test_a_bar_in_the_data_s_place_separates_no_cells(tmp_path):
-    write_card(facts(spec=make_spec(dataset={"uri": "/data/a|b"})), tmp_path)
-    assert "| data | `file:///data/a\\|b` |\n" in (tmp_path / "README.md").read_text()
-
-
 def test_curves_are_drawn_whatever_there_is():
     assert draw_curves({}) is None
     assert draw_curves({metric_keys.LEARNING_RATE: [(0, 1.0)]}) is None
@@ -435,77 +387,3 @@ def test_curves_are_drawn_whatever_there_is():
     )
     assert two.size[0] == 2 * one.size[0]
     assert one.convert("L").getextrema() == (0, 255)
-
-
-# --- its snippets ----------------------------------------------------------------------------------------------------
-
-
-def blocks(card: str) -> dict[str, str]:
-    """A card's Python, by its heading."""
-    found = re.findall(r"^### ([^\n]+)\n\n[^\n]*\n\n```python\n(.*?)^```$", card, flags=re.MULTILINE | re.DOTALL)
-    return dict(found)
-
-
-def run(code: str, places: dict[str, str]) -> dict:
-    """A snippet as it is written, but for where the backbone lies."""
-    for name, place in places.items():
-        code = code.replace(name, place)
-    torch.manual_seed(0)
-    space: dict = {}
-    exec(compile(code, "card", "exec"), space)
-    return space
-
-
-def test_every_format_has_its_snippet(version):
-    assert list(blocks((version.folder / "README.md").read_text())) == [
-        "transformers", "timm", "MLflow", "torch", "Reconstructions and further pretraining", "torch.export",
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("title", "name", "form"),
-    [
-        ("transformers", "rcmae/digits", "hf"),
-        ("torch", "digits-timm", "timm"),
-        ("torch.export", "digits-torch_export", "torch_export"),
-    ],
-)
-def test_a_snippet_gives_the_trainer_s_own_features(trained, version, title, name, form):
-    code = blocks((version.folder / "README.md").read_text())[title]
-    assert name in code
-    space = run(code, {name: str(version.folder / form)})
-    ours = MaskedAutoencoder(trained.spec.model).eval()
-    ours.load_state_dict(load_file(trained.folder / trained.ending.checkpoint.folder / TEACHER))
-    with torch.no_grad():
-        expected = ours.encode(space["pixels"])
-    assert space["features"].shape == expected.shape == (2, 17, 32)
-    assert (space["features"] - expected).abs().max() < 1e-5
-    assert f"# {tuple(expected.shape)}: class token first" in code
-
-
-def test_the_snippet_with_the_decoder_predicts_patches(version):
-    code = blocks((version.folder / "README.md").read_text())["Reconstructions and further pretraining"]
-    space = run(code, {"rcmae/digits-mae": str(version.folder / "hf-mae")})
-    assert space["predicted"].shape == (2, 16, 64)
-    assert space["masked"].sum(dim=1).tolist() == [12, 12]
-
-
-def test_the_snippet_of_onnx(trained, tmp_path):
-    registry = Registry(trained.memory, tmp_path)
-    kept(trained, registry, export={"formats": ["onnx"]})
-    ((_, folder, _, _),) = registry.made
-    card = (folder / "README.md").read_text()
-    assert front_matter(card)["library_name"] == "onnx"
-    space = run(blocks(card)["ONNX Runtime"], {"early-onnx": str(folder / "onnx")})
-    assert space["features"].shape == (2, 17, 32)
-
-
-def test_snippets_are_python_for_any_shape_and_choice_of_formats():
-    for formats in (("onnx",), ("timm",), ("hf", "hf-mae"), tuple(FORMATS)):
-        for shape in ({"in_chans": 3}, {"img_size": [16, 64]}):
-            spec = make_spec(model=shape)
-            channels = spec.model.in_chans
-            subject = Subject("a-b", formats, spec.model, 0.75, (0.5,) * channels, (0.25,) * channels)
-            for snippet in snippets(subject):
-                compile(snippet.code, snippet.title, "exec")
-                assert all(len(line) <= 120 for line in snippet.code.splitlines()), snippet.title

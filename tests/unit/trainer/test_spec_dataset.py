@@ -39,6 +39,8 @@ def test_buckets_files_and_patterns(uri, read):
         ({"uri": "/data", "format": "zip"}, "dataset.format", "'folder', 'tar' or 'parquet'"),
         ({"uri": "/data", "cache": "gpu"}, "dataset.cache", "'ram', 'disk' or 'none'"),
         ({"uri": "/data", "max_bad_fraction": 1.5}, "dataset.max_bad_fraction", "less than or equal to 1"),
+        ({"uri": "/data", "name": "s3://bucket/photos"}, "dataset.name", "should match pattern"),
+        ({"uri": "/data", "name": "/data/photos"}, "dataset.name", "should match pattern"),
         ({"uri": "builtin://digits", "cache": "disk"}, "dataset.cache", "must be left out"),
         ({"uri": "builtin://digits", "format": "tar"}, "dataset.format", "must be left out"),
     ],

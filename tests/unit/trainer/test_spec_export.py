@@ -59,6 +59,8 @@ def test_what_images_that_are_not_square_cannot_have_is_left_out_or_refused_with
         ({"network": "both"}, "export.network", "must be 'teacher' or 'student'"),
         ({"license": "my own"}, "export.license", "use an identifier such as"),
         ({"license": "mit\n"}, "export.license", "use an identifier such as"),
+        ({"license": "acme", "license_link": "http://acme.example"}, "export.license_link", "use an https:// address"),
+        ({"license_link": "https://acme.example"}, "export.license_link", "name the licence in export.license too"),
         ({"licence": "mit"}, "export.licence", "did you mean 'license'?"),
     ],
 )
@@ -108,6 +110,9 @@ def test_what_it_does_not_say_of_the_export_is_as_the_job_that_trained_says():
     assert PublishExport(formats=("timm",), license="other").over(trained) == ExportSpec(
         formats=("timm",), license="other"
     )
+    linked = ExportSpec(license="acme", license_link="https://acme.example")
+    assert PublishExport(formats=("timm",)).over(linked).license_link == "https://acme.example"
+    assert PublishExport(license="mit").over(linked).license_link is None, "it led to the other licence"
     assert set(problems(PUBLISH | {"export": {"formats": []}})) == {"export.formats"}
 
 
