@@ -85,7 +85,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     loader = Loader(data.images, data.train, spec, rank, world, threads, pin=device.type == "cuda")
     recorded = _check(resumed, data, schedule, world) if resumed else None
     if recorder:
-        _announce(recorder, resumed, data, schedule)
+        _announce(spec, recorder, resumed, data, schedule)
 
     # --- how the step runs on this worker -----------------------------------------------------------------------
     tracker.enter("compiling")

@@ -29,6 +29,7 @@ from trainer.export.registration import KeptCheckpoint, register_checkpoint
 from trainer.export.version import code_version
 from trainer.kinds import publish as publish_kind
 from trainer.kinds.publish import publish
+from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.protocol.names import outcome_file
 from trainer.protocol.outcome import Outcome
