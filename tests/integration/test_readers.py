@@ -155,7 +155,10 @@ def read(shape, folder):
     dynamic = made(dynamic_img_size=True)
     keep(shape, dynamic=dynamic.forward_features(images), large=dynamic.forward_features(large))
     keep(shape, fixed=made(img_size=tuple(large.shape[2:])).forward_features(large))
-    keep(shape, classes=made(num_classes=10)(images), whole=made(global_pool="")(images))
+    classifier = made(num_classes=10)
+    head = {f"head.{name}": value for name, value in classifier.head.state_dict().items()}
+    keep(shape, classes=classifier(images), **head, token=made(global_pool="token")(images))
+    keep(shape, whole=made(global_pool="")(images))
     if images.shape[1] == 3:
         keep(shape, grey=made(in_chans=1).forward_features(images[:, :1]))
     data = timm.data.resolve_model_data_config(model)
@@ -250,7 +253,10 @@ def test_timm_reads_it(exported, answers, shape):
     assert all(torch.equal(value, stored[name]) for name, value in read.items())
     for name in ("tokens", "dynamic", "whole", "last"):
         assert difference(case.tokens, kept[name]) < 1e-5, name
-    assert difference(case.tokens[:, 0], kept["pooled"]) < 1e-5
+    pooled = case.tokens[:, 1:].mean(dim=1)  # as the probes whose figures stand in the card
+    assert difference(pooled, kept["pooled"]) < 1e-5
+    assert difference(pooled @ kept["head.weight"].T + kept["head.bias"], kept["classes"]) < 1e-5
+    assert difference(case.tokens[:, 0], kept["token"]) < 1e-5
     model = case.model
     for name in ("large", "fixed"):
         assert kept[name].shape == (3, 1 + 4 * model.patches, 24)

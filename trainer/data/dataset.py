@@ -145,10 +145,10 @@ def open_images(
     if context.rank == 0:
         check_readable(index, dataset.uri, dataset.max_bad_fraction)
         logger.info("%s: %d images, %s", dataset.uri, len(index), index.table.labels)
-    reader = open_reader(files, index.table, dataset.image_column)
+    reader = encoded = open_reader(files, index.table, dataset.image_column)
     if dataset.cache in {"auto", "ram"}:
         reader = _decode_if_possible(index, reader, dataset, channels, scale, size, context)
-    return Images(dataset.uri, index, reader, channels, scale, (*index.table.notices, *notices))
+    return Images(dataset.uri, index, reader, channels, scale, (*index.table.notices, *notices), encoded)
 
 
 def _stage_if_wanted(files: Files, dataset: DatasetSpec, context: DatasetContext) -> Files:

@@ -37,14 +37,16 @@ AS_STORED = Scale()
 """The scale by which the full range of a type is that of the pixels."""
 
 
-def decode(raw: Raw, channels: int, scale: Scale = AS_STORED) -> NDArray[np.uint8]:
+def decode(raw: Raw, channels: int, scale: Scale = AS_STORED, *, luma_as_stored: bool = True) -> NDArray[np.uint8]:
     """Pixels (H, W, C) uint8, turned upright by the EXIF orientation, C-contiguous.
 
     Reads JPEG, PNG, WebP, BMP, TIFF, GIF, PPM and `.npy`, and the first frame or page of a file with several; pages of
     one band each are the channels if there are as many. ``scale`` says which values become 0 and 255. Grey, palette,
     CMYK and RGB images, with alpha or without, are converted to 1, 3 or 4 ``channels``: a single channel is luma,
-    transparency is dropped without blending. Other images need the right number of bands. Raises `Unreadable`, also for
-    a truncated file, and for a decompression bomb before its memory is taken.
+    transparency is dropped without blending. Other images need the right number of bands. The luma of a JPEG is taken
+    as it is stored, or, without ``luma_as_stored``, computed from red, green and blue as other tools do, which takes
+    longer and differs by some levels in saturated colours. Raises `Unreadable`, also for a truncated file, and for a
+    decompression bomb before its memory is taken.
     """
     if isinstance(raw, np.ndarray):
         return np.ascontiguousarray(raw)
@@ -52,7 +54,8 @@ def decode(raw: Raw, channels: int, scale: Scale = AS_STORED) -> NDArray[np.uint
         header = jpeg.read_header(raw)
         if header is not None and channels not in COLOURS:
             raise _misfit("JPEG", header.channels, channels)
-        pixels = jpeg.read_pixels(raw, _jpeg_channels(channels, scale)) if header is not None else None
+        stored = _jpeg_channels(channels if luma_as_stored else max(channels, 3), scale)
+        pixels = jpeg.read_pixels(raw, stored) if header is not None else None
         if header is not None and pixels is not None:
             return _scaled(turned(pixels, header.orientation), channels, scale)
         # Pillow decides which faults to forgive, and converts other colours.

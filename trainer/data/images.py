@@ -14,14 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.decode import decode, decode_crop
+from trainer.data.decode import Raw, decode, decode_crop
 from trainer.data.index import Index
 from trainer.data.inspections import CHUNK
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
+from trainer.data.preprocessing import fitted
 from trainer.data.readers import Reader
 from trainer.data.scale import Scale
-from trainer.data.unreadable import Unreadable
+from trainer.data.unreadable import Unreadable, check_shape
 from trainer.errors import DataError
 
 STATISTICS_IMAGES: Final = 2000
@@ -48,6 +49,8 @@ class Images:
     """Which values of the images become black and white."""
     notices: tuple[Notice, ...] = ()
     """What the data's owner should know."""
+    encoded: Reader | None = None
+    """Reads the files of images that ``reader`` may keep decoded."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -76,6 +79,27 @@ class Images:
             cv2.split(crop, list(out[i]))  # into place, five times as fast as a transposing copy
         return out
 
+    def fitted(self, rows: Rows, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Whole images (n, C, h, w) uint8, resized and cropped to ``size`` (h, w) as `preprocessing.fitted` does."""
+        out = np.empty((len(rows), self.channels, *size), dtype=np.uint8)
+        raws = self._encoded_luma(rows, self.reader.fetch(rows))
+        for i, (row, raw) in enumerate(zip(rows, raws, strict=True)):
+            with self._decodable(int(row)):
+                pixels = decode(raw, self.channels, self.scale, luma_as_stored=False)
+                check_shape(pixels.shape[:2], (self.index.heights[row], self.index.widths[row]))
+                out[i] = fitted(pixels, size).transpose(2, 0, 1)
+        return out
+
+    def _encoded_luma(self, rows: Rows, raws: list[Raw]) -> list[Raw]:
+        """The images, with grey ones that were decoded from JPEG files replaced by the files: their luma is computed
+        otherwise for evaluations.
+        """
+        kept = [i for i, row in enumerate(rows) if self.index.jpeg[row] and isinstance(raws[i], np.ndarray)]
+        if self.channels != 1 or self.encoded is None or not kept:
+            return raws
+        files = dict(zip(kept, self.encoded.fetch([int(rows[i]) for i in kept]), strict=True))
+        return [files.get(i, raw) for i, raw in enumerate(raws)]
+
     @contextmanager
     def _decodable(self, row: int) -> Iterator[None]:
         try:
@@ -88,26 +112,14 @@ class Images:
 
 
 def fixed_images(images: Images, rows: Rows, size: tuple[int, int], threads: int) -> Tensor:
-    """Images (n, C, H, W) uint8 as evaluations see them: the largest central box of ``size``'s shape, resized."""
+    """Images (n, C, H, W) uint8 as evaluations see them, which is as `preprocessing` says for every tool."""
     selected = np.asarray(rows)
-    boxes = _central_boxes(images.index.heights[selected], images.index.widths[selected], size)
-    not_mirrored = np.zeros(CHUNK, dtype=np.bool_)
 
-    def crop_chunk(first: int) -> NDArray[np.uint8]:
-        chunk = slice(first, first + CHUNK)
-        return images.crops(selected[chunk], boxes[chunk], not_mirrored[: len(selected[chunk])], size)
+    def fit_chunk(first: int) -> NDArray[np.uint8]:
+        return images.fitted(selected[first : first + CHUNK], size)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(crop_chunk, range(0, len(selected), CHUNK)))))
-
-
-def _central_boxes(heights: NDArray[np.int32], widths: NDArray[np.int32], size: tuple[int, int]) -> NDArray[np.int64]:
-    """The largest central box with the shape of ``size`` in each image: left, top, right, bottom (n, 4) in pixels."""
-    scale = np.minimum(heights / size[0], widths / size[1])
-    tall, wide = (np.maximum(1, np.rint(side * scale)).astype(np.int64) for side in size)
-    tall, wide = np.minimum(tall, heights), np.minimum(wide, widths)
-    top, left = (heights - tall) // 2, (widths - wide) // 2
-    return np.stack([left, top, left + wide, top + tall], axis=1)
+        return torch.from_numpy(np.concatenate(list(pool.map(fit_chunk, range(0, len(selected), CHUNK)))))
 
 
 def channel_statistics(images: Images, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from trainer.data.preprocessing import EIGHT_BITS
 from trainer.errors import SpecRefused
-from trainer.export.huggingface import EIGHT_BITS, preprocessor
+from trainer.export.huggingface import preprocessor
 from trainer.models.vit import NORM_EPS, Block
 from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec

@@ -13,12 +13,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.data.preprocessing import EIGHT_BITS, processor_settings
 from trainer.models.vit import MLP_RATIO, NORM_EPS
 from trainer.protocol.tensor_names import hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec, ModelSpec
-
-BICUBIC = 3
-EIGHT_BITS = (0.0, 255.0)
 
 
 def export_vit(
@@ -68,24 +66,8 @@ def preprocessor(
     std: tuple[float, ...],
     value_range: tuple[float, float] = EIGHT_BITS,
 ) -> dict[str, Any]:
-    """How pixels become the network's input, in the form of transformers' ViTImageProcessor.
-
-    ``value_range`` are the pixel values that were black and white in training. The processor only multiplies: where
-    black is not 0, the mean takes that up.
-    """
-    low, high = value_range
-    factor = 1 / (high - low)
-    return {
-        "image_processor_type": "ViTImageProcessor",
-        "do_resize": True,
-        "size": {"height": model.height, "width": model.width},
-        "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": factor,
-        "do_normalize": True,
-        "image_mean": [value + low * factor for value in mean],
-        "image_std": list(std),
-    }
+    """How pixels become the network's input, in the form of transformers' BitImageProcessor."""
+    return processor_settings(model.in_chans, (model.height, model.width), mean, std, value_range)
 
 
 def _write(

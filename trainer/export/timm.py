@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from trainer.data.preprocessing import timm_settings
 from trainer.models.vit import MLP_RATIO
 from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
@@ -17,6 +18,10 @@ from trainer.spec.pretrain import ModelSpec
 ADAPTED_CHANNELS = (1, 3)
 """For these channels timm can adapt the first layer to another number of channels, by summing or repeating. For others
 some of its versions would initialise the layer at random, so it is not told where the layer is."""
+
+POOLING = "avg"
+"""A pooled output is the mean of the patch tokens, which probes and the card's figures are about. timm would then move
+the final norm behind the pooling, and call it otherwise; ``fc_norm=False`` keeps it where it was in training."""
 
 
 def export_timm(
@@ -47,7 +52,7 @@ def _config(
         "architecture": model.preset,  # any architecture of the family would do: the arguments below define the network
         "num_classes": 0,
         "num_features": model.embed_dim,
-        "global_pool": "token",
+        "global_pool": POOLING,
         "model_args": {
             "img_size": [model.height, model.width],
             "patch_size": model.patch_size,
@@ -57,16 +62,15 @@ def _config(
             "num_heads": model.num_heads,
             "mlp_ratio": MLP_RATIO,
             "class_token": True,
-            "global_pool": "token",
+            "global_pool": POOLING,
+            "fc_norm": False,
         },
         "pretrained_cfg": {
             "tag": "rcmae",
             "custom_load": False,
             "input_size": [model.in_chans, model.height, model.width],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "crop_mode": "center",
+            **timm_settings((model.height, model.width)),
             "mean": list(mean),
             "std": list(std),
             "num_classes": 0,

@@ -5,59 +5,98 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE
+from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE
+from trainer.export.own_features import VerifyError, load_trained
 from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder
-from trainer.spec.base import read_document
 from trainer.spec.export import Network
-from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
-from trainer.training.state import SPEC, STUDENT, TEACHER
 
 TOLERANCE = 1e-5
 IMAGES = 8
+PIXELS: Final = "pixels_max_abs_difference"
+_MODES: Final = {1: "L", 3: "RGB"}
 KEYS: Final = ("keys_missing", "keys_unexpected", "keys_mismatched")
 
 
-class VerifyError(ValueError):
-    """A folder cannot be compared; the message says why and what to do."""
-
-
-def compare(checkpoint: Path, backbone: Path, network: Network | None = None) -> dict[str, object]:
+def compare(
+    checkpoint: Path, backbone: Path, network: Network | None = None, pictures: Sequence[Path] = ()
+) -> dict[str, object]:
     """The largest difference of all tokens on fixed random images, and the keys that the library reports as missing,
     unexpected or mismatched.
 
     ``checkpoint`` is a checkpoint's folder, ``backbone`` a pulled folder of the format `hf`, `hf-mae`, `onnx` or
     `torch_export`, whose library must be installed. For `hf-mae` the predicted pixels are compared too, and for graphs
-    batches of several sizes. ``network`` is by default the one that the checkpoint's spec exports.
-    Raises `VerifyError` for any other folder.
+    batches of several sizes. ``network`` is by default the one that the checkpoint's spec exports. With ``pictures``,
+    files of colour or grey images for a network of 3 or 1 channels, the normalised pixels that the folder's
+    preprocessing makes of them are compared with the trainer's own. Raises `VerifyError` for any other folder or file.
     """
-    spec = parse_pretrain(read_document((checkpoint / SPEC).read_text()))
     compare_with = _comparison(backbone)
-    ours = _load_checkpoint(checkpoint, spec, network)
+    ours = load_trained(checkpoint, network)
     with torch.no_grad():
-        difference, report = compare_with(ours, spec, backbone)
+        difference, report = compare_with(ours.network, ours.spec, backbone)
     keys = {key: report.get(key.removeprefix("keys_") + "_keys", ()) for key in KEYS}
-    return {"max_abs_difference": difference} | {key: sorted(map(str, names)) for key, names in keys.items()}
+    told: dict[str, object] = {"max_abs_difference": difference}
+    if pictures:
+        theirs = _prepared(backbone, ours.spec.model, pictures)
+        told[PIXELS] = _difference(ours.pixels(pictures), theirs)
+    return told | {key: sorted(map(str, names)) for key, names in keys.items()}
 
 
-def _load_checkpoint(checkpoint: Path, spec: PretrainSpec, network: Network | None) -> MaskedAutoencoder:
-    chosen = network or spec.export.network
-    weights = checkpoint / {"teacher": TEACHER, "student": STUDENT}[chosen]
-    if not weights.is_file():
-        raise VerifyError(f"{weights} does not exist: a checkpoint of method {spec.method.name} has no {chosen}")
-    ours = MaskedAutoencoder(spec.model).eval()
-    ours.load_state_dict(load_file(weights))
-    return ours
+def _prepared(backbone: Path, model: ModelSpec, pictures: Sequence[Path]) -> Tensor:
+    """Pictures as the network's input (n, C, H, W), by the preprocessing that the folder describes."""
+    if model.in_chans not in _MODES:
+        raise VerifyError(f"pictures cannot be compared for {model.in_chans} channels: leave them out")
+    images = [_opened(picture, _MODES[model.in_chans]) for picture in pictures]
+    if (backbone / SIGNATURE_FILE).is_file():
+        settings = json.loads((backbone / SIGNATURE_FILE).read_text())["preprocessing"]
+        return torch.from_numpy(np.stack([_follow(settings, image) for image in images]))
+    from transformers import AutoImageProcessor  # noqa: PLC0415 - not needed to train or serve
+
+    processor: Any = cast(Any, AutoImageProcessor).from_pretrained(backbone)
+    arrays = [np.asarray(image).reshape(image.height, image.width, -1) for image in images]
+    answer = processor(arrays, input_data_format="channels_last", return_tensors="pt")
+    pixels: Tensor = answer["pixel_values"]
+    return pixels
+
+
+def _opened(picture: Path, mode: str) -> Image.Image:
+    """A picture file as other tools open it: upright, in Pillow's ``mode``."""
+    try:
+        with Image.open(picture) as image:
+            return ImageOps.exif_transpose(image).convert(mode)
+    except OSError as error:
+        raise VerifyError(f"{picture} cannot be read as a picture: {error}: leave it out") from error
+
+
+def _follow(settings: Mapping[str, Any], image: Image.Image) -> NDArray[np.float32]:
+    """An image as the input (C, H, W) of one network, by the settings in ``signature.json``."""
+    size = settings["size"]
+    if "shortest_edge" in size:
+        side, shortest = size["shortest_edge"], min(image.size)
+        wide, tall = (side * edge // shortest for edge in image.size)
+    else:
+        wide, tall = size["width"], size["height"]
+    image = image.resize((wide, tall), Image.Resampling(settings["resample"]))
+    if settings.get("do_center_crop"):  # versions that were registered before have none
+        crop = settings["crop_size"]
+        left, top = (wide - crop["width"]) // 2, (tall - crop["height"]) // 2
+        image = image.crop((left, top, left + crop["width"], top + crop["height"]))
+    values = np.asarray(image, dtype=np.float32).reshape(image.height, image.width, -1)
+    mean, std = (np.array(settings[key], dtype=np.float32) for key in ("image_mean", "image_std"))
+    pixels: NDArray[np.float32] = ((values * np.float32(settings["rescale_factor"]) - mean) / std).transpose(2, 0, 1)
+    return pixels
 
 
 Comparison = tuple[float, Mapping[str, Any]]
@@ -153,20 +192,27 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def main() -> int:
-    """Print the comparison as JSON; exit status 1 if the features or the keys differ."""
+    """Print the comparison as JSON; exit status 1 if features, keys or pixels differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--checkpoint", required=True, help="folder of a committed checkpoint: a path or an s3:// URI")
     parser.add_argument("--backbone", type=Path, required=True, help="a pulled folder: hf, hf-mae, onnx, torch_export")
     parser.add_argument("--network", choices=get_args(Network), help="by default the one that the job's spec exports")
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        nargs="+",
+        default=(),
+        help="picture files, to compare the pixels that are made of them",
+    )
     options = parser.parse_args()
     try:
         with Store(options.checkpoint).local_copy("") as checkpoint:
-            result = compare(checkpoint, options.backbone, options.network)
+            result = compare(checkpoint, options.backbone, options.network, options.pictures)
     except VerifyError as error:
         parser.error(str(error))
     sys.stdout.write(json.dumps(result) + "\n")
-    difference = cast(float, result["max_abs_difference"])
-    return int(any(result[key] for key in KEYS) or not difference < TOLERANCE)
+    differences = [cast(float, result[key]) for key in ("max_abs_difference", PIXELS) if key in result]
+    return int(any(result[key] for key in KEYS) or not all(each < TOLERANCE for each in differences))
 
 
 if __name__ == "__main__":

@@ -61,13 +61,15 @@ def test_timm_s_folder(tmp_path, shape):
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in tensors.items())
     config = json.loads((tmp_path / "timm/config.json").read_text())
     assert config["architecture"] == "vit_small_patch16_224"
-    assert (config["num_classes"], config["global_pool"], config["num_features"]) == (0, "token", 24)
+    assert (config["num_classes"], config["global_pool"], config["num_features"]) == (0, "avg", 24)
     assert config["rcmae"] == {"job_id": "job-a"}
     size, pixels = [model.height, model.width], config["pretrained_cfg"]
     assert config["model_args"] == {
         "img_size": size, "patch_size": model.patch_size, "in_chans": model.in_chans, "embed_dim": 24, "depth": 2,
-        "num_heads": 3, "mlp_ratio": 4, "class_token": True, "global_pool": "token",
+        "num_heads": 3, "mlp_ratio": 4, "class_token": True, "global_pool": "avg",
+        "fc_norm": False,
     }  # fmt: skip
+    assert pixels["crop_mode"] == ("center" if model.height == model.width else "squash")
     assert pixels["input_size"] == [model.in_chans, *size]
     assert (pixels["mean"], pixels["std"], pixels["license"]) == (list(mean), list(std), "mit")
     # Of five channels some versions of timm would not take the first layer, and draw it at random.
