@@ -25,6 +25,8 @@ ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE = "model.onnx", "model.pt2", "signature.
 OPSET: Final = 18
 ONE_FILE_BYTES: Final = 2**31 - 2**27
 """Bytes of weights up to which an ONNX model is one file: protobuf's limit is 2 GiB."""
+TRACE, ONNX_TRACE = "stack_trace", "pkg.torch.onnx.stack_trace"
+"""Metadata of a graph's nodes: where this worker's code lies, which is nobody's business."""
 NEEDED: Final = ("onnx", "onnxscript")
 
 
@@ -93,11 +95,15 @@ def export_onnx(
     size = sum(value.numel() * value.element_size() for name, value in weights.items() if not is_decoder(name))
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
-        torch.onnx.export(
-            encoder_of(weights, model), (_two_images(model),), out / ONNX_FILE, dynamo=True, opset_version=OPSET,
-            input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: "batch"},),
-            external_data=size > ONE_FILE_BYTES, verbose=False,
+        graph = torch.onnx.export(
+            encoder_of(weights, model), (_two_images(model),), dynamo=True, opset_version=OPSET,
+            input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: "batch"},), verbose=False,
         )  # fmt: skip
+    if graph is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    for node in graph.model.graph.all_nodes():
+        node.metadata_props.pop(ONNX_TRACE, None)
+    graph.save(out / ONNX_FILE, external_data=size > ONE_FILE_BYTES)
     _write_signature(out, model, mean, std, value_range)
 
 
@@ -114,9 +120,12 @@ def check_onnx() -> None:
 def _program(weights: Mapping[str, Tensor], model: ModelSpec) -> ExportedProgram:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
-        return torch.export.export(
+        program = torch.export.export(
             encoder_of(weights, model), (_two_images(model),), dynamic_shapes=({0: Dim("batch")},)
         )
+    for node in program.graph.nodes:
+        node.meta.pop(TRACE, None)
+    return program
 
 
 def _two_images(model: ModelSpec) -> Tensor:

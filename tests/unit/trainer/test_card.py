@@ -211,7 +211,7 @@ def images(version, tmp_path, monkeypatch) -> None:
     """The files that the code opens, in the working directory."""
     monkeypatch.chdir(tmp_path)
     random = numpy.random.default_rng(0)
-    Image.fromarray(random.integers(0, 256, (40, 40, 3), dtype=numpy.uint8)).save("photo.jpg")
+    Image.fromarray(random.integers(0, 256, (41, 60, 3), dtype=numpy.uint8)).save("photo.jpg")
     numpy.save("image.npy", random.integers(0, 256, (version.channels, 50, 40)))
 
 

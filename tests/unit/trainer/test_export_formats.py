@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -170,6 +171,18 @@ def test_a_graph_s_file_holds_no_pickle(tmp_path):
         starts = {name: archive.read(name)[:2] for name in archive.namelist()}
     assert len(starts) > 10
     assert not [name for name, start in starts.items() if start in {b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05"}]
+
+
+def test_the_files_of_graphs_do_not_say_where_the_worker_s_code_lies(tmp_path):
+    model = model_of()
+    weights = shaken(model).state_dict()
+    export_program(weights, model, *statistics(3), tmp_path / "torch_export")
+    export_onnx(weights, model, *statistics(3), tmp_path / "onnx")
+    with zipfile.ZipFile(tmp_path / "torch_export/model.pt2") as archive:
+        files = [archive.read(name) for name in archive.namelist()]
+    for data in [*files, (tmp_path / "onnx/model.onnx").read_bytes()]:
+        assert str(Path(graph.__file__).parent).encode() not in data
+        assert b"site-packages" not in data
 
 
 @pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3], LONG])
