@@ -15,18 +15,10 @@ from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PIC
 from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
 from trainer.spec.export import ExportSpec
-from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
+from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
-LIBRARIES: Final = {
-    BACKBONE_HF: "transformers",
-    BACKBONE_HF_MAE: "transformers",
-    BACKBONE_TIMM: "timm",
-    BACKBONE_ONNX: "onnx",
-    BACKBONE_TORCH_EXPORT: "pytorch",
-}
-"""The hub's library names by format. The card names that of the first format which the backbone has."""
 EVALUATIONS: Final = {
     metric_keys.RECONSTRUCTION_RATIO: (
         "error on the masked patches of held-out images, divided by the error of predicting zeros; below 1, the "
@@ -94,7 +86,7 @@ def _front_matter(facts: Facts) -> str:
     matter: dict[str, Any] = {
         "license": facts.export.license or "unknown",
         "library_name": next(library for form, library in LIBRARIES.items() if form in facts.export.formats),
-        "pipeline_tag": "image-feature-extraction",
+        "pipeline_tag": PIPELINE_TAG,
         "tags": ["image-feature-extraction", "vit", "masked-autoencoder", "self-supervised", facts.spec.method.name],
         "datasets": [facts.spec.dataset.uri],
     }

@@ -9,7 +9,7 @@ from fastapi.routing import iter_route_contexts
 from service_fakes import SPEC, add_job, problem
 
 from service.app import build_app
-from service.backbones.hub import PREFIX
+from service.backbones.hub.routes import PREFIX
 from service.dashboard.site import PageRoute
 from service.http.routing import ApiRoute
 
