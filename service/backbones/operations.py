@@ -30,7 +30,6 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
-    "read_only": (405, "the hub's protocol serves reading alone"),
     "version_gone": (410, "somebody deleted the version in MLflow: it cannot be pulled"),
     "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from fastapi import Request
-
 from service.http.problems import ApiProblem, not_found
 from trainer.spec import formats
 
@@ -22,6 +20,11 @@ ERROR_CODES: Final = {
 }
 """The hub's codes for our errors. A missing token is reported as a gated repository: for one that is not found, the
 hub's clients would say that its name is wrong. A route that does not exist has no code: clients then show our text."""
+HINTS: Final = {
+    "unauthorized": ". Set HF_TOKEN to a token of this service, or pass token=",
+    "method_not_allowed": ": this hub is read-only. Jobs register backbones",
+}
+"""What is added to the message for the hub's clients."""
 OTHER_KIND: Final = re.compile(r"(?:api/)?(datasets|spaces)/([^/]+(?:/[^/]+)?)(?:/.*)?")
 """Requests for repositories of kinds that this hub does not have."""
 WITHOUT_ORGANISATION: Final = re.compile(
@@ -32,18 +35,15 @@ WITHOUT_ORGANISATION: Final = re.compile(
 
 def problem_headers(code: str, detail: str) -> dict[str, str]:
     """The headers with an error's code and message, which the hub's clients read and show."""
-    hint = ". Set HF_TOKEN to a token of this service, or pass token=" if code == "unauthorized" else ""
-    message = "".join(char if " " <= char <= "~" else "?" for char in f"{detail}{hint}")  # headers allow only ASCII
+    text = f"{detail}{HINTS.get(code, '')}"
+    message = "".join(char if " " <= char <= "~" else "?" for char in text)  # headers allow only ASCII
     return {"X-Error-Message": message[:LONGEST_MESSAGE]} | (
         {"X-Error-Code": ERROR_CODES[code]} if code in ERROR_CODES else {}
     )
 
 
-def no_such_route(request: Request, path: str) -> ApiProblem:
-    """Why a request matches no route; ``path`` is its path below the hub's."""
-    if request.method not in {"GET", "HEAD"}:
-        text = f"{request.method} /{path}: this hub is read-only. Jobs register backbones, see rcmae backbones publish"
-        return ApiProblem(405, "read_only", text, headers={"Allow": "GET, HEAD"})
+def no_such_route(path: str) -> ApiProblem:
+    """Why nothing is found at a path below the hub's that no route has."""
     if other := OTHER_KIND.fullmatch(path):
         kind, name = other.groups()
         return ApiProblem(404, "repo_not_found", f"there is no {name!r} among the {kind}: this hub has models only")
@@ -51,4 +51,6 @@ def no_such_route(request: Request, path: str) -> ApiProblem:
         name = bare[1] or bare[2]
         problem = not_found("repo", name)
         return ApiProblem(404, problem.code, f"{problem.detail}: write {formats.HUB_ORGANISATION}/{name}")
-    return ApiProblem(404, "not_found", f"this hub has no route {request.method} /{path}; it is no matter of the token")
+    return ApiProblem(
+        404, "not_found", f"this hub has no route /{path}; your token is valid"
+    )

@@ -262,7 +262,7 @@ async def _asked(request: Request) -> tuple[list[str], bool]:
         try:
             body = await request.json()
         except ValueError as error:
-            raise ApiProblem(400, "json_invalid", f"the body is no valid JSON: {error}") from error
+            raise ApiProblem(422, "json_invalid", f"the body cannot be read as JSON: {error}") from error
     else:
         body = await request.form()
     told: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
@@ -327,7 +327,7 @@ def auth_check(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -
     return {}
 
 
-@no_route.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
-def nothing(path: str, request: Request, caller: MayReadBackbones) -> Response:  # noqa: ARG001
+@no_route.get("/{path:path}")
+def nothing(path: str, caller: MayReadBackbones) -> Response:  # noqa: ARG001 - a token is needed
     """What no other route answers."""
-    raise refusals.no_such_route(request, path)
+    raise refusals.no_such_route(path)
