@@ -51,6 +51,4 @@ def no_such_route(path: str) -> ApiProblem:
         name = bare[1] or bare[2]
         problem = not_found("repo", name)
         return ApiProblem(404, problem.code, f"{problem.detail}: write {formats.HUB_ORGANISATION}/{name}")
-    return ApiProblem(
-        404, "not_found", f"this hub has no route /{path}; your token is valid"
-    )
+    return ApiProblem(404, "not_found", f"this hub has no route /{path}; your token is valid")

@@ -33,6 +33,8 @@ API: Final = "/api/models/{org}/{repo}"
 COMMIT_HEADER: Final = "X-Repo-Commit"
 MOST_LISTED: Final = 1000
 """Most entries of a page of models."""
+NOTHING_HAS: Final = ("apps", "gated", "inference", "inference_provider")
+"""Filters of the hub that ask for what no model here is or has."""
 PAGE_OF_COMMITS: Final = 50
 MOST_PAGES: Final = 10**6
 
@@ -123,6 +125,10 @@ def listing(
     fields = {*(expand or ()), *(expand_old or ())} or (FULL if full else LISTED) | (
         {"cardData"} if card_data else set()
     )
+    if "num_parameters" in request.query_params:
+        raise ApiProblem(422, "parameter_invalid", "num_parameters: this hub cannot filter by it; leave it out")
+    if any(request.query_params.get(name, "false").lower() != "false" for name in NOTHING_HAS):
+        return []
     if sort and sort not in SORTS:
         raise ApiProblem(422, "parameter_invalid", f"sort: {sort!r} is unknown; use one of {', '.join(SORTS)}")
     ascending = direction == "1" or (direction != "-1" and sort in {"", BY_NAME})
@@ -267,8 +273,9 @@ async def _asked(request: Request) -> tuple[list[str], bool]:
         body = await request.form()
     told: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
     values = told.getlist("paths") if isinstance(told, FormData) else told.get("paths")
-    paths = [values] if isinstance(values, str) else values
-    if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+    several: list[Any] = [values] if isinstance(values, str) else values if isinstance(values, list) else []
+    paths = [path for path in several if isinstance(path, str)]
+    if not paths or len(paths) < len(several):
         raise ApiProblem(422, "body_invalid", "paths: send at least one path, as a form or as JSON")
     return paths, str(told.get("expand", "")).lower() in {"true", "1"}
 

@@ -343,12 +343,17 @@ def test_models_are_listed_and_filtered(api):
         "filter=no-such-tag": [],
         "pipeline_tag=text-generation": [],
         "library=pytorch&pipeline_tag=image-feature-extraction": ["digits-torch_export"],
+        "gated=false&search=eggs": EGGS,
+        "gated=True": [],
+        "inference=warm": [],
+        "apps=vllm": [],
         "sort=id&direction=-1": [*DIGITS, *EGGS][::-1],
         "sort=lastModified&direction=-1&search=-mae": ["digits-mae", "eggs-mae"],
     }.items():
         assert names_of(api.get(f"{HUB}/api/models?{query}")) == found, query
     told = problem(api.get(f"{HUB}/api/models?sort=beauty"), 422, "parameter_invalid")
     assert "use one of id, lastModified" in told["detail"]
+    problem(api.get(f"{HUB}/api/models?num_parameters=min:1B"), 422, "parameter_invalid")
 
 
 @pytest.mark.usefixtures("many")
