@@ -47,7 +47,7 @@ class HubFileView(View):
 class HubModelView(View):
     """A repository at a revision. Lists leave out what was not asked for."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), json_schema_serialization_defaults_required=False)
 
     object_id: str = Field(serialization_alias="_id")
     """24 digits that identify the repository."""
@@ -79,6 +79,8 @@ class HubModelView(View):
 
 class HubEntryView(View):
     """A file or a folder of a repository."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     type: Literal["file", "directory"]
     path: str
