@@ -25,7 +25,8 @@ from service.adapters.storage import Artifacts, OutsideRoot
 from service.adapters.studies import Studies
 from service.api_description import API
 from service.auth.caller import ensure_admin
-from service.backbones import hub
+from service.backbones.hub import routes as hub
+from service.backbones.hub.refusals import problem_headers
 from service.backbones.routes import router as backbones
 from service.cluster.routes import router as cluster
 from service.context.app_state import AppState
@@ -76,7 +77,7 @@ PROBLEMS: Final = Problems(
             422, "parameter_invalid", f"the database cannot store a value of the request: {error.orig}"
         ),
     },
-    headers_below={f"{hub.PREFIX}/": hub.problem_headers},
+    headers_below={f"{hub.PREFIX}/": problem_headers},
 )
 """The problems that exceptions of the lower layers become."""
 
@@ -149,6 +150,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(access)
     app.include_router(webhooks)
     mount.install(app)
+    app.include_router(hub.no_route)
     docs.install(app)
     return app
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -23,6 +24,10 @@ from safetensors.torch import load_file
 PLACE_VARIABLE: Final = "RCMAE_TEST_ENVIRONMENTS"
 TORCH: Final = ("torch==2.13.0", "numpy==2.4.6", "safetensors==0.8.0")
 READERS: Final[dict[str, tuple[str, ...]]] = {
+    "hub-0.19": ("huggingface_hub==0.19.4",),
+    "transformers-4.40": ("transformers==4.40.2", "huggingface_hub==0.23.5", "pillow==13.0.0"),
+    "transformers-4.46": ("transformers==4.46.3", "huggingface_hub==0.26.5", "pillow==13.0.0"),
+    "transformers-5.24": ("transformers==5.24.0", "huggingface_hub==2.4.0", "pillow==13.0.0"),
     "transformers-5": ("transformers==5.18.0", "huggingface_hub==2.4.0", "pillow==13.0.0"),
     "transformers-4": ("transformers==4.57.6", "huggingface_hub==0.36.2", "pillow==13.0.0"),
     "timm": ("timm==1.0.31", "torchvision==0.28.0", "huggingface_hub==2.4.0", "pyyaml==6.0.3", "pillow==13.0.0"),
@@ -30,6 +35,8 @@ READERS: Final[dict[str, tuple[str, ...]]] = {
 }
 WITHOUT_WHAT_THEY_NEED: Final = ("timm", "torchvision")
 """torchvision's own needs would bring another torch."""
+WITHOUT_TORCH: Final = "hub-"
+"""How the names of environments begin in which nothing computes."""
 INSTALL_SECONDS: Final = 900
 RUN_SECONDS: Final = 300
 
@@ -57,9 +64,8 @@ SET: Final = {"OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.
 
 def environment(name: str) -> Path:
     """The Python of a reader's environment, which is made where it is not there yet."""
-    packages = READERS[name]
-    torch = _made("torch", TORCH)
-    python = _made(name, packages, torch)
+    torch = None if name.startswith(WITHOUT_TORCH) else _made("torch", TORCH)
+    python = _made(name, READERS[name], torch)
     if name == "timm":
         (_site_packages(python) / "rcmae_torchvision_stub.py").write_text(STUB)
     return python
@@ -89,11 +95,27 @@ def run(name: str, code: str, folder: Path, **variables: str) -> dict[str, Any]:
 
     The code sees nothing of ours: no package, no variable, no cache of models from before.
     """
-    python = environment(name)
-    folder.mkdir()
     before = "import rcmae_torchvision_stub\n" if name == "timm" else ""
+    _run(name, before + code + KEEP, folder, variables)
+    return dict(load_file(folder / "kept"))
+
+
+def report(name: str, script: Path, folder: Path, arguments: dict[str, Any], **variables: str) -> dict[str, Any]:
+    """Run a script in a reader's environment, in a new folder, with ``arguments`` as the file `arguments.json`; gives
+    what it has written into `report.json`. It sees as little of ours as what `run` runs.
+    """
+    folder.mkdir(parents=True)
+    (folder / "arguments.json").write_text(json.dumps(arguments))
+    _run(name, script.read_text(), folder, variables)
+    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return found
+
+
+def _run(name: str, code: str, folder: Path, variables: dict[str, str]) -> None:
+    python = environment(name)
+    folder.mkdir(exist_ok=True)
     script = folder / "script.py"
-    script.write_text(before + code + KEEP)
+    script.write_text(code)
     done = subprocess.run(
         [python, "-I", script.name],
         cwd=folder,
@@ -105,7 +127,6 @@ def run(name: str, code: str, folder: Path, **variables: str) -> dict[str, Any]:
     )
     assert done.returncode == 0, f"{script.read_text()}\n{done.stdout}\n{done.stderr}"
     (folder / "stderr").write_text(done.stderr)
-    return dict(load_file(folder / "kept"))
 
 
 def _made(name: str, packages: tuple[str, ...], torch: Path | None = None) -> Path:

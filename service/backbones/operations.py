@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from service.http.openapi import ETAG, RANGE_HEADERS, Operation, file_answers
+from service.http.openapi import ETAG, RANGE_HEADERS, WITH_BODY, Operation, file_answers
 
 TAR: Final = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
 FILE: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -70,7 +70,19 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "HEAD /hf/{org}/{repo}/resolve/{revision}/{path}": Operation(
         "hub_check", (*ENTRY, "file_not_found"), _file_or_link({}), RANGE_HEADERS
     ),
+    "GET /hf/{org}/{repo}/raw/{revision}/{path}": Operation(
+        "hub_raw", (*ENTRY, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS
+    ),
+    "HEAD /hf/{org}/{repo}/raw/{revision}/{path}": Operation(
+        "hub_check_raw", (*ENTRY, "file_not_found"), _file_or_link({}), RANGE_HEADERS
+    ),
+    "GET /hf/api/whoami-v2": Operation("hub_who_am_i"),
+    "GET /hf/api/models": Operation("hub_models"),
     "GET /hf/api/models/{org}/{repo}": Operation("hub_model", REPO),
+    "GET /hf/api/models/{org}/{repo}/auth-check": Operation("hub_check_access", REPO[:1]),
+    "GET /hf/api/models/{org}/{repo}/refs": Operation("hub_refs", REPO[:1]),
+    "GET /hf/api/models/{org}/{repo}/commits/{revision}": Operation("hub_commits", REPO),
+    "POST /hf/api/models/{org}/{repo}/paths-info/{revision}": Operation("hub_paths", (*REPO, *WITH_BODY)),
     "GET /hf/api/models/{org}/{repo}/revision/{revision}": Operation("hub_model_at", REPO),
     "GET /hf/api/models/{org}/{repo}/tree/{revision}": Operation("hub_tree", REPO),
     "GET /hf/api/models/{org}/{repo}/tree/{revision}/{path}": Operation("hub_tree_below", ENTRY),

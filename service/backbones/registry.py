@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -32,7 +32,13 @@ RESERVED: Final = re.compile(rf"{MAIN}|{LATEST}|v[0-9]+|{COMMIT.pattern}")
 """Names that match `ALIAS` but have another meaning."""
 MOST_AT_ONCE: Final = 1000
 """Backbones that one transaction reads for a list."""
+NUMBER: Final = re.compile(rf"v?([0-9]{{1,{len(str(LARGEST))}}})")
 SUMS_LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")
+
+COMMITS: Final[dict[str, str]] = {}
+"""Cache of the versions' commits, by version folder."""
+COMMITS_KEPT: Final = 10_000
+"""Largest size of that cache."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +127,18 @@ class Backbone:
         """The version with a number, if there is one."""
         return next((version for version in self.versions if version.number == number), None)
 
-    def meant_by(self, reference: str) -> Served | None:
-        """The version that a number, `latest`, `main` or an alias means, if there is one."""
-        if reference.isascii() and reference.isdecimal():
-            return self.numbered(int(reference)) if len(reference) <= len(str(LARGEST)) else None
+    def meant_by(self, reference: str, commit_of: Callable[[Served], str]) -> Served | None:
+        """The version that a number such as `3` or `v3`, `latest`, `main`, an alias or a commit means, if there is one.
+
+        ``commit_of`` gives a version's commit; a commit means the newest version that has it.
+        """
+        if number := NUMBER.fullmatch(reference):
+            return self.numbered(int(number[1]))
         if reference in {LATEST, MAIN}:
             return self.latest if reference == LATEST else self.main
+        if COMMIT.fullmatch(reference):
+            ready = (version for version in reversed(self.versions) if not version.gone)
+            return next((version for version in ready if commit_of(version) == reference), None)
         return self.numbered(self.aliases.get(reference))
 
     def only(self, versions: Sequence[Served]) -> Backbone:
@@ -204,10 +216,15 @@ def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, 
     return {alias: number for alias, number in sorted(aliases.items()) if number in numbers}
 
 
+def meant_by(state: AppState, backbone: Backbone, reference: str) -> Served | None:
+    """The version that a reference means, if there is one, also if it is gone; see `Backbone.meant_by`."""
+    return backbone.meant_by(reference, lambda version: commit_of(state, version))
+
+
 def find(state: AppState, name: str, reference: str) -> Served:
-    """The version that a number, `latest`, `main` or an alias means, also if it is gone. Raises the API's 404."""
+    """The version of a backbone that a reference means, also if it is gone. Raises the API's 404."""
     backbone = named(state, name)
-    found = backbone.meant_by(reference) if backbone else None
+    found = meant_by(state, backbone, reference) if backbone else None
     if found is None:
         raise not_found("version", f"{name}:{reference}")
     return found
@@ -258,6 +275,19 @@ def content(state: AppState, version: Served) -> Content:
         raise not_found("version", f"{version.name}:{version.number}") from error
     lines = (SUMS_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines())
     return Content({line[2]: line[1] for line in lines if line}, data)
+
+
+def commit_of(state: AppState, version: Served) -> str:
+    """A version's commit. A cache avoids reading the checksums of each version more than once. Raises the API's 404."""
+    known = COMMITS.get(version.folder)
+    if known is not None:
+        return known
+    found = content(state, version)
+    if found.data:
+        if len(COMMITS) >= COMMITS_KEPT:
+            COMMITS.clear()
+        COMMITS[version.folder] = found.commit
+    return found.commit
 
 
 def stored(state: AppState, version: Served, path: str, listed: Mapping[str, str]) -> StoredFile:

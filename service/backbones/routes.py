@@ -30,7 +30,11 @@ router = APIRouter(prefix="/v1/backbones", tags=["backbones"], route_class=ApiRo
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Reference = Annotated[
-    str, Path(description="a number, `latest`, `main` (the champion, otherwise the latest version) or an alias")
+    str,
+    Path(
+        description="a number such as `3` or `v3`, `latest`, `main` (the champion, otherwise the latest version), an "
+        "alias or a commit"
+    ),
 ]
 Number = Annotated[int, Path(ge=1, le=LARGEST)]
 SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"

@@ -57,7 +57,10 @@ class BackboneCalls(Transport):
         return self._get(BackboneDetailView, f"/v1/backbones/{name}")
 
     def version(self, name: str, version: int | str | None = None) -> VersionView:
-        """One version with its files: a number, an alias or `latest`. By default the champion, else the latest."""
+        """One version with its files. By default the champion, else the latest.
+
+        ``version`` is a number such as 3 or "v3", an alias, "latest", "main" or a commit.
+        """
         return self._get(VersionView, f"/v1/backbones/{name}/versions/{MAIN if version is None else version}")
 
     def pull(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -25,10 +26,16 @@ backbones = typer.Typer(no_args_is_help=True, help="List, show, pull, publish an
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="NAME[@ALIAS|:VERSION]", help="A backbone; by default its champion, or else its latest version."
+        metavar="NAME[@ALIAS|:VERSION]",
+        help="A backbone; by default its champion, or else its latest version. A version is a number (3 or v3), an "
+        "alias, latest, main or a commit.",
     ),
 ]
 Numbered = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One version of a backbone.")]
+
+NUMBER: Final = re.compile(r"v?([0-9]{1,10})")
+VERSION: Final = re.compile(rf"{NUMBER.pattern}|[a-z][a-z0-9_-]*|[0-9a-f]{{40}}")
+"""A number such as 3 or v3, an alias, `latest`, `main`, or a commit."""
 
 
 @backbones.command("list")
@@ -282,10 +289,11 @@ def _numbered(text: str) -> tuple[str, int]:
 
 
 def _reference(text: str) -> tuple[str, int | str | None]:
-    name, separator, version = text.partition("@") if "@" in text else text.partition(":")
-    numbered = separator != ":" or (version.isascii() and version.isdecimal())
-    if not name or (separator and not version) or not numbered:
+    """The name and what names its version, which may follow either separator: a number is a number with `v` too."""
+    name, separator, version = text.partition("@" if "@" in text else ":")
+    if not name or ":" in name or (separator and not VERSION.fullmatch(version)):
         raise typer.BadParameter(
             f"{text!r} is not a backbone: write name, name:number or name@alias, such as digits:2 or digits@champion"
         )
-    return name, (int(version) if separator == ":" else version) if separator else None
+    number = NUMBER.fullmatch(version)
+    return name, int(number[1]) if number else version or None

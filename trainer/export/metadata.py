@@ -11,17 +11,8 @@ import yaml
 
 from trainer.spec import metric_keys
 from trainer.spec.export import ExportSpec
-from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
+from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
 
-LIBRARIES: Final = {
-    BACKBONE_HF: "transformers",
-    BACKBONE_HF_MAE: "transformers",
-    BACKBONE_TIMM: "timm",
-    BACKBONE_ONNX: "onnx",
-    BACKBONE_TORCH_EXPORT: "pytorch",
-}
-"""The hub's library names by format."""
-PIPELINE: Final = "image-feature-extraction"
 HUB_LICENSES: Final = frozenset(
     """
     afl-3.0 agpl-3.0 apache-2.0 artistic-2.0 bigcode-openrail-m bigscience-bloom-rail-1.0 bigscience-openrail-m bsd
@@ -36,7 +27,7 @@ HUB_LICENSES: Final = frozenset(
 """Identifiers that the Hugging Face Hub's documentation of licences lists."""
 RESULTS: Final = {
     metric_keys.LINEAR_TOP1: ("image-classification", "Linear classification of frozen features", "accuracy"),
-    metric_keys.RECONSTRUCTION_RATIO: (PIPELINE, "Reconstruction of masked patches", "reconstruction_ratio"),
+    metric_keys.RECONSTRUCTION_RATIO: (PIPELINE_TAG, "Reconstruction of masked patches", "reconstruction_ratio"),
 }
 """The task's type and name, and the metric's type, of results that a card reports. Those for comparison are not its."""
 
@@ -58,8 +49,8 @@ def front_matter(
     matter: dict[str, Any] = {
         **_license(export),
         "library_name": next(library for key, library in LIBRARIES.items() if key in formats),
-        "pipeline_tag": PIPELINE,
-        "tags": [PIPELINE, "vit", "masked-autoencoder", "self-supervised", method],
+        "pipeline_tag": PIPELINE_TAG,
+        "tags": [PIPELINE_TAG, "vit", "masked-autoencoder", "self-supervised", method],
     }
     if dataset:
         matter["datasets"] = [dataset]

@@ -58,6 +58,7 @@ def version_tags(facts: Facts) -> dict[str, str]:
     return {
         names.TAG_SPEC: facts.spec.sha256(),
         names.TAG_DATASET: facts.dataset_fingerprint,
+        **({names.TAG_DATASET_NAME: facts.spec.dataset.title} if facts.spec.dataset.title else {}),
         names.TAG_METHOD: facts.spec.method.name,
         names.TAG_EPOCHS: f"{facts.epochs:g}",
         names.TAG_SOURCE_JOB: facts.lineage.job_id,

@@ -23,7 +23,10 @@ def _backbone_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("use lower-case letters, digits, - and _, starting with a letter or digit")
     if name.endswith(tuple(HUB_ENDINGS)):
-        raise ValueError(f"must not end in {' or '.join(HUB_ENDINGS)}: those endings name other formats of a backbone")
+        raise ValueError(
+            f"must not end in {' or '.join(HUB_ENDINGS)}: for the hub's clients, those endings name the formats of a "
+            "backbone"
+        )
     return name
 
 

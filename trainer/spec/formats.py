@@ -17,6 +17,21 @@ BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE
 
 # Repositories of the Hugging Face Hub's protocol.
 HUB_ORGANISATION: Final = "rcmae"
-HUB_ENDINGS: Final = {"-mae": BACKBONE_HF_MAE, "-timm": BACKBONE_TIMM}
-"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No backbone's name has these
-endings."""
+HUB_ENDINGS: Final = {
+    "-mae": BACKBONE_HF_MAE,
+    "-timm": BACKBONE_TIMM,
+    "-onnx": BACKBONE_ONNX,
+    "-torch_export": BACKBONE_TORCH_EXPORT,
+}
+"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. No new backbone's name has these
+endings; a backbone that has one from before stands for itself."""
+LIBRARIES: Final = {
+    BACKBONE_HF: "transformers",
+    BACKBONE_HF_MAE: "transformers",
+    BACKBONE_TIMM: "timm",
+    BACKBONE_ONNX: "onnx",
+    BACKBONE_TORCH_EXPORT: "pytorch",
+}
+"""The hub's library names by format."""
+PIPELINE_TAG: Final = "image-feature-extraction"
+"""The hub's name of what a backbone does."""

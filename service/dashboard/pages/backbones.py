@@ -92,7 +92,7 @@ def _results(items: list[BackboneView], sort: str | None) -> list[str]:
 def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
     """One version, by default the main one, with its backbone's aliases and versions."""
     found = registry.backbone(page.state, name)
-    served = found.meant_by(version or MAIN)
+    served = registry.meant_by(page.state, found, version or MAIN)
     if served is None:
         raise not_found("version", f"{name}:{version}")
     backbone, shown = service.show(page.state, name), service.describe(page.state, served)

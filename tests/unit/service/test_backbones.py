@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from backbone_files import FILES, WEIGHTS, Registry, compare_with_mlflow, sha256, write
+from backbone_files import FILES, WEIGHTS, Registry, commit_of, compare_with_mlflow, sha256, write
 from conftest import token_of
 from fastapi.testclient import TestClient
 from hypothesis import given
@@ -192,15 +192,17 @@ def test_a_version_of_a_job_that_publishes_names_both_jobs(api, database, mlflow
 # --- references -------------------------------------------------------------------------------------------------------
 
 
-def test_a_version_is_found_by_number_latest_main_or_alias(api, registry):
+def test_a_version_is_found_by_number_latest_main_alias_or_commit(api, registry):
     for number in (1, 2, 3):
         registry.add(number=number)
     registry.set_alias("digits", "champion", 2)
     registry.set_alias("digits", "tiny-best", 1)
-    for reference, number in (("1", 1), ("latest", 3), ("main", 2), ("champion", 2), ("tiny-best", 1), ("03", 3)):
+    commit = commit_of(registry.folder("digits", 1))
+    named = {"1": 1, "v1": 1, "latest": 3, "main": 2, "champion": 2, "tiny-best": 1, "03": 3, commit: 1}
+    for reference, number in named.items():
         assert api.get(f"{BASE}/digits/versions/{reference}").json()["version"] == number
         assert api.get(f"{BASE}/digits/versions/{reference}/files/spec.json").content == str(number).encode()
-    for reference in ("4", "0", "-1", "none", "v1", "9" * 30, "%EF%BC%91", "1.0"):
+    for reference in ("4", "0", "-1", "none", "v4", "vv1", "V1", "9" * 30, "0" * 40, "%EF%BC%91", "1.0"):
         problem(api.get(f"{BASE}/digits/versions/{reference}"), 404, "version_not_found")
     registry.delete_alias("digits", "champion")
     assert api.get(f"{BASE}/digits/versions/main").json()["version"] == 3

@@ -530,7 +530,7 @@ def test_an_error_is_a_sentence_and_status_1(server, capsys):
 
 
 def test_a_backbone_reference_is_checked(server, tmp_path, capsys):
-    for wrong in ("digits:last", "digits:", "digits@", "@champion", ":3", "digits:-1"):
+    for wrong in ("digits:Last", "digits:", "digits@", "@champion", ":3", "digits:-1", "a:b@c", "digits@3.0"):
         assert run("backbones", "pull", wrong, "--out", str(tmp_path / "o")) == 2
         assert "is not a backbone" in capsys.readouterr().err
     assert run("backbones", "pull", "digits", "--format", "pickle", "--out", str(tmp_path / "o")) == 2
@@ -539,6 +539,18 @@ def test_a_backbone_reference_is_checked(server, tmp_path, capsys):
         assert run("backbones", command, "digits", *(["best"] if command == "alias" else [])) == 2
         assert "names no version" in capsys.readouterr().err
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [(f"digits{separator}{version}", meant) for separator in "@:" for version, meant in {
+        "3": "3", "v3": "3", "latest": "latest", "main": "main", "champion": "champion", "0a" * 20: "0a" * 20,
+    }.items()],
+)  # fmt: skip
+def test_either_separator_takes_whatever_names_a_version(server, written, asked):
+    server.on("GET", f"/v1/backbones/digits/versions/{asked}", problem(404, "version_not_found", "there is none"))
+    assert run("backbones", "show", written) == 1
+    assert [request.path for request in server.asked] == [f"/v1/backbones/digits/versions/{asked}"]
 
 
 def test_the_server_is_found_from_the_state_of_a_local_stack(tmp_path, monkeypatch):

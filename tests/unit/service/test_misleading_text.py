@@ -11,7 +11,7 @@ from service_fakes import SPEC, add_job, job_of, problem, spec_with
 from test_pages_rest import csrf
 
 from service.app import build_app
-from service.backbones.hub import PREFIX
+from service.backbones.hub.routes import PREFIX
 from service.dashboard.site import PageRoute
 from trainer.spec.text import misleading, visible, visible_json
 

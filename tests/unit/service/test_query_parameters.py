@@ -9,13 +9,14 @@ from fastapi.routing import iter_route_contexts
 from service_fakes import SPEC, add_job, problem
 
 from service.app import build_app
-from service.backbones.hub import PREFIX
+from service.backbones.hub.routes import PREFIX
 from service.dashboard.site import PageRoute
 from service.http.routing import ApiRoute
 
 ROUTES = [each for each in iter_route_contexts(build_app(2**20).routes) if hasattr(each.original_route, "dependant")]
 CALLS = sorted({(method, each.path) for each in ROUTES for method in each.methods})
-OF_HUB = [call for call in CALLS if call[1].startswith(f"{PREFIX}/")]
+PAGES = {each.path for each in ROUTES if isinstance(each.original_route, PageRoute)}
+OF_HUB = [call for call in CALLS if call[1].startswith(f"{PREFIX}/") and call[1] not in PAGES]
 
 
 def filled(path: str) -> str:
@@ -92,5 +93,9 @@ def test_what_scripts_keep_in_the_address_of_curves_is_known(browsers, database,
 def test_clients_of_the_hub_may_send_what_their_version_sends(clients):
     assert len(OF_HUB) > 4
     for method, path in OF_HUB:
-        answer = clients.viewer.request(method, f"{filled(path)}?expand=true&blobs=true&securityStatus=1&download=true")
-        assert answer.status_code == 404, "there is no such repository; the parameters are no fault"
+        query = "expand=true&blobs=true&securityStatus=1&download=true&no_such_parameter=1"
+        answer = clients.viewer.request(method, f"{filled(path)}?{query}", json={"paths": ["1"]})
+        of_nobody = path in {f"{PREFIX}/api/models", f"{PREFIX}/api/whoami-v2"}
+        assert answer.status_code == (200 if of_nobody else 404), (
+            "there is no such repository; the parameters are no fault"
+        )

@@ -41,12 +41,13 @@ STATES = {"resume": "paused", "retry": "failed", "delete": "failed"}
 
 STATUSES = {
     "GET /readyz": 503,
+    "GET /hf/{path:path}": 404,
     "POST /v1/jobs/{job_id}/stop": 409,
     "GET /jobs/{job_id}": 303,
     "GET /searches/{job_id}": 303,
 }
-"""The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, and these pages
-lead to their first tab."""
+"""The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, the hub has
+nothing elsewhere, and these pages lead to their first tab."""
 ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{webhook_id}", "{name}", "GET /v1/metrics")
 """What a route of one thing has in its name; other routes are about all that the caller may see."""
 VISIBLE_BY = {
@@ -207,11 +208,13 @@ class Asker:
         elif "backbones/{name}" in path or path.startswith("/hf/"):
             name = self._backbone(owner)
             path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
-            path = path.replace("{org}/{repo}", f"rcmae/{name}").replace("{revision}", "main")
-            file = {"resolve": "config.json", "tree": "sub"}.get(path.split("/")[-3], "spec.json")
-            path = path.replace("{path:path}", file)
+            path = path.replace("{org}/{repo}", f"rcmae/{name}").replace("{repo}", name).replace("{revision}", "main")
+            path = path.replace("{revision:path}", "main")
+            in_hub = {"resolve": "config.json", "raw": "config.json", "tree": "sub"}
+            path = path.replace("{path:path}", in_hub.get(path.split("/")[-3], "spec.json"))
             query = {"version": 2} if path.endswith("/delete") else {}
-            body = {"PUT": {"version": 2}, "PATCH": {"description": "x"}}.get(method)
+            bodies = {"PUT": {"version": 2}, "PATCH": {"description": "x"}, "POST": {"paths": ["config.json"]}}
+            body = bodies.get(method)
         elif path.startswith("/forms/"):
             body = {"document": SPEC} if path.endswith("yaml") else {"kind": "pretrain", "text": "kind: pretrain"}
         elif path.startswith("/docs/assets/"):
@@ -327,13 +330,17 @@ def _is_also_matched(asked: str, path: str, method: str, methods: dict[str, set[
     return any(re.fullmatch(re.sub(r"\{[^}]*\}", "[^/]+", pattern), asked) for pattern in others)
 
 
+READING = {"POST /v1/jobs/plan", "POST /hf/api/models/{org}/{repo}/paths-info/{revision}"}
+"""Requests with a body that change nothing."""
+
+
 def test_every_route_that_changes_something_is_audited(clients):
     document = clients.anonymous.get("/openapi.json").json()["paths"]
     changing = {
         f"{method.upper()} {path}" for path, methods in document.items() for method in set(methods) - {"get", "head"}
     }
     sessions = {"POST /login", "POST /logout"}  # of the dashboard: no part of the API
-    assert changing - {"POST /v1/jobs/plan"} == set(ACTIONS) - sessions
+    assert changing - READING == set(ACTIONS) - sessions
     assert len(set(ACTIONS.values())) == len(ACTIONS)
 
 

@@ -16,11 +16,10 @@ from PIL import Image
 from trainer.export.card import Facts, Lineage, write_card
 from trainer.export.finetuning import finetuning
 from trainer.export.inputs import Subject, by_hand
-from trainer.export.metadata import LIBRARIES
 from trainer.export.snippets import snippets
 from trainer.export.version import write_version
 from trainer.spec import metric_keys
-from trainer.spec.formats import BACKBONE_FORMATS
+from trainer.spec.formats import BACKBONE_FORMATS, LIBRARIES
 from trainer.spec.pretrain import PretrainSpec
 
 FORMATS = ["timm", "hf", "hf-mae", "torch_export"]

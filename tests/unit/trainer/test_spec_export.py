@@ -146,7 +146,13 @@ def test_a_checkpoint_is_named_as_the_list_has_it(checkpoint):
 def test_what_it_must_say_and_may_not():
     assert set(problems({"kind": "publish"})) == {"job", "register_as"}
     assert set(problems(PUBLISH | {"dataset": {"uri": "/d"}})) == {"dataset"}
-    assert "must not end in -mae" in problems(PUBLISH | {"register_as": "digits-mae"})["register_as"]
+
+
+@pytest.mark.parametrize("ending", ["-mae", "-timm", "-onnx", "-torch_export"])
+def test_a_name_may_not_end_as_the_repository_of_a_format_does(ending):
+    told = problems(PUBLISH | {"register_as": f"digits{ending}"})["register_as"]
+    assert "must not end in -mae or -timm or -onnx or -torch_export" in told
+    assert parse_spec(PUBLISH | {"register_as": f"digits{ending}s"})
 
 
 def test_kinds_are_told_apart():
