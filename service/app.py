@@ -27,6 +27,7 @@ from service.api_description import API
 from service.auth.caller import ensure_admin
 from service.backbones import hub
 from service.backbones.routes import router as backbones
+from service.backbones.signature_routes import router as signatures
 from service.cluster.routes import router as cluster
 from service.context.app_state import AppState
 from service.context.gates import gated
@@ -142,6 +143,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(metrics_router)
     app.include_router(stream_router)
     app.include_router(searches)
+    app.include_router(signatures)  # before the route of all other files
     app.include_router(backbones)
     app.include_router(hub.router)
     app.include_router(cluster)

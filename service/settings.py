@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service import signing_key
 from trainer.spec.dataset import check_root
 
 
@@ -47,6 +48,9 @@ class Settings(BaseSettings):
     """File with the cluster's token, if Ray's token authentication is on."""
     admin_token_file: Path | None = None
     """File with a token that is registered as an admin token at start."""
+    signing_key_file: Path | None = None
+    """File with the private key that signs registered backbones: Ed25519, PKCS8 in PEM. The process that runs the
+    reconciler needs it; without it nothing is signed."""
     trainer_python: str = "python"
     """The interpreter that starts an attempt on the Ray head."""
     poll_interval_s: float = Field(1.0, gt=0)
@@ -91,6 +95,13 @@ class Settings(BaseSettings):
     """Address at which `rcmae controller` serves ``/metrics``."""
     lease_s: float = Field(10.0, gt=0)
     """Seconds without a heartbeat after which a standby takes over from the controller."""
+
+    @field_validator("signing_key_file")
+    @classmethod
+    def _must_hold_a_key(cls, path: Path | None) -> Path | None:
+        if path:
+            signing_key.read(path)
+        return path
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -66,6 +66,7 @@ def version(view: VersionView) -> RenderableType:
         ("formats", ", ".join(view.formats)),
         ("aliases", ", ".join(view.aliases)),
         ("commit", view.commit),
+        ("signature", signature(view)),
     ]
     head = fields(
         [
@@ -79,6 +80,14 @@ def version(view: VersionView) -> RenderableType:
     )
     files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in view.files))
     return Group(head, "", files)
+
+
+def signature(view: VersionView) -> str:
+    """Who has signed a version's checksums."""
+    if view.signature is None:
+        return "not signed"
+    broken = "" if view.signature.intact else "; the checksums were changed since"
+    return f"key {view.signature.key_id}, {when(view.signature.signed_at)}{broken}"
 
 
 def version_deletion(view: VersionDeletionView) -> RenderableType:

@@ -17,6 +17,8 @@ from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
 from service.db.tables import BackboneAlias, BackboneVersion, Job, RegistryCheck, now
 from service.http.problems import unavailable
+from service.jobs import work
+from service.jobs.work import Work
 from trainer.protocol import names
 
 
@@ -174,6 +176,7 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         if session.get(BackboneAlias, (version.name, alias)) is None:
             session.flush()
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
+    work.add(session, Work.SIGN_VERSIONS, [""])
     return True
 
 

@@ -43,6 +43,8 @@ class Work(StrEnum):
     SWEEP_RUNS = "sweep_runs"
     COMPARE_VERSIONS = "compare_versions"
     """No target: the rows of registered versions are compared with MLflow."""
+    SIGN_VERSIONS = "sign_versions"
+    """No target: versions without a signature are signed."""
 
 
 @dataclass(frozen=True)
