@@ -57,6 +57,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "get_backbone_signature", (*VERSION, "signature_not_found")
     ),
     "GET /v1/signing-keys": Operation("list_signing_keys"),
+    "GET /v1/backbone-comparison": Operation("compare_backbones", ("version_not_found",)),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(
         "delete_backbone_version", ("forbidden", "version_not_found", "version_has_alias")
     ),

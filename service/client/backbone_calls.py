@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from service.backbones.comparison_schemas import ComparisonView
 from service.backbones.schemas import MAIN, BackboneDetailView, BackboneView, VersionDeletionView, VersionView
 from service.backbones.signature_schemas import SIGNATURE_FILE, SigningKeyView, VersionSignatureView
 from service.client.download import Fetcher, Progress
@@ -137,6 +138,10 @@ class BackboneCalls(Transport):
             f"first key of {self.url}: {ids}. It is trusted from now on ({known.file}): compare it with the operator's"
         )
         return found
+
+    def compare_backbones(self, first: str, second: str) -> ComparisonView:
+        """Two versions side by side, each named as `name`, `name:3` or `name@champion`."""
+        return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
 
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
         """Point an alias at a version, wherever it pointed before."""

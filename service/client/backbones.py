@@ -87,6 +87,20 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
 
 
 @backbones.command()
+def compare(
+    first: Reference,
+    second: Annotated[str, typer.Argument(metavar="OTHER[@ALIAS|:VERSION]", help="The one to compare it with.")],
+    as_json: Json = False,
+) -> None:
+    """Two versions side by side: what differs between their specs, their results, sizes and datasets."""
+    for text in (first, second):
+        _reference(text)
+    with connected() as client:
+        view = client.compare_backbones(first, second)
+    print_json(view) if as_json else out.print(render_backbones.comparison(view))
+
+
+@backbones.command()
 def pull(
     backbone: Reference,
     folder: Annotated[Path, typer.Option("--out", help="The new folder.")],

@@ -193,6 +193,9 @@ class Asker:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":
             body = {"owner": owner, "role": "submitter"}
+        elif path.endswith("/backbone-comparison"):
+            name = self._backbone(owner)
+            query = {"of": f"{name}:1", "with": f"{name}@best"}
         elif "backbones/{name}" in path or path.startswith("/hf/"):
             name = self._backbone(owner)
             path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
