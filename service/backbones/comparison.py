@@ -153,9 +153,9 @@ def _is_point(pair: object) -> bool:
     return all(isinstance(each, int | float) and -LARGEST_VALUE < each < LARGEST_VALUE for each in pair)
 
 
-def _differences(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> list[SpecDifferenceView]:
+def _differences(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> list[SpecDifferenceView] | None:
     if first is None or second is None:
-        return []
+        return None
     return [
         SpecDifferenceView(path=path, first=first.get(path), second=second.get(path))
         for path in dict.fromkeys((*first, *second))

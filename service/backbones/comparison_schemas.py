@@ -66,8 +66,8 @@ class ComparisonView(View):
     second: ComparedVersionView
     same_dataset: bool | None
     """Whether they were trained on the same images, by the fingerprint; None if it is not known of both."""
-    spec: list[SpecDifferenceView]
-    """What differs. Empty also where one of the specs cannot be read, which `notes` then says."""
+    spec: list[SpecDifferenceView] | None
+    """What differs; None if one of the specs cannot be read, which `notes` then says."""
     metrics: list[ResultsView]
     """By key."""
     curves: list[CurvePairView]

@@ -103,9 +103,10 @@ def comparison(view: ComparisonView) -> RenderableType:
         ("dataset", *(side.version.dataset_fingerprint or "-" for side in sides), same),
         *((each.key, _number(each.first), _number(each.second), _signed(each.difference)) for each in view.metrics),
     ]
-    spec = table(("SPEC", *heads), ((each.path, _text(each.first), _text(each.second)) for each in view.spec))
+    spec = table(("SPEC", *heads), ((each.path, _text(each.first), _text(each.second)) for each in view.spec or ()))
+    same_spec = "the specs cannot be compared" if view.spec is None else "the specs are the same"
     notes = [f"{head}: {note}" for head, side in zip(heads, sides, strict=True) for note in side.notes]
-    return Group(table(("", *heads, "DIFFERENCE"), rows), "", spec if view.spec else "the specs are the same", *notes)
+    return Group(table(("", *heads, "DIFFERENCE"), rows), "", spec if view.spec else same_spec, *notes)
 
 
 def _number(value: float | None) -> str:
