@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from service import signing_key
 from service.atomic import write_atomically
 
 COMPOSE_FILE: Final = "docker-compose.yml"
@@ -42,6 +43,8 @@ def _key() -> str:
     return secrets.token_hex(10).upper()
 
 
+SIGNING_KEY: Final = "RCMAE_SIGNING_KEY"
+
 SETTINGS: Final[dict[str, Callable[[], str]]] = {
     "COMPOSE_PROJECT_NAME": lambda: "rcmae",
     "RCMAE_SECRETS_DIR": lambda: f"./{SECRETS_FOLDER}",
@@ -60,6 +63,7 @@ SECRETS: Final[dict[str, Callable[[], str]]] = {
     "RCMAE_S3_SECRET": _token,
     "RCMAE_S3_ADMIN_KEY": _key,
     "RCMAE_S3_ADMIN_SECRET": _token,
+    SIGNING_KEY: signing_key.new_key,
 }
 """Secrets, each generated separately."""
 
@@ -112,6 +116,7 @@ def secret_files(values: Mapping[str, str]) -> dict[str, str]:
     return {
         ADMIN_TOKEN_FILE: values["RCMAE_ADMIN_TOKEN"],
         "ray_token": values["RCMAE_RAY_TOKEN"],
+        "signing_key": signing_key.to_pem(values[SIGNING_KEY]),
         "postgres_password": values["RCMAE_POSTGRES_PASSWORD"],
         "rcmae_db_password": values["RCMAE_DB_PASSWORD"],
         "mlflow_db_password": values["RCMAE_MLFLOW_DB_PASSWORD"],
@@ -182,6 +187,13 @@ def _check(env: Path, values: Mapping[str, str]) -> None:
                 f"{env}: {name} has fewer than {_SHORTEST_SECRET} characters: remove its line and run `rcmae "
                 "init-deploy` again, which generates a new one"
             )
+    try:
+        signing_key.to_pem(values[SIGNING_KEY])
+    except signing_key.SigningKeyError as error:
+        raise NotDeployable(
+            f"{env}: {SIGNING_KEY} is no Ed25519 key in PKCS8 and base64, on one line: correct it, or remove its line "
+            "and run `rcmae init-deploy` again, which generates a new one"
+        ) from error
 
 
 def _complete(env: Path, added: Mapping[str, str]) -> None:

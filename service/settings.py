@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service import signing_key
 from trainer.spec.dataset import check_root
 
 
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
     """File with the cluster's token, if Ray's token authentication is on."""
     admin_token_file: Path | None = None
     """File with a token that is registered as an admin token at start."""
+    signing_key_file: Path | None = None
+    """File with the private key that signs registered backbones: Ed25519, PKCS8 in PEM. The process that runs the
+    reconciler needs it; without it nothing is signed."""
     trainer_python: str = "python"
     """The interpreter that starts an attempt on the Ray head."""
     poll_interval_s: float = Field(1.0, gt=0)
@@ -111,6 +115,13 @@ class Settings(BaseSettings):
         if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", value):
             raise ValueError(f"{value!r} is no address of a service: use one such as https://rcmae.example.org")
         return value.rstrip("/") if value else None
+
+    @field_validator("signing_key_file")
+    @classmethod
+    def _must_hold_a_key(cls, path: Path | None) -> Path | None:
+        if path:
+            signing_key.read(path)
+        return path
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

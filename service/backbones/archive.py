@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import accumulate
 
-from service.adapters.storage import StoredFile
+from service.http.ranges import ByteSource
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
@@ -21,9 +21,9 @@ END = bytes(2 * BLOCK)
 class Archive:
     """A tar whose bytes can be read in any order. The same files, names and time always give the same bytes."""
 
-    def __init__(self, members: Iterable[tuple[str, StoredFile]], modified: datetime) -> None:
+    def __init__(self, members: Iterable[tuple[str, ByteSource]], modified: datetime) -> None:
         """``members`` are the names and files, in order; ``modified`` is the modification time of all of them."""
-        self._parts: list[bytes | StoredFile] = []
+        self._parts: list[bytes | ByteSource] = []
         for name, file in members:
             self._parts += [_header(name, file.size, modified), file, bytes(-file.size % BLOCK)]
         self._parts.append(END)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.http.openapi import ETAG, RANGE_HEADERS, WITH_BODY, Operation, file_answers
 
 TAR: Final = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
@@ -27,6 +28,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "file_not_found": (404, "the version has no such file"),
     "format_not_found": (404, "the version has no such format"),
     "alias_not_found": (404, "the backbone has no such alias"),
+    "signature_not_found": (404, "the version is not signed"),
     "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
@@ -49,6 +51,17 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "HEAD /v1/backbones/{name}/versions/{version}/files/{path}": Operation(
         "check_backbone_file", (*VERSION, "file_not_found"), file_answers({}), RANGE_HEADERS
     ),
+    f"GET /v1/backbones/{{name}}/versions/{{version}}/files/{SIGNATURE_FILE}": Operation(
+        "download_backbone_signature", (*VERSION, "signature_not_found"), file_answers(FILE), RANGE_HEADERS
+    ),
+    f"HEAD /v1/backbones/{{name}}/versions/{{version}}/files/{SIGNATURE_FILE}": Operation(
+        "check_backbone_signature", (*VERSION, "signature_not_found"), file_answers({}), RANGE_HEADERS
+    ),
+    "GET /v1/backbones/{name}/versions/{version}/signature": Operation(
+        "get_backbone_signature", (*VERSION, "signature_not_found")
+    ),
+    "GET /v1/signing-keys": Operation("list_signing_keys"),
+    "GET /v1/backbone-comparison": Operation("compare_backbones", ("version_not_found",)),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(
         "delete_backbone_version", ("forbidden", "version_not_found", "version_has_alias")
     ),

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
+from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
@@ -274,7 +275,8 @@ def content(state: AppState, version: Served) -> Content:
     except OutsideRoot as error:
         raise not_found("version", f"{version.name}:{version.number}") from error
     lines = (SUMS_LINE.fullmatch(line) for line in data.decode(errors="replace").splitlines())
-    return Content({line[2]: line[1] for line in lines if line}, data)
+    # No file of a version may take the place of the signature over its checksums.
+    return Content({line[2]: line[1] for line in lines if line and line[2] != SIGNATURE_FILE}, data)
 
 
 def commit_of(state: AppState, version: Served) -> str:

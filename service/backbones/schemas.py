@@ -69,11 +69,24 @@ class VersionSummaryView(View):
     """All its tags in MLflow, but for the copies of its labels."""
 
 
+class SignatureView(View):
+    """That a version's checksums are signed."""
+
+    key_id: str
+    """The key, which `/v1/signing-keys` lists."""
+    signed_at: datetime
+    """When the service read the checksums and signed them."""
+    intact: bool
+    """Whether the checksums are those that were signed. If not, somebody has changed the version's files since."""
+
+
 class VersionView(VersionSummaryView):
     """A registered version with its files."""
 
     commit: str = ""
     """40 hexadecimal digits that identify exactly these files; a valid revision for `/hf`."""
+    signature: SignatureView | None = None
+    """None: it is not signed."""
     files: list[FileView]
 
 

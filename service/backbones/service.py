@@ -15,7 +15,7 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import copies, registry
+from service.backbones import copies, registry, signing
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
 from service.backbones.registry import Served
@@ -27,10 +27,12 @@ from service.backbones.schemas import (
     VersionDeletionView,
     VersionView,
 )
+from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
+from service.http.ranges import ByteSource
 from service.http.schemas import Page
 from service.jobs import versions
 from trainer.protocol import names
@@ -105,6 +107,7 @@ def describe(state: AppState, version: Served) -> VersionView:
     """A version with its files, of which it has none if it is gone."""
     with state.database.read() as session:
         aliases = versions.aliases(session, [version.name]).get(version.name, {})
+        signature = signing.stored(session, version)
     summary = version.summary(aliases)
     if version.gone:
         return VersionView(**vars(summary), files=[])
@@ -121,7 +124,9 @@ def describe(state: AppState, version: Served) -> VersionView:
                 url=f"/v1/backbones/{version.name}/versions/{version.number}/files/{quote(path)}",
             )
             for path, digest in listed.items()
-        ],
+        ]
+        + ([signature.file()] if signature else []),
+        signature=signature.view(content) if signature else None,
     )
 
 
@@ -143,7 +148,8 @@ def archive(
 ) -> tuple[Archive, str, str]:
     """A version's files as a tar, with the tar's file name and a hash that identifies it.
 
-    With a format, the tar has that format, the card and the checksums. Raises the API's 404 and 410.
+    With a format, the tar has that format, the card and the checksums; each has the signature of a version that is
+    signed. Raises the API's 404 and 410.
     """
     version = registry.find_ready(state, name, reference)
     content = registry.content(state, version)
@@ -154,9 +160,16 @@ def archive(
         raise ApiProblem(404, "format_not_found", text)
     paths = [path for path in content.listed if export_format is None or _comes_with(export_format, path)]
     top = f"{name}-v{version.number}"
-    members = [(f"{top}/{path}", registry.stored(state, version, path, content.listed)) for path in sorted(paths)]
+    members: list[tuple[str, ByteSource]] = [
+        (f"{top}/{path}", registry.stored(state, version, path, content.listed)) for path in sorted(paths)
+    ]
+    with state.database.read() as session:
+        signature = signing.stored(session, version)
+    if signature:
+        members.append((f"{top}/{SIGNATURE_FILE}", signature))
     tar = Archive(members, version.row.created_at)
-    identity = hashlib.sha256(f"{content.commit} {top} {export_format} {tar.size}".encode()).hexdigest()
+    parts = f"{content.commit} {top} {export_format} {tar.size} {signature.sha256 if signature else ''}"
+    identity = hashlib.sha256(parts.encode()).hexdigest()
     return tar, f"{top}-{export_format}.tar" if export_format else f"{top}.tar", identity
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from service.backbones.comparison_schemas import ComparisonView
 from service.backbones.schemas import (
     MAIN,
     BackboneDetailView,
@@ -13,10 +14,23 @@ from service.backbones.schemas import (
     VersionSummaryView,
     VersionView,
 )
+from service.backbones.signature_schemas import SIGNATURE_FILE, SigningKeyView, VersionSignatureView
 from service.client.download import Fetcher, Progress
-from service.client.listing import PullFormat
+from service.client.listing import ALL, PullFormat
+from service.client.signatures import (
+    LARGEST_SUMS,
+    SIGNATURE_BYTES,
+    SIGNED_SUMS,
+    KnownKeys,
+    PublicKey,
+    SignatureError,
+    keys_in,
+    must_list_what_is_signed,
+    signer_of,
+)
 from service.client.transport import Transport, label_texts, without_none
 from service.http.schemas import Page
+from trainer.protocol.names import BACKBONE_SUMS as SUMS
 from trainer.spec.export import BackboneFormat
 
 
@@ -72,6 +86,9 @@ class BackboneCalls(Transport):
         form: PullFormat = "hf",
         force: bool = False,
         progress: Progress | None = None,
+        verify: bool = False,
+        key: Path | None = None,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> VersionView:
         """Download one format of a version into the new folder ``out``, each file checked against its sha256.
 
@@ -80,13 +97,19 @@ class BackboneCalls(Transport):
         a folder that was pulled before. The download resumes where a connection broke or the service restarted, and
         when it is started again after its process was killed.
 
+        With ``verify``, nothing is downloaded unless a trusted key has signed the version's checksums: one in the file
+        ``key``, by default one of those that the service listed when this user first verified something of it. ``tell``
+        is called with a sentence when keys are trusted for the first time. `SignatureError` says what is wrong.
+
         Raises `FileExistsError` if ``out`` exists. Raises `DownloadError` if a file does not match its checksum, the
         version lacks the format or is deleted meanwhile, names a file that cannot be written safely, or another process
         pulls into ``out``, and `UnacceptableAnswer` for more bytes than the version lists, a compressed answer, or a
         redirect that must not be followed. Raises `OSError` if the disk has no room.
         """
         view = self.version(name, version)
-        Fetcher(self._connection, self._patience_s, progress).folder(view, form, out, force)
+        fetcher = Fetcher(self._connection, self._patience_s, progress)
+        beside = self._verified(fetcher, view, form, key, tell) if verify else {}
+        fetcher.folder(view, form, out, force, beside)
         return view
 
     def patch_backbone(
@@ -113,6 +136,54 @@ class BackboneCalls(Transport):
         path = f"/v1/backbones/{name}/versions/{version}"
         return self._request(VersionSummaryView, "PATCH", path, json=without_none(body), retried=True)
 
+    def signing_keys(self) -> list[SigningKeyView]:
+        """The public keys that the service has signed backbones with, the newest first."""
+        return self._get(Page[SigningKeyView], "/v1/signing-keys").items
+
+    def signature(self, name: str, version: int | str | None = None) -> VersionSignatureView:
+        """The signature over a version's checksums. `ApiError` 404 `signature_not_found` if it is not signed."""
+        path = f"/v1/backbones/{name}/versions/{MAIN if version is None else version}/signature"
+        return self._get(VersionSignatureView, path)
+
+    def _verified(
+        self, fetcher: Fetcher, view: VersionView, form: PullFormat, key: Path | None, tell: Callable[[str], None]
+    ) -> dict[str, bytes]:
+        """What lies beside the files of one format once they are known to be signed: the checksums and the signature.
+
+        Raises `SignatureError`.
+        """
+        name, listed = f"{view.name}:{view.version}", {file.path: file for file in view.files}
+        if view.signature is None or not {SUMS, SIGNATURE_FILE} <= set(listed):
+            raise SignatureError(f"{name} is not signed, so nothing is pulled; without --verify it can be")
+        trusted = keys_in(key) if key else self._known_keys(view.signature.key_id, tell)
+        if view.signature.key_id not in {each.id for each in trusted}:
+            raise SignatureError(_other_key(name, view.signature.key_id, trusted, None if key else self.url))
+        sums = fetcher.bytes_of(listed[SUMS], LARGEST_SUMS)
+        signature = fetcher.bytes_of(listed[SIGNATURE_FILE], SIGNATURE_BYTES)
+        signer_of(sums, signature, trusted, name)
+        must_list_what_is_signed(view, form, sums, signature)
+        return {} if form == ALL else {SIGNED_SUMS: sums, SIGNATURE_FILE: signature}
+
+    def _known_keys(self, needed: str, tell: Callable[[str], None]) -> list[PublicKey]:
+        """The keys of this service that this client trusts: those that it lists, where it knows none yet."""
+        known = KnownKeys()
+        found = known.of(self.url)
+        if found:
+            return found
+        found = [PublicKey.of(each.public_key, f"{self.url}/v1/signing-keys") for each in self.signing_keys()]
+        if needed not in {each.id for each in found}:
+            raise SignatureError(f"{self.url} does not list the key {needed}, which it says a version is signed with")
+        known.remember(self.url, found)
+        ids = ", ".join(each.id for each in found)
+        tell(
+            f"first key of {self.url}: {ids}. It is trusted from now on ({known.file}): compare it with the operator's"
+        )
+        return found
+
+    def compare_backbones(self, first: str, second: str) -> ComparisonView:
+        """Two versions side by side, each named as `name`, `name:3` or `name@champion`."""
+        return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
+
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
         """Point an alias at a version, wherever it pointed before."""
         path = f"/v1/backbones/{name}/aliases/{alias}"
@@ -130,3 +201,15 @@ class BackboneCalls(Transport):
     def delete_version(self, name: str, version: int) -> VersionDeletionView:
         """Delete a version with its files. Not retried. `ApiError` 409 names the aliases that still point at it."""
         return self._request(VersionDeletionView, "DELETE", f"/v1/backbones/{name}/versions/{version}")
+
+
+def _other_key(name: str, found: str, trusted: Sequence[PublicKey], url: str | None) -> str:
+    """What to do where a version is signed by a key that is not trusted. ``url``: the service, for remembered keys."""
+    ids = ", ".join(key.id for key in trusted)
+    if url is None:
+        return f"{name} is signed by the key {found}, and {trusted[0].origin} holds {ids}; nothing is pulled"
+    file = KnownKeys().file
+    return (
+        f"{name} is signed by the key {found}, and this client trusts {ids} of {url}; nothing is pulled. If the "
+        f"operator says that {found} is a new key of theirs, remove {url} from {file}, and pull again"
+    )

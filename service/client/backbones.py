@@ -19,6 +19,7 @@ from service.client.convert import convert as convert_folder
 from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
 from service.client.listing import PullFormat
 from service.client.shell import Json, connected, download_bar, err, out, print_json
+from service.client.signatures import KnownKeys, keys_in, verify_folder
 from trainer.spec.export import BackboneFormat
 
 backbones = typer.Typer(no_args_is_help=True, help="List, show, pull, publish and name pretrained backbones.")
@@ -29,6 +30,15 @@ Reference = Annotated[
         metavar="NAME[@ALIAS|:VERSION]",
         help="A backbone; by default its champion, or else its latest version. A version is a number (3 or v3), an "
         "alias, latest, main or a commit.",
+    ),
+]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--key",
+        metavar="FILE",
+        help="Public keys in PEM to trust, as `rcmae backbones keys` prints them; by default those that the service "
+        "listed when you first verified something of it.",
     ),
 ]
 Numbered = Annotated[str, typer.Argument(metavar="NAME:VERSION", help="One version of a backbone.")]
@@ -99,6 +109,20 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
 
 
 @backbones.command()
+def compare(
+    first: Reference,
+    second: Annotated[str, typer.Argument(metavar="OTHER[@ALIAS|:VERSION]", help="The one to compare it with.")],
+    as_json: Json = False,
+) -> None:
+    """Two versions side by side: what differs between their specs, their results, sizes and datasets."""
+    for text in (first, second):
+        _reference(text)
+    with connected() as client:
+        view = client.compare_backbones(first, second)
+    print_json(view) if as_json else out.print(render_backbones.comparison(view))
+
+
+@backbones.command()
 def pull(
     backbone: Reference,
     folder: Annotated[Path, typer.Option("--out", help="The new folder.")],
@@ -111,14 +135,21 @@ def pull(
         ),
     ] = "hf",
     force: Annotated[bool, typer.Option("--force", help="Replace a folder that was pulled before.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Only if a trusted key has signed its checksums.")] = False,
+    key: KeyFile = None,
     as_json: Json = False,
 ) -> None:
     """Download a backbone, checked against its sha256 sums. After an interruption, the same command resumes it."""
+    if key and not verify:
+        raise typer.BadParameter("only --verify uses a key: add it", param_hint="--key")
     name, version = _reference(backbone)
     kept = f"the partial download is kept beside {folder}: the same command resumes it"
     try:
         with connected() as client, download_bar(backbone) as progress:
-            view = client.pull(name, folder, version=version, form=form, force=force, progress=progress)
+            view = client.pull(
+                name, folder, version=version, form=form, force=force, progress=progress,
+                verify=verify, key=key, tell=_tell,
+            )  # fmt: skip
     except FileExistsError:
         raise
     except OSError as error:
@@ -129,9 +160,43 @@ def pull(
         raise
     if as_json:
         pulled = {"name": view.name, "version": view.version, "commit": view.commit}
+        pulled |= {"key": view.signature.key_id} if verify and view.signature else {}
         echo_json(json.dumps(pulled | {"folder": str(folder.absolute())}))
     else:
-        out.print(f"{view.name}:{view.version} is in {folder}", highlight=False, soft_wrap=True)
+        signed = f", signed by the key {view.signature.key_id}" if verify and view.signature else ""
+        out.print(f"{view.name}:{view.version} is in {folder}{signed}", highlight=False, soft_wrap=True)
+
+
+@backbones.command("verify")
+def verify_pulled(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A backbone that was pulled.")],
+    key: KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check a pulled folder: every file against its checksums, and these against their signature. Needs no service."""
+    signer = verify_folder(folder, lambda: keys_in(key) if key else KnownKeys().everybodys())
+    if as_json:
+        echo_json(json.dumps({"folder": str(folder.absolute()), "key": signer.id, "trusted_by": signer.origin}))
+    else:
+        text = f"{folder} is what the key {signer.id} has signed, which is in {signer.origin}"
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@backbones.command("keys")
+def list_keys(as_json: Json = False) -> None:
+    """The public keys that the service signs backbones with, in PEM: a file for --key. The newest comes first."""
+    with connected() as client:
+        keys = client.signing_keys()
+    if as_json:
+        print_json(keys)
+    elif not keys:
+        err.print("the service has no key, so it signs nothing", highlight=False)
+    for each in keys if not as_json else ():
+        typer.echo(f"# {each.id}, since {each.created_at:%Y-%m-%d %H:%M} UTC\n{each.public_key.strip()}")
+
+
+def _tell(text: str) -> None:
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @backbones.command()

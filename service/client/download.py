@@ -13,9 +13,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
@@ -167,9 +168,30 @@ class Fetcher:
         self._service, self._patience_s, self._progress = service, patience_s, progress
         self._completed, self._total = 0, 0
 
-    def folder(self, version: VersionView, form: PullFormat, out: Path, force: bool = False) -> None:
-        """Download one format of a version, or all, as the new folder ``out``; see `Client.pull` for the errors."""
-        files = select_files(version, form)
+    def bytes_of(self, file: FileView, most: int) -> bytes:
+        """A small file, checked against its sha256. Raises `DownloadError` for one of more than ``most`` bytes."""
+        if file.size > most:
+            raise DownloadError(f"{file.path}: the service lists {file.size} bytes, and at most {most} are expected")
+        data = BytesIO()
+        fetch(self._service, file.url, data, Patience(self._patience_s, self._service.url), None, None, file.size)
+        digest = hashlib.sha256(data.getvalue()).hexdigest()
+        if digest != file.sha256:
+            raise DownloadError(f"{file.path}: sha256 is {digest}, the registry's is {file.sha256}; nothing is kept")
+        return data.getvalue()
+
+    def folder(
+        self,
+        version: VersionView,
+        form: PullFormat,
+        out: Path,
+        force: bool = False,
+        beside: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Download one format of a version, or all, as the new folder ``out``; see `Client.pull` for the errors.
+
+        ``beside`` are further files of the folder, by name.
+        """
+        files, beside = select_files(version, form), beside or {}
         out = Path(os.path.abspath(out))  # noqa: PTH100 - must not follow a link at this path
         out.parent.mkdir(parents=True, exist_ok=True)
         with _exclusive(out):
@@ -179,7 +201,7 @@ class Fetcher:
             _check_target(out, force)
             staging = _sibling(out, f"{hashlib.sha256(f'{version.commit} {form}'.encode()).hexdigest()[:16]}.partial")
             try:
-                self._fill(version, files, staging)
+                self._fill(version, files, staging, beside)
             except UnacceptableAnswer:  # permanent; after other errors the partial download is kept for the next try
                 shutil.rmtree(staging, ignore_errors=True)
                 raise
@@ -188,7 +210,13 @@ class Fetcher:
             for folder in out.parent.glob(abandoned):  # downloads of other versions that were never finished
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def _fill(self, version: VersionView, files: dict[PurePosixPath, FileView], staging: Path) -> None:
+    def _fill(
+        self,
+        version: VersionView,
+        files: dict[PurePosixPath, FileView],
+        staging: Path,
+        beside: Mapping[str, bytes],
+    ) -> None:
         """Complete ``staging``: download what it lacks, check what it has, and remove any other file."""
         self._completed, self._total = 0, sum(file.size for file in files.values())
         staging.mkdir(exist_ok=True)
@@ -205,7 +233,9 @@ class Fetcher:
         if PurePosixPath(SUMS) not in files:
             lines = [f"{file.sha256}  {path}\n" for path, file in files.items()]
             (staging / SUMS).write_text("".join(lines))
-        expected = {staging / path for path in (*files, PurePosixPath(SUMS))}
+        for name, data in beside.items():
+            (staging / name).write_bytes(data)
+        expected = {staging / path for path in (*files, PurePosixPath(SUMS), *map(PurePosixPath, beside))}
         for leftover in staging.rglob("*"):
             if leftover.is_file() and leftover not in expected:
                 leftover.unlink()

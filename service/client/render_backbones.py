@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from service.backbones.comparison_schemas import ComparisonView
 from service.backbones.schemas import (
     BackboneDetailView,
     BackboneView,
@@ -90,7 +92,8 @@ def _texts(view: BackboneView | VersionSummaryView) -> list[tuple[str, Renderabl
 def version(view: VersionView) -> RenderableType:
     """A version with its files."""
     files = table(("FILE", "SIZE", "SHA256"), ((f.path, size(f.size), f.sha256) for f in view.files))
-    return Group(summary(view, [("commit", view.commit)]), "", files)
+    further = [("commit", view.commit), ("signature", signature(view))]
+    return Group(summary(view, further), "", files)
 
 
 def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -> RenderableType:
@@ -118,6 +121,43 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
             *((key, f"{value:.4g}") for key, value in sorted(view.metrics.items())),
         ]
     )
+
+
+def signature(view: VersionView) -> str:
+    """Who has signed a version's checksums."""
+    if view.signature is None:
+        return "not signed"
+    broken = "" if view.signature.intact else "; the checksums were changed since"
+    return f"key {view.signature.key_id}, {when(view.signature.signed_at)}{broken}"
+
+
+def comparison(view: ComparisonView) -> RenderableType:
+    """Two versions side by side."""
+    sides = (view.first, view.second)
+    heads = [f"{side.version.name}:{side.version.version}" for side in sides]
+    same = {True: "the same images", False: "other images", None: "unknown"}[view.same_dataset]
+    rows = [
+        ("formats", *(", ".join(side.sizes) or "-" for side in sides), ""),
+        ("size", *("-" if side.bytes is None else size(side.bytes) for side in sides), ""),
+        ("dataset", *(side.version.dataset_fingerprint or "-" for side in sides), same),
+        *((each.key, _number(each.first), _number(each.second), _signed(each.difference)) for each in view.metrics),
+    ]
+    spec = table(("SPEC", *heads), ((each.path, _text(each.first), _text(each.second)) for each in view.spec or ()))
+    same_spec = "the specs cannot be compared" if view.spec is None else "the specs are the same"
+    notes = [f"{head}: {note}" for head, side in zip(heads, sides, strict=True) for note in side.notes]
+    return Group(table(("", *heads, "DIFFERENCE"), rows), "", spec if view.spec else same_spec, *notes)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4g}"
+
+
+def _text(value: object) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
 def version_deletion(view: VersionDeletionView) -> RenderableType:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 from markupsafe import Markup, escape
 
@@ -74,15 +74,6 @@ def percent(share: float | None) -> str:
 def seconds_between(start: datetime | None, end: datetime | None) -> float | None:
     """Seconds from a start to an end, or to now; None without a start."""
     return None if start is None else ((aware(end) if end else now()) - aware(start)).total_seconds()
-
-
-def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A spec's values by dotted path, such as `method.teacher.momentum`."""
-    values: dict[str, Any] = {}
-    for name, value in document.items():
-        path = f"{prefix}{name}"
-        values |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
-    return values
 
 
 def coded(text: str) -> Markup:

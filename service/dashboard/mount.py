@@ -8,7 +8,19 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from service.dashboard import assets
-from service.dashboard.pages import access, backbones, cluster, home, hub, jobs, login, searches, starting, webhooks
+from service.dashboard.pages import (
+    access,
+    backbones,
+    cluster,
+    comparison,
+    home,
+    hub,
+    jobs,
+    login,
+    searches,
+    starting,
+    webhooks,
+)
 from service.dashboard.site import problem_page
 from service.http.problems import ApiProblem
 
@@ -18,7 +30,8 @@ NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json",
 def install(app: FastAPI) -> None:
     """Add all pages. Routes with a fixed path come before routes with an id, because the first match wins."""
     app.include_router(assets.router)
-    for pages in (login, home, starting, jobs, searches, backbones, hub, cluster, access, webhooks):
+    routers = (login, home, starting, jobs, searches, backbones, comparison, hub, cluster, access, webhooks)
+    for pages in routers:
         app.include_router(pages.router)
 
     app.include_router(starting.forms)

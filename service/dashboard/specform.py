@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from service.dashboard.formatting import flat
+from service.http.json_text import flat
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 

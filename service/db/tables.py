@@ -349,6 +349,39 @@ class BackboneAlias(Base):
     version: Mapped[int]
 
 
+class SigningKey(Base):
+    """A public key of the deployment. It stays after the service signs with another one, for what it has signed."""
+
+    __tablename__ = "signing_key"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """The first 16 hexadecimal digits of the sha256 of the key in DER."""
+    public_key: Mapped[str] = mapped_column(Text)
+    """In PEM."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    """When the service first had it."""
+
+
+class VersionSignature(Base):
+    """The signature over a version's checksums. It stays as it is, whatever happens to the files."""
+
+    __tablename__ = "version_signature"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
+        ),
+    )
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_key.id"))
+    signature: Mapped[str] = mapped_column(String(88))
+    """The 64 bytes of Ed25519 in base64."""
+    sums_sha256: Mapped[str] = mapped_column(String(64))
+    """Of the checksum file that was signed."""
+    signed_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class RegistryCheck(Base):
     """When the rows of versions were last compared with MLflow. There is no row until all versions have been read."""
 

@@ -17,6 +17,7 @@ from typing import Final, Literal, get_args
 
 from pydantic import BaseModel, Field
 
+from service import signing_key
 from service.atomic import write_atomically
 from service.client.errors import ClientError
 from service.client.server import HOST, STATE_FILE, TOKEN_FILE, Home
@@ -38,7 +39,9 @@ _STUDIES: Final = "studies.db"
 _ARTIFACTS: Final = "artifacts"
 _CONTENTS: Final = (_LOCK, _DATABASE, _MLFLOW_DATABASE, _STUDIES, _ARTIFACTS)
 """What two stacks must not share."""
-_OWN: Final = (*_CONTENTS, TOKEN_FILE, STATE_FILE, FAILED_FILE, "ray-token", "mlflow-password", "logs", "cache", "demo")
+_SIGNING_KEY: Final = "signing-key"
+_OWN: Final = (*_CONTENTS, TOKEN_FILE, STATE_FILE, FAILED_FILE, "ray-token", "mlflow-password", _SIGNING_KEY, "logs",
+               "cache", "demo")  # fmt: skip
 """The names, or their beginnings, of all that a stack writes."""
 
 
@@ -100,7 +103,7 @@ class Folder:
         return cls(path)
 
     def make(self) -> None:
-        """Make the folder with the credentials of the admin, the cluster and MLflow, and close it to other users.
+        """Make the folder with its credentials and the key that signs backbones, and close it to other users.
 
         Raises `StackError` for a folder that cannot be closed, or that seems to be used for something else.
         """
@@ -114,8 +117,9 @@ class Folder:
         self.logs.mkdir(exist_ok=True, mode=0o700)
         for credential in self.credentials:
             if not credential.exists():
-                credential.touch(0o600)
-                credential.write_text(secrets.token_urlsafe(32))
+                signs = credential == self.signing_key
+                text = signing_key.to_pem(signing_key.new_key()) if signs else secrets.token_urlsafe(32)
+                write_atomically(credential, text.encode(), 0o600)
 
     def close_to_others(self) -> None:
         """Take every right to the folder and to what a stack writes in it from other users; links are not followed.
@@ -141,11 +145,16 @@ class Folder:
     @property
     def credentials(self) -> tuple[Path, ...]:
         """The files with a secret each."""
-        return self.token, self.ray_token, self.mlflow_password
+        return self.token, self.ray_token, self.mlflow_password, self.signing_key
 
     @property
     def mlflow_password(self) -> Path:
         return self.path / "mlflow-password"
+
+    @property
+    def signing_key(self) -> Path:
+        """The private key that signs backbones."""
+        return self.path / _SIGNING_KEY
 
     @property
     def logs(self) -> Path:

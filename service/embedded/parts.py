@@ -149,6 +149,7 @@ def _own_variables(part: PartName, folder: Folder, ports: Ports) -> dict[str, st
             "RCMAE_RAY_TOKEN_FILE": str(folder.ray_token),
             "RCMAE_ADMIN_TOKEN_FILE": str(folder.token),
             "RCMAE_PUBLIC_URL": os.environ.get("RCMAE_PUBLIC_URL") or f"http://{HOST}:{ports.api}",
+            "RCMAE_SIGNING_KEY_FILE": str(folder.signing_key),
         } | _mlflow_login(folder)
     if part == "mlflow":
         # The server's own job queue would take nine more processes, for features that are not used here.

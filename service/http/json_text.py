@@ -1,10 +1,10 @@
-"""JSON bodies of requests, read as strictly as specs are: no field twice, no NaN, no bottomless nesting."""
+"""JSON documents, read as strictly as specs are: no field twice, no NaN, no bottomless nesting."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from trainer.spec.yaml_text import DEEPEST, MOST_DIGITS
@@ -27,6 +27,15 @@ def read(body: bytes) -> Any:
     if _depth_exceeds(value, DEEPEST):
         raise json.JSONDecodeError(_too_deep(), text, 0)
     return value
+
+
+def flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A spec's values by dotted path, such as `method.teacher.momentum`."""
+    values: dict[str, Any] = {}
+    for name, value in document.items():
+        path = f"{prefix}{name}"
+        values |= flat(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value}
+    return values
 
 
 class _Refused(Exception):

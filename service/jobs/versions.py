@@ -29,6 +29,8 @@ from service.db.tables import (
 from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.problems import unavailable
+from service.jobs import work
+from service.jobs.work import Work
 from trainer.protocol import names
 
 
@@ -274,6 +276,7 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
             if told:
                 _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
+    work.add(session, Work.SIGN_VERSIONS, [""])
     return True
 
 

@@ -47,6 +47,8 @@ class Work(StrEnum):
     """A webhook for which something is due, by its id: what hangs holds up this webhook alone."""
     SWEEP_DELIVERIES = "sweep_deliveries"
     """No target."""
+    SIGN_VERSIONS = "sign_versions"
+    """No target: versions without a signature are signed."""
 
 
 @dataclass(frozen=True)

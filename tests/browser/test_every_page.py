@@ -32,6 +32,7 @@ PAGES = {
     "trial": "/searches/{search}/trials/0",
     "backbones": "/backbones",
     "backbone": "/backbones/{backbone}",
+    "backbones-compared": "/backbone-comparison?of={backbone}&with={backbone}:latest",
     "cluster": "/cluster",
     "tokens": "/tokens",
     "webhooks": "/webhooks",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import urllib.request
 
 import httpx
@@ -32,6 +33,18 @@ def mlflow(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     uri = stack.mlflow_url
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     return MlflowClient(uri)
+
+
+def test_a_jobs_version_is_signed_by_the_key_of_the_stack(stack, job, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    ref = job.result.backbone
+    version = poll(lambda: stack.client.version(ref.name, ref.version), lambda found: found.signature is not None)
+    command = ["openssl", "pkey", "-in", stack.folder.signing_key, "-pubout", "-outform", "DER"]
+    der = subprocess.run(command, capture_output=True, check=True).stdout
+    assert version.signature.key_id == hashlib.sha256(der).hexdigest()[:16]
+    stack.client.pull(ref.name, tmp_path / "pulled", version=ref.version, verify=True)
+    done = stack.rcmae("backbones", "verify", str(tmp_path / "pulled"), "--json")
+    assert json.loads(done.stdout)["key"] == version.signature.key_id
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
-from service.dashboard.formatting import flat, number
+from service.dashboard.formatting import number
 from service.dashboard.site import WITH_CURVES, ControlPage, JobsPage, Page, PageRoute, environment
+from service.http.json_text import flat
 from service.http.problems import ApiProblem
 from service.jobs import reading
 from service.jobs import service as changing

@@ -169,11 +169,13 @@ def test_an_artifact_that_leads_out_of_the_backup_is_refused(folder, tmp_path, n
 
 
 def test_a_stack_of_an_earlier_release_is_backed_up_before_its_first_start(folder, tmp_path):
+    key = folder.signing_key.read_text()
     folder.mlflow_password.unlink()
     restored = Folder.at(tmp_path / "elsewhere")
     restore_stack(backed_up(folder, tmp_path / "backup"), restored, nothing)
     restored.make()
     assert restored.mlflow_password.read_text()
+    assert restored.signing_key.read_text() == key, "the copy signs with the key that clients know"
 
 
 @pytest.mark.parametrize("within", ["", "artifacts/"])

@@ -16,6 +16,7 @@ from sqlalchemy import make_url
 
 from service import cli, deployment
 from service.adapters.studies import Studies, StudiesUnreachable
+from service.settings import Settings
 
 CHECKOUT = Path(__file__).parents[3]
 
@@ -91,6 +92,7 @@ def test_files_have_the_forms_that_their_readers_take(folder):
     admin, trains = json.loads((files / "s3_config").read_text())["identities"]
     assert admin["credentials"][0]["accessKey"] == values["RCMAE_S3_ADMIN_KEY"]
     assert "Write:rcmae-datasets" not in trains["actions"]
+    assert Settings(database_url="sqlite:///x", artifact_root="/x", signing_key_file=files / "signing_key")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_files_have_the_forms_that_their_readers_take(folder):
         ("RCMAE_RAY_TOKEN=with space in it x", "RCMAE_RAY_TOKEN must not be empty, and may contain only letters"),
         ("RCMAE_RAY_TOKEN=$HOME/very/long/indeed", "RCMAE_RAY_TOKEN must not be empty, and may contain only letters"),
         ("RCMAE_RAY_TOKEN=short", "fewer than 16 characters"),
+        ("RCMAE_SIGNING_KEY=a-secret-that-is-no-key", "RCMAE_SIGNING_KEY is no Ed25519 key"),
         ("export X=1", "line 1 is not NAME=value"),
     ],
 )
@@ -146,6 +149,8 @@ def test_compose_has_every_file_and_hands_each_to_those_who_need_it(folder):
     services = compose()["services"]
     assert set(compose()["secrets"]) == {file.name for file in (folder / ".secrets").iterdir()}
     assert set(services["ray-worker"]["secrets"]) == {"ray_token", "s3_credentials"}
+    assert [name for name, each in services.items() if "signing_key" in each.get("secrets", [])] == ["controller"]
+    assert services["controller"]["environment"]["RCMAE_SIGNING_KEY_FILE"] == "/run/secrets/signing_key"
     assert set(services["ray-worker"]["networks"]) == {"training"}
 
 

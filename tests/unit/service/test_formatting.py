@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from service.dashboard.formatting import ago, coded, duration, flat, full, number
+from service.dashboard.formatting import ago, coded, duration, full, number
 from service.db.tables import now
+from service.http.json_text import flat
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import sys
 import pytest
 from live import poll
 
+from service import signing_key
 from service.client.server import Home
 from service.embedded import locations, parts, processes
 from service.embedded.folder import PARTS, Folder, Ports, StackError, StackState
@@ -49,9 +50,16 @@ def test_the_folder_and_its_tokens_are_for_their_owner_alone(folder):
     for token in folder.credentials:
         assert mode(token) == 0o600
         assert len(token.read_text()) >= 32
-    before = folder.token.read_text()
+    before = [credential.read_text() for credential in folder.credentials]
     folder.make()
-    assert folder.token.read_text() == before
+    assert [credential.read_text() for credential in folder.credentials] == before
+
+
+def test_the_key_that_signs_is_made_with_the_folder_and_reaches_the_api_alone(folder, prepare):
+    assert len(signing_key.read(folder.signing_key)) == 32
+    state = prepare(StackState())
+    named = {part: parts.environment(part, folder, state).get("RCMAE_SIGNING_KEY_FILE") for part in PARTS}
+    assert named == {"ray": None, "mlflow": None, "api": str(folder.signing_key)}
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from service.auth.caller import Caller, sha256
 from service.auth.scopes import SCOPES, UNSCOPED, Role, Scope
 from service.auth.sessions import COOKIE, CSRF_HEADER
 from service.auth.trail import ACTIONS
+from service.backbones import signing
+from service.backbones.signing import Signer
 from service.dashboard.assets import url_of
 from service.dashboard.site import PageRoute
 from service.db.tables import Token, WebhookDelivery
@@ -140,6 +142,11 @@ class Asker:
             self._mlflow.register(name, number, job_id, folder)
         self._mlflow.set_alias(name, "best", 1)
         compare_with_mlflow(self._database, self._mlflow)
+        with self._database.session() as session:
+            signer = Signer(bytes(32))
+            signing.add_key(session, signer)
+            for version in signing.unsigned(session, ("", 0), 9):
+                signing.record(session, version, signer, b"sums")
         return name
 
     def _job(self, owner: str, state: str) -> str:
@@ -177,6 +184,18 @@ class Asker:
         new = {"owner": owner, "url": "https://93.184.216.34/hook"}
         return path, {"PATCH /v1/webhooks/{webhook_id}": {"enabled": False}, "POST /v1/webhooks": new}.get(route)
 
+    def _about_backbone(self, owner: str, path: str) -> tuple[str, dict[str, Any]]:
+        """The path and the parameters of a request about a backbone, or its repository in the hub."""
+        name = self._backbone(owner)
+        if path.endswith("/backbone-comparison"):
+            return path, {"of": f"{name}:1", "with": f"{name}@best"}
+        path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
+        path = path.replace("{org}/{repo}", f"rcmae/{name}").replace("{repo}", name).replace("{revision}", "main")
+        path = path.replace("{revision:path}", "main")
+        in_hub = {"resolve": "config.json", "raw": "config.json", "tree": "sub"}
+        path = path.replace("{path:path}", in_hub.get(path.split("/")[-3], "spec.json"))
+        return path, {"version": 2} if path.endswith("/delete") else {}
+
     def request_of(self, route: str, owner: str) -> Request:
         """A request for what ``owner`` owns."""
         method, _, path = route.partition(" ")
@@ -205,14 +224,8 @@ class Asker:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":
             body = {"owner": owner, "role": "submitter"}
-        elif "backbones/{name}" in path or path.startswith("/hf/"):
-            name = self._backbone(owner)
-            path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
-            path = path.replace("{org}/{repo}", f"rcmae/{name}").replace("{repo}", name).replace("{revision}", "main")
-            path = path.replace("{revision:path}", "main")
-            in_hub = {"resolve": "config.json", "raw": "config.json", "tree": "sub"}
-            path = path.replace("{path:path}", in_hub.get(path.split("/")[-3], "spec.json"))
-            query = {"version": 2} if path.endswith("/delete") else {}
+        elif "backbones/{name}" in path or path.startswith("/hf/") or path.endswith("/backbone-comparison"):
+            path, query = self._about_backbone(owner, path)
             bodies = {"PUT": {"version": 2}, "PATCH": {"description": "x"}, "POST": {"paths": ["config.json"]}}
             body = bodies.get(method)
         elif path.startswith("/forms/"):
