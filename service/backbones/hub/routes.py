@@ -21,7 +21,7 @@ from service.backbones.hub.views import (
     HubRefsView,
     HubRefView,
 )
-from service.backbones.schemas import MAIN
+from service.backbones.schemas import LARGEST, MAIN
 from service.context.app_state import MayReadBackbones, StateDep
 from service.http.problems import ApiProblem
 from service.http.ranges import file_response, not_modified
@@ -113,7 +113,7 @@ def listing(
     library: str = "",
     sort: str = "",
     direction: Annotated[str, Query(description="`1` for ascending order; otherwise the greatest comes first")] = "",
-    limit: Annotated[int, Query(ge=1, description=f"at most {MOST_LISTED} on a page")] = MOST_LISTED,
+    limit: Annotated[int, Query(ge=1, le=LARGEST, description=f"at most {MOST_LISTED} on a page")] = MOST_LISTED,
     full: bool = False,
     card_data: Annotated[bool, Query(alias="cardData")] = False,
     expand: Fields = None,

@@ -401,7 +401,7 @@ SUMMARY = {"name": "digits", "version": 3, "created_at": DATE, "job_id": "job-2"
            "checkpoint_step": 480, "formats": ["timm"], "aliases": ["champion"],
            "metrics": {"eval/linear_top1": 0.75}, "tags": {}}  # fmt: skip
 BACKBONE = {"name": "digits", "latest_version": 3, "main_version": 3, "versions": [3], "aliases": {"champion": 3},
-            "metrics": {"eval/linear_top1": 0.75}, "updated_at": DATE}  # fmt: skip
+            "owner": "alice", "labels": {"team": "vision"}, "metrics": {"eval/linear_top1": 0.75}, "updated_at": DATE}  # fmt: skip
 
 
 def test_backbones_are_listed_by_what_they_are_sorted_by(server, capsys):
@@ -409,7 +409,7 @@ def test_backbones_are_listed_by_what_they_are_sorted_by(server, capsys):
     assert run("backbones", "list", "--sort=-eval/linear_top1", "--format", "timm", "--method", "rc_mae") == 0
     head, row = capsys.readouterr().out.splitlines()[:2]
     assert "EVAL/LINEAR_TOP1" in head
-    assert row.split()[:6] == ["digits", "3", "3", "1", "champion:3", "0.75"]
+    assert row.split()[:8] == ["digits", "3", "3", "1", "champion:3", "alice", "team:vision", "0.75"]
     assert server.asked[0].query == {
         "sort": ["-eval/linear_top1"], "format": ["timm"], "method": ["rc_mae"], "limit": ["100"],
     }  # fmt: skip

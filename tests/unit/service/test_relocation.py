@@ -23,7 +23,7 @@ from service.embedded.folder import Folder, StackError
 from service.embedded.locations import require_nothing_shared
 from service.embedded.relocation import relocate
 from trainer.spec.search import SearchSpec
-from trainer.tracking.registry import BackboneRegistry
+from trainer.tracking.registry import About, BackboneRegistry
 
 NAME = "with a 'quote' and ü"
 """SQL and JSON write these in ways of their own."""
@@ -56,7 +56,9 @@ def fill(folder: Folder) -> None:
     run = client.create_run(experiment).info.run_id
     (folder.path / "backbone").mkdir()
     (folder.path / "backbone" / "config.json").write_text("{}")
-    BackboneRegistry(folder.mlflow_url, "job", 1).register("digits", folder.path / "backbone", {}, run)
+    BackboneRegistry(folder.mlflow_url, "job", 1).register(
+        "digits", folder.path / "backbone", About({}, run, {}, {}, 0)
+    )
 
 
 def location_of_backbone(folder: Folder) -> Path:

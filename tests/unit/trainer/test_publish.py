@@ -189,6 +189,7 @@ def test_its_tags_tell_where_it_comes_from(trained, version):
     assert version.tags == {
         names.TAG_SPEC: trained.spec.sha256(),
         names.TAG_DATASET: trained.ending.data.fingerprint,
+        names.TAG_DATASET_NAME: "scikit-learn's digits",
         names.TAG_METHOD: "rc_mae",
         names.TAG_EPOCHS: "3",
         names.TAG_SOURCE_JOB: "job-a",
