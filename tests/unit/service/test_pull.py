@@ -401,7 +401,8 @@ SUMMARY = {"name": "digits", "version": 3, "created_at": DATE, "job_id": "job-2"
            "checkpoint_step": 480, "formats": ["timm"], "aliases": ["champion"],
            "metrics": {"eval/linear_top1": 0.75}, "tags": {}}  # fmt: skip
 BACKBONE = {"name": "digits", "latest_version": 3, "main_version": 3, "versions": [3], "aliases": {"champion": 3},
-            "owner": "alice", "labels": {"team": "vision"}, "metrics": {"eval/linear_top1": 0.75}, "updated_at": DATE}  # fmt: skip
+            "owner": "alice", "labels": {"team": "vision"}, "metrics": {"eval/linear_top1": 0.75},
+            "updated_at": DATE}  # fmt: skip
 
 
 def test_backbones_are_listed_by_what_they_are_sorted_by(server, capsys):
