@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import structlog
 from sqlalchemy.orm import Session
 
 from service.auth.caller import sha256
-from service.db.tables import Event, Job
+from service.db.tables import Event, Job, RegisteredBackbone
 from service.jobs import repository
 from service.jobs.dataset_images import dataset_images
 from service.jobs.schemas import PromotedFrom
@@ -16,6 +17,8 @@ from service.jobs.state import State
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.dataset import DatasetSpec, misplaced
+from trainer.spec.export import ENDINGS_REFUSED
+from trainer.spec.formats import HUB_ENDINGS
 from trainer.spec.job import JobSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -72,6 +75,29 @@ def check_roots(settings: Settings, datasets: Mapping[str, DatasetSpec | None]) 
     problems = [problem for problem in checked if problem]
     if problems:
         raise SpecError(problems)
+
+
+def check_backbone_names(session: Session, document: Mapping[str, Any]) -> None:
+    """Raises `SpecError` for a new backbone whose name would be that of another one's repository in the hub.
+
+    ``document`` may nest specs. Older specs and backbones keep such names: not all of these endings were taken before.
+    """
+    problems = [
+        Problem(field, f"/{field.replace('.', '/')}", name, ENDINGS_REFUSED)
+        for field, name in _backbone_names(document, "")
+        if name.endswith(tuple(HUB_ENDINGS)) and session.get(RegisteredBackbone, name) is None
+    ]
+    if problems:
+        raise SpecError(problems)
+
+
+def _backbone_names(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+    """Each field of a document, at any depth, that names a backbone to register, and the name."""
+    for key, value in document.items():
+        if key == "register_as" and isinstance(value, str):
+            yield f"{path}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _backbone_names(value, f"{path}{key}.")
 
 
 def schedule(session: Session, spec: PretrainSpec) -> Schedule | None:

@@ -24,7 +24,7 @@ from service.jobs.reading import view
 from service.jobs.schemas import JobView
 from service.jobs.service import change_job
 from service.jobs.state import State
-from service.jobs.submission import stored_key
+from service.jobs.submission import check_backbone_names, stored_key
 from service.searches import analysis, reading, repository
 from service.searches.claims import Claim, claimed
 from service.searches.promotion import promote_trial
@@ -362,6 +362,7 @@ def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body:
     promotion = PromoteSpec(overrides=body.overrides, register_as=body.register_as)
     with app_state.database.session() as session:
         search = repository.visible_search(session, app_state.kinds, job_id, caller)
+        check_backbone_names(session, promotion.model_dump(mode="json"))
         job, new = promote_trial(session, app_state.settings, search, trial, promotion, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)

@@ -124,7 +124,8 @@ def verifying(name: str) -> str:
     """How to check that files are those that were registered."""
     return (
         "`rcmae backbones pull` compares every file with the sha256 that was recorded when the backbone was "
-        f"registered, and keeps none that differs. It writes `{BACKBONE_SUMS}` beside them. To check them again:\n\n"
+        "registered, and keeps none that differs. With `--verify` it also checks that a key of the service which you "
+        f"trust has signed these checksums. It writes `{BACKBONE_SUMS}` beside the files. To check them again:\n\n"
         f"```bash\nrcmae backbones pull {name} --format all --out {name}\n"
         f"(cd {name} && sha256sum --check {BACKBONE_SUMS})\n```\n"
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from trainer.spec.base import SpecModel
-from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS
+from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS, NEVER_NAMED
 
 Network = Literal["teacher", "student"]
 BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]
@@ -19,14 +19,16 @@ _LINK: Final = re.compile(r"https://[^\s\"'<>()\[\]|`\\]+")
 _LICENSE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
+ENDINGS_REFUSED: Final = (
+    f"must not end in {' or '.join(HUB_ENDINGS)}: for the hub's clients, those endings name the formats of a backbone"
+)
+
+
 def _backbone_name(name: str) -> str:
     if not _NAME.fullmatch(name):
         raise ValueError("use lower-case letters, digits, - and _, starting with a letter or digit")
-    if name.endswith(tuple(HUB_ENDINGS)):
-        raise ValueError(
-            f"must not end in {' or '.join(HUB_ENDINGS)}: for the hub's clients, those endings name the formats of a "
-            "backbone"
-        )
+    if name.endswith(NEVER_NAMED):
+        raise ValueError(ENDINGS_REFUSED)
     return name
 
 
