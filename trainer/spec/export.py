@@ -8,7 +8,14 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from trainer.spec.base import SpecModel
-from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_TIMM, HUB_ENDINGS, NEVER_NAMED
+from trainer.spec.formats import (
+    BACKBONE_FORMATS,
+    BACKBONE_HF,
+    BACKBONE_HF_MAE,
+    BACKBONE_TIMM,
+    HUB_ENDINGS,
+    NEVER_NAMED,
+)
 
 Network = Literal["teacher", "student"]
 BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]

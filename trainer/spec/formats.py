@@ -23,8 +23,8 @@ HUB_ENDINGS: Final = {
     "-onnx": BACKBONE_ONNX,
     "-torch_export": BACKBONE_TORCH_EXPORT,
 }
-"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. The service registers no new backbone
-whose name has one of these endings; a backbone that has one from before stands for itself."""
+"""The format of `<organisation>/<backbone><ending>`; without an ending it is `hf`. The service registers no new
+backbone whose name has one of these endings; a backbone that has one from before stands for itself."""
 NEVER_NAMED: Final = ("-mae", "-timm")
 """Those endings that no backbone's name has ever had."""
 LIBRARIES: Final = {

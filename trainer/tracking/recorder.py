@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, RunTag
 from mlflow.exceptions import MlflowException
@@ -17,15 +18,15 @@ from trainer.logger import logger
 from trainer.protocol.names import TAG_LENGTH, TAG_NEWEST
 from trainer.protocol.progress import Newest
 from trainer.spec.metric_keys import SAMPLES
-from trainer.tracking.client import MLFLOW
+from trainer.tracking.client import MLFLOW, show
 from trainer.tracking.interface import UsedDataset
 
 SEND_SECONDS = 2.0
 """How often pending metrics and tags are sent."""
 BATCH = 1000
 """MLflow's limit on the number of metrics in one request."""
-DIGEST_LENGTH = 36
-"""MLflow's limit on the characters of a dataset's digest."""
+NAME_LENGTH, DIGEST_LENGTH = 500, 36
+"""MLflow's limits on the characters of a dataset's name and digest."""
 
 
 class RunRecorder:
@@ -95,14 +96,14 @@ class RunRecorder:
                     batch, tags, datasets = self._pending[:BATCH], dict(self._tags), list(self._datasets)
                 if not batch and not tags and not datasets:
                     return
-                if datasets:
-                    self._client.log_inputs(self._run_id, datasets)
-                    with self._lock:
-                        del self._datasets[: len(datasets)]
                 self._client.log_batch(self._run_id, batch, tags=[RunTag(key, value) for key, value in tags.items()])
                 with self._lock:
                     del self._pending[: len(batch)]
                     self._tags = {key: value for key, value in self._tags.items() if tags.get(key) != value}
+                if datasets:
+                    show("the datasets of the run", partial(self._client.log_inputs, self._run_id, datasets))
+                    with self._lock:
+                        del self._datasets[: len(datasets)]
 
     def try_to_send(self) -> None:
         """Send what is pending if MLflow accepts it now; otherwise it goes out with the next batch."""
@@ -135,7 +136,7 @@ class RunRecorder:
 
 def _input(used: UsedDataset) -> DatasetInput:
     dataset = Dataset(
-        name=used.name,
+        name=used.name[:NAME_LENGTH],
         digest=used.fingerprint[:DIGEST_LENGTH],
         source_type="uri",
         source=json.dumps({"uri": used.uri}),

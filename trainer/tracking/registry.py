@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mlflow.entities import Metric
@@ -14,7 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from trainer.protocol.names import TAG_ATTEMPT, TAG_JOB
 from trainer.storage import Store
-from trainer.tracking.client import MLFLOW
+from trainer.tracking.client import MLFLOW, show
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class BackboneRegistry:
             ),
         )
         metrics = about.metrics_of(model.model_id)
-        MLFLOW.call(action, lambda: client.log_batch(about.run_id, metrics=metrics))
+        log_metrics = partial(client.log_batch, about.run_id, metrics=metrics)  # refused if somebody deleted the run
+        MLFLOW.call(action, lambda: show("the evaluation of the version", log_metrics))
         # Uploaded through our own store, for its retries and errors; MLflow's uploader has others.
         Store(model.artifact_location).upload(directory, "")
         MLFLOW.call(action, lambda: client.finalize_logged_model(model.model_id, "READY"))

@@ -577,3 +577,27 @@ def test_versions_deleted_at_once_are_all_removed_in_one_round(world: World, reg
     world.rounds()
     assert world.mlflow.registered == []
     assert names.BACKBONE_SUMS not in {file.name for file in registry.folder("digits", 1).parent.parent.rglob("*")}
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        (spec_with(register_as="cats-onnx"), "register_as"),
+        ({"kind": "search", "base": spec_with(register_as="cats-torch_export"),
+          "scheduler": {"name": "none"},
+          "space": {"optimization.base_lr": {"type": "float", "low": 1e-4, "high": 1e-2}}}, "base.register_as"),
+    ],
+)  # fmt: skip
+def test_a_new_backbone_cannot_have_the_name_of_another_one_s_repository(api, document, field):
+    for path in ("/v1/jobs", "/v1/jobs/plan"):
+        (found,) = problem(api.post(path, json=document), 422, "spec_invalid")["problems"]
+        assert found["field"] == field
+        assert "must not end in" in found["message"]
+
+
+def test_a_backbone_that_has_such_a_name_from_before_gets_new_versions(api, registry):
+    registry.add("cats-onnx")
+    assert api.post("/v1/jobs", json=spec_with(register_as="cats-onnx")).status_code == 201

@@ -148,11 +148,16 @@ def test_what_it_must_say_and_may_not():
     assert set(problems(PUBLISH | {"dataset": {"uri": "/d"}})) == {"dataset"}
 
 
-@pytest.mark.parametrize("ending", ["-mae", "-timm", "-onnx", "-torch_export"])
+@pytest.mark.parametrize("ending", ["-mae", "-timm"])
 def test_a_name_may_not_end_as_the_repository_of_a_format_does(ending):
     told = problems(PUBLISH | {"register_as": f"digits{ending}"})["register_as"]
     assert "must not end in -mae or -timm or -onnx or -torch_export" in told
     assert parse_spec(PUBLISH | {"register_as": f"digits{ending}s"})
+
+
+@pytest.mark.parametrize("ending", ["-onnx", "-torch_export"])
+def test_stored_specs_keep_names_with_endings_that_were_free_before(ending):
+    assert parse_spec(PUBLISH | {"register_as": f"digits{ending}"}).register_as == f"digits{ending}"
 
 
 def test_kinds_are_told_apart():

@@ -207,6 +207,35 @@ def test_a_version_s_page_in_mlflow_has_the_spec_and_the_evaluation(backbones, p
     assert [(metric.key, metric.value, metric.step) for metric in model.metrics] == [("eval/linear_top1", 0.5, 20)]
 
 
+def test_a_version_of_a_run_that_was_deleted_in_mlflow_is_registered(backbones, server, run, backbone):
+    """Its page lacks the evaluation, which MLflow keeps with the run."""
+    client = MlflowClient(server)
+    client.delete_run(run)
+    try:
+        assert backbones.register("orphan", backbone, about(run)) == 1
+    finally:
+        client.restore_run(run)
+    model = client.get_logged_model(client.get_model_version("orphan", "1").source.removeprefix("models:/"))
+    assert model.status == "READY"
+    assert not model.metrics
+
+
+def test_datasets_that_mlflow_refuses_hold_up_no_metrics(recorder, server, run):
+    recorder.use([UsedDataset("training", "x" * 900, "y" * 70_000, "abc", 5)])
+    recorder.log(1, {"train/loss": 0.5})
+    recorder.close()
+    found = MlflowClient(server).get_run(run)
+    assert found.data.metrics["train/loss"] == 0.5
+    assert found.inputs.dataset_inputs == []
+
+
+def test_a_long_name_of_a_dataset_is_cut(recorder, server, run):
+    recorder.use([UsedDataset("training", "x" * 900, "s3://data/photos", "abc", 5)])
+    recorder.close()
+    (used,) = MlflowClient(server).get_run(run).inputs.dataset_inputs
+    assert used.dataset.name == "x" * 500
+
+
 def test_a_run_s_page_in_mlflow_has_its_datasets_once(recorder, proxy, server, run):
     fingerprint = "0123456789abcdef" * 4
     used = [
