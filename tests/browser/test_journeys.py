@@ -13,6 +13,7 @@ import pytest
 from browser_world import Filled, Visit, Visits
 from live import LIMIT_S, make_spec, poll, wait_state
 from local_stack import Stack
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from service.jobs.state import State
@@ -149,6 +150,7 @@ def _the_copied_snippet_loads(page: Page, stack: Stack, folder: Path) -> None:
     shown.get_by_role("button", name="Copy").click()
     code = page.evaluate("navigator.clipboard.readText()")
     (folder / "load.py").write_text(code)
+    Image.new("RGB", (41, 60), "orange").save(folder / "photo.jpg")
     done = subprocess.run(
         [sys.executable, "load.py"], cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         env={"HF_TOKEN": stack.token, "PATH": "/usr/bin:/bin", "HOME": str(folder)},
