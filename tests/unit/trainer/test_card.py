@@ -78,7 +78,7 @@ def test_a_stranger_s_questions_are_answered_in_their_order(tmp_path, channels):
 
 def test_what_was_trained_from_scratch_stands_beside_it_where_that_was_measured(tmp_path):
     card = card_of(facts(evaluation=RESULTS | {"eval/linear_top1_scratch": 0.5}), tmp_path)
-    assert "| metric | this backbone | random weights | trained from scratch |" in card
+    assert "| metric | value | random weights | trained from scratch |" in card
     assert "| `eval/linear_top1` | 0.7312 | 0.3187 | 0.5000 |" in card
 
 
@@ -168,14 +168,30 @@ def test_each_repository_s_card_names_its_own_library_and_begins_with_it(tmp_pat
 
 def test_the_hub_s_client_reads_the_metadata(tmp_path):
     """What it offers without the internet; it raises for a model-index that the hub would refuse."""
-    data = ModelCard(card_of(facts(evaluation=RESULTS), tmp_path)).data
+    data = ModelCard(card_of(facts(method={"name": "mae"}, evaluation=RESULTS), tmp_path)).data
     assert (data.model_name, data.datasets, data.metrics) == ("plain", ["cifar10"], ["accuracy"])
     assert data.pipeline_tag == "image-feature-extraction"
-    assert "rc_mae" in data.tags
+    assert "mae" in data.tags
     assert [(each.metric_name, each.metric_type, each.metric_value) for each in data.eval_results] == [
         ("eval/linear_top1", "accuracy", 0.7312), ("eval/reconstruction_ratio", "reconstruction_ratio", 0.4123),
     ]  # fmt: skip
     assert {each.dataset_name for each in data.eval_results} == {"held-out images of cifar10"}
+
+
+@pytest.mark.parametrize(
+    ("network", "metric", "other"),
+    [
+        ("teacher", metric_keys.LINEAR_TOP1, metric_keys.RECONSTRUCTION_RATIO),
+        ("student", metric_keys.RECONSTRUCTION_RATIO, metric_keys.LINEAR_TOP1),
+    ],
+)
+def test_no_result_of_the_other_network_is_reported_as_the_backbone_s(tmp_path, network, metric, other):
+    card = card_of(facts(export={"network": network}, evaluation=RESULTS), tmp_path)
+    (reported,) = front_matter(card)["model-index"][0]["results"]
+    assert [each["name"] for each in reported["metrics"]] == [metric]
+    assert ("metrics" in front_matter(card)) is (metric == metric_keys.LINEAR_TOP1)
+    assert f"This backbone is the {network}." in card
+    assert re.search(rf"^\| `{other}` \|.*\| {'student' if network == 'teacher' else 'teacher'} \|", card, re.MULTILINE)
 
 
 # --- a whole version -------------------------------------------------------------------------------------------------
