@@ -19,6 +19,7 @@ from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PIC
 from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
 from trainer.spec.export import ExportSpec, Network
+from trainer.spec.formats import BACKBONE_HF_MAE
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
@@ -145,7 +146,7 @@ def _sections(facts: Facts, pictures: set[str], form: str | None) -> Iterator[st
     yield f"## Input and preprocessing\n\n{usage.preprocessing(facts.subject)}"
     yield f"## How to load it\n\n{usage.loading(facts.subject, form)}"
     yield from map(_code, snippets(facts.subject, form))
-    yield f"## Pooling\n\n{usage.pooling(facts.subject)}"
+    yield f"## Pooling\n\n{usage.pooling(facts.subject, probed=metric_keys.LINEAR_TOP1 in facts.evaluation)}"
     yield f"## Fine-tuning\n\n{usage.fine_tuning(facts.subject)}"
     yield from map(_code, finetuning(facts.subject))
     yield from usage.converting(facts.subject)
@@ -178,6 +179,7 @@ def _training(facts: Facts) -> str:
     spec, model = facts.spec, facts.spec.model
     images = "" if facts.dataset_images is None else f", {facts.dataset_images:,} images"
     mirrored = ", half of them mirrored" if spec.augmentation.hflip else ""
+    decoder = "only `hf-mae` has it" if BACKBONE_HF_MAE in facts.export.formats else "no format here has it"
     least, greatest = (f"{share:.0%}" for share in spec.augmentation.crop_scale)
     return _table({
         "data": f"{facts.dataset}{images}; training used no labels",
@@ -185,7 +187,7 @@ def _training(facts: Facts) -> str:
         "method": f"{spec.method.name}, mask ratio {spec.method.mask_ratio:g}, "
         f"{'normalised' if spec.method.norm_pix_loss else 'plain'} pixels",
         "decoder": f"width {model.decoder_embed_dim}, {plural(model.decoder_depth, 'block')}, "
-        f"{plural(model.decoder_num_heads, 'head')}; only `hf-mae` has it",
+        f"{plural(model.decoder_num_heads, 'head')}; {decoder}",
         "optimisation": f"{facts.step:,} steps of {spec.optimization.global_batch_size} images, AdamW, peak learning "
         f"rate {spec.optimization.peak_lr:.4g}, weight decay {spec.optimization.weight_decay:g}",
     })  # fmt: skip

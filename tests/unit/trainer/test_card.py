@@ -89,7 +89,11 @@ def test_a_card_leaves_out_what_there_is_not(tmp_path):
     assert "model-index" not in front_matter(card)
     for absent in ("### Curves", "### Reconstructions\n\nThe student", "nan"):
         assert absent not in card
-    assert "It has not been evaluated." in card_of(facts(), tmp_path / "other")
+    other = card_of(facts(export={"formats": ["timm"]}, sizes={"img_size": [16, 48]}), tmp_path / "other")
+    assert "It has not been evaluated." in other
+    for absent in ("above is about it", "only `hf-mae` has it", "timm's crop"):
+        assert absent not in other
+        assert absent in card_of(facts(export={"formats": ["hf-mae"]}, evaluation=RESULTS), tmp_path / absent)
 
 
 @pytest.mark.parametrize(
@@ -316,7 +320,7 @@ def test_the_code_of_onnx_gives_the_trainer_s_own_features(tmp_path, monkeypatch
         expected = network.encode(torch.from_numpy(space["pixels"]))
     assert (torch.from_numpy(space["features"]) - expected).abs().max() < 1e-5
     assert front_matter(card)["library_name"] == "onnx"
-    assert "the other formats cannot be trained" in card
+    assert "`onnx` and `torch_export` for inference" in card
 
 
 def test_values_beyond_eight_bits_are_scaled_as_in_training(tmp_path, monkeypatch):
