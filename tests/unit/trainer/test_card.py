@@ -1,5 +1,6 @@
 """The model card: what it says, its metadata, and its code, which runs as it is written."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -330,6 +331,12 @@ def test_values_beyond_eight_bits_are_scaled_as_in_training(tmp_path, monkeypatc
     space = run("import numpy, torch\n" + by_hand(subject), {})
     assert space["pixels"].shape == (1, 1, 32, 32)
     assert space["pixels"].abs().max() < 1e-5
+
+
+def test_timm_s_folder_of_a_version_says_which_values_are_black_and_white(tmp_path):
+    told = facts(1, export={"formats": ["timm"]}, value_range=(0.0, 65535.0))
+    write_version(tmp_path, told, shaken(told.spec.model).state_dict())
+    assert json.loads((tmp_path / "timm/config.json").read_text())["rcmae"]["value_range"] == [0, 65535]
 
 
 def test_code_is_python_for_any_shape_and_choice_of_formats():
