@@ -47,7 +47,7 @@ class Registry:
     """Stands for MLflow: what a run had logged, and what was registered."""
 
     def __init__(self, memory, folder: Path) -> None:
-        self.memory, self.folder, self.made = memory, folder, []
+        self.memory, self.folder, self.made, self.params = memory, folder, [], {}
 
     def read(self, run_id, keys, last_step):
         assert run_id == "run-a", "that of the job that trained"
@@ -58,6 +58,7 @@ class Registry:
         target = self.folder / f"version-{len(self.made) + 1}"
         shutil.copytree(directory, target)
         self.made.append((name, target, about.tags, about.run_id))
+        self.params = about.params
         return len(self.made)
 
 
@@ -267,6 +268,7 @@ def test_the_student_is_published_where_it_is_asked_for(trained, tmp_path):
     kept(trained, registry, export={"network": "student", "formats": ["hf"]})
     ((_, folder, tags, _),) = registry.made
     assert (tags[names.TAG_NETWORK], tags[names.TAG_FORMATS]) == ("student", "hf")
+    assert (registry.params["export.network"], registry.params["export.formats"]) == ("student", '["hf"]')
     assert not (folder / "timm").exists()
     checkpoint = trained.folder / trained.ending.checkpoint.folder
     assert verify.compare(checkpoint, folder / "hf", "student")["max_abs_difference"] < 1e-5
