@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE
+from trainer.export.inputs import MODES
 from trainer.export.own_features import VerifyError, load_trained
 from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -26,7 +27,6 @@ from trainer.storage import Store
 TOLERANCE = 1e-5
 IMAGES = 8
 PIXELS: Final = "pixels_max_abs_difference"
-_MODES: Final = {1: "L", 3: "RGB"}
 KEYS: Final = ("keys_missing", "keys_unexpected", "keys_mismatched")
 
 
@@ -56,9 +56,9 @@ def compare(
 
 def _prepared(backbone: Path, model: ModelSpec, pictures: Sequence[Path]) -> Tensor:
     """Pictures as the network's input (n, C, H, W), by the preprocessing that the folder describes."""
-    if model.in_chans not in _MODES:
+    if model.in_chans not in MODES:
         raise VerifyError(f"pictures cannot be compared for {model.in_chans} channels: leave them out")
-    images = [_opened(picture, _MODES[model.in_chans]) for picture in pictures]
+    images = [_opened(picture, MODES[model.in_chans]) for picture in pictures]
     if (backbone / SIGNATURE_FILE).is_file():
         settings = json.loads((backbone / SIGNATURE_FILE).read_text())["preprocessing"]
         return torch.from_numpy(np.stack([_follow(settings, image) for image in images]))
