@@ -63,8 +63,11 @@ def _prepared(backbone: Path, model: ModelSpec, pictures: Sequence[Path]) -> Ten
         settings = json.loads((backbone / SIGNATURE_FILE).read_text())["preprocessing"]
         return torch.from_numpy(np.stack([_follow(settings, image) for image in images]))
     from transformers import AutoImageProcessor  # noqa: PLC0415 - not needed to train or serve
+    from transformers import __version__ as release  # noqa: PLC0415 - as above
 
-    processor: Any = cast(Any, AutoImageProcessor).from_pretrained(backbone)
+    # By Pillow: torchvision, which is the default where it is installed, rounds otherwise when it resizes.
+    by_pillow = {"backend": "pil"} if int(release.partition(".")[0]) >= 5 else {"use_fast": False}
+    processor: Any = cast(Any, AutoImageProcessor).from_pretrained(backbone, **by_pillow)
     arrays = [np.asarray(image).reshape(image.height, image.width, -1) for image in images]
     answer = processor(arrays, input_data_format="channels_last", return_tensors="pt")
     pixels: Tensor = answer["pixel_values"]

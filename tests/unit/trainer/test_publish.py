@@ -18,6 +18,7 @@ import torch
 from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 
 import trainer
 from trainer.attempt import worker, workers
@@ -274,6 +275,18 @@ def test_the_student_is_published_where_it_is_asked_for(trained, tmp_path):
     assert verify.compare(checkpoint, folder / "hf", "student")["max_abs_difference"] < 1e-5
     assert verify.compare(checkpoint, folder / "hf", "teacher")["max_abs_difference"] > 1e-3
     assert "the student's" in (folder / "README.md").read_text()
+
+
+def test_pixels_are_compared_by_pillow_also_where_torchvision_is_installed(trained, version, tmp_path, monkeypatch):
+    asked, load = [], AutoImageProcessor.from_pretrained
+    monkeypatch.setattr(
+        AutoImageProcessor, "from_pretrained", lambda *args, **options: asked.append(options) or load(*args, **options)
+    )
+    Image.new("RGB", (50, 40), (200, 100, 50)).convert("L").save(tmp_path / "picture.png")
+    checkpoint = trained.folder / trained.ending.checkpoint.folder
+    told = verify.compare(checkpoint, version.folder / "hf", pictures=[tmp_path / "picture.png"])
+    assert told[verify.PIXELS] < 1e-5
+    assert asked == [{"backend": "pil"}]
 
 
 def test_a_checkpoint_that_is_gone_is_told(trained, tmp_path):
