@@ -113,7 +113,7 @@ def test_the_library_s_loader_gets_tensors_alone(tmp_path, encoder, reader, key)
     ("reader", "shape", "told"),
     [
         ("detectron2", {}, ['mapper.image_format = "RGB"', "model.pth?matching_heuristics=True", "has 2 blocks"]),
-        ("detectron2", {"in_chans": 1}, ['mapper.image_format = "L"']),
+        ("detectron2", {"in_chans": 1}, ['mapper.image_format = "L"', "of one grey channel (`L`), minus `pixel_mean`"]),
         ("mmpretrain", {}, ["load_checkpoint(", "`to_rgb` reverses it", 'Path("out")']),
         ("mmpretrain", {"in_chans": 1}, ['color_type="grayscale"']),
     ],
