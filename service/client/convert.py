@@ -21,8 +21,8 @@ from trainer.protocol.tensor_names import MAE_ENCODER, encoder_names, hf_names, 
 Library = Literal["detectron2", "mmpretrain"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
 WEIGHTS, CONFIG, PREPROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
-EIGHT_BITS: Final = 255.0
-"""What timm divides pixel values by."""
+EIGHT_BITS: Final = (0.0, 255.0)
+"""Black and white of the backbone's images, where a folder for timm does not say: earlier releases did not write it."""
 TORCH_WEIGHTS, README = "model.pth", "README.md"
 DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 """torch's names of the types of tensors."""
@@ -50,7 +50,7 @@ class Network:
     """Width of a block's MLP."""
     norm_eps: float
     mean: tuple[float, ...]
-    """Per channel, 0..1."""
+    """Per channel, of pixel values divided by `pixel_scale`."""
     std: tuple[float, ...]
     pixel_scale: float
     """What stored pixel values are divided by before."""
@@ -116,10 +116,12 @@ def _network(source: Path) -> Network:
 def _of_timm(config: Mapping[str, Any]) -> Network:
     model, pixels = config["model_args"], config["pretrained_cfg"]
     dim = int(model["embed_dim"])
+    low, high = config.get("rcmae", {}).get("value_range", EIGHT_BITS)
+    factor = 1 / (high - low)
     return Network(
         *_sides(model["img_size"]), int(model["patch_size"]), int(pixels["input_size"][0]), dim, int(model["depth"]),
-        int(model["num_heads"]), int(model["mlp_ratio"] * dim), 1e-6, tuple(pixels["mean"]), tuple(pixels["std"]),
-        EIGHT_BITS,
+        int(model["num_heads"]), int(model["mlp_ratio"] * dim), 1e-6,
+        tuple(value + low * factor for value in pixels["mean"]), tuple(pixels["std"]), 1 / factor,
         names=lambda name: (name,), ignored=lambda _: False,
     )  # fmt: skip
 

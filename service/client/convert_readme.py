@@ -8,8 +8,8 @@ from typing import Any, Final
 DETECTRON2: Final = """# A backbone for detectron2
 
 - `{weights}`: the weights, under the names of MAE's and ViTDet's checkpoints, as `DetectionCheckpointer` takes them.
-- `config.json`: the arguments of `detectron2.modeling.ViT`, and the input: pixel values as pictures hold them, in
-  the order {order}, minus `pixel_mean`, divided by `pixel_std`.
+- `config.json`: the arguments of `detectron2.modeling.ViT`, and the input: pixel values as pictures hold them,
+  {order}, minus `pixel_mean`, divided by `pixel_std`.
 - `model.safetensors`: the same weights without pickle.
 
 In a config of ViTDet, `projects/ViTDet/configs/COCO/mask_rcnn_vitdet_b_100ep.py` for example:
@@ -86,10 +86,14 @@ def detectron2_readme(settings: Mapping[str, Any], folder: str, weights: str) ->
         if order
         else ""
     )
-    words = {"RGB": "red, green, blue (`RGB`; detectron2's own default is `BGR`)", "L": "of the one channel (`L`)"}
+    words = {
+        "RGB": "in the order red, green, blue (`RGB`; detectron2's own default is `BGR`)",
+        "L": "of one grey channel (`L`)",
+    }
+    in_order = words.get(order or "", "with channels in the order of the pretraining data")
     return DETECTRON2.format(
-        folder=folder, weights=weights, order=words.get(order or "", "of the pretraining data"), order_code=code,
-        eps=settings["norm_eps"], size=backbone["pretrain_img_size"], depth=backbone["depth"],
+        folder=folder, weights=weights, order=in_order, order_code=code, eps=settings["norm_eps"],
+        size=backbone["pretrain_img_size"], depth=backbone["depth"],
     )  # fmt: skip
 
 

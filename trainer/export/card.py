@@ -18,7 +18,8 @@ from trainer.export.snippets import Snippet, snippets
 from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PICTURES, BACKBONE_SPEC
 from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
-from trainer.spec.export import ExportSpec
+from trainer.spec.export import ExportSpec, Network
+from trainer.spec.formats import BACKBONE_HF_MAE
 from trainer.spec.pretrain import PretrainSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
@@ -98,6 +99,10 @@ class Facts:
         """The title of the dataset whose held-out images were evaluated."""
         return (self.spec.evaluation.dataset or self.spec.dataset).title
 
+    def measured(self, metric: str) -> Network:
+        """The network whose result an evaluation's metric is, which may be another one than the exported network."""
+        return "teacher" if self.spec.method.teacher and metric != metric_keys.RECONSTRUCTION_RATIO else "student"
+
     @property
     def subject(self) -> Subject:
         """What the code needs."""
@@ -126,9 +131,8 @@ def write_card(facts: Facts, directory: Path) -> None:
 
 def _card(facts: Facts, pictures: set[str], form: str | None) -> str:
     spec = facts.spec
-    matter = front_matter(
-        facts.name, facts.export, spec.method.name, spec.dataset.title, facts.evaluated_on, facts.evaluation, form
-    )
+    own = {key: value for key, value in facts.evaluation.items() if facts.measured(key) == facts.export.network}
+    matter = front_matter(facts.name, facts.export, spec.method.name, spec.dataset.title, facts.evaluated_on, own, form)
     return "\n".join([matter, *_sections(facts, pictures, form)])
 
 
@@ -142,7 +146,7 @@ def _sections(facts: Facts, pictures: set[str], form: str | None) -> Iterator[st
     yield f"## Input and preprocessing\n\n{usage.preprocessing(facts.subject)}"
     yield f"## How to load it\n\n{usage.loading(facts.subject, form)}"
     yield from map(_code, snippets(facts.subject, form))
-    yield f"## Pooling\n\n{usage.pooling(facts.subject)}"
+    yield f"## Pooling\n\n{usage.pooling(facts.subject, probed=metric_keys.LINEAR_TOP1 in facts.evaluation)}"
     yield f"## Fine-tuning\n\n{usage.fine_tuning(facts.subject)}"
     yield from map(_code, finetuning(facts.subject))
     yield from usage.converting(facts.subject)
@@ -175,6 +179,7 @@ def _training(facts: Facts) -> str:
     spec, model = facts.spec, facts.spec.model
     images = "" if facts.dataset_images is None else f", {facts.dataset_images:,} images"
     mirrored = ", half of them mirrored" if spec.augmentation.hflip else ""
+    decoder = "only `hf-mae` has it" if BACKBONE_HF_MAE in facts.export.formats else "no format here has it"
     least, greatest = (f"{share:.0%}" for share in spec.augmentation.crop_scale)
     return _table({
         "data": f"{facts.dataset}{images}; training used no labels",
@@ -182,7 +187,7 @@ def _training(facts: Facts) -> str:
         "method": f"{spec.method.name}, mask ratio {spec.method.mask_ratio:g}, "
         f"{'normalised' if spec.method.norm_pix_loss else 'plain'} pixels",
         "decoder": f"width {model.decoder_embed_dim}, {plural(model.decoder_depth, 'block')}, "
-        f"{plural(model.decoder_num_heads, 'head')}; only `hf-mae` has it",
+        f"{plural(model.decoder_num_heads, 'head')}; {decoder}",
         "optimisation": f"{facts.step:,} steps of {spec.optimization.global_batch_size} images, AdamW, peak learning "
         f"rate {spec.optimization.peak_lr:.4g}, weight decay {spec.optimization.weight_decay:g}",
     })  # fmt: skip
@@ -216,21 +221,21 @@ def _use(facts: Facts) -> str:
 def _evaluation(facts: Facts) -> str:
     if not facts.evaluation:
         return "It has not been evaluated.\n"
-    found, probed = facts.evaluation, "teacher" if facts.spec.method.teacher else "student"
+    found = facts.evaluation
     compared = {RANDOM: "random weights", SCRATCH: "trained from scratch"}
     endings = [ending for ending in compared if any(key.endswith(ending) for key in found)]
-    head = ["metric", "this backbone", *(compared[ending] for ending in endings), "network", "meaning"]
+    head = ["metric", "value", *(compared[ending] for ending in endings), "network", "meaning"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for key, value in found.items():
         if not key.endswith(tuple(compared)):
             others = [_figure(found.get(f"{key}{ending}")) for ending in endings]
-            network = "student" if key == metric_keys.RECONSTRUCTION_RATIO else probed
-            cells = [f"`{key}`", _figure(value), *others, network, EVALUATIONS.get(key, "")]
+            cells = [f"`{key}`", _figure(value), *others, facts.measured(key), EVALUATIONS.get(key, "")]
             lines.append(f"| {' | '.join(cells)} |")
     at = "" if facts.evaluation_step is None else f" of step {facts.evaluation_step:,}"
     images = f"held-out images of {_plain(facts.evaluated_on)}" if facts.evaluated_on else "held-out images"
     return (
-        f"The last evaluation{at}, on {images}. A dash stands for what was not measured.\n\n" + "\n".join(lines) + "\n"
+        f"The last evaluation{at}, on {images}. This backbone is the {facts.export.network}. A dash stands for what "
+        "was not measured.\n\n" + "\n".join(lines) + "\n"
     )
 
 

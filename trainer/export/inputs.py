@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from trainer.data.preprocessing import EIGHT_BITS
 from trainer.spec.cluster import plural
 from trainer.spec.pretrain import ModelSpec
 
-EIGHT_BITS: Final = (0.0, 255.0)
 MODES: Final = {1: "L", 3: "RGB"}
 """Pillow's modes of the pictures that need no code of their own, by their number of channels."""
 QUOTED_PICTURE, QUOTED_ARRAY = '"photo.jpg"', '"image.npy"'
@@ -67,11 +67,11 @@ def steps(subject: Subject) -> list[str]:
         if subject.square
         else [f"{bicubically} to {height} x {width} pixels (height x width), whatever its proportions."]
     )
-    scale = f"divide by {high:g}" if low == 0 else f"subtract {low:g} and divide by {high - low:g}"
+    scale = f"divide by {high:.9g}" if low == 0 else f"subtract {low:.9g} and divide by {high - low:.9g}"
     return [
         *opened,
         *size,
-        f"Scale its values from {low:g}..{high:g} to 0..1: {scale}.",
+        f"Scale its values from {low:.9g}..{high:.9g} to 0..1: {scale}.",
         f"{_each(subject)} subtract the mean {_short(subject.mean)} and divide by the deviation {_short(subject.std)}.",
     ]
 
@@ -159,8 +159,8 @@ def _array_by_hand(subject: Subject, file: str) -> str:
         ]
     else:
         lines.append(resize.format((height, width)))
-    scaled = f"image.clamp({low:g}, {high:g})"
-    scaled = f"{scaled} / {high:g}" if low == 0 else f"({scaled} - {low:.9g}) / {high - low:.9g}"
+    scaled = f"image.clamp({low:.9g}, {high:.9g})"
+    scaled = f"{scaled} / {high:.9g}" if low == 0 else f"({scaled} - {low:.9g}) / {high - low:.9g}"
     lines += [
         f"mean = torch.tensor({numbers(subject.mean)}).view(-1, 1, 1)",
         f"std = torch.tensor({numbers(subject.std)}).view(-1, 1, 1)",

@@ -43,7 +43,8 @@ def front_matter(
 ) -> str:
     """The YAML of the card in the repository of a format, or for None in the version's folder.
 
-    ``dataset`` and ``evaluated_on`` are titles; None leaves them out. ``results`` are evaluation results by metric.
+    ``dataset`` and ``evaluated_on`` are titles; None leaves them out. ``results`` are evaluation results of
+    the exported network by metric.
     """
     formats = (form,) if form else export.formats
     matter: dict[str, Any] = {

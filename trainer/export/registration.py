@@ -60,7 +60,8 @@ def register_checkpoint(
         action = requested_action()
         if action:
             return action
-        params = parameters(facts.spec.model_dump(mode="json"))
+        own = facts.spec.model_copy(update={"export": export})  # a later job may export otherwise than training asked
+        params = parameters(own.model_dump(mode="json"))
         at = facts.step if facts.evaluation_step is None else facts.evaluation_step
         number = registry.register(name, directory, About(tags, kept.run_id, params, facts.evaluation, at))
     logger.info("Registered version %d of the backbone %s from %s", number, name, kept.checkpoint.folder)

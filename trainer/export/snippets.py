@@ -203,7 +203,7 @@ _TOOLS: Final[tuple[tuple[str | None, str, str, Callable[[Subject], str]], ...]]
         "Where MLflow can be reached; set `MLFLOW_TRACKING_URI`, and `_USERNAME` and `_PASSWORD` if it asks.",
         _mlflow,
     ),
-    (BACKBONE_TIMM, "torch", "With only torch and safetensors, from a pulled folder of the format `timm`.", _torch),
+    (BACKBONE_TIMM, "torch", "Without a library of models, from a pulled folder of the format `timm`.", _torch),
     (
         BACKBONE_HF_MAE,
         "Reconstructions and further pretraining",

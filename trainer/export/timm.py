@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.data.preprocessing import timm_settings
+from trainer.data.preprocessing import EIGHT_BITS, timm_settings
 from trainer.models.vit import MLP_RATIO
 from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
@@ -32,16 +32,20 @@ def export_timm(
     out: Path,
     license_id: str | None = None,
     provenance: Mapping[str, Any] | None = None,
+    value_range: tuple[float, float] = EIGHT_BITS,
 ) -> None:
     """Write ``config.json`` and ``model.safetensors`` into the new folder ``out``.
 
     ``weights`` is a `MaskedAutoencoder`'s state; the encoder's tensors are written under their own names, which are
-    timm's. ``provenance`` goes into a field that timm ignores.
+    timm's. ``provenance`` goes into a field that timm ignores, and so does ``value_range``: the pixel values that were
+    black and white in training, which become 0 and 1 before ``mean`` and ``std`` apply.
     """
     out.mkdir(parents=True)
     tensors = {name: value.contiguous() for name, value in weights.items() if not is_decoder(name)}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    config = _config(model, mean, std, license_id) | {"rcmae": dict(provenance or {})}
+    config = _config(model, mean, std, license_id) | {
+        "rcmae": dict(provenance or {}) | {"value_range": list(value_range)}
+    }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

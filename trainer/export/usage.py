@@ -9,6 +9,7 @@ from typing import Final
 from trainer.export import inputs
 from trainer.export.inputs import Subject
 from trainer.protocol.names import BACKBONE_SUMS
+from trainer.spec import metric_keys
 from trainer.spec.formats import (
     BACKBONE_HF,
     BACKBONE_HF_MAE,
@@ -47,7 +48,12 @@ def preprocessing(subject: Subject) -> str:
     else:
         note = (
             "transformers' image processor and timm's transform do this from the third step on. The code below does "
-            "the first two, and for the formats without a processor all of it. timm's crop may begin a pixel later."
+            "the first two, and for the formats without a processor all of it."
+        ) + (" timm's crop may begin a pixel later." if subject.square else "")
+    if subject.mode:
+        note += (
+            " transformers 5 resizes with torchvision where that is installed, and differs by one or two of 255 "
+            'levels: `AutoImageProcessor.from_pretrained` takes `backend="pil"` against it.'
         )
     return f"Every format expects the same input:\n\n{listed}\n\n{note}\n"
 
@@ -71,16 +77,20 @@ def loading(subject: Subject, form: str | None) -> str:
     )
 
 
-def pooling(subject: Subject) -> str:
-    """Which tokens to use, and which output of each library not to use."""
+def pooling(subject: Subject, *, probed: bool) -> str:
+    """Which tokens to use, and which output of each library not to use.
+
+    ``probed`` says whether the card has a linear probe's result.
+    """
     pooler = (
         "- `AutoModel` and `ViTModel` of transformers need `add_pooling_layer=False`: their `pooler_output` comes from "
         "a layer that was never trained, so it is random."
     )
     pipeline = " So do not use `pool=True` with `pipeline()`, which returns it." if subject.mode == "RGB" else ""
     rows, columns = subject.model.grid
+    figure = f": `{metric_keys.LINEAR_TOP1}` above is about it" if probed else ""
     lines = [
-        "- For one vector of an image, use the mean of the patch tokens: the figures above are about it.",
+        f"- For one vector of an image, use the mean of the patch tokens{figure}.",
         "- The class token is the first token. No loss is about it in pretraining: use it once you fine-tune.",
         f"- For regions of an image, use the patch tokens: they lie row by row in a grid of {rows} x {columns}.",
     ]
@@ -99,7 +109,10 @@ def fine_tuning(subject: Subject) -> str:
     what = "pictures" if subject.mode else "arrays"
     formats = {BACKBONE_TIMM, BACKBONE_HF} & set(subject.formats)
     if not formats:
-        return "Publish the checkpoint in the format `timm` or `hf`: the other formats cannot be trained.\n"
+        return (
+            "To fine-tune it, publish the checkpoint in the format `timm` or `hf`: `hf-mae` is for further "
+            "pretraining, `onnx` and `torch_export` for inference.\n"
+        )
     return f"A start: all weights learn, on {what} in one folder for each class, without augmentation.\n"
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from trainer.export.graph import INPUT, ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE
+from trainer.export.inputs import MODES
 from trainer.export.own_features import VerifyError, load_trained
 from trainer.models.pixels import patchify
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -26,7 +27,6 @@ from trainer.storage import Store
 TOLERANCE = 1e-5
 IMAGES = 8
 PIXELS: Final = "pixels_max_abs_difference"
-_MODES: Final = {1: "L", 3: "RGB"}
 KEYS: Final = ("keys_missing", "keys_unexpected", "keys_mismatched")
 
 
@@ -56,15 +56,18 @@ def compare(
 
 def _prepared(backbone: Path, model: ModelSpec, pictures: Sequence[Path]) -> Tensor:
     """Pictures as the network's input (n, C, H, W), by the preprocessing that the folder describes."""
-    if model.in_chans not in _MODES:
+    if model.in_chans not in MODES:
         raise VerifyError(f"pictures cannot be compared for {model.in_chans} channels: leave them out")
-    images = [_opened(picture, _MODES[model.in_chans]) for picture in pictures]
+    images = [_opened(picture, MODES[model.in_chans]) for picture in pictures]
     if (backbone / SIGNATURE_FILE).is_file():
         settings = json.loads((backbone / SIGNATURE_FILE).read_text())["preprocessing"]
         return torch.from_numpy(np.stack([_follow(settings, image) for image in images]))
     from transformers import AutoImageProcessor  # noqa: PLC0415 - not needed to train or serve
+    from transformers import __version__ as release  # noqa: PLC0415 - as above
 
-    processor: Any = cast(Any, AutoImageProcessor).from_pretrained(backbone)
+    # By Pillow: torchvision, which is the default where it is installed, rounds otherwise when it resizes.
+    by_pillow = {"backend": "pil"} if int(release.partition(".")[0]) >= 5 else {"use_fast": False}
+    processor: Any = cast(Any, AutoImageProcessor).from_pretrained(backbone, **by_pillow)
     arrays = [np.asarray(image).reshape(image.height, image.width, -1) for image in images]
     answer = processor(arrays, input_data_format="channels_last", return_tensors="pt")
     pixels: Tensor = answer["pixel_values"]

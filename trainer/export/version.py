@@ -34,7 +34,7 @@ def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> 
     exporters: dict[str, Callable[[Path], None]] = {
         BACKBONE_TIMM: functools.partial(
             export_timm, weights, spec.model, *pixels,
-            license_id=export.license, provenance=_provenance(facts),
+            license_id=export.license, provenance=_provenance(facts), value_range=values,
         ),
         BACKBONE_HF: functools.partial(export_vit, weights, spec.model, *pixels, value_range=values),
         BACKBONE_HF_MAE: functools.partial(

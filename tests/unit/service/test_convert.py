@@ -113,7 +113,7 @@ def test_the_library_s_loader_gets_tensors_alone(tmp_path, encoder, reader, key)
     ("reader", "shape", "told"),
     [
         ("detectron2", {}, ['mapper.image_format = "RGB"', "model.pth?matching_heuristics=True", "has 2 blocks"]),
-        ("detectron2", {"in_chans": 1}, ['mapper.image_format = "L"']),
+        ("detectron2", {"in_chans": 1}, ['mapper.image_format = "L"', "of one grey channel (`L`), minus `pixel_mean`"]),
         ("mmpretrain", {}, ["load_checkpoint(", "`to_rgb` reverses it", 'Path("out")']),
         ("mmpretrain", {"in_chans": 1}, ['color_type="grayscale"']),
     ],
@@ -137,14 +137,26 @@ def test_the_command_says_what_to_read_next(tmp_path, encoder, capsys):
     assert encoder
 
 
-def test_pixels_of_more_than_eight_bits_are_normalised_as_they_are_stored(tmp_path):
+@pytest.mark.parametrize("form", FORMATS[:2])
+def test_pixels_of_more_than_eight_bits_are_normalised_as_they_are_stored(tmp_path, form):
     model = model_of(in_chans=1)
     weights, (mean, std) = shaken(model).state_dict(), statistics(1)
-    export_vit(weights, model, mean, std, tmp_path / "hf", value_range=(100.0, 4100.0))
-    convert(tmp_path / "hf", tmp_path / "out", "detectron2")
+    export = {"timm": export_timm, "hf": export_vit}[form]
+    export(weights, model, mean, std, tmp_path / form, value_range=(100.0, 4100.0))
+    convert(tmp_path / form, tmp_path / "out", "detectron2")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["pixel_mean"] == pytest.approx([4000 * mean[0] + 100])
     assert config["pixel_std"] == pytest.approx([4000 * std[0]])
+
+
+def test_a_folder_of_an_earlier_release_for_timm_is_of_eight_bits(tmp_path, encoder):
+    config = json.loads((tmp_path / "timm/config.json").read_text())
+    del config["rcmae"]["value_range"]
+    (tmp_path / "timm/config.json").write_text(json.dumps(config))
+    convert(tmp_path / "timm", tmp_path / "out", "detectron2")
+    mean = json.loads((tmp_path / "out/config.json").read_text())["pixel_mean"]
+    assert mean == pytest.approx([255 * value for value in statistics(3)[0]])
+    assert encoder
 
 
 def test_without_torch_nothing_is_written_and_it_says_what_to_install(tmp_path, encoder, monkeypatch):

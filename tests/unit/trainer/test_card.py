@@ -1,5 +1,6 @@
 """The model card: what it says, its metadata, and its code, which runs as it is written."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_a_stranger_s_questions_are_answered_in_their_order(tmp_path, channels):
 
 def test_what_was_trained_from_scratch_stands_beside_it_where_that_was_measured(tmp_path):
     card = card_of(facts(evaluation=RESULTS | {"eval/linear_top1_scratch": 0.5}), tmp_path)
-    assert "| metric | this backbone | random weights | trained from scratch |" in card
+    assert "| metric | value | random weights | trained from scratch |" in card
     assert "| `eval/linear_top1` | 0.7312 | 0.3187 | 0.5000 |" in card
 
 
@@ -89,7 +90,11 @@ def test_a_card_leaves_out_what_there_is_not(tmp_path):
     assert "model-index" not in front_matter(card)
     for absent in ("### Curves", "### Reconstructions\n\nThe student", "nan"):
         assert absent not in card
-    assert "It has not been evaluated." in card_of(facts(), tmp_path / "other")
+    other = card_of(facts(export={"formats": ["timm"]}, sizes={"img_size": [16, 48]}), tmp_path / "other")
+    assert "It has not been evaluated." in other
+    for absent in ("above is about it", "only `hf-mae` has it", "timm's crop"):
+        assert absent not in other
+        assert absent in card_of(facts(export={"formats": ["hf-mae"]}, evaluation=RESULTS), tmp_path / absent)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +173,30 @@ def test_each_repository_s_card_names_its_own_library_and_begins_with_it(tmp_pat
 
 def test_the_hub_s_client_reads_the_metadata(tmp_path):
     """What it offers without the internet; it raises for a model-index that the hub would refuse."""
-    data = ModelCard(card_of(facts(evaluation=RESULTS), tmp_path)).data
+    data = ModelCard(card_of(facts(method={"name": "mae"}, evaluation=RESULTS), tmp_path)).data
     assert (data.model_name, data.datasets, data.metrics) == ("plain", ["cifar10"], ["accuracy"])
     assert data.pipeline_tag == "image-feature-extraction"
-    assert "rc_mae" in data.tags
+    assert "mae" in data.tags
     assert [(each.metric_name, each.metric_type, each.metric_value) for each in data.eval_results] == [
         ("eval/linear_top1", "accuracy", 0.7312), ("eval/reconstruction_ratio", "reconstruction_ratio", 0.4123),
     ]  # fmt: skip
     assert {each.dataset_name for each in data.eval_results} == {"held-out images of cifar10"}
+
+
+@pytest.mark.parametrize(
+    ("network", "metric", "other"),
+    [
+        ("teacher", metric_keys.LINEAR_TOP1, metric_keys.RECONSTRUCTION_RATIO),
+        ("student", metric_keys.RECONSTRUCTION_RATIO, metric_keys.LINEAR_TOP1),
+    ],
+)
+def test_no_result_of_the_other_network_is_reported_as_the_backbone_s(tmp_path, network, metric, other):
+    card = card_of(facts(export={"network": network}, evaluation=RESULTS), tmp_path)
+    (reported,) = front_matter(card)["model-index"][0]["results"]
+    assert [each["name"] for each in reported["metrics"]] == [metric]
+    assert ("metrics" in front_matter(card)) is (metric == metric_keys.LINEAR_TOP1)
+    assert f"This backbone is the {network}." in card
+    assert re.search(rf"^\| `{other}` \|.*\| {'student' if network == 'teacher' else 'teacher'} \|", card, re.MULTILINE)
 
 
 # --- a whole version -------------------------------------------------------------------------------------------------
@@ -300,16 +321,26 @@ def test_the_code_of_onnx_gives_the_trainer_s_own_features(tmp_path, monkeypatch
         expected = network.encode(torch.from_numpy(space["pixels"]))
     assert (torch.from_numpy(space["features"]) - expected).abs().max() < 1e-5
     assert front_matter(card)["library_name"] == "onnx"
-    assert "the other formats cannot be trained" in card
+    assert "`onnx` and `torch_export` for inference" in card
 
 
-def test_values_beyond_eight_bits_are_scaled_as_in_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("low", "high", "tolerance"),
+    [(100.0, 4000.0, 1e-5), (100000.25, 100001.25, 0.1)],  # the latter within the precision of 32 bits
+)
+def test_values_beyond_eight_bits_are_scaled_as_in_training(tmp_path, monkeypatch, low, high, tolerance):
     monkeypatch.chdir(tmp_path)
-    subject = Subject("plain", ("hf",), model_of(in_chans=1), 0.75, (0.5,), (0.25,), (100.0, 4000.0))
-    numpy.save("image.npy", numpy.full((1, 40, 50), 2050.0))
+    subject = Subject("plain", ("hf",), model_of(in_chans=1), 0.75, (1.0,), (0.25,), (low, high))
+    numpy.save("image.npy", numpy.full((1, 40, 50), high + 1))
     space = run("import numpy, torch\n" + by_hand(subject), {})
     assert space["pixels"].shape == (1, 1, 32, 32)
-    assert space["pixels"].abs().max() < 1e-5
+    assert space["pixels"].abs().max() < tolerance
+
+
+def test_timm_s_folder_of_a_version_says_which_values_are_black_and_white(tmp_path):
+    told = facts(1, export={"formats": ["timm"]}, value_range=(0.0, 65535.0))
+    write_version(tmp_path, told, shaken(told.spec.model).state_dict())
+    assert json.loads((tmp_path / "timm/config.json").read_text())["rcmae"]["value_range"] == [0, 65535]
 
 
 def test_code_is_python_for_any_shape_and_choice_of_formats():

@@ -63,7 +63,7 @@ def test_timm_s_folder(tmp_path, shape):
     config = json.loads((tmp_path / "timm/config.json").read_text())
     assert config["architecture"] == "vit_small_patch16_224"
     assert (config["num_classes"], config["global_pool"], config["num_features"]) == (0, "avg", 24)
-    assert config["rcmae"] == {"job_id": "job-a"}
+    assert config["rcmae"] == {"job_id": "job-a", "value_range": [0.0, 255.0]}
     size, pixels = [model.height, model.width], config["pretrained_cfg"]
     assert config["model_args"] == {
         "img_size": size, "patch_size": model.patch_size, "in_chans": model.in_chans, "embed_dim": 24, "depth": 2,

@@ -18,6 +18,7 @@ import torch
 from loops import make_spec, run_loop
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoImageProcessor
 
 import trainer
 from trainer.attempt import worker, workers
@@ -47,7 +48,7 @@ class Registry:
     """Stands for MLflow: what a run had logged, and what was registered."""
 
     def __init__(self, memory, folder: Path) -> None:
-        self.memory, self.folder, self.made = memory, folder, []
+        self.memory, self.folder, self.made, self.params = memory, folder, [], {}
 
     def read(self, run_id, keys, last_step):
         assert run_id == "run-a", "that of the job that trained"
@@ -58,6 +59,7 @@ class Registry:
         target = self.folder / f"version-{len(self.made) + 1}"
         shutil.copytree(directory, target)
         self.made.append((name, target, about.tags, about.run_id))
+        self.params = about.params
         return len(self.made)
 
 
@@ -267,11 +269,24 @@ def test_the_student_is_published_where_it_is_asked_for(trained, tmp_path):
     kept(trained, registry, export={"network": "student", "formats": ["hf"]})
     ((_, folder, tags, _),) = registry.made
     assert (tags[names.TAG_NETWORK], tags[names.TAG_FORMATS]) == ("student", "hf")
+    assert (registry.params["export.network"], registry.params["export.formats"]) == ("student", '["hf"]')
     assert not (folder / "timm").exists()
     checkpoint = trained.folder / trained.ending.checkpoint.folder
     assert verify.compare(checkpoint, folder / "hf", "student")["max_abs_difference"] < 1e-5
     assert verify.compare(checkpoint, folder / "hf", "teacher")["max_abs_difference"] > 1e-3
     assert "the student's" in (folder / "README.md").read_text()
+
+
+def test_pixels_are_compared_by_pillow_also_where_torchvision_is_installed(trained, version, tmp_path, monkeypatch):
+    asked, load = [], AutoImageProcessor.from_pretrained
+    monkeypatch.setattr(
+        AutoImageProcessor, "from_pretrained", lambda *args, **options: asked.append(options) or load(*args, **options)
+    )
+    Image.new("RGB", (50, 40), (200, 100, 50)).convert("L").save(tmp_path / "picture.png")
+    checkpoint = trained.folder / trained.ending.checkpoint.folder
+    told = verify.compare(checkpoint, version.folder / "hf", pictures=[tmp_path / "picture.png"])
+    assert told[verify.PIXELS] < 1e-5
+    assert asked == [{"backend": "pil"}]
 
 
 def test_a_checkpoint_that_is_gone_is_told(trained, tmp_path):
