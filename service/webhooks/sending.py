@@ -140,6 +140,6 @@ def _wanted_pause(answer: Answer, moment: datetime) -> timedelta | None:
         return timedelta(seconds=int(text))
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # an overflow: a year of more digits than a date can have
         return None
     return (until if until.tzinfo else until.replace(tzinfo=UTC)) - moment
