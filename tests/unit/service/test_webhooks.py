@@ -27,10 +27,10 @@ from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, pass_paus
 import service
 from service.adapters.receivers import Answer
 from service.app import attach
-from service.auth.caller import Caller
+from service.auth.caller import Caller, ensure_token
 from service.auth.scopes import Role
 from service.db.database import Database
-from service.db.tables import Audit, RegistryCheck, Webhook, WebhookDelivery, now
+from service.db.tables import Audit, RegistryCheck, Token, Webhook, WebhookDelivery, now
 from service.events.outbox import emit
 from service.events.types import EventType
 from service.jobs.service import delete_job
@@ -203,6 +203,28 @@ def test_a_webhook_hears_of_the_events_and_backbones_that_it_names_while_it_is_e
         "dogs": ["version.deleted"],
         "off": [],
     }
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("ended", ["revoked_at", "expires_at"])
+def test_a_webhook_whose_owner_has_no_token_for_webhooks_hears_nothing_until_there_is_one(
+    team, world, database, receiver, ended
+):
+    made = create(team.alice, receiver.url)
+    an_event(database, number=1)
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "alice").values({ended: LONG_AGO}))
+    ensure_token(database, "a-viewing-token-of-alice", "alice", Role.VIEWER)
+    an_event(database, number=2)
+    deliver(world)
+    assert receiver.received == []
+    (entry,) = log_of(team.admin, made["id"])
+    assert entry["state"] == "failed"
+    assert "the webhook's owner has no valid token any more that may have webhooks" in entry["message"]
+    ensure_token(database, "another-token-of-alice", "alice", Role.SUBMITTER)
+    an_event(database, number=3)
+    deliver(world)
+    assert [got.verified(made["secret"])["data"]["number"] for got in receiver.received] == [3]
 
 
 # --- delivery ---------------------------------------------------------------------------------------------------------
