@@ -193,7 +193,7 @@ def _reset_texts(context: ControllerContext, listed: Sequence[Version], models: 
 def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model) -> bool:
     """Whether a description or a label differs; a description of None is not compared."""
     described = ours.description is not None and ours.description != theirs.description
-    return described or dict(ours.labels) != theirs.labels
+    return described or copies.copied_labels(ours.labels) != theirs.labels
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -317,6 +318,8 @@ class FakeMlflow:
         found = next((each for each in self.registered if (each.name, each.version) == (name, number)), None)
         if number is not None and found is None:
             raise MlflowRefused(f"Model Version (name={name}, version={number}) not found")
+        if refused := [label for label in labels if posixpath.normpath(label) != label]:
+            raise MlflowRefused(f"{refused[0]} must not resolve to other names")
         before: Version | Model = found or self.texts.get(name, Model())
         tags = {key: value for key, value in before.tags.items() if not key.startswith(names.TAG_LABEL)}
         tags |= {f"{names.TAG_LABEL}{label}": value for label, value in labels.items()}

@@ -222,6 +222,19 @@ def test_mlflow_has_what_the_service_has_at_once_or_by_the_next_comparison(serve
     assert mlflow.described == [], "nothing differs"
 
 
+def test_labels_whose_names_mlflow_refuses_stay_here_and_hold_up_no_other(served, world, registry, mlflow):
+    registry.add()
+    refused = {"a//b": "x", "a/./b": "y", "a/../b": "z"}
+    for number, path in ((None, f"{BASE}/digits"), (1, f"{BASE}/digits/versions/1")):
+        assert served.patch(path, json={"labels": LABELS | refused | {"a/b": "w"}}).json()["labels"].keys() >= {
+            *refused
+        }
+        assert copies(mlflow, number)[1] == LABELS | {"a/b": "w"}
+    del mlflow.described[:]
+    world.compare_versions()
+    assert mlflow.described == [], "nothing is tried again"
+
+
 def test_mlflow_forgets_what_was_said_of_a_backbone_with_its_last_version(served, world, registry, mlflow, database):
     """Else the next backbone of that name, perhaps somebody else's, would take it over from there."""
     registry.add()
