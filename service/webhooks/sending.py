@@ -106,7 +106,7 @@ def record(session: Session, webhook: Webhook, row: WebhookDelivery, result: Res
 
 def _decide(session: Session, webhook: Webhook, row: WebhookDelivery, result: Result, moment: datetime) -> None:
     """What follows from a failed attempt."""
-    pause = None if row.type == TEST else next_pause(row.attempts, result.answer, moment)
+    pause = None if row.type == TEST or not webhook.enabled else next_pause(row.attempts, result.answer, moment)
     if pause is None or result.gone or row.next_attempt_at is None:  # the last: somebody has ended it meanwhile
         row.next_attempt_at, row.ended_at = None, moment
     else:

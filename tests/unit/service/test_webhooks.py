@@ -292,6 +292,18 @@ def test_after_the_last_attempt_it_has_failed_and_can_be_sent_again_by_hand(team
     assert (entry["state"], receiver.received[-1].id) == ("delivered", entry["id"])
 
 
+def test_what_is_sent_again_to_a_disabled_webhook_is_sent_once(team, world, database, receiver):
+    made = create(team.alice, receiver.url)
+    receiver.answer(500)
+    an_event(database)
+    assert team.alice.patch(f"{BASE}/{made['id']}", json={"enabled": False}).status_code == 200
+    (entry,) = log_of(team.alice, made["id"])
+    assert team.alice.post(f"{BASE}/{made['id']}/deliveries/{entry['id']}/retry").status_code == 200
+    deliver(world)
+    (entry,) = log_of(team.alice, made["id"])
+    assert (entry["state"], entry["attempts"], len(receiver.received)) == ("failed", 1, 1)
+
+
 @pytest.mark.both_databases
 def test_a_receiver_that_is_gone_or_has_failed_for_days_is_disabled_and_says_why(team, world, database, receiver):
     gone, failing = create(team.alice, receiver.url), create(team.alice, receiver.url)
