@@ -214,13 +214,17 @@ def remove_versions(context: ControllerContext, job: Job) -> None:
 
 
 def _forget_backbone(context: ControllerContext, name: str) -> None:
-    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew."""
+    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew.
+
+    The description stays if versions of others are left there, whose description it may be.
+    """
     with context.app.database.read() as session:
         if versions.backbones(session, [name]):
             return
     try:
         with context.dependencies.mlflow.call():
-            context.app.mlflow.describe(name, None, "", {})
+            others = context.app.mlflow.versions_of(name)
+            context.app.mlflow.describe(name, None, None if others else "", {})
     except Refused as error:  # somebody has deleted the registered model
         log.info("backbone_not_in_mlflow", backbone=name, detail=str(error))
 

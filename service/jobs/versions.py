@@ -266,7 +266,16 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     )
     session.add(added)
     if session.get(RegisteredBackbone, version.name) is None:
-        session.add(RegisteredBackbone(name=version.name, owner=job.owner, created_at=version.created_at))
+        # What MLflow may still say of deleted versions' backbone is not taken over as this one's description.
+        former = select(BackboneVersion.version).where(
+            BackboneVersion.name == version.name, BackboneVersion.state.not_in(SHOWN)
+        )
+        description = None if session.scalar(former.limit(1)) is None else ""
+        session.add(
+            RegisteredBackbone(
+                name=version.name, owner=job.owner, description=description, created_at=version.created_at
+            )
+        )
         session.flush()  # the next version of it finds the row
     if told:
         _tell(session, EventType.VERSION_REGISTERED, added)

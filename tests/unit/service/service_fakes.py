@@ -296,8 +296,10 @@ class FakeMlflow:
         return {run_id: self.points.get(key, []) for run_id in run_ids}
 
     def versions_of_job(self, name: str, job_id: str) -> list[Version]:
-        found = [version for version in self.all_versions() if version.name == name]
-        return [version for version in found if version.tags.get(names.TAG_JOB) == job_id]
+        return [version for version in self.versions_of(name) if version.tags.get(names.TAG_JOB) == job_id]
+
+    def versions_of(self, name: str) -> list[Version]:
+        return [version for version in self.all_versions() if version.name == name]
 
     def all_versions(self) -> list[Version]:
         self._reach()
