@@ -166,6 +166,26 @@ def test_what_an_upgrades_first_reading_finds_is_not_told_unless_its_job_still_r
 
 
 @pytest.mark.both_databases
+def test_a_version_whose_number_mlflow_gives_again_is_told_as_deleted_with_its_aliases(world, registry, mlflow):
+    registry.add()
+    registry.set_alias("digits", "champion", 1)
+    add_webhook(world.database)
+    mlflow.registered.clear()
+    mlflow.named.clear()
+    second = world.add(state="succeeded", spec=spec_with(register_as="digits"))
+    mlflow.register("digits", 1, second, registry.folder("digits", 1))
+    world.compare_versions()
+    told = [
+        (row.type, row.data["version"], row.data.get("actor"), row.data.get("job_id")) for row in rows(world.database)
+    ]
+    assert told == [
+        ("alias.moved", None, None, None),
+        ("version.deleted", 1, None, registry.jobs["digits"]),
+        ("version.registered", 1, None, second),
+    ]
+
+
+@pytest.mark.both_databases
 def test_what_is_rolled_back_tells_nothing(database):
     add_webhook(database)
 
