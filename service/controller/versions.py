@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Model, Version
@@ -154,15 +155,17 @@ def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Jo
 def _reset_aliases(context: ControllerContext, models: Models) -> None:
     """Make MLflow's aliases of our versions follow our rows; aliases of other versions are left alone."""
     with context.app.database.read() as session:
-        rows, wanted = versions.known(session), versions.aliases(session)
-    for name in sorted({name for name, _ in rows}):
+        wanted = versions.aliases(session)
+        found = session.execute(select(BackboneVersion.name, BackboneVersion.version, BackboneVersion.state))
+        states = {(name, number): state for name, number, state in found}
+    for name in sorted({name for name, _ in states}):
         ours, theirs = wanted.get(name, {}), models.get(name, NONE).aliases
         for alias in sorted({*ours, *theirs}):
-            number, found = ours.get(alias), theirs.get(alias)
-            target = rows.get((name, number if number is not None else found or 0))
-            if number == found or target is None or (number is not None and target.state != VersionState.READY):
+            number, there = ours.get(alias), theirs.get(alias)
+            state = states.get((name, number if number is not None else there or 0))
+            if number == there or state is None or (number is not None and state != VersionState.READY):
                 continue
-            log.warning("alias_reset", backbone=name, alias=alias, mlflow=found, version=number)
+            log.warning("alias_reset", backbone=name, alias=alias, mlflow=there, version=number)
             try:
                 with context.dependencies.mlflow.call():
                     copies.follow(context.app, name, alias)
