@@ -62,6 +62,10 @@ class MlflowRegistry(MlflowConnection):
         """
         return self._versions(f"name = '{quoted(name)}' AND tags.`{TAG_JOB}` = '{quoted(job_id)}'")
 
+    def versions_of(self, name: str) -> list[Version]:
+        """All versions of a backbone, whoever registered them, oldest first."""
+        return self._versions(f"name = '{quoted(name)}'")
+
     def all_versions(self) -> list[Version]:
         """All versions of all backbones, by name and number."""
         return self._versions(None)

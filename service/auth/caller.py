@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.auth.scopes import SCOPES, Role, Scope, named, roles_with
 from service.auth.trail import Trail, minute_to_record
@@ -103,6 +105,14 @@ def validity_of(token: Token, moment: datetime) -> Literal["active", "ended", "r
     if token.revoked_at is not None:
         return "revoked"
     return "ended" if token.expires_at is not None and token.expires_at <= moment else "active"
+
+
+def has_valid_token(
+    owner: str | InstrumentedAttribute[str], roles: Collection[Role] = tuple(Role)
+) -> ColumnElement[bool]:
+    """Whether somebody, or whoever a column names, has a valid token of one of some roles."""
+    query = select(Token.id).where(Token.owner == owner, Token.role.in_(roles), Token.revoked_at.is_(None))
+    return query.where(or_(Token.expires_at.is_(None), Token.expires_at > now())).exists()
 
 
 def caller_of(database: Database, authorization: str | None, trail: Trail | None = None) -> Caller:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import posixpath
+from collections.abc import Mapping
+
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.jobs.versions import SHOWN
@@ -36,6 +39,11 @@ def describe(state: AppState, name: str, number: int | None) -> None:
             return
 
 
+def copied_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels of which MLflow has copies: it refuses names that are no normal paths, such as a//b and a/./b."""
+    return {name: value for name, value in labels.items() if posixpath.normpath(name) == name}
+
+
 def _number(state: AppState, name: str, alias: str) -> int | None:
     with state.database.read() as session:
         row = session.get(BackboneAlias, (name, alias))
@@ -47,6 +55,8 @@ def _texts(state: AppState, name: str, number: int | None) -> tuple[str | None, 
     with state.database.read() as session:
         if number is None:
             backbone = session.get(RegisteredBackbone, name)
-            return (backbone.description, backbone.labels) if backbone else None
+            return (backbone.description, copied_labels(backbone.labels)) if backbone else None
         version = session.get(BackboneVersion, (name, number))
-        return (version.description, version.labels) if version and version.state in SHOWN else None
+        if version is None or version.state not in SHOWN:
+            return None
+        return version.description, copied_labels(version.labels)

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from sqlalchemy import or_, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_connection import MlflowUnreachable
-from service.auth.caller import Caller
+from service.auth.caller import Caller, has_valid_token
 from service.auth.scopes import Scope
 from service.backbones import copies, registry, service
 from service.backbones.schemas import BackboneDetailView, BackbonePatch, VersionPatch, VersionSummaryView
 from service.context.app_state import AppState
-from service.db.tables import BackboneVersion, RegisteredBackbone, Token, now
+from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import not_found, spec_problem
 from trainer.spec.base import Problem
 
@@ -65,9 +65,7 @@ def _apply(row: RegisteredBackbone | BackboneVersion, values: Mapping[str, Any])
 
 def _must_have_token(session: Session, owner: str) -> None:
     """Raises the API's 422 for somebody without a valid token: a typing error would leave a backbone with nobody."""
-    valid = select(Token.id).where(Token.owner == owner, Token.revoked_at.is_(None))
-    valid = valid.where(or_(Token.expires_at.is_(None), Token.expires_at > now()))
-    if session.scalar(valid.limit(1)) is None:
+    if not session.scalar(select(has_valid_token(owner))):
         text = "nobody of this name has a valid token: name the owner of one, or make them a token first"
         raise spec_problem([Problem("owner", "/owner", owner, text)])
 

@@ -30,7 +30,7 @@ from service.backbones.schemas import (
 from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
-from service.http.paging import bad_cursor, read_cursor, write_cursor
+from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import ByteSource
 from service.http.schemas import Page
@@ -87,7 +87,7 @@ def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
     match read_cursor(cursor):
         case [cursor_sort, bool(missing), float(value) | int(value), str(name)] if cursor_sort == sort:
             if name.isascii() and name.isprintable():  # as all names are; a database takes no other text
-                return missing, float(value), name
+                return missing, read_value(value, cursor), name
     raise bad_cursor(cursor)
 
 

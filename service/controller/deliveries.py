@@ -11,12 +11,14 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.adapters import receivers
 from service.controller.context import ControllerContext
 from service.controller.queue import GO_ON, Task
 from service.db.tables import Webhook, WebhookDelivery, now
+from service.events.outbox import may_be_told
 from service.jobs.work import Work
 from service.webhooks import repository
 from service.webhooks.sending import LONGEST_PAUSE, Result, message, record
@@ -27,6 +29,7 @@ KEPT: Final = timedelta(days=30)
 """How long deliveries are kept after their end."""
 MOST_KEPT: Final = 1000
 """Of one webhook."""
+OWNER_MAY_NOT: Final = "the webhook's owner has no valid token any more that may have webhooks, so nothing is sent"
 
 
 class Deliveries:
@@ -45,11 +48,21 @@ class Deliveries:
             with self._context.app.database.read() as session:
                 webhook = session.get(Webhook, task.target)
                 row = repository.due_delivery(session, task.target, now(), LONGEST_PAUSE)
+                told = session.scalar(select(Webhook.id).where(Webhook.id == task.target, may_be_told()))
             if webhook is None or row is None:
+                return None
+            if told is None:
+                self._give_up(webhook)
                 return None
             self._attempt(webhook, row)
             if task.pauses:
                 return GO_ON
+
+    def _give_up(self, webhook: Webhook) -> None:
+        """Let everything fail that waits for a webhook whose owner may have none any more."""
+        with self._context.write() as session:
+            repository.end_waiting(session, webhook.id, now(), OWNER_MAY_NOT)
+        log.warning("webhook_not_delivered", webhook_id=webhook.id, detail=OWNER_MAY_NOT)
 
     def _attempt(self, webhook: Webhook, row: WebhookDelivery) -> None:
         """Send a delivery once, and write down how that went."""

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Model, Version
@@ -154,15 +155,17 @@ def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Jo
 def _reset_aliases(context: ControllerContext, models: Models) -> None:
     """Make MLflow's aliases of our versions follow our rows; aliases of other versions are left alone."""
     with context.app.database.read() as session:
-        rows, wanted = versions.known(session), versions.aliases(session)
-    for name in sorted({name for name, _ in rows}):
+        wanted = versions.aliases(session)
+        found = session.execute(select(BackboneVersion.name, BackboneVersion.version, BackboneVersion.state))
+        states = {(name, number): state for name, number, state in found}
+    for name in sorted({name for name, _ in states}):
         ours, theirs = wanted.get(name, {}), models.get(name, NONE).aliases
         for alias in sorted({*ours, *theirs}):
-            number, found = ours.get(alias), theirs.get(alias)
-            target = rows.get((name, number if number is not None else found or 0))
-            if number == found or target is None or (number is not None and target.state != VersionState.READY):
+            number, there = ours.get(alias), theirs.get(alias)
+            state = states.get((name, number if number is not None else there or 0))
+            if number == there or state is None or (number is not None and state != VersionState.READY):
                 continue
-            log.warning("alias_reset", backbone=name, alias=alias, mlflow=found, version=number)
+            log.warning("alias_reset", backbone=name, alias=alias, mlflow=there, version=number)
             try:
                 with context.dependencies.mlflow.call():
                     copies.follow(context.app, name, alias)
@@ -193,7 +196,7 @@ def _reset_texts(context: ControllerContext, listed: Sequence[Version], models: 
 def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model) -> bool:
     """Whether a description or a label differs; a description of None is not compared."""
     described = ours.description is not None and ours.description != theirs.description
-    return described or dict(ours.labels) != theirs.labels
+    return described or copies.copied_labels(ours.labels) != theirs.labels
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------
@@ -214,13 +217,17 @@ def remove_versions(context: ControllerContext, job: Job) -> None:
 
 
 def _forget_backbone(context: ControllerContext, name: str) -> None:
-    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew."""
+    """Remove what MLflow has copied of a backbone without any version: the next one of that name begins anew.
+
+    The description stays if versions of others are left there, whose description it may be.
+    """
     with context.app.database.read() as session:
         if versions.backbones(session, [name]):
             return
     try:
         with context.dependencies.mlflow.call():
-            context.app.mlflow.describe(name, None, "", {})
+            others = context.app.mlflow.versions_of(name)
+            context.app.mlflow.describe(name, None, None if others else "", {})
     except Refused as error:  # somebody has deleted the registered model
         log.info("backbone_not_in_mlflow", backbone=name, detail=str(error))
 

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from service.auth.caller import has_valid_token
+from service.auth.scopes import Scope, roles_with
 from service.db.tables import Webhook, WebhookDelivery, now
 from service.events.types import EventType
 
@@ -20,12 +22,18 @@ def emit(session: Session, event: EventType, data: Mapping[str, Any], *, backbon
     """Tell all webhooks that want it of an event, once the transaction commits.
 
     ``data`` is what receivers get, and must hold no secret; `urls` in it are paths on this service. ``backbone`` names
-    the backbone that the event is about: webhooks for some backbones hear of no other event.
+    the backbone that the event is about: webhooks for some backbones hear of no other event. Webhooks whose owner may
+    have none any more hear of nothing.
     """
     moment = now()
-    for webhook in session.scalars(select(Webhook).where(Webhook.enabled)):
+    for webhook in session.scalars(select(Webhook).where(Webhook.enabled, may_be_told())):
         if _wants(webhook, event, backbone):
             session.add(delivery(webhook, event.value, data, moment))
+
+
+def may_be_told() -> ColumnElement[bool]:
+    """Whether a webhook's owner still has a valid token that may have webhooks."""
+    return has_valid_token(Webhook.owner, roles_with([Scope.OWN_WEBHOOKS]))
 
 
 def delivery(webhook: Webhook, kind: str, data: Mapping[str, Any], moment: datetime) -> WebhookDelivery:

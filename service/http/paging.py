@@ -51,5 +51,13 @@ def read_number(cursor: str) -> int:
     raise bad_cursor(cursor)
 
 
+def read_value(value: float, cursor: str) -> float:
+    """A number out of a cursor. Raises the API's 422 if it is larger than any value that lists are sorted by."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise bad_cursor(cursor) from error
+
+
 def bad_cursor(cursor: str) -> ApiProblem:
     return ApiProblem(422, "parameter_invalid", f"cursor: {cursor!r} is not a cursor of this service")

@@ -68,8 +68,7 @@ def registered_by(job: Job, mlflow: MlflowStore) -> list[Registered]:
 
 def belongs(job: Job, version: Version) -> bool:
     """Whether a version is one of a job's: anybody who can reach MLflow can register anything there."""
-    named_so = job.spec.get("register_as") == version.name
-    return named_so and version.tags.get(names.TAG_JOB) == job.id
+    return job.spec.get("register_as") == version.name and version.tags.get(names.TAG_JOB) == job.id
 
 
 def metrics_of(tags: Mapping[str, str]) -> dict[str, float]:
@@ -247,6 +246,8 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     if row is not None and (row.source == version.source or row.state == VersionState.DELETING):
         return False
     if row is not None:
+        if told and row.state in SHOWN:
+            _tell_of_replaced(session, row)
         session.delete(row)
         session.flush()
     added = BackboneVersion(
@@ -266,7 +267,15 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     )
     session.add(added)
     if session.get(RegisteredBackbone, version.name) is None:
-        session.add(RegisteredBackbone(name=version.name, owner=job.owner, created_at=version.created_at))
+        # What MLflow may still say of deleted versions' backbone is not taken over as this one's description.
+        former = select(BackboneVersion.version).where(BackboneVersion.name == version.name)
+        former = former.where(BackboneVersion.state.not_in(SHOWN)).limit(1)
+        description = None if session.scalar(former) is None else ""
+        session.add(
+            RegisteredBackbone(
+                name=version.name, owner=job.owner, description=description, created_at=version.created_at
+            )
+        )
         session.flush()  # the next version of it finds the row
     if told:
         _tell(session, EventType.VERSION_REGISTERED, added)
@@ -310,7 +319,7 @@ def point(session: Session, version: BackboneVersion, alias: str, actor: str) ->
         _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
 
 
-def unpoint(session: Session, alias: BackboneAlias, actor: str) -> None:
+def unpoint(session: Session, alias: BackboneAlias, actor: str | None) -> None:
     """Remove an alias; its version stays."""
     session.delete(alias)
     data = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version, "actor": actor}
@@ -334,6 +343,13 @@ def hide(session: Session, version: BackboneVersion) -> None:
     if backbone is not None and session.scalar(others.limit(1)) is None:
         session.delete(backbone)
         session.flush()
+
+
+def _tell_of_replaced(session: Session, version: BackboneVersion) -> None:
+    """Remove a version's aliases and tell webhooks of that, and that the version is gone for good."""
+    for alias in aliases_of(session, version):
+        unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None)
+    _tell(session, EventType.VERSION_DELETED, version, actor=None)
 
 
 def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:

@@ -106,7 +106,7 @@ def record(session: Session, webhook: Webhook, row: WebhookDelivery, result: Res
 
 def _decide(session: Session, webhook: Webhook, row: WebhookDelivery, result: Result, moment: datetime) -> None:
     """What follows from a failed attempt."""
-    pause = None if row.type == TEST else next_pause(row.attempts, result.answer, moment)
+    pause = None if row.type == TEST or not webhook.enabled else next_pause(row.attempts, result.answer, moment)
     if pause is None or result.gone or row.next_attempt_at is None:  # the last: somebody has ended it meanwhile
         row.next_attempt_at, row.ended_at = None, moment
     else:
@@ -140,6 +140,6 @@ def _wanted_pause(answer: Answer, moment: datetime) -> timedelta | None:
         return timedelta(seconds=int(text))
     try:
         until = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # an overflow: a year of more digits than a date can have
         return None
     return (until if until.tzinfo else until.replace(tzinfo=UTC)) - moment

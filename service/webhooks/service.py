@@ -165,6 +165,8 @@ def test(state: AppState, caller: Caller, webhook_id: str) -> DeliveryView:
 def retry(state: AppState, caller: Caller, webhook_id: str, delivery_id: str) -> DeliveryView:
     """Send a delivery now: one that waits before its time, one that has ended once more from its first attempt on.
 
+    A disabled webhook gets it once, without more attempts.
+
     Raises 403 and 404.
     """
     with state.database.session() as session:

@@ -15,7 +15,7 @@ from service.backbones.hub.trees import siblings
 from service.backbones.hub.views import HubModelView
 from service.backbones.registry import Backbone, Served
 from service.context.app_state import AppState
-from service.http.paging import bad_cursor, read_cursor, write_cursor
+from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
 from service.jobs import versions
 from trainer.protocol import names
 from trainer.spec import formats
@@ -156,10 +156,14 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
     last = _read_key(cursor, query.sort) if cursor else None
     if query.sort == BY_NAME and query.ascending:  # they are read by name, so no more of them than the page needs
         pairs = _keyed(state, query, last[1] if last else "", limit)
+        # The database's order of names need not be Python's: what is compared here is the last backbone's alone.
+        following = (pair for pair in pairs if last is None or pair[0][1] != last[1] or pair[0][2] > last[2])
     else:
         found = _keyed(state, query, "", registry.MOST_AT_ONCE)
-        pairs = iter(sorted(found, key=lambda pair: pair[0], reverse=not query.ascending))
-    following = (pair for pair in pairs if last is None or (pair[0] > last if query.ascending else pair[0] < last))
+        ordered = sorted(found, key=lambda pair: pair[0], reverse=not query.ascending)
+        following = (
+            pair for pair in ordered if last is None or (pair[0] > last if query.ascending else pair[0] < last)
+        )
     keyed = list(islice(following, limit + 1))
     more = write_cursor([query.sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     return [_entry(state, model, query.fields) for _, model in keyed[:limit]], more
@@ -206,5 +210,5 @@ def _read_key(cursor: str, sort: str) -> Key:
     match read_cursor(cursor):
         case [cursor_sort, float(value) | int(value), str(name), int(position)] if cursor_sort == sort:
             if name.isascii() and name.isprintable():  # as all names are; a database takes no other text
-                return float(value), name, position
+                return read_value(value, cursor), name, position
     raise bad_cursor(cursor)

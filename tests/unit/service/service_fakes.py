@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -295,8 +296,10 @@ class FakeMlflow:
         return {run_id: self.points.get(key, []) for run_id in run_ids}
 
     def versions_of_job(self, name: str, job_id: str) -> list[Version]:
-        found = [version for version in self.all_versions() if version.name == name]
-        return [version for version in found if version.tags.get(names.TAG_JOB) == job_id]
+        return [version for version in self.versions_of(name) if version.tags.get(names.TAG_JOB) == job_id]
+
+    def versions_of(self, name: str) -> list[Version]:
+        return [version for version in self.all_versions() if version.name == name]
 
     def all_versions(self) -> list[Version]:
         self._reach()
@@ -317,6 +320,8 @@ class FakeMlflow:
         found = next((each for each in self.registered if (each.name, each.version) == (name, number)), None)
         if number is not None and found is None:
             raise MlflowRefused(f"Model Version (name={name}, version={number}) not found")
+        if refused := [label for label in labels if posixpath.normpath(label) != label]:
+            raise MlflowRefused(f"{refused[0]} must not resolve to other names")
         before: Version | Model = found or self.texts.get(name, Model())
         tags = {key: value for key, value in before.tags.items() if not key.startswith(names.TAG_LABEL)}
         tags |= {f"{names.TAG_LABEL}{label}": value for label, value in labels.items()}

@@ -222,6 +222,19 @@ def test_mlflow_has_what_the_service_has_at_once_or_by_the_next_comparison(serve
     assert mlflow.described == [], "nothing differs"
 
 
+def test_labels_whose_names_mlflow_refuses_stay_here_and_hold_up_no_other(served, world, registry, mlflow):
+    registry.add()
+    refused = {"a//b": "x", "a/./b": "y", "a/../b": "z"}
+    for number, path in ((None, f"{BASE}/digits"), (1, f"{BASE}/digits/versions/1")):
+        assert served.patch(path, json={"labels": LABELS | refused | {"a/b": "w"}}).json()["labels"].keys() >= {
+            *refused
+        }
+        assert copies(mlflow, number)[1] == LABELS | {"a/b": "w"}
+    del mlflow.described[:]
+    world.compare_versions()
+    assert mlflow.described == [], "nothing is tried again"
+
+
 def test_mlflow_forgets_what_was_said_of_a_backbone_with_its_last_version(served, world, registry, mlflow, database):
     """Else the next backbone of that name, perhaps somebody else's, would take it over from there."""
     registry.add()
@@ -233,6 +246,30 @@ def test_mlflow_forgets_what_was_said_of_a_backbone_with_its_last_version(served
     world.compare_versions()
     assert texts(served) == ("", {}, "bob")
     assert mlflow.all_models()["digits"].description == ""
+
+
+def test_what_mlflow_says_of_a_deleted_backbone_is_not_said_of_one_that_comes_before_its_removal(
+    served, world, registry, mlflow, database
+):
+    registry.add()
+    served.patch(f"{BASE}/digits", json={"description": "Alice's.", "labels": LABELS})
+    assert served.delete(f"{BASE}/digits/versions/1").status_code == 200
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="bob", spec=spec_with(register_as="digits"))
+    registry.add(number=2)
+    world.rounds()
+    world.compare_versions()
+    assert texts(served) == ("", {}, "bob")
+    assert copies(mlflow, None) == ("", {})
+
+
+def test_what_others_say_in_mlflow_of_a_model_with_versions_of_theirs_stays(served, world, registry, mlflow):
+    registry.add()
+    mlflow.register("digits", 2, None, registry.folder("digits", 2))
+    served.patch(f"{BASE}/digits", json={"labels": LABELS})
+    mlflow.describe("digits", None, "Theirs.", LABELS)
+    assert served.delete(f"{BASE}/digits/versions/1").status_code == 200
+    world.rounds()
+    assert copies(mlflow, None) == ("Theirs.", {})
 
 
 def test_labels_of_a_run_are_copied_by_the_comparison_that_finds_its_version(registry, mlflow, database):

@@ -158,7 +158,8 @@ def test_a_cursor_of_another_order_or_of_nobody_is_refused(api, registry):
     cursor = api.get(BASE, params={"limit": "1"}).json()["next_cursor"]
     problem(api.get(BASE, params={"cursor": cursor, "sort": "updated_at"}), 422, "parameter_invalid")
     no_name = write_cursor([None, False, 0.0, "a\0\ud800"])
-    for wrong in ("x", "W10", "WzEsMl0", "e30", no_name):
+    no_value = write_cursor([None, False, 10**400, "a"])
+    for wrong in ("x", "W10", "WzEsMl0", "e30", no_name, no_value):
         problem(api.get(BASE, params={"cursor": wrong}), 422, "parameter_invalid")
 
 

@@ -24,8 +24,12 @@ from huggingface_hub.errors import (
 from service_fakes import add_job, problem, spec_with
 from sqlalchemy import delete
 
+from service.backbones import registry as backbones
 from service.backbones.hub.repositories import front_matter
+from service.backbones.registry import Backbone
+from service.context.app_state import AppState
 from service.db.tables import Job, RegistryCheck
+from service.http.paging import write_cursor
 
 HUB = "/hf"
 FOLDER = {"config.json", "model.safetensors", "README.md", "card/curves.png"}
@@ -380,7 +384,27 @@ def test_every_page_of_a_list_leads_to_the_next(api, query, limit):
         found += page
         url = answer.links.get("next", {}).get("url")
     assert found == whole
-    problem(api.get(f"{HUB}/api/models?cursor=nonsense"), 422, "parameter_invalid")
+    for wrong in ("nonsense", write_cursor(["id", 10**400, "digits", 0])):
+        problem(api.get(f"{HUB}/api/models?sort=id&direction=1&cursor={wrong}"), 422, "parameter_invalid")
+
+
+def test_no_model_is_lost_between_pages_whatever_the_databases_order(api, registry, monkeypatch):
+    """A Postgres whose collation passes over `-` at first, as en_US does, has a-c after ab."""
+    for name in ("ab", "a-c", "ad"):
+        registry.add(name, formats="hf")
+    ordered = backbones.backbones
+
+    def as_in_en_us(state: AppState, contains: str, after: str, *more: Any) -> list[Backbone]:
+        found = sorted(ordered(state, contains, "", *more), key=lambda each: each.name.replace("-", ""))
+        return [each for each in found if each.name.replace("-", "") > after.replace("-", "")]
+
+    monkeypatch.setattr(backbones, "backbones", as_in_en_us)
+    found, url = [], f"http://testserver{HUB}/api/models?limit=1&search=/a"
+    while url:
+        answer = api.get(url)
+        found += names_of(answer)
+        url = answer.links.get("next", {}).get("url")
+    assert found == ["ab", "a-c", "ad"]
 
 
 def test_a_list_without_what_only_files_say_reads_no_storage(api, registry, root):

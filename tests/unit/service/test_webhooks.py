@@ -27,10 +27,10 @@ from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, pass_paus
 import service
 from service.adapters.receivers import Answer
 from service.app import attach
-from service.auth.caller import Caller
+from service.auth.caller import Caller, ensure_token
 from service.auth.scopes import Role
 from service.db.database import Database
-from service.db.tables import Audit, RegistryCheck, Webhook, WebhookDelivery, now
+from service.db.tables import Audit, RegistryCheck, Token, Webhook, WebhookDelivery, now
 from service.events.outbox import emit
 from service.events.types import EventType
 from service.jobs.service import delete_job
@@ -166,6 +166,26 @@ def test_what_an_upgrades_first_reading_finds_is_not_told_unless_its_job_still_r
 
 
 @pytest.mark.both_databases
+def test_a_version_whose_number_mlflow_gives_again_is_told_as_deleted_with_its_aliases(world, registry, mlflow):
+    registry.add()
+    registry.set_alias("digits", "champion", 1)
+    add_webhook(world.database)
+    mlflow.registered.clear()
+    mlflow.named.clear()
+    second = world.add(state="succeeded", spec=spec_with(register_as="digits"))
+    mlflow.register("digits", 1, second, registry.folder("digits", 1))
+    world.compare_versions()
+    told = [
+        (row.type, row.data["version"], row.data.get("actor"), row.data.get("job_id")) for row in rows(world.database)
+    ]
+    assert told == [
+        ("alias.moved", None, None, None),
+        ("version.deleted", 1, None, registry.jobs["digits"]),
+        ("version.registered", 1, None, second),
+    ]
+
+
+@pytest.mark.both_databases
 def test_what_is_rolled_back_tells_nothing(database):
     add_webhook(database)
 
@@ -203,6 +223,28 @@ def test_a_webhook_hears_of_the_events_and_backbones_that_it_names_while_it_is_e
         "dogs": ["version.deleted"],
         "off": [],
     }
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("ended", ["revoked_at", "expires_at"])
+def test_a_webhook_whose_owner_has_no_token_for_webhooks_hears_nothing_until_there_is_one(
+    team, world, database, receiver, ended
+):
+    made = create(team.alice, receiver.url)
+    an_event(database, number=1)
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "alice").values({ended: LONG_AGO}))
+    ensure_token(database, "a-viewing-token-of-alice", "alice", Role.VIEWER)
+    an_event(database, number=2)
+    deliver(world)
+    assert receiver.received == []
+    (entry,) = log_of(team.admin, made["id"])
+    assert entry["state"] == "failed"
+    assert "the webhook's owner has no valid token any more that may have webhooks" in entry["message"]
+    ensure_token(database, "another-token-of-alice", "alice", Role.SUBMITTER)
+    an_event(database, number=3)
+    deliver(world)
+    assert [got.verified(made["secret"])["data"]["number"] for got in receiver.received] == [3]
 
 
 # --- delivery ---------------------------------------------------------------------------------------------------------
@@ -270,6 +312,18 @@ def test_after_the_last_attempt_it_has_failed_and_can_be_sent_again_by_hand(team
     assert (entry["state"], receiver.received[-1].id) == ("delivered", entry["id"])
 
 
+def test_what_is_sent_again_to_a_disabled_webhook_is_sent_once(team, world, database, receiver):
+    made = create(team.alice, receiver.url)
+    receiver.answer(500)
+    an_event(database)
+    assert team.alice.patch(f"{BASE}/{made['id']}", json={"enabled": False}).status_code == 200
+    (entry,) = log_of(team.alice, made["id"])
+    assert team.alice.post(f"{BASE}/{made['id']}/deliveries/{entry['id']}/retry").status_code == 200
+    deliver(world)
+    (entry,) = log_of(team.alice, made["id"])
+    assert (entry["state"], entry["attempts"], len(receiver.received)) == ("failed", 1, 1)
+
+
 @pytest.mark.both_databases
 def test_a_receiver_that_is_gone_or_has_failed_for_days_is_disabled_and_says_why(team, world, database, receiver):
     gone, failing = create(team.alice, receiver.url), create(team.alice, receiver.url)
@@ -308,7 +362,9 @@ def test_retry_after_is_honoured_within_a_day():
     assert pause(503, "120") == 120
     assert pause(429, "Sun, 01 Mar 2026 12:10:00 GMT") == 600
     assert pause(429, "999999999") == 86_400
-    for status, text in ((500, "120"), (503, None), (503, "soon"), (503, "-5"), (503, "1"), (503, "9" * 400)):
+    no_year = "Mon, 01 Jan 99999999999 00:00:00 GMT"
+    unreadable = [(503, text) for text in ("soon", "-5", "1", "9" * 400, no_year)]
+    for status, text in ((500, "120"), (503, None), *unreadable):
         assert 5 <= pause(status, text) <= 5.5, (status, text)
     assert next_pause(len(PAUSES) + 1, None, moment) is None
     longest = max(next_pause(number, None, moment) for number in range(1, len(PAUSES) + 1))
