@@ -308,7 +308,6 @@ def test_fine_tuning_with_transformers_lowers_the_loss(version):
 
 
 def test_the_code_of_onnx_gives_the_trainer_s_own_features(tmp_path, monkeypatch):
-    pytest.importorskip("onnxruntime")
     told = facts(export={"formats": ["onnx"]})
     network, folder = shaken(told.spec.model), tmp_path / "version"
     folder.mkdir()
