@@ -10,6 +10,9 @@ from service.http.schemas import View
 
 SIGNATURE_FILE: Final = "SHA256SUMS.sig"
 """The file with a version's signature, beside `SHA256SUMS`: the 64 bytes of Ed25519."""
+LARGEST_SUMS: Final = 4 * 2**20
+"""Largest checksum file that is signed and verified, in bytes: several times that of a version with the most files that
+clients take."""
 
 
 class VersionSignatureView(SignatureView):

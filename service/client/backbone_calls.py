@@ -14,11 +14,10 @@ from service.backbones.schemas import (
     VersionSummaryView,
     VersionView,
 )
-from service.backbones.signature_schemas import SIGNATURE_FILE, SigningKeyView, VersionSignatureView
+from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
 from service.client.download import Fetcher, Progress
 from service.client.listing import ALL, PullFormat
 from service.client.signatures import (
-    LARGEST_SUMS,
     SIGNATURE_BYTES,
     SIGNED_SUMS,
     KnownKeys,

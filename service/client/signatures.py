@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 SIGNED_SUMS: Final = "SHA256SUMS.all"
 """The signed checksums of the whole version, in the folder of a single format."""
-LARGEST_SUMS: Final = 4 * 2**20
-"""Bytes."""
 SIGNATURE_BYTES: Final = 64
 KNOWN_KEYS: Final = "known-keys.json"
 _LINE: Final = re.compile(r"([0-9a-f]{64})  (.+)")

@@ -10,6 +10,7 @@ import structlog
 from service import signing_key
 from service.adapters.storage import OutsideRoot
 from service.backbones import signing
+from service.backbones.signature_schemas import LARGEST_SUMS
 from service.backbones.signing import Signer
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
@@ -21,10 +22,6 @@ log = structlog.get_logger()
 
 BATCH: Final = 50
 """Versions that are signed before others may have the worker."""
-LARGEST_SUMS: Final = 4 * 2**20
-"""Largest checksum file that is signed, in bytes: several times that of a version with the most files that clients
-take.
-"""
 
 
 def sign_versions(context: ControllerContext, task: Task) -> timedelta:
