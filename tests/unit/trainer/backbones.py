@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.models.rc_mae import MaskedAutoencoder
+from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
+from trainer.training.optim import make_optimizer
+from trainer.training.state import RunConstants, TrainState, write
 
 TINY = {
     "img_size": 32, "patch_size": 8, "in_chans": 3, "embed_dim": 24, "depth": 2, "num_heads": 3,
@@ -38,3 +41,14 @@ def shaken(spec: PretrainSpec | ModelSpec, seed: int = 0) -> MaskedAutoencoder:
 def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of so many channels, up to five."""
     return (*MEAN, 0.9, 0.1)[:channels], (*STD, 0.5, 0.6)[:channels]
+
+
+def stored_checkpoint(folder: Path) -> tuple[PretrainSpec, MaskedAutoencoder, MaskedAutoencoder]:
+    """A new folder with a checkpoint: its spec, its student, and a teacher unlike the student."""
+    spec = spec_of()
+    student, teacher = shaken(spec, 0), make_teacher(shaken(spec, 1))
+    folder.mkdir()
+    constants = RunConstants(spec, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, micro_batch_size=1)
+    state = TrainState(student, teacher, make_optimizer(student, spec.optimization), step=1)
+    write(folder, state.snapshot(constants, into={}), attempt=1)
+    return spec, student, teacher

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from backbones import MEAN, STD, shaken, spec_of, statistics
+from backbones import MEAN, STD, shaken, spec_of, statistics, stored_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, ViTModel
 
@@ -18,8 +18,7 @@ from trainer.export.timm import export_timm
 from trainer.export.version import write_sums
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher, update_teacher
 from trainer.spec.pretrain import PretrainSpec
-from trainer.training.optim import make_optimizer
-from trainer.training.state import TEACHER, RunConstants, TrainState, write
+from trainer.training.state import TEACHER
 
 
 def exported(model: MaskedAutoencoder, spec: PretrainSpec, folder):
@@ -105,12 +104,7 @@ def test_the_preprocessor_normalises_as_training_did(tmp_path):
 @pytest.fixture
 def pulled(tmp_path):
     """A checkpoint with a teacher unlike its student, and the teacher's export."""
-    spec = spec_of()
-    student, teacher = shaken(spec, 0), make_teacher(shaken(spec, 1))
-    (tmp_path / "checkpoint").mkdir()
-    constants = RunConstants(spec, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, micro_batch_size=1)
-    state = TrainState(student, teacher, make_optimizer(student, spec.optimization), step=1)
-    write(tmp_path / "checkpoint", state.snapshot(constants, into={}), attempt=1)
+    spec, student, teacher = stored_checkpoint(tmp_path / "checkpoint")
     exported(teacher, spec, tmp_path / "hf")
     exported(student, spec, tmp_path / "student-hf")
     return tmp_path

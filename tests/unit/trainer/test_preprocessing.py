@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from backbones import MEAN, STD, shaken, spec_of
+from backbones import MEAN, STD, shaken, spec_of, stored_checkpoint
 from image_sets import dataset, picture, place
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
@@ -18,10 +18,7 @@ from trainer.export import verify
 from trainer.export.graph import export_program
 from trainer.export.huggingface import export_vit, export_vit_mae
 from trainer.export.own_features import VerifyError, load_trained
-from trainer.models.rc_mae import make_teacher
 from trainer.spec.pretrain import MethodSpec
-from trainer.training.optim import make_optimizer
-from trainer.training.state import RunConstants, TrainState, write
 
 SIDE = 32
 SIZES = [(32, 32), (33, 32), (20, 50), (70, 51), (400, 33), (21, 14), (160, 120)]
@@ -150,12 +147,7 @@ def test_only_colour_is_converted_to(channels, converts):
 @pytest.fixture
 def trained(tmp_path):
     """A folder with a checkpoint, its exports, and pictures."""
-    spec = spec_of()
-    student, teacher = shaken(spec, 0), make_teacher(shaken(spec, 1))
-    (tmp_path / "checkpoint").mkdir()
-    constants = RunConstants(spec, dataset_fingerprint="", mean=MEAN, std=STD, workers=1, micro_batch_size=1)
-    state = TrainState(student, teacher, make_optimizer(student, spec.optimization), step=1)
-    write(tmp_path / "checkpoint", state.snapshot(constants, into={}), attempt=1)
+    spec, _, teacher = stored_checkpoint(tmp_path / "checkpoint")
     export_vit(teacher.state_dict(), spec.model, MEAN, STD, tmp_path / "hf")
     export_program(teacher.state_dict(), spec.model, MEAN, STD, tmp_path / "torch_export")
     files_in(tmp_path / "data")
