@@ -1,0 +1,133 @@
+"""Tables of backbones, their versions, aliases and signatures."""
+
+from __future__ import annotations
+
+import unicodedata
+from datetime import datetime
+
+from sqlalchemy import Connection, ForeignKey, ForeignKeyConstraint, Index, String, Text, event
+from sqlalchemy.orm import Mapped, mapped_column
+
+from service.db.tables.base import Base, now
+
+
+class RegisteredBackbone(Base):
+    """What all versions of a backbone have in common. The row is there as long as one of them is shown."""
+
+    __tablename__ = "backbone"
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(100))
+    """Whoever registered its first version, or was given it later."""
+    description: Mapped[str | None] = mapped_column(Text)
+    """None until somebody has described it here or in MLflow; empty if somebody has removed the description."""
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    search_text: Mapped[str] = mapped_column(Text, server_default="")
+    """Its description and labels, for searches; see `folded`."""
+    created_at: Mapped[datetime]
+    """When its first version was registered."""
+
+
+class BackboneVersion(Base):
+    """A registered version of a backbone. MLflow has it too, and gave it its number."""
+
+    __tablename__ = "backbone_version"
+    __table_args__ = (Index(None, "job_id"), Index(None, "state", "deleted_at"))
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str] = mapped_column(String(16))
+    """A `service.jobs.versions.VersionState`."""
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id", ondelete="CASCADE"))
+    """The job that registered it."""
+    owner: Mapped[str] = mapped_column(String(100))
+    """That job's owner."""
+    trained_by: Mapped[str] = mapped_column(String(32))
+    """The job that pretrained it."""
+    dataset_uri: Mapped[str] = mapped_column(Text)
+    source: Mapped[str] = mapped_column(Text)
+    """Its source in MLflow, which tells it from another version that has the same number."""
+    folder: Mapped[str | None] = mapped_column(Text)
+    """The folder of its files; None if MLflow has no logged model for it."""
+    tags: Mapped[dict[str, str]]
+    """Its tags in MLflow, but for the copies of its labels."""
+    description: Mapped[str | None] = mapped_column(Text)
+    """As `RegisteredBackbone.description`; at first the notes of its job."""
+    labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    """At first those of its job."""
+    search_text: Mapped[str] = mapped_column(Text, server_default="")
+    """Its name, dataset, description and labels, for searches; see `folded`."""
+    created_at: Mapped[datetime]
+    """When it was registered."""
+    deleted_at: Mapped[datetime | None]
+    """When somebody deleted it here."""
+
+
+def folded(text: str) -> str:
+    """A text as searches compare it: neither case nor the encoding of accents matters, in either kind of database."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+@event.listens_for(RegisteredBackbone, "before_insert")
+@event.listens_for(RegisteredBackbone, "before_update")
+def _write_backbone_text(_: object, __: Connection, row: RegisteredBackbone) -> None:
+    row.search_text = _search_text(row)
+
+
+@event.listens_for(BackboneVersion, "before_insert")
+@event.listens_for(BackboneVersion, "before_update")
+def _write_version_text(_: object, __: Connection, row: BackboneVersion) -> None:
+    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n") + _search_text(row)
+
+
+def _search_text(row: RegisteredBackbone | BackboneVersion) -> str:
+    labels = (f"{name}:{value}" for name, value in (row.labels or {}).items())
+    return folded("\n".join([row.description or "", *labels]))
+
+
+class BackboneAlias(Base):
+    """A name for a version of a backbone. MLflow has a copy."""
+
+    __tablename__ = "backbone_alias"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
+        ),
+    )
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    alias: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int]
+
+
+class SigningKey(Base):
+    """A public key of the deployment. It stays after the service signs with another one, for what it has signed."""
+
+    __tablename__ = "signing_key"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """The first 16 hexadecimal digits of the sha256 of the key in DER."""
+    public_key: Mapped[str] = mapped_column(Text)
+    """In PEM."""
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    """When the service first had it."""
+
+
+class VersionSignature(Base):
+    """The signature over a version's checksums. It stays as it is, whatever happens to the files."""
+
+    __tablename__ = "version_signature"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
+        ),
+    )
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    key_id: Mapped[str] = mapped_column(ForeignKey("signing_key.id"))
+    signature: Mapped[str] = mapped_column(String(88))
+    """The 64 bytes of Ed25519 in base64."""
+    sums_sha256: Mapped[str] = mapped_column(String(64))
+    """Of the checksum file that was signed."""
+    signed_at: Mapped[datetime] = mapped_column(default=now)
