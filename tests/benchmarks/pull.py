@@ -31,7 +31,7 @@ from mlflow.tracking import MlflowClient
 
 sys.path.append(str(Path(__file__).parents[1]))
 from handmade import MIB, registered, write_weights
-from live import make_spec, wait_state
+from live import make_spec, poll, wait_state
 from local_stack import Stack, running_stack
 
 from service.embedded import processes
@@ -156,6 +156,8 @@ def big(stack: Stack, mebibytes: int) -> tuple[int, Path]:
     mlflow = MlflowClient(stack.mlflow_url)
     number, folder = registered(mlflow, "big", job.id, mlflow.get_run(job.run_id).info.experiment_id)
     write_weights(folder, mebibytes)
+    # It is served once the controller has compared its rows with MLflow, which it does every minute.
+    poll(lambda: stack.client.backbone("big"), lambda found: number in found.versions)
     return number, folder
 
 
