@@ -7,6 +7,7 @@ from service.db.tables.backbones import (
     RegisteredBackbone,
     SigningKey,
     VersionSignature,
+    VersionUse,
     folded,
 )
 from service.db.tables.base import Base, UtcTime, now
@@ -33,6 +34,7 @@ __all__ = [
     "Token",
     "UtcTime",
     "VersionSignature",
+    "VersionUse",
     "Webhook",
     "WebhookDelivery",
     "WorkItem",
