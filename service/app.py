@@ -28,6 +28,7 @@ from service.auth.caller import ensure_admin
 from service.backbones.comparison_routes import router as comparison
 from service.backbones.hub import routes as hub
 from service.backbones.hub.refusals import problem_headers
+from service.backbones.retention_routes import router as retention
 from service.backbones.routes import router as backbones
 from service.backbones.signature_routes import router as signatures
 from service.cluster.routes import router as cluster
@@ -147,6 +148,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(stream_router)
     app.include_router(searches)
     app.include_router(signatures)  # before the route of all other files
+    app.include_router(retention)
     app.include_router(backbones)
     app.include_router(comparison)
     app.include_router(hub.router)

@@ -40,6 +40,8 @@ ACTIONS: Final = {
     "PUT /v1/backbones/{name}/aliases/{alias}": "backbone.alias",
     "DELETE /v1/backbones/{name}/aliases/{alias}": "backbone.unalias",
     "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",
+    "PUT /v1/backbones/{name}/retention": "backbone.retention",
+    "DELETE /v1/backbones/{name}/retention": "backbone.remove_retention",
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",
@@ -53,6 +55,10 @@ ACTIONS: Final = {
     "POST /logout": "session.end",
 }
 """The audit log's action name for every route that makes changes."""
+EXPIRE: Final = "backbone.expire"
+"""The name of what no request makes: a retention rule deletes a version."""
+BY_RULE: Final = "retention rule"
+"""The actor of that. No owner has that name."""
 
 
 class Trail:
@@ -107,6 +113,11 @@ class Trail:
             address=_one_line(client[0])[:64] if client else None,
             detail=dict(detail) or None,
         )
+
+
+def record_expiry(session: Session, backbone: str, detail: Mapping[str, Any]) -> None:
+    """Add the entry of a version that a retention rule deletes to the transaction that does it."""
+    session.add(Audit(actor=BY_RULE, action=EXPIRE, target=backbone, status=200, detail=dict(detail)))
 
 
 def _one_line(text: str) -> str:

@@ -96,6 +96,7 @@ class Served:
             formats=self.formats,
             aliases=sorted(alias for alias, number in aliases.items() if number == self.number),
             metrics=self.metrics,
+            expires_at=self.row.expires_at,
             tags=dict(tags),
         )
 

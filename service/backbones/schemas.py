@@ -65,6 +65,9 @@ class VersionSummaryView(View):
     """Aliases that point at this version now."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluation results, by metric key."""
+    expires_at: datetime | None = None
+    """When its backbone's retention rule deletes it, unless somebody downloads it or gives it an alias; null: not by
+    itself."""
     tags: dict[str, str] = Field(default_factory=dict)
     """All its tags in MLflow, but for the copies of its labels."""
 

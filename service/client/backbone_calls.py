@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from service.backbones.comparison_schemas import ComparisonView
+from service.backbones.retention_schemas import RetentionView
 from service.backbones.schemas import (
     MAIN,
     BackboneDetailView,
@@ -191,6 +192,28 @@ class BackboneCalls(Transport):
     def delete_alias(self, name: str, alias: str) -> BackboneDetailView:
         """Remove an alias; its version stays. Not retried, like `delete`."""
         return self._request(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
+
+    def retention(self, name: str) -> RetentionView:
+        """The retention rule of a backbone, and what it does with each version."""
+        return self._get(RetentionView, f"/v1/backbones/{name}/retention")
+
+    def set_retention(
+        self, name: str, *, expire_unused_days: int | None, keep_newest: int | None = None, preview: bool = False
+    ) -> RetentionView:
+        """Set the rule by which versions of a backbone are deleted, whatever rule it had before.
+
+        A version goes once it is older than ``expire_unused_days`` and nobody has downloaded it for as long, unless it
+        is one of the ``keep_newest`` (1 by default), has an alias, is `main`, or its job has not ended. With
+        ``preview``, nothing is set.
+        """
+        body = without_none({"expire_unused_days": expire_unused_days, "keep_newest": keep_newest})
+        query = {"preview": True} if preview else None
+        path = f"/v1/backbones/{name}/retention"
+        return self._request(RetentionView, "PUT", path, params=query, json=body, retried=True)
+
+    def remove_retention(self, name: str) -> RetentionView:
+        """Remove the retention rule of a backbone: nothing is deleted by itself any more. Not retried."""
+        return self._request(RetentionView, "DELETE", f"/v1/backbones/{name}/retention")
 
     def version_deletion_preview(self, name: str, version: int) -> VersionDeletionView:
         """What deleting a version would remove; nothing is deleted."""

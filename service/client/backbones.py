@@ -18,6 +18,7 @@ from service.client.convert import README, Library
 from service.client.convert import convert as convert_folder
 from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
 from service.client.listing import PullFormat
+from service.client.retention import retention
 from service.client.shell import Json, connected, download_bar, err, out, print_json
 from service.client.signatures import KnownKeys, keys_in, verify_folder
 from trainer.spec.export import BackboneFormat
@@ -332,6 +333,9 @@ def delete(
         out.print(render_backbones.version_deletion(deletion), soft_wrap=True)
     else:
         out.print(f"deleted {name}:{number}; its files are removed within moments", highlight=False, soft_wrap=True)
+
+
+backbones.command("retention")(retention)
 
 
 def _confirm(deletion: VersionDeletionView, yes: bool) -> None:

@@ -57,8 +57,9 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
 def backbone(view: BackboneDetailView) -> RenderableType:
     """A backbone with all its versions and their results."""
     results = sorted({key for each in view.details for key in each.metrics})
+    expires = ("EXPIRES",) if any(each.expires_at for each in view.details) else ()
     versions = table(
-        ("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "CREATED", *results),
+        ("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "CREATED", *expires, *results),
         (
             (
                 f"{each.version} gone" if each.state == "gone" else str(each.version),
@@ -67,6 +68,7 @@ def backbone(view: BackboneDetailView) -> RenderableType:
                 "-" if each.checkpoint_step is None else f"{each.checkpoint_step:,}",
                 ", ".join(each.formats) or "-",
                 when(each.created_at),
+                *(when(each.expires_at) if each.expires_at else "-" for _ in expires),
                 *(f"{each.metrics[key]:.4g}" if key in each.metrics else "-" for key in results),
             )
             for each in view.details
@@ -108,6 +110,7 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
         ("code", view.code_version),
         ("formats", ", ".join(view.formats)),
         ("aliases", ", ".join(view.aliases)),
+        ("expires", when(view.expires_at) if view.expires_at else ""),
         *further,
     ]
     return fields(

@@ -314,22 +314,36 @@ def point(session: Session, version: BackboneVersion, alias: str, actor: str) ->
     """Point an alias at a version, whatever it pointed at before."""
     row = session.get(BackboneAlias, (version.name, alias))
     before = row.version if row else None
+    if row and before != version.version:
+        _unname(session, row)
     session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
+    version.expires_at = None
     if before != version.version:
         _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
 
 
 def unpoint(session: Session, alias: BackboneAlias, actor: str | None) -> None:
     """Remove an alias; its version stays."""
+    _unname(session, alias)
     session.delete(alias)
     data = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version, "actor": actor}
     emit(session, EventType.ALIAS_MOVED, data | {"urls": _urls(alias.name, None)}, backbone=alias.name)
 
 
-def delete(session: Session, version: BackboneVersion, actor: str) -> None:
-    """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes."""
+def _unname(session: Session, alias: BackboneAlias) -> None:
+    """Record that an alias leaves its version: retention rules count the days without a use from then."""
+    version = session.get(BackboneVersion, (alias.name, alias.version))
+    if version is not None:
+        version.unnamed_at = now()
+
+
+def delete(session: Session, version: BackboneVersion, actor: str, reason: str | None = None) -> None:
+    """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes.
+
+    ``reason``: why, of a version that a retention rule deletes.
+    """
     hide(session, version)
-    _tell(session, EventType.VERSION_DELETED, version, actor=actor)
+    _tell(session, EventType.VERSION_DELETED, version, actor=actor, reason=reason)
 
 
 def hide(session: Session, version: BackboneVersion) -> None:
@@ -349,7 +363,7 @@ def _tell_of_replaced(session: Session, version: BackboneVersion) -> None:
     """Remove a version's aliases and tell webhooks of that, and that the version is gone for good."""
     for alias in aliases_of(session, version):
         unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None)
-    _tell(session, EventType.VERSION_DELETED, version, actor=None)
+    _tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
 
 
 def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:

@@ -49,6 +49,8 @@ class Work(StrEnum):
     """No target."""
     SIGN_VERSIONS = "sign_versions"
     """No target: versions without a signature are signed."""
+    EXPIRE_VERSIONS = "expire_versions"
+    """No target: versions that nothing keeps by their backbones' retention rules are deleted."""
 
 
 @dataclass(frozen=True)

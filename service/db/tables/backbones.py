@@ -1,4 +1,4 @@
-"""Tables of backbones, their versions, aliases, signatures and uses."""
+"""Tables of backbones, their versions, aliases, signatures, uses and retention rules."""
 
 from __future__ import annotations
 
@@ -61,8 +61,14 @@ class BackboneVersion(Base):
     """When it was registered."""
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of all files of its folder; None until the controller has added them up."""
+    counted_since: Mapped[datetime] = mapped_column(default=now)
+    """Since when its downloads are counted: from when its row was made, or since MLflow has it again."""
+    unnamed_at: Mapped[datetime | None]
+    """When an alias last left it."""
+    expires_at: Mapped[datetime | None]
+    """When its backbone's retention rule deletes it unless somebody downloads or names it; None: not by itself."""
     deleted_at: Mapped[datetime | None]
-    """When somebody deleted it here."""
+    """When it was deleted here."""
 
 
 def folded(text: str) -> str:
@@ -152,3 +158,15 @@ class VersionUse(Base):
     token_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     export_format: Mapped[str] = mapped_column(String(16), primary_key=True)
     """The format that was downloaded; empty for an archive of all formats."""
+
+
+class RetentionRule(Base):
+    """The rule by which versions of a backbone are deleted. It goes with the backbone's row."""
+
+    __tablename__ = "retention_rule"
+
+    name: Mapped[str] = mapped_column(String(256), ForeignKey("backbone.name", ondelete="CASCADE"), primary_key=True)
+    expire_unused_days: Mapped[int]
+    keep_newest: Mapped[int]
+    set_by: Mapped[str] = mapped_column(String(100))
+    set_at: Mapped[datetime] = mapped_column(default=now)
