@@ -146,6 +146,12 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         }
     },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
+    "set_backbone_retention": {
+        "quarter": {
+            "summary": "Keep the newest five, and what somebody has downloaded within 90 days",
+            "value": {"expire_unused_days": 90, "keep_newest": 5},
+        }
+    },
     "resume_job": {
         "as_before": {"summary": "With the same resources", "value": {}},
         "fewer_workers": {"summary": "With other resources", "value": {"resources": {"workers": 1}}},

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Response
 
 from service.adapters.storage import OutsideRoot
 from service.auth.scopes import Scope
-from service.backbones import registry, service
+from service.backbones import registry, retention, service
 from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card
@@ -117,6 +117,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
         moves=_move_texts(backbone),
+        retention=retention.show(page.state, name),
     )
 
 
