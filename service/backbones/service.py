@@ -15,7 +15,7 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import copies, registry, signing
+from service.backbones import copies, registry, signing, use
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
 from service.backbones.registry import Served
@@ -130,10 +130,11 @@ def describe(state: AppState, version: Served) -> VersionView:
     )
 
 
-def file(state: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
+def file(state: AppState, caller: Caller, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256. Raises the API's 404, also for files without a checksum, and 410."""
     version = registry.find_ready(state, name, reference)
     listed = registry.content(state, version).listed
+    use.note_file(caller, version, path)
     return registry.stored(state, version, path, listed), listed[path]
 
 
@@ -144,7 +145,7 @@ def link(state: AppState, file: StoredFile) -> str | None:
 
 
 def archive(
-    state: AppState, name: str, reference: str, export_format: BackboneFormat | None
+    state: AppState, caller: Caller, name: str, reference: str, export_format: BackboneFormat | None
 ) -> tuple[Archive, str, str]:
     """A version's files as a tar, with the tar's file name and a hash that identifies it.
 
@@ -167,6 +168,7 @@ def archive(
         signature = signing.stored(session, version)
     if signature:
         members.append((f"{top}/{SIGNATURE_FILE}", signature))
+    use.note(caller, version, export_format or "")
     tar = Archive(members, version.row.created_at)
     parts = f"{content.commit} {top} {export_format} {tar.size} {signature.sha256 if signature else ''}"
     identity = hashlib.sha256(parts.encode()).hexdigest()

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
@@ -23,6 +24,7 @@ from service.db.tables import (
     Job,
     RegisteredBackbone,
     RegistryCheck,
+    VersionUse,
     folded,
     now,
 )
@@ -333,8 +335,10 @@ def delete(session: Session, version: BackboneVersion, actor: str) -> None:
 
 
 def hide(session: Session, version: BackboneVersion) -> None:
-    """Hide a version of which no webhook has heard, as `delete` does."""
+    """Hide a version of which no webhook has heard, as `delete` does, and forget who has used it."""
     version.state, version.deleted_at = VersionState.DELETING, now()
+    of_version = VersionUse.name == version.name, VersionUse.version == version.version
+    session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
     others = select(BackboneVersion.version).where(
         BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)

@@ -61,6 +61,10 @@ class BackboneVersion(Base):
     """When it was registered."""
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of all files of its folder; None until the controller has added them up."""
+    downloads: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
+    last_used_on: Mapped[date | None]
+    """The last of these days; None if nobody has downloaded it."""
     deleted_at: Mapped[datetime | None]
     """When somebody deleted it here."""
 
@@ -140,6 +144,7 @@ class VersionUse(Base):
 
     __tablename__ = "version_use"
     __table_args__ = (
+        Index(None, "day"),
         ForeignKeyConstraint(
             ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
         ),
