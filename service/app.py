@@ -30,6 +30,7 @@ from service.backbones.hub import routes as hub
 from service.backbones.hub.refusals import problem_headers
 from service.backbones.routes import router as backbones
 from service.backbones.signature_routes import router as signatures
+from service.backbones.use_routes import router as use
 from service.cluster.routes import router as cluster
 from service.context.app_state import AppState
 from service.context.gates import gated
@@ -149,6 +150,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(signatures)  # before the route of all other files
     app.include_router(backbones)
     app.include_router(comparison)
+    app.include_router(use)
     app.include_router(hub.router)
     app.include_router(cluster)
     app.include_router(access)

@@ -20,6 +20,7 @@ from service.backbones.schemas import (
     VersionSummaryView,
     VersionView,
 )
+from service.backbones.sorting import KEYS
 from service.context.app_state import MayChangeBackbones, MayReadBackbones, StateDep
 from service.http.ranges import file_response, not_modified
 from service.http.routing import ApiRoute
@@ -37,7 +38,6 @@ Reference = Annotated[
     ),
 ]
 Number = Annotated[int, Path(ge=1, le=LARGEST)]
-SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 
 
 @router.get("")
@@ -75,10 +75,10 @@ def listing(
     sort: Annotated[
         str | None,
         Query(
-            pattern=SORTS,
-            description="`updated_at`, or an evaluation result of `main_version` such as `eval/linear_top1`; a leading "
-            "`-` sorts the greatest first. Backbones without the result come last. By default the list is sorted by "
-            "name",
+            pattern=f"^{KEYS}$",
+            description="`updated_at`, `downloads`, `last_used_on`, `bytes`, or an evaluation result of `main_version` "
+            "such as `eval/linear_top1`; a leading `-` sorts the greatest first. Backbones without the value come "
+            "last. By default the list is sorted by name",
         ),
     ] = None,
     limit: Limit = 50,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
 from urllib.parse import quote
 
 import structlog
@@ -28,6 +27,8 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.signature_schemas import SIGNATURE_FILE
+from service.backbones.sorting import VALUES
+from service.backbones.use_schemas import VersionUserView
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
@@ -40,14 +41,12 @@ from trainer.spec.export import BackboneFormat
 
 log = structlog.get_logger()
 
-BY_TIME: Final = "updated_at"
-
 
 def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
     """One page of backbones with the versions that match.
 
-    They are sorted by name, by time or by an evaluation result; those without the result come last. Raises the API's
-    422 for a filter by a metric that no version has.
+    They are sorted by name, by one of `sorting.VALUES` or by an evaluation result; those without it come last. Raises
+    the API's 422 for a filter by a metric that no version has.
     """
     last = _read_sort_key(cursor, sort) if cursor else None
     if sort is None:  # they are read by name, so no more of them than the page needs
@@ -78,7 +77,7 @@ SortKey = tuple[bool, float, str]
 
 def _sort_key(view: BackboneView, sort: str | None) -> SortKey:
     key = (sort or "").removeprefix("-")
-    value = view.updated_at.timestamp() if key == BY_TIME else view.metrics.get(key) if key else 0.0
+    value = VALUES[key](view) if key in VALUES else view.metrics.get(key) if key else 0.0
     sign = -1.0 if sort and sort.startswith("-") else 1.0
     return value is None, sign * (value or 0.0), view.name
 
@@ -175,6 +174,14 @@ def archive(
     return tar, f"{top}-{export_format}.tar" if export_format else f"{top}.tar", identity
 
 
+def users(state: AppState, caller: Caller, name: str, reference: str) -> list[VersionUserView]:
+    """Who has downloaded a version, whoever did last first. Raises the API's 404, and 403 for who may not delete it."""
+    version = registry.find(state, name, reference)
+    with state.database.read() as session:
+        caller.must(Scope.BACKBONES, *owners(session, version.row))
+        return use.users(session, version.row)
+
+
 def _comes_with(export_format: BackboneFormat, path: str) -> bool:
     return path.startswith(f"{export_format}/") or path == names.BACKBONE_SUMS or registry.belongs_to_card(path)
 
@@ -237,7 +244,7 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        named = versions.aliases_of(session, version.row)
+        named, used_by = versions.aliases_of(session, version.row), use.users(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
@@ -246,6 +253,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
         artifact_uri=version.folder,
         files=len(files),
         bytes=sum(size for _, size in files),
+        used_by=used_by,
         aliases=named,
     )
 

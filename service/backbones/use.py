@@ -5,7 +5,7 @@ The totals of a version are in its row: `downloads` and `last_used_on`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import PurePosixPath
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
 from service.backbones.registry import Served
+from service.backbones.use_schemas import VersionUserView
 from service.db.tables import BackboneVersion, Token, VersionUse, now
 from service.jobs import versions
 from trainer.spec import formats
@@ -67,22 +68,10 @@ def note_file(caller: Caller, version: Served, path: str) -> None:
         note(caller, version, export_format)
 
 
-@dataclass(frozen=True)
-class User:
-    """Whose tokens downloaded a version."""
-
-    owner: str
-    downloads: int
-    """Days on which one of them did, added up over the owner's tokens."""
-    last_used_on: date
-    formats: Sequence[str]
-    """What they downloaded, sorted; `all` for all formats at once."""
-
-
-def users(session: Session, name: str, version: int) -> list[User]:
+def users(session: Session, version: BackboneVersion) -> list[VersionUserView]:
     """Who has downloaded a version, whoever did last first."""
     row = VersionUse
-    of_version = row.name == name, row.version == version
+    of_version = row.name == version.name, row.version == version.version
     days = select(row.token_id, row.day).where(*of_version).distinct().subquery()
     query = select(Token.owner, func.count(), func.max(days.c.day)).join(days, days.c.token_id == Token.id)
     totals = session.execute(query.group_by(Token.owner).order_by(func.max(days.c.day).desc(), Token.owner)).all()
@@ -90,7 +79,10 @@ def users(session: Session, name: str, version: int) -> list[User]:
     found: dict[str, list[str]] = {}
     for owner, export_format in session.execute(pairs):
         found.setdefault(owner, []).append(export_format or "all")
-    return [User(owner, downloads, last, sorted(found[owner])) for owner, downloads, last in totals]
+    return [
+        VersionUserView(owner=owner, downloads=downloads, last_used_on=last, formats=sorted(found[owner]))
+        for owner, downloads, last in totals
+    ]
 
 
 def of_repositories(

@@ -19,6 +19,7 @@ from service.controller.observing import Glance, Observer
 from service.controller.queue import Queue, Task
 from service.controller.removal import Removals
 from service.controller.signatures import sign_versions
+from service.controller.sizes import measure_versions
 from service.controller.starting import Starts
 from service.controller.sweeps import Sweeps
 from service.controller.versions import compare_versions
@@ -69,12 +70,13 @@ class Reconciler:
                 Work.DELIVER: deliveries.deliver,
                 Work.SWEEP_DELIVERIES: deliveries.sweep,
                 Work.SIGN_VERSIONS: lambda task: sign_versions(context, task),
+                Work.MEASURE_VERSIONS: lambda task: measure_versions(context, task),
             },
             find=lambda session: {
                 **removals.find(session),
                 **self.sweeps.find(session),
                 **deliveries.find(session),
-                **{kind: [""] for kind in (Work.COMPARE_VERSIONS, Work.SIGN_VERSIONS)},
+                **{kind: [""] for kind in (Work.COMPARE_VERSIONS, Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS)},
             },
             longest_pause=max(LONGEST_SWEEP_PAUSE, timedelta(seconds=context.app.settings.sweep_interval_s)),
         )

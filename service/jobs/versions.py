@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
@@ -129,6 +129,15 @@ def shown_backbones(
     if conditions:
         query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
     return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
+
+
+def following(
+    session: Session, query: Select[BackboneVersion], after: tuple[str, int], limit: int
+) -> Sequence[BackboneVersion]:
+    """The first versions of a query after a name and number, by name and number."""
+    row, (name, number) = BackboneVersion, after
+    query = query.where(or_(row.name > name, and_(row.name == name, row.version > number)))
+    return session.scalars(query.order_by(row.name, row.version).limit(limit)).all()
 
 
 def owned_by(owner: str) -> ColumnElement[bool]:
@@ -287,7 +296,8 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
             if told:
                 _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
-    work.add(session, Work.SIGN_VERSIONS, [""])
+    for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
+        work.add(session, kind, [""])
     return True
 
 

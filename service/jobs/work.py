@@ -49,6 +49,8 @@ class Work(StrEnum):
     """No target."""
     SIGN_VERSIONS = "sign_versions"
     """No target: versions without a signature are signed."""
+    MEASURE_VERSIONS = "measure_versions"
+    """No target: versions of unknown size are measured."""
 
 
 @dataclass(frozen=True)
