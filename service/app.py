@@ -18,6 +18,7 @@ from service.access.audit import AuditLog
 from service.access.open_responses import OpenResponses
 from service.access.refusals import Refusals
 from service.access.routes import router as access
+from service.access.uses import Uses
 from service.adapters.breaker import Unreachable
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
@@ -172,6 +173,7 @@ def attach(app: FastAPI, state: AppState, own_reconciler: Reconciler | None) -> 
     app.state.plots = Plots(requests_state.studies)
     app.state.downloads = Downloads()
     app.state.failures, app.state.refusals = Buckets(state.settings.failures_per_minute), Refusals()
+    app.state.uses = Uses()
     app.state.readiness, app.state.probes = Readiness(state, own_reconciler), SharedWork()
     app.state.metrics, app.state.scrapes = registry_of(ServiceCollector(state, own_reconciler)), SharedWork()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import structlog
 from anyio import to_thread
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.access.refusals import Refusals
 from service.access.uses import Uses
@@ -31,10 +31,6 @@ class AuditLog(HttpMiddleware):
     last use of the token and the session, and what was downloaded.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app)
-        self._uses = Uses()
-
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = scope.setdefault("state", {})["trail"] = Trail(scope)
         database: Database = scope["app"].state.app_state.database
@@ -54,7 +50,8 @@ class AuditLog(HttpMiddleware):
             await _settle(trail, database, request, 500)
             raise
         finally:
-            await self._uses.record(trail, database)
+            uses: Uses = scope["app"].state.uses
+            await uses.record(trail, database)
 
 
 async def _settle(trail: Trail, database: Database, request: Request, status: int) -> None:
