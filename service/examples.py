@@ -345,6 +345,9 @@ ANSWERS: Final[dict[str, Any]] = {
         "aliases": {"champion": 1},
         "metrics": {"eval/linear_top1": 0.671, "eval/reconstruction_ratio": 0.31},
         "formats": ["timm", "hf", "hf-mae"],
+        "downloads": 42,
+        "last_used_on": "2026-02-27",
+        "bytes": 1_846_219_004,
         "updated_at": TIME,
     },
     "Problem": {

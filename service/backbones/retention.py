@@ -6,9 +6,10 @@ deleted comes of the same decision, `retention_rule.decide`, about the rows as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import or_, select
@@ -109,12 +110,16 @@ def _of(row: RetentionRule | None) -> Rule | None:
 # --- what requests show and set ---------------------------------------------------------------------------------------
 
 
-def show(state: AppState, name: str) -> RetentionView:
-    """The rule of a backbone, and what it does with each version. Raises the API's 404."""
-    registry.backbone(state, name)
+def show(state: AppState, caller: Caller, name: str) -> RetentionView:
+    """The rule of a backbone, and what it does with each version. Raises the API's 404.
+
+    Those who may set the rule see who downloaded a version last.
+    """
+    owner = registry.backbone(state, name).row.owner
     with state.database.read() as session:
         rule = session.get(RetentionRule, name)
-        return ruling(session, state.artifacts, name, _of(rule), now()).view(rule)
+        users = use.last_users(session, name) if caller.may(Scope.BACKBONES, owner) else {}
+        return ruling(session, state.artifacts, name, _of(rule), now(), users).view(rule)
 
 
 def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
@@ -123,7 +128,7 @@ def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> 
     with state.database.read() as session:
         _must_own(session, caller, name)
         rule = _row(name, body, caller)
-        return ruling(session, state.artifacts, name, _of(rule), now()).view(rule)
+        return ruling(session, state.artifacts, name, _of(rule), now(), use.last_users(session, name)).view(rule)
 
 
 def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
@@ -134,7 +139,7 @@ def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> Rete
         before = session.get(RetentionRule, name)
         detail = {"rule": body.model_dump(), "before": _plain(before)}
         rule = session.merge(_row(name, body, caller))
-        found = ruling(session, state.artifacts, name, _of(rule), now())
+        found = ruling(session, state.artifacts, name, _of(rule), now(), use.last_users(session, name))
         found.announce()
         caller.record(session, name, **detail)
         return found.view(rule)
@@ -210,29 +215,37 @@ def expire(session: Session, artifacts: Artifacts, name: str) -> list[tuple[Back
 # --- what a rule needs to know ----------------------------------------------------------------------------------------
 
 
-def ruling(session: Session, artifacts: Artifacts, name: str, rule: Rule | None, moment: datetime) -> Ruling:
-    """What a rule decides at a moment about the versions of a backbone that are shown."""
+def ruling(
+    session: Session,
+    artifacts: Artifacts,
+    name: str,
+    rule: Rule | None,
+    moment: datetime,
+    users: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> Ruling:
+    """What a rule decides at a moment about the versions of a backbone that are shown.
+
+    ``users``: who downloaded each version last, where that may be told.
+    """
     rows = [row for row in versions.shown(session, [name]) if row.folder is not None and artifacts.holds(row.folder)]
-    if not rows:
-        return Ruling(name, [], [], [])
-    candidates = _candidates(session, rows)
+    candidates = _candidates(session, rows, users) if rows else []
     return Ruling(name, rows, candidates, decide(rule, candidates, moment))
 
 
-def _candidates(session: Session, rows: Sequence[BackboneVersion]) -> list[Candidate]:
+def _candidates(
+    session: Session, rows: Sequence[BackboneVersion], users: Mapping[int, Sequence[str]]
+) -> list[Candidate]:
     name = rows[0].name
-    aliases = versions.aliases(session, [name]).get(name, {})
-    backbone = Backbone(
-        [Served(row, row.folder or "") for row in rows], aliases, session.get_one(RegisteredBackbone, name)
-    )
-    used, live = use.of_backbones(session, [name]), _live_jobs(session, name)
-    main = backbone.main.number
+    aliases, live = versions.aliases(session, [name]).get(name, {}), _live_jobs(session, name)
+    served = [Served(row, row.folder or "") for row in rows]
+    main = Backbone(served, aliases, session.get_one(RegisteredBackbone, name)).main.number
     return [
         Candidate(
             number=row.version,
             created_at=row.created_at,
             counted_since=row.counted_since,
-            last_used_on=used.get((name, row.version), use.UNUSED).last_used_on,
+            last_used_on=row.last_used_on,
+            last_users=tuple(users.get(row.version, ())),
             aliases=tuple(alias for alias, number in aliases.items() if number == row.version),
             unnamed_at=row.unnamed_at,
             main=row.version == main,
@@ -245,7 +258,10 @@ def _candidates(session: Session, rows: Sequence[BackboneVersion]) -> list[Candi
 
 
 def _live_jobs(session: Session, name: str) -> set[str]:
-    """The jobs that have not ended, of those that registered or trained a version of a backbone."""
+    """The jobs that have not ended, of those that registered or trained a version of a backbone.
+
+    No job names a version that it needs: what publishes a checkpoint names the job that trained it.
+    """
     row = BackboneVersion
     query = select(Job.id).join(row, or_(Job.id == row.job_id, Job.id == row.trained_by))
     query = query.where(row.name == name, row.state.in_(versions.SHOWN), Job.state.in_(UNENDED))

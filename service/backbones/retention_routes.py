@@ -15,9 +15,9 @@ router = APIRouter(prefix="/v1/backbones", tags=["backbones"], route_class=ApiRo
 
 
 @router.get("/{name}/retention")
-def show(name: str, state: StateDep, caller: MayReadBackbones) -> RetentionView:  # noqa: ARG001 - a token is needed
+def show(name: str, state: StateDep, caller: MayReadBackbones) -> RetentionView:
     """The retention rule of a backbone, and what it does with each version; without a rule all stay."""
-    return retention.show(state, name)
+    return retention.show(state, caller, name)
 
 
 @router.put("/{name}/retention")

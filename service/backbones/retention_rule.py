@@ -31,6 +31,8 @@ class Candidate:
     """Since when its downloads are counted."""
     last_used_on: date | None = None
     """The last day in UTC on which somebody downloaded it."""
+    last_users: tuple[str, ...] = ()
+    """Who did on that day, where that may be told."""
     aliases: tuple[str, ...] = ()
     unnamed_at: datetime | None = None
     """When an alias last left it."""
@@ -107,7 +109,7 @@ def _last_sign(version: Candidate) -> tuple[datetime, str]:
     if version.unnamed_at:
         signs.append((version.unnamed_at, f"it had an alias until {_day(version.unnamed_at)}"))
     if version.last_used_on:
-        text = f"somebody last downloaded it on {version.last_used_on}"
+        text = f"{', '.join(version.last_users) or 'somebody'} last downloaded it on {version.last_used_on}"
         signs.append((datetime.combine(version.last_used_on + timedelta(days=1), time(), UTC), text))
     # Of a new version the row is made moments after its registration, which is what people know of.
     later = [sign for sign in signs[1:] if sign[0] - version.created_at > timedelta(hours=1)]

@@ -16,6 +16,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
+from service.backbones.use_schemas import OwnerSpaceView, VersionUserView
 from service.client.download import Fetcher, Progress
 from service.client.listing import ALL, PullFormat
 from service.client.signatures import (
@@ -58,8 +59,9 @@ class BackboneCalls(Transport):
 
         ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI; ``owner`` owns the backbone or
         the version. ``search`` has words that are all in the name, dataset, description or labels; ``filters`` are
-        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at` or an
-        evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by default.
+        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at`, `downloads`, `last_used_on`,
+        `bytes` or an evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by
+        default.
         """
         query = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "owner": owner}
         query |= {"network": network, "format": form, "alias": alias, "search": search, "sort": sort}
@@ -183,6 +185,15 @@ class BackboneCalls(Transport):
     def compare_backbones(self, first: str, second: str) -> ComparisonView:
         """Two versions side by side, each named as `name`, `name:3` or `name@champion`."""
         return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
+
+    def version_users(self, name: str, version: int | str | None = None) -> list[VersionUserView]:
+        """Who has downloaded a version, whoever did last first. Only those who may delete it can ask."""
+        path = f"/v1/backbones/{name}/versions/{MAIN if version is None else version}/users"
+        return self._get(Page[VersionUserView], path).items
+
+    def backbone_space(self) -> list[OwnerSpaceView]:
+        """What the caller's backbones take, or those of each owner if the caller may change everybody's."""
+        return self._get(Page[OwnerSpaceView], "/v1/backbone-space").items
 
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
         """Point an alias at a version, wherever it pointed before."""

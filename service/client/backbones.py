@@ -71,7 +71,9 @@ def list_backbones(
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="eval/linear_top1, updated_at, …; a leading - for descending order. By name by default."),
+        typer.Option(
+            help="eval/linear_top1, updated_at, downloads, last_used_on, bytes; a leading - for descending order."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     as_json: Json = False,
@@ -107,6 +109,23 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
         else:
             one = client.version(name, version)
             print_json(one) if as_json else out.print(render_backbones.version(one))
+
+
+@backbones.command("users")
+def list_users(backbone: Reference, as_json: Json = False) -> None:
+    """Who has downloaded a version, and when last: for those who may delete it."""
+    name, version = _reference(backbone)
+    with connected() as client:
+        views = client.version_users(name, version)
+    print_json(views) if as_json else out.print(render_backbones.users(views))
+
+
+@backbones.command()
+def space(as_json: Json = False) -> None:
+    """What your backbones take in the artifact storage; for operators and admins, what everybody's take."""
+    with connected() as client:
+        views = client.backbone_space()
+    print_json(views) if as_json else out.print(render_backbones.space(views))
 
 
 @backbones.command()

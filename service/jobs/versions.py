@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
@@ -23,6 +24,7 @@ from service.db.tables import (
     Job,
     RegisteredBackbone,
     RegistryCheck,
+    VersionUse,
     folded,
     now,
 )
@@ -127,6 +129,15 @@ def shown_backbones(
     if conditions:
         query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
     return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
+
+
+def following(
+    session: Session, query: Select[BackboneVersion], after: tuple[str, int], limit: int
+) -> Sequence[BackboneVersion]:
+    """The first versions of a query after a name and number, by name and number."""
+    row, (name, number) = BackboneVersion, after
+    query = query.where(or_(row.name > name, and_(row.name == name, row.version > number)))
+    return session.scalars(query.order_by(row.name, row.version).limit(limit)).all()
 
 
 def owned_by(owner: str) -> ColumnElement[bool]:
@@ -285,7 +296,8 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
             if told:
                 _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
-    work.add(session, Work.SIGN_VERSIONS, [""])
+    for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
+        work.add(session, kind, [""])
     return True
 
 
@@ -347,8 +359,10 @@ def delete(session: Session, version: BackboneVersion, actor: str, reason: str |
 
 
 def hide(session: Session, version: BackboneVersion) -> None:
-    """Hide a version of which no webhook has heard, as `delete` does."""
+    """Hide a version of which no webhook has heard, as `delete` does, and forget who has used it."""
     version.state, version.deleted_at = VersionState.DELETING, now()
+    of_version = VersionUse.name == version.name, VersionUse.version == version.version
+    session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
     others = select(BackboneVersion.version).where(
         BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)

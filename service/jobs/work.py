@@ -51,6 +51,8 @@ class Work(StrEnum):
     """No target: versions without a signature are signed."""
     EXPIRE_VERSIONS = "expire_versions"
     """No target: versions that nothing keeps by their backbones' retention rules are deleted."""
+    MEASURE_VERSIONS = "measure_versions"
+    """No target: versions of unknown size are measured."""
 
 
 @dataclass(frozen=True)

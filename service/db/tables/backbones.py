@@ -67,6 +67,10 @@ class BackboneVersion(Base):
     """When an alias last left it."""
     expires_at: Mapped[datetime | None]
     """When its backbone's retention rule deletes it unless somebody downloads or names it; None: not by itself."""
+    downloads: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
+    last_used_on: Mapped[date | None]
+    """The last of these days; None if nobody has downloaded it."""
     deleted_at: Mapped[datetime | None]
     """When it was deleted here."""
 
@@ -146,6 +150,7 @@ class VersionUse(Base):
 
     __tablename__ = "version_use"
     __table_args__ = (
+        Index(None, "day"),
         ForeignKeyConstraint(
             ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
         ),

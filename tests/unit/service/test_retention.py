@@ -14,23 +14,22 @@ from typing import Any
 import pytest
 import structlog
 from backbone_files import Registry
-from conftest import token_of
+from command_line import rcmae
 from service_fakes import add_job, problem, spec_with
 from service_world import World
 from sqlalchemy import select
 from structlog.testing import capture_logs
 from test_pages_rest import controls, csrf, page
-from test_stream import serving
 from webhook_receiver import add_webhook
 from webhook_receiver import rows as deliveries
 
 from service.auth.caller import Caller, Role
 from service.backbones import retention, service
 from service.backbones.retention_schemas import NOT_COUNTED
-from service.cli import main
+from service.backbones.use import Download
 from service.controller import retention as controller_retention
 from service.db.database import Database
-from service.db.tables import Audit, BackboneVersion, Job, RetentionRule, VersionUse, now
+from service.db.tables import Audit, BackboneVersion, Job, RetentionRule, Token, now
 from service.http.problems import ApiProblem
 from service.jobs.work import Work
 
@@ -71,9 +70,11 @@ def passes(database: Database, time: timedelta) -> None:
 
 
 def downloaded(database: Database, number: int, days_ago: int = 0) -> None:
+    """As the request of bob's token does."""
     with database.session() as session:
-        day = (now() - days_ago * DAY).date()
-        session.add(VersionUse(name="digits", version=number, day=day, token_id="tok-1", export_format="hf"))
+        token_id = session.scalar(select(Token.id).where(Token.owner == "bob"))
+        row = session.get_one(BackboneVersion, ("digits", number))
+        Download("digits", number, row.source, "hf", (now() - days_ago * DAY).date()).record(session, token_id)
 
 
 @pytest.fixture
@@ -156,6 +157,16 @@ def test_a_rule_that_deletes_nothing_or_what_nobody_means_is_refused(served, old
     assert served.get(RETENTION).json()["rule"] is None
 
 
+def test_who_downloaded_a_version_last_is_told_to_those_who_may_set_the_rule(clients, old, database):
+    old(2)
+    for days_ago in (3, 30):
+        downloaded(database, 1, days_ago)
+    for client, who in ((clients.alice, "bob"), (clients.operator, "bob"), (clients.viewer, "somebody")):
+        client.put(RETENTION, json=RULE | {"keep_newest": 1})
+        why = about(client.get(RETENTION).json(), 1)["why"]
+        assert why == [f"{who} last downloaded it on {now() - 3 * DAY:%Y-%m-%d}, so it stays for 90 days from then"]
+
+
 def test_who_may_set_a_rule_and_that_it_is_audited(clients, registry, database):
     """Alice's backbone, of which bob owns a version."""
     registry.add("digits", 1)
@@ -203,7 +214,7 @@ def test_the_preview_is_what_then_happens(served, old, apply, registry, database
     assert view["deletes"] == [1, 6, 7, 8]
     assert (view["bytes_freed"], view["unmeasured"]) == (1000, 3)
     assert about(view, 2)["why"] == ["it has the alias paper"]
-    assert "somebody last downloaded it on" in about(view, 3)["why"][0]
+    assert "bob last downloaded it on" in about(view, 3)["why"][0]
     assert about(view, 4)["why"] == [f"{running} has not ended"]
     assert "its downloads are counted since" in about(view, 5)["why"][0]
     assert about(view, 9)["why"] == ["it is one of the newest 2"]
@@ -397,42 +408,36 @@ def test_the_page_tells_what_makes_no_rule_beside_its_form_and_offers_the_form_t
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-def rcmae(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit status, and what is printed on one line, without the log of the service, which runs in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main(["backbones", *arguments])
-    streams = capsys.readouterr()
-    told = "".join(line for line in streams.out.splitlines(True) if '"event": ' not in line)
-    return int(ended.value.code or 0), " ".join((told + streams.err).split())
-
-
+@pytest.mark.usefixtures("address")
 def test_the_command_shows_tries_sets_and_removes_a_rule(served, old, capsys, monkeypatch):
     old(3)
     rule = ("--keep-newest", "2", "--expire-unused-days", "90")
-    with serving(served.app) as url:
-        monkeypatch.setenv("RCMAE_URL", url)
-        monkeypatch.setenv("RCMAE_TOKEN", token_of("alice"))
-        monkeypatch.setenv("COLUMNS", "200")
-        assert "rule none: nothing is deleted by itself" in rcmae(capsys, "retention", "digits")[1]
-        status, told = rcmae(capsys, "retention", "digits", *rule, "--preview")
-        assert status == 0
-        rule_told = "keep the newest 2; delete what nobody has downloaded for 90 days"
-        assert f"{rule_told} (only a preview: it is not set)" in told
-        assert "goes 1 version from" in told
-        assert NOT_COUNTED in told
-        assert served.get(RETENTION).json()["rule"] is None
-        assert f"{rule_told}, set by alice" in rcmae(capsys, "retention", "digits", *rule)[1]
-        status, told = rcmae(capsys, "retention", "digits", "--json")
-        assert json.loads(told) == served.get(RETENTION).json()
-        assert "EXPIRES" in rcmae(capsys, "show", "digits")[1]
-        assert "expires" in rcmae(capsys, "show", "digits:1")[1]
-        status, told = rcmae(capsys, "retention", "digits", "--keep-newest", "5")
-        assert status != 0
-        assert "nothing would ever be deleted" in told
-        for wrong in (("--remove", "--preview"), ("--preview",)):
-            assert rcmae(capsys, "retention", "digits", *wrong)[0] == 2
-        assert "rule none" in rcmae(capsys, "retention", "digits", "--remove")[1]
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str]:
+        """What is printed, on one line."""
+        status, told, error = rcmae(capsys, "backbones", *arguments)
+        return status, " ".join((told + error).split())
+
+    assert "rule none: nothing is deleted by itself" in run("retention", "digits")[1]
+    status, told = run("retention", "digits", *rule, "--preview")
+    assert status == 0
+    rule_told = "keep the newest 2; delete what nobody has downloaded for 90 days"
+    assert f"{rule_told} (only a preview: it is not set)" in told
+    assert "goes 1 version from" in told
+    assert NOT_COUNTED in told
+    assert served.get(RETENTION).json()["rule"] is None
+    assert f"{rule_told}, set by alice" in run("retention", "digits", *rule)[1]
+    status, told = run("retention", "digits", "--json")
+    assert json.loads(told) == served.get(RETENTION).json()
+    assert "EXPIRES" in run("show", "digits")[1]
+    assert "expires" in run("show", "digits:1")[1]
+    status, told = run("retention", "digits", "--keep-newest", "5")
+    assert status != 0
+    assert "nothing would ever be deleted" in told
+    for wrong in (("--remove", "--preview"), ("--preview",)):
+        assert run("retention", "digits", *wrong)[0] == 2
+    assert "rule none" in run("retention", "digits", "--remove")[1]
     assert served.get(RETENTION).json()["rule"] is None
 
 

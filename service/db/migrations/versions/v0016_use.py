@@ -25,11 +25,16 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("name", "version", "day", "token_id", "export_format", name=op.f("pk_version_use")),
     )
+    op.create_index(op.f("ix_version_use_day"), "version_use", ["day"])
     with op.batch_alter_table("backbone_version") as batch:
         batch.add_column(sa.Column("bytes", sa.BigInteger(), nullable=True))
+        batch.add_column(sa.Column("downloads", sa.Integer(), server_default="0", nullable=False))
+        batch.add_column(sa.Column("last_used_on", sa.Date(), nullable=True))
 
 
 def downgrade() -> None:
     with op.batch_alter_table("backbone_version") as batch:
+        batch.drop_column("last_used_on")
+        batch.drop_column("downloads")
         batch.drop_column("bytes")
     op.drop_table("version_use")
