@@ -18,6 +18,7 @@ from service.access.audit import AuditLog
 from service.access.open_responses import OpenResponses
 from service.access.refusals import Refusals
 from service.access.routes import router as access
+from service.access.uses import Uses
 from service.adapters.breaker import Unreachable
 from service.adapters.mlflow_store import MlflowStore
 from service.adapters.ray_cluster import RayCluster
@@ -28,8 +29,10 @@ from service.auth.caller import ensure_admin
 from service.backbones.comparison_routes import router as comparison
 from service.backbones.hub import routes as hub
 from service.backbones.hub.refusals import problem_headers
+from service.backbones.retention_routes import router as retention
 from service.backbones.routes import router as backbones
 from service.backbones.signature_routes import router as signatures
+from service.backbones.use_routes import router as use
 from service.cluster.routes import router as cluster
 from service.context.app_state import AppState
 from service.context.gates import gated
@@ -147,8 +150,10 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(stream_router)
     app.include_router(searches)
     app.include_router(signatures)  # before the route of all other files
+    app.include_router(retention)
     app.include_router(backbones)
     app.include_router(comparison)
+    app.include_router(use)
     app.include_router(hub.router)
     app.include_router(cluster)
     app.include_router(access)
@@ -170,6 +175,7 @@ def attach(app: FastAPI, state: AppState, own_reconciler: Reconciler | None) -> 
     app.state.plots = Plots(requests_state.studies)
     app.state.downloads = Downloads()
     app.state.failures, app.state.refusals = Buckets(state.settings.failures_per_minute), Refusals()
+    app.state.uses = Uses()
     app.state.readiness, app.state.probes = Readiness(state, own_reconciler), SharedWork()
     app.state.metrics, app.state.scrapes = registry_of(ServiceCollector(state, own_reconciler)), SharedWork()
 

@@ -146,6 +146,12 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         }
     },
     "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
+    "set_backbone_retention": {
+        "quarter": {
+            "summary": "Keep the newest five, and what somebody has downloaded within 90 days",
+            "value": {"expire_unused_days": 90, "keep_newest": 5},
+        }
+    },
     "resume_job": {
         "as_before": {"summary": "With the same resources", "value": {}},
         "fewer_workers": {"summary": "With other resources", "value": {"resources": {"workers": 1}}},
@@ -339,6 +345,9 @@ ANSWERS: Final[dict[str, Any]] = {
         "aliases": {"champion": 1},
         "metrics": {"eval/linear_top1": 0.671, "eval/reconstruction_ratio": 0.31},
         "formats": ["timm", "hf", "hf-mae"],
+        "downloads": 42,
+        "last_used_on": "2026-02-27",
+        "bytes": 1_846_219_004,
         "updated_at": TIME,
     },
     "Problem": {

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import structlog
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.access.refusals import Refusals
-from service.auth.trail import Trail, record_use
+from service.access.uses import Uses
+from service.auth.trail import Trail
 from service.db.database import Database, DatabaseUnreachable
 from service.http.failures import network_of
 from service.http.middleware import HttpMiddleware
@@ -26,14 +27,9 @@ class AuditLog(HttpMiddleware):
 
     A completed change has its entry already, written in the same transaction. A change that was refused or not needed
     gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. Of
-    requests without a valid token only some get an entry, as `Refusals` decides. After the response, one separate
-    thread, which no request waits for, records the last use of the token and the session.
+    requests without a valid token only some get an entry, as `Refusals` decides. After the response, `Uses` records the
+    last use of the token and the session, and what was downloaded.
     """
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app)
-        self._recording: set[str] = set()
-        self._one_thread: CapacityLimiter | None = None
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = scope.setdefault("state", {})["trail"] = Trail(scope)
@@ -42,6 +38,7 @@ class AuditLog(HttpMiddleware):
 
         async def send_recorded(message: Message) -> None:
             if message["type"] == "http.response.start":
+                trail.status = message["status"]
                 await _settle(trail, database, request, message["status"])
             await send(message)
 
@@ -53,20 +50,8 @@ class AuditLog(HttpMiddleware):
             await _settle(trail, database, request, 500)
             raise
         finally:
-            await self._record_use(trail, database)
-
-    async def _record_use(self, trail: Trail, database: Database) -> None:
-        token_id, used_at = trail.token_id, trail.used_at
-        used = trail.session or token_id
-        if token_id is None or used is None or used_at is None or used in self._recording:
-            return
-        # A limiter of its own: while the database is busy with writes, this must not take threads from requests.
-        self._one_thread = self._one_thread or CapacityLimiter(1)
-        self._recording.add(used)
-        try:
-            await to_thread.run_sync(record_use, database, token_id, trail.session, used_at, limiter=self._one_thread)
-        finally:
-            self._recording.discard(used)
+            uses: Uses = scope["app"].state.uses
+            await uses.record(trail, database)
 
 
 async def _settle(trail: Trail, database: Database, request: Request, status: int) -> None:

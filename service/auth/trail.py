@@ -1,10 +1,12 @@
-"""What each request records besides its own changes: an audit log entry, and the last use of its token."""
+"""What each request records besides its own changes: an audit log entry, the last use of its token, and what it
+downloads.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 from sqlalchemy import event, or_, update
@@ -40,6 +42,8 @@ ACTIONS: Final = {
     "PUT /v1/backbones/{name}/aliases/{alias}": "backbone.alias",
     "DELETE /v1/backbones/{name}/aliases/{alias}": "backbone.unalias",
     "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",
+    "PUT /v1/backbones/{name}/retention": "backbone.retention",
+    "DELETE /v1/backbones/{name}/retention": "backbone.remove_retention",
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",
@@ -53,6 +57,22 @@ ACTIONS: Final = {
     "POST /logout": "session.end",
 }
 """The audit log's action name for every route that makes changes."""
+EXPIRE: Final = "backbone.expire"
+"""The name of what no request makes: a retention rule deletes a version."""
+BY_RULE: Final = "retention rule"
+"""The actor of that. No owner has that name."""
+
+DOWNLOADED: Final = (200, 206, 302)
+"""Statuses of responses that send a file, a part of it, or the client to it."""
+
+
+class Download(Protocol):
+    """A download that is counted once for each token. Equal ones are the same download."""
+
+    def __hash__(self) -> int: ...
+
+    def record(self, session: Session, token_id: str) -> None:
+        """Count it, unless it is counted already."""
 
 
 class Trail:
@@ -69,6 +89,10 @@ class Trail:
         """The sha256 of the browser session's text, if the request comes from a session."""
         self.used_at: datetime | None = None
         """The minute of the use of the token or session, if the database has an earlier one."""
+        self.download: Download | None = None
+        """What the request downloads if it succeeds."""
+        self.status: int | None = None
+        """The response's, once it has begun."""
         self.settled = False
         """Whether the entry is written, or none is needed."""
 
@@ -77,6 +101,11 @@ class Trail:
         """The change that the request asks for; None if its route changes nothing."""
         route = self._scope.get("route")
         return ACTIONS.get(f"{self._scope['method']} {route.path}") if route else None
+
+    @property
+    def downloaded(self) -> Download | None:
+        """What the request has downloaded: HEAD, 304 and errors send nothing."""
+        return self.download if self._scope["method"] == "GET" and self.status in DOWNLOADED else None
 
     def record(self, session: Session, target: str, detail: Mapping[str, Any]) -> None:
         """Add the entry of a completed change to the transaction that makes it, so that both commit or neither."""
@@ -109,22 +138,45 @@ class Trail:
         )
 
 
+def record_expiry(session: Session, backbone: str, detail: Mapping[str, Any]) -> None:
+    """Add the entry of a version that a retention rule deletes to the transaction that does it."""
+    session.add(Audit(actor=BY_RULE, action=EXPIRE, target=backbone, status=200, detail=dict(detail)))
+
+
 def _one_line(text: str) -> str:
     """A text of a client, in which a line break cannot pass for the beginning of another entry."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def record_use(database: Database, token_id: str, browser_session: str | None, minute: datetime) -> None:
-    """Store when a token was last used, and the session with it. A failure is only logged."""
-    earlier = or_(Token.last_used_at.is_(None), Token.last_used_at < minute)
-    of_session = BrowserSession.sha256 == browser_session, BrowserSession.seen_at < minute
+def record_use(
+    database: Database,
+    token_id: str,
+    browser_session: str | None,
+    minute: datetime | None,
+    download: Download | None = None,
+) -> bool:
+    """Store when a token was last used, and the session with it, and count what it has downloaded, if anything.
+
+    A failure is only logged; returns whether there was none.
+    """
     try:
         with database.session() as session:
-            session.execute(update(Token).where(Token.id == token_id, earlier).values(last_used_at=minute))
-            if browser_session:
-                session.execute(update(BrowserSession).where(*of_session).values(seen_at=minute))
+            if minute:
+                _record_minute(session, token_id, browser_session, minute)
+            if download:
+                download.record(session, token_id)
     except DatabaseUnreachable as error:
-        log.warning("token_use_not_noted", token_id=token_id, detail=str(error))
+        log.warning("use_not_recorded", token_id=token_id, download=download, detail=str(error))
+        return False
+    return True
+
+
+def _record_minute(session: Session, token_id: str, browser_session: str | None, minute: datetime) -> None:
+    earlier = or_(Token.last_used_at.is_(None), Token.last_used_at < minute)
+    session.execute(update(Token).where(Token.id == token_id, earlier).values(last_used_at=minute))
+    if browser_session:
+        of_session = BrowserSession.sha256 == browser_session, BrowserSession.seen_at < minute
+        session.execute(update(BrowserSession).where(*of_session).values(seen_at=minute))
 
 
 def minute_to_record(last: datetime | None) -> datetime | None:

@@ -28,6 +28,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "file_not_found": (404, "the version has no such file"),
     "format_not_found": (404, "the version has no such format"),
     "alias_not_found": (404, "the backbone has no such alias"),
+    "retention_rule_not_found": (404, "the backbone has no retention rule"),
     "signature_not_found": (404, "the version is not signed"),
     "repo_not_found": (404, "there is no such repository; `X-Error-Code: RepoNotFound`"),
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
@@ -60,6 +61,10 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/backbones/{name}/versions/{version}/signature": Operation(
         "get_backbone_signature", (*VERSION, "signature_not_found")
     ),
+    "GET /v1/backbones/{name}/versions/{version}/users": Operation(
+        "list_backbone_users", ("forbidden", "version_not_found")
+    ),
+    "GET /v1/backbone-space": Operation("get_backbone_space"),
     "GET /v1/signing-keys": Operation("list_signing_keys"),
     "GET /v1/backbone-comparison": Operation("compare_backbones", ("version_not_found",)),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(
@@ -76,6 +81,11 @@ OPERATIONS: Final[dict[str, Operation]] = {
     ),
     "DELETE /v1/backbones/{name}/aliases/{alias}": Operation(
         "delete_backbone_alias", ("forbidden", "backbone_not_found", "alias_not_found")
+    ),
+    "GET /v1/backbones/{name}/retention": Operation("get_backbone_retention", ("backbone_not_found",)),
+    "PUT /v1/backbones/{name}/retention": Operation("set_backbone_retention", ("forbidden", "backbone_not_found")),
+    "DELETE /v1/backbones/{name}/retention": Operation(
+        "remove_backbone_retention", ("forbidden", "backbone_not_found", "retention_rule_not_found")
     ),
     "GET /hf/{org}/{repo}/resolve/{revision}/{path}": Operation(
         "hub_download", (*ENTRY, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
+from service.backbones import space
 from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
 from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
@@ -96,6 +97,10 @@ class Served:
             formats=self.formats,
             aliases=sorted(alias for alias, number in aliases.items() if number == self.number),
             metrics=self.metrics,
+            expires_at=self.row.expires_at,
+            downloads=self.row.downloads,
+            last_used_on=self.row.last_used_on,
+            bytes=self.row.bytes,
             tags=dict(tags),
         )
 
@@ -149,6 +154,7 @@ class Backbone:
     def view(self) -> BackboneView:
         """The backbone as the API shows it."""
         main = self.main
+        totals = space.totals([version.row for version in self.versions])
         return BackboneView(
             name=self.name,
             owner=self.row.owner,
@@ -161,6 +167,9 @@ class Backbone:
             aliases=dict(self.aliases),
             metrics=main.metrics,
             formats=main.formats,
+            downloads=totals.downloads,
+            last_used_on=totals.last_used_on,
+            bytes=totals.bytes,
             updated_at=self.latest.row.created_at,
         )
 

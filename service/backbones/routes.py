@@ -20,6 +20,7 @@ from service.backbones.schemas import (
     VersionSummaryView,
     VersionView,
 )
+from service.backbones.sorting import KEYS
 from service.context.app_state import MayChangeBackbones, MayReadBackbones, StateDep
 from service.http.ranges import file_response, not_modified
 from service.http.routing import ApiRoute
@@ -37,7 +38,6 @@ Reference = Annotated[
     ),
 ]
 Number = Annotated[int, Path(ge=1, le=LARGEST)]
-SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 
 
 @router.get("")
@@ -75,10 +75,10 @@ def listing(
     sort: Annotated[
         str | None,
         Query(
-            pattern=SORTS,
-            description="`updated_at`, or an evaluation result of `main_version` such as `eval/linear_top1`; a leading "
-            "`-` sorts the greatest first. Backbones without the result come last. By default the list is sorted by "
-            "name",
+            pattern=f"^{KEYS}$",
+            description="`updated_at`, `downloads`, `last_used_on`, `bytes`, or an evaluation result of `main_version` "
+            "such as `eval/linear_top1`; a leading `-` sorts the greatest first. Backbones without the value come "
+            "last. By default the list is sorted by name",
         ),
     ] = None,
     limit: Limit = 50,
@@ -163,7 +163,7 @@ def file(
     version: Reference,
     path: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
 ) -> Response:
     """One file, streamed. `Range` is supported, and `ETag` is the file's sha256.
@@ -171,7 +171,7 @@ def file(
     If `RCMAE_PRESIGNED_DOWNLOADS` is set, GET redirects to a signed link into S3, except for the model card and its
     pictures: the dashboard's pages load nothing from elsewhere.
     """
-    stored, digest = service.file(state, name, version, path)
+    stored, digest = service.file(state, caller, name, version, path)
     etag = f'"{digest}"'
     redirectable = request.method == "GET" and not not_modified(request, etag) and not registry.belongs_to_card(path)
     link = service.link(state, stored) if redirectable else None
@@ -186,11 +186,11 @@ def archive(
     name: str,
     version: Reference,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
     format: Annotated[BackboneFormat | None, Query(description="one format; by default all files")] = None,  # noqa: A002
 ) -> Response:
     """A version as one tar: all files, or one format with the card and the checksums. `Range` is supported."""
-    tar, filename, identity = service.archive(state, name, version, format)
+    tar, filename, identity = service.archive(state, caller, name, version, format)
     headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
     return file_response(request, tar, f'"{identity}"', "application/x-tar", headers)

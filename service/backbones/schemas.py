@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictInt
 
+from service.backbones.use_schemas import VersionUserView
 from service.http.schemas import Body, Owner, Patch, View
 from trainer.protocol import names
 from trainer.spec.common import Labels
@@ -65,6 +66,15 @@ class VersionSummaryView(View):
     """Aliases that point at this version now."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluation results, by metric key."""
+    expires_at: datetime | None = None
+    """When its backbone's retention rule deletes it, unless somebody downloads it or gives it an alias; null: not by
+    itself."""
+    downloads: int = 0
+    """Days on which a token downloaded weights of it, added up over all tokens."""
+    last_used_on: date | None = None
+    """The last of these days, in UTC. None: nobody has, since downloads are counted."""
+    bytes: int | None = None
+    """Of all its files; None until the controller has added them up."""
     tags: dict[str, str] = Field(default_factory=dict)
     """All its tags in MLflow, but for the copies of its labels."""
 
@@ -114,6 +124,12 @@ class BackboneView(View):
     """Evaluation results of `main_version`."""
     formats: list[str] = Field(default_factory=list)
     """Formats in which `main_version` can be pulled."""
+    downloads: int = 0
+    """Those of all its versions."""
+    last_used_on: date | None = None
+    """The last day on which one of them was downloaded."""
+    bytes: int | None = None
+    """Of all files of its versions, as far as their sizes are known."""
     updated_at: datetime
     """When the latest version was registered."""
 
@@ -135,6 +151,8 @@ class VersionDeletionView(View):
     """The version's folder."""
     files: int
     bytes: int
+    used_by: list[VersionUserView] = Field(default_factory=list)
+    """Who has downloaded it, whoever did last first."""
     aliases: list[str]
     """Aliases that point at it: while there are any, it cannot be deleted."""
 

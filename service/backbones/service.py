@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final
 from urllib.parse import quote
 
 import structlog
@@ -15,7 +14,7 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import copies, registry, signing
+from service.backbones import copies, registry, signing, use
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
 from service.backbones.registry import Served
@@ -28,6 +27,8 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.signature_schemas import SIGNATURE_FILE
+from service.backbones.sorting import VALUES
+from service.backbones.use_schemas import VersionUserView
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
@@ -40,14 +41,12 @@ from trainer.spec.export import BackboneFormat
 
 log = structlog.get_logger()
 
-BY_TIME: Final = "updated_at"
-
 
 def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
     """One page of backbones with the versions that match.
 
-    They are sorted by name, by time or by an evaluation result; those without the result come last. Raises the API's
-    422 for a filter by a metric that no version has.
+    They are sorted by name, by one of `sorting.VALUES` or by an evaluation result; those without it come last. Raises
+    the API's 422 for a filter by a metric that no version has.
     """
     last = _read_sort_key(cursor, sort) if cursor else None
     if sort is None:  # they are read by name, so no more of them than the page needs
@@ -78,7 +77,7 @@ SortKey = tuple[bool, float, str]
 
 def _sort_key(view: BackboneView, sort: str | None) -> SortKey:
     key = (sort or "").removeprefix("-")
-    value = view.updated_at.timestamp() if key == BY_TIME else view.metrics.get(key) if key else 0.0
+    value = VALUES[key](view) if key in VALUES else view.metrics.get(key) if key else 0.0
     sign = -1.0 if sort and sort.startswith("-") else 1.0
     return value is None, sign * (value or 0.0), view.name
 
@@ -130,10 +129,11 @@ def describe(state: AppState, version: Served) -> VersionView:
     )
 
 
-def file(state: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
+def file(state: AppState, caller: Caller, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256. Raises the API's 404, also for files without a checksum, and 410."""
     version = registry.find_ready(state, name, reference)
     listed = registry.content(state, version).listed
+    use.note_file(caller, version, path)
     return registry.stored(state, version, path, listed), listed[path]
 
 
@@ -144,7 +144,7 @@ def link(state: AppState, file: StoredFile) -> str | None:
 
 
 def archive(
-    state: AppState, name: str, reference: str, export_format: BackboneFormat | None
+    state: AppState, caller: Caller, name: str, reference: str, export_format: BackboneFormat | None
 ) -> tuple[Archive, str, str]:
     """A version's files as a tar, with the tar's file name and a hash that identifies it.
 
@@ -167,10 +167,19 @@ def archive(
         signature = signing.stored(session, version)
     if signature:
         members.append((f"{top}/{SIGNATURE_FILE}", signature))
+    use.note(caller, version, export_format or "")
     tar = Archive(members, version.row.created_at)
     parts = f"{content.commit} {top} {export_format} {tar.size} {signature.sha256 if signature else ''}"
     identity = hashlib.sha256(parts.encode()).hexdigest()
     return tar, f"{top}-{export_format}.tar" if export_format else f"{top}.tar", identity
+
+
+def users(state: AppState, caller: Caller, name: str, reference: str) -> list[VersionUserView]:
+    """Who has downloaded a version, whoever did last first. Raises the API's 404, and 403 for who may not delete it."""
+    version = registry.find(state, name, reference)
+    with state.database.read() as session:
+        caller.must(Scope.BACKBONES, *owners(session, version.row))
+        return use.users(session, version.row)
 
 
 def _comes_with(export_format: BackboneFormat, path: str) -> bool:
@@ -235,7 +244,7 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        named = versions.aliases_of(session, version.row)
+        named, used_by = versions.aliases_of(session, version.row), use.users(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
@@ -244,6 +253,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
         artifact_uri=version.folder,
         files=len(files),
         bytes=sum(size for _, size in files),
+        used_by=used_by,
         aliases=named,
     )
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy import and_, or_, select
+from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import Session
 
 from service import signing_key
@@ -125,14 +125,12 @@ def add_key(session: Session, signer: Signer) -> None:
     session.merge(SigningKey(id=signer.id, public_key=signer.public_key))
 
 
-def unsigned(session: Session, after: tuple[str, int], limit: int) -> Sequence[BackboneVersion]:
-    """The first versions after a name and number that can be pulled and have no signature."""
-    row, (name, number) = BackboneVersion, after
+def unsigned() -> Select[BackboneVersion]:
+    """The versions that can be pulled and have no signature."""
+    row = BackboneVersion
     signed = and_(VersionSignature.name == row.name, VersionSignature.version == row.version)
     query = select(row).outerjoin(VersionSignature, signed).where(VersionSignature.name.is_(None))
-    query = query.where(row.state == VersionState.READY, row.folder.is_not(None))
-    query = query.where(or_(row.name > name, and_(row.name == name, row.version > number)))
-    return session.scalars(query.order_by(row.name, row.version).limit(limit)).all()
+    return query.where(row.state == VersionState.READY, row.folder.is_not(None))
 
 
 def record(session: Session, version: BackboneVersion, signer: Signer, sums: bytes) -> bool:

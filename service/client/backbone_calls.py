@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from service.backbones.comparison_schemas import ComparisonView
+from service.backbones.retention_schemas import RetentionView
 from service.backbones.schemas import (
     MAIN,
     BackboneDetailView,
@@ -15,6 +16,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
+from service.backbones.use_schemas import OwnerSpaceView, VersionUserView
 from service.client.download import Fetcher, Progress
 from service.client.listing import ALL, PullFormat
 from service.client.signatures import (
@@ -57,8 +59,9 @@ class BackboneCalls(Transport):
 
         ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI; ``owner`` owns the backbone or
         the version. ``search`` has words that are all in the name, dataset, description or labels; ``filters`` are
-        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at` or an
-        evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by default.
+        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at`, `downloads`, `last_used_on`,
+        `bytes` or an evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by
+        default.
         """
         query = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "owner": owner}
         query |= {"network": network, "format": form, "alias": alias, "search": search, "sort": sort}
@@ -183,6 +186,15 @@ class BackboneCalls(Transport):
         """Two versions side by side, each named as `name`, `name:3` or `name@champion`."""
         return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
 
+    def version_users(self, name: str, version: int | str | None = None) -> list[VersionUserView]:
+        """Who has downloaded a version, whoever did last first. Only those who may delete it can ask."""
+        path = f"/v1/backbones/{name}/versions/{MAIN if version is None else version}/users"
+        return self._get(Page[VersionUserView], path).items
+
+    def backbone_space(self) -> list[OwnerSpaceView]:
+        """What the caller's backbones take, or those of each owner if the caller may change everybody's."""
+        return self._get(Page[OwnerSpaceView], "/v1/backbone-space").items
+
     def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
         """Point an alias at a version, wherever it pointed before."""
         path = f"/v1/backbones/{name}/aliases/{alias}"
@@ -191,6 +203,28 @@ class BackboneCalls(Transport):
     def delete_alias(self, name: str, alias: str) -> BackboneDetailView:
         """Remove an alias; its version stays. Not retried, like `delete`."""
         return self._request(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
+
+    def retention(self, name: str) -> RetentionView:
+        """The retention rule of a backbone, and what it does with each version."""
+        return self._get(RetentionView, f"/v1/backbones/{name}/retention")
+
+    def set_retention(
+        self, name: str, *, expire_unused_days: int | None, keep_newest: int | None = None, preview: bool = False
+    ) -> RetentionView:
+        """Set the rule by which versions of a backbone are deleted, whatever rule it had before.
+
+        A version goes once it is older than ``expire_unused_days`` and nobody has downloaded it for as long, unless it
+        is one of the ``keep_newest`` (1 by default), has an alias, is `main`, or its job has not ended. With
+        ``preview``, nothing is set.
+        """
+        body = without_none({"expire_unused_days": expire_unused_days, "keep_newest": keep_newest})
+        query = {"preview": True} if preview else None
+        path = f"/v1/backbones/{name}/retention"
+        return self._request(RetentionView, "PUT", path, params=query, json=body, retried=True)
+
+    def remove_retention(self, name: str) -> RetentionView:
+        """Remove the retention rule of a backbone: nothing is deleted by itself any more. Not retried."""
+        return self._request(RetentionView, "DELETE", f"/v1/backbones/{name}/retention")
 
     def version_deletion_preview(self, name: str, version: int) -> VersionDeletionView:
         """What deleting a version would remove; nothing is deleted."""

@@ -18,6 +18,7 @@ from service.client.convert import README, Library
 from service.client.convert import convert as convert_folder
 from service.client.errors import TRANSIENT_STATUSES, ApiError, ClientError, ConnectionFailed
 from service.client.listing import PullFormat
+from service.client.retention import retention
 from service.client.shell import Json, connected, download_bar, err, out, print_json
 from service.client.signatures import KnownKeys, keys_in, verify_folder
 from trainer.spec.export import BackboneFormat
@@ -70,7 +71,9 @@ def list_backbones(
     ] = None,
     sort: Annotated[
         str | None,
-        typer.Option(help="eval/linear_top1, updated_at, …; a leading - for descending order. By name by default."),
+        typer.Option(
+            help="eval/linear_top1, updated_at, downloads, last_used_on, bytes; a leading - for descending order."
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 50,
     as_json: Json = False,
@@ -106,6 +109,23 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
         else:
             one = client.version(name, version)
             print_json(one) if as_json else out.print(render_backbones.version(one))
+
+
+@backbones.command("users")
+def list_users(backbone: Reference, as_json: Json = False) -> None:
+    """Who has downloaded a version, and when last: for those who may delete it."""
+    name, version = _reference(backbone)
+    with connected() as client:
+        views = client.version_users(name, version)
+    print_json(views) if as_json else out.print(render_backbones.users(views))
+
+
+@backbones.command()
+def space(as_json: Json = False) -> None:
+    """What your backbones take in the artifact storage; for operators and admins, what everybody's take."""
+    with connected() as client:
+        views = client.backbone_space()
+    print_json(views) if as_json else out.print(render_backbones.space(views))
 
 
 @backbones.command()
@@ -332,6 +352,9 @@ def delete(
         out.print(render_backbones.version_deletion(deletion), soft_wrap=True)
     else:
         out.print(f"deleted {name}:{number}; its files are removed within moments", highlight=False, soft_wrap=True)
+
+
+backbones.command("retention")(retention)
 
 
 def _confirm(deletion: VersionDeletionView, yes: bool) -> None:

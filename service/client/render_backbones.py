@@ -16,6 +16,7 @@ from service.backbones.schemas import (
     VersionSummaryView,
     VersionView,
 )
+from service.backbones.use_schemas import OwnerSpaceView, VersionUserView
 from service.client.console import Text
 from service.client.tables import fields, size, table, when
 from service.client.transport import label_texts
@@ -35,6 +36,9 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
             "OWNER",
             "LABELS",
             *(name.upper() for name in shown),
+            "DOWNLOADS",
+            "LAST USED",
+            "SIZE",
             "UPDATED",
         ),
         (
@@ -47,6 +51,7 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
                 b.owner or "-",
                 ", ".join(label_texts(b.labels)) or "-",
                 *(f"{b.metrics[name]:.4g}" if name in b.metrics else "-" for name in shown),
+                *_use(b),
                 when(b.updated_at),
             )
             for b in views
@@ -57,8 +62,13 @@ def backbones(views: Iterable[BackboneView], sort: str | None = None) -> Table:
 def backbone(view: BackboneDetailView) -> RenderableType:
     """A backbone with all its versions and their results."""
     results = sorted({key for each in view.details for key in each.metrics})
+    expires = ("EXPIRES",) if any(each.expires_at for each in view.details) else ()
     versions = table(
-        ("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "CREATED", *results),
+        (
+            *("VERSION", "ALIASES", "JOB", "STEP", "FORMATS", "DOWNLOADS", "LAST USED", "SIZE", "CREATED"),
+            *expires,
+            *results,
+        ),
         (
             (
                 f"{each.version} gone" if each.state == "gone" else str(each.version),
@@ -66,7 +76,9 @@ def backbone(view: BackboneDetailView) -> RenderableType:
                 each.trained_by or each.job_id,
                 "-" if each.checkpoint_step is None else f"{each.checkpoint_step:,}",
                 ", ".join(each.formats) or "-",
+                *_use(each),
                 when(each.created_at),
+                *(when(each.expires_at) if each.expires_at else "-" for _ in expires),
                 *(f"{each.metrics[key]:.4g}" if key in each.metrics else "-" for key in results),
             )
             for each in view.details
@@ -77,6 +89,8 @@ def backbone(view: BackboneDetailView) -> RenderableType:
             ("backbone", view.name),
             ("pulled by default", f"{view.name}:{view.main_version}"),
             *_texts(view),
+            ("downloads", downloads(view)),
+            ("size", _size(view)),
         ]
     )
     return Group(head, "", versions)
@@ -87,6 +101,41 @@ def _texts(view: BackboneView | VersionSummaryView) -> list[tuple[str, Renderabl
     known = [("owner", view.owner), ("labels", ", ".join(label_texts(view.labels)))]
     described = [("description", Text(view.description))] if view.description else []
     return [*((name, value) for name, value in known if value), *described]
+
+
+def _use(view: BackboneView | VersionSummaryView) -> tuple[str, str, str]:
+    """The cells DOWNLOADS, LAST USED and SIZE."""
+    return f"{view.downloads:,}", str(view.last_used_on or "-"), _size(view)
+
+
+def _size(view: BackboneView | VersionSummaryView) -> str:
+    return "-" if view.bytes is None else size(view.bytes)
+
+
+def downloads(view: BackboneView | VersionSummaryView) -> str:
+    """How often something was downloaded, and when last."""
+    return f"{view.downloads:,}, the last on {view.last_used_on}" if view.last_used_on else "none"
+
+
+def users(views: Iterable[VersionUserView]) -> Table:
+    """Who has downloaded a version."""
+    rows = ((each.owner, f"{each.downloads:,}", str(each.last_used_on), ", ".join(each.formats)) for each in views)
+    return table(("OWNER", "DOWNLOADS", "LAST USED", "FORMATS"), rows)
+
+
+def space(views: Iterable[OwnerSpaceView]) -> Table:
+    """What the backbones of each owner take, with the sum of several owners."""
+    found = list(views)
+    rows = [(each.owner, each.backbones, each.versions, each.bytes, each.unmeasured) for each in found]
+    if len(rows) > 1:
+        rows.append(("all", *(sum(values) for values in list(zip(*rows, strict=True))[1:])))
+    return table(
+        ("OWNER", "BACKBONES", "VERSIONS", "SIZE"),
+        (
+            (owner, f"{number:,}", f"{versions:,}", size(total) + (f" and {missing:,} unmeasured" if missing else ""))
+            for owner, number, versions, total, missing in rows
+        ),
+    )
 
 
 def version(view: VersionView) -> RenderableType:
@@ -108,6 +157,7 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
         ("code", view.code_version),
         ("formats", ", ".join(view.formats)),
         ("aliases", ", ".join(view.aliases)),
+        ("expires", when(view.expires_at) if view.expires_at else ""),
         *further,
     ]
     return fields(
@@ -117,6 +167,8 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
             *trained_by,
             ("created", when(view.created_at)),
             *_texts(view),
+            ("downloads", downloads(view)),
+            ("size", _size(view)),
             *((name, value) for name, value in known if value),
             *((key, f"{value:.4g}") for key, value in sorted(view.metrics.items())),
         ]
@@ -168,6 +220,7 @@ def version_deletion(view: VersionDeletionView) -> RenderableType:
             ("job", view.job_id),
             ("files", f"{view.files:,}, {size(view.bytes)}"),
             ("in", view.artifact_uri),
+            ("used by", ", ".join(f"{each.owner} (last on {each.last_used_on})" for each in view.used_by) or "nobody"),
             ("aliases", ", ".join(view.aliases) or "none"),
         ]
     )

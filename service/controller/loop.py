@@ -18,7 +18,9 @@ from service.controller.lease import LeaseLost
 from service.controller.observing import Glance, Observer
 from service.controller.queue import Queue, Task
 from service.controller.removal import Removals
+from service.controller.retention import expire_versions
 from service.controller.signatures import sign_versions
+from service.controller.sizes import measure_versions
 from service.controller.starting import Starts
 from service.controller.sweeps import Sweeps
 from service.controller.versions import compare_versions
@@ -38,6 +40,8 @@ LONGEST_PAUSE: Final = timedelta(seconds=10)
 """Between two looks at an attempt that cannot be ended yet, as while MLflow is away."""
 LONGEST_SWEEP_PAUSE: Final = timedelta(hours=1)
 """Between two sweeps of one kind, where the settings ask for no longer one."""
+PASSES: Final = (Work.COMPARE_VERSIONS, Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS, Work.EXPIRE_VERSIONS)
+"""Work without a target that is done again and again."""
 
 
 class Reconciler:
@@ -69,12 +73,14 @@ class Reconciler:
                 Work.DELIVER: deliveries.deliver,
                 Work.SWEEP_DELIVERIES: deliveries.sweep,
                 Work.SIGN_VERSIONS: lambda task: sign_versions(context, task),
+                Work.EXPIRE_VERSIONS: lambda task: expire_versions(context, task),
+                Work.MEASURE_VERSIONS: lambda task: measure_versions(context, task),
             },
             find=lambda session: {
                 **removals.find(session),
                 **self.sweeps.find(session),
                 **deliveries.find(session),
-                **{kind: [""] for kind in (Work.COMPARE_VERSIONS, Work.SIGN_VERSIONS)},
+                **{kind: [""] for kind in PASSES},
             },
             longest_pause=max(LONGEST_SWEEP_PAUSE, timedelta(seconds=context.app.settings.sweep_interval_s)),
         )

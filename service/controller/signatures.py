@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Final
 
 import structlog
 
@@ -14,45 +13,30 @@ from service.backbones.signature_schemas import LARGEST_SUMS
 from service.backbones.signing import Signer
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
-from service.controller.queue import GO_ON, Task
+from service.controller.passes import over_versions
+from service.controller.queue import Task
 from service.db.tables import BackboneVersion
 from trainer.protocol import names
 
 log = structlog.get_logger()
 
-BATCH: Final = 50
-"""Versions that are signed before others may have the worker."""
-
 
 def sign_versions(context: ControllerContext, task: Task) -> timedelta:
-    """Sign the versions after the task's cursor that have no signature; returns the pause before the next ones.
+    """Sign the next versions without a signature, if there is a key; returns the pause before more are signed.
 
     A version that cannot be signed, for want of checksums, is looked at again in the next pass. Raises `Unavailable`.
     """
-    interval = timedelta(seconds=context.app.settings.sweep_interval_s)
     path = context.app.settings.signing_key_file
     if path is None:
-        return interval
+        return timedelta(seconds=context.app.settings.sweep_interval_s)
     signer = Signer(signing_key.read(path))
     with context.app.database.read() as session:
         listed = signing.has_key(session, signer)
-        found = signing.unsigned(session, _after(task.cursor), BATCH)
     if not listed:
         with context.write() as session:
             signing.add_key(session, signer)
         log.info("signing_key_added", key=signer.id)
-    for version in found:
-        _sign(context, signer, version)
-        task.cursor = f"{version.name}/{version.version}"
-    if len(found) == BATCH:
-        return GO_ON
-    task.cursor = ""
-    return interval
-
-
-def _after(cursor: str) -> tuple[str, int]:
-    name, _, number = cursor.rpartition("/")
-    return name, int(number or 0)
+    return over_versions(context, task, signing.unsigned(), lambda version: _sign(context, signer, version))
 
 
 def _sign(context: ControllerContext, signer: Signer, version: BackboneVersion) -> None:

@@ -16,7 +16,7 @@ from service.adapters.mlflow_registry import Model, Version
 from service.backbones import copies
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
-from service.db.tables import BackboneVersion, Job, RegisteredBackbone
+from service.db.tables import BackboneVersion, Job, RegisteredBackbone, now
 from service.jobs import lineage, repository, versions
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
@@ -95,6 +95,8 @@ def _change(session: Session, key: Key, before: Known, after: Known) -> None:
         return  # somebody has deleted it meanwhile
     if after.state != before.state:
         log.warning("version_state", backbone=row.name, version=row.version, state=after.state, before=before.state)
+    if after.state == VersionState.READY != before.state:
+        row.counted_since = now()  # while it was gone, nobody could download it
     row.state, row.tags = after.state, after.tags
     if row.description is None:
         row.description = after.description

@@ -17,6 +17,7 @@ from service.dashboard.pages import (
     hub,
     jobs,
     login,
+    retention,
     searches,
     starting,
     webhooks,
@@ -30,7 +31,7 @@ NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json",
 def install(app: FastAPI) -> None:
     """Add all pages. Routes with a fixed path come before routes with an id, because the first match wins."""
     app.include_router(assets.router)
-    routers = (login, home, starting, jobs, searches, backbones, comparison, hub, cluster, access, webhooks)
+    routers = (login, home, starting, jobs, searches, backbones, comparison, retention, hub, cluster, access, webhooks)
     for pages in routers:
         app.include_router(pages.router)
 

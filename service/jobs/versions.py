@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
+from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
@@ -23,6 +24,7 @@ from service.db.tables import (
     Job,
     RegisteredBackbone,
     RegistryCheck,
+    VersionUse,
     folded,
     now,
 )
@@ -127,6 +129,15 @@ def shown_backbones(
     if conditions:
         query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
     return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
+
+
+def following(
+    session: Session, query: Select[BackboneVersion], after: tuple[str, int], limit: int
+) -> Sequence[BackboneVersion]:
+    """The first versions of a query after a name and number, by name and number."""
+    row, (name, number) = BackboneVersion, after
+    query = query.where(or_(row.name > name, and_(row.name == name, row.version > number)))
+    return session.scalars(query.order_by(row.name, row.version).limit(limit)).all()
 
 
 def owned_by(owner: str) -> ColumnElement[bool]:
@@ -285,7 +296,8 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
             session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
             if told:
                 _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
-    work.add(session, Work.SIGN_VERSIONS, [""])
+    for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
+        work.add(session, kind, [""])
     return True
 
 
@@ -314,27 +326,43 @@ def point(session: Session, version: BackboneVersion, alias: str, actor: str) ->
     """Point an alias at a version, whatever it pointed at before."""
     row = session.get(BackboneAlias, (version.name, alias))
     before = row.version if row else None
+    if row and before != version.version:
+        _unname(session, row)
     session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
+    version.expires_at = None
     if before != version.version:
         _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
 
 
 def unpoint(session: Session, alias: BackboneAlias, actor: str | None) -> None:
     """Remove an alias; its version stays."""
+    _unname(session, alias)
     session.delete(alias)
     data = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version, "actor": actor}
     emit(session, EventType.ALIAS_MOVED, data | {"urls": _urls(alias.name, None)}, backbone=alias.name)
 
 
-def delete(session: Session, version: BackboneVersion, actor: str) -> None:
-    """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes."""
+def _unname(session: Session, alias: BackboneAlias) -> None:
+    """Record that an alias leaves its version: retention rules count the days without a use from then."""
+    version = session.get(BackboneVersion, (alias.name, alias.version))
+    if version is not None:
+        version.unnamed_at = now()
+
+
+def delete(session: Session, version: BackboneVersion, actor: str, reason: str | None = None) -> None:
+    """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes.
+
+    ``reason``: why, of a version that a retention rule deletes.
+    """
     hide(session, version)
-    _tell(session, EventType.VERSION_DELETED, version, actor=actor)
+    _tell(session, EventType.VERSION_DELETED, version, actor=actor, reason=reason)
 
 
 def hide(session: Session, version: BackboneVersion) -> None:
-    """Hide a version of which no webhook has heard, as `delete` does."""
+    """Hide a version of which no webhook has heard, as `delete` does, and forget who has used it."""
     version.state, version.deleted_at = VersionState.DELETING, now()
+    of_version = VersionUse.name == version.name, VersionUse.version == version.version
+    session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
     others = select(BackboneVersion.version).where(
         BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)
@@ -349,7 +377,7 @@ def _tell_of_replaced(session: Session, version: BackboneVersion) -> None:
     """Remove a version's aliases and tell webhooks of that, and that the version is gone for good."""
     for alias in aliases_of(session, version):
         unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None)
-    _tell(session, EventType.VERSION_DELETED, version, actor=None)
+    _tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
 
 
 def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:

@@ -49,6 +49,10 @@ class Work(StrEnum):
     """No target."""
     SIGN_VERSIONS = "sign_versions"
     """No target: versions without a signature are signed."""
+    EXPIRE_VERSIONS = "expire_versions"
+    """No target: versions that nothing keeps by their backbones' retention rules are deleted."""
+    MEASURE_VERSIONS = "measure_versions"
+    """No target: versions of unknown size are measured."""
 
 
 @dataclass(frozen=True)

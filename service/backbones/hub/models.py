@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
-from service.backbones import registry
+from service.backbones import registry, use
 from service.backbones.hub import repositories
 from service.backbones.hub.repositories import Repository, moment
 from service.backbones.hub.trees import siblings
@@ -31,6 +31,10 @@ LISTED: Final = frozenset({
 """Fields of a list's entries for which nobody has to ask."""
 FULL: Final = LISTED | {"sha", "siblings", "disabled"}
 """The same for `full`."""
+ON_REQUEST: Final = frozenset({"downloadsAllTime"})
+"""Fields that only `expand` gives."""
+RECENT_DAYS: Final = 30
+"""The days whose downloads the hub shows."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,13 @@ class Model:
     folder: str
     backbone: Backbone
     version: Served
+    downloads: int = 0
+    """Of its format, in all versions, in the last days."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What its downloads are counted by."""
+        return self.backbone.name, self.folder
 
     @property
     def library(self) -> str:
@@ -58,13 +69,23 @@ class Model:
 
 def describe(state: AppState, repository: Repository, expand: Collection[str]) -> HubModelView:
     """A repository; with ``expand`` only these fields of it."""
+    name = repository.backbone.name
+    recent, ever = _downloads(state, [name], RECENT_DAYS), _downloads(state, [name]) if ON_REQUEST & {*expand} else {}
     model = Model(repository.id, repository.folder, repository.backbone, repository.version)
-    view = _with_files(state, _view(model), repository)
-    return _selected(view, expand) if expand else view
+    model = replace(model, downloads=recent.get(model.key, 0))
+    view = _with_files(state, _view(model, ever), repository)
+    return _selected(view, expand or set(HubModelView.model_fields) - ON_REQUEST)
 
 
-def _view(model: Model) -> HubModelView:
-    """The fields that the rows give."""
+def _downloads(
+    state: AppState, backbones: Collection[str] | None = None, days: int | None = None
+) -> Mapping[tuple[str, str], int]:
+    with state.database.query() as session:
+        return use.of_repositories(session, backbones, days)
+
+
+def _view(model: Model, ever: Mapping[tuple[str, str], int]) -> HubModelView:
+    """The fields that the rows give; ``ever`` has the downloads of all time, if they are asked for."""
     first = model.backbone.versions[0].row.created_at
     return HubModelView(
         object_id=hashlib.sha256(model.id.encode()).hexdigest()[:24],
@@ -76,7 +97,8 @@ def _view(model: Model) -> HubModelView:
         private=True,
         gated=False,
         disabled=False,
-        downloads=0,
+        downloads=model.downloads,
+        downloadsAllTime=ever.get(model.key, 0),
         likes=0,
         tags=model.tags,
         pipeline_tag=formats.PIPELINE_TAG,
@@ -115,11 +137,11 @@ SORTS: Final[dict[str, Callable[[Model], float]]] = {
     BY_NAME: lambda _: 0.0,
     "lastModified": lambda model: model.version.row.created_at.timestamp(),
     "createdAt": lambda model: model.backbone.versions[0].row.created_at.timestamp(),
-    "downloads": lambda _: 0.0,
+    "downloads": lambda model: model.downloads,
     "likes": lambda _: 0.0,
     "trendingScore": lambda _: 0.0,
 }
-"""The values by which a list can be sorted, and then by name. Downloads are not counted, so the last ones are equal."""
+"""The values by which a list can be sorted, and then by name. Nothing has likes or a trend, so these are equal."""
 MOST_WITH_FILES: Final = 100
 """Most entries of a page for which the storage is read."""
 
@@ -166,15 +188,19 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
         )
     keyed = list(islice(following, limit + 1))
     more = write_cursor([query.sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
-    return [_entry(state, model, query.fields) for _, model in keyed[:limit]], more
+    page = [model for _, model in keyed[:limit]]
+    all_time = ON_REQUEST & {*query.fields}
+    ever = _downloads(state, {model.backbone.name for model in page}) if all_time else {}
+    return [_entry(state, model, query.fields, ever) for model in page], more
 
 
 def _keyed(state: AppState, query: Query, since: str, at_first: int) -> Iterator[tuple[Key, Model]]:
     """The models that match, of the backbones from a name on, by backbone and format, with their keys."""
     taken = _names_with_endings(state)
+    recent = _downloads(state, days=RECENT_DAYS)
     for backbone in _backbones(state, since, at_first):
         for position, (repo_id, folder) in enumerate(repositories.repositories_of(state, backbone)):
-            model = Model(repo_id, folder, backbone, backbone.main)
+            model = Model(repo_id, folder, backbone, backbone.main, recent.get((backbone.name, folder), 0))
             repo = repo_id.partition("/")[2]
             means_it = repo == backbone.name or repo not in taken
             if means_it and query.matches(model):
@@ -198,8 +224,8 @@ def _names_with_endings(state: AppState) -> set[str]:
         }
 
 
-def _entry(state: AppState, model: Model, fields: Collection[str]) -> HubModelView:
-    view = _view(model)
+def _entry(state: AppState, model: Model, fields: Collection[str], ever: Mapping[tuple[str, str], int]) -> HubModelView:
+    view = _view(model, ever)
     if NEED_FILES & set(fields):
         repository = repositories.at(state, model.id, model.backbone, model.version, model.folder)
         view = _with_files(state, view, repository)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import FormData
 
-from service.backbones import registry, service
+from service.backbones import registry, service, use
 from service.backbones.hub import models, refusals, repositories, trees
 from service.backbones.hub.models import ALWAYS, BY_NAME, FULL, LISTED, SORTS
 from service.backbones.hub.repositories import moment
@@ -70,7 +70,7 @@ def resolve(
     revision: str,
     path: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
 ) -> Response:
     """A file of a repository. `Range` is supported, and `ETag` is the file's sha256.
@@ -87,6 +87,7 @@ def resolve(
     file = registry.stored(state, repository.version, stored_path, repository.content.listed)
     digest = repository.content.sums[stored_path]
     etag = f'"{digest}"'
+    use.note_file(caller, repository.version, stored_path)
     link = None if not_modified(request, etag) else service.link(state, file)
     if link:
         # Clients do not send their token to other hosts. They read the file's size and hash here, with HEAD too.

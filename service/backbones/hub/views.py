@@ -64,9 +64,11 @@ class HubModelView(View):
     gated: bool | None = None
     disabled: bool | None = None
     downloads: int | None = None
-    """Always 0: downloads are not counted."""
+    """Of this format, in all versions, in the last 30 days: a token counts once a day for each version."""
+    downloadsAllTime: int | None = None
+    """The same since downloads are counted."""
     likes: int | None = None
-    """Always 0."""
+    """Always 0: nobody can like a model here."""
     tags: list[str] | None = None
     pipeline_tag: str | None = None
     library_name: str | None = None

@@ -11,7 +11,7 @@ from service.access import service
 from service.access.repository import AuditFilters
 from service.access.schemas import LONGEST_DAYS, TokenView
 from service.auth.scopes import Scope, described, grantable, revocable
-from service.auth.trail import ACTIONS
+from service.auth.trail import ACTIONS, EXPIRE
 from service.dashboard.site import AuditPage, Page, PageRoute, TokensPage
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -64,7 +64,7 @@ def audit(
     filters = AuditFilters(*values, _utc(after), _utc(before))
     found = service.audit(page.state, page.caller, filters, PAGE, cursor)
     filtered = any((*values, after, before))
-    actions = sorted(set(ACTIONS.values()))
+    actions = sorted({*ACTIONS.values(), EXPIRE})
     return page.render("access/audit.html", found=found, actions=actions, filtered=filtered)
 
 

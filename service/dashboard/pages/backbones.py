@@ -8,9 +8,10 @@ from fastapi import APIRouter, Query, Response
 
 from service.adapters.storage import OutsideRoot
 from service.auth.scopes import Scope
-from service.backbones import registry, service
+from service.backbones import registry, retention, service, space
 from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
+from service.backbones.sorting import KEYS
 from service.dashboard import card
 from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
@@ -25,7 +26,7 @@ COLUMNS: Final = 8
 """Largest number of result columns in the list."""
 LARGEST_CARD: Final = 2**20
 """Largest model card that a page shows, in bytes."""
-SORTS: Final = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))?$"
+SORTS: Final = f"^({KEYS})?$"
 Form = BackboneFormat | Literal[""]
 Texts = Annotated[list[str] | None, Query(max_length=32)]
 
@@ -72,6 +73,7 @@ def listing(
         results=_results(found.items, sort) if found else [],
         formats=get_args(BackboneFormat),
         filtered=any([*texts.values(), labels, metrics]),
+        space=space.by_owner(page.state, page.caller) if found and page.caller.has(Scope.OWN_BACKBONES) else [],
     )
 
 
@@ -117,6 +119,8 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
         moves=_move_texts(backbone),
+        users=service.users(page.state, page.caller, name, str(shown.version)) if shown.version in controlled else [],
+        retention=retention.show(page.state, page.caller, name),
     )
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 
 from service.backbones import service as backbones
 from service.backbones.filters import Filters as BackboneFilters
+from service.backbones.sorting import BY_TIME
 from service.cluster import service as cluster
 from service.dashboard.site import JobsPage, Page, PageRoute
 from service.db.tables import now
@@ -48,7 +49,7 @@ def home(page: JobsPage) -> Response:
     cluster_view, trouble = page.attempt(lambda: cluster.show(page.state, page.caller))
     seen_at = _failures_seen_at(page)
     failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > seen_at]
-    newest_first = f"-{backbones.BY_TIME}"
+    newest_first = f"-{BY_TIME}"
     newest, registry_trouble = page.attempt(
         lambda: backbones.listing(page.state, BackboneFilters(), newest_first, BACKBONES, None).items
     )

@@ -1,11 +1,11 @@
-"""Tables of backbones, their versions, aliases and signatures."""
+"""Tables of backbones, their versions, aliases, signatures, uses and retention rules."""
 
 from __future__ import annotations
 
 import unicodedata
-from datetime import datetime
+from datetime import date, datetime
 
-from sqlalchemy import Connection, ForeignKey, ForeignKeyConstraint, Index, String, Text, event
+from sqlalchemy import BigInteger, Connection, ForeignKey, ForeignKeyConstraint, Index, String, Text, event
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.tables.base import Base, now
@@ -59,8 +59,20 @@ class BackboneVersion(Base):
     """Its name, dataset, description and labels, for searches; see `folded`."""
     created_at: Mapped[datetime]
     """When it was registered."""
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """Of all files of its folder; None until the controller has added them up."""
+    counted_since: Mapped[datetime] = mapped_column(default=now)
+    """Since when its downloads are counted: from when its row was made, or since MLflow has it again."""
+    unnamed_at: Mapped[datetime | None]
+    """When an alias last left it."""
+    expires_at: Mapped[datetime | None]
+    """When its backbone's retention rule deletes it unless somebody downloads or names it; None: not by itself."""
+    downloads: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
+    last_used_on: Mapped[date | None]
+    """The last of these days; None if nobody has downloaded it."""
     deleted_at: Mapped[datetime | None]
-    """When somebody deleted it here."""
+    """When it was deleted here."""
 
 
 def folded(text: str) -> str:
@@ -131,3 +143,35 @@ class VersionSignature(Base):
     sums_sha256: Mapped[str] = mapped_column(String(64))
     """Of the checksum file that was signed."""
     signed_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class VersionUse(Base):
+    """That a token downloaded weights of a version on a day. It stays when the token is revoked."""
+
+    __tablename__ = "version_use"
+    __table_args__ = (
+        Index(None, "day"),
+        ForeignKeyConstraint(
+            ["name", "version"], ["backbone_version.name", "backbone_version.version"], ondelete="CASCADE"
+        ),
+    )
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    day: Mapped[date] = mapped_column(primary_key=True)
+    """In UTC."""
+    token_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    export_format: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """The format that was downloaded; empty for an archive of all formats."""
+
+
+class RetentionRule(Base):
+    """The rule by which versions of a backbone are deleted. It goes with the backbone's row."""
+
+    __tablename__ = "retention_rule"
+
+    name: Mapped[str] = mapped_column(String(256), ForeignKey("backbone.name", ondelete="CASCADE"), primary_key=True)
+    expire_unused_days: Mapped[int]
+    keep_newest: Mapped[int]
+    set_by: Mapped[str] = mapped_column(String(100))
+    set_at: Mapped[datetime] = mapped_column(default=now)

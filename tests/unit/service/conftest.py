@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 import structlog
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from live import poll
 from postgres_server import PostgresServer
 from scripted_server import ScriptedServer
 from search_files import SearchFiles
@@ -209,6 +212,22 @@ def served(routes: FastAPI, world: World) -> TestClient:
     """Alice's client of a service whose reconciler a test moves by hand."""
     attach(routes, world.app_state, None)
     return TestClient(routes, headers={"Authorization": f"Bearer {token_of('alice')}"})
+
+
+@pytest.fixture
+def address(served: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The service on a port, that the command line talks to, for a user who has verified nothing yet."""
+    server = uvicorn.Server(uvicorn.Config(served.app, port=0, lifespan="off", log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    poll(lambda: server.started, bool)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    monkeypatch.setenv("RCMAE_URL", url)
+    monkeypatch.setenv("RCMAE_TOKEN", token_of("alice"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    yield url
+    server.should_exit = True
+    thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from service.auth.caller import Caller, caller_of, ensure_admin, ensure_token, s
 from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
-from service.db.tables import Addition, Attempt, BackboneVersion, Event, Job
+from service.db.tables import Addition, Attempt, BackboneVersion, Event, Job, now
 from service.http.problems import ApiProblem
 from service.jobs import repository, versions
 from service.jobs.lifecycle import note
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.both_databases
 TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
     *("backbone", "backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
-    *("signing_key", "version_signature"),
+    *("signing_key", "version_signature", "version_use", "retention_rule"),
 }
 
 
@@ -242,6 +242,26 @@ def test_an_upgrade_gives_each_backbone_the_owner_of_its_oldest_version(new):
     alembic(new, "downgrade", "0012")
     assert sorted(rows(new, "SELECT name, version FROM backbone_version"))[0] == ("Cats", 1)
     assert not inspect(new.engine).has_table("backbone")
+
+
+def test_downloads_of_versions_from_before_an_upgrade_are_counted_from_then(new):
+    """Otherwise a retention rule would take those that people use for versions that nobody does."""
+    alembic(new, "upgrade", "0001")
+    fill_first_version(new)
+    alembic(new, "upgrade", "0016")
+    moment = datetime(2025, 6, 1, 12, tzinfo=UTC).replace(tzinfo=None)
+    with new.migration() as connection:
+        tables = MetaData()
+        tables.reflect(connection, only=["backbone_version"])
+        values = {"name": "digits", "version": 1, "state": "ready", "owner": "alice", "job_id": "job-admitted"}
+        values |= {"trained_by": "x", "dataset_uri": "x", "source": "x", "tags": {}, "created_at": moment}
+        connection.execute(tables.tables["backbone_version"].insert(), values)
+    before = now()
+    new.migrate()
+    with new.read() as session:
+        version = session.get_one(BackboneVersion, ("digits", 1))
+        assert before <= version.counted_since <= now()
+        assert (version.unnamed_at, version.expires_at) == (None, None)
 
 
 def test_a_new_service_has_no_versions_to_read(new):

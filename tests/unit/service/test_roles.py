@@ -30,7 +30,7 @@ from service.backbones import signing
 from service.backbones.signing import Signer
 from service.dashboard.assets import url_of
 from service.dashboard.site import PageRoute
-from service.db.tables import Token, WebhookDelivery
+from service.db.tables import RetentionRule, Token, WebhookDelivery
 from trainer.protocol import names
 
 CALLERS = ("viewer", "alice", "operator", "admin")
@@ -147,6 +147,7 @@ class Asker:
             signing.add_key(session, signer)
             for version in signing.unsigned(session, ("", 0), 9):
                 signing.record(session, version, signer, b"sums")
+            session.add(RetentionRule(name=name, expire_unused_days=90, keep_newest=1, set_by=owner))
         return name
 
     def _job(self, owner: str, state: str) -> str:
@@ -226,7 +227,8 @@ class Asker:
             body = {"owner": owner, "role": "submitter"}
         elif "backbones/{name}" in path or path.startswith("/hf/") or path.endswith("/backbone-comparison"):
             path, query = self._about_backbone(owner, path)
-            bodies = {"PUT": {"version": 2}, "PATCH": {"description": "x"}, "POST": {"paths": ["config.json"]}}
+            put = {"expire_unused_days": 90} if path.endswith("/retention") else {"version": 2}
+            bodies = {"PUT": put, "PATCH": {"description": "x"}, "POST": {"paths": ["config.json"]}}
             body = bodies.get(method)
         elif path.startswith("/forms/"):
             body = {"document": SPEC} if path.endswith("yaml") else {"kind": "pretrain", "text": "kind: pretrain"}

@@ -7,16 +7,14 @@ import io
 import json
 import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from backbone_files import FILES, Registry, sha256
+from command_line import rcmae
 from conftest import token_of
 from fastapi.testclient import TestClient
-from live import poll
 from pydantic import ValidationError
 from service_fakes import problem
 from service_world import World
@@ -24,7 +22,6 @@ from service_world import World
 from service import signing_key
 from service.adapters.storage import Artifacts, StorageRefused
 from service.backbones.signature_schemas import SIGNATURE_FILE
-from service.cli import main
 from service.client.errors import ClientError, DownloadError
 from service.client.sdk import Client
 from service.client.signatures import SIGNED_SUMS, KnownKeys, SignatureError
@@ -223,7 +220,7 @@ def test_a_version_that_cannot_be_signed_holds_up_no_other(served, registry, sig
         return read(self, folder, name)
 
     monkeypatch.setattr(Artifacts, "read", refuses)
-    monkeypatch.setattr("service.controller.signatures.BATCH", 2)
+    monkeypatch.setattr("service.controller.passes.BATCH", 2)
     monkeypatch.setattr("service.controller.signatures.LARGEST_SUMS", 2000)
     (registry.folder("digits", 3) / SUMS).write_text("x" * 2001)
     for _ in range(3):
@@ -265,22 +262,6 @@ def test_changed_checksums_are_told_and_the_page_says_so(served, routes, registr
 
 
 @pytest.fixture
-def address(served: TestClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """The service on a port, that the command line talks to, for a user who has verified nothing yet."""
-    server = uvicorn.Server(uvicorn.Config(served.app, port=0, lifespan="off", log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    poll(lambda: server.started, bool)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    monkeypatch.setenv("RCMAE_URL", url)
-    monkeypatch.setenv("RCMAE_TOKEN", token_of("alice"))
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    yield url
-    server.should_exit = True
-    thread.join()
-
-
-@pytest.fixture
 def client(address: str) -> Iterator[Client]:
     with Client(address, token_of("alice"), patience_s=0.3) as made:
         yield made
@@ -303,16 +284,6 @@ def rewrite(folder: Path, name: str, data: bytes) -> None:
 
 def nothing_is_there(out: Path) -> bool:
     return not out.exists() and not list(out.parent.glob(f".{out.name}*"))
-
-
-def rcmae(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Exit status, standard output without the log of the service, which runs in this process, and standard error."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main([str(each) for each in arguments])
-    streams = capsys.readouterr()
-    told = "".join(line for line in streams.out.splitlines(True) if '"event": ' not in line)
-    return int(ended.value.code or 0), told, streams.err
 
 
 @pytest.mark.parametrize("form", ["hf", "all"])

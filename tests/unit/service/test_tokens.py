@@ -369,7 +369,7 @@ def test_the_minute_of_the_last_use_is_kept(clients, database):
 def test_it_is_written_once_a_minute(clients, monkeypatch):
     written: list[str] = []
     real = trail.record_use
-    monkeypatch.setattr("service.access.audit.record_use", lambda *given: (written.append(given[1]), real(*given)))
+    monkeypatch.setattr("service.access.uses.record_use", lambda *given: (written.append(given[1]), real(*given)))
     made = make(clients.admin, owner="dora")
     monkeypatch.setattr(trail, "now", lambda: datetime(2031, 1, 1, 12, 0, 30, tzinfo=UTC))
     for _ in range(3):
