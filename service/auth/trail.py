@@ -40,6 +40,8 @@ ACTIONS: Final = {
     "PUT /v1/backbones/{name}/aliases/{alias}": "backbone.alias",
     "DELETE /v1/backbones/{name}/aliases/{alias}": "backbone.unalias",
     "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",
+    "PUT /v1/backbones/{name}/champion-rule": "backbone.set_champion_rule",
+    "DELETE /v1/backbones/{name}/champion-rule": "backbone.remove_champion_rule",
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",
