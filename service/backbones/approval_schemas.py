@@ -31,6 +31,12 @@ class MetricLimitView(View):
     tolerance: float = Field(0.0, ge=0.0)
     """By how much it may be worse."""
 
+    def in_words(self) -> str:
+        """The limit as people read it."""
+        side = "lower" if self.better == "higher" else "higher"
+        by = f" by more than {self.tolerance:g}" if self.tolerance else ""
+        return f"{self.metric} must not be {side} than the champion's{by}"
+
 
 class ChampionRuleView(View):
     """What a version and whoever approves it must meet for the version to become the champion."""
@@ -45,6 +51,17 @@ class ChampionRuleView(View):
     """Whether each move needs a reason."""
     signed: StrictBool = False
     """Whether a version must be signed, and its checksums be those that were signed."""
+
+    def in_words(self) -> list[str]:
+        """A sentence for each part, as people read it."""
+        parts = [
+            (bool(self.approvers), f"only {', '.join(self.approvers)} may move the champion"),
+            (self.not_by_owner, "whoever trained or registered a version may not approve it"),
+            *((True, limit.in_words()) for limit in self.must_not_worsen),
+            (self.reason_required, "each move needs a reason"),
+            (self.signed, "a version must be signed, and its checksums be those that were signed"),
+        ]
+        return [text for given, text in parts if given]
 
 
 class MetricLimitBody(MetricLimitView, Body):

@@ -15,6 +15,7 @@ from service.backbones.schemas import (
     VersionView,
 )
 from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
+from service.client.approval_calls import ApprovalCalls
 from service.client.download import Fetcher, Progress
 from service.client.listing import ALL, PullFormat
 from service.client.signatures import (
@@ -27,13 +28,13 @@ from service.client.signatures import (
     must_list_what_is_signed,
     signer_of,
 )
-from service.client.transport import Transport, label_texts, without_none
+from service.client.transport import label_texts, without_none
 from service.http.schemas import Page
 from trainer.protocol.names import BACKBONE_SUMS as SUMS
 from trainer.spec.export import BackboneFormat
 
 
-class BackboneCalls(Transport):
+class BackboneCalls(ApprovalCalls):
     """The methods of `Client` for backbones."""
 
     def backbones(
@@ -182,15 +183,6 @@ class BackboneCalls(Transport):
     def compare_backbones(self, first: str, second: str) -> ComparisonView:
         """Two versions side by side, each named as `name`, `name:3` or `name@champion`."""
         return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
-
-    def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
-        """Point an alias at a version, wherever it pointed before."""
-        path = f"/v1/backbones/{name}/aliases/{alias}"
-        return self._request(BackboneDetailView, "PUT", path, json={"version": version}, retried=True)
-
-    def delete_alias(self, name: str, alias: str) -> BackboneDetailView:
-        """Remove an alias; its version stays. Not retried, like `delete`."""
-        return self._request(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
 
     def version_deletion_preview(self, name: str, version: int) -> VersionDeletionView:
         """What deleting a version would remove; nothing is deleted."""

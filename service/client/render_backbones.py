@@ -77,6 +77,7 @@ def backbone(view: BackboneDetailView) -> RenderableType:
             ("backbone", view.name),
             ("pulled by default", f"{view.name}:{view.main_version}"),
             *_texts(view),
+            *([("champion's rule", "; ".join(view.champion_rule.in_words()))] if view.champion_rule else []),
         ]
     )
     return Group(head, "", versions)
