@@ -35,8 +35,8 @@ for command in (results.logs, results.metrics, results.checkpoints):
     commands.jobs.command()(command)
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
-for command in (approvals.alias, approvals.moves, approvals.rule):
-    backbones.backbones.command()(command)
+for approving in (approvals.alias, approvals.moves, approvals.rule):
+    backbones.backbones.command()(approving)
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")

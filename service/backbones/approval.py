@@ -38,7 +38,12 @@ class Verdict:
 def rule_of(session: Session, name: str) -> ChampionRuleView | None:
     """A backbone's rule, if it has one."""
     row = session.get(RegisteredBackbone, name)
-    return ChampionRuleView.model_validate(row.champion_rule) if row and row.champion_rule else None
+    return rule_in(row) if row else None
+
+
+def rule_in(row: RegisteredBackbone) -> ChampionRuleView | None:
+    """The rule in a backbone's row, if there is one."""
+    return ChampionRuleView.model_validate(row.champion_rule) if row.champion_rule else None
 
 
 def sums_sha256(state: AppState, version: Served) -> str:

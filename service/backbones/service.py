@@ -96,8 +96,8 @@ def show(state: AppState, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
     backbone = registry.backbone(state, name)
     details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
-    rule = backbone.row.champion_rule
-    return BackboneDetailView(**vars(backbone.view()), details=details, champion_rule=rule or None)
+    rule = approval.rule_in(backbone.row)
+    return BackboneDetailView(**vars(backbone.view()), details=details, champion_rule=rule)
 
 
 def show_version(state: AppState, name: str, reference: str) -> VersionView:

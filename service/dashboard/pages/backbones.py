@@ -12,6 +12,7 @@ from service.backbones import registry, service
 from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.dashboard import card
+from service.dashboard.pages import approval
 from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
 from service.http.problems import ApiProblem, not_found
@@ -117,6 +118,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
         moves=_move_texts(backbone),
+        approval=approval.context(page, found),
     )
 
 

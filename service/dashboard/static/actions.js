@@ -265,6 +265,9 @@ function showOnce(id, found) {
 
 function bodyOf(form) {
   const found = valuesOf(form);
-  for (const name of Object.keys(found)) if (name.startsWith("url:")) delete found[name];
+  for (const name of Object.keys(found)) {
+    if (name.startsWith("url:")) delete found[name];
+    else if (Array.isArray(found[name])) found[name] = found[name].filter(() => true); // rows that were left empty are gaps
+  }
   return found;
 }
