@@ -26,6 +26,7 @@ from service.adapters.storage import Artifacts, OutsideRoot
 from service.adapters.studies import Studies
 from service.api_description import API
 from service.auth.caller import ensure_admin
+from service.backbones.approval_routes import router as approvals
 from service.backbones.comparison_routes import router as comparison
 from service.backbones.hub import routes as hub
 from service.backbones.hub.refusals import problem_headers
@@ -152,6 +153,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(signatures)  # before the route of all other files
     app.include_router(retention)
     app.include_router(backbones)
+    app.include_router(approvals)
     app.include_router(comparison)
     app.include_router(use)
     app.include_router(hub.router)

@@ -145,7 +145,20 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
             "value": {"description": "Trained on the second delivery.", "labels": {"delivery": "2"}},
         }
     },
-    "set_backbone_alias": {"champion": {"summary": "The version with this number", "value": {"version": 1}}},
+    "set_backbone_alias": {
+        "champion": {"summary": "The version with this number", "value": {"version": 1}},
+        "approval": {"summary": "With a reason", "value": {"version": 1, "reason": "better on the shelf set"}},
+    },
+    "set_champion_rule": {
+        "no_worse": {
+            "summary": "It must not be worse than the champion",
+            "value": {"must_not_worsen": [{"metric": "eval/linear_top1", "tolerance": 0.005}]},
+        },
+        "four_eyes": {
+            "summary": "Somebody else has to approve it, with a reason",
+            "value": {"not_by_owner": True, "reason_required": True},
+        },
+    },
     "set_backbone_retention": {
         "quarter": {
             "summary": "Keep the newest five, and what somebody has downloaded within 90 days",

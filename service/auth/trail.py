@@ -44,6 +44,8 @@ ACTIONS: Final = {
     "DELETE /v1/backbones/{name}/versions/{version}": "backbone.delete",
     "PUT /v1/backbones/{name}/retention": "backbone.retention",
     "DELETE /v1/backbones/{name}/retention": "backbone.remove_retention",
+    "PUT /v1/backbones/{name}/champion-rule": "backbone.set_champion_rule",
+    "DELETE /v1/backbones/{name}/champion-rule": "backbone.remove_champion_rule",
     "POST /v1/tokens": "token.create",
     "POST /v1/tokens/{token_id}/rotate": "token.rotate",
     "DELETE /v1/tokens/{token_id}": "token.revoke",

@@ -34,6 +34,8 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "revision_not_found": (404, "the repository has no such revision; `X-Error-Code: RevisionNotFound`"),
     "entry_not_found": (404, "the revision has no such file; `X-Error-Code: EntryNotFound`"),
     "version_gone": (410, "somebody deleted the version in MLflow: it cannot be pulled"),
+    "champion_rule_not_found": (404, "the backbone has no rule for its champion"),
+    "champion_refused": (409, "the version does not meet the rule for the champion, or the rule protects the champion"),
     "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }
 """The status and the cause of each error."""
@@ -77,10 +79,16 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "check_backbone_archive", (*VERSION, "file_not_found", "format_not_found"), file_answers({}), RANGE_HEADERS
     ),
     "PUT /v1/backbones/{name}/aliases/{alias}": Operation(
-        "set_backbone_alias", ("forbidden", "backbone_not_found", *VERSION)
+        "set_backbone_alias", ("forbidden", "backbone_not_found", *VERSION, "champion_refused")
     ),
     "DELETE /v1/backbones/{name}/aliases/{alias}": Operation(
-        "delete_backbone_alias", ("forbidden", "backbone_not_found", "alias_not_found")
+        "delete_backbone_alias", ("forbidden", "backbone_not_found", "alias_not_found", "champion_refused")
+    ),
+    "GET /v1/backbones/{name}/alias-moves": Operation("list_alias_moves", ("backbone_not_found",)),
+    "GET /v1/backbones/{name}/champion-check": Operation("check_champion", ("version_not_found",)),
+    "PUT /v1/backbones/{name}/champion-rule": Operation("set_champion_rule", ("forbidden", "backbone_not_found")),
+    "DELETE /v1/backbones/{name}/champion-rule": Operation(
+        "remove_champion_rule", ("forbidden", "backbone_not_found", "champion_rule_not_found")
     ),
     "GET /v1/backbones/{name}/retention": Operation("get_backbone_retention", ("backbone_not_found",)),
     "PUT /v1/backbones/{name}/retention": Operation("set_backbone_retention", ("forbidden", "backbone_not_found")),

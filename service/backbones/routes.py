@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.backbones import editing, registry, service
+from service.backbones.approval_schemas import Reason
 from service.backbones.filters import Filters
 from service.backbones.schemas import (
     LARGEST,
@@ -126,13 +127,19 @@ def set_alias(
     name: str, alias: str, body: AliasBody, state: StateDep, caller: MayChangeBackbones
 ) -> BackboneDetailView:
     """Point an alias at a version, whatever it pointed at before. `main` means the alias `champion` once it exists."""
-    return service.set_alias(state, caller, name, alias, body.version)
+    return service.set_alias(state, caller, name, alias, body.version, body.reason)
 
 
 @router.delete("/{name}/aliases/{alias}")
-def delete_alias(name: str, alias: str, state: StateDep, caller: MayChangeBackbones) -> BackboneDetailView:
-    """Remove an alias. The version that it pointed at stays."""
-    return service.delete_alias(state, caller, name, alias)
+def delete_alias(
+    name: str,
+    alias: str,
+    state: StateDep,
+    caller: MayChangeBackbones,
+    reason: Annotated[Reason, Query(description="why, which the alias's history keeps")] = "",
+) -> BackboneDetailView:
+    """Remove an alias. The version that it pointed at stays. 409 for the champion of a backbone with a rule for it."""
+    return service.delete_alias(state, caller, name, alias, reason)
 
 
 @router.get("/{name}/versions/{version}")

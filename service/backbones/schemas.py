@@ -7,12 +7,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictInt
 
+from service.backbones.approval_schemas import ChampionRuleView, Reason
 from service.backbones.use_schemas import VersionUserView
 from service.http.schemas import Body, Owner, Patch, View
 from trainer.protocol import names
 from trainer.spec.common import Labels
 
-CHAMPION: Final = "champion"
+CHAMPION: Final = names.CHAMPION
 """The alias that `main` means, if a backbone has it."""
 MAIN: Final = "main"
 LATEST: Final = "latest"
@@ -139,6 +140,8 @@ class BackboneDetailView(BackboneView):
 
     details: list[VersionSummaryView] = Field(default_factory=list)
     """Newest first."""
+    champion_rule: ChampionRuleView | None = None
+    """What a version must meet to become the champion; null if there is no rule."""
 
 
 class VersionDeletionView(View):
@@ -182,3 +185,5 @@ class AliasBody(Body):
 
     version: Annotated[StrictInt, Field(ge=1, le=LARGEST)]
     """The version number."""
+    reason: Reason = ""
+    """Why it moves, which the alias's history keeps."""

@@ -14,7 +14,8 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import copies, registry, signing, use
+from service.backbones import approval, copies, registry, signing, use
+from service.backbones.approval_schemas import ChampionRuleView
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
 from service.backbones.registry import Served
@@ -94,7 +95,8 @@ def show(state: AppState, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
     backbone = registry.backbone(state, name)
     details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
-    return BackboneDetailView(**vars(backbone.view()), details=details)
+    rule = approval.rule_in(backbone.row)
+    return BackboneDetailView(**vars(backbone.view()), details=details, champion_rule=rule)
 
 
 def show_version(state: AppState, name: str, reference: str) -> VersionView:
@@ -189,32 +191,56 @@ def _comes_with(export_format: BackboneFormat, path: str) -> bool:
 # --- changes ----------------------------------------------------------------------------------------------------------
 
 
-def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: int) -> BackboneDetailView:
+def set_alias(
+    state: AppState, caller: Caller, name: str, alias: str, number: int, reason: str = ""
+) -> BackboneDetailView:
     """Point an alias at a version.
 
-    Raises 403 if that version, or the previous one, is somebody else's, 404 if there is no such version or it is being
-    deleted, and 410 if it is gone.
+    Raises 403 if that version, or the previous one, is somebody else's, or the champion's rule names others, 404 if
+    there is no such version or it is being deleted, 409 if it does not meet the rule, and 410 if it is gone.
     """
     _check_alias(alias)
-    known = registry.backbone(state, name).numbered(number)
+    backbone = registry.backbone(state, name)
+    known = backbone.numbered(number)
     if known is None:
         raise not_found("version", f"{name}:{number}")
+    ruled = alias == CHAMPION and backbone.row.champion_rule is not None
+    sums = approval.sums_sha256(state, known) if ruled and not known.gone else None
     with state.database.session() as session:
         target = shown_now(session, known)
         before = session.get(BackboneAlias, (name, alias))
         previous = session.get(BackboneVersion, (name, before.version)) if before else None
-        for row in filter(None, (target.row, previous)):
-            caller.must(Scope.BACKBONES, *owners(session, row))
+        rule = approval.rule_of(session, name) if alias == CHAMPION else None
+        must_own(session, caller, rule, target.row, previous)
         if target.gone:
             raise ApiProblem(410, "version_gone", registry.gone_text(target))
-        caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None)
-        versions.point(session, target.row, alias, caller.owner)
+        if rule:
+            approval.must_allow(session, rule, caller, target, previous, reason, sums)
+        said = {"reason": reason} if reason else {}
+        caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None, **said)
+        versions.point(session, target.row, alias, caller.owner, token_id=caller.token_id, reason=reason)
     _follow_in_mlflow(state, name, alias)
     return show(state, name)
 
 
-def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
-    """Remove an alias; its version stays. Raises the API's 403 and 404."""
+def must_own(
+    session: Session,
+    caller: Caller,
+    rule: ChampionRuleView | None,
+    target: BackboneVersion,
+    previous: BackboneVersion | None,
+) -> None:
+    """Raises the API's 403 unless the caller may move an alias from one version to another.
+
+    A rule that names approvers has this from them alone, whoever owns the versions.
+    """
+    if rule is None or not rule.approvers:
+        for row in filter(None, (target, previous)):
+            caller.must(Scope.BACKBONES, *owners(session, row))
+
+
+def delete_alias(state: AppState, caller: Caller, name: str, alias: str, reason: str = "") -> BackboneDetailView:
+    """Remove an alias; its version stays. Raises 403, 404, and 409 for a champion that a rule protects."""
     backbone = registry.backbone(state, name)
     with state.database.session() as session:
         row = session.get(BackboneAlias, (name, alias))
@@ -222,8 +248,10 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
         if row is None or version is None:
             raise not_found("alias", f"{name}@{alias}")
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        versions.unpoint(session, row, caller.owner)
-        caller.record(session, name, alias=alias, version=row.version)
+        if alias == CHAMPION:
+            approval.must_have_no_rule(session, name)
+        versions.unpoint(session, row, caller.owner, token_id=caller.token_id, reason=reason)
+        caller.record(session, name, alias=alias, version=row.version, **({"reason": reason} if reason else {}))
     _follow_in_mlflow(state, name, alias)
     return show(state, name)
 

@@ -17,6 +17,7 @@ from service.backbones.schemas import (
 )
 from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
 from service.backbones.use_schemas import OwnerSpaceView, VersionUserView
+from service.client.approval_calls import ApprovalCalls
 from service.client.download import Fetcher, Progress
 from service.client.listing import ALL, PullFormat
 from service.client.signatures import (
@@ -29,13 +30,13 @@ from service.client.signatures import (
     must_list_what_is_signed,
     signer_of,
 )
-from service.client.transport import Transport, label_texts, without_none
+from service.client.transport import label_texts, without_none
 from service.http.schemas import Page
 from trainer.protocol.names import BACKBONE_SUMS as SUMS
 from trainer.spec.export import BackboneFormat
 
 
-class BackboneCalls(Transport):
+class BackboneCalls(ApprovalCalls):
     """The methods of `Client` for backbones."""
 
     def backbones(
@@ -194,15 +195,6 @@ class BackboneCalls(Transport):
     def backbone_space(self) -> list[OwnerSpaceView]:
         """What the caller's backbones take, or those of each owner if the caller may change everybody's."""
         return self._get(Page[OwnerSpaceView], "/v1/backbone-space").items
-
-    def set_alias(self, name: str, alias: str, version: int) -> BackboneDetailView:
-        """Point an alias at a version, wherever it pointed before."""
-        path = f"/v1/backbones/{name}/aliases/{alias}"
-        return self._request(BackboneDetailView, "PUT", path, json={"version": version}, retried=True)
-
-    def delete_alias(self, name: str, alias: str) -> BackboneDetailView:
-        """Remove an alias; its version stays. Not retried, like `delete`."""
-        return self._request(BackboneDetailView, "DELETE", f"/v1/backbones/{name}/aliases/{alias}")
 
     def retention(self, name: str) -> RetentionView:
         """The retention rule of a backbone, and what it does with each version."""

@@ -101,7 +101,7 @@ def list_backbones(
 @backbones.command("show")
 def show_backbone(backbone: Reference, as_json: Json = False) -> None:
     """A backbone with its versions, or one version with its files: NAME@ALIAS or NAME:VERSION."""
-    name, version = _reference(backbone)
+    name, version = reference(backbone)
     with connected() as client:
         if version is None:
             view = client.backbone(name)
@@ -114,7 +114,7 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
 @backbones.command("users")
 def list_users(backbone: Reference, as_json: Json = False) -> None:
     """Who has downloaded a version, and when last: for those who may delete it."""
-    name, version = _reference(backbone)
+    name, version = reference(backbone)
     with connected() as client:
         views = client.version_users(name, version)
     print_json(views) if as_json else out.print(render_backbones.users(views))
@@ -136,7 +136,7 @@ def compare(
 ) -> None:
     """Two versions side by side: what differs between their specs, their results, sizes and datasets."""
     for text in (first, second):
-        _reference(text)
+        reference(text)
     with connected() as client:
         view = client.compare_backbones(first, second)
     print_json(view) if as_json else out.print(render_backbones.comparison(view))
@@ -162,7 +162,7 @@ def pull(
     """Download a backbone, checked against its sha256 sums. After an interruption, the same command resumes it."""
     if key and not verify:
         raise typer.BadParameter("only --verify uses a key: add it", param_hint="--key")
-    name, version = _reference(backbone)
+    name, version = reference(backbone)
     kept = f"the partial download is kept beside {folder}: the same command resumes it"
     try:
         with connected() as client, download_bar(backbone) as progress:
@@ -219,28 +219,6 @@ def _tell(text: str) -> None:
     err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-@backbones.command()
-def alias(
-    backbone: Annotated[
-        str, typer.Argument(metavar="NAME:VERSION", help="The version it points at; with --remove only the name.")
-    ],
-    alias: Annotated[str, typer.Argument(metavar="ALIAS", help="Such as champion, which is pulled by default.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the alias; its version stays.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Point an alias at a version, wherever it pointed before."""
-    with connected() as client:
-        if remove:
-            name, version = _reference(backbone)
-            if version is not None:
-                raise typer.BadParameter(f"write only {name}: an alias points at one version", param_hint="NAME")
-            view = client.delete_alias(name, alias)
-        else:
-            name, number = _numbered(backbone)
-            view = client.set_alias(name, alias, number)
-    print_json(view) if as_json else out.print(render_backbones.backbone(view))
-
-
 @backbones.command("set")
 def set_(
     backbone: Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A backbone, or one version of it.")],
@@ -257,7 +235,7 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Change the description or labels of a backbone or version, or a backbone's owner; the rest stays."""
-    name, version = _reference(backbone)
+    name, version = reference(backbone)
     if isinstance(version, str):
         raise typer.BadParameter(f"{backbone!r} may mean another version soon: write {name}:NUMBER", param_hint="NAME")
     if version is not None and owner is not None:
@@ -339,7 +317,7 @@ def delete(
     as_json: Json = False,
 ) -> None:
     """Delete one version with its files, for good. Shows first what will be deleted."""
-    name, number = _numbered(backbone)
+    name, number = numbered(backbone)
     with connected() as client:
         deletion = client.version_deletion_preview(name, number)
         if not preview:
@@ -369,14 +347,15 @@ def _confirm(deletion: VersionDeletionView, yes: bool) -> None:
         raise ClientError("nothing is deleted")
 
 
-def _numbered(text: str) -> tuple[str, int]:
-    name, version = _reference(text)
+def numbered(text: str) -> tuple[str, int]:
+    """The name and the number of a version."""
+    name, version = reference(text)
     if not isinstance(version, int):
         raise typer.BadParameter(f"{text!r} names no version: write name:number, for example digits:2")
     return name, version
 
 
-def _reference(text: str) -> tuple[str, int | str | None]:
+def reference(text: str) -> tuple[str, int | str | None]:
     """The name and what names its version, which may follow either separator: a number is a number with `v` too."""
     name, separator, version = text.partition("@" if "@" in text else ":")
     if not name or ":" in name or (separator and not VERSION.fullmatch(version)):

@@ -91,6 +91,7 @@ def backbone(view: BackboneDetailView) -> RenderableType:
             *_texts(view),
             ("downloads", downloads(view)),
             ("size", _size(view)),
+            *([("champion's rule", "; ".join(view.champion_rule.in_words()))] if view.champion_rule else []),
         ]
     )
     return Group(head, "", versions)

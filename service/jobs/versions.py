@@ -31,7 +31,7 @@ from service.db.tables import (
 from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.problems import unavailable
-from service.jobs import work
+from service.jobs import alias_moves, work
 from service.jobs.work import Work
 from trainer.protocol import names
 
@@ -248,8 +248,9 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     makes the job's owner that of the backbone.
 
     ``named`` are MLflow's aliases of the backbone: those of a version that was unknown so far are taken over, unless
-    the service has an alias of that name. If MLflow has reused the number of another version, because its registered
-    model was deleted as a whole, the new version replaces the old row with its aliases, unless that is being deleted.
+    the service has an alias of that name, or it is `champion` and the backbone has a rule for it. If MLflow has reused
+    the number of another version, because its registered model was deleted as a whole, the new version replaces the old
+    row with its aliases, unless that is being deleted.
     ``told``: whether webhooks hear of it, as they do not of versions that were registered long before.
     """
     version = registered.version
@@ -257,8 +258,7 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     if row is not None and (row.source == version.source or row.state == VersionState.DELETING):
         return False
     if row is not None:
-        if told and row.state in SHOWN:
-            _tell_of_replaced(session, row)
+        _remove_replaced(session, row, told=told)
         session.delete(row)
         session.flush()
     added = BackboneVersion(
@@ -290,12 +290,10 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         session.flush()  # the next version of it finds the row
     if told:
         _tell(session, EventType.VERSION_REGISTERED, added)
+    session.flush()
     for alias in [alias for alias, number in named.items() if number == version.version]:
-        if session.get(BackboneAlias, (version.name, alias)) is None:
-            session.flush()
-            session.add(BackboneAlias(name=version.name, alias=alias, version=version.version))
-            if told:
-                _tell(session, EventType.ALIAS_MOVED, added, alias=alias, before=None, actor=None)
+        if _may_take_over(session, version.name, alias):
+            _set(session, added, alias, None, told=told)
     for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
         work.add(session, kind, [""])
     return True
@@ -322,24 +320,65 @@ def _trained(session: Session, job: Job) -> Job | None:
     return source if source and source.owner == job.owner else None
 
 
-def point(session: Session, version: BackboneVersion, alias: str, actor: str) -> None:
+def _may_take_over(session: Session, name: str, alias: str) -> bool:
+    """Whether an alias that only MLflow has is taken over. A rule for the champion is not met by setting it there."""
+    backbone = session.get_one(RegisteredBackbone, name)
+    ruled = alias == names.CHAMPION and backbone.champion_rule is not None
+    return not ruled and session.get(BackboneAlias, (name, alias)) is None
+
+
+def point(
+    session: Session, version: BackboneVersion, alias: str, actor: str, *, token_id: str | None = None, reason: str = ""
+) -> None:
     """Point an alias at a version, whatever it pointed at before."""
     row = session.get(BackboneAlias, (version.name, alias))
     before = row.version if row else None
     if row and before != version.version:
         _unname(session, row)
-    session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
     version.expires_at = None
     if before != version.version:
-        _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
+        _set(session, version, alias, before, actor=actor, token_id=token_id, reason=reason)
 
 
-def unpoint(session: Session, alias: BackboneAlias, actor: str | None) -> None:
-    """Remove an alias; its version stays."""
+def _set(
+    session: Session,
+    version: BackboneVersion,
+    alias: str,
+    before: int | None,
+    *,
+    actor: str | None = None,
+    token_id: str | None = None,
+    reason: str = "",
+    told: bool = True,
+) -> None:
+    """Point an alias at a version; ``told``: whether webhooks hear of it."""
+    session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
+    alias_moves.record(
+        session, version.name, alias, to=version, before=before, actor=actor, token_id=token_id, reason=reason
+    )
+    if told:
+        _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor, reason=reason)
+
+
+def unpoint(
+    session: Session,
+    alias: BackboneAlias,
+    actor: str | None,
+    *,
+    token_id: str | None = None,
+    reason: str = "",
+    told: bool = True,
+) -> None:
+    """Remove an alias; its version stays. ``told``: whether webhooks hear of it."""
     _unname(session, alias)
     session.delete(alias)
-    data = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version, "actor": actor}
-    emit(session, EventType.ALIAS_MOVED, data | {"urls": _urls(alias.name, None)}, backbone=alias.name)
+    alias_moves.record(
+        session, alias.name, alias.alias, to=None, before=alias.version, actor=actor, token_id=token_id, reason=reason
+    )
+    if told:
+        data: dict[str, Any] = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version}
+        data |= {"actor": actor, "reason": reason, "urls": _urls(alias.name, None)}
+        emit(session, EventType.ALIAS_MOVED, data, backbone=alias.name)
 
 
 def _unname(session: Session, alias: BackboneAlias) -> None:
@@ -373,11 +412,13 @@ def hide(session: Session, version: BackboneVersion) -> None:
         session.flush()
 
 
-def _tell_of_replaced(session: Session, version: BackboneVersion) -> None:
-    """Remove a version's aliases and tell webhooks of that, and that the version is gone for good."""
+def _remove_replaced(session: Session, version: BackboneVersion, *, told: bool) -> None:
+    """Remove a version's aliases, and tell webhooks of that and that the version is gone for good."""
     for alias in aliases_of(session, version):
-        unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None)
-    _tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
+        unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None, told=told)
+    if told and version.state in SHOWN:
+        _tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
+    session.flush()
 
 
 def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:

@@ -174,6 +174,41 @@ def test_a_search_that_was_cancelled_goes_on(visit: Visit, stack: Stack) -> None
     assert sorted(trial.number for trial in stack.client.trials(job.id)) == [0, 1]
 
 
+def test_a_champion_is_approved_by_a_rule_that_was_set_on_the_page(visit: Visit, stack: Stack) -> None:
+    job = stack.client.submit(make_spec(name="approved", register_as="approved", evaluation={"every_epochs": 1}))
+    wait_state(stack, job.id, State.SUCCEEDED)
+    wait_state(stack, stack.client.publish(job.id, "approved").id, State.SUCCEEDED)
+    visit.expected.append(r"422 \(Unprocessable Entity\)")
+    page = visit.open("/backbones/approved")
+    press(page, "Set a rule")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("each move needs a reason").check()
+    second = dialog.get_by_role("group", name="Result 2")  # and the first stays empty
+    second.get_by_label("Metric").fill("eval/linear_top")
+    dialog.get_by_role("button", name="Save").click()
+    expect(second).to_contain_text("did you mean eval/linear_top1?")
+    second.get_by_label("Metric").fill("eval/linear_top1")
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.get_by_text("eval/linear_top1 must not be lower than the champion's")).to_be_visible()
+
+    press(page, "Approve a champion")
+    dialog.get_by_label("Version").select_option("1")
+    dialog.get_by_label("Reason").fill("better on the shelf set")
+    dialog.get_by_role("button", name="Approve").click()
+    expect(page.locator("#alias-moves")).to_contain_text("better on the shelf set")
+    expect(page.locator("#check-1")).to_contain_text("It is the champion")
+    expect(page.locator("#check-2")).to_contain_text("Yes")
+
+    press(page, "Change the rule")
+    assert [each.input_value() for each in dialog.get_by_label("Metric").all()] == ["eval/linear_top1", "", ""]
+    dialog.get_by_label("may not approve it").check()
+    dialog.get_by_role("button", name="Save").click()
+    expect(page.locator("#check-2")).to_contain_text("somebody else has to approve it")
+    press(page, "Remove the rule", sure="Remove the rule")
+    expect(page.get_by_text("There is no rule")).to_be_visible()
+    assert stack.client.backbone("approved").aliases == {"champion": 1}
+
+
 def test_reconstructions_by_keyboard(visit: Visit, filled: Filled) -> None:
     page = visit.open(f"/jobs/{filled.job.id}/images")
     slider = page.get_by_role("slider")

@@ -9,6 +9,8 @@ TAG_LENGTH: Final = 8000
 """MLflow's limit on the characters of a tag."""
 DESCRIPTION_LENGTH: Final = 5000
 """MLflow's limit on the characters of the description of a registered model or version."""
+CHAMPION: Final = "champion"
+"""The alias of the version that is pulled where none is named."""
 TAG_COMMAND: Final = "rcmae.command"
 """JSON of `trainer.protocol.command.Command`, written by the service."""
 TAG_OBSERVED: Final = "rcmae.observed"

@@ -13,6 +13,7 @@ from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.backbones.sorting import KEYS
 from service.dashboard import card
+from service.dashboard.pages import approval
 from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
 from service.http.problems import ApiProblem, not_found
@@ -121,6 +122,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         moves=_move_texts(backbone),
         users=service.users(page.state, page.caller, name, str(shown.version)) if shown.version in controlled else [],
         retention=retention.show(page.state, page.caller, name),
+        approval=approval.context(page, found),
     )
 
 

@@ -136,6 +136,7 @@ export const newKey = () => crypto.randomUUID?.() ?? `${Date.now()}-${Math.rando
 
 // The JSON that a form means: `name` is a dotted path, `data-type` says how its text is read, and empty fields are left out
 // unless they are `data-empty="null"` or `data-empty=""`. Of a form with `data-changed` only what was changed is sent.
+// A form with `data-resets` is empty again, or as the refreshed page has it, once it was sent.
 // Boxes of one name and the type `member` are a list, or null if none is ticked.
 // `data-within` is a path that the field's own is below; a number in it is a place in a list.
 export function valuesOf(form) {
@@ -199,7 +200,7 @@ export function tell(form, told, { focus = true } = {}) {
   const rest = [];
   let first = null;
   for (const each of told.problems ?? []) {
-    const names = [each.field, each.pointer?.slice(1).replaceAll("/", ".")];
+    const names = [each.field, each.pointer?.slice(1).replaceAll("/", ".")].map((name) => inForm(form, name));
     const field = [...form.elements].find((element) => element.name && names.includes(placeOf(element))) ?? [...form.elements].find((element) => element.name && names.some((name) => name?.startsWith(`${placeOf(element)}.`)));
     if (!field) { rest.push(`${each.field}: ${each.message}`); continue; }
     const line = document.createElement("p");
@@ -242,7 +243,8 @@ document.addEventListener("submit", async (event) => {
     clearErrors(form);
     delete form.dataset.key;
     form.closest("dialog")?.close();
-    if (form.dataset.shows) { showOnce(form.dataset.shows, found); form.reset(); }
+    if (form.dataset.shows) showOnce(form.dataset.shows, found);
+    if (form.dataset.shows || form.dataset.resets !== undefined) form.reset();
     await after(form.dataset.then ?? "refresh", answer, found);
     form.dispatchEvent(new CustomEvent("rcmae:done", { detail: found, bubbles: true }));
   } catch (error) {
@@ -263,8 +265,21 @@ function showOnce(id, found) {
   dialog.showModal();
 }
 
+// The rows of a form that its lists were read from, by the name of the list: rows that were left empty were not sent.
+const rowsOf = new WeakMap();
+
+function inForm(form, name) {
+  return name?.replace(/^(\w+)\.(\d+)/, (all, list, place) => (rowsOf.get(form)?.[list] ? `${list}.${rowsOf.get(form)[list][place]}` : all));
+}
+
 function bodyOf(form) {
   const found = valuesOf(form);
-  for (const name of Object.keys(found)) if (name.startsWith("url:")) delete found[name];
+  for (const name of Object.keys(found)) {
+    if (name.startsWith("url:")) delete found[name];
+    else if (Array.isArray(found[name])) {
+      rowsOf.set(form, { ...rowsOf.get(form), [name]: Object.keys(found[name]) });
+      found[name] = found[name].filter(() => true); // rows that were left empty are gaps
+    }
+  }
   return found;
 }

@@ -2,6 +2,7 @@
 
 from service.db.tables.access import Audit, BrowserSession, Token
 from service.db.tables.backbones import (
+    AliasMove,
     BackboneAlias,
     BackboneVersion,
     RegisteredBackbone,
@@ -18,6 +19,7 @@ from service.db.tables.webhooks import Webhook, WebhookDelivery
 
 __all__ = [
     "Addition",
+    "AliasMove",
     "Attempt",
     "Audit",
     "BackboneAlias",

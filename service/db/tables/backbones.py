@@ -1,9 +1,10 @@
-"""Tables of backbones, their versions, aliases, signatures, uses and retention rules."""
+"""Tables of backbones, their versions, aliases with their history, signatures, uses and retention rules."""
 
 from __future__ import annotations
 
 import unicodedata
 from datetime import date, datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, Connection, ForeignKey, ForeignKeyConstraint, Index, String, Text, event
 from sqlalchemy.orm import Mapped, mapped_column
@@ -24,6 +25,8 @@ class RegisteredBackbone(Base):
     labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
     search_text: Mapped[str] = mapped_column(Text, server_default="")
     """Its description and labels, for searches; see `folded`."""
+    champion_rule: Mapped[dict[str, Any] | None]
+    """A `service.backbones.approval_schemas.ChampionRuleView`; None if it has no rule."""
     created_at: Mapped[datetime]
     """When its first version was registered."""
 
@@ -110,6 +113,29 @@ class BackboneAlias(Base):
     name: Mapped[str] = mapped_column(String(256), primary_key=True)
     alias: Mapped[str] = mapped_column(String(256), primary_key=True)
     version: Mapped[int]
+
+
+class AliasMove(Base):
+    """That an alias was set, moved or removed. It stays when the versions go, until the backbone's last one does."""
+
+    __tablename__ = "alias_move"
+    __table_args__ = (Index(None, "name", "id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(ForeignKey("backbone.name", ondelete="CASCADE"))
+    """The backbone."""
+    alias: Mapped[str] = mapped_column(String(256))
+    version: Mapped[int | None]
+    """The version that it points at now; None if it was removed."""
+    source: Mapped[str | None] = mapped_column(Text)
+    """That version's source, as `BackboneVersion.source`."""
+    before: Mapped[int | None]
+    """The version that it pointed at before; None if there was no such alias."""
+    actor: Mapped[str | None] = mapped_column(String(100))
+    """The owner of the token; None if nobody did it here: it was set in MLflow, or went with its version."""
+    token_id: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str] = mapped_column(Text, default="")
+    moved_at: Mapped[datetime] = mapped_column(default=now)
 
 
 class SigningKey(Base):

@@ -30,7 +30,7 @@ from service.backbones import signing
 from service.backbones.signing import Signer
 from service.dashboard.assets import url_of
 from service.dashboard.site import PageRoute
-from service.db.tables import RetentionRule, Token, WebhookDelivery
+from service.db.tables import RegisteredBackbone, RetentionRule, Token, WebhookDelivery
 from trainer.protocol import names
 
 CALLERS = ("viewer", "alice", "operator", "admin")
@@ -143,6 +143,7 @@ class Asker:
         self._mlflow.set_alias(name, "best", 1)
         compare_with_mlflow(self._database, self._mlflow)
         with self._database.session() as session:
+            session.get_one(RegisteredBackbone, name).champion_rule = {"reason_required": True}
             signer = Signer(bytes(32))
             signing.add_key(session, signer)
             for version in signing.unsigned(session, ("", 0), 9):
@@ -195,7 +196,7 @@ class Asker:
         path = path.replace("{revision:path}", "main")
         in_hub = {"resolve": "config.json", "raw": "config.json", "tree": "sub"}
         path = path.replace("{path:path}", in_hub.get(path.split("/")[-3], "spec.json"))
-        return path, {"version": 2} if path.endswith("/delete") else {}
+        return path, {"version": 2} if path.endswith(("/delete", "/champion-check")) else {}
 
     def request_of(self, route: str, owner: str) -> Request:
         """A request for what ``owner`` owns."""
@@ -227,7 +228,8 @@ class Asker:
             body = {"owner": owner, "role": "submitter"}
         elif "backbones/{name}" in path or path.startswith("/hf/") or path.endswith("/backbone-comparison"):
             path, query = self._about_backbone(owner, path)
-            put = {"expire_unused_days": 90} if path.endswith("/retention") else {"version": 2}
+            rules = {"retention": {"expire_unused_days": 90}, "champion-rule": {"signed": True}}
+            put = rules.get(path.rpartition("/")[2], {"version": 2})
             bodies = {"PUT": put, "PATCH": {"description": "x"}, "POST": {"paths": ["config.json"]}}
             body = bodies.get(method)
         elif path.startswith("/forms/"):
