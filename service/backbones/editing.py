@@ -24,7 +24,7 @@ log = structlog.get_logger()
 
 def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> BackboneDetailView:
     """Change a backbone's description, labels or owner. Raises the API's 403 and 404, and 422 for an unknown owner."""
-    registry.backbone(state, name)
+    known = registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = session.get(RegisteredBackbone, name)
         if row is None:
@@ -34,19 +34,19 @@ def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> Ba
             _must_have_token(session, body.owner)
         caller.record(session, name, **_apply(row, body.model_dump(exclude_unset=True)))
     _copy(state, name, None)
-    return service.show(state, name)
+    return service.detail(registry.again(state, known))
 
 
 def patch_version(state: AppState, caller: Caller, name: str, number: int, body: VersionPatch) -> VersionSummaryView:
     """Change a version's description or labels. Raises the API's 403 and 404."""
-    known = registry.find(state, name, str(number))
+    known = registry.find(state, caller, name, str(number))
     with state.database.session() as session:
         version = service.shown_now(session, known)
         caller.must(Scope.BACKBONES, *service.owners(session, version.row))
         detail = _apply(version.row, body.model_dump(exclude_unset=True))
         caller.record(session, name, version=number, **detail)
     _copy(state, name, number)
-    backbone = registry.backbone(state, name)
+    backbone = registry.backbone(state, caller, name)
     return (backbone.numbered(number) or known).summary(backbone.aliases)
 
 

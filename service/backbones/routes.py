@@ -43,7 +43,7 @@ SORTS = r"^(-?(updated_at|[a-z]+/[A-Za-z0-9_./-]{1,200}))$"
 @router.get("")
 def listing(
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="the job that registered it, or that trained it")] = None,
     dataset: Annotated[str | None, Query(description="the dataset's fingerprint or URI")] = None,
@@ -98,13 +98,13 @@ def listing(
         label=label,
         metrics=filter,
     )
-    return service.listing(state, filters, sort, limit, cursor)
+    return service.listing(state, caller, filters, sort, limit, cursor)
 
 
 @router.get("/{name}")
-def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:
     """One backbone with its aliases and the details of all versions."""
-    return service.show(state, name)
+    return service.show(state, caller, name)
 
 
 @router.patch("/{name}")
@@ -136,9 +136,9 @@ def delete_alias(name: str, alias: str, state: StateDep, caller: MayChangeBackbo
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> VersionView:
     """One version with its files."""
-    return service.show_version(state, name, version)
+    return service.show_version(state, caller, name, version)
 
 
 @router.delete("/{name}/versions/{version}")
@@ -163,7 +163,7 @@ def file(
     version: Reference,
     path: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
 ) -> Response:
     """One file, streamed. `Range` is supported, and `ETag` is the file's sha256.
@@ -171,7 +171,7 @@ def file(
     If `RCMAE_PRESIGNED_DOWNLOADS` is set, GET redirects to a signed link into S3, except for the model card and its
     pictures: the dashboard's pages load nothing from elsewhere.
     """
-    stored, digest = service.file(state, name, version, path)
+    stored, digest = service.file(state, caller, name, version, path)
     etag = f'"{digest}"'
     redirectable = request.method == "GET" and not not_modified(request, etag) and not registry.belongs_to_card(path)
     link = service.link(state, stored) if redirectable else None
@@ -186,11 +186,11 @@ def archive(
     name: str,
     version: Reference,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
     format: Annotated[BackboneFormat | None, Query(description="one format; by default all files")] = None,  # noqa: A002
 ) -> Response:
     """A version as one tar: all files, or one format with the card and the checksums. `Range` is supported."""
-    tar, filename, identity = service.archive(state, name, version, format)
+    tar, filename, identity = service.archive(state, caller, name, version, format)
     headers = {"Content-Disposition": f'attachment; filename="{filename}"'}
     return file_response(request, tar, f'"{identity}"', "application/x-tar", headers)

@@ -17,6 +17,8 @@ MAIN: Final = "main"
 LATEST: Final = "latest"
 LARGEST: Final = 2**31 - 1
 """The largest possible version number."""
+Visibility = Literal["all", "owners", "readers"]
+"""Who sees a backbone: `service.auth.sight` decides by it."""
 
 
 class FileView(View):
@@ -100,6 +102,12 @@ class BackboneView(View):
     """Free text."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Its own; each version has further ones."""
+    visibility: Visibility = "all"
+    """Who sees it, with all its versions, besides operators and admins: `all`; `owners`, its own and those of its
+    versions; or `readers`, the owners and the people in `readers`. It keeps nobody out who can reach MLflow, the
+    artifact storage or a backup."""
+    readers: list[str] = Field(default_factory=list)
+    """Those who see it although they own no part of it."""
     latest_version: int
     """The newest version that can be pulled; if there is none, the newest."""
     main_version: int = 0

@@ -18,7 +18,7 @@ from service.auth.scopes import Scope
 from service.backbones import copies, registry, signing
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
-from service.backbones.registry import Served
+from service.backbones.registry import Backbone, Served
 from service.backbones.schemas import (
     CHAMPION,
     BackboneDetailView,
@@ -43,8 +43,10 @@ log = structlog.get_logger()
 BY_TIME: Final = "updated_at"
 
 
-def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
-    """One page of backbones with the versions that match.
+def listing(
+    state: AppState, caller: Caller, filters: Filters, sort: str | None, limit: int, cursor: str | None
+) -> Page[BackboneView]:
+    """One page of the backbones that a caller sees, with the versions that match.
 
     They are sorted by name, by time or by an evaluation result; those without the result come last. Raises the API's
     422 for a filter by a metric that no version has.
@@ -52,21 +54,22 @@ def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cur
     last = _read_sort_key(cursor, sort) if cursor else None
     if sort is None:  # they are read by name, so no more of them than the page needs
         after = last[2] if last else ""
-        views = list(islice(_matches(state, filters, after, limit + 1), limit + 1))
+        views = list(islice(_matches(state, caller, filters, after, limit + 1), limit + 1))
         keyed = [(_sort_key(view, sort), view) for view in views]
     else:
-        found = _matches(state, filters, "", registry.MOST_AT_ONCE)
+        found = _matches(state, caller, filters, "", registry.MOST_AT_ONCE)
         keyed = sorted(((_sort_key(view, sort), view) for view in found), key=lambda pair: pair[0])
         keyed = [pair for pair in keyed if last is None or pair[0] > last]
     if not keyed:
-        filters.check_metrics(state)
+        filters.check_metrics(state, caller)
     next_cursor = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     return Page[BackboneView](items=[view for _, view in keyed[:limit]], next_cursor=next_cursor)
 
 
-def _matches(state: AppState, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
+def _matches(state: AppState, caller: Caller, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
     """The backbones after a name with the versions that match, by name."""
-    for backbone in registry.backbones(state, filters.name_contains or "", after, at_first, filters.conditions()):
+    contains = filters.name_contains or ""
+    for backbone in registry.backbones(state, caller, contains, after, at_first, filters.conditions()):
         matches = [version for version in backbone.versions if filters.match(version, backbone)]
         if matches:
             yield backbone.only(matches).view()
@@ -91,16 +94,20 @@ def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
     raise bad_cursor(cursor)
 
 
-def show(state: AppState, name: str) -> BackboneDetailView:
+def show(state: AppState, caller: Caller, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
-    backbone = registry.backbone(state, name)
+    return detail(registry.backbone(state, caller, name))
+
+
+def detail(backbone: Backbone) -> BackboneDetailView:
+    """A backbone with all its versions, newest first."""
     details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
     return BackboneDetailView(**vars(backbone.view()), details=details)
 
 
-def show_version(state: AppState, name: str, reference: str) -> VersionView:
+def show_version(state: AppState, caller: Caller, name: str, reference: str) -> VersionView:
     """One version with its files. Raises the API's 404 and 410."""
-    return describe(state, registry.find_ready(state, name, reference))
+    return describe(state, registry.find_ready(state, caller, name, reference))
 
 
 def describe(state: AppState, version: Served) -> VersionView:
@@ -130,9 +137,9 @@ def describe(state: AppState, version: Served) -> VersionView:
     )
 
 
-def file(state: AppState, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
+def file(state: AppState, caller: Caller, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256. Raises the API's 404, also for files without a checksum, and 410."""
-    version = registry.find_ready(state, name, reference)
+    version = registry.find_ready(state, caller, name, reference)
     listed = registry.content(state, version).listed
     return registry.stored(state, version, path, listed), listed[path]
 
@@ -144,14 +151,14 @@ def link(state: AppState, file: StoredFile) -> str | None:
 
 
 def archive(
-    state: AppState, name: str, reference: str, export_format: BackboneFormat | None
+    state: AppState, caller: Caller, name: str, reference: str, export_format: BackboneFormat | None
 ) -> tuple[Archive, str, str]:
     """A version's files as a tar, with the tar's file name and a hash that identifies it.
 
     With a format, the tar has that format, the card and the checksums; each has the signature of a version that is
     signed. Raises the API's 404 and 410.
     """
-    version = registry.find_ready(state, name, reference)
+    version = registry.find_ready(state, caller, name, reference)
     content = registry.content(state, version)
     formats = registry.formats_in(content.listed)
     if export_format and export_format not in formats:
@@ -187,7 +194,7 @@ def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: in
     deleted, and 410 if it is gone.
     """
     _check_alias(alias)
-    known = registry.backbone(state, name).numbered(number)
+    known = registry.backbone(state, caller, name).numbered(number)
     if known is None:
         raise not_found("version", f"{name}:{number}")
     with state.database.session() as session:
@@ -201,12 +208,12 @@ def set_alias(state: AppState, caller: Caller, name: str, alias: str, number: in
         caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None)
         versions.point(session, target.row, alias, caller.owner)
     _follow_in_mlflow(state, name, alias)
-    return show(state, name)
+    return show(state, caller, name)
 
 
 def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> BackboneDetailView:
     """Remove an alias; its version stays. Raises the API's 403 and 404."""
-    backbone = registry.backbone(state, name)
+    backbone = registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = session.get(BackboneAlias, (name, alias))
         version = backbone.numbered(row.version) if row else None
@@ -216,7 +223,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str) -> Back
         versions.unpoint(session, row, caller.owner)
         caller.record(session, name, alias=alias, version=row.version)
     _follow_in_mlflow(state, name, alias)
-    return show(state, name)
+    return show(state, caller, name)
 
 
 def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
@@ -229,7 +236,7 @@ def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
 
 def deletion(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """What the deletion of a version would remove. Raises the API's 403 and 404."""
-    return _deletion(state, caller, registry.find(state, name, str(number)))
+    return _deletion(state, caller, registry.find(state, caller, name, str(number)))
 
 
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
@@ -250,7 +257,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
 
 def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """Hide a version at once; the controller removes it later. Raises 403 and 404, and 409 if it has an alias."""
-    known = registry.find(state, name, str(number))
+    known = registry.find(state, caller, name, str(number))
     preview = _deletion(state, caller, known)
     with state.database.session() as session:
         version = shown_now(session, known)

@@ -17,8 +17,11 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
+from service.auth.caller import Caller
+from service.auth.sight import seen
 from service.db.tables import (
     BackboneAlias,
+    BackboneReader,
     BackboneVersion,
     Job,
     RegisteredBackbone,
@@ -114,9 +117,14 @@ def shown(session: Session, backbones: Sequence[str]) -> Sequence[BackboneVersio
 
 
 def shown_backbones(
-    session: Session, contains: str, after: str, limit: int, conditions: Sequence[ColumnElement[bool]] = ()
+    session: Session,
+    caller: Caller,
+    contains: str,
+    after: str,
+    limit: int,
+    conditions: Sequence[ColumnElement[bool]] = (),
 ) -> Sequence[str]:
-    """The first names after another one, in the database's order, of backbones with a version that is shown.
+    """The first names after another one, in the database's order, of backbones that a caller sees.
 
     ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
     `owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
@@ -124,7 +132,7 @@ def shown_backbones(
     query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
     if contains:
         query = query.where(BackboneVersion.name.icontains(contains, autoescape=True))
-    if conditions:
+    if conditions := [*seen(caller), *conditions]:
         query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
     return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
 
@@ -156,16 +164,25 @@ def has_labels(labels: Iterable[tuple[str, str]], version: BackboneVersion, back
     return {*labels} <= {*version.labels.items(), *backbone.labels.items()}
 
 
+def seen_backbones(session: Session, caller: Caller, names: Iterable[str]) -> dict[str, RegisteredBackbone]:
+    """The rows of those of some backbones that a caller sees, by name."""
+    query = select(RegisteredBackbone).where(RegisteredBackbone.name.in_(names), *seen(caller))
+    return {row.name: row for row in session.scalars(query)}
+
+
 def backbones(session: Session, names: Iterable[str] | None = None) -> dict[str, RegisteredBackbone]:
-    """The rows of all backbones, or of some, by name."""
+    """The rows of all backbones, or of some, by name, whoever sees them: for the controller."""
     query = select(RegisteredBackbone)
     rows = session.scalars(query if names is None else query.where(RegisteredBackbone.name.in_(names)))
     return {row.name: row for row in rows}
 
 
-def tags_of_shown(session: Session) -> Sequence[dict[str, str]]:
-    """The tags of all versions that are shown."""
-    return session.scalars(select(BackboneVersion.tags).where(BackboneVersion.state.in_(SHOWN))).all()
+def tags_of_shown(session: Session, caller: Caller) -> Sequence[dict[str, str]]:
+    """The tags of all versions that a caller sees."""
+    query = select(BackboneVersion.tags).where(BackboneVersion.state.in_(SHOWN))
+    if conditions := seen(caller):
+        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
+    return session.scalars(query).all()
 
 
 @dataclass(frozen=True)
@@ -202,6 +219,15 @@ def aliases(session: Session, backbones: Sequence[str] | None = None) -> dict[st
     found: dict[str, dict[str, int]] = {}
     for row in session.scalars(query if backbones is None else query.where(BackboneAlias.name.in_(backbones))):
         found.setdefault(row.name, {})[row.alias] = row.version
+    return found
+
+
+def readers(session: Session, backbones: Sequence[str]) -> dict[str, list[str]]:
+    """The readers of some private backbones, sorted, by the backbone's name."""
+    query = select(BackboneReader).where(BackboneReader.name.in_(backbones)).order_by(BackboneReader.reader)
+    found: dict[str, list[str]] = {}
+    for row in session.scalars(query) if backbones else ():
+        found.setdefault(row.name, []).append(row.reader)
     return found
 
 

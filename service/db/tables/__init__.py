@@ -3,6 +3,7 @@
 from service.db.tables.access import Audit, BrowserSession, Token
 from service.db.tables.backbones import (
     BackboneAlias,
+    BackboneReader,
     BackboneVersion,
     RegisteredBackbone,
     SigningKey,
@@ -19,6 +20,7 @@ __all__ = [
     "Attempt",
     "Audit",
     "BackboneAlias",
+    "BackboneReader",
     "BackboneVersion",
     "Base",
     "BrowserSession",

@@ -1,0 +1,27 @@
+"""who sees a backbone"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0018"
+down_revision = "0015"  # at the merge: the newest migration on main, "0017"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("backbone") as batch:
+        batch.add_column(sa.Column("visibility", sa.String(length=16), server_default="all", nullable=False))
+    op.create_table(
+        "backbone_reader",
+        sa.Column("name", sa.String(length=256), nullable=False),
+        sa.Column("reader", sa.String(length=100), nullable=False),
+        sa.ForeignKeyConstraint(["name"], ["backbone.name"], name=op.f("fk_backbone_reader_name"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("name", "reader", name=op.f("pk_backbone_reader")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("backbone_reader")
+    with op.batch_alter_table("backbone") as batch:
+        batch.drop_column("visibility")
