@@ -6,24 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_connection import MlflowUnreachable
-from service.auth.caller import Caller, has_valid_token
+from service.auth.caller import Caller
 from service.auth.scopes import Scope
-from service.backbones import copies, registry, service
+from service.backbones import copies, registry, service, visibility
 from service.backbones.schemas import BackboneDetailView, BackbonePatch, VersionPatch, VersionSummaryView
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
-from service.http.problems import not_found, spec_problem
-from trainer.spec.base import Problem
+from service.http.problems import not_found
 
 log = structlog.get_logger()
 
 
 def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> BackboneDetailView:
-    """Change a backbone's description, labels or owner. Raises the API's 403 and 404, and 422 for an unknown owner."""
+    """Change a backbone. Raises the API's 403 and 404, and 422 for an unknown owner or reader."""
     known = registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = session.get(RegisteredBackbone, name)
@@ -31,8 +28,10 @@ def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> Ba
             raise not_found("backbone", name)
         caller.must(Scope.BACKBONES, row.owner)
         if body.owner is not None and body.owner != row.owner:
-            _must_have_token(session, body.owner)
-        caller.record(session, name, **_apply(row, body.model_dump(exclude_unset=True)))
+            visibility.must_have_token(session, "owner", body.owner)
+        detail = _apply(row, body.model_dump(exclude_unset=True, exclude={"visibility", "readers"}))
+        seen = visibility.change(session, row, body.visibility, body.readers)
+        caller.record(session, name, **detail | seen | {"changed": sorted([*detail["changed"], *seen])})
     _copy(state, name, None)
     return service.detail(registry.again(state, known))
 
@@ -61,13 +60,6 @@ def _apply(row: RegisteredBackbone | BackboneVersion, values: Mapping[str, Any])
     for name, value in changed.items():
         setattr(row, name, value)
     return detail
-
-
-def _must_have_token(session: Session, owner: str) -> None:
-    """Raises the API's 422 for somebody without a valid token: a typing error would leave a backbone with nobody."""
-    if not session.scalar(select(has_valid_token(owner))):
-        text = "nobody of this name has a valid token: name the owner of one, or make them a token first"
-        raise spec_problem([Problem("owner", "/owner", owner, text)])
 
 
 def _copy(state: AppState, name: str, number: int | None) -> None:

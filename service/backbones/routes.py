@@ -109,7 +109,7 @@ def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetail
 
 @router.patch("/{name}")
 def patch(name: str, body: BackbonePatch, state: StateDep, caller: MayChangeBackbones) -> BackboneDetailView:
-    """Change a backbone's description, labels or owner; fields that are left out keep their values."""
+    """Change a backbone's description, labels, owner or who sees it; fields that are left out keep their values."""
     return editing.patch(state, caller, name, body)
 
 

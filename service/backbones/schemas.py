@@ -17,6 +17,8 @@ MAIN: Final = "main"
 LATEST: Final = "latest"
 LARGEST: Final = 2**31 - 1
 """The largest possible version number."""
+MOST_READERS: Final = 100
+"""Of one backbone."""
 Visibility = Literal["all", "owners", "readers"]
 """Who sees a backbone: `service.auth.sight` decides by it."""
 
@@ -165,6 +167,10 @@ class BackbonePatch(Patch):
     """Replaces all labels of the backbone; those of its versions stay."""
     owner: Owner | None = None
     """Gives it to somebody who has a token. The versions keep their own owners."""
+    visibility: Visibility | None = None
+    """Who sees it, as `BackboneView` tells; `readers` needs readers."""
+    readers: Annotated[list[Owner], Field(max_length=MOST_READERS)] | None = None
+    """Replaces those who see it by name: people who have a token. They need the visibility `readers`."""
 
 
 class AliasBody(Body):

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
 from service.auth.caller import Caller
-from service.auth.sight import seen
+from service.auth.sight import ALL, OWNERS, seen, seen_by
 from service.db.tables import (
     BackboneAlias,
     BackboneReader,
@@ -299,7 +299,11 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         description = None if session.scalar(former) is None else ""
         session.add(
             RegisteredBackbone(
-                name=version.name, owner=job.owner, description=description, created_at=version.created_at
+                name=version.name,
+                owner=job.owner,
+                description=description,
+                visibility=_first_visibility(session, job),
+                created_at=version.created_at,
             )
         )
         session.flush()  # the next version of it finds the row
@@ -318,6 +322,29 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
 def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """A version's tags in MLflow without the copies of its labels."""
     return {key: value for key, value in tags.items() if not key.startswith(names.TAG_LABEL)}
+
+
+def closed_to(session: Session, job: Job) -> bool:
+    """Whether a job's versions must not join a backbone: it is private, and the job's owner does not see it.
+
+    To join it would show it to them, as owners of a version.
+    """
+    name = job.spec.get("register_as")
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, not_(seen_by(job.owner)))
+    return session.scalar(query) is not None
+
+
+def _first_visibility(session: Session, job: Job) -> str:
+    """Who sees a backbone whose first version a job registers.
+
+    A published checkpoint follows the job that trained it, if its own spec does not say; if that job is deleted, it
+    is its owners' alone, who can open it.
+    """
+    wanted: str | None = (job.spec.get("export") or {}).get("visibility", ALL)  # older specs have no such field
+    if wanted is not None:
+        return wanted
+    source = session.get(Job, job.spec["job"])
+    return _first_visibility(session, source) if source else OWNERS
 
 
 def _labels(session: Session, job: Job) -> dict[str, str]:
@@ -354,8 +381,8 @@ def unpoint(session: Session, alias: BackboneAlias, actor: str | None) -> None:
 
 def delete(session: Session, version: BackboneVersion, actor: str) -> None:
     """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes."""
+    _tell(session, EventType.VERSION_DELETED, version, actor=actor)  # while it is known who sees the backbone
     hide(session, version)
-    _tell(session, EventType.VERSION_DELETED, version, actor=actor)
 
 
 def hide(session: Session, version: BackboneVersion) -> None:

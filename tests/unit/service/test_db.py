@@ -42,7 +42,7 @@ pytestmark = pytest.mark.both_databases
 TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
     *("backbone", "backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
-    *("signing_key", "version_signature"),
+    *("signing_key", "version_signature", "backbone_reader"),
 }
 
 

@@ -22,7 +22,7 @@ from service_fakes import problem, spec_with
 from service_world import World
 from sqlalchemy import delete, select, update
 from standardwebhooks import WebhookVerificationError
-from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, pass_pauses, receiving, rows
+from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, emit_about, pass_pauses, receiving, rows
 
 import service
 from service.adapters.receivers import Answer
@@ -191,7 +191,7 @@ def test_what_is_rolled_back_tells_nothing(database):
 
     def change() -> None:
         with database.session() as session:
-            emit(session, EventType.VERSION_DELETED, {"name": "digits"}, backbone="digits")
+            emit_about(session, EventType.VERSION_DELETED, {"name": "digits"}, "digits")
             session.flush()
             raise RuntimeError("the change fails")
 
@@ -199,7 +199,7 @@ def test_what_is_rolled_back_tells_nothing(database):
         change()
     assert rows(database) == []
     with database.session() as session:
-        emit(session, EventType.VERSION_DELETED, {"name": "digits"}, backbone="digits")
+        emit_about(session, EventType.VERSION_DELETED, {"name": "digits"}, "digits")
     assert types(database) == ["version.deleted"]
 
 
@@ -212,8 +212,8 @@ def test_a_webhook_hears_of_the_events_and_backbones_that_it_names_while_it_is_e
         "off": add_webhook(database, enabled=False),
     }
     with database.session() as session:
-        emit(session, EventType.VERSION_DELETED, {}, backbone="dogs")
-        emit(session, EventType.ALIAS_MOVED, {}, backbone="cats")
+        emit_about(session, EventType.VERSION_DELETED, {}, "dogs")
+        emit_about(session, EventType.ALIAS_MOVED, {}, "cats")
         emit(session, EventType.ALIAS_MOVED, {})
     heard = {name: [row.type for row in rows(database) if row.webhook_id == ids[name]] for name in ids}
     heard = {name: sorted(found) for name, found in heard.items()}
@@ -252,7 +252,7 @@ def test_a_webhook_whose_owner_has_no_token_for_webhooks_hears_nothing_until_the
 
 def an_event(database: Database, **data: Any) -> None:
     with database.session() as session:
-        emit(session, EventType.ALIAS_MOVED, {"name": "digits"} | data, backbone="digits")
+        emit_about(session, EventType.ALIAS_MOVED, {"name": "digits"} | data, "digits")
 
 
 @pytest.mark.both_databases
