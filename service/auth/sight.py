@@ -38,4 +38,6 @@ def _open_to(owner: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
     # Each version that is not deleted counts, also one that cannot be pulled any more.
     own = select(version.name).where(version.name == row.name, version.owner == owner, version.deleted_at.is_(None))
     named = select(reader.name).where(reader.name == row.name, reader.reader == owner)
-    return or_(row.visibility == ALL, row.owner == owner, own.exists(), named.exists())
+    # The row, and the column that names an owner, may be of queries further out than the next one.
+    found = [own.correlate_except(version).exists(), named.correlate_except(reader).exists()]
+    return or_(row.visibility == ALL, row.owner == owner, *found)

@@ -60,7 +60,8 @@ def _about_nothing_hidden(is_seen: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def _backbone(name: ColumnElement[str] | InstrumentedAttribute[str | None], condition: ColumnElement[bool]) -> Exists:
-    return select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, condition).exists()
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, condition)
+    return query.correlate_except(RegisteredBackbone).exists()
 
 
 def delivery(

@@ -431,6 +431,49 @@ def test_the_log_is_bounded(world, database):
     assert {row.webhook_id for row in rows(database)} == {webhook_id}
 
 
+def test_what_waits_is_not_sent_to_those_who_see_the_backbone_no_more(team, world, registry, receiver):
+    registry.add("digits")
+    made = create(team.bob, receiver.url)
+    for alias in ("best", "good"):
+        team.alice.put(f"/v1/backbones/digits/aliases/{alias}", json={"version": 1})
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "owners"})
+    deliver(world)
+    assert receiver.received == []
+    assert log_of(team.bob, made["id"]) == [], "nor shown any more"
+    entries = log_of(team.admin, made["id"])
+    assert [entry["state"] for entry in entries] == ["failed", "failed"]
+    assert "does not see the backbone any more" in entries[0]["message"]
+    path = f"/v1/webhooks/{made['id']}/deliveries/{entries[0]['id']}"
+    problem(team.bob.get(path), 404, "delivery_not_found")
+    problem(team.bob.post(f"{path}/retry"), 404, "delivery_not_found")
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "readers", "readers": ["bob"]})
+    assert team.bob.post(f"{path}/retry").status_code == 200
+    deliver(world)
+    assert len(receiver.received) == 1
+
+
+def test_an_operators_webhook_hears_of_private_backbones_as_long_as_a_token_has_that_role(
+    team,
+    world,
+    registry,
+    database,
+    receiver,
+):
+    registry.add("digits")
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "owners"})
+    create(team.operator, receiver.url)
+    team.alice.put("/v1/backbones/digits/aliases/best", json={"version": 1})
+    ensure_token(database, "a-submitting-token-of-operator", "operator", Role.SUBMITTER)
+    receiver.answers = [(500, {}, b"")]
+    deliver(world)
+    assert len(receiver.received) == 1
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "operator", Token.role == "operator").values(role="viewer"))
+    pass_pauses(database)
+    deliver(world)
+    assert len(receiver.received) == 1
+
+
 # --- over REST --------------------------------------------------------------------------------------------------------
 
 
