@@ -138,6 +138,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
         "describe": {"summary": "Say what it is", "value": {"description": "Backbones for the shelf cameras."}},
         "labels": {"summary": "Replace its labels", "value": {"labels": {"team": "vision"}}},
         "owner": {"summary": "Give it to somebody else", "value": {"owner": "admin"}},
+        "private": {"summary": "Let its owners alone see it", "value": {"visibility": "owners"}},
     },
     "change_backbone_version": {
         "describe": {
@@ -351,6 +352,8 @@ ANSWERS: Final[dict[str, Any]] = {
         "owner": "alice",
         "description": "ViT-Base for photographs.",
         "labels": {"team": "vision"},
+        "visibility": "all",
+        "readers": [],
         "latest_version": 2,
         "main_version": 1,
         "versions": [1, 2],

@@ -112,7 +112,8 @@ def has_valid_token(
 ) -> ColumnElement[bool]:
     """Whether somebody, or whoever a column names, has a valid token of one of some roles."""
     query = select(Token.id).where(Token.owner == owner, Token.role.in_(roles), Token.revoked_at.is_(None))
-    return query.where(or_(Token.expires_at.is_(None), Token.expires_at > now())).exists()
+    query = query.where(or_(Token.expires_at.is_(None), Token.expires_at > now()))
+    return query.correlate_except(Token).exists()  # the column may be of a query further out
 
 
 def caller_of(database: Database, authorization: str | None, trail: Trail | None = None) -> Caller:

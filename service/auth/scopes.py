@@ -30,6 +30,7 @@ class Scope(StrEnum):
     READ_JOBS = "read:jobs"
     READ_OWN_JOBS = "read:jobs!own"
     READ_BACKBONES = "read:backbones"
+    READ_OWN_BACKBONES = "read:backbones!own"
     READ_CLUSTER = "read:cluster"
     READ_TOKENS = "read:tokens"
     READ_OWN_TOKENS = "read:tokens!own"
@@ -68,7 +69,8 @@ _VALUES: Final = frozenset(scope.value for scope in Scope)
 MEANINGS: Final = {
     Scope.READ_JOBS: "see everybody's jobs and searches",
     Scope.READ_OWN_JOBS: "see its owner's jobs and searches",
-    Scope.READ_BACKBONES: "see and pull all backbones",
+    Scope.READ_BACKBONES: "see and pull everybody's backbones, private ones too",
+    Scope.READ_OWN_BACKBONES: "see and pull backbones that are open to all or to its owner",
     Scope.READ_CLUSTER: "see the nodes and the queue, and plan jobs",
     Scope.READ_TOKENS: "see everybody's tokens",
     Scope.READ_OWN_TOKENS: "see its owner's tokens",
@@ -87,9 +89,16 @@ MEANINGS: Final = {
 }
 """What a token with a scope may do."""
 
-_EVERY_ROLE: Final = frozenset({Scope.READ_BACKBONES, Scope.READ_CLUSTER, Scope.READ_OWN_TOKENS})
+BEYOND_OWN: Final = {Scope.READ_BACKBONES: "others' private backbones"}
+"""What a scope adds to the same one limited to its owner's, where that is not all that others own."""
+
+_EVERY_ROLE: Final = frozenset({Scope.READ_OWN_BACKBONES, Scope.READ_CLUSTER, Scope.READ_OWN_TOKENS})
 _HOOKS: Final = frozenset({Scope.READ_OWN_WEBHOOKS, Scope.OWN_WEBHOOKS})
-_OPERATOR: Final = _EVERY_ROLE | _HOOKS | {Scope.READ_JOBS, Scope.SUBMIT, Scope.JOBS, Scope.BACKBONES, Scope.OWN_TOKENS}
+_OPERATOR: Final = (
+    _EVERY_ROLE
+    | _HOOKS
+    | {Scope.READ_JOBS, Scope.READ_BACKBONES, Scope.SUBMIT, Scope.JOBS, Scope.BACKBONES, Scope.OWN_TOKENS}
+)
 
 GRANTS: Final = {
     Role.VIEWER: _EVERY_ROLE | {Scope.READ_JOBS},
@@ -156,7 +165,8 @@ def requirement(scopes: Iterable[Scope]) -> str:
     for scope in scopes:
         text = f"Needs the scope `{scope}` (roles: {', '.join(roles_with([scope]))})"
         if scope.everybodys is not scope:
-            text += f"; for what others own `{scope.everybodys}` ({', '.join(roles_with([scope.everybodys]))})"
+            more = BEYOND_OWN.get(scope.everybodys, "what others own")
+            text += f"; for {more} `{scope.everybodys}` ({', '.join(roles_with([scope.everybodys]))})"
         sentences.append(f"{text}.")
     return " ".join(sentences)
 

@@ -22,9 +22,11 @@ from service.jobs import alias_moves, versions
 from trainer.spec.base import Problem
 
 
-def moves(state: AppState, name: str, alias: str | None, limit: int, cursor: str | None) -> Page[AliasMoveView]:
+def moves(
+    state: AppState, caller: Caller, name: str, alias: str | None, limit: int, cursor: str | None
+) -> Page[AliasMoveView]:
     """The moves of a backbone's aliases, or of one alias, newest first. Raises the API's 404."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.read() as session:
         rows, next_cursor = alias_moves.moves(session, name, alias, limit, cursor)
     views = [AliasMoveView.model_validate(row, from_attributes=True) for row in rows]
@@ -36,7 +38,7 @@ def moves(state: AppState, name: str, alias: str | None, limit: int, cursor: str
 
 def check(state: AppState, caller: Caller, name: str, number: int) -> ChampionCheckView:
     """Whether the caller may make a version the champion now. Raises the API's 404."""
-    version = registry.find(state, name, str(number))
+    version = registry.find(state, caller, name, str(number))
     sums = None if version.gone else approval.sums_sha256(state, version)
     return checks(state, caller, [version], sums)[0]
 
@@ -95,25 +97,25 @@ def _lacks(
 
 def set_rule(state: AppState, caller: Caller, name: str, rule: ChampionRuleBody) -> BackboneDetailView:
     """Replace the rule. Raises 403 and 404, and 422 for approvers without a token and for metrics that nothing has."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = _changeable(session, caller, name)
-        _must_be_meetable(session, rule)
+        _must_be_meetable(session, caller, rule)
         row.champion_rule = rule.model_dump(exclude_defaults=True)
         caller.record(session, name, rule=row.champion_rule)
-    return service.show(state, name)
+    return service.show(state, caller, name)
 
 
 def remove_rule(state: AppState, caller: Caller, name: str) -> BackboneDetailView:
     """Remove the rule. Raises the API's 403 and 404."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = _changeable(session, caller, name)
         if row.champion_rule is None:
             raise ApiProblem(404, "champion_rule_not_found", f"{name} has no rule for its champion")
         caller.record(session, name, before=row.champion_rule)
         row.champion_rule = None
-    return service.show(state, name)
+    return service.show(state, caller, name)
 
 
 def _changeable(session: Session, caller: Caller, name: str) -> RegisteredBackbone:
@@ -124,7 +126,7 @@ def _changeable(session: Session, caller: Caller, name: str) -> RegisteredBackbo
     return row
 
 
-def _must_be_meetable(session: Session, rule: ChampionRuleBody) -> None:
+def _must_be_meetable(session: Session, caller: Caller, rule: ChampionRuleBody) -> None:
     """Raises the API's 422 for a part of a rule that could never be met, as after a typing error."""
     roles = roles_with([Scope.OWN_BACKBONES])
     problems = [
@@ -135,7 +137,7 @@ def _must_be_meetable(session: Session, rule: ChampionRuleBody) -> None:
         for index, owner in enumerate(rule.approvers)
         if not session.scalar(select(has_valid_token(owner, roles)))
     ]  # fmt: skip
-    known = {key for tags in versions.tags_of_shown(session) for key in versions.metrics_of(tags)}
+    known = {key for tags in versions.tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
     for index, limit in enumerate(rule.must_not_worsen):
         if limit.metric not in known:
             field, pointer = f"must_not_worsen.{index}.metric", f"/must_not_worsen/{index}/metric"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from service.auth.caller import Caller
 from service.backbones import registry, service
 from service.backbones.comparison_schemas import (
     ComparedVersionView,
@@ -68,9 +69,10 @@ class _Side:
         )
 
 
-def compare(state: AppState, first: str, second: str) -> ComparisonView:
+def compare(state: AppState, caller: Caller, first: str, second: str) -> ComparisonView:
     """Two versions, each named as `name`, `name:3` or `name@alias`, side by side. Raises the API's 404 and 422."""
-    one, two = (_side(state, registry.find(state, *named(*each))) for each in (("of", first), ("with", second)))
+    texts = (("of", first), ("with", second))
+    one, two = (_side(state, registry.find(state, caller, *named(*each))) for each in texts)
     prints = [side.view.dataset_fingerprint for side in (one, two)]
     return ComparisonView(
         first=one.shown(),

@@ -20,9 +20,9 @@ Other = Annotated[
 
 
 @router.get("/backbone-comparison")
-def compare(of: Compared, other: Other, state: StateDep, caller: MayReadBackbones) -> ComparisonView:  # noqa: ARG001
+def compare(of: Compared, other: Other, state: StateDep, caller: MayReadBackbones) -> ComparisonView:
     """Two versions side by side: what differs between their specs, results, sizes, curves and pictures.
 
     A version whose files are gone, or that has a file too large to compare, is compared by what is known of it.
     """
-    return comparison.compare(state, of, other)
+    return comparison.compare(state, caller, of, other)

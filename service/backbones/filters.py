@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import ColumnElement
 
+from service.auth.caller import Caller
 from service.backbones.registry import Backbone, Served
 from service.context.app_state import AppState
 from service.http.filters import Comparison, check_keys, comparisons, label_pairs
@@ -73,10 +74,10 @@ class Filters:
             and all(each.holds(version.metrics) for each in self.metrics)
         )
 
-    def check_metrics(self, state: AppState) -> None:
-        """Raises the API's 422 for a metric that no version has, so that a typing error is no empty list."""
+    def check_metrics(self, state: AppState, caller: Caller) -> None:
+        """Raises the API's 422 for a metric of no version that the caller sees: a typing error is no empty list."""
         if not self.metrics:
             return
         with state.database.query() as session:
-            tags = versions.tags_of_shown(session)
+            tags = versions.tags_of_shown(session, caller)
         check_keys(self.metrics, {key for each in tags for key in versions.metrics_of(each)})

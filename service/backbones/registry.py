@@ -1,7 +1,8 @@
 """Which versions are shown and served, and their details.
 
 They are rows of our database, which only versions of our jobs get: anybody who can reach MLflow can register anything
-there. Files are served only from below the artifact root.
+there. Files are served only from below the artifact root. Every read takes the caller: backbones that the caller does
+not see are read as if they did not exist.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Final, cast
 
 from sqlalchemy import ColumnElement
 from sqlalchemy.orm import Session
 
 from service.adapters.storage import OutsideRoot, StoredFile
+from service.auth.caller import Caller
+from service.auth.sight import READERS
 from service.backbones import space
-from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView
+from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView, Visibility
 from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
@@ -114,6 +117,8 @@ class Backbone:
     aliases: Mapping[str, int]
     """The aliases that point at these versions, sorted."""
     row: RegisteredBackbone
+    readers: Sequence[str] = ()
+    """Those whom a private backbone names, sorted."""
 
     @property
     def name(self) -> str:
@@ -149,7 +154,7 @@ class Backbone:
 
     def only(self, versions: Sequence[Served]) -> Backbone:
         """The same backbone with some of its versions."""
-        return Backbone(versions, _among(self.aliases, versions), self.row)
+        return replace(self, versions=versions, aliases=_among(self.aliases, versions))
 
     def view(self) -> BackboneView:
         """The backbone as the API shows it."""
@@ -160,6 +165,8 @@ class Backbone:
             owner=self.row.owner,
             description=self.row.description or "",
             labels=self.row.labels,
+            visibility=cast(Visibility, self.row.visibility),
+            readers=list(self.readers),
             latest_version=self.latest.number,
             main_version=main.number,
             versions=[version.number for version in self.versions if not version.gone],
@@ -175,9 +182,14 @@ class Backbone:
 
 
 def backbones(
-    state: AppState, contains: str, after: str, at_first: int, conditions: Sequence[ColumnElement[bool]] = ()
+    state: AppState,
+    caller: Caller,
+    contains: str,
+    after: str,
+    at_first: int,
+    conditions: Sequence[ColumnElement[bool]] = (),
 ) -> Iterator[Backbone]:
-    """The backbones whose names contain a text and come after another name, by name, read as they are needed.
+    """Those of a caller's backbones whose names contain a text and come after another name, by name, read as needed.
 
     ``at_first``: how many the caller needs at first; ``conditions``: as of `versions.shown_backbones`. Raises the API's
     503 while MLflow's versions are being read.
@@ -186,38 +198,55 @@ def backbones(
     while True:
         with state.database.read() as session:
             versions.must_be_read(session)
-            found = versions.shown_backbones(session, contains, after, size, conditions)
-            chunk = _read(state, session, found)
+            found = versions.shown_backbones(session, caller, contains, after, size, conditions)
+            chunk = _read(state, session, versions.backbones(session, found))
         yield from chunk
         if len(found) < size:
             return
         after, size = found[-1], min(2 * size, MOST_AT_ONCE)
 
 
-def named(state: AppState, name: str) -> Backbone | None:
-    """The backbone with a name, if there is one. Raises the API's 503 while MLflow's versions are being read."""
+def named(state: AppState, caller: Caller, name: str) -> Backbone | None:
+    """The backbone with a name, if there is one that a caller sees. Raises the API's 503 while MLflow's versions are
+    being read.
+    """
     with state.database.read() as session:
         versions.must_be_read(session)
-        return next(iter(_read(state, session, [name])), None)
+        return next(iter(_read(state, session, versions.seen_backbones(session, caller, [name]))), None)
 
 
-def backbone(state: AppState, name: str) -> Backbone:
+def backbone(state: AppState, caller: Caller, name: str) -> Backbone:
     """One backbone. Raises the API's 404 and 503."""
-    found = named(state, name)
+    found = named(state, caller, name)
     if found is None:
         raise not_found("backbone", name)
     return found
 
 
-def _read(state: AppState, session: Session, backbones: Sequence[str]) -> list[Backbone]:
-    """Those of some backbones of which a version is shown, by name."""
-    rows, aliases = versions.shown(session, backbones), versions.aliases(session, backbones)
-    common = versions.backbones(session, backbones)
+def again(state: AppState, backbone: Backbone) -> Backbone:
+    """A backbone as it is now, for a caller who saw it before changing it: whoever gives it away may see it no more.
+
+    Raises the API's 404.
+    """
+    with state.database.read() as session:
+        found = next(iter(_read(state, session, versions.backbones(session, [backbone.name]))), None)
+    if found is None:
+        raise not_found("backbone", backbone.name)
+    return found
+
+
+def _read(state: AppState, session: Session, common: Mapping[str, RegisteredBackbone]) -> list[Backbone]:
+    """Those of some backbones, given by name, of which a version is shown."""
+    rows, aliases = versions.shown(session, list(common)), versions.aliases(session, list(common))
+    readers = versions.readers(session, [name for name, row in common.items() if row.visibility == READERS])
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):
             by_name.setdefault(row.name, []).append(Served(row, row.folder))
-    return [Backbone(found, _among(aliases.get(each, {}), found), common[each]) for each, found in by_name.items()]
+    return [
+        Backbone(found, _among(aliases.get(each, {}), found), common[each], readers.get(each, ()))
+        for each, found in by_name.items()
+    ]
 
 
 def _among(aliases: Mapping[str, int], versions: Sequence[Served]) -> dict[str, int]:
@@ -231,18 +260,18 @@ def meant_by(state: AppState, backbone: Backbone, reference: str) -> Served | No
     return backbone.meant_by(reference, lambda version: commit_of(state, version))
 
 
-def find(state: AppState, name: str, reference: str) -> Served:
+def find(state: AppState, caller: Caller, name: str, reference: str) -> Served:
     """The version of a backbone that a reference means, also if it is gone. Raises the API's 404."""
-    backbone = named(state, name)
+    backbone = named(state, caller, name)
     found = meant_by(state, backbone, reference) if backbone else None
     if found is None:
         raise not_found("version", f"{name}:{reference}")
     return found
 
 
-def find_ready(state: AppState, name: str, reference: str) -> Served:
+def find_ready(state: AppState, caller: Caller, name: str, reference: str) -> Served:
     """The same for a version whose files are needed. Raises the API's 404, and its 410 for one that is gone."""
-    found = find(state, name, reference)
+    found = find(state, caller, name, reference)
     if found.gone:
         raise ApiProblem(410, "version_gone", gone_text(found))
     return found

@@ -115,7 +115,7 @@ def show(state: AppState, caller: Caller, name: str) -> RetentionView:
 
     Those who may set the rule see who downloaded a version last.
     """
-    owner = registry.backbone(state, name).row.owner
+    owner = registry.backbone(state, caller, name).row.owner
     with state.database.read() as session:
         rule = session.get(RetentionRule, name)
         users = use.last_users(session, name) if caller.may(Scope.BACKBONES, owner) else {}
@@ -124,7 +124,7 @@ def show(state: AppState, caller: Caller, name: str) -> RetentionView:
 
 def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
     """What a rule would do if it were set now. Raises the API's 403 and 404."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.read() as session:
         _must_own(session, caller, name)
         rule = _row(name, body, caller)
@@ -133,7 +133,7 @@ def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> 
 
 def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
     """Set a backbone's rule, whatever rule it had before. Raises the API's 403 and 404."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.session() as session:
         _must_own(session, caller, name)
         before = session.get(RetentionRule, name)
@@ -147,7 +147,7 @@ def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> Rete
 
 def remove(state: AppState, caller: Caller, name: str) -> RetentionView:
     """Remove a backbone's rule: nothing is deleted by itself any more. Raises the API's 403, and 404 without a rule."""
-    registry.backbone(state, name)
+    registry.backbone(state, caller, name)
     with state.database.session() as session:
         _must_own(session, caller, name)
         rule = session.get(RetentionRule, name)

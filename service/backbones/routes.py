@@ -44,7 +44,7 @@ Number = Annotated[int, Path(ge=1, le=LARGEST)]
 @router.get("")
 def listing(
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="the job that registered it, or that trained it")] = None,
     dataset: Annotated[str | None, Query(description="the dataset's fingerprint or URI")] = None,
@@ -99,18 +99,18 @@ def listing(
         label=label,
         metrics=filter,
     )
-    return service.listing(state, filters, sort, limit, cursor)
+    return service.listing(state, caller, filters, sort, limit, cursor)
 
 
 @router.get("/{name}")
-def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:  # noqa: ARG001 - a token is needed
+def show(name: str, state: StateDep, caller: MayReadBackbones) -> BackboneDetailView:
     """One backbone with its aliases and the details of all versions."""
-    return service.show(state, name)
+    return service.show(state, caller, name)
 
 
 @router.patch("/{name}")
 def patch(name: str, body: BackbonePatch, state: StateDep, caller: MayChangeBackbones) -> BackboneDetailView:
-    """Change a backbone's description, labels or owner; fields that are left out keep their values."""
+    """Change a backbone's description, labels, owner or who sees it; fields that are left out keep their values."""
     return editing.patch(state, caller, name, body)
 
 
@@ -143,9 +143,9 @@ def delete_alias(
 
 
 @router.get("/{name}/versions/{version}")
-def show_version(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> VersionView:  # noqa: ARG001
+def show_version(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> VersionView:
     """One version with its files."""
-    return service.show_version(state, name, version)
+    return service.show_version(state, caller, name, version)
 
 
 @router.delete("/{name}/versions/{version}")

@@ -19,6 +19,10 @@ MAIN: Final = "main"
 LATEST: Final = "latest"
 LARGEST: Final = 2**31 - 1
 """The largest possible version number."""
+MOST_READERS: Final = 100
+"""Of one backbone."""
+Visibility = Literal["all", "owners", "readers"]
+"""Who sees a backbone: `service.auth.sight` decides by it."""
 
 
 class FileView(View):
@@ -111,6 +115,12 @@ class BackboneView(View):
     """Free text."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Its own; each version has further ones."""
+    visibility: Visibility = "all"
+    """Who sees it, with all its versions, besides operators and admins: `all`; `owners`, its own and those of its
+    versions; or `readers`, the owners and the people in `readers`. It keeps nobody out who can reach MLflow, the
+    artifact storage or a backup."""
+    readers: list[str] = Field(default_factory=list)
+    """Those who see it although they own no part of it."""
     latest_version: int
     """The newest version that can be pulled; if there is none, the newest."""
     main_version: int = 0
@@ -178,6 +188,10 @@ class BackbonePatch(Patch):
     """Replaces all labels of the backbone; those of its versions stay."""
     owner: Owner | None = None
     """Gives it to somebody who has a token. The versions keep their own owners."""
+    visibility: Visibility | None = None
+    """Who sees it, as `BackboneView` tells; `readers` needs readers."""
+    readers: Annotated[list[Owner], Field(max_length=MOST_READERS)] | None = None
+    """Replaces those who see it by name: people who have a token. They need the visibility `readers`."""
 
 
 class AliasBody(Body):

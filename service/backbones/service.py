@@ -18,7 +18,7 @@ from service.backbones import approval, copies, registry, signing, use
 from service.backbones.approval_schemas import ChampionRuleView
 from service.backbones.archive import Archive
 from service.backbones.filters import Filters
-from service.backbones.registry import Served
+from service.backbones.registry import Backbone, Served
 from service.backbones.schemas import (
     CHAMPION,
     BackboneDetailView,
@@ -43,8 +43,10 @@ from trainer.spec.export import BackboneFormat
 log = structlog.get_logger()
 
 
-def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cursor: str | None) -> Page[BackboneView]:
-    """One page of backbones with the versions that match.
+def listing(
+    state: AppState, caller: Caller, filters: Filters, sort: str | None, limit: int, cursor: str | None
+) -> Page[BackboneView]:
+    """One page of the backbones that a caller sees, with the versions that match.
 
     They are sorted by name, by one of `sorting.VALUES` or by an evaluation result; those without it come last. Raises
     the API's 422 for a filter by a metric that no version has.
@@ -52,21 +54,22 @@ def listing(state: AppState, filters: Filters, sort: str | None, limit: int, cur
     last = _read_sort_key(cursor, sort) if cursor else None
     if sort is None:  # they are read by name, so no more of them than the page needs
         after = last[2] if last else ""
-        views = list(islice(_matches(state, filters, after, limit + 1), limit + 1))
+        views = list(islice(_matches(state, caller, filters, after, limit + 1), limit + 1))
         keyed = [(_sort_key(view, sort), view) for view in views]
     else:
-        found = _matches(state, filters, "", registry.MOST_AT_ONCE)
+        found = _matches(state, caller, filters, "", registry.MOST_AT_ONCE)
         keyed = sorted(((_sort_key(view, sort), view) for view in found), key=lambda pair: pair[0])
         keyed = [pair for pair in keyed if last is None or pair[0] > last]
     if not keyed:
-        filters.check_metrics(state)
+        filters.check_metrics(state, caller)
     next_cursor = write_cursor([sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     return Page[BackboneView](items=[view for _, view in keyed[:limit]], next_cursor=next_cursor)
 
 
-def _matches(state: AppState, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
+def _matches(state: AppState, caller: Caller, filters: Filters, after: str, at_first: int) -> Iterator[BackboneView]:
     """The backbones after a name with the versions that match, by name."""
-    for backbone in registry.backbones(state, filters.name_contains or "", after, at_first, filters.conditions()):
+    contains = filters.name_contains or ""
+    for backbone in registry.backbones(state, caller, contains, after, at_first, filters.conditions()):
         matches = [version for version in backbone.versions if filters.match(version, backbone)]
         if matches:
             yield backbone.only(matches).view()
@@ -91,17 +94,21 @@ def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
     raise bad_cursor(cursor)
 
 
-def show(state: AppState, name: str) -> BackboneDetailView:
+def show(state: AppState, caller: Caller, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
-    backbone = registry.backbone(state, name)
+    return detail(registry.backbone(state, caller, name))
+
+
+def detail(backbone: Backbone) -> BackboneDetailView:
+    """A backbone with all its versions, newest first."""
     details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
     rule = approval.rule_in(backbone.row)
     return BackboneDetailView(**vars(backbone.view()), details=details, champion_rule=rule)
 
 
-def show_version(state: AppState, name: str, reference: str) -> VersionView:
+def show_version(state: AppState, caller: Caller, name: str, reference: str) -> VersionView:
     """One version with its files. Raises the API's 404 and 410."""
-    return describe(state, registry.find_ready(state, name, reference))
+    return describe(state, registry.find_ready(state, caller, name, reference))
 
 
 def describe(state: AppState, version: Served) -> VersionView:
@@ -133,7 +140,7 @@ def describe(state: AppState, version: Served) -> VersionView:
 
 def file(state: AppState, caller: Caller, name: str, reference: str, path: str) -> tuple[StoredFile, str]:
     """A version's file and its sha256. Raises the API's 404, also for files without a checksum, and 410."""
-    version = registry.find_ready(state, name, reference)
+    version = registry.find_ready(state, caller, name, reference)
     listed = registry.content(state, version).listed
     use.note_file(caller, version, path)
     return registry.stored(state, version, path, listed), listed[path]
@@ -153,7 +160,7 @@ def archive(
     With a format, the tar has that format, the card and the checksums; each has the signature of a version that is
     signed. Raises the API's 404 and 410.
     """
-    version = registry.find_ready(state, name, reference)
+    version = registry.find_ready(state, caller, name, reference)
     content = registry.content(state, version)
     formats = registry.formats_in(content.listed)
     if export_format and export_format not in formats:
@@ -178,7 +185,7 @@ def archive(
 
 def users(state: AppState, caller: Caller, name: str, reference: str) -> list[VersionUserView]:
     """Who has downloaded a version, whoever did last first. Raises the API's 404, and 403 for who may not delete it."""
-    version = registry.find(state, name, reference)
+    version = registry.find(state, caller, name, reference)
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
         return use.users(session, version.row)
@@ -200,7 +207,7 @@ def set_alias(
     there is no such version or it is being deleted, 409 if it does not meet the rule, and 410 if it is gone.
     """
     _check_alias(alias)
-    backbone = registry.backbone(state, name)
+    backbone = registry.backbone(state, caller, name)
     known = backbone.numbered(number)
     if known is None:
         raise not_found("version", f"{name}:{number}")
@@ -220,7 +227,7 @@ def set_alias(
         caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None, **said)
         versions.point(session, target.row, alias, caller.owner, token_id=caller.token_id, reason=reason)
     _follow_in_mlflow(state, name, alias)
-    return show(state, name)
+    return show(state, caller, name)
 
 
 def must_own(
@@ -241,7 +248,7 @@ def must_own(
 
 def delete_alias(state: AppState, caller: Caller, name: str, alias: str, reason: str = "") -> BackboneDetailView:
     """Remove an alias; its version stays. Raises 403, 404, and 409 for a champion that a rule protects."""
-    backbone = registry.backbone(state, name)
+    backbone = registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = session.get(BackboneAlias, (name, alias))
         version = backbone.numbered(row.version) if row else None
@@ -253,7 +260,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str, reason:
         versions.unpoint(session, row, caller.owner, token_id=caller.token_id, reason=reason)
         caller.record(session, name, alias=alias, version=row.version, **({"reason": reason} if reason else {}))
     _follow_in_mlflow(state, name, alias)
-    return show(state, name)
+    return show(state, caller, name)
 
 
 def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
@@ -266,7 +273,7 @@ def _follow_in_mlflow(state: AppState, name: str, alias: str) -> None:
 
 def deletion(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """What the deletion of a version would remove. Raises the API's 403 and 404."""
-    return _deletion(state, caller, registry.find(state, name, str(number)))
+    return _deletion(state, caller, registry.find(state, caller, name, str(number)))
 
 
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
@@ -288,7 +295,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
 
 def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
     """Hide a version at once; the controller removes it later. Raises 403 and 404, and 409 if it has an alias."""
-    known = registry.find(state, name, str(number))
+    known = registry.find(state, caller, name, str(number))
     preview = _deletion(state, caller, known)
     with state.database.session() as session:
         version = shown_now(session, known)

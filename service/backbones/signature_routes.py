@@ -32,10 +32,10 @@ def signature(
     name: str,
     version: Reference,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
 ) -> VersionSignatureView:
     """The signature over a version's `SHA256SUMS`, with the key. 404 if the version is not signed."""
-    return signing.show(state, name, version)
+    return signing.show(state, caller, name, version)
 
 
 @router.get(f"/backbones/{{name}}/versions/{{version}}/files/{SIGNATURE_FILE}", response_class=StreamingResponse)
@@ -44,9 +44,9 @@ def signature_file(
     name: str,
     version: Reference,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     request: Request,
 ) -> Response:
     """The signature as a file: 64 bytes, as `openssl pkeyutl -verify -rawin` takes them."""
-    _, found = signing.find(state, name, version)
+    _, found = signing.find(state, caller, name, version)
     return file_response(request, found, f'"{found.sha256}"')

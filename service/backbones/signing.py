@@ -16,6 +16,7 @@ from sqlalchemy import Select, and_, select
 from sqlalchemy.orm import Session
 
 from service import signing_key
+from service.auth.caller import Caller
 from service.backbones import registry
 from service.backbones.registry import Content, Served
 from service.backbones.schemas import FileView, SignatureView
@@ -82,9 +83,9 @@ def stored(session: Session, version: Served) -> Signature | None:
     return Signature(row) if row else None
 
 
-def find(state: AppState, name: str, reference: str) -> tuple[Served, Signature]:
+def find(state: AppState, caller: Caller, name: str, reference: str) -> tuple[Served, Signature]:
     """A version and its signature. Raises the API's 404, also for a version that is not signed, and 410."""
-    version = registry.find_ready(state, name, reference)
+    version = registry.find_ready(state, caller, name, reference)
     with state.database.read() as session:
         found = stored(session, version)
     if found is None:
@@ -92,9 +93,9 @@ def find(state: AppState, name: str, reference: str) -> tuple[Served, Signature]
     return version, found
 
 
-def show(state: AppState, name: str, reference: str) -> VersionSignatureView:
+def show(state: AppState, caller: Caller, name: str, reference: str) -> VersionSignatureView:
     """A version's signature with its key. Raises the API's 404 and 410."""
-    version, found = find(state, name, reference)
+    version, found = find(state, caller, name, reference)
     with state.database.read() as session:
         public_key = session.get_one(SigningKey, found.row.key_id).public_key
     return VersionSignatureView(

@@ -29,8 +29,8 @@ class Subject(NamedTuple):
 
     dataset_uri: str
     trained: PretrainSpec | None = None
-    """The spec of the network that is trained or published, and of a search the spec that its trials start from; None
-    where there is no network."""
+    """The spec of the network that is trained or published, with the `export` that applies, and of a search the spec
+    that its trials start from; None where there is no network."""
 
 
 class JobKind(ABC, Generic[Spec]):

@@ -29,6 +29,7 @@ KEPT: Final = timedelta(days=30)
 """How long deliveries are kept after their end."""
 MOST_KEPT: Final = 1000
 """Of one webhook."""
+NOT_SEEN: Final = "the webhook's owner does not see the backbone any more, so nothing is sent of it"
 OWNER_MAY_NOT: Final = "the webhook's owner has no valid token any more that may have webhooks, so nothing is sent"
 
 
@@ -49,12 +50,16 @@ class Deliveries:
                 webhook = session.get(Webhook, task.target)
                 row = repository.due_delivery(session, task.target, now(), LONGEST_PAUSE)
                 told = session.scalar(select(Webhook.id).where(Webhook.id == task.target, may_be_told()))
+                seen = row and repository.is_seen(session, row)
             if webhook is None or row is None:
                 return None
             if told is None:
                 self._give_up(webhook)
                 return None
-            self._attempt(webhook, row)
+            if seen:
+                self._attempt(webhook, row)
+            else:
+                self._give_up_one(webhook, row)
             if task.pauses:
                 return GO_ON
 
@@ -63,6 +68,12 @@ class Deliveries:
         with self._context.write() as session:
             repository.end_waiting(session, webhook.id, now(), OWNER_MAY_NOT)
         log.warning("webhook_not_delivered", webhook_id=webhook.id, detail=OWNER_MAY_NOT)
+
+    def _give_up_one(self, webhook: Webhook, row: WebhookDelivery) -> None:
+        """Let a delivery fail whose backbone has become private to others."""
+        with self._context.write() as session:
+            repository.end_waiting(session, webhook.id, now(), NOT_SEEN, row.id)
+        log.warning("webhook_not_delivered", webhook_id=webhook.id, delivery=row.id, detail=NOT_SEEN)
 
     def _attempt(self, webhook: Webhook, row: WebhookDelivery) -> None:
         """Send a delivery once, and write down how that went."""

@@ -129,13 +129,13 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
         batch = unknown[begin : begin + BATCH]
         ids = list({version.tags[names.TAG_JOB] for version in batch})
         with context.app.database.read() as session:
-            ours = _of_jobs(repository.jobs_by_id(session, ids), batch)
+            ours = _of_jobs(session, repository.jobs_by_id(session, ids), batch)
         if not ours:
             continue
         with context.dependencies.mlflow.call():
             folders = context.app.mlflow.folders([version for _, version in ours])
         with context.write() as session:
-            ours = _of_jobs(repository.jobs_by_id(session, ids), batch)  # some jobs may be deleted by now
+            ours = _of_jobs(session, repository.jobs_by_id(session, ids), batch)  # some jobs may be deleted by now
             read = versions.have_been_read(session)
             added = 0
             for job, version in ours:
@@ -148,10 +148,11 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
             log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
 
 
-def _of_jobs(jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Job, Version]]:
-    """Those versions that belong to one of these jobs, each with its job."""
+def _of_jobs(session: Session, jobs: Mapping[str, Job], batch: Sequence[Version]) -> list[tuple[Job, Version]]:
+    """Those versions that belong to one of these jobs and may join their backbone, each with its job."""
     found = [(jobs.get(version.tags[names.TAG_JOB]), version) for version in batch]
-    return [(job, version) for job, version in found if job and versions.belongs(job, version)]
+    ours = [(job, version) for job, version in found if job and versions.belongs(job, version)]
+    return [(job, version) for job, version in ours if not versions.closed_to(session, job)]
 
 
 def _reset_aliases(context: ControllerContext, models: Models) -> None:

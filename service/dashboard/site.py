@@ -151,7 +151,7 @@ async def page_of(request: Request, state: StateDep, needed: SecurityScopes) -> 
 SessionPage = Annotated[Page, Depends(page_of)]
 JobsPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_JOBS])]
 ControlPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_JOBS])]
-BackbonesPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_BACKBONES])]
+BackbonesPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_BACKBONES])]
 BackboneDeletionPage = Annotated[Page, Security(page_of, scopes=[Scope.OWN_BACKBONES])]
 ClusterPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_CLUSTER])]
 TokensPage = Annotated[Page, Security(page_of, scopes=[Scope.READ_OWN_TOKENS])]

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, Exists, literal, not_, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from service.auth.caller import has_valid_token
+from service.auth.caller import Caller, has_valid_token
 from service.auth.scopes import Scope, roles_with
-from service.db.tables import Webhook, WebhookDelivery, now
+from service.auth.sight import seen, seen_by
+from service.db.tables import RegisteredBackbone, Webhook, WebhookDelivery, now
 from service.events.types import EventType
 
 
@@ -22,13 +23,17 @@ def emit(session: Session, event: EventType, data: Mapping[str, Any], *, backbon
     """Tell all webhooks that want it of an event, once the transaction commits.
 
     ``data`` is what receivers get, and must hold no secret; `urls` in it are paths on this service. ``backbone`` names
-    the backbone that the event is about: webhooks for some backbones hear of no other event. Webhooks whose owner may
-    have none any more hear of nothing.
+    the backbone that the event is about, whose row must still be there: a webhook hears of no backbone that its owner
+    does not see, and one for some backbones of no other event. Webhooks whose owner may have none any more hear of
+    nothing.
     """
     moment = now()
-    for webhook in session.scalars(select(Webhook).where(Webhook.enabled, may_be_told())):
+    query = select(Webhook).where(Webhook.enabled, may_be_told())
+    if backbone is not None:
+        query = query.where(_backbone(literal(backbone), seen_by(Webhook.owner)))
+    for webhook in session.scalars(query):
         if _wants(webhook, event, backbone):
-            session.add(delivery(webhook, event.value, data, moment))
+            session.add(delivery(webhook, event.value, data, moment, backbone))
 
 
 def may_be_told() -> ColumnElement[bool]:
@@ -36,9 +41,41 @@ def may_be_told() -> ColumnElement[bool]:
     return has_valid_token(Webhook.owner, roles_with([Scope.OWN_WEBHOOKS]))
 
 
-def delivery(webhook: Webhook, kind: str, data: Mapping[str, Any], moment: datetime) -> WebhookDelivery:
+def still_seen() -> ColumnElement[bool]:
+    """Whether a webhook's owner still sees the backbone that a delivery to it is about."""
+    return _about_nothing_hidden(seen_by(Webhook.owner))
+
+
+def seen_deliveries(caller: Caller) -> list[ColumnElement[bool]]:
+    """What each delivery meets that is about no backbone which a caller does not see."""
+    return [_about_nothing_hidden(condition) for condition in seen(caller)]
+
+
+def _about_nothing_hidden(is_seen: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Whether a delivery is about a backbone that is seen, or about one that is gone or none at all.
+
+    Of a backbone that is gone, those were told who saw it then.
+    """
+    return not_(_backbone(WebhookDelivery.backbone, not_(is_seen)))
+
+
+def _backbone(name: ColumnElement[str] | InstrumentedAttribute[str | None], condition: ColumnElement[bool]) -> Exists:
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, condition)
+    return query.correlate_except(RegisteredBackbone).exists()
+
+
+def delivery(
+    webhook: Webhook, kind: str, data: Mapping[str, Any], moment: datetime, backbone: str | None = None
+) -> WebhookDelivery:
     """A delivery to a webhook that is due at once."""
-    return WebhookDelivery(webhook_id=webhook.id, type=kind, data=dict(data), created_at=moment, next_attempt_at=moment)
+    return WebhookDelivery(
+        webhook_id=webhook.id,
+        type=kind,
+        data=dict(data),
+        backbone=backbone,
+        created_at=moment,
+        next_attempt_at=moment,
+    )
 
 
 def _wants(webhook: Webhook, event: EventType, backbone: str | None) -> bool:

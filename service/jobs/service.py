@@ -24,7 +24,7 @@ from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.reading import view
 from service.jobs.schemas import Deletion, Gang, JobView, Parameters, PatchBody, PlanView, ResumeBody, RetryBody, Steps
 from service.jobs.state import State
-from service.jobs.submission import check_backbone_names, insert, stored_key
+from service.jobs.submission import check_backbone_names, insert, stored_key, visibility_kept
 from service.jobs.work import Work
 from service.queue.scheduler import Limits, fits
 from service.settings import Settings
@@ -69,7 +69,7 @@ def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) 
     with app_state.database.session() as session:
         if earlier := _job_of_key(session, caller, spec, key):  # two requests with the same key came at once
             return earlier, False
-        check_backbone_names(session, spec.model_dump(mode="json"))
+        check_backbone_names(session, caller, spec.model_dump(mode="json"))
         kind.schedule(session, spec)
         job = insert(session, caller.owner, spec, dataset_uri, key)
         caller.record(session, job.id, kind=job.kind, name=job.name)
@@ -96,7 +96,8 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     shape, placements = _cluster(app_state)
     resolved = resolve(spec, shape)
     with app_state.database.read() as session:
-        check_backbone_names(session, spec.model_dump(mode="json"))
+        check_backbone_names(session, caller, spec.model_dump(mode="json"))
+        kept = visibility_kept(session, spec.model_dump(mode="json"), subject.trained)
         steps = kind.schedule(session, resolved)
         warned = kind.plan_warnings(session, resolved)
         jobs, live = repository.waiting(session), repository.live(session)
@@ -113,7 +114,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
         gang=Gang(cpus=needs.all_cpus, gpus=needs.all_gpus),
         points=kind.points(spec),
         fits=when,
-        warnings=warned,
+        warnings=[*warned, *kept],
         message=f"{why} {kind.plan_note(spec, resolved)}".strip(),
     )
 

@@ -8,13 +8,15 @@ from typing import Any
 import structlog
 from sqlalchemy.orm import Session
 
-from service.auth.caller import sha256
+from service.auth.caller import Caller, sha256
+from service.auth.sight import ALL
 from service.db.tables import Event, Job, RegisteredBackbone
-from service.jobs import repository
+from service.jobs import repository, versions
 from service.jobs.dataset_images import dataset_images
 from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
 from service.settings import Settings
+from trainer.protocol.inspection import Warned
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.dataset import DatasetSpec, misplaced
 from trainer.spec.export import ENDINGS_REFUSED
@@ -25,6 +27,7 @@ from trainer.spec.pretrain import PretrainSpec
 
 HASH_PREFIX = "sha256:"
 """Prefix of every stored idempotency key."""
+TAKEN = "is the name of a private backbone of others: choose another name, or ask its owner to name you as a reader"
 
 
 def stored_key(key: str) -> str:
@@ -77,27 +80,47 @@ def check_roots(settings: Settings, datasets: Mapping[str, DatasetSpec | None]) 
         raise SpecError(problems)
 
 
-def check_backbone_names(session: Session, document: Mapping[str, Any]) -> None:
-    """Raises `SpecError` for a new backbone whose name would be that of another one's repository in the hub.
+def check_backbone_names(session: Session, caller: Caller, document: Mapping[str, Any]) -> None:
+    """Raises `SpecError` for the name of a backbone that a caller's job cannot register.
 
-    ``document`` may nest specs. Older specs and backbones keep such names: not all of these endings were taken before.
+    That is a new name which would be that of another backbone's repository in the hub, or the name of a private
+    backbone that the caller does not see. ``document`` may nest specs. Older specs and backbones keep names of
+    repositories: not all of these endings were taken before.
     """
-    problems = [
-        Problem(field, f"/{field.replace('.', '/')}", name, ENDINGS_REFUSED)
-        for field, name in _backbone_names(document, "")
-        if name.endswith(tuple(HUB_ENDINGS)) and session.get(RegisteredBackbone, name) is None
-    ]
+    named = dict(backbone_names(document))
+    known = versions.seen_backbones(session, caller, named.values())
+    problems = []
+    for field, name in named.items():
+        if name in known:
+            continue
+        taken = session.get(RegisteredBackbone, name) is not None
+        refused = ENDINGS_REFUSED if name.endswith(tuple(HUB_ENDINGS)) else TAKEN if taken else None
+        if refused:
+            problems.append(Problem(field, f"/{field.replace('.', '/')}", name, refused))
     if problems:
         raise SpecError(problems)
 
 
-def _backbone_names(document: Mapping[str, Any], path: str) -> Iterator[tuple[str, str]]:
+def visibility_kept(session: Session, document: Mapping[str, Any], trained: PretrainSpec | None) -> list[Warned]:
+    """A warning for each backbone that is open to all already, where a spec asks that its owners alone see it."""
+    if trained is None or trained.export.visibility == ALL:
+        return []
+    found = {name: session.get(RegisteredBackbone, name) for _, name in backbone_names(document)}
+    text = (
+        "export.visibility is owners, and {} is open to all already: it stays so, this version included. Its owner can "
+        "change that: rcmae backbones set {} --visibility owners"
+    )
+    open_to_all = [name for name, row in found.items() if row and row.visibility == ALL]
+    return [Warned(code="visibility_kept", message=text.format(name, name)) for name in open_to_all]
+
+
+def backbone_names(document: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
     """Each field of a document, at any depth, that names a backbone to register, and the name."""
     for key, value in document.items():
         if key == "register_as" and isinstance(value, str):
             yield f"{path}{key}", value
         elif isinstance(value, Mapping):
-            yield from _backbone_names(value, f"{path}{key}.")
+            yield from backbone_names(value, f"{path}{key}.")
 
 
 def schedule(session: Session, spec: PretrainSpec) -> Schedule | None:

@@ -42,7 +42,7 @@ class Publish(ControllerKind[PublishSpec]):
 
     def check(self, app_state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
         job, trained = publishable_job(app_state.database, app_state.artifacts, caller, spec)
-        return Subject(job.dataset_uri, trained)
+        return Subject(job.dataset_uri, trained.model_copy(update={"export": spec.export.over(trained.export)}))
 
     def recheck(self, settings: Settings, spec: PublishSpec) -> None:
         """Nothing to do: its checkpoint is checked when it starts."""

@@ -8,7 +8,9 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from service.auth.caller import Caller
 from service.db.tables import Webhook, WebhookDelivery
+from service.events.outbox import seen_deliveries, still_seen
 from service.http.paging import read_moment, write_cursor
 
 
@@ -26,13 +28,22 @@ def webhooks(
 
 
 def deliveries(
-    session: Session, webhook_id: str, limit: int, cursor: str | None
+    session: Session, caller: Caller, webhook_id: str, limit: int, cursor: str | None
 ) -> tuple[Sequence[WebhookDelivery], str | None]:
-    """One page of a webhook's deliveries, newest first, and the cursor of the next page."""
+    """One page of a webhook's deliveries that a caller sees, newest first, and the cursor of the next page."""
     row = WebhookDelivery
-    query = select(row).where(row.webhook_id == webhook_id, *_after(row.created_at, row.id, cursor))
+    query = select(row).where(
+        row.webhook_id == webhook_id, *seen_deliveries(caller), *_after(row.created_at, row.id, cursor)
+    )
     rows = session.scalars(query.order_by(row.created_at.desc(), row.id.desc()).limit(limit + 1)).all()
     return rows[:limit], _next(rows, limit)
+
+
+def delivery(session: Session, caller: Caller, webhook_id: str, delivery_id: str) -> WebhookDelivery | None:
+    """One of a webhook's deliveries, if there is one that a caller sees."""
+    row = WebhookDelivery
+    query = select(row).where(row.id == delivery_id, row.webhook_id == webhook_id, *seen_deliveries(caller))
+    return session.scalars(query).first()
 
 
 def _after(
@@ -48,10 +59,14 @@ def _next(rows: Sequence[Webhook] | Sequence[WebhookDelivery], limit: int) -> st
     return write_cursor([rows[limit - 1].created_at.isoformat(), rows[limit - 1].id]) if len(rows) > limit else None
 
 
-def end_waiting(session: Session, webhook_id: str, moment: datetime, message: str) -> None:
-    """Let all deliveries of a webhook fail that wait."""
+def end_waiting(
+    session: Session, webhook_id: str, moment: datetime, message: str, delivery_id: str | None = None
+) -> None:
+    """Let all deliveries of a webhook fail that wait, or one of them."""
     row = WebhookDelivery
     waiting = update(row).where(row.webhook_id == webhook_id, row.next_attempt_at.is_not(None))
+    if delivery_id is not None:
+        waiting = waiting.where(row.id == delivery_id)
     session.execute(waiting.values(next_attempt_at=None, ended_at=moment, message=message))
 
 
@@ -75,6 +90,13 @@ def due_delivery(session: Session, webhook_id: str, moment: datetime, longest: t
     row = WebhookDelivery
     query = select(row).where(row.webhook_id == webhook_id, _due(moment, longest))
     return session.scalars(query.order_by(row.next_attempt_at, row.id).limit(1)).first()
+
+
+def is_seen(session: Session, delivery: WebhookDelivery) -> bool:
+    """Whether a webhook's owner still sees the backbone that a delivery is about, if it is about one."""
+    row = WebhookDelivery
+    query = select(row.id).join(Webhook, Webhook.id == row.webhook_id).where(row.id == delivery.id, still_seen())
+    return session.scalar(query) is not None
 
 
 def forget(session: Session, before: datetime, keep: int) -> int:

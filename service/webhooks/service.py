@@ -61,7 +61,7 @@ def deliveries(state: AppState, caller: Caller, webhook_id: str, limit: int, cur
     """A webhook's deliveries, newest first. Raises the API's 404."""
     with state.database.read() as session:
         _seen(session, caller, webhook_id)
-        rows, next_cursor = repository.deliveries(session, webhook_id, limit, cursor)
+        rows, next_cursor = repository.deliveries(session, caller, webhook_id, limit, cursor)
     return Page[DeliveryView](items=[delivery_view(row) for row in rows], next_cursor=next_cursor)
 
 
@@ -69,7 +69,7 @@ def delivery(state: AppState, caller: Caller, webhook_id: str, delivery_id: str)
     """One delivery. Raises the API's 404."""
     with state.database.read() as session:
         _seen(session, caller, webhook_id)
-        return delivery_view(_delivery(session, webhook_id, delivery_id))
+        return delivery_view(_delivery(session, caller, webhook_id, delivery_id))
 
 
 def view(webhook: Webhook) -> WebhookView:
@@ -171,7 +171,7 @@ def retry(state: AppState, caller: Caller, webhook_id: str, delivery_id: str) ->
     """
     with state.database.session() as session:
         _changeable(session, caller, webhook_id)
-        row = _delivery(session, webhook_id, delivery_id)
+        row = _delivery(session, caller, webhook_id, delivery_id)
         if row.next_attempt_at is None:
             row.attempts, row.ended_at, row.message = 0, None, ""
         row.next_attempt_at = now()
@@ -196,10 +196,10 @@ def _changeable(session: Session, caller: Caller, webhook_id: str) -> Webhook:
     return webhook
 
 
-def _delivery(session: Session, webhook_id: str, delivery_id: str) -> WebhookDelivery:
-    """A webhook's delivery. Raises the API's 404."""
-    row = session.get(WebhookDelivery, delivery_id)
-    if row is None or row.webhook_id != webhook_id:
+def _delivery(session: Session, caller: Caller, webhook_id: str, delivery_id: str) -> WebhookDelivery:
+    """A webhook's delivery that the caller sees. Raises the API's 404."""
+    row = repository.delivery(session, caller, webhook_id, delivery_id)
+    if row is None:
         raise not_found("delivery", delivery_id)
     return row
 

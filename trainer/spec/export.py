@@ -20,6 +20,8 @@ from trainer.spec.formats import (
 Network = Literal["teacher", "student"]
 BackboneFormat = Literal["timm", "hf", "hf-mae", "onnx", "torch_export"]
 """`trainer.spec.formats.BACKBONE_FORMATS`, as a type."""
+FirstVisibility = Literal["all", "owners"]
+"""Who sees a backbone from its first version on."""
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _LINK: Final = re.compile(r"https://[^\s\"'<>()\[\]|`\\]+")
@@ -88,6 +90,9 @@ class ExportSpec(SpecModel):
     license_link: LicenseLink | None = None
     """Where the licence's text is, for the model card; needed by readers of licences that the Hugging Face Hub does not
     know."""
+    visibility: FirstVisibility = "all"
+    """Who sees the backbone of which this is the first version, until its owner changes that: `all`, or its `owners`
+    alone, with operators and admins. A backbone that is there already stays as it is."""
 
     @staticmethod
     def defaults(method: object, img_size: object) -> dict[str, Any]:

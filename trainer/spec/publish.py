@@ -11,7 +11,7 @@ from trainer.spec.base import Document, SpecModel
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.export import BackboneName, ExportSpec, Formats, License, LicenseLink, Network
+from trainer.spec.export import BackboneName, ExportSpec, FirstVisibility, Formats, License, LicenseLink, Network
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
 
@@ -38,6 +38,8 @@ class PublishExport(SpecModel):
     """The weights' licence, as a Hugging Face or SPDX identifier."""
     license_link: LicenseLink | None = None
     """Where the licence's text is."""
+    visibility: FirstVisibility | None = None
+    """Who sees the backbone of which this is the first version: `all` or its `owners`."""
 
     def over(self, trained: ExportSpec) -> ExportSpec:
         """The export section for a checkpoint whose own job has ``trained``."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from service.auth.caller import Caller
 from service.backbones import registry, use
 from service.backbones.hub import repositories
 from service.backbones.hub.repositories import Repository, moment
@@ -169,7 +170,9 @@ Key = tuple[float, str, int]
 """What a list is sorted by: the value, the backbone's name and the position of the format."""
 
 
-def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tuple[list[HubModelView], str | None]:
+def listing(
+    state: AppState, caller: Caller, query: Query, limit: int, cursor: str | None
+) -> tuple[list[HubModelView], str | None]:
     """One page of models and the next page's cursor. Each format of a backbone's main version is one.
 
     Raises the API's 422 for a cursor that is none.
@@ -177,11 +180,11 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
     limit = min(limit, MOST_WITH_FILES) if NEED_FILES & set(query.fields) else limit
     last = _read_key(cursor, query.sort) if cursor else None
     if query.sort == BY_NAME and query.ascending:  # they are read by name, so no more of them than the page needs
-        pairs = _keyed(state, query, last[1] if last else "", limit)
+        pairs = _keyed(state, caller, query, last[1] if last else "", limit)
         # The database's order of names need not be Python's: what is compared here is the last backbone's alone.
         following = (pair for pair in pairs if last is None or pair[0][1] != last[1] or pair[0][2] > last[2])
     else:
-        found = _keyed(state, query, "", registry.MOST_AT_ONCE)
+        found = _keyed(state, caller, query, "", registry.MOST_AT_ONCE)
         ordered = sorted(found, key=lambda pair: pair[0], reverse=not query.ascending)
         following = (
             pair for pair in ordered if last is None or (pair[0] > last if query.ascending else pair[0] < last)
@@ -194,11 +197,11 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
     return [_entry(state, model, query.fields, ever) for model in page], more
 
 
-def _keyed(state: AppState, query: Query, since: str, at_first: int) -> Iterator[tuple[Key, Model]]:
+def _keyed(state: AppState, caller: Caller, query: Query, since: str, at_first: int) -> Iterator[tuple[Key, Model]]:
     """The models that match, of the backbones from a name on, by backbone and format, with their keys."""
-    taken = _names_with_endings(state)
+    taken = _names_with_endings(state, caller)
     recent = _downloads(state, days=RECENT_DAYS)
-    for backbone in _backbones(state, since, at_first):
+    for backbone in _backbones(state, caller, since, at_first):
         for position, (repo_id, folder) in enumerate(repositories.repositories_of(state, backbone)):
             model = Model(repo_id, folder, backbone, backbone.main, recent.get((backbone.name, folder), 0))
             repo = repo_id.partition("/")[2]
@@ -207,19 +210,19 @@ def _keyed(state: AppState, query: Query, since: str, at_first: int) -> Iterator
                 yield (SORTS[query.sort](model), backbone.name, position), model
 
 
-def _backbones(state: AppState, since: str, at_first: int) -> Iterator[Backbone]:
-    if since and (found := registry.named(state, since)):  # it may have more repositories
+def _backbones(state: AppState, caller: Caller, since: str, at_first: int) -> Iterator[Backbone]:
+    if since and (found := registry.named(state, caller, since)):  # it may have more repositories
         yield found
-    yield from registry.backbones(state, "", since, at_first)
+    yield from registry.backbones(state, caller, "", since, at_first)
 
 
-def _names_with_endings(state: AppState) -> set[str]:
+def _names_with_endings(state: AppState, caller: Caller) -> set[str]:
     """The backbones, older than an ending of a format, that have the name of another one's repository."""
     with state.database.read() as session:
         return {
             name
             for ending in formats.HUB_ENDINGS
-            for name in versions.shown_backbones(session, ending, "", registry.MOST_AT_ONCE)
+            for name in versions.shown_backbones(session, caller, ending, "", registry.MOST_AT_ONCE)
             if name.endswith(ending)
         }
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import yaml
 
+from service.auth.caller import Caller
 from service.backbones import registry
 from service.backbones.registry import Backbone, Content, Served
 from service.context.app_state import AppState
@@ -52,29 +53,29 @@ class Repository:
         return {name: path for name, path in sorted(paths.items()) if path in self.sizes}
 
 
-def split(state: AppState, repo: str) -> tuple[Backbone, str] | None:
+def split(state: AppState, caller: Caller, repo: str) -> tuple[Backbone, str] | None:
     """The backbone and the format that a repository's name means. A backbone of the whole name comes first."""
-    whole = registry.named(state, repo)
+    whole = registry.named(state, caller, repo)
     if whole is not None:
         return whole, formats.BACKBONE_HF
     for ending, folder in formats.HUB_ENDINGS.items():
         if repo.endswith(ending):
-            found = registry.named(state, repo.removesuffix(ending))
+            found = registry.named(state, caller, repo.removesuffix(ending))
             return (found, folder) if found else None
     return None
 
 
-def named(state: AppState, org: str, repo: str) -> tuple[Backbone, str]:
+def named(state: AppState, caller: Caller, org: str, repo: str) -> tuple[Backbone, str]:
     """The backbone and the format of a repository. Raises the API's 404."""
-    found = split(state, repo) if org == formats.HUB_ORGANISATION else None
+    found = split(state, caller, repo) if org == formats.HUB_ORGANISATION else None
     if found is None:
         raise not_found("repo", f"{org}/{repo}")
     return found
 
 
-def find(state: AppState, org: str, repo: str, revision: str) -> Repository:
+def find(state: AppState, caller: Caller, org: str, repo: str, revision: str) -> Repository:
     """A repository at a revision. Raises the API's 404 if there is no such repository or revision."""
-    backbone, folder = named(state, org, repo)
+    backbone, folder = named(state, caller, org, repo)
     version = version_at(state, backbone, f"{org}/{repo}", revision)
     repository = at(state, f"{org}/{repo}", backbone, version, folder)
     if not any(path.startswith(f"{folder}/") for path in repository.files.values()):

@@ -78,7 +78,7 @@ def resolve(
     `raw` is the same as `resolve`, because no file of this hub is a git LFS pointer. If `RCMAE_PRESIGNED_DOWNLOADS` is
     set, it redirects to a signed link into S3.
     """
-    repository = repositories.find(state, org, repo, revision)
+    repository = repositories.find(state, caller, org, repo, revision)
     commit = {COMMIT_HEADER: repository.content.commit}
     stored_path = repository.files.get(path)
     if stored_path is None:
@@ -104,7 +104,7 @@ def listing(
     request: Request,
     response: Response,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     search: Annotated[str, Query(description="a part of the name")] = "",
     author: str = "",
     filter: Annotated[  # noqa: A002 - the hub's name
@@ -134,7 +134,7 @@ def listing(
         raise ApiProblem(422, "parameter_invalid", f"sort: {sort!r} is unknown; use one of {', '.join(SORTS)}")
     ascending = direction == "1" or (direction != "-1" and sort in {"", BY_NAME})
     query = models.Query(search, author, [tag for tag in tags if tag], sort or BY_NAME, ascending, fields)
-    found, more = models.listing(state, query, min(limit, MOST_LISTED), cursor)
+    found, more = models.listing(state, caller, query, min(limit, MOST_LISTED), cursor)
     if more:
         response.headers["Link"] = _next(request, cursor=more)
     return found
@@ -145,12 +145,12 @@ def model(
     org: str,
     repo: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     expand: Fields = None,
     expand_old: OldFields = None,
 ) -> HubModelView:
     """A repository at the revision `main`."""
-    return models.describe(state, repositories.find(state, org, repo, MAIN), _chosen(expand, expand_old))
+    return models.describe(state, repositories.find(state, caller, org, repo, MAIN), _chosen(expand, expand_old))
 
 
 @router.get(f"{API}/revision/{{revision:path}}", response_model_exclude_none=True)
@@ -159,12 +159,12 @@ def model_at(
     repo: str,
     revision: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     expand: Fields = None,
     expand_old: OldFields = None,
 ) -> HubModelView:
     """A repository at a revision."""
-    return models.describe(state, repositories.find(state, org, repo, revision), _chosen(expand, expand_old))
+    return models.describe(state, repositories.find(state, caller, org, repo, revision), _chosen(expand, expand_old))
 
 
 def _chosen(expand: list[str] | None, expand_old: list[str] | None) -> set[str]:
@@ -173,9 +173,9 @@ def _chosen(expand: list[str] | None, expand_old: list[str] | None) -> set[str]:
 
 
 @router.get(f"{API}/refs")
-def refs(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -> HubRefsView:  # noqa: ARG001
+def refs(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -> HubRefsView:
     """The names of all versions that can be pulled."""
-    backbone, _ = repositories.named(state, org, repo)
+    backbone, _ = repositories.named(state, caller, org, repo)
     commits = {each.number: registry.commit_of(state, each) for each in backbone.versions if not each.gone}
     named = {MAIN: backbone.main.number} | dict(backbone.aliases)
     heads = {name: commits[number] for name, number in named.items() if number in commits}
@@ -198,12 +198,12 @@ def commits(
     request: Request,
     response: Response,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     p: Annotated[int, Query(ge=0, le=MOST_PAGES, description="the page, from 0")] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED, description="commits on a page")] = PAGE_OF_COMMITS,
 ) -> list[HubCommitView]:
     """The versions up to a revision, newest first; the header `Link` leads to the next page."""
-    backbone, _ = repositories.named(state, org, repo)
+    backbone, _ = repositories.named(state, caller, org, repo)
     version = repositories.version_at(state, backbone, f"{org}/{repo}", revision)
     found = repositories.history(backbone, version)
     response.headers["X-Total-Count"] = str(len(found))
@@ -235,12 +235,12 @@ def tree(
     repo: str,
     revision: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     recursive: Recursive = False,
     expand: Expand = False,
 ) -> list[HubEntryView]:
     """The files of a repository, without pagination."""
-    return trees.tree(repositories.find(state, org, repo, revision), "", recursive, expand)
+    return trees.tree(repositories.find(state, caller, org, repo, revision), "", recursive, expand)
 
 
 @router.get(f"{API}/tree/{{revision}}/{{path:path}}", response_model_exclude_none=True)
@@ -250,12 +250,12 @@ def tree_below(
     revision: str,
     path: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     recursive: Recursive = False,
     expand: Expand = False,
 ) -> list[HubEntryView]:
     """The files of a folder in a repository."""
-    repository = repositories.find(state, org, repo, revision)
+    repository = repositories.find(state, caller, org, repo, revision)
     entries = trees.tree(repository, path.strip("/"), recursive, expand)
     if not entries:
         text = f"there is no folder {path!r} in {repository.id} at {revision}"
@@ -287,14 +287,14 @@ def paths_info(
     repo: str,
     revision: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     asked: Annotated[tuple[list[str], bool], Depends(_asked)],
 ) -> list[HubEntryView]:
     """The files and folders with certain paths; those that do not exist are left out.
 
     The body is a form or JSON with `paths` and `expand`.
     """
-    return trees.at(repositories.find(state, org, repo, revision), *asked)
+    return trees.at(repositories.find(state, caller, org, repo, revision), *asked)
 
 
 # --- the caller -------------------------------------------------------------------------------------------------------
@@ -329,9 +329,9 @@ def who_am_i(caller: MayReadBackbones) -> HubCallerView:
 
 
 @router.get(f"{API}/auth-check")
-def auth_check(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -> dict[str, str]:  # noqa: ARG001
+def auth_check(org: str, repo: str, state: StateDep, caller: MayReadBackbones) -> dict[str, str]:
     """Whether the caller may read a repository: the answer is empty if so."""
-    repositories.named(state, org, repo)
+    repositories.named(state, caller, org, repo)
     return {}
 
 

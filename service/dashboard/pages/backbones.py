@@ -58,7 +58,9 @@ def listing(
     found, trouble, wrong = None, None, None
     try:
         filters = Filters.of(**{name: text or None for name, text in texts.items()}, label=labels, metrics=metrics)
-        found, trouble = page.attempt(lambda: service.listing(page.state, filters, sort or None, PAGE, cursor))
+        found, trouble = page.attempt(
+            lambda: service.listing(page.state, page.caller, filters, sort or None, PAGE, cursor)
+        )
     except ApiProblem as problem:
         if {each.field for each in problem.problems}.isdisjoint({"label", "filter"}):
             raise
@@ -94,11 +96,11 @@ def _results(items: list[BackboneView], sort: str | None) -> list[str]:
 @router.get("/backbones/{name}")
 def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
     """One version, by default the main one, with its backbone's aliases and versions."""
-    found = registry.backbone(page.state, name)
+    found = registry.backbone(page.state, page.caller, name)
     served = registry.meant_by(page.state, found, version or MAIN)
     if served is None:
         raise not_found("version", f"{name}:{version}")
-    backbone, shown = service.show(page.state, name), service.describe(page.state, served)
+    backbone, shown = service.detail(found), service.describe(page.state, served)
     rendered, no_card = (None, "") if served.gone else _card(page, shown, served.folder)
     owner = found.row.owner
     controlled = {each.number for each in found.versions if page.caller.may(Scope.BACKBONES, each.row.owner, owner)}
@@ -158,6 +160,6 @@ def _move_text(backbone: BackboneView, alias: str, number: int) -> str:
 def delete(page: BackboneDeletionPage, name: str, version: Annotated[int, Query(ge=1, le=LARGEST)]) -> Response:
     """What the deletion of a version removes, to confirm."""
     deletion = service.deletion(page.state, page.caller, name, version)
-    last = [each.version for each in service.show(page.state, name).details] == [version]
+    last = [each.version for each in service.show(page.state, page.caller, name).details] == [version]
     context: dict[str, Any] = {"deletion": deletion, "last": last}
     return page.render("backbones/delete.html", **context)

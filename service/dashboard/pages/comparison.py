@@ -20,7 +20,9 @@ Name = Annotated[str | None, Query(max_length=600)]
 @router.get("/backbone-comparison")
 def compare(page: BackbonesPage, of: Name = None, other: Annotated[Name, Query(alias="with")] = None) -> Response:
     """Two versions side by side; without them, a form that asks for them."""
-    found, trouble = page.attempt(lambda: comparison.compare(page.state, of, other)) if of and other else (None, None)
+    found, trouble = None, None
+    if of and other:
+        found, trouble = page.attempt(lambda: comparison.compare(page.state, page.caller, of, other))
     figures = []
     if found:
         titles = [f"{side.version.name}:{side.version.version}" for side in (found.first, found.second)]

@@ -51,7 +51,7 @@ def home(page: JobsPage) -> Response:
     failed = [job for job in _jobs(page, State.FAILED, limit=100) if job.ended_at and job.ended_at > seen_at]
     newest_first = f"-{BY_TIME}"
     newest, registry_trouble = page.attempt(
-        lambda: backbones.listing(page.state, BackboneFilters(), newest_first, BACKBONES, None).items
+        lambda: backbones.listing(page.state, page.caller, BackboneFilters(), newest_first, BACKBONES, None).items
     )
     return page.render(
         "home.html",

@@ -26,6 +26,6 @@ FOUND: Final = 302
 def repository(page: BackbonesPage, repo: str, revision: str = MAIN, path: str = "") -> RedirectResponse:
     """The page of the version that a repository's address names."""
     del path  # the page shows all files
-    backbone, _ = repositories.named(page.state, HUB_ORGANISATION, repo)
+    backbone, _ = repositories.named(page.state, page.caller, HUB_ORGANISATION, repo)
     query = "" if revision == MAIN else f"?{urlencode({'version': revision})}"
     return RedirectResponse(f"/backbones/{quote(backbone.name)}{query}", FOUND)

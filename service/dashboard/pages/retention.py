@@ -21,7 +21,7 @@ Days = Annotated[str | None, Query(max_length=10)]
 @router.get("/backbones/{name}/retention")
 def one(page: BackbonesPage, name: str, expire_unused_days: Days = None, keep_newest: Days = None) -> Response:
     """The rule, or with the fields of another one its preview. Fields that make no rule are told beside the form."""
-    edits = page.caller.may(Scope.BACKBONES, registry.backbone(page.state, name).row.owner)
+    edits = page.caller.may(Scope.BACKBONES, registry.backbone(page.state, page.caller, name).row.owner)
     found, tried, wrong = retention.show(page.state, page.caller, name), None, ""
     texts = {"expire_unused_days": expire_unused_days, "keep_newest": keep_newest}
     if expire_unused_days is not None or keep_newest is not None:

@@ -4,6 +4,7 @@ from service.db.tables.access import Audit, BrowserSession, Token
 from service.db.tables.backbones import (
     AliasMove,
     BackboneAlias,
+    BackboneReader,
     BackboneVersion,
     RegisteredBackbone,
     RetentionRule,
@@ -23,6 +24,7 @@ __all__ = [
     "Attempt",
     "Audit",
     "BackboneAlias",
+    "BackboneReader",
     "BackboneVersion",
     "Base",
     "BrowserSession",

@@ -23,12 +23,24 @@ class RegisteredBackbone(Base):
     description: Mapped[str | None] = mapped_column(Text)
     """None until somebody has described it here or in MLflow; empty if somebody has removed the description."""
     labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")
+    visibility: Mapped[str] = mapped_column(String(16), default="all", server_default="all")
+    """Who sees it and its versions, besides its owners: see `service.auth.sight`."""
     search_text: Mapped[str] = mapped_column(Text, server_default="")
     """Its description and labels, for searches; see `folded`."""
     champion_rule: Mapped[dict[str, Any] | None]
     """A `service.backbones.approval_schemas.ChampionRuleView`; None if it has no rule."""
     created_at: Mapped[datetime]
     """When its first version was registered."""
+
+
+class BackboneReader(Base):
+    """Somebody who sees a private backbone without owning it or one of its versions."""
+
+    __tablename__ = "backbone_reader"
+
+    name: Mapped[str] = mapped_column(ForeignKey("backbone.name", ondelete="CASCADE"), primary_key=True)
+    reader: Mapped[str] = mapped_column(String(100), primary_key=True)
+    """The owner of tokens."""
 
 
 class BackboneVersion(Base):

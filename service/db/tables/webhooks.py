@@ -59,6 +59,8 @@ class WebhookDelivery(Base):
     webhook_id: Mapped[str] = mapped_column(ForeignKey("webhook.id", ondelete="CASCADE"))
     type: Mapped[str] = mapped_column(String(64))
     data: Mapped[dict[str, Any]]
+    backbone: Mapped[str | None] = mapped_column(String(256))
+    """The backbone that it is about: it is sent to those alone who see it."""
     created_at: Mapped[datetime] = mapped_column(default=now)
     """When it happened."""
     attempts: Mapped[int] = mapped_column(default=0)

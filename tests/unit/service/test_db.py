@@ -42,7 +42,7 @@ pytestmark = pytest.mark.both_databases
 TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
     *("backbone", "backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
-    *("signing_key", "version_signature", "version_use", "retention_rule", "alias_move"),
+    *("signing_key", "version_signature", "version_use", "retention_rule", "alias_move", "backbone_reader"),
 }
 
 
@@ -238,7 +238,8 @@ def test_an_upgrade_gives_each_backbone_the_owner_of_its_oldest_version(new):
         assert found["Cats"].created_at == datetime(2025, 6, 3, 12, tzinfo=UTC)
         version = session.get_one(BackboneVersion, ("Cats", 3))
         assert (version.description, version.labels) == (None, {})
-        assert versions.shown_backbones(session, "", "", 9, versions.with_words(["STRASSE", "cat"])) == ["Cats"]
+        caller, words = Caller("admin", Role.ADMIN), versions.with_words(["STRASSE", "cat"])
+        assert versions.shown_backbones(session, caller, "", "", 9, words) == ["Cats"]
     alembic(new, "downgrade", "0012")
     assert sorted(rows(new, "SELECT name, version FROM backbone_version"))[0] == ("Cats", 1)
     assert not inspect(new.engine).has_table("backbone")

@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from service_fakes import add_job, problem, spec_with
 from sqlalchemy import delete
 
+from service.auth.caller import Caller
 from service.backbones import registry as backbones
 from service.backbones.hub.repositories import front_matter
 from service.backbones.registry import Backbone
@@ -394,8 +395,8 @@ def test_no_model_is_lost_between_pages_whatever_the_databases_order(api, regist
         registry.add(name, formats="hf")
     ordered = backbones.backbones
 
-    def as_in_en_us(state: AppState, contains: str, after: str, *more: Any) -> list[Backbone]:
-        found = sorted(ordered(state, contains, "", *more), key=lambda each: each.name.replace("-", ""))
+    def as_in_en_us(state: AppState, caller: Caller, contains: str, after: str, *more: Any) -> list[Backbone]:
+        found = sorted(ordered(state, caller, contains, "", *more), key=lambda each: each.name.replace("-", ""))
         return [each for each in found if each.name.replace("-", "") > after.replace("-", "")]
 
     monkeypatch.setattr(backbones, "backbones", as_in_en_us)

@@ -50,7 +50,16 @@ STATUSES = {
 }
 """The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, the hub has
 nothing elsewhere, and these pages lead to their first tab."""
-ONES_OWN = ("{job_id}", "{search_id}", "{token_id}", "{webhook_id}", "{name}", "GET /v1/metrics")
+ONES_OWN = (
+    "{job_id}",
+    "{search_id}",
+    "{token_id}",
+    "{webhook_id}",
+    "{name}",
+    "{repo}",
+    "/backbone-comparison",
+    "GET /v1/metrics",
+)
 """What a route of one thing has in its name; other routes are about all that the caller may see."""
 VISIBLE_BY = {
     Scope.OWN_JOBS: Scope.READ_JOBS,
@@ -125,6 +134,8 @@ class Asker:
     def __init__(self, searches: SearchFiles, root: Path) -> None:
         self._searches, self._root = searches, root
         self._database, self._mlflow = searches.database, searches.mlflow
+        self.visibility = "owners"
+        """Of the backbones that it asks for."""
 
     def _backbone(self, owner: str) -> str:
         """A backbone that a job of an owner has made, with an alias for its first version and none for its second."""
@@ -143,7 +154,8 @@ class Asker:
         self._mlflow.set_alias(name, "best", 1)
         compare_with_mlflow(self._database, self._mlflow)
         with self._database.session() as session:
-            session.get_one(RegisteredBackbone, name).champion_rule = {"reason_required": True}
+            row = session.get_one(RegisteredBackbone, name)
+            row.champion_rule, row.visibility = {"reason_required": True}, self.visibility
             signer = Signer(bytes(32))
             signing.add_key(session, signer)
             for version in signing.unsigned(session, ("", 0), 9):

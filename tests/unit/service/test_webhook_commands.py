@@ -13,12 +13,11 @@ from fastapi import FastAPI
 from live import poll
 from service_world import World
 from test_cli import run
-from webhook_receiver import Receiver, receiving
+from webhook_receiver import Receiver, emit_about, receiving
 
 from service.app import attach
 from service.client.errors import ApiError
 from service.client.sdk import Client
-from service.events.outbox import emit
 from service.events.types import EventType
 from service.settings import Settings
 
@@ -77,7 +76,7 @@ def test_a_webhook_is_made_tested_looked_at_and_deleted_by_command(world, receiv
     receiver.answer(200)
     assert run("webhooks", "retry", webhook_id, failed["id"]) == 0
     with world.database.session() as session:
-        emit(session, EventType.ALIAS_MOVED, {"name": "digits"}, backbone="digits")
+        emit_about(session, EventType.ALIAS_MOVED, {"name": "digits"}, "digits")
     poll(lambda: len(receiver.received), lambda count: count == 4, 30)
     capsys.readouterr()
     assert run("webhooks", "deliveries", webhook_id, "--json") == 0

@@ -22,7 +22,7 @@ from service_fakes import problem, spec_with
 from service_world import World
 from sqlalchemy import delete, select, update
 from standardwebhooks import WebhookVerificationError
-from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, pass_pauses, receiving, rows
+from webhook_receiver import LONG_AGO, Receiver, add_webhook, deliver, emit_about, pass_pauses, receiving, rows
 
 import service
 from service.adapters.receivers import Answer
@@ -191,7 +191,7 @@ def test_what_is_rolled_back_tells_nothing(database):
 
     def change() -> None:
         with database.session() as session:
-            emit(session, EventType.VERSION_DELETED, {"name": "digits"}, backbone="digits")
+            emit_about(session, EventType.VERSION_DELETED, {"name": "digits"}, "digits")
             session.flush()
             raise RuntimeError("the change fails")
 
@@ -199,7 +199,7 @@ def test_what_is_rolled_back_tells_nothing(database):
         change()
     assert rows(database) == []
     with database.session() as session:
-        emit(session, EventType.VERSION_DELETED, {"name": "digits"}, backbone="digits")
+        emit_about(session, EventType.VERSION_DELETED, {"name": "digits"}, "digits")
     assert types(database) == ["version.deleted"]
 
 
@@ -212,8 +212,8 @@ def test_a_webhook_hears_of_the_events_and_backbones_that_it_names_while_it_is_e
         "off": add_webhook(database, enabled=False),
     }
     with database.session() as session:
-        emit(session, EventType.VERSION_DELETED, {}, backbone="dogs")
-        emit(session, EventType.ALIAS_MOVED, {}, backbone="cats")
+        emit_about(session, EventType.VERSION_DELETED, {}, "dogs")
+        emit_about(session, EventType.ALIAS_MOVED, {}, "cats")
         emit(session, EventType.ALIAS_MOVED, {})
     heard = {name: [row.type for row in rows(database) if row.webhook_id == ids[name]] for name in ids}
     heard = {name: sorted(found) for name, found in heard.items()}
@@ -252,7 +252,7 @@ def test_a_webhook_whose_owner_has_no_token_for_webhooks_hears_nothing_until_the
 
 def an_event(database: Database, **data: Any) -> None:
     with database.session() as session:
-        emit(session, EventType.ALIAS_MOVED, {"name": "digits"} | data, backbone="digits")
+        emit_about(session, EventType.ALIAS_MOVED, {"name": "digits"} | data, "digits")
 
 
 @pytest.mark.both_databases
@@ -429,6 +429,49 @@ def test_the_log_is_bounded(world, database):
         assert repository.forget(session, LONG_AGO, 2) == 2
     assert [row.id for row in rows(database)] == [*(row.id for row in others[-2:]), waiting.id]
     assert {row.webhook_id for row in rows(database)} == {webhook_id}
+
+
+def test_what_waits_is_not_sent_to_those_who_see_the_backbone_no_more(team, world, registry, receiver):
+    registry.add("digits")
+    made = create(team.bob, receiver.url)
+    for alias in ("best", "good"):
+        team.alice.put(f"/v1/backbones/digits/aliases/{alias}", json={"version": 1})
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "owners"})
+    deliver(world)
+    assert receiver.received == []
+    assert log_of(team.bob, made["id"]) == [], "nor shown any more"
+    entries = log_of(team.admin, made["id"])
+    assert [entry["state"] for entry in entries] == ["failed", "failed"]
+    assert "does not see the backbone any more" in entries[0]["message"]
+    path = f"/v1/webhooks/{made['id']}/deliveries/{entries[0]['id']}"
+    problem(team.bob.get(path), 404, "delivery_not_found")
+    problem(team.bob.post(f"{path}/retry"), 404, "delivery_not_found")
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "readers", "readers": ["bob"]})
+    assert team.bob.post(f"{path}/retry").status_code == 200
+    deliver(world)
+    assert len(receiver.received) == 1
+
+
+def test_an_operators_webhook_hears_of_private_backbones_as_long_as_a_token_has_that_role(
+    team,
+    world,
+    registry,
+    database,
+    receiver,
+):
+    registry.add("digits")
+    team.alice.patch("/v1/backbones/digits", json={"visibility": "owners"})
+    create(team.operator, receiver.url)
+    team.alice.put("/v1/backbones/digits/aliases/best", json={"version": 1})
+    ensure_token(database, "a-submitting-token-of-operator", "operator", Role.SUBMITTER)
+    receiver.answers = [(500, {}, b"")]
+    deliver(world)
+    assert len(receiver.received) == 1
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "operator", Token.role == "operator").values(role="viewer"))
+    pass_pauses(database)
+    deliver(world)
+    assert len(receiver.received) == 1
 
 
 # --- over REST --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,12 +13,15 @@ from typing import Any
 
 from service_world import World
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 from standardwebhooks import Webhook as Verifier
 
 from service.auth.caller import ensure_token
 from service.auth.scopes import Role
 from service.db.database import Database
-from service.db.tables import Webhook, WebhookDelivery
+from service.db.tables import RegisteredBackbone, Webhook, WebhookDelivery
+from service.events.outbox import emit
+from service.events.types import EventType
 from service.jobs.work import Work
 
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
@@ -106,6 +109,13 @@ def rows(database: Database) -> list[WebhookDelivery]:
     """All deliveries, the oldest first."""
     with database.read() as session:
         return list(session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.created_at, WebhookDelivery.id)))
+
+
+def emit_about(session: Session, event: EventType, data: Mapping[str, Any], backbone: str) -> None:
+    """An event about a backbone of alice's that is open to all."""
+    session.merge(RegisteredBackbone(name=backbone, owner="alice", created_at=LONG_AGO))
+    session.flush()
+    emit(session, event, data, backbone=backbone)
 
 
 def add_webhook(database: Database, url: str = "https://93.184.216.34/hook", **fields: Any) -> str:

@@ -1,0 +1,43 @@
+"""Who sees a backbone: the one place that decides it, as conditions of SQL that a row of a backbone meets.
+
+A backbone that is open to all is seen by everybody. A private one is seen by its owner, by the owners of its versions,
+by the readers that it names, and by roles with the scope `read:backbones`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import InstrumentedAttribute, aliased
+
+from service.auth.caller import Caller, has_valid_token
+from service.auth.scopes import Scope, roles_with
+from service.db.tables import BackboneReader, BackboneVersion, RegisteredBackbone
+
+ALL: Final = "all"
+"""The visibility of backbones that everybody sees."""
+OWNERS: Final = "owners"
+READERS: Final = "readers"
+"""That of private ones which name readers."""
+
+
+def seen(caller: Caller) -> list[ColumnElement[bool]]:
+    """What the row of each backbone meets that a caller sees."""
+    return [] if caller.has(Scope.READ_BACKBONES) else [_open_to(caller.owner)]
+
+
+def seen_by(owner: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether somebody, or whoever a column names, sees the backbone of a row with one of their valid tokens."""
+    return or_(_open_to(owner), has_valid_token(owner, roles_with([Scope.READ_BACKBONES])))
+
+
+def _open_to(owner: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """Whether the backbone of a row is open to an owner of tokens, whatever their roles."""
+    row, version, reader = RegisteredBackbone, aliased(BackboneVersion), aliased(BackboneReader)
+    # Each version that is not deleted counts, also one that cannot be pulled any more.
+    own = select(version.name).where(version.name == row.name, version.owner == owner, version.deleted_at.is_(None))
+    named = select(reader.name).where(reader.name == row.name, reader.reader == owner)
+    # The row, and the column that names an owner, may be of queries further out than the next one.
+    found = [own.correlate_except(version).exists(), named.correlate_except(reader).exists()]
+    return or_(row.visibility == ALL, row.owner == owner, *found)

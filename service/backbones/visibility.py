@@ -1,0 +1,56 @@
+"""Changes to who sees a backbone. `service.auth.sight` decides by them who does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from service.auth.caller import has_valid_token
+from service.auth.sight import READERS
+from service.backbones.schemas import Visibility
+from service.db.tables import BackboneReader, RegisteredBackbone
+from service.http.problems import spec_problem
+from service.jobs import versions
+from trainer.spec.base import Problem
+
+
+def change(
+    session: Session, row: RegisteredBackbone, visibility: Visibility | None, readers: Sequence[str] | None
+) -> dict[str, Any]:
+    """Change who sees a backbone; None keeps a value. Returns what has changed.
+
+    Only the visibility `readers` has readers: with any other one they are removed. Raises the API's 422 for readers
+    without that visibility, for that visibility without readers, and for a new reader without a token.
+    """
+    before = versions.readers(session, [row.name]).get(row.name, [])
+    chosen = visibility or row.visibility
+    wanted = sorted({*(before if readers is None else readers)}) if chosen == READERS else []
+    _check(chosen, wanted, readers)
+    for new in sorted({*wanted} - {*before}):
+        must_have_token(session, "readers", new)
+    found = {"visibility": chosen} if chosen != row.visibility else {}
+    row.visibility = chosen
+    if wanted == before:
+        return found
+    session.execute(delete(BackboneReader).where(BackboneReader.name == row.name))
+    session.add_all(BackboneReader(name=row.name, reader=reader) for reader in wanted)
+    return found | {"readers": wanted}
+
+
+def _check(chosen: str, wanted: Sequence[str], readers: Sequence[str] | None) -> None:
+    if chosen == READERS and not wanted:
+        text = "name at least one: with the visibility `readers` they see it besides its owners; or use `owners`"
+        raise spec_problem([Problem("readers", "/readers", list(wanted), text)])
+    if chosen != READERS and readers:
+        text = f"its visibility is {chosen!r}, which has no readers: set visibility to `readers` too"
+        raise spec_problem([Problem("readers", "/readers", list(readers), text)])
+
+
+def must_have_token(session: Session, field: str, owner: str) -> None:
+    """Raises the API's 422 for somebody without a valid token: a typing error would leave a backbone with nobody."""
+    if not session.scalar(select(has_valid_token(owner))):
+        text = "nobody of this name has a valid token: name the owner of one, or make them a token first"
+        raise spec_problem([Problem(field, f"/{field}", owner, text)])
