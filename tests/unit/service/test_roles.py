@@ -145,7 +145,7 @@ class Asker:
         with self._database.session() as session:
             signer = Signer(bytes(32))
             signing.add_key(session, signer)
-            for version in signing.unsigned(session, ("", 0), 9):
+            for version in session.scalars(signing.unsigned()).all():
                 signing.record(session, version, signer, b"sums")
         return name
 
