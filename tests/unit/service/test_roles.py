@@ -145,7 +145,7 @@ class Asker:
         with self._database.session() as session:
             signer = Signer(bytes(32))
             signing.add_key(session, signer)
-            for version in signing.unsigned(session, ("", 0), 9):
+            for version in session.scalars(signing.unsigned()).all():
                 signing.record(session, version, signer, b"sums")
             session.add(RetentionRule(name=name, expire_unused_days=90, keep_newest=1, set_by=owner))
         return name
