@@ -222,6 +222,7 @@ OPERATION_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
     "download_backbone_archive": {"version": "1"},
     "check_backbone_archive": {"version": "1"},
     "get_backbone_signature": {"version": "1"},
+    "list_backbone_users": {"version": "1"},
     "compare_backbones": {"of": "imagenet-base:1", "with": "imagenet-base@champion"},
     "download_backbone_signature": {"version": "1"},
     "check_backbone_signature": {"version": "1"},

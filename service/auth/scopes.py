@@ -80,8 +80,10 @@ MEANINGS: Final = {
     Scope.SUBMIT: "submit jobs and promote trials",
     Scope.JOBS: "control, change and delete everybody's jobs and searches",
     Scope.OWN_JOBS: "control, change and delete its owner's jobs and searches",
-    Scope.BACKBONES: "delete and describe everybody's backbones, and set their aliases and owners",
-    Scope.OWN_BACKBONES: "delete and describe its owner's backbones and versions, and set their aliases and owners",
+    Scope.BACKBONES: "delete and describe everybody's backbones, set their aliases and owners, and see who uses them",
+    Scope.OWN_BACKBONES: (
+        "delete and describe its owner's backbones and versions, set their aliases and owners, and see who uses them"
+    ),
     Scope.TOKENS: "make, rotate and revoke everybody's tokens",
     Scope.OWN_TOKENS: "make, rotate and revoke its owner's tokens",
     Scope.WEBHOOKS: "make, change, test and delete everybody's webhooks",

@@ -66,7 +66,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/backbones/{name}/versions/{version}/users": Operation(
         "list_backbone_users", ("forbidden", "version_not_found")
     ),
-    "GET /v1/backbone-space": Operation("get_backbone_space"),
+    "GET /v1/backbone-space": Operation("get_backbone_space", ("forbidden",)),
     "GET /v1/signing-keys": Operation("list_signing_keys"),
     "GET /v1/backbone-comparison": Operation("compare_backbones", ("version_not_found",)),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(

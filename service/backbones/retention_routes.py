@@ -31,8 +31,8 @@ def put(
     """Set the rule by which versions are deleted, and report what it does with each.
 
     Named versions, `main`, the newest, those of jobs that have not ended and those that are gone in MLflow always stay.
-    Nothing goes within a day of the first announcement in `expires_at`. Downloads through MLflow or straight from the
-    artifact storage are not counted.
+    Nothing goes within a day of the first announcement in `expires_at`. What people read through
+    MLflow, straight from the artifact storage or from a client's cache is not counted as a download.
     """
     if preview:
         caller.changes_nothing()

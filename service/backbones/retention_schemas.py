@@ -13,8 +13,8 @@ from service.http.schemas import Body, View
 NOTICE_DAYS: Final = 1
 """A version is shown as one that goes for at least so long before it goes."""
 NOT_COUNTED: Final = (
-    "Downloads through this service are counted, by day. Those through MLflow or straight from the artifact storage "
-    "are not: give an alias to a version that is used that way."
+    "Downloads through this service are counted, by day. What people read through MLflow, straight from the artifact "
+    "storage or from a client's cache is not: give an alias to a version that is used that way."
 )
 """What a rule cannot know."""
 

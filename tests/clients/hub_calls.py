@@ -98,7 +98,7 @@ def _info(info):
 @call("model_info expand", "auth_check")  # they came together
 def _():
     info = api.model_info(REPO, expand=["downloads", "likes", "createdAt"])
-    return [info.downloads, info.likes, info.siblings, bool(info.created_at)]
+    return [type(info.downloads).__name__, info.likes, info.siblings, bool(info.created_at)]
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

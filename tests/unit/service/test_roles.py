@@ -158,7 +158,7 @@ class Asker:
             row.champion_rule, row.visibility = {"reason_required": True}, self.visibility
             signer = Signer(bytes(32))
             signing.add_key(session, signer)
-            for version in signing.unsigned(session, ("", 0), 9):
+            for version in session.scalars(signing.unsigned()).all():
                 signing.record(session, version, signer, b"sums")
             session.add(RetentionRule(name=name, expire_unused_days=90, keep_newest=1, set_by=owner))
         return name
