@@ -18,7 +18,7 @@ from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found, spec_problem
 from service.http.schemas import Page
-from service.jobs import alias_moves, versions
+from service.jobs import alias_moves, versions, visibility
 from trainer.spec.base import Problem
 
 
@@ -137,7 +137,7 @@ def _must_be_meetable(session: Session, caller: Caller, rule: ChampionRuleBody) 
         for index, owner in enumerate(rule.approvers)
         if not session.scalar(select(has_valid_token(owner, roles)))
     ]  # fmt: skip
-    known = {key for tags in versions.tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
+    known = {key for tags in visibility.tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
     for index, limit in enumerate(rule.must_not_worsen):
         if limit.metric not in known:
             field, pointer = f"must_not_worsen.{index}.metric", f"/must_not_worsen/{index}/metric"

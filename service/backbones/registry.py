@@ -26,7 +26,7 @@ from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
-from service.jobs import versions
+from service.jobs import versions, visibility
 from service.jobs.versions import VersionState
 from trainer.protocol import names
 from trainer.spec import formats
@@ -191,14 +191,14 @@ def backbones(
 ) -> Iterator[Backbone]:
     """Those of a caller's backbones whose names contain a text and come after another name, by name, read as needed.
 
-    ``at_first``: how many the caller needs at first; ``conditions``: as of `versions.shown_backbones`. Raises the API's
-    503 while MLflow's versions are being read.
+    ``at_first``: how many the caller needs at first; ``conditions``: as of `visibility.shown_backbones`. Raises the
+    API's 503 while MLflow's versions are being read.
     """
     size = at_first
     while True:
         with state.database.read() as session:
             versions.must_be_read(session)
-            found = versions.shown_backbones(session, caller, contains, after, size, conditions)
+            found = visibility.shown_backbones(session, caller, contains, after, size, conditions)
             chunk = _read(state, session, versions.backbones(session, found))
         yield from chunk
         if len(found) < size:
@@ -212,7 +212,7 @@ def named(state: AppState, caller: Caller, name: str) -> Backbone | None:
     """
     with state.database.read() as session:
         versions.must_be_read(session)
-        return next(iter(_read(state, session, versions.seen_backbones(session, caller, [name]))), None)
+        return next(iter(_read(state, session, visibility.seen_backbones(session, caller, [name]))), None)
 
 
 def backbone(state: AppState, caller: Caller, name: str) -> Backbone:
@@ -238,7 +238,7 @@ def again(state: AppState, backbone: Backbone) -> Backbone:
 def _read(state: AppState, session: Session, common: Mapping[str, RegisteredBackbone]) -> list[Backbone]:
     """Those of some backbones, given by name, of which a version is shown."""
     rows, aliases = versions.shown(session, list(common)), versions.aliases(session, list(common))
-    readers = versions.readers(session, [name for name, row in common.items() if row.visibility == READERS])
+    readers = visibility.readers(session, [name for name, row in common.items() if row.visibility == READERS])
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):

@@ -13,7 +13,7 @@ from service.auth.sight import READERS
 from service.backbones.schemas import Visibility
 from service.db.tables import BackboneReader, RegisteredBackbone
 from service.http.problems import spec_problem
-from service.jobs import versions
+from service.jobs.visibility import readers as readers_of
 from trainer.spec.base import Problem
 
 
@@ -25,7 +25,7 @@ def change(
     Only the visibility `readers` has readers: with any other one they are removed. Raises the API's 422 for readers
     without that visibility, for that visibility without readers, and for a new reader without a token.
     """
-    before = versions.readers(session, [row.name]).get(row.name, [])
+    before = readers_of(session, [row.name]).get(row.name, [])
     chosen = visibility or row.visibility
     wanted = sorted({*(before if readers is None else readers)}) if chosen == READERS else []
     _check(chosen, wanted, readers)

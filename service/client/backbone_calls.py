@@ -14,6 +14,7 @@ from service.backbones.schemas import (
     VersionDeletionView,
     VersionSummaryView,
     VersionView,
+    Visibility,
 )
 from service.backbones.signature_schemas import LARGEST_SUMS, SIGNATURE_FILE, SigningKeyView, VersionSignatureView
 from service.backbones.use_schemas import OwnerSpaceView, VersionUserView
@@ -122,12 +123,19 @@ class BackboneCalls(ApprovalCalls):
         description: str | None = None,
         labels: Mapping[str, str] | None = None,
         owner: str | None = None,
+        visibility: Visibility | None = None,
+        readers: Sequence[str] | None = None,
     ) -> BackboneDetailView:
-        """Change a backbone's description, labels or owner; None changes nothing. ``labels`` replace all of its own.
+        """Change a backbone; None changes nothing. ``labels`` replace all of its own, ``readers`` all of its readers.
 
-        A change of the owner is not retried: afterwards the caller may not be allowed to make it again.
+        ``visibility`` is `all`, `owners`, or `readers`: the owners and ``readers``, who are owners of tokens. A change
+        of the owner is not retried: afterwards the caller may not be allowed to make it again.
         """
-        body = {"description": description, "labels": None if labels is None else dict(labels), "owner": owner}
+        body: dict[str, object] = {"description": description, "owner": owner, "visibility": visibility}
+        body |= {
+            "labels": None if labels is None else dict(labels),
+            "readers": None if readers is None else list(readers),
+        }
         path = f"/v1/backbones/{name}"
         return self._request(BackboneDetailView, "PATCH", path, json=without_none(body), retried=owner is None)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from service.backbones.schemas import VersionDeletionView
+from service.backbones.schemas import VersionDeletionView, Visibility
 from service.client import render, render_backbones
 from service.client.commands import changed_labels, exit_status, follow_to_end, label_pair
 from service.client.console import echo_json
@@ -232,24 +232,43 @@ def set_(
         list[str] | None, typer.Option(metavar="NAME", help="Remove this label; repeatable.")
     ] = None,
     owner: Annotated[str | None, typer.Option(help="Give the backbone to this owner of a token.")] = None,
+    visibility: Annotated[
+        Visibility | None, typer.Option(help="Who sees the backbone: all, its owners, or its owners and readers.")
+    ] = None,
+    reader: Annotated[
+        list[str] | None, typer.Option(metavar="OWNER", help="Let this owner of a token see it; repeatable.")
+    ] = None,
+    remove_reader: Annotated[
+        list[str] | None, typer.Option(metavar="OWNER", help="Let this reader see it no more; repeatable.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Change the description or labels of a backbone or version, or a backbone's owner; the rest stays."""
+    """Change the description or labels of a backbone or version, or who owns or sees a backbone; the rest stays."""
     name, version = reference(backbone)
     if isinstance(version, str):
         raise typer.BadParameter(f"{backbone!r} may mean another version soon: write {name}:NUMBER", param_hint="NAME")
     if version is not None and owner is not None:
         raise typer.BadParameter(f"a version keeps its owner: write only {name}", param_hint="--owner")
+    if version is not None and (visibility or reader or remove_reader):
+        raise typer.BadParameter(f"all versions are seen by the same people: write only {name}", param_hint="NAME")
     added, removed = dict(label_pair(text) for text in label or ()), set(remove_label or ())
-    if description is None and owner is None and not added and not removed:
-        raise typer.BadParameter("say what to change: --description, --label, --remove-label or --owner")
+    texts = description is not None or added or removed
+    if not (texts or owner is not None or visibility or reader or remove_reader):
+        options = "--description, --label, --remove-label, --owner, --visibility, --reader or --remove-reader"
+        raise typer.BadParameter(f"say what to change: {options}")
     with connected() as client:
         labels = None
         if added or removed:
             before = client.backbone(name) if version is None else client.version(name, version)
             labels = changed_labels(backbone, before.labels, added, removed)
         if version is None:
-            view = client.patch_backbone(name, description=description, labels=labels, owner=owner)
+            readers = None
+            if reader or remove_reader:
+                before = client.backbone(name)
+                readers = sorted({*before.readers, *(reader or ())} - {*(remove_reader or ())})
+            view = client.patch_backbone(
+                name, description=description, labels=labels, owner=owner, visibility=visibility, readers=readers
+            )
             print_json(view) if as_json else out.print(render_backbones.backbone(view))
         else:
             one = client.patch_version(name, version, description=description, labels=labels)

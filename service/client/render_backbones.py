@@ -88,6 +88,7 @@ def backbone(view: BackboneDetailView) -> RenderableType:
         [
             ("backbone", view.name),
             ("pulled by default", f"{view.name}:{view.main_version}"),
+            ("visible to", visible_to(view)),
             *_texts(view),
             ("downloads", downloads(view)),
             ("size", _size(view)),
@@ -95,6 +96,11 @@ def backbone(view: BackboneDetailView) -> RenderableType:
         ]
     )
     return Group(head, "", versions)
+
+
+def visible_to(view: BackboneView) -> str:
+    """Who sees a backbone, besides operators and admins."""
+    return "all" if view.visibility == "all" else ", ".join(["its owners", *view.readers])
 
 
 def _texts(view: BackboneView | VersionSummaryView) -> list[tuple[str, RenderableType]]:

@@ -17,7 +17,7 @@ from service.backbones import copies
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, now
-from service.jobs import lineage, repository, versions
+from service.jobs import lineage, repository, versions, visibility
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
 from service.jobs.versions import Known, Registered, VersionState
@@ -152,7 +152,7 @@ def _of_jobs(session: Session, jobs: Mapping[str, Job], batch: Sequence[Version]
     """Those versions that belong to one of these jobs and may join their backbone, each with its job."""
     found = [(jobs.get(version.tags[names.TAG_JOB]), version) for version in batch]
     ours = [(job, version) for job, version in found if job and versions.belongs(job, version)]
-    return [(job, version) for job, version in ours if not versions.closed_to(session, job)]
+    return [(job, version) for job, version in ours if not visibility.closed_to(session, job)]
 
 
 def _reset_aliases(context: ControllerContext, models: Models) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from service.auth.caller import Caller, sha256
 from service.auth.sight import ALL
 from service.db.tables import Event, Job, RegisteredBackbone
-from service.jobs import repository, versions
+from service.jobs import repository, visibility
 from service.jobs.dataset_images import dataset_images
 from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
@@ -88,7 +88,7 @@ def check_backbone_names(session: Session, caller: Caller, document: Mapping[str
     repositories: not all of these endings were taken before.
     """
     named = dict(backbone_names(document))
-    known = versions.seen_backbones(session, caller, named.values())
+    known = visibility.seen_backbones(session, caller, named.values())
     problems = []
     for field, name in named.items():
         if name in known:

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
-from service.auth.caller import Caller
-from service.auth.sight import ALL, OWNERS, seen, seen_by
+from service.auth.sight import ALL, OWNERS
 from service.db.tables import (
     BackboneAlias,
-    BackboneReader,
     BackboneVersion,
     Job,
     RegisteredBackbone,
@@ -118,27 +116,6 @@ def shown(session: Session, backbones: Sequence[str]) -> Sequence[BackboneVersio
     return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
 
 
-def shown_backbones(
-    session: Session,
-    caller: Caller,
-    contains: str,
-    after: str,
-    limit: int,
-    conditions: Sequence[ColumnElement[bool]] = (),
-) -> Sequence[str]:
-    """The first names after another one, in the database's order, of backbones that a caller sees.
-
-    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
-    `owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
-    """
-    query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
-    if contains:
-        query = query.where(BackboneVersion.name.icontains(contains, autoescape=True))
-    if conditions := [*seen(caller), *conditions]:
-        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
-    return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
-
-
 def following(
     session: Session, query: Select[BackboneVersion], after: tuple[str, int], limit: int
 ) -> Sequence[BackboneVersion]:
@@ -175,25 +152,11 @@ def has_labels(labels: Iterable[tuple[str, str]], version: BackboneVersion, back
     return {*labels} <= {*version.labels.items(), *backbone.labels.items()}
 
 
-def seen_backbones(session: Session, caller: Caller, names: Iterable[str]) -> dict[str, RegisteredBackbone]:
-    """The rows of those of some backbones that a caller sees, by name."""
-    query = select(RegisteredBackbone).where(RegisteredBackbone.name.in_(names), *seen(caller))
-    return {row.name: row for row in session.scalars(query)}
-
-
 def backbones(session: Session, names: Iterable[str] | None = None) -> dict[str, RegisteredBackbone]:
     """The rows of all backbones, or of some, by name, whoever sees them: for the controller."""
     query = select(RegisteredBackbone)
     rows = session.scalars(query if names is None else query.where(RegisteredBackbone.name.in_(names)))
     return {row.name: row for row in rows}
-
-
-def tags_of_shown(session: Session, caller: Caller) -> Sequence[dict[str, str]]:
-    """The tags of all versions that a caller sees."""
-    query = select(BackboneVersion.tags).where(BackboneVersion.state.in_(SHOWN))
-    if conditions := seen(caller):
-        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
-    return session.scalars(query).all()
 
 
 @dataclass(frozen=True)
@@ -230,15 +193,6 @@ def aliases(session: Session, backbones: Sequence[str] | None = None) -> dict[st
     found: dict[str, dict[str, int]] = {}
     for row in session.scalars(query if backbones is None else query.where(BackboneAlias.name.in_(backbones))):
         found.setdefault(row.name, {})[row.alias] = row.version
-    return found
-
-
-def readers(session: Session, backbones: Sequence[str]) -> dict[str, list[str]]:
-    """The readers of some private backbones, sorted, by the backbone's name."""
-    query = select(BackboneReader).where(BackboneReader.name.in_(backbones)).order_by(BackboneReader.reader)
-    found: dict[str, list[str]] = {}
-    for row in session.scalars(query) if backbones else ():
-        found.setdefault(row.name, []).append(row.reader)
     return found
 
 
@@ -332,16 +286,6 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
 def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """A version's tags in MLflow without the copies of its labels."""
     return {key: value for key, value in tags.items() if not key.startswith(names.TAG_LABEL)}
-
-
-def closed_to(session: Session, job: Job) -> bool:
-    """Whether a job's versions must not join a backbone: it is private, and the job's owner does not see it.
-
-    To join it would show it to them, as owners of a version.
-    """
-    name = job.spec.get("register_as")
-    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, not_(seen_by(job.owner)))
-    return session.scalar(query) is not None
 
 
 def _first_visibility(session: Session, job: Job) -> str:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from service.adapters.mlflow_runs import RunView
 from service.controller.context import ControllerContext
 from service.db.tables import Attempt, Job
-from service.jobs import progress, versions
+from service.jobs import progress, versions, visibility
 from service.jobs.schemas import BackboneRef, Result
 from service.jobs.state import State
 from service.jobs.versions import Registered
@@ -51,14 +51,14 @@ class RunReport:
 
     def settled(self, session: Session, context: ControllerContext, job: Job) -> None:  # noqa: ARG002
         """Add the versions that the job has registered; an attempt may have registered one and failed afterwards."""
-        if not versions.closed_to(session, job):
+        if not visibility.closed_to(session, job):
             for each in self.registered:
                 versions.add(session, job, each, {})
 
 
 def _closed(context: ControllerContext, job: Job) -> bool:
     with context.app.database.read() as session:
-        return versions.closed_to(session, job)
+        return visibility.closed_to(session, job)
 
 
 def final_report(context: ControllerContext, job: Job, run: RunView | None, state: State, complete: str) -> RunReport:

@@ -17,7 +17,7 @@ from service.backbones.hub.views import HubModelView
 from service.backbones.registry import Backbone, Served
 from service.context.app_state import AppState
 from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
-from service.jobs import versions
+from service.jobs import visibility
 from trainer.protocol import names
 from trainer.spec import formats
 
@@ -222,7 +222,7 @@ def _names_with_endings(state: AppState, caller: Caller) -> set[str]:
         return {
             name
             for ending in formats.HUB_ENDINGS
-            for name in versions.shown_backbones(session, caller, ending, "", registry.MOST_AT_ONCE)
+            for name in visibility.shown_backbones(session, caller, ending, "", registry.MOST_AT_ONCE)
             if name.endswith(ending)
         }
 

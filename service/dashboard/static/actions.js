@@ -151,7 +151,7 @@ export function valuesOf(form) {
     }
     let value = field.type === "checkbox" ? field.checked : field.value;
     if (value === "" && field.dataset.empty === undefined) continue;
-    if (value === "") value = field.dataset.empty === "null" ? null : field.dataset.type === "labels" ? {} : "";
+    if (value === "") value = field.dataset.empty === "null" ? null : field.dataset.type === "labels" ? {} : field.dataset.type === "list" ? [] : "";
     else if (field.dataset.type === "number") value = Number.isNaN(Number(value)) ? value : Number(value);
     else if (field.dataset.type === "json") { try { value = JSON.parse(value); } catch { /* the server says what is wrong with it */ } }
     else if (field.dataset.type === "labels") value = labelsOf(value);

@@ -272,10 +272,26 @@ def test_set_describes_a_backbone_or_a_version_and_keeps_other_labels(server, ca
     ]
 
 
+def test_set_says_who_sees_a_backbone_and_adds_and_removes_readers(server, capsys):
+    private = BACKBONE | {"visibility": "readers", "readers": ["bob", "carol"]}
+    server.on("GET", "/v1/backbones/digits", Answer(200, private))
+    server.on("PATCH", "/v1/backbones/digits", Answer(200, private))
+    assert run("backbones", "set", "digits", "--visibility", "owners") == 0
+    assert "its owners, bob, carol" in capsys.readouterr().out
+    assert run("backbones", "set", "digits", "--reader", "dora", "--remove-reader", "bob") == 0
+    assert run("backbones", "set", "digits", "--visibility", "readers", "--reader", "bob") == 0
+    assert [asked.body for asked in server.asked if asked.method == "PATCH"] == [
+        {"visibility": "owners"},
+        {"readers": ["carol", "dora"]},
+        {"visibility": "readers", "readers": ["bob", "carol"]},
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "told"),
     [
         (("digits",), 2, "--description"),
+        (("digits:2", "--reader", "bob"), 2, "all versions are seen by the same people"),
         (("digits", "--label", "team=vision"), 2, "name:value"),
         (("digits:2", "--owner", "bob"), 2, "a version keeps its owner"),
         (("digits@champion", "--description", "x"), 2, "digits:NUMBER"),

@@ -31,7 +31,7 @@ from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
 from service.db.tables import Addition, Attempt, BackboneVersion, Event, Job, now
 from service.http.problems import ApiProblem
-from service.jobs import repository, versions
+from service.jobs import repository, versions, visibility
 from service.jobs.lifecycle import note
 from service.jobs.service import submit
 from service.settings import Settings
@@ -239,7 +239,7 @@ def test_an_upgrade_gives_each_backbone_the_owner_of_its_oldest_version(new):
         version = session.get_one(BackboneVersion, ("Cats", 3))
         assert (version.description, version.labels) == (None, {})
         caller, words = Caller("admin", Role.ADMIN), versions.with_words(["STRASSE", "cat"])
-        assert versions.shown_backbones(session, caller, "", "", 9, words) == ["Cats"]
+        assert visibility.shown_backbones(session, caller, "", "", 9, words) == ["Cats"]
     alembic(new, "downgrade", "0012")
     assert sorted(rows(new, "SELECT name, version FROM backbone_version"))[0] == ("Cats", 1)
     assert not inspect(new.engine).has_table("backbone")

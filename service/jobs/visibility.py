@@ -1,0 +1,70 @@
+"""What a caller sees of the registered versions, and who the readers of private backbones are.
+
+Every function works inside its caller's transaction. `service.auth.sight` decides who sees what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import ColumnElement, not_, select
+from sqlalchemy.orm import Session
+
+from service.auth.caller import Caller
+from service.auth.sight import seen, seen_by
+from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone
+from service.jobs.versions import SHOWN
+
+
+def shown_backbones(
+    session: Session,
+    caller: Caller,
+    contains: str,
+    after: str,
+    limit: int,
+    conditions: Sequence[ColumnElement[bool]] = (),
+) -> Sequence[str]:
+    """The first names after another one, in the database's order, of backbones that a caller sees.
+
+    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
+    `versions.owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
+    """
+    query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
+    if contains:
+        query = query.where(BackboneVersion.name.icontains(contains, autoescape=True))
+    if conditions := [*seen(caller), *conditions]:
+        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
+    return session.scalars(query.distinct().order_by(BackboneVersion.name).limit(limit)).all()
+
+
+def tags_of_shown(session: Session, caller: Caller) -> Sequence[dict[str, str]]:
+    """The tags of all versions that a caller sees."""
+    query = select(BackboneVersion.tags).where(BackboneVersion.state.in_(SHOWN))
+    if conditions := seen(caller):
+        query = query.join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name).where(*conditions)
+    return session.scalars(query).all()
+
+
+def seen_backbones(session: Session, caller: Caller, names: Iterable[str]) -> dict[str, RegisteredBackbone]:
+    """The rows of those of some backbones that a caller sees, by name."""
+    query = select(RegisteredBackbone).where(RegisteredBackbone.name.in_(names), *seen(caller))
+    return {row.name: row for row in session.scalars(query)}
+
+
+def readers(session: Session, backbones: Sequence[str]) -> dict[str, list[str]]:
+    """The readers of some private backbones, sorted, by the backbone's name."""
+    query = select(BackboneReader).where(BackboneReader.name.in_(backbones)).order_by(BackboneReader.reader)
+    found: dict[str, list[str]] = {}
+    for row in session.scalars(query) if backbones else ():
+        found.setdefault(row.name, []).append(row.reader)
+    return found
+
+
+def closed_to(session: Session, job: Job) -> bool:
+    """Whether a job's versions must not join a backbone: it is private, and the job's owner does not see it.
+
+    To join it would show it to them, as owners of a version.
+    """
+    name = job.spec.get("register_as")
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, not_(seen_by(job.owner)))
+    return session.scalar(query) is not None
