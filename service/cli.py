@@ -15,7 +15,7 @@ import typer
 
 from service import deployment
 from service.backup.commands import admin
-from service.client import backbones, commands, data, operators, render, results, searches, tables, webhooks
+from service.client import backbones, commands, data, importing, operators, render, results, searches, tables, webhooks
 from service.client.console import Text
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
@@ -35,6 +35,7 @@ for command in (results.logs, results.metrics, results.checkpoints):
     commands.jobs.command()(command)
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
+backbones.backbones.command("import")(importing.import_backbone)
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")

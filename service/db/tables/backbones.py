@@ -9,6 +9,7 @@ from sqlalchemy import Connection, ForeignKey, ForeignKeyConstraint, Index, Stri
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.tables.base import Base, now
+from trainer.protocol import names
 
 
 class RegisteredBackbone(Base):
@@ -77,7 +78,8 @@ def _write_backbone_text(_: object, __: Connection, row: RegisteredBackbone) -> 
 @event.listens_for(BackboneVersion, "before_insert")
 @event.listens_for(BackboneVersion, "before_update")
 def _write_version_text(_: object, __: Connection, row: BackboneVersion) -> None:
-    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n") + _search_text(row)
+    origin = row.tags.get(names.TAG_ORIGIN, "")
+    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n{origin}\n") + _search_text(row)
 
 
 def _search_text(row: RegisteredBackbone | BackboneVersion) -> str:
