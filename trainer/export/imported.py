@@ -47,7 +47,7 @@ class Imported:
     formats: tuple[str, ...]
     """Those that are registered."""
     deviation: float
-    """The greatest difference between the original's arithmetic and ours on the same images."""
+    """The greatest difference of our tokens from those of the original's arithmetic, in units of their size."""
     notes: tuple[str, ...] = ()
     """Sentences on what was left out, assumed or adapted."""
 
@@ -101,8 +101,8 @@ class Imported:
         whose = f"the {network}'s of {self._origin}" if network else f"those of {self._origin}"
         form = SOURCE_FORMATS.get(self.source_format, self.source_format)
         return (
-            f"The weights are {whose}, converted from {form}. Computed with both on the same images, features differ "
-            f"by at most {self.deviation:.1g}."
+            f"The weights are {whose}, converted from {form}. Computed with both on the same images, tokens differ "
+            f"by at most {self.deviation:.1g} of their size."
         )
 
     def training(self, facts: Facts) -> str:
@@ -150,7 +150,7 @@ class Imported:
             "imported by": f"`{self.job_id}`",
             "source": f"{self._source}{which}, {form}",
             **{f"sha256 of {plain(name)}": f"`{digest}`" for name, digest in self.files.items()},
-            "greatest deviation": f"{self.deviation:.2g}, of features from those of the original's own arithmetic",
+            "greatest deviation": f"{self.deviation:.2g} of the tokens' size, from the original's own arithmetic",
             "spec sha256": f"`{self.spec_sha256}`",
         }
 

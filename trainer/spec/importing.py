@@ -42,8 +42,10 @@ class SourceSpec(SpecModel):
     absolute path, `file:///path` or `s3://bucket/path` that the workers can read. Where a service restricts the
     locations of datasets, weights must be in them too."""
     num_heads: Annotated[int, Field(ge=1, le=2**14)] | None = None
-    """Attention heads of the encoder, for weights that do not say; null: what the source says, or what its kind of
-    network always has."""
+    """Attention heads of the encoder, for weights that do not say; null: what the source says, or what the paper's
+    networks of the same width have."""
+    decoder_num_heads: Annotated[int, Field(ge=1, le=2**14)] | None = None
+    """The same of the decoder."""
 
     @field_validator("uri")
     @classmethod
