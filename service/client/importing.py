@@ -12,7 +12,7 @@ from service.client.commands import exit_status, follow_to_end
 from service.client.data import absolute
 from service.client.shell import Json, connected, out, print_json
 from service.client.transport import without_none
-from trainer.spec.export import BackboneFormat, Network
+from trainer.spec.export import Network
 
 
 def import_backbone(
@@ -46,7 +46,7 @@ def import_backbone(
         Network | None, typer.Option(help="Which one, where the weights hold both; the teacher by default.")
     ] = None,
     form: Annotated[
-        list[BackboneFormat] | None,
+        list[str] | None,
         typer.Option("--format", help="Only these, such as timm; repeatable. By default all that it can have."),
     ] = None,
     num_heads: Annotated[

@@ -33,7 +33,7 @@ from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsVi
 from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PlanView
 from service.jobs.state import State
 from trainer.spec.base import Document
-from trainer.spec.export import BackboneFormat, Network
+from trainer.spec.export import Network
 from trainer.spec.job import JobSpec, Kind, parse_spec
 
 Spec = JobSpec | Mapping[str, Any]
@@ -89,7 +89,7 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
         origin: Mapping[str, str],
         license_link: str | None = None,
         network: Network | None = None,
-        formats: Sequence[BackboneFormat] | None = None,
+        formats: Sequence[str] | None = None,
         num_heads: int | None = None,
     ) -> JobView:
         """Submit a job that registers weights from elsewhere as a version of the backbone ``name``.
