@@ -35,6 +35,33 @@ class Found:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Attention heads as the caller gives them, for sources that do not say them."""
+
+    encoder: int | None = None
+    decoder: int | None = None
+
+    def agreeing(self, stated: Any) -> Any:
+        """The encoder's heads that a source states; raises `WeightsRefused` if others are given."""
+        return _agreeing("num_heads", stated, self.encoder)
+
+    def agreeing_decoder(self, stated: Any) -> Any:
+        """The same for the decoder's."""
+        return _agreeing("decoder_num_heads", stated, self.decoder)
+
+
+def _agreeing(field: str, stated: Any, given: int | None) -> Any:
+    if given is not None and given != stated:
+        raise WeightsRefused(f"{field} {given}: the source says {stated}: leave {field} out")
+    return stated
+
+
+def own_names(name: str) -> tuple[str, ...]:
+    """The names of a source that calls its tensors as we do."""
+    return (name,)
+
+
+@dataclass(frozen=True)
 class Layout:
     """What a source's network is, and where its tensors are."""
 
