@@ -82,11 +82,11 @@ def read_weights(
     model_type = huggingface.MODEL_TYPES.get(str(source.config.get("model_type")))
     if model_type:
         layout, found = huggingface.read_transformers(source, model_type, heads)
-        return _assembled(source, layout, [found], of_processor(source, layout.model.in_chans), heads)
+        return _assembled(source, layout, [found], of_processor(source, layout.model), heads)
     if "architecture" in source.config:
         found = Found(tensors_of(source.content), source.label)
         layout, settings = timm.read_timm(source, found, heads), timm.pretrained_cfg(source)
-        return _assembled(source, layout, [found], of_timm(source, settings, layout.model.in_chans), heads)
+        return _assembled(source, layout, [found], of_timm(source, settings, layout.model), heads)
     raise WeightsRefused(
         f"{CONFIG}: model_type {source.config.get('model_type')!r}: only {' and '.join(huggingface.MODEL_TYPES)} of "
         "transformers can be imported, and folders of timm, which name an architecture"
