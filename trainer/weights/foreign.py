@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from trainer.errors import WeightsRefused
-from trainer.models.vit import NORM_EPS
+from trainer.models.vit import NORM_EPS, position_embedding
 from trainer.protocol.tensor_names import is_decoder
+from trainer.spec.export import Network
 from trainer.spec.pretrain import ModelSpec
 from trainer.storage import Store
-from trainer.weights import huggingface
-from trainer.weights.layout import Found, Layout, SourceFormat, State, converted
-from trainer.weights.source import CONFIG, Source, read_source
-from trainer.weights.statistics import Statistics, of_processor
+from trainer.weights import huggingface, releases, timm
+from trainer.weights.layout import Found, Heads, Layout, SourceFormat, State, converted
+from trainer.weights.source import CONFIG, Source, read_source, tensors_of
+from trainer.weights.statistics import Statistics, imagenet, of_processor, of_timm
 
-Network = Literal["teacher", "student"]
+SAME_POSITIONS: Final = 5e-3
+"""Position embeddings that differ by less are the same sines and cosines, in the precision of any half."""
 
 
 @dataclass(frozen=True)
@@ -74,43 +76,85 @@ def read_weights(
     Raises `WeightsRefused` for files that are missing or damaged and for networks that a `MaskedAutoencoder` cannot
     represent, and `StorageError` if the files cannot be read. Call `check_forward` before using the weights.
     """
-    source = read_source(store, name)
-    config = source.config or {}
-    if config.get("model_type") not in huggingface.MODEL_TYPES:
-        raise WeightsRefused(
-            f"{CONFIG}: model_type {config.get('model_type')!r}: only {' and '.join(huggingface.MODEL_TYPES)} of "
-            "transformers can be imported"
-        )
-    layout, found = huggingface.read_transformers(source)
-    statistics = of_processor(source, layout.model.in_chans)
-    return _assembled(source, layout, {"": found}, statistics)
+    source, heads = read_source(store, name), Heads(num_heads, decoder_num_heads)
+    if source.config is None:
+        return _of_file(source, heads)
+    model_type = huggingface.MODEL_TYPES.get(str(source.config.get("model_type")))
+    if model_type:
+        layout, found = huggingface.read_transformers(source, model_type, heads)
+        return _assembled(source, layout, [found], of_processor(source, layout.model), heads)
+    if "architecture" in source.config:
+        found = Found(tensors_of(source.content), source.label)
+        layout, settings = timm.read_timm(source, found, heads), timm.pretrained_cfg(source)
+        return _assembled(source, layout, [found], of_timm(source, settings, layout.model), heads)
+    raise WeightsRefused(
+        f"{CONFIG}: model_type {source.config.get('model_type')!r}: only {' and '.join(huggingface.MODEL_TYPES)} of "
+        "transformers can be imported, and folders of timm, which name an architecture"
+    )
 
 
-def _assembled(source: Source, layout: Layout, networks: Mapping[str, Found], statistics: Statistics) -> ForeignWeights:
-    originals: dict[str, ForeignNetwork] = {}
-    notes = list(layout.notes)
-    for name, found in networks.items():
+def _of_file(source: Source, heads: Heads) -> ForeignWeights:
+    networks, only, notes = releases.networks_of(source)
+    first = only or networks.get("teacher") or networks["student"]
+    layout = releases.read_release(first, source.place, heads, rc_mae=bool(networks))
+    layout = replace(layout, notes=(*notes, *layout.notes))
+    found = list(networks.values()) if networks else [first]
+    return _assembled(source, layout, found, imagenet(source, layout.model.in_chans), heads, tuple(networks))
+
+
+def _assembled(
+    source: Source,
+    layout: Layout,
+    networks: Sequence[Found],
+    statistics: Statistics,
+    heads: Heads,
+    names: Sequence[Network] = (),
+) -> ForeignWeights:
+    if heads.decoder is not None and not layout.has_decoder:
+        raise WeightsRefused(f"decoder_num_heads {heads.decoder}: {source.place} has no decoder: leave it out")
+    originals, notes = [], list(layout.notes)
+    for found in networks:
         state, told = converted(layout, found)
-        originals[name] = ForeignNetwork(found, state)
+        originals.append(ForeignNetwork(found, state))
         notes += [note for note in told if note not in notes]
-    if layout.norm_eps != NORM_EPS:
-        notes.append(
-            f"The source's LayerNorms add {layout.norm_eps:g} to the variance, and ours {NORM_EPS:g}, which shifts "
-            "the features slightly."
-        )
-    chosen = originals.get("teacher") or next(iter(originals.values()))
+    by_name = {name: original.state for name, original in zip(names, originals, strict=False)}
+    state = by_name.get("teacher", originals[0].state)
     return ForeignWeights(
         source_format=layout.source_format,
         model=layout.model,
-        state=chosen.state,
-        networks={},
+        state=state,
+        networks=by_name,
         mean=statistics.mean,
         std=statistics.std,
         value_range=statistics.value_range,
         statistics_origin=statistics.origin,
         norm_eps=layout.norm_eps,
-        license=source.license,
+        license=_license(source),
         sha256=source.sha256,
-        notes=(*notes, *statistics.notes),
-        originals=tuple(originals.values()),
+        notes=(*notes, *_adapted(layout, state), *statistics.notes),
+        originals=tuple(originals),
     )
+
+
+def _license(source: Source) -> str | None:
+    named = timm.pretrained_cfg(source).get("license")
+    return named if isinstance(named, str) and named else source.license
+
+
+def _adapted(layout: Layout, state: State) -> Iterator[str]:
+    """Notes on what is other than in networks that were trained here."""
+    if layout.norm_eps != NORM_EPS:
+        yield (
+            f"The source's LayerNorms add {layout.norm_eps:g} to the variance, and here they add {NORM_EPS:g}, which "
+            "shifts the features slightly."
+        )
+    model = layout.model
+    parts = [("pos_embed", model.embed_dim), ("decoder_pos_embed", model.decoder_embed_dim)]
+    for name, width in parts:
+        if name in state and (state[name] - position_embedding(model.grid, width)).abs().max() > SAME_POSITIONS:
+            yield (
+                f"{name} is no two-dimensional sine-cosine embedding; it is kept as it is, and further pretraining "
+                "here would not change it."
+            )
+    if not layout.has_decoder:
+        yield "The source has no decoder: reconstructions and the format hf-mae are not possible."

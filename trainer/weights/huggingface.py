@@ -11,10 +11,10 @@ from torch import Tensor
 from trainer.errors import WeightsRefused
 from trainer.models.vit import MLP_RATIO
 from trainer.protocol.tensor_names import MAE_ENCODER, hf_mae_names, hf_names, is_decoder
-from trainer.weights.layout import Found, Layout, checked_model
+from trainer.weights.layout import Found, Heads, Layout, SourceFormat, checked_model
 from trainer.weights.source import CONFIG, Source, tensors_of
 
-MODEL_TYPES: Final = ("vit", "vit_mae")
+MODEL_TYPES: Final[dict[str, SourceFormat]] = {"vit": "vit", "vit_mae": "vit_mae"}
 DEFAULTS: Final = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
     "image_size": 224, "patch_size": 16, "num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": 1e-12,
@@ -41,8 +41,8 @@ _VERSION_5: Final = (
 """From the names in transformers 5 to those in version 4."""
 
 
-def read_transformers(source: Source) -> tuple[Layout, Found]:
-    """The network of a folder whose ``config.json`` has a `model_type` of `MODEL_TYPES`.
+def read_transformers(source: Source, model_type: SourceFormat, heads: Heads) -> tuple[Layout, Found]:
+    """The network of a folder whose ``config.json`` has this `model_type`, of `MODEL_TYPES`.
 
     Raises `WeightsRefused` for a network that is no plain Vision Transformer.
     """
@@ -56,16 +56,16 @@ def read_transformers(source: Source) -> tuple[Layout, Found]:
         "in_chans": config["num_channels"],
         "embed_dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
+        "num_heads": heads.agreeing(config["num_attention_heads"]),
     }
     if has_decoder:
         sizes |= {
             "decoder_embed_dim": config["decoder_hidden_size"],
             "decoder_depth": config["decoder_num_hidden_layers"],
-            "decoder_num_heads": config["decoder_num_attention_heads"],
+            "decoder_num_heads": heads.agreeing_decoder(config["decoder_num_attention_heads"]),
         }
     layout = Layout(
-        source_format=config["model_type"],
+        source_format=model_type,
         model=checked_model(sizes, CONFIG),
         has_decoder=has_decoder,
         names=_names,
@@ -92,13 +92,7 @@ def _renamed(source: Source) -> Found:
                 f"{source.file_of[name]}: {name} and {names[renamed]} are the same tensor: keep one of the two"
             )
         tensors[renamed], names[renamed] = value, name
-    only = next(iter(set(source.file_of.values())), source.place) if len(set(source.file_of.values())) == 1 else None
-
-    def label(name: str) -> str:
-        theirs = names.get(name, name)
-        return f"{source.file_of.get(theirs, only or source.place)}: {theirs}"
-
-    return Found(tensors, label)
+    return Found(tensors, lambda name: source.label(names.get(name, name)))
 
 
 def _check_plain(config: Mapping[str, Any], has_decoder: bool) -> None:
@@ -120,8 +114,8 @@ def _check_plain(config: Mapping[str, Any], has_decoder: bool) -> None:
 
 def _sides(config: Mapping[str, Any], field: str) -> Any:
     value = config[field]
-    if isinstance(value, list):
-        return tuple(value) if len(value) == 2 and value[0] != value[1] else value[0]
+    if isinstance(value, list) and len(value) == 2:
+        return value[0] if value[0] == value[1] else tuple(value)
     return value
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from trainer.errors import WeightsRefused
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol.tensor_names import is_decoder
+from trainer.spec.base import problems
 from trainer.spec.presets import DEFAULT_PRESET, PRESETS
 from trainer.spec.pretrain import ModelSpec
 
@@ -32,6 +33,33 @@ class Found:
     tensors: Mapping[str, Tensor]
     label: Callable[[str], str]
     """How messages call a tensor: its file, and its name there."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads as the caller gives them, for sources that do not say them."""
+
+    encoder: int | None = None
+    decoder: int | None = None
+
+    def agreeing(self, stated: Any) -> Any:
+        """The encoder's heads that a source states; raises `WeightsRefused` if others are given."""
+        return _agreeing("num_heads", stated, self.encoder)
+
+    def agreeing_decoder(self, stated: Any) -> Any:
+        """The same for the decoder's."""
+        return _agreeing("decoder_num_heads", stated, self.decoder)
+
+
+def _agreeing(field: str, stated: Any, given: int | None) -> Any:
+    if given is not None and given != stated:
+        raise WeightsRefused(f"{field} {given}: the source says {stated}: leave {field} out")
+    return stated
+
+
+def own_names(name: str) -> tuple[str, ...]:
+    """The names of a source that calls its tensors as we do."""
+    return (name,)
 
 
 @dataclass(frozen=True)
@@ -56,7 +84,7 @@ def checked_model(sizes: Mapping[str, Any], place: str) -> ModelSpec:
     try:
         return ModelSpec.model_validate({"preset": preset} | dict(sizes))
     except ValidationError as error:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))} {each['msg']}".strip() for each in error.errors())
+        told = "; ".join(map(str, problems(error.errors(), ModelSpec)))
         raise WeightsRefused(f"{place}: the network's sizes cannot be represented: {told}") from error
 
 
@@ -127,11 +155,14 @@ def _float32(name: str, shape: tuple[int, ...], found: Found) -> Tensor:
         raise WeightsRefused(
             f"{found.label(name)}: has the shape {tuple(value.shape)}, and {shape} is expected by the network's sizes"
         )
-    if value.dtype not in FLOATS:
+    if value.dtype not in FLOATS or value.layout is not torch.strided or value.device.type != "cpu":
+        kind = f"{value.layout} {value.dtype} on {value.device}".replace("torch.", "")
         raise WeightsRefused(
-            f"{found.label(name)}: holds {str(value.dtype).removeprefix('torch.')}, and only floating-point weights "
-            "are read: save the network without quantization"
+            f"{found.label(name)}: is {kind}, and only dense floating-point weights are read: save the network without "
+            "quantization"
         )
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise WeightsRefused(f"{found.label(name)}: repeats a part of its values: save a contiguous tensor")
     single = value.detach().to(torch.float32).contiguous()
     if not bool(torch.isfinite(single).all()):
         raise WeightsRefused(f"{found.label(name)}: holds NaN or infinite values: the weights are damaged")

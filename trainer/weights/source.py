@@ -57,6 +57,11 @@ class Source:
     sha256: Mapping[str, str]
     """By the name of each file that was read."""
 
+    def label(self, name: str) -> str:
+        """How messages call a tensor: its file, or the only one, or the folder; and its name there."""
+        files = set(self.file_of.values())
+        return f"{self.file_of.get(name, next(iter(files)) if len(files) == 1 else self.place)}: {name}"
+
 
 def read_source(store: Store, name: str) -> Source:
     """Read the folder or file ``name`` of a store, or the store's own folder if it is empty.
@@ -192,6 +197,14 @@ def _json(data: bytes, place: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise WeightsRefused(f"{place}: must hold a JSON object, not a {type(found).__name__}: copy it again")
     return found
+
+
+def section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object within ``config.json``, empty if it is not there; raises `WeightsRefused` for anything else."""
+    found = config.get(name)
+    if found is not None and not isinstance(found, dict):
+        raise WeightsRefused(f"{CONFIG}: {name} must be a JSON object, not a {type(found).__name__}: correct it")
+    return found or {}
 
 
 def _card_license(card: bytes) -> str | None:
