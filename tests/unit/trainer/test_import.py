@@ -46,9 +46,9 @@ class Registry:
         return len(self.made)
 
 
-def request(source: Path | str, roots: tuple[str, ...] | None = None, **parts: Any) -> AttemptRequest:
+def request(place: Path | str, roots: tuple[str, ...] | None = None, **parts: Any) -> AttemptRequest:
     spec = {
-        "kind": "import", "source": {"uri": str(source)}, "register_as": "tiny", "origin": ORIGIN,
+        "kind": "import", "source": {"uri": str(place)}, "register_as": "tiny", "origin": ORIGIN,
         "license": "apache-2.0",
     }  # fmt: skip
     return AttemptRequest(
@@ -113,10 +113,39 @@ def test_a_network_without_a_decoder_has_every_format_but_that_with_one(tmp_path
     card = (made.folder / "README.md").read_text()
     assert "The pooler was left out" in card
     assert "masked-autoencoder" not in card
-    with pytest.raises(
-        SpecRefused, match=r"formats: hf-mae is not possible, because the source has no decoder"
-    ):
+    with pytest.raises(SpecRefused, match=r"formats: hf-mae is not possible, because the source has no decoder"):
         imported(request(tmp_path / "vit", export={"formats": ["hf-mae"]}), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["timm", "hf", "hf-mae"])
+def test_what_was_registered_can_be_imported_again_to_the_bit(version, tmp_path, form):
+    asked = request(version.folder / form, export={"formats": ["timm"]})
+    again = imported(asked, tmp_path)
+    ours, theirs = (load_file(folder / "timm/model.safetensors") for folder in (again.folder, version.folder))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert again.about.tags[names.TAG_SOURCE_FORMAT] == {"timm": "timm", "hf": "vit", "hf-mae": "vit_mae"}[form]
+
+
+@pytest.mark.parametrize(("chosen", "registered"), [(None, "teacher"), ("student", "student")])
+def test_of_a_checkpoint_with_two_networks_one_is_registered(version, tmp_path, chosen, registered):
+    ours = read_weights(Store(str(version.folder / "hf-mae"))).state
+    student = ours | {"norm.bias": ours["norm.bias"] + 1}
+    state = {f"student.{name}": value for name, value in student.items()}
+    torch.save({"model": state | {f"teacher.{name}": value for name, value in ours.items()}}, tmp_path / "rc_mae.pth")
+    asked = request(
+        tmp_path, source={"uri": str(tmp_path / "rc_mae.pth"), "num_heads": 4, "decoder_num_heads": 4},
+        export={"network": chosen, "formats": ["timm", "hf-mae"]},
+    )  # fmt: skip
+    made = imported(asked, tmp_path)
+    expected = student if registered == "student" else ours
+    assert torch.equal(load_file(made.folder / "timm/model.safetensors")["norm.bias"], expected["norm.bias"])
+    tags = made.about.tags
+    assert (tags[names.TAG_NETWORK], tags[names.TAG_SOURCE_FORMAT]) == (registered, "rc_mae_pth")
+    card = (made.folder / "README.md").read_text()
+    assert f"The weights are the {registered}'s of [facebook/vit-mae-tiny]" in card
+    assert "a mask ratio of 0.75 and normalised pixels, as in the papers, were assumed" in card
+    assert json.loads((made.folder / "hf-mae/config.json").read_text())["mask_ratio"] == 0.75
 
 
 @pytest.mark.parametrize("form", ["timm", "hf", "hf-mae", "onnx", "torch_export"])
