@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from foreign_folders import save_vit_mae
-from live import poll
+from live import members, poll, wait
 from safetensors.torch import load_file
 from transformers import ViTMAEModel, ViTModel
 
@@ -75,3 +75,20 @@ def test_a_folder_that_is_not_there_fails_at_once_and_says_where_to_copy_it(stac
     assert (ended.state, ended.reason, ended.attempts) == (State.FAILED, "spec_error", 1)
     assert "does not exist where the job runs" in ended.message
     assert "copy them to S3, or to a folder that every worker has" in ended.message
+
+
+@pytest.mark.slow
+def test_an_import_whose_worker_is_killed_is_done_again_and_leaves_one_version(stack, tmp_path):
+    source = save_vit_mae(tmp_path / "vit")
+    job = stack.client.import_backbone(
+        f"file://{source}", "killed-vit", license="other", license_link="https://a.example/licence",
+        origin={"name": "somebody's"}, formats=["timm", "onnx"],
+    )  # fmt: skip
+    wait(stack, job.id, lambda found: found.state is State.RUNNING)
+    for process in poll(lambda: members(stack, "RayTrainWorker"), bool):
+        process.kill()
+    ended = wait(stack, job.id, lambda found: found.state.terminal)
+    assert (ended.state, ended.attempts) == (State.SUCCEEDED, 2), ended.message
+    assert stack.client.backbone("killed-vit").versions == [1]
+    version = stack.client.version("killed-vit")
+    assert (version.formats, version.license, version.origin_url) == (["timm", "onnx"], "other", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from safetensors.torch import load_file
@@ -80,7 +80,7 @@ def _onnx(folder: Path) -> Callable[[Tensor], Tensor]:
     """The graph in the evaluator of the package that writes it, so that no runtime has to be installed."""
     from onnx.reference import ReferenceEvaluator  # noqa: PLC0415 - not needed where no such graph was written
 
-    session = ReferenceEvaluator(str(folder / ONNX_FILE))
+    session: Any = ReferenceEvaluator(str(folder / ONNX_FILE))
     return lambda images: torch.from_numpy(session.run(None, {INPUT: images.numpy()})[0])
 
 

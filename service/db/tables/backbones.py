@@ -78,8 +78,9 @@ def _write_backbone_text(_: object, __: Connection, row: RegisteredBackbone) -> 
 @event.listens_for(BackboneVersion, "before_insert")
 @event.listens_for(BackboneVersion, "before_update")
 def _write_version_text(_: object, __: Connection, row: BackboneVersion) -> None:
-    origin = row.tags.get(names.TAG_ORIGIN, "")
-    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n{origin}\n") + _search_text(row)
+    origin = row.tags.get(names.TAG_ORIGIN)
+    known = "\n".join(filter(None, (row.name, row.dataset_uri, origin)))
+    row.search_text = folded(f"{known}\n") + _search_text(row)
 
 
 def _search_text(row: RegisteredBackbone | BackboneVersion) -> str:
