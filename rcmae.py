@@ -11,6 +11,7 @@ from service.client.streaming import Update
 from service.jobs.schemas import JobView
 from service.jobs.state import State
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.importing import ImportSpec
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
@@ -21,6 +22,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ConnectionFailed",
+    "ImportSpec",
     "JobSpec",
     "JobView",
     "Kind",

@@ -15,7 +15,19 @@ import typer
 
 from service import deployment
 from service.backup.commands import admin
-from service.client import approvals, backbones, commands, data, operators, render, results, searches, tables, webhooks
+from service.client import (
+    approvals,
+    backbones,
+    commands,
+    data,
+    importing,
+    operators,
+    render,
+    results,
+    searches,
+    tables,
+    webhooks,
+)
 from service.client.console import Text
 from service.client.errors import ApiError, ClientError
 from service.client.server import state_dir
@@ -37,6 +49,7 @@ app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
 for approving in (approvals.alias, approvals.moves, approvals.rule):
     backbones.backbones.command()(approving)
+backbones.backbones.command("import")(importing.import_backbone)
 app.add_typer(backbones.backbones, name="backbones")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")

@@ -56,6 +56,18 @@ SEARCH: Final[dict[str, Any]] = {
     "scheduler": {"name": "asha", "grace_epochs": 5},
     "budget": {"trials": 32, "concurrency": 2, "max_failed": 8},
 }
+IMPORT: Final[dict[str, Any]] = {
+    "kind": "import",
+    "source": {"uri": "s3://models/vit-mae-base"},
+    "register_as": "vit-mae-base",
+    "origin": {
+        "name": "facebook/vit-mae-base",
+        "url": "https://huggingface.co/facebook/vit-mae-base",
+        "trained_on": "ImageNet-1k",
+        "paper": "https://arxiv.org/abs/2111.06377",
+    },
+    "license": "apache-2.0",
+}
 SPECS: Final = {
     "digits": {"summary": "Takes minutes on two CPU cores, with built-in images", "value": DIGITS},
     "paper": {
@@ -63,6 +75,7 @@ SPECS: Final = {
         "value": PAPER,
     },
     "search": {"summary": "A search over the teacher's momentum and the learning rate", "value": SEARCH},
+    "import": {"summary": "A backbone that others have trained, as a version of one here", "value": IMPORT},
 }
 
 BODIES: Final[dict[str, dict[str, Any]]] = {

@@ -43,6 +43,12 @@ class StorageError(TrainingError):
     reason = Reason.STORAGE_ERROR
 
 
+class WeightsRefused(TrainingError):
+    """Weights from elsewhere are damaged, or belong to a network that cannot be represented."""
+
+    reason = Reason.DATA_ERROR
+
+
 class DamagedCheckpoint(StorageError):
     """The files of a checkpoint are not those that were stored; another checkpoint may be sound."""
 

@@ -252,6 +252,11 @@ class Store:
             return True
         return False
 
+    def size(self, name: str) -> int:
+        """A file's size in bytes."""
+        with self._errors(name):
+            return int(self.fs.info(self.path(name))["size"])
+
     def names(self, folder: str) -> list[str]:
         """Sorted names directly below a folder; none if it does not exist."""
         with self._errors(folder), _absence_is_fine():

@@ -52,12 +52,20 @@ class VersionSummaryView(View):
     job_id: str
     """The job that registered it."""
     trained_by: str = ""
-    """The job that pretrained it. It differs from `job_id` if somebody published one of its checkpoints."""
+    """The job that pretrained it, or imported it. It differs from `job_id` if somebody published one of its
+    checkpoints."""
     attempt: int | None = None
     """The attempt of `job_id` that registered it."""
     checkpoint_step: int | None = None
     """The optimiser step of the exported checkpoint."""
     method: str | None = None
+    """`imported`: others have trained it, elsewhere."""
+    origin: str | None = None
+    """What its makers call it, if it was imported."""
+    origin_url: str | None = None
+    """Where its makers publish it."""
+    license: str | None = None
+    """The weights' licence, if somebody named it."""
     epochs: float | None = None
     """Epochs that its weights were trained for."""
     dataset_fingerprint: str | None = None

@@ -23,7 +23,7 @@ from service.client.shell import Json, connected, download_bar, err, out, print_
 from service.client.signatures import KnownKeys, keys_in, verify_folder
 from trainer.spec.export import BackboneFormat
 
-backbones = typer.Typer(no_args_is_help=True, help="List, show, pull, publish and name pretrained backbones.")
+backbones = typer.Typer(no_args_is_help=True, help="List, show, pull, publish, import and name pretrained backbones.")
 
 Reference = Annotated[
     str,
@@ -54,13 +54,16 @@ def list_backbones(
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
     job: Annotated[str | None, typer.Option(help="Only what this job registered or trained.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only trained on this dataset: a fingerprint or a URI.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only trained with this method, such as rc_mae.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Only trained with this method, such as rc_mae; or imported.")
+    ] = None,
     network: Annotated[str | None, typer.Option(help="Only this network: teacher or student.")] = None,
     form: Annotated[BackboneFormat | None, typer.Option("--format", help="Only what has this format.")] = None,
     alias: Annotated[str | None, typer.Option(help="Only versions with this alias.")] = None,
     owner: Annotated[str | None, typer.Option(help="Only what this owner has.")] = None,
     search: Annotated[
-        str | None, typer.Option(metavar="WORDS", help="Only with all words in name, dataset, description or labels.")
+        str | None,
+        typer.Option(metavar="WORDS", help="Only with all words in name, origin, dataset, description or labels."),
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME:VALUE", help="Only with this label; repeatable.")

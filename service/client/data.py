@@ -37,7 +37,7 @@ def inspect(
     """
     document: dict[str, Any] = {
         "kind": "inspect",
-        "dataset": {"uri": _absolute(uri)},
+        "dataset": {"uri": absolute(uri)},
         "sample": sample,
         "resources": {"cpus_per_worker": cpus},
     }
@@ -54,6 +54,6 @@ def inspect(
     print_json(found) if as_json else out.print(inspection(found))
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
     """A relative path as an absolute one: the service runs in another folder."""
     return uri if "://" in uri else str(Path(uri).absolute())

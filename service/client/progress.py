@@ -9,7 +9,7 @@ from typing import Final
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from service.client import render, tables
+from service.client import render, render_progress, tables
 from service.client.console import Console, Text
 from service.client.sdk import Client
 from service.client.shell import Outages
@@ -82,8 +82,8 @@ class _Display:
         self.newest, progress = job, job.progress
         if job.state in WAITING and job.message not in {"", self._said}:  # why it waits is no event
             self._print(datetime.now(UTC), job.state, job.message)
-        line = render.progress_line(job, self._console.width - BAR_COLUMNS)
-        self._bar.update(self._task, completed=render.share_done(progress), state=job.state.value, line=line)
+        line = render_progress.line(job, self._console.width - BAR_COLUMNS)
+        self._bar.update(self._task, completed=render_progress.share_done(progress), state=job.state.value, line=line)
         if progress and not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_EVERY_S
-            self._console.print(render.progress_line(job), soft_wrap=True)
+            self._console.print(render_progress.line(job), soft_wrap=True)

@@ -11,15 +11,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from service.access.schemas import AuditView, TokenView
+from service.client import render_progress
 from service.client.console import Console, Text
 from service.client.render_inspection import inspection
-from service.client.tables import duration, fields, number, size, table, when
+from service.client.tables import duration, fields, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView
 from service.jobs.output_schemas import CheckpointView, JobsMetricsView, Point
 from service.jobs.schemas import (
     AttemptView,
     Deletion,
-    InspectionProgress,
     JobView,
     PlanView,
     Progress,
@@ -42,8 +42,6 @@ RESOURCE_COLUMNS: Final = ("NAME", "OWNER", "WORKERS", "CPUS", "GPUS")
 BARS: Final = "▁▂▃▄▅▆▇█"
 CURVE_WIDTH: Final = 24
 """Points of a curve drawn in a table."""
-LEAST_IMPORTANT_FIRST: Final = ("wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
-"""Parts of a progress line, in the order in which a narrow terminal drops them."""
 
 
 def state(value: State) -> Text:
@@ -53,7 +51,10 @@ def state(value: State) -> Text:
 def jobs(views: Iterable[JobView]) -> Table:
     return table(
         ("ID", "NAME", "STATE", "DONE", "OWNER", "CREATED"),
-        ((job.id, job.name, state(job.state), _done(job), job.owner, when(job.created_at)) for job in views),
+        (
+            (job.id, job.name, state(job.state), render_progress.done(job), job.owner, when(job.created_at))
+            for job in views
+        ),
     )
 
 
@@ -76,8 +77,8 @@ def job(view: JobView) -> RenderableType:
         *([("run", view.run_id)] if view.run_id else []),
     ]
     if view.progress:
-        rows.append(("progress", progress_line(view)))
-        if not isinstance(view.progress, InspectionProgress) and view.progress.gpu_hours:
+        rows.append(("progress", render_progress.line(view)))
+        if isinstance(view.progress, Progress | SearchProgress) and view.progress.gpu_hours:
             rows.append(("GPU hours", f"{view.progress.gpu_hours:.2f}"))
         if isinstance(view.progress, Progress):
             rows += [("data", view.progress.labels)] if view.progress.labels else []
@@ -128,79 +129,6 @@ def deletion(view: Deletion) -> RenderableType:
         rows.append(("in", view.artifact_uri))
     rows.append(("backbones", ", ".join(f"{b.name}:{b.version}" for b in view.backbones) or "none"))
     return fields(rows)
-
-
-def _done(view: JobView) -> str:
-    progress = view.progress
-    if isinstance(progress, SearchProgress):
-        return _trials_done(progress)
-    if isinstance(progress, InspectionProgress):
-        return f"{progress.inspected:,}/{progress.total:,} images"
-    return f"{progress.epoch:.1f}/{progress.epochs} epochs" if progress else "-"
-
-
-def _trials_done(progress: SearchProgress) -> str:
-    ended = progress.trials.ended
-    # Repeats of the best trials are not part of the budget.
-    return f"{ended}/{progress.budget} trials" if ended <= progress.budget else f"{ended} trials"
-
-
-def share_done(progress: Progress | SearchProgress | InspectionProgress | None) -> float:
-    """How much of a job is done, 0..1."""
-    if progress is None:
-        return 0.0
-    if isinstance(progress, SearchProgress):
-        return min(1.0, progress.trials.ended / progress.budget)
-    if isinstance(progress, InspectionProgress):
-        return progress.inspected / progress.total if progress.total else 1.0
-    return min(1.0, progress.epoch / progress.epochs)
-
-
-def progress_line(view: JobView, width: int | None = None) -> str:
-    """Epoch, loss, rates and remaining time, or a search's trials and the best of them, as far as they are known.
-
-    Where that is longer than ``width`` characters, the least important parts are left out.
-    """
-    progress = view.progress
-    if progress is None:
-        return ""
-    if isinstance(progress, InspectionProgress):
-        parts = _inspection_parts(progress)
-    else:
-        parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
-    if progress.eta_s is not None and not view.state.terminal:
-        parts["eta"] = f"ETA {duration(progress.eta_s)}"
-    for name in LEAST_IMPORTANT_FIRST:
-        if width is not None and len("  ".join(parts.values())) > width:
-            parts.pop(name, None)
-    return "  ".join(parts.values())
-
-
-def _inspection_parts(progress: InspectionProgress) -> dict[str, str]:
-    parts = {"images": f"{progress.inspected:,}/{progress.total:,} images"}
-    if progress.images_per_s is not None:
-        parts["rate"] = f"{progress.images_per_s:.0f} images/s"
-    return parts
-
-
-def _training_parts(progress: Progress) -> dict[str, str]:
-    parts = {"epoch": f"epoch {progress.epoch:.1f}/{progress.epochs}"}
-    if progress.loss is not None:
-        parts["loss"] = f"loss {progress.loss:.4f}"
-    if progress.images_per_s is not None:
-        parts["rate"] = f"{progress.images_per_s:.0f} images/s"
-    if progress.data_wait_fraction is not None:
-        parts["wait"] = f"data wait {progress.data_wait_fraction:.0%}"
-    return parts
-
-
-def _search_parts(progress: SearchProgress) -> dict[str, str]:
-    parts = {"trials": _trials_done(progress)}
-    counts = {"running": progress.trials.running, "pruned": progress.trials.pruned, "failed": progress.trials.failed}
-    parts |= {name: f"{count} {name}" for name, count in counts.items() if count}
-    if progress.best_value is not None:
-        parts["best"] = f"best {number(progress.best_value)} (trial {progress.best_trial})"
-    return parts
 
 
 def checkpoints(views: Iterable[CheckpointView]) -> Table:

@@ -159,6 +159,8 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
         ("step", None if view.checkpoint_step is None else f"{view.checkpoint_step:,}"),
         ("epochs", None if view.epochs is None else f"{view.epochs:g}"),
         ("method", view.method),
+        ("origin", " ".join(filter(None, (view.origin, view.origin_url)))),
+        ("licence", view.license),
         ("network", view.network),
         ("dataset", view.dataset_fingerprint),
         ("code", view.code_version),

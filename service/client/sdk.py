@@ -33,6 +33,7 @@ from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsVi
 from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PlanView
 from service.jobs.state import State
 from trainer.spec.base import Document
+from trainer.spec.export import Network
 from trainer.spec.job import JobSpec, Kind, parse_spec
 
 Spec = JobSpec | Mapping[str, Any]
@@ -77,6 +78,35 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
         `network`, `formats` and `license` of the spec that the checkpoint was trained with.
         """
         spec = {"kind": "publish", "job": job_id, "register_as": name, "checkpoint": checkpoint, "export": export}
+        return self.submit(without_none(spec))
+
+    def import_backbone(
+        self,
+        uri: str,
+        name: str,
+        *,
+        license: str,  # noqa: A002 - the spec's name of it
+        origin: Mapping[str, str],
+        license_link: str | None = None,
+        network: Network | None = None,
+        formats: Sequence[str] | None = None,
+        num_heads: int | None = None,
+    ) -> JobView:
+        """Submit a job that registers weights from elsewhere as a version of the backbone ``name``.
+
+        ``uri`` is a folder of timm or transformers, or a file of weights, that the service's workers can read.
+        ``origin`` has the spec's fields: `name`, and perhaps `url`, `trained_on`, `paper` and `citation`.
+        ``license`` may be `unknown`, or `other` with a ``license_link``. By default the version has all formats.
+        """
+        spec: dict[str, Any] = {
+            "kind": "import",
+            "source": without_none({"uri": uri, "num_heads": num_heads}),
+            "register_as": name,
+            "origin": dict(origin),
+            "license": license,
+            "license_link": license_link,
+            "export": without_none({"network": network, "formats": formats and list(formats)}),
+        }
         return self.submit(without_none(spec))
 
     def plan(self, spec: Spec) -> PlanView:

@@ -28,6 +28,7 @@ class Subject(NamedTuple):
     """What a job is about."""
 
     dataset_uri: str
+    """Empty for a job that has none."""
     trained: PretrainSpec | None = None
     """The spec of the network that is trained or published, with the `export` that applies, and of a search the spec
     that its trials start from; None where there is no network."""

@@ -26,8 +26,9 @@ NAMED: Final = 5
 """Most faults that one error names."""
 LONGEST_SHOWN: Final = 200
 """Most characters of a refused text that an error repeats."""
-SEVERAL_LINES: Final = frozenset({"notes", "description", "text"})
-"""Fields of bodies that may have line breaks and tabs: a job's notes, a backbone's description, and a form's YAML."""
+SEVERAL_LINES: Final = frozenset({"notes", "description", "text", "citation"})
+"""Fields of bodies that may have line breaks and tabs: a job's notes, a backbone's description, a form's YAML, and how
+to cite imported weights."""
 
 
 _IDENTIFY: Final = dict[Callable[..., Any], Callable[[Request], None]]()

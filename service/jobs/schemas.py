@@ -86,6 +86,17 @@ class InspectionProgress(View):
     """Seconds to the end at the average rate; null before that is known, and while no attempt runs."""
 
 
+class ImportProgress(View):
+    """Progress of a job that imports weights."""
+
+    phase: str
+    """`reading`, `checking` that they compute the same, `writing` all formats, or `registering`."""
+    done: int
+    """Phases that are complete."""
+    phases: int
+    """How many there are."""
+
+
 class PromotedFrom(View):
     """The trial from which a job was promoted."""
 
@@ -128,7 +139,7 @@ class JobSummary(View):
     priority: int
     labels: dict[str, str]
     notes: str = ""
-    progress: Progress | SearchProgress | InspectionProgress | None
+    progress: Progress | SearchProgress | InspectionProgress | ImportProgress | None
     promoted_from: PromotedFrom | None = None
     """The trial from which it was promoted; null for other jobs."""
     created_at: datetime

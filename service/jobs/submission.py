@@ -18,7 +18,7 @@ from service.jobs.state import State
 from service.settings import Settings
 from trainer.protocol.inspection import Warned
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.dataset import DatasetSpec, misplaced
+from trainer.spec.dataset import Located, misplaced
 from trainer.spec.export import ENDINGS_REFUSED
 from trainer.spec.formats import HUB_ENDINGS
 from trainer.spec.job import JobSpec
@@ -72,9 +72,9 @@ def check_dataset_roots(settings: Settings, spec: PretrainSpec) -> None:
     check_roots(settings, {"dataset": spec.dataset, "evaluation.dataset": spec.evaluation.dataset})
 
 
-def check_roots(settings: Settings, datasets: Mapping[str, DatasetSpec | None]) -> None:
-    """The same for the datasets of any spec, by the fields that name them."""
-    checked = [misplaced(dataset, field, settings.dataset_roots) for field, dataset in datasets.items() if dataset]
+def check_roots(settings: Settings, sections: Mapping[str, Located | None]) -> None:
+    """The same for sections of any spec that name files to read, by their fields."""
+    checked = [misplaced(section, field, settings.dataset_roots) for field, section in sections.items() if section]
     problems = [problem for problem in checked if problem]
     if problems:
         raise SpecError(problems)

@@ -430,6 +430,7 @@ def _tell(session: Session, event: EventType, version: BackboneVersion, **more: 
         "trained_by": version.trained_by,
         "created_at": version.created_at.isoformat(),
         "method": tags.get(names.TAG_METHOD),
+        "origin": tags.get(names.TAG_ORIGIN),
         "formats": formats_of(tags),
         "metrics": metrics_of(tags),
         "dataset_fingerprint": tags.get(names.TAG_DATASET),

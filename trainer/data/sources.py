@@ -238,8 +238,8 @@ def is_hidden(name: str) -> bool:
 
 def _list_local(uri: str, roots: Sequence[str] | None) -> list[_ListedFile]:
     path = Path(uri.removeprefix("file://"))
-    real = None if roots is None else [os.path.realpath(r.removeprefix("file://")) for r in roots if _is_local(r)]
-    _check_below_roots(path, real)
+    real = real_roots(roots)
+    check_below_roots(path, real)
     mode = read_patiently(str(path), lambda: _mode(path))
     if stat.S_ISREG(mode):
         return [read_patiently(str(path), lambda: _list_file(path, path.name))]
@@ -262,27 +262,32 @@ def _is_local(root: str) -> bool:
     return root.startswith(("/", "file://"))
 
 
-def _check_below_roots(path: Path, real_roots: Sequence[str] | None) -> None:
-    """Raise `DataError` if a path lies outside the roots once links are followed."""
-    if real_roots is None:
+def real_roots(roots: Sequence[str] | None) -> list[str] | None:
+    """The folders among the roots, links followed; None if any location is allowed."""
+    return None if roots is None else [os.path.realpath(r.removeprefix("file://")) for r in roots if _is_local(r)]
+
+
+def check_below_roots(path: Path, real: Sequence[str] | None, field: str = "dataset.uri") -> None:
+    """Raise `DataError` if a path lies outside ``real``, which `real_roots` gives, once links are followed."""
+    if real is None:
         return
-    real = Path(os.path.realpath(path))
-    if not any(real.is_relative_to(root) for root in real_roots):
+    end = Path(os.path.realpath(path))
+    if not any(end.is_relative_to(root) for root in real):
         raise DataError(
-            f"dataset.uri: {shown_name(str(path))} leads to {shown_name(str(real))}, outside the folders for datasets "
-            f"({', '.join(real_roots)}): move or copy the files into one of them"
+            f"{field}: {shown_name(str(path))} leads to {shown_name(str(end))}, outside the folders for datasets "
+            f"({', '.join(real)}): move or copy the files into one of them"
         )
 
 
-def _list_tree(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> list[_ListedFile]:
+def _list_tree(folder: Path, prefix: str, real: Sequence[str] | None) -> list[_ListedFile]:
     """Every file below a folder, except hidden files and those in hidden folders."""
-    files, folders = read_patiently(str(folder), lambda: _list_folder(folder, prefix, real_roots))
+    files, folders = read_patiently(str(folder), lambda: _list_folder(folder, prefix, real))
     for name in folders:
-        files += _list_tree(folder / name, f"{prefix}{name}/", real_roots)
+        files += _list_tree(folder / name, f"{prefix}{name}/", real)
     return files
 
 
-def _list_folder(folder: Path, prefix: str, real_roots: Sequence[str] | None) -> tuple[list[_ListedFile], list[str]]:
+def _list_folder(folder: Path, prefix: str, real: Sequence[str] | None) -> tuple[list[_ListedFile], list[str]]:
     """The files directly in a folder, and the names of its sub-folders."""
     files: list[_ListedFile] = []
     folders: list[str] = []
@@ -292,7 +297,7 @@ def _list_folder(folder: Path, prefix: str, real_roots: Sequence[str] | None) ->
                 if entry.name.startswith("."):
                     continue
                 if entry.is_symlink():  # everything else lies where its folder does
-                    _check_below_roots(Path(entry.path), real_roots)
+                    check_below_roots(Path(entry.path), real)
                 if entry.is_dir():
                     folders.append(entry.name)
                 else:

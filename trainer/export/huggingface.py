@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +16,19 @@ from torch import Tensor
 from trainer.data.preprocessing import EIGHT_BITS, processor_settings
 from trainer.models.vit import MLP_RATIO, NORM_EPS
 from trainer.protocol.tensor_names import hf_mae_names, hf_names, is_decoder
-from trainer.spec.pretrain import MethodSpec, ModelSpec
+from trainer.spec.pretrain import ModelSpec
+
+
+class Masking(Protocol):
+    """How a decoder was trained; a pretraining spec's `method` is one."""
+
+    @property
+    def mask_ratio(self) -> float:
+        """Share of the patches hidden from the encoder."""
+
+    @property
+    def norm_pix_loss(self) -> bool:
+        """Whether it predicts pixels normalised by each patch's own mean and deviation."""
 
 
 def export_vit(
@@ -39,7 +51,7 @@ def export_vit(
 def export_vit_mae(
     weights: Mapping[str, Tensor],
     model: ModelSpec,
-    method: MethodSpec,
+    masking: Masking,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     out: Path,
@@ -53,8 +65,8 @@ def export_vit_mae(
         "decoder_num_hidden_layers": model.decoder_depth,
         "decoder_num_attention_heads": model.decoder_num_heads,
         "decoder_intermediate_size": MLP_RATIO * model.decoder_embed_dim,
-        "mask_ratio": method.mask_ratio,
-        "norm_pix_loss": method.norm_pix_loss,
+        "mask_ratio": masking.mask_ratio,
+        "norm_pix_loss": masking.norm_pix_loss,
     }
     _write(out, weights, hf_mae_names, config)
     _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std, value_range))

@@ -28,6 +28,8 @@ class Subject:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     value_range: tuple[float, float] = field(default=EIGHT_BITS)
+    imported: bool = False
+    """Whether others have trained it, so that less is known of it."""
 
     @property
     def mode(self) -> str | None:

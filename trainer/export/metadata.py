@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import yaml
 
 from trainer.spec import metric_keys
-from trainer.spec.export import ExportSpec
 from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
 
 HUB_LICENSES: Final = frozenset(
@@ -32,29 +31,41 @@ RESULTS: Final = {
 """The task's type and name, and the metric's type, of results that a card reports. Those for comparison are not its."""
 
 
+class Described(NamedTuple):
+    """What the metadata of a card says about where a backbone comes from."""
+
+    tags: tuple[str, ...]
+    """Besides those of every backbone."""
+    dataset: str | None = None
+    """The title of the dataset that it was trained on."""
+    base_model: str | None = None
+    """The repository in the Hugging Face Hub that it was made from."""
+
+
 def front_matter(
     name: str,
-    export: ExportSpec,
-    method: str,
-    dataset: str | None,
+    formats: Sequence[str],
+    license_id: str | None,
+    license_link: str | None,
+    described: Described,
     evaluated_on: str | None,
     results: Mapping[str, float],
-    form: str | None = None,
 ) -> str:
-    """The YAML of the card in the repository of a format, or for None in the version's folder.
+    """The YAML of the card in a repository with some formats, or in the version's folder with all of them.
 
-    ``dataset`` and ``evaluated_on`` are titles; None leaves them out. ``results`` are evaluation results of
-    the exported network by metric.
+    ``evaluated_on`` is the title of a dataset; None leaves it out. ``results`` are evaluation results of the exported
+    network by metric.
     """
-    formats = (form,) if form else export.formats
     matter: dict[str, Any] = {
-        **_license(export),
+        **_license(license_id, license_link),
         "library_name": next(library for key, library in LIBRARIES.items() if key in formats),
         "pipeline_tag": PIPELINE_TAG,
-        "tags": [PIPELINE_TAG, "vit", "masked-autoencoder", "self-supervised", method],
+        "tags": [PIPELINE_TAG, "vit", *described.tags],
     }
-    if dataset:
-        matter["datasets"] = [dataset]
+    if described.base_model:
+        matter["base_model"] = described.base_model
+    if described.dataset:
+        matter["datasets"] = [described.dataset]
     reported = list(_results(evaluated_on, results))
     if metric_keys.LINEAR_TOP1 in results:
         matter["metrics"] = ["accuracy"]
@@ -63,12 +74,12 @@ def front_matter(
     return f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _license(export: ExportSpec) -> dict[str, str]:
+def _license(license_id: str | None, license_link: str | None) -> dict[str, str]:
     """A licence that the hub does not know is ``other``, with a name."""
-    known = (export.license or "unknown").lower()
+    known = (license_id or "unknown").lower()
     if known in HUB_LICENSES - {"other"}:
         return {"license": known}
-    link = {"license_link": export.license_link} if export.license_link else {}
+    link = {"license_link": license_link} if license_link else {}
     return {"license": "other"} | ({} if known == "other" else {"license_name": known}) | link
 
 

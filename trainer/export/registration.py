@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.export.card import Facts, Lineage
+from trainer.export.card import Facts
+from trainer.export.trained import Trained
 from trainer.export.version import code_version, write_version
 from trainer.logger import logger
 from trainer.protocol import names
@@ -55,51 +56,61 @@ def register_checkpoint(
     stored = read_parts(kept.store, kept.checkpoint, (export.network,))
     history = histories.read(kept.run_id, (*CURVES, *stored.metadata.metrics), stored.metadata.step)
     with temporary_folder() as directory:
-        facts = _facts(kept, name, export, registered_by, stored, history)
+        trained = _trained(kept, registered_by, stored, history)
+        facts = _facts(name, export, trained, stored, history)
         tags = write_version(directory, facts, stored.tensors[export.network])
         action = requested_action()
         if action:
             return action
-        own = facts.spec.model_copy(update={"export": export})  # a later job may export otherwise than training asked
+        own = trained.spec.model_copy(update={"export": export})  # a later job may export otherwise than training asked
         params = parameters(own.model_dump(mode="json"))
-        at = facts.step if facts.evaluation_step is None else facts.evaluation_step
-        number = registry.register(name, directory, About(tags, kept.run_id, params, facts.evaluation, at))
+        evaluated = facts.evaluation
+        at = trained.step if evaluated.step is None else evaluated.step
+        number = registry.register(name, directory, About(tags, kept.run_id, params, evaluated.values, at))
     logger.info("Registered version %d of the backbone %s from %s", number, name, kept.checkpoint.folder)
     return None
 
 
-def _facts(
-    kept: KeptCheckpoint, name: str, export: ExportSpec, registered_by: str, stored: StoredState, history: History
-) -> Facts:
-    """The facts about the version that its checkpoint and its run know."""
+def _trained(kept: KeptCheckpoint, registered_by: str, stored: StoredState, history: History) -> Trained:
+    """What the checkpoint and its run know of the training."""
     spec, state = spec_of(kept.store, kept.checkpoint), stored.metadata
     steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
     # The total is tagged before the first checkpoint; a run without the tag must have reached its end.
     per_epoch = int(steps) / spec.optimization.epochs if steps else state.step / spec.optimization.epochs
+    return Trained(
+        spec=spec,
+        job_id=kept.job_id,
+        registered_by=registered_by,
+        run_id=kept.run_id,
+        attempt=kept.checkpoint.manifest.attempt,
+        checkpoint=kept.checkpoint.folder,
+        dataset_fingerprint=state.dataset_fingerprint,
+        dataset_images=int(images) if images else None,
+        step=state.step,
+        epochs=round(state.step / per_epoch, 3),
+        curves={key: [(step / per_epoch, value) for step, value in points] for key, points in history.curves.items()},
+        reconstructions=_reconstructions(kept.store, state.step),
+    )
+
+
+def _facts(name: str, export: ExportSpec, trained: Trained, stored: StoredState, history: History) -> Facts:
+    state = stored.metadata
     evaluated = [points[-1][0] for key, points in history.curves.items() if key in state.metrics]
     return Facts(
         name=name,
-        spec=spec,
-        export=export,
-        lineage=Lineage(
-            job_id=kept.job_id,
-            registered_by=registered_by,
-            run_id=kept.run_id,
-            attempt=kept.checkpoint.manifest.attempt,
-            checkpoint=kept.checkpoint.folder,
-            code_version=code_version(),
-        ),
-        dataset_fingerprint=state.dataset_fingerprint,
-        dataset_images=int(images) if images else None,
+        model=trained.spec.model,
+        network=export.network,
+        formats=export.formats,
+        license=export.license,
+        license_link=export.license_link,
+        masking=trained.spec.method,
         value_range=state.value_range,
         mean=state.mean,
         std=state.std,
-        step=state.step,
-        epochs=round(state.step / per_epoch, 3),
-        evaluation=state.metrics,
-        evaluation_step=max(evaluated, default=None),
-        curves={key: [(step / per_epoch, value) for step, value in points] for key, points in history.curves.items()},
-        reconstructions=_reconstructions(kept.store, state.step),
+        registered_by=trained.registered_by,
+        code_version=code_version(),
+        provenance=trained,
+        evaluation=trained.evaluation(state.metrics, max(evaluated, default=None)),
     )
 
 

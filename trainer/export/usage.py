@@ -84,14 +84,19 @@ def pooling(subject: Subject, *, probed: bool) -> str:
     """
     pooler = (
         "- `AutoModel` and `ViTModel` of transformers need `add_pooling_layer=False`: their `pooler_output` comes from "
-        "a layer that was never trained, so it is random."
+        "a layer that has no trained weights here, so it is random."
     )
     pipeline = " So do not use `pool=True` with `pipeline()`, which returns it." if subject.mode == "RGB" else ""
     rows, columns = subject.model.grid
     figure = f": `{metric_keys.LINEAR_TOP1}` above is about it" if probed else ""
+    class_token = (
+        "Whether training was about it, its makers know: compare both on your own images."
+        if subject.imported
+        else "No loss is about it in pretraining: use it once you fine-tune."
+    )
     lines = [
         f"- For one vector of an image, use the mean of the patch tokens{figure}.",
-        "- The class token is the first token. No loss is about it in pretraining: use it once you fine-tune.",
+        f"- The class token is the first token. {class_token}",
         f"- For regions of an image, use the patch tokens: they lie row by row in a grid of {rows} x {columns}.",
     ]
     if BACKBONE_TIMM in subject.formats:
@@ -109,9 +114,10 @@ def fine_tuning(subject: Subject) -> str:
     what = "pictures" if subject.mode else "arrays"
     formats = {BACKBONE_TIMM, BACKBONE_HF} & set(subject.formats)
     if not formats:
+        again = "import it again" if subject.imported else "publish the checkpoint"
         return (
-            "To fine-tune it, publish the checkpoint in the format `timm` or `hf`: `hf-mae` is for further "
-            "pretraining, `onnx` and `torch_export` for inference.\n"
+            f"To fine-tune it, {again} in the format `timm` or `hf`: `hf-mae` is for further pretraining, `onnx` and "
+            "`torch_export` for inference.\n"
         )
     return f"A start: all weights learn, on {what} in one folder for each class, without augmentation.\n"
 

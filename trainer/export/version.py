@@ -20,34 +20,29 @@ from trainer.protocol.names import BACKBONE_METRICS, BACKBONE_SPEC, BACKBONE_SUM
 from trainer.spec.formats import BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TIMM, BACKBONE_TORCH_EXPORT
 from trainer.storage import sha256_of
 
-CURVE_POINTS = 200
-"""Points of a curve in `metrics.json`, at most."""
-
 
 def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> dict[str, str]:
     """Write all files of a version into an empty local directory; returns its tags.
 
-    ``weights`` is the state of the `MaskedAutoencoder` to export.
+    ``weights`` is the state of the `MaskedAutoencoder` to export; without a decoder where no format needs it.
     """
-    export, spec = facts.export, facts.spec
-    pixels, values = (facts.mean, facts.std), facts.value_range
+    model, values = facts.model, facts.value_range
+    pixels = (facts.mean, facts.std)
     exporters: dict[str, Callable[[Path], None]] = {
         BACKBONE_TIMM: functools.partial(
-            export_timm, weights, spec.model, *pixels,
-            license_id=export.license, provenance=_provenance(facts), value_range=values,
+            export_timm, weights, model, *pixels,
+            license_id=facts.license, provenance=_provenance(facts), value_range=values,
         ),
-        BACKBONE_HF: functools.partial(export_vit, weights, spec.model, *pixels, value_range=values),
-        BACKBONE_HF_MAE: functools.partial(
-            export_vit_mae, weights, spec.model, spec.method, *pixels, value_range=values
-        ),
-        BACKBONE_ONNX: functools.partial(export_onnx, weights, spec.model, *pixels, value_range=values),
-        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, spec.model, *pixels, value_range=values),
+        BACKBONE_HF: functools.partial(export_vit, weights, model, *pixels, value_range=values),
+        BACKBONE_HF_MAE: functools.partial(export_vit_mae, weights, model, facts.masking, *pixels, value_range=values),
+        BACKBONE_ONNX: functools.partial(export_onnx, weights, model, *pixels, value_range=values),
+        BACKBONE_TORCH_EXPORT: functools.partial(export_program, weights, model, *pixels, value_range=values),
     }  # fmt: skip
-    for name in export.formats:
+    for name in facts.formats:
         exporters[name](directory / name)
-    (directory / BACKBONE_SPEC).write_text(spec.model_dump_json(indent=1))
+    (directory / BACKBONE_SPEC).write_text(json.dumps(facts.provenance.document, indent=1))
     (directory / BACKBONE_METRICS).write_text(json.dumps(_metrics(facts)) + "\n")
-    write_pyfunc(directory, export.formats, spec.model)
+    write_pyfunc(directory, facts.formats, model)
     write_card(facts, directory)
     write_sums(directory)
     return version_tags(facts)
@@ -56,56 +51,30 @@ def write_version(directory: Path, facts: Facts, weights: Mapping[str, Any]) -> 
 def version_tags(facts: Facts) -> dict[str, str]:
     """Tags by which a version can be found; the registry adds those of the job and the attempt that register it."""
     return {
-        names.TAG_SPEC: facts.spec.sha256(),
-        names.TAG_DATASET: facts.dataset_fingerprint,
-        **({names.TAG_DATASET_NAME: facts.spec.dataset.title} if facts.spec.dataset.title else {}),
-        names.TAG_METHOD: facts.spec.method.name,
-        names.TAG_EPOCHS: f"{facts.epochs:g}",
-        names.TAG_SOURCE_JOB: facts.lineage.job_id,
-        names.TAG_CHECKPOINT: facts.lineage.checkpoint,
-        names.TAG_STEP: str(facts.step),
-        names.TAG_CODE: facts.lineage.code_version,
-        names.TAG_FORMATS: ",".join(facts.export.formats),
-        names.TAG_NETWORK: facts.export.network,
-        **{f"{names.TAG_METRIC}{key}": repr(value) for key, value in facts.evaluation.items()},
+        names.TAG_SPEC: facts.provenance.spec_sha256,
+        names.TAG_METHOD: facts.provenance.method,
+        names.TAG_CODE: facts.code_version,
+        names.TAG_FORMATS: ",".join(facts.formats),
+        **({names.TAG_NETWORK: facts.network} if facts.network else {}),
+        **({names.TAG_LICENSE: facts.license} if facts.license else {}),
+        **facts.provenance.tags(),
+        **{f"{names.TAG_METRIC}{key}": repr(value) for key, value in facts.evaluation.values.items()},
     }
 
 
 def _provenance(facts: Facts) -> dict[str, Any]:
-    lineage = facts.lineage
-    return {
-        "job_id": lineage.job_id,
-        "run_id": lineage.run_id,
-        "checkpoint": lineage.checkpoint,
-        "network": facts.export.network,
-        "method": facts.spec.method.name,
-        "epochs": facts.epochs,
-        "dataset_fingerprint": facts.dataset_fingerprint,
-        "spec_sha256": facts.spec.sha256(),
-        "code_version": lineage.code_version,
+    return facts.provenance.record() | {
+        "network": facts.network,
+        "method": facts.provenance.method,
+        "spec_sha256": facts.provenance.spec_sha256,
+        "code_version": facts.code_version,
     }
 
 
 def _metrics(facts: Facts) -> dict[str, Any]:
-    """The last evaluation, and for each curve over epochs its first, last and extreme points and a sample of points."""
-
-    def summary(points: list[tuple[float, float]]) -> dict[str, Any]:
-        every = -(-len(points) // CURVE_POINTS)
-        sampled = points[::-1][::every][::-1]  # counted from the end, so that the last point is among them
-        return {
-            "first": points[0],
-            "last": points[-1],
-            "least": min(points, key=lambda point: point[1]),
-            "greatest": max(points, key=lambda point: point[1]),
-            "points": sampled,
-        }
-
-    return {
-        "step": facts.step,
-        "epochs": facts.epochs,
-        "evaluation": {"step": facts.evaluation_step, "values": dict(facts.evaluation)},
-        "curves": {key: summary(points) for key, points in facts.curves.items()},
-    }
+    """The last evaluation, and the curves."""
+    evaluation = facts.evaluation
+    return facts.provenance.history() | {"evaluation": {"step": evaluation.step, "values": dict(evaluation.values)}}
 
 
 @functools.cache

@@ -18,6 +18,7 @@ Raises a `TrainingError` whose reason says what went wrong.
 """
 
 MODULES: Final[dict[str, str]] = {
+    Kind.IMPORT: "trainer.kinds.importing",
     Kind.INSPECT: "trainer.kinds.inspect",
     Kind.PRETRAIN: "trainer.kinds.pretrain",
     Kind.PUBLISH: "trainer.kinds.publish",

@@ -6,11 +6,16 @@ from typing import Final, Literal
 
 from trainer.protocol.message import Message
 
-Phase = Literal["opening", "compiling", "training", "evaluating", "storing", "registering"]
+Phase = Literal[
+    "opening", "compiling", "training", "evaluating", "storing", "reading", "checking", "writing", "registering"
+]
 """`opening`: reading the dataset and the checkpoint; `compiling`: up to the end of the attempt's first step; `storing`:
-waiting for a checkpoint to be stored."""
+waiting for a checkpoint to be stored. An import is `reading` weights, `checking` that they compute the same, `writing`
+all formats and `registering` them."""
 TRAINING: Final[Phase] = "training"
 """The only phase in which steps must follow each other: the others take as long as they take."""
+IMPORTING: Final[tuple[Phase, ...]] = ("reading", "checking", "writing", "registering")
+"""The phases of an import, in their order."""
 SLOW_STEPS: Final = 3
 """A step that takes this many times as long as the slowest one so far is not slow but stuck."""
 

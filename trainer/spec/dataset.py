@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Protocol, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -105,28 +105,9 @@ class DatasetSpec(SpecModel):
     def _readable(cls, uri: str) -> str:
         if uri == DIGITS:
             return uri
-        credentials = credentials_in(uri)
-        if credentials:
-            raise ValueError(
-                f"must not hold credentials, but has {credentials}: set them in the environment of the workers"
-            )
-        scheme, separator, rest = uri.partition("://") if "://" in uri else ("file", "://", uri)
-        if scheme == "builtin":
+        if uri.startswith("builtin://"):
             raise ValueError(f"there is one built-in dataset: {DIGITS}")
-        if scheme not in {"file", "s3"}:
-            raise ValueError(f"{scheme}:// cannot be read: give /path, file:///path, s3://bucket/path or {DIGITS}")
-        if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
-            raise ValueError("may be a pattern only in the last part of the path, and have no zero byte")
-        if ".." in rest.split("/") or _ENCODED.search(rest):
-            raise ValueError("write the path as it is, without .. and without encoded dots and slashes")
-        if scheme == "file" and not rest.startswith("/"):
-            raise ValueError("must be an absolute path, for example /data/photos or file:///data/photos")
-        bucket = rest.partition("/")[0]
-        if scheme == "s3" and ("@" in bucket or ":" in bucket):
-            raise ValueError("must not hold credentials or ports: set them in the environment of the workers")
-        if scheme == "s3" and not _BUCKET.match(bucket):
-            raise ValueError("must name a bucket, for example s3://datasets/cifar10")
-        return f"{scheme}{separator}{rest.rstrip('/') or '/'}"
+        return location(uri, f"give /path, file:///path, s3://bucket/path or {DIGITS}", ("/data/photos", "cifar10"))
 
     @field_validator("value_range")
     @classmethod
@@ -145,12 +126,46 @@ class DatasetSpec(SpecModel):
         return self
 
 
-def misplaced(dataset: DatasetSpec, field: str, roots: Sequence[str] | None) -> Problem | None:
-    """The problem if a dataset is outside all roots; None if it is not. ``field`` is where the spec names it."""
-    if roots is None or any(_is_below(dataset.uri, root) for root in roots):
+def location(uri: str, advice: str, examples: tuple[str, str]) -> str:
+    """A path or URI as specs name them, without a slash at its end; raises `ValueError` if jobs cannot read it.
+
+    ``advice`` says what else to write instead of another scheme; ``examples`` are a path, and a name in a bucket.
+    """
+    credentials = credentials_in(uri)
+    if credentials:
+        raise ValueError(
+            f"must not hold credentials, but has {credentials}: set them in the environment of the workers"
+        )
+    scheme, separator, rest = uri.partition("://") if "://" in uri else ("file", "://", uri)
+    if scheme not in {"file", "s3"}:
+        raise ValueError(f"{scheme}:// cannot be read: {advice}")
+    if "\x00" in rest or "*" in rest.rstrip("/").rpartition("/")[0]:
+        raise ValueError("may be a pattern only in the last part of the path, and have no zero byte")
+    if ".." in rest.split("/") or _ENCODED.search(rest):
+        raise ValueError("write the path as it is, without .. and without encoded dots and slashes")
+    if scheme == "file" and not rest.startswith("/"):
+        raise ValueError(f"must be an absolute path, for example {examples[0]} or file://{examples[0]}")
+    bucket = rest.partition("/")[0]
+    if scheme == "s3" and ("@" in bucket or ":" in bucket):
+        raise ValueError("must not hold credentials or ports: set them in the environment of the workers")
+    if scheme == "s3" and not _BUCKET.match(bucket):
+        raise ValueError(f"must name a bucket, for example s3://datasets/{examples[1]}")
+    return f"{scheme}{separator}{rest.rstrip('/') or '/'}"
+
+
+class Located(Protocol):
+    """A section of a spec that names files which a job reads."""
+
+    @property
+    def uri(self) -> str: ...
+
+
+def misplaced(section: Located, field: str, roots: Sequence[str] | None) -> Problem | None:
+    """The problem if what a section names is outside all roots; None if it is not. ``field`` is the section's path."""
+    if roots is None or any(_is_below(section.uri, root) for root in roots):
         return None
     text = f"must be below one of the locations for datasets: {', '.join(roots)}"
-    return Problem(f"{field}.uri", f"/{field.replace('.', '/')}/uri", dataset.uri, text)
+    return Problem(f"{field}.uri", f"/{field.replace('.', '/')}/uri", section.uri, text)
 
 
 def check_root(root: str) -> str:

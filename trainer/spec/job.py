@@ -6,18 +6,20 @@ from enum import StrEnum
 from typing import Final
 
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.importing import ImportSpec
 from trainer.spec.inspect import InspectSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 from trainer.spec.search import SearchSpec
 
-JobSpec = InspectSpec | PretrainSpec | PublishSpec | SearchSpec
+JobSpec = ImportSpec | InspectSpec | PretrainSpec | PublishSpec | SearchSpec
 """A spec of any kind."""
 
 
 class Kind(StrEnum):
     """A kind of job, as specs name it."""
 
+    IMPORT = "import"
     INSPECT = "inspect"
     PRETRAIN = "pretrain"
     PUBLISH = "publish"
@@ -25,6 +27,7 @@ class Kind(StrEnum):
 
 
 SPECS: Final[dict[str, type[JobSpec]]] = {
+    Kind.IMPORT: ImportSpec,
     Kind.INSPECT: InspectSpec,
     Kind.PRETRAIN: PretrainSpec,
     Kind.PUBLISH: PublishSpec,

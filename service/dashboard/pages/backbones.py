@@ -121,6 +121,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         settable=[number for number in reversed(backbone.versions) if number in controlled],
         edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
+        origin_link=shown.origin_url if (shown.origin_url or "").startswith("https://") else None,
         moves=_move_texts(backbone),
         users=service.users(page.state, page.caller, name, str(shown.version)) if shown.version in controlled else [],
         retention=retention.show(page.state, page.caller, name),

@@ -28,6 +28,7 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 TABS: Final[dict[str, tuple[str, ...]]] = {
     Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
+    Kind.IMPORT: ("overview", "logs", "events", "spec"),
     Kind.INSPECT: ("overview", "logs", "events", "spec"),
     Kind.PUBLISH: ("overview", "logs", "events", "spec"),
 }

@@ -10,6 +10,7 @@ from sqlalchemy import BigInteger, Connection, ForeignKey, ForeignKeyConstraint,
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.tables.base import Base, now
+from trainer.protocol import names
 
 
 class RegisteredBackbone(Base):
@@ -104,7 +105,9 @@ def _write_backbone_text(_: object, __: Connection, row: RegisteredBackbone) -> 
 @event.listens_for(BackboneVersion, "before_insert")
 @event.listens_for(BackboneVersion, "before_update")
 def _write_version_text(_: object, __: Connection, row: BackboneVersion) -> None:
-    row.search_text = folded(f"{row.name}\n{row.dataset_uri}\n") + _search_text(row)
+    origin = row.tags.get(names.TAG_ORIGIN)
+    known = "\n".join(filter(None, (row.name, row.dataset_uri, origin)))
+    row.search_text = folded(f"{known}\n") + _search_text(row)
 
 
 def _search_text(row: RegisteredBackbone | BackboneVersion) -> str:

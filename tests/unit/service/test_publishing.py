@@ -107,7 +107,10 @@ def test_what_cannot_be_published_is_refused_with_the_field_and_what_to_do(serve
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [({}, "is required: one of inspect, pretrain, publish"), ({"kind": "tune"}, "one of: inspect, pretrain, publish")],
+    [
+        ({}, "is required: one of import, inspect, pretrain, publish"),
+        ({"kind": "tune"}, "one of: import, inspect, pretrain, publish"),
+    ],
 )
 def test_a_kind_that_does_not_exist_is_told_with_those_that_do(served, kind, text):
     without = {name: value for name, value in SPEC.items() if name != "kind"}

@@ -14,10 +14,11 @@ from backbones import TINY, model_of, shaken, statistics
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from trainer.export.card import Facts, Lineage, write_card
+from trainer.export.card import Facts, write_card
 from trainer.export.finetuning import finetuning
 from trainer.export.inputs import Subject, by_hand
 from trainer.export.snippets import snippets
+from trainer.export.trained import Trained
 from trainer.export.version import write_version
 from trainer.spec import metric_keys
 from trainer.spec.formats import BACKBONE_FORMATS, LIBRARIES
@@ -37,17 +38,22 @@ HEADINGS = [
 ]  # fmt: skip
 
 
-def facts(channels: int = 3, sizes=None, export=None, dataset=None, method=None, **changes) -> Facts:
+def facts(channels: int = 3, sizes=None, export=None, dataset=None, method=None, evaluation=None, **changes) -> Facts:
     """What a card says of a small network; ``sizes``, ``export``, ``dataset`` and ``method`` are parts of its spec."""
     parts = {"dataset": dataset or {"uri": LOCATION}, "export": export or {}, "method": method or {}}
     spec = PretrainSpec.parse({"kind": "pretrain", "model": TINY | (sizes or {})} | parts)
     model = model_of(in_chans=channels, **(sizes or {}))  # also of five channels
     spec = spec.model_copy(update={"model": model})
+    trained = Trained(
+        spec=spec, job_id="job-a", registered_by="job-a", run_id="run", attempt=1,
+        checkpoint="checkpoints/a1/00000001", dataset_fingerprint="f", dataset_images=None, step=1, epochs=0.2,
+    )  # fmt: skip
     found = {
-        "name": "plain", "spec": spec, "export": spec.export, "dataset_fingerprint": "f", "dataset_images": None,
-        "lineage": Lineage("job-a", "job-a", "run", 1, "checkpoints/a1/00000001", "0.1.0"), "value_range": (0.0, 255.0),
-        "mean": statistics(channels)[0], "std": statistics(channels)[1], "step": 1, "epochs": 0.2, "evaluation": {},
-        "evaluation_step": None,
+        "name": "plain", "model": model, "network": spec.export.network, "formats": spec.export.formats,
+        "license": spec.export.license, "license_link": spec.export.license_link, "masking": spec.method,
+        "value_range": (0.0, 255.0), "mean": statistics(channels)[0], "std": statistics(channels)[1],
+        "registered_by": "job-a", "code_version": "0.1.0", "provenance": trained,
+        "evaluation": trained.evaluation(evaluation or {}, None),
     }  # fmt: skip
     return Facts(**found | changes)
 
@@ -113,7 +119,7 @@ def test_a_card_leaves_out_what_there_is_not(tmp_path):
 def test_a_dataset_is_named_without_its_place(tmp_path, dataset, title):
     told = facts(dataset=dataset)
     matter = front_matter(card_of(told, tmp_path))
-    assert told.spec.dataset.title == title
+    assert told.provenance.spec.dataset.title == title
     assert matter.get("datasets") == ([title] if title else None)
 
 
@@ -207,7 +213,7 @@ def version(request, tmp_path_factory):
     """A version of one, three or five channels in the formats whose readers are here."""
     folder = tmp_path_factory.mktemp(f"channels-{request.param}")
     told = facts(request.param, evaluation=RESULTS, export={"formats": FORMATS})
-    network = shaken(told.spec.model)
+    network = shaken(told.model)
     write_version(folder, told, network.state_dict())
     return SimpleNamespace(folder=folder, facts=told, network=network, channels=request.param)
 
@@ -309,7 +315,7 @@ def test_fine_tuning_with_transformers_lowers_the_loss(version):
 
 def test_the_code_of_onnx_gives_the_trainer_s_own_features(tmp_path, monkeypatch):
     told = facts(export={"formats": ["onnx"]})
-    network, folder = shaken(told.spec.model), tmp_path / "version"
+    network, folder = shaken(told.model), tmp_path / "version"
     folder.mkdir()
     write_version(folder, told, network.state_dict())
     card = (folder / "README.md").read_text()
@@ -338,7 +344,7 @@ def test_values_beyond_eight_bits_are_scaled_as_in_training(tmp_path, monkeypatc
 
 def test_timm_s_folder_of_a_version_says_which_values_are_black_and_white(tmp_path):
     told = facts(1, export={"formats": ["timm"]}, value_range=(0.0, 65535.0))
-    write_version(tmp_path, told, shaken(told.spec.model).state_dict())
+    write_version(tmp_path, told, shaken(told.model).state_dict())
     assert json.loads((tmp_path / "timm/config.json").read_text())["rcmae"]["value_range"] == [0, 65535]
 
 

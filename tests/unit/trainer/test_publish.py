@@ -200,6 +200,7 @@ def test_its_tags_tell_where_it_comes_from(trained, version):
         names.TAG_CODE: code_version(),
         names.TAG_FORMATS: "timm,hf,hf-mae,torch_export",
         names.TAG_NETWORK: "teacher",
+        names.TAG_LICENSE: "cc-by-4.0",
         **{f"rcmae.metric.{key}": repr(value) for key, value in evaluation.items()},
     }
     assert (version.name, version.source_run) == ("digits", "run-a")

@@ -162,7 +162,7 @@ def test_stored_specs_keep_names_with_endings_that_were_free_before(ending):
 
 def test_kinds_are_told_apart():
     assert isinstance(parse_spec(BASE), PretrainSpec)
-    assert "must be one of: inspect, pretrain, publish" in problems(BASE | {"kind": "pack"})["kind"]
+    assert "must be one of: import, inspect, pretrain, publish" in problems(BASE | {"kind": "pack"})["kind"]
     with pytest.raises(SpecError, match="kind: must be pretrain here"):
         parse_pretrain(PUBLISH)
 
