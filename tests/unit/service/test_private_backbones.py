@@ -252,6 +252,21 @@ def test_an_owner_makes_a_backbone_private_names_readers_and_opens_it_again(peop
     ]
 
 
+def test_the_page_says_who_sees_a_backbone_and_its_owner_changes_that_there(people, registry, database):
+    registry.add("digits")
+    open_to_all = people["alice"].get("/backbones/digits").text
+    assert "seen by its owners" not in open_to_all
+    assert '<option value="all" selected>' in open_to_all
+    close(database, "digits", "bob", "dora")
+    shown = people["alice"].get("/backbones/digits").text
+    assert '<option value="readers" selected>' in shown
+    assert 'name="readers" data-type="list" data-empty="" value="bob, dora"' in shown
+    assert "artifact storage or a backup reads it all the same" in shown
+    assert "seen by its owners" in people["bob"].get("/backbones/digits").text
+    assert 'name="readers"' not in people["bob"].get("/backbones/digits").text
+    assert "private" in people["dora"].get("/backbones").text
+
+
 @pytest.mark.parametrize(
     ("before", "body", "says"),
     [
