@@ -14,11 +14,13 @@ from service.backbones import approval, registry, service
 from service.backbones.approval_schemas import AliasMoveView, ChampionCheckView, ChampionRuleBody, ChampionRuleView
 from service.backbones.registry import Served
 from service.backbones.schemas import CHAMPION, BackboneDetailView
+from service.backbones.visibility import hidden_from
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found, spec_problem
 from service.http.schemas import Page
-from service.jobs import alias_moves, versions, visibility
+from service.jobs import alias_moves, versions
+from service.jobs.visibility import tags_of_shown
 from trainer.spec.base import Problem
 
 
@@ -100,7 +102,7 @@ def set_rule(state: AppState, caller: Caller, name: str, rule: ChampionRuleBody)
     registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = _changeable(session, caller, name)
-        _must_be_meetable(session, caller, rule)
+        _must_be_meetable(session, caller, name, rule)
         row.champion_rule = rule.model_dump(exclude_defaults=True)
         caller.record(session, name, rule=row.champion_rule)
     return service.show(state, caller, name)
@@ -126,18 +128,20 @@ def _changeable(session: Session, caller: Caller, name: str) -> RegisteredBackbo
     return row
 
 
-def _must_be_meetable(session: Session, caller: Caller, rule: ChampionRuleBody) -> None:
+def _must_be_meetable(session: Session, caller: Caller, name: str, rule: ChampionRuleBody) -> None:
     """Raises the API's 422 for a part of a rule that could never be met, as after a typing error."""
     roles = roles_with([Scope.OWN_BACKBONES])
-    problems = [
-        Problem(
-            f"approvers.{index}", f"/approvers/{index}", owner,
-            "nobody of this name has a valid token that may change backbones: name the owner of one",
-        )
-        for index, owner in enumerate(rule.approvers)
-        if not session.scalar(select(has_valid_token(owner, roles)))
-    ]  # fmt: skip
-    known = {key for tags in visibility.tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
+    hidden = hidden_from(session, name, rule.approvers)
+    problems = []
+    for index, owner in enumerate(rule.approvers):
+        if not session.scalar(select(has_valid_token(owner, roles))):
+            text = "nobody of this name has a valid token that may change backbones: name the owner of one"
+        elif owner in hidden:
+            text = "does not see this private backbone: make them a reader of it first"
+        else:
+            continue
+        problems.append(Problem(f"approvers.{index}", f"/approvers/{index}", owner, text))
+    known = {key for tags in tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
     for index, limit in enumerate(rule.must_not_worsen):
         if limit.metric not in known:
             field, pointer = f"must_not_worsen.{index}.metric", f"/must_not_worsen/{index}/metric"

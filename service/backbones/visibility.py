@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from service.auth.caller import has_valid_token
-from service.auth.sight import READERS
+from service.auth.sight import READERS, seen_by
 from service.backbones.schemas import Visibility
 from service.db.tables import BackboneReader, RegisteredBackbone
 from service.http.problems import spec_problem
@@ -23,7 +23,8 @@ def change(
     """Change who sees a backbone; None keeps a value. Returns what has changed.
 
     Only the visibility `readers` has readers: with any other one they are removed. Raises the API's 422 for readers
-    without that visibility, for that visibility without readers, and for a new reader without a token.
+    without that visibility, for that visibility without readers, for a new reader without a token, and where an
+    approver of the champion would not see the backbone.
     """
     before = readers_of(session, [row.name]).get(row.name, [])
     chosen = visibility or row.visibility
@@ -31,13 +32,24 @@ def change(
     _check(chosen, wanted, readers)
     for new in sorted({*wanted} - {*before}):
         must_have_token(session, "readers", new)
-    found = {"visibility": chosen} if chosen != row.visibility else {}
+    found: dict[str, Any] = {"visibility": chosen} if chosen != row.visibility else {}
     row.visibility = chosen
-    if wanted == before:
-        return found
-    session.execute(delete(BackboneReader).where(BackboneReader.name == row.name))
-    session.add_all(BackboneReader(name=row.name, reader=reader) for reader in wanted)
-    return found | {"readers": wanted}
+    if wanted != before:
+        session.execute(delete(BackboneReader).where(BackboneReader.name == row.name))
+        session.add_all(BackboneReader(name=row.name, reader=reader) for reader in wanted)
+        found["readers"] = wanted
+    approvers = (row.champion_rule or {}).get("approvers", [])
+    if found and (hidden := hidden_from(session, row.name, approvers)):
+        text = f"{' and '.join(hidden)}, whom the champion's rule names as approvers, would not see it: name them too"
+        raise spec_problem([Problem("readers", "/readers", wanted, text)])
+    return found
+
+
+def hidden_from(session: Session, name: str, owners: Sequence[str]) -> list[str]:
+    """Those of some owners of tokens who do not see a backbone."""
+    session.flush()
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name)
+    return [owner for owner in owners if session.scalar(query.where(seen_by(owner))) is None]
 
 
 def _check(chosen: str, wanted: Sequence[str], readers: Sequence[str] | None) -> None:

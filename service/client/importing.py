@@ -12,7 +12,7 @@ from service.client.commands import exit_status, follow_to_end
 from service.client.data import absolute
 from service.client.shell import Json, connected, out, print_json
 from service.client.transport import without_none
-from trainer.spec.export import Network
+from trainer.spec.export import FirstVisibility, Network
 
 
 def import_backbone(
@@ -49,6 +49,9 @@ def import_backbone(
         list[str] | None,
         typer.Option("--format", help="Only these, such as timm; repeatable. By default all that it can have."),
     ] = None,
+    visibility: Annotated[
+        FirstVisibility | None, typer.Option(help="Who sees a backbone that is new: all, or its owners alone.")
+    ] = None,
     num_heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads of the encoder, for weights that do not say.")
     ] = None,
@@ -64,7 +67,7 @@ def import_backbone(
     with connected() as client:
         job = client.import_backbone(
             absolute(uri), name, license=license_id, license_link=license_link, origin=without_none(about),
-            network=network, formats=form, num_heads=num_heads,
+            network=network, formats=form, visibility=visibility, num_heads=num_heads,
         )  # fmt: skip
         if follow_it:
             job = follow_to_end(client, job.id)

@@ -33,7 +33,7 @@ from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsVi
 from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PlanView
 from service.jobs.state import State
 from trainer.spec.base import Document
-from trainer.spec.export import Network
+from trainer.spec.export import FirstVisibility, Network
 from trainer.spec.job import JobSpec, Kind, parse_spec
 
 Spec = JobSpec | Mapping[str, Any]
@@ -90,6 +90,7 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
         license_link: str | None = None,
         network: Network | None = None,
         formats: Sequence[str] | None = None,
+        visibility: FirstVisibility | None = None,
         num_heads: int | None = None,
     ) -> JobView:
         """Submit a job that registers weights from elsewhere as a version of the backbone ``name``.
@@ -97,6 +98,7 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
         ``uri`` is a folder of timm or transformers, or a file of weights, that the service's workers can read.
         ``origin`` has the spec's fields: `name`, and perhaps `url`, `trained_on`, `paper` and `citation`.
         ``license`` may be `unknown`, or `other` with a ``license_link``. By default the version has all formats.
+        ``visibility`` is for a new backbone: `owners` for one that its owners alone see.
         """
         spec: dict[str, Any] = {
             "kind": "import",
@@ -105,7 +107,9 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
             "origin": dict(origin),
             "license": license,
             "license_link": license_link,
-            "export": without_none({"network": network, "formats": formats and list(formats)}),
+            "export": without_none(
+                {"network": network, "formats": formats and list(formats), "visibility": visibility}
+            ),
         }
         return self.submit(without_none(spec))
 

@@ -103,7 +103,8 @@ def check_backbone_names(session: Session, caller: Caller, document: Mapping[str
 
 def visibility_kept(session: Session, document: Mapping[str, Any], trained: PretrainSpec | None) -> list[Warned]:
     """A warning for each backbone that is open to all already, where a spec asks that its owners alone see it."""
-    if trained is None or trained.export.visibility == ALL:
+    own = (document.get("export") or {}).get("visibility")
+    if (own or (trained.export.visibility if trained else ALL)) == ALL:
         return []
     found = {name: session.get(RegisteredBackbone, name) for _, name in backbone_names(document)}
     text = (

@@ -15,7 +15,10 @@ MOST_BACKBONES: Final = 100
 EVENTS_HELP: Final = "The events that it hears of, or null for all, those of later releases included. " + "; ".join(
     f"`{event}`: {meaning}" for event, meaning in MEANINGS.items()
 )
-BACKBONES_HELP: Final = "The names of the backbones whose events it hears of, or null for everything."
+BACKBONES_HELP: Final = (
+    "The names of the backbones whose events it hears of, or null for everything; of private ones only those that its "
+    "owner sees."
+)
 
 DeliveryState = Literal["waiting", "delivered", "failed"]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]

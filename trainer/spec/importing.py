@@ -10,7 +10,7 @@ from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec, location
-from trainer.spec.export import BackboneName, Formats, License, LicenseLink, Network
+from trainer.spec.export import BackboneName, FirstVisibility, Formats, License, LicenseLink, Network
 
 LINKED: Final = "other"
 """The licence that says nothing unless a link leads to its text."""
@@ -81,13 +81,15 @@ class OriginSpec(SpecModel):
 
 
 class ImportExport(SpecModel):
-    """Which network is registered, and in which formats."""
+    """Which network is registered, in which formats, and who sees it."""
 
     network: Network | None = None
     """`teacher` or `student`, where the weights hold both; null: the teacher there, and otherwise the only one."""
     formats: Formats | None = None
     """As a pretraining spec names them. Null: all that the network allows: `hf-mae` needs a decoder and square
     images."""
+    visibility: FirstVisibility = "all"
+    """Who sees the backbone of which this is the first version: `all` or its `owners`."""
 
 
 class ImportResources(SpecModel):

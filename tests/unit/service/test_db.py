@@ -125,6 +125,26 @@ def test_an_upgrade_keeps_what_the_first_version_stored(new):
         session.add(Event(job_id="job-none", state="queued", actor="eve"))
 
 
+def test_an_upgrade_knows_which_backbone_deliveries_to_webhooks_are_about(new):
+    """They are sent, or sent again, to those alone who see it."""
+    alembic(new, "upgrade", "0015")
+    tables, moment = MetaData(), datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+    with new.migration() as connection:
+        tables.reflect(connection, only=["webhook", "webhook_delivery"])
+        values = {"id": "hook-1", "owner": "alice", "url": "https://x", "description": "", "enabled": True}
+        values |= {"disabled_because": "", "secret": "x", "created_at": moment, "last_message": ""}
+        connection.execute(tables.tables["webhook"].insert(), values)
+        for number, kind in enumerate(("version.registered", "alias.moved", "webhook.test")):
+            row = {"id": f"msg-{number}", "webhook_id": "hook-1", "type": kind, "data": {"name": f"b{number}"}}
+            row |= {"created_at": moment, "attempts": 0, "response": "", "message": ""}
+            connection.execute(tables.tables["webhook_delivery"].insert(), row)
+    new.migrate()
+    found = rows(new, "SELECT id, backbone FROM webhook_delivery ORDER BY id")
+    assert found == [("msg-0", "b0"), ("msg-1", "b1"), ("msg-2", None)]
+    alembic(new, "downgrade", "0015")
+    assert not inspect(new.engine).has_table("backbone_reader")
+
+
 def test_an_addition_that_was_never_completed_is_forgotten_by_an_upgrade(new):
     """Its key is free again; its trials are found in the study if it is repeated."""
     alembic(new, "upgrade", "0007")

@@ -252,6 +252,21 @@ def test_an_owner_makes_a_backbone_private_names_readers_and_opens_it_again(peop
     ]
 
 
+def test_the_page_says_who_sees_a_backbone_and_its_owner_changes_that_there(people, registry, database):
+    registry.add("digits")
+    open_to_all = people["alice"].get("/backbones/digits").text
+    assert "seen by its owners" not in open_to_all
+    assert '<option value="all" selected>' in open_to_all
+    close(database, "digits", "bob", "dora")
+    shown = people["alice"].get("/backbones/digits").text
+    assert '<option value="readers" selected>' in shown
+    assert 'name="readers" data-type="list" data-empty="" value="bob, dora"' in shown
+    assert "artifact storage or a backup reads it all the same" in shown
+    assert "seen by its owners" in people["bob"].get("/backbones/digits").text
+    assert 'name="readers"' not in people["bob"].get("/backbones/digits").text
+    assert "private" in people["dora"].get("/backbones").text
+
+
 @pytest.mark.parametrize(
     ("before", "body", "says"),
     [
@@ -318,6 +333,41 @@ def test_a_job_makes_its_backbone_private_and_changes_none_that_is_there(people,
     assert "digits is open to all already: it stays so" in warning["message"]
     others = people["alice"].post("/v1/jobs/plan", json=spec | {"register_as": "cats"}).json()["warnings"]
     assert "visibility_kept" not in {each["code"] for each in others}
+
+
+def test_an_import_makes_its_backbone_private(people, registry, database):
+    job = add_job(database, "succeeded", kind="import")
+    spec = {
+        "kind": "import",
+        "source": {"uri": "s3://models/x"},
+        "register_as": "digits",
+        "origin": {"name": "x"},
+        "license": "mit",
+        "export": {"visibility": "owners"},
+    }
+    with database.session() as session:
+        session.get_one(Job, job).spec = spec
+    registry.jobs["digits"] = job
+    registry.add("digits")
+    assert visibility_of(database, "digits") == "owners"
+    people["alice"].patch(f"{BASE}/digits", json={"visibility": "all"})
+    warnings = people["alice"].post("/v1/jobs/plan", json=spec).json()["warnings"]
+    assert [each["code"] for each in warnings] == ["visibility_kept"]
+
+
+def test_whoever_is_to_approve_a_champion_sees_the_backbone(people, registry, database):
+    registry.add("digits")
+    close(database, "digits", "erin")
+    rule = {"approvers": ["erin", "dora"]}
+    wrong = problem(people["alice"].put(f"{BASE}/digits/champion-rule", json=rule), 422, "spec_invalid")
+    assert [each["field"] for each in wrong["problems"]] == ["approvers.1"]
+    people["alice"].patch(f"{BASE}/digits", json={"readers": ["erin", "dora"]})
+    assert people["alice"].put(f"{BASE}/digits/champion-rule", json=rule).status_code == 200
+    for body in ({"readers": ["dora"]}, {"visibility": "owners"}):
+        wrong = problem(people["alice"].patch(f"{BASE}/digits", json=body), 422, "spec_invalid")
+        assert "erin" in wrong["problems"][0]["message"]
+    assert people["erin"].get(f"{BASE}/digits").json()["readers"] == ["dora", "erin"]
+    assert people["dora"].put(f"{BASE}/digits/aliases/champion", json={"version": 1}).status_code == 200
 
 
 @pytest.mark.parametrize(
