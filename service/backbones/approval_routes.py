@@ -20,13 +20,13 @@ router = APIRouter(prefix="/v1/backbones", tags=["backbones"], route_class=ApiRo
 def alias_moves(
     name: str,
     state: StateDep,
-    caller: MayReadBackbones,  # noqa: ARG001 - a token is needed
+    caller: MayReadBackbones,
     alias: Annotated[str | None, Query(description="only this alias")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: str | None = None,
 ) -> Page[AliasMoveView]:
     """Who set, moved and removed the aliases of a backbone, when and why; newest first."""
-    return approvals.moves(state, name, alias, limit, cursor)
+    return approvals.moves(state, caller, name, alias, limit, cursor)
 
 
 @router.get("/{name}/champion-check")

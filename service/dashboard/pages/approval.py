@@ -21,7 +21,7 @@ BLANK: Final = 2
 
 def context(page: Page, backbone: Backbone) -> dict[str, Any]:
     """What the templates need of one backbone."""
-    moves = approvals.moves(page.state, backbone.name, None, MOVES, None)
+    moves = approvals.moves(page.state, page.caller, backbone.name, None, MOVES, None)
     rule = approval.rule_in(backbone.row)
     former = {move.version for move in moves.items if move.alias == CHAMPION}
     ready = [version for version in reversed(backbone.versions) if not version.gone]
