@@ -46,10 +46,13 @@ def rule_in(row: RegisteredBackbone) -> ChampionRuleView | None:
     return ChampionRuleView.model_validate(row.champion_rule) if row.champion_rule else None
 
 
-def sums_sha256(state: AppState, version: Served) -> str:
-    """The sha256 of a version's checksum file, which a rule compares with the signed one: read it before the
-    transaction.
+def sums_sha256(state: AppState, backbone: RegisteredBackbone, version: Served) -> str | None:
+    """The sha256 of a version's checksum file if the rule compares it with the signed one: read it before the
+    transaction. None for a version that is gone.
     """
+    rule = rule_in(backbone)
+    if rule is None or not rule.signed or version.gone:
+        return None
     return hashlib.sha256(registry.content(state, version).data).hexdigest()
 
 
@@ -64,8 +67,7 @@ def must_allow(
 ) -> None:
     """Raises the API's 403 if the rule does not let the caller approve a version, and 409 if it lets nobody.
 
-    ``champion`` is the present one. ``sums`` is that of `sums_sha256`; None if the rule asked for no signature before
-    the transaction.
+    ``champion`` is the present one; ``sums`` is that of `sums_sha256`, from before the transaction.
     """
     if rule.signed and sums is None:
         text = f"the rule of {version.name} has just changed: try again"

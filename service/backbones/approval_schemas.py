@@ -109,6 +109,7 @@ class AliasMoveView(View):
     actor: str | None
     """Who did it, the owner of the token; null if it was set in MLflow, or went with its version."""
     token_id: str | None
+    """The token's id; null for whoever may not see that token."""
     reason: str
     """Why; empty if nobody has said."""
     moved_at: datetime

@@ -16,7 +16,7 @@ from service.backbones.registry import Served
 from service.backbones.schemas import CHAMPION, BackboneDetailView
 from service.backbones.visibility import hidden_from
 from service.context.app_state import AppState
-from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
+from service.db.tables import AliasMove, BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found, spec_problem
 from service.http.schemas import Page
 from service.jobs import alias_moves, versions
@@ -31,8 +31,15 @@ def moves(
     registry.backbone(state, caller, name)
     with state.database.read() as session:
         rows, next_cursor = alias_moves.moves(session, name, alias, limit, cursor)
-    views = [AliasMoveView.model_validate(row, from_attributes=True) for row in rows]
-    return Page[AliasMoveView](items=views, next_cursor=next_cursor)
+    return Page[AliasMoveView](items=[_move(caller, row) for row in rows], next_cursor=next_cursor)
+
+
+def _move(caller: Caller, row: AliasMove) -> AliasMoveView:
+    """A move, with the token's id for those who may see the token."""
+    view = AliasMoveView.model_validate(row, from_attributes=True)
+    return (
+        view if row.actor and caller.may(Scope.READ_TOKENS, row.actor) else view.model_copy(update={"token_id": None})
+    )
 
 
 # --- previews ---------------------------------------------------------------------------------------------------------
@@ -40,9 +47,11 @@ def moves(
 
 def check(state: AppState, caller: Caller, name: str, number: int) -> ChampionCheckView:
     """Whether the caller may make a version the champion now. Raises the API's 404."""
-    version = registry.find(state, caller, name, str(number))
-    sums = None if version.gone else approval.sums_sha256(state, version)
-    return checks(state, caller, [version], sums)[0]
+    backbone = registry.backbone(state, caller, name)
+    version = backbone.numbered(number)
+    if version is None:
+        raise not_found("version", f"{name}:{number}")
+    return checks(state, caller, [version], approval.sums_sha256(state, backbone.row, version))[0]
 
 
 def checks(

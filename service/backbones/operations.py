@@ -85,7 +85,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "delete_backbone_alias", ("forbidden", "backbone_not_found", "alias_not_found", "champion_refused")
     ),
     "GET /v1/backbones/{name}/alias-moves": Operation("list_alias_moves", ("backbone_not_found",)),
-    "GET /v1/backbones/{name}/champion-check": Operation("check_champion", ("version_not_found",)),
+    "GET /v1/backbones/{name}/champion-check": Operation("check_champion", ("backbone_not_found", "version_not_found")),
     "PUT /v1/backbones/{name}/champion-rule": Operation("set_champion_rule", ("forbidden", "backbone_not_found")),
     "DELETE /v1/backbones/{name}/champion-rule": Operation(
         "remove_champion_rule", ("forbidden", "backbone_not_found", "champion_rule_not_found")

@@ -211,8 +211,7 @@ def set_alias(
     known = backbone.numbered(number)
     if known is None:
         raise not_found("version", f"{name}:{number}")
-    ruled = alias == CHAMPION and backbone.row.champion_rule is not None
-    sums = approval.sums_sha256(state, known) if ruled and not known.gone else None
+    sums = approval.sums_sha256(state, backbone.row, known) if alias == CHAMPION else None
     with state.database.session() as session:
         target = shown_now(session, known)
         before = session.get(BackboneAlias, (name, alias))
