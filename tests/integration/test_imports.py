@@ -8,7 +8,7 @@ import numpy
 import onnxruntime
 import pytest
 import torch
-from foreign_folders import save_vit_mae
+from foreign import stored, vit_mae
 from live import members, poll, wait
 from safetensors.torch import load_file
 from transformers import ViTMAEModel, ViTModel
@@ -20,7 +20,8 @@ ORIGIN = ("--origin", "facebook/vit-mae-tiny", "--origin-url", "https://huggingf
 
 
 def test_a_folder_of_transformers_becomes_a_version_with_the_features_of_the_original(stack, finished, tmp_path):
-    source = save_vit_mae(tmp_path / "vit-mae-tiny")
+    source = tmp_path / "vit-mae-tiny"
+    stored(vit_mae(), source)
     done = stack.rcmae(
         "backbones", "import", str(source), "--as", "imported-vit", "--license", "cc-by-nc-4.0", *ORIGIN,
         "--trained-on", "ImageNet-1k", "--follow", "--json",
@@ -79,7 +80,8 @@ def test_a_folder_that_is_not_there_fails_at_once_and_says_where_to_copy_it(stac
 
 @pytest.mark.slow
 def test_an_import_whose_worker_is_killed_is_done_again_and_leaves_one_version(stack, tmp_path):
-    source = save_vit_mae(tmp_path / "vit")
+    source = tmp_path / "vit"
+    stored(vit_mae(), source)
     job = stack.client.import_backbone(
         f"file://{source}", "killed-vit", license="other", license_link="https://a.example/licence",
         origin={"name": "somebody's"}, formats=["timm", "onnx"],

@@ -163,7 +163,8 @@ def _float32(name: str, shape: tuple[int, ...], found: Found) -> Tensor:
         )
     if value.untyped_storage().nbytes() < value.numel() * value.element_size():
         raise WeightsRefused(f"{found.label(name)}: repeats a part of its values: save a contiguous tensor")
-    single = value.detach().to(torch.float32).contiguous()
+    # A copy: the file is mapped, and must not change what was checked.
+    single = value.detach().to(torch.float32, copy=True).contiguous()
     if not bool(torch.isfinite(single).all()):
         raise WeightsRefused(f"{found.label(name)}: holds NaN or infinite values: the weights are damaged")
     return single

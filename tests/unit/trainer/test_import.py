@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from foreign_folders import save_vit, save_vit_mae
+from foreign import stored, vit, vit_mae
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import ViTMAEForPreTraining, ViTModel
@@ -66,7 +66,8 @@ def imported(asked: AttemptRequest, folder: Path, **hooks: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    folder = save_vit_mae(tmp_path_factory.mktemp(PLACE) / "vit-mae-tiny", mask_ratio=0.6, norm_pix_loss=True)
+    folder = tmp_path_factory.mktemp(PLACE) / "vit-mae-tiny"
+    stored(vit_mae(mask_ratio=0.6, norm_pix_loss=True), folder)
     (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# Theirs\n")
     return folder
 
@@ -107,7 +108,8 @@ def test_every_format_computes_what_the_original_computes(source, version):
 
 
 def test_a_network_without_a_decoder_has_every_format_but_that_with_one(tmp_path):
-    made = imported(request(save_vit(tmp_path / "vit")), tmp_path)
+    stored(vit(), tmp_path / "vit")
+    made = imported(request(tmp_path / "vit"), tmp_path)
     assert made.about.tags[names.TAG_FORMATS] == "timm,hf,onnx,torch_export"
     assert not (made.folder / "hf-mae").exists()
     card = (made.folder / "README.md").read_text()
@@ -134,7 +136,7 @@ def test_of_a_checkpoint_with_two_networks_one_is_registered(version, tmp_path, 
     state = {f"student.{name}": value for name, value in student.items()}
     torch.save({"model": state | {f"teacher.{name}": value for name, value in ours.items()}}, tmp_path / "rc_mae.pth")
     asked = request(
-        tmp_path, source={"uri": str(tmp_path / "rc_mae.pth"), "num_heads": 4, "decoder_num_heads": 4},
+        tmp_path, source={"uri": str(tmp_path / "rc_mae.pth"), "num_heads": 3, "decoder_num_heads": 2},
         export={"network": chosen, "formats": ["timm", "hf-mae"]},
     )  # fmt: skip
     made = imported(asked, tmp_path)
@@ -164,6 +166,19 @@ def test_a_format_that_was_written_wrongly_is_never_registered(version, tmp_path
     save_file(tensors | {name: tensors[name].flip(0).contiguous()}, file)
     with pytest.raises(DiffersError, match=f"the format {form} was written with other values"):
         check_written(tmp_path / "v", [form], weights.state, weights.model)
+
+
+def test_a_source_in_s3_is_read_from_there(s3, use_s3, source, tmp_path):
+    use_s3(s3.environment())
+    bucket = s3.bucket("imports")
+    s3.filesystem().put(f"{source}/", f"{bucket}/models/vit-mae-tiny/", recursive=True)
+    asked = request(f"{bucket}/models/vit-mae-tiny", (bucket,), export={"formats": ["hf-mae"]})
+    made = imported(asked, tmp_path)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (made.folder / "hf-mae", source))
+    assert torch.equal(ours["vit.layernorm.bias"], theirs["vit.layernorm.bias"])
+    assert "imports" not in (made.folder / "README.md").read_text(), "it is the bucket's name"
+    with pytest.raises(SpecRefused, match=r"source\.uri: s3://.* does not exist where the job runs"):
+        imported(request(f"{bucket}/models/none"), tmp_path)
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
