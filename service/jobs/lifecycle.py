@@ -160,7 +160,7 @@ POLICIES: Final[dict[Reason, Policy]] = {
     Reason.CLUSTER_LOST: Policy(True, False, "It will {continuation}."),
     Reason.PREEMPTED: Policy(True, False, "It will {continuation}."),
     Reason.LOSS_NOT_FINITE: Policy(False, False, "Change the spec and submit it as a new job."),
-    Reason.DATA_ERROR: Policy(False, False, "Fix the dataset, then retry the job."),
+    Reason.DATA_ERROR: Policy(False, False, "Fix the data that it reads, then retry the job."),
     Reason.SPEC_ERROR: Policy(False, False, "Change the spec and submit it as a new job."),
     Reason.TRIALS_FAILED: Policy(
         False,

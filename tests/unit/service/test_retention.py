@@ -381,7 +381,7 @@ def test_the_page_previews_a_rule_before_it_is_set_and_shows_what_goes(browsers,
     assert json.loads(html.unescape(body[1])) == {"expire_unused_days": 90, "keep_newest": 2}
     assert browsers.alice.put(RETENTION, json=RULE, headers=csrf(browsers.alice)).status_code == 200
     panel = page(browsers.alice, "/backbones/digits")
-    assert "The retention rule: keep the newest 2, and delete what nobody has downloaded for 90 days." in panel
+    assert "The rule: keep the newest 2, and delete what nobody has downloaded for 90 days." in panel
     assert panel.count('<span class="tag">expires') == 2
     assert "Change the rule" in panel
     assert controls(page(browsers.alice, place)) == {"DELETE /v1/backbones/digits/retention"}
