@@ -269,8 +269,8 @@ def test_a_deleted_version_leaves_neither_mlflow_nor_files(world, store, client)
     assert backbones.delete_alias(world.app_state, ALICE, name, "champion").aliases == {}
     assert backbones.delete_version(world.app_state, ALICE, name, 1).files == 2
     with pytest.raises(ApiProblem, match="there is no backbone"):
-        backbones.show(world.app_state, name)
+        backbones.show(world.app_state, ALICE, name)
     world.rounds()
     assert not folder.exists()
     assert (store.versions_of_job(name, job_id), store.all_models()[name].aliases) == ([], {})
-    assert backbones.listing(world.app_state, Filters(), None, 10, None).items == []
+    assert backbones.listing(world.app_state, ALICE, Filters(), None, 10, None).items == []
