@@ -50,9 +50,10 @@ class Ruling:
     verdicts: Sequence[Verdict]
 
     @property
-    def announces(self) -> bool:
+    def is_news(self) -> bool:
         """Whether a version's row says something else about its end than the decision."""
-        return any(row.expires_at != verdict.expires_at for row, verdict in zip(self.rows, self.verdicts, strict=True))
+        pairs = zip(self.rows, self.verdicts, strict=True)
+        return any((row.expires_at, row.unneeded_since) != (v.expires_at, v.unneeded_since) for row, v in pairs)
 
     def due(self, moment: datetime) -> list[tuple[BackboneVersion, Verdict]]:
         """The versions that go now, at most as many as one transaction deletes, the oldest first."""
@@ -63,7 +64,7 @@ class Ruling:
     def announce(self) -> None:
         """Store when each version goes."""
         for row, verdict in zip(self.rows, self.verdicts, strict=True):
-            row.expires_at = verdict.expires_at
+            row.expires_at, row.unneeded_since = verdict.expires_at, verdict.unneeded_since
 
     def view(self, rule: RetentionRule | None) -> RetentionView:
         """As the API shows it, under a rule that is stored or not."""
@@ -251,7 +252,7 @@ def _candidates(
             main=row.version == main,
             gone=row.state == versions.VersionState.GONE,
             live_jobs=tuple(job for job in dict.fromkeys((row.job_id, row.trained_by)) if job in live),
-            expires_at=row.expires_at,
+            unneeded_since=row.unneeded_since,
         )
         for row in rows
     ]

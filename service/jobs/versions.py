@@ -329,7 +329,7 @@ def point(session: Session, version: BackboneVersion, alias: str, actor: str) ->
     if row and before != version.version:
         _unname(session, row)
     session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
-    version.expires_at = None
+    version.expires_at = version.unneeded_since = None
     if before != version.version:
         _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor)
 
