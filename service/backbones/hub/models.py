@@ -133,11 +133,12 @@ def _selected(view: HubModelView, fields: Collection[str]) -> HubModelView:
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 BY_NAME: Final = "id"
+BY_DOWNLOADS: Final = "downloads"
 SORTS: Final[dict[str, Callable[[Model], float]]] = {
     BY_NAME: lambda _: 0.0,
     "lastModified": lambda model: model.version.row.created_at.timestamp(),
     "createdAt": lambda model: model.backbone.versions[0].row.created_at.timestamp(),
-    "downloads": lambda model: model.downloads,
+    BY_DOWNLOADS: lambda model: model.downloads,
     "likes": lambda _: 0.0,
     "trendingScore": lambda _: 0.0,
 }
@@ -176,12 +177,13 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
     """
     limit = min(limit, MOST_WITH_FILES) if NEED_FILES & set(query.fields) else limit
     last = _read_key(cursor, query.sort) if cursor else None
+    recent = _downloads(state, days=RECENT_DAYS) if query.sort == BY_DOWNLOADS else {}
     if query.sort == BY_NAME and query.ascending:  # they are read by name, so no more of them than the page needs
-        pairs = _keyed(state, query, last[1] if last else "", limit)
+        pairs = _keyed(state, query, last[1] if last else "", limit, recent)
         # The database's order of names need not be Python's: what is compared here is the last backbone's alone.
         following = (pair for pair in pairs if last is None or pair[0][1] != last[1] or pair[0][2] > last[2])
     else:
-        found = _keyed(state, query, "", registry.MOST_AT_ONCE)
+        found = _keyed(state, query, "", registry.MOST_AT_ONCE, recent)
         ordered = sorted(found, key=lambda pair: pair[0], reverse=not query.ascending)
         following = (
             pair for pair in ordered if last is None or (pair[0] > last if query.ascending else pair[0] < last)
@@ -189,15 +191,18 @@ def listing(state: AppState, query: Query, limit: int, cursor: str | None) -> tu
     keyed = list(islice(following, limit + 1))
     more = write_cursor([query.sort, *keyed[limit - 1][0]]) if len(keyed) > limit else None
     page = [model for _, model in keyed[:limit]]
-    all_time = ON_REQUEST & {*query.fields}
-    ever = _downloads(state, {model.backbone.name for model in page}) if all_time else {}
+    shown = {model.backbone.name for model in page}
+    recent = recent or _downloads(state, shown, RECENT_DAYS)
+    ever = _downloads(state, shown) if ON_REQUEST & {*query.fields} else {}
+    page = [replace(model, downloads=recent.get(model.key, 0)) for model in page]
     return [_entry(state, model, query.fields, ever) for model in page], more
 
 
-def _keyed(state: AppState, query: Query, since: str, at_first: int) -> Iterator[tuple[Key, Model]]:
+def _keyed(
+    state: AppState, query: Query, since: str, at_first: int, recent: Mapping[tuple[str, str], int]
+) -> Iterator[tuple[Key, Model]]:
     """The models that match, of the backbones from a name on, by backbone and format, with their keys."""
     taken = _names_with_endings(state)
-    recent = _downloads(state, days=RECENT_DAYS)
     for backbone in _backbones(state, since, at_first):
         for position, (repo_id, folder) in enumerate(repositories.repositories_of(state, backbone)):
             model = Model(repo_id, folder, backbone, backbone.main, recent.get((backbone.name, folder), 0))
