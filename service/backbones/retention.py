@@ -37,7 +37,7 @@ from service.jobs.state import ACTIVE, WAITING, State
 UNENDED: Final = (*ACTIVE, *WAITING, State.PAUSED)
 """States of jobs that have not ended."""
 AT_ONCE: Final = 100
-"""Versions that one transaction deletes."""
+"""Versions that one transaction deletes: with 2000 of them in a backbone it takes 0.8 s, for which others wait."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,10 @@ class Ruling:
     verdicts: Sequence[Verdict]
 
     @property
-    def announces(self) -> bool:
+    def is_news(self) -> bool:
         """Whether a version's row says something else about its end than the decision."""
-        return any(row.expires_at != verdict.expires_at for row, verdict in zip(self.rows, self.verdicts, strict=True))
+        pairs = zip(self.rows, self.verdicts, strict=True)
+        return any((row.expires_at, row.unneeded_since) != (v.expires_at, v.unneeded_since) for row, v in pairs)
 
     def due(self, moment: datetime) -> list[tuple[BackboneVersion, Verdict]]:
         """The versions that go now, at most as many as one transaction deletes, the oldest first."""
@@ -63,7 +64,7 @@ class Ruling:
     def announce(self) -> None:
         """Store when each version goes."""
         for row, verdict in zip(self.rows, self.verdicts, strict=True):
-            row.expires_at = verdict.expires_at
+            row.expires_at, row.unneeded_since = verdict.expires_at, verdict.unneeded_since
 
     def view(self, rule: RetentionRule | None) -> RetentionView:
         """As the API shows it, under a rule that is stored or not."""
@@ -251,7 +252,7 @@ def _candidates(
             main=row.version == main,
             gone=row.state == versions.VersionState.GONE,
             live_jobs=tuple(job for job in dict.fromkeys((row.job_id, row.trained_by)) if job in live),
-            expires_at=row.expires_at,
+            unneeded_since=row.unneeded_since,
         )
         for row in rows
     ]

@@ -42,8 +42,8 @@ class Candidate:
     """Whether somebody has deleted it in MLflow."""
     live_jobs: tuple[str, ...] = ()
     """Jobs that have not ended, of those that registered and trained it."""
-    expires_at: datetime | None = None
-    """When it was last told to go."""
+    unneeded_since: datetime | None = None
+    """When it was first found that nothing keeps it; None if something did, when it was last looked at."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +51,27 @@ class Verdict:
     """What a rule does with a version at a moment."""
 
     number: int
-    deletes: bool
-    """Whether nothing keeps it now, so that it goes at ``expires_at``."""
-    expires_at: datetime | None
-    """When it goes if nothing happens; None if the passing of time alone does not end its stay."""
     why: tuple[str, ...]
     """Everything that keeps it, or why it goes."""
+    expires_at: datetime | None = None
+    """When it goes if nothing happens; None if the passing of time alone does not end its stay."""
+    unneeded_since: datetime | None = None
+    """When it was first found that nothing keeps it; None if something does."""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether nothing keeps it now, so that it goes at ``expires_at``."""
+        return self.unneeded_since is not None
 
 
 def decide(rule: Rule | None, versions: Sequence[Candidate], moment: datetime) -> list[Verdict]:
     """What a rule does with each version; without a rule all stay.
 
-    A version that nothing keeps goes at ``expires_at``: never before it has been announced for `NOTICE`, counted from
-    the first decision that found nothing to keep it.
+    A version that nothing keeps goes `NOTICE` after the decision that first found so: also where nobody has decided for
+    long, as while the service was switched off, or where a clock was wrong.
     """
     if rule is None:
-        return [Verdict(each.number, False, None, (NO_RULE,)) for each in versions]
+        return [Verdict(each.number, (NO_RULE,)) for each in versions]
     ready = sorted((each.number for each in versions if not each.gone), reverse=True)
     newest = frozenset(ready[: rule.keep_newest])
     return [_decide(rule, each, each.number in newest, moment) for each in versions]
@@ -75,14 +80,15 @@ def decide(rule: Rule | None, versions: Sequence[Candidate], moment: datetime) -
 def _decide(rule: Rule, version: Candidate, newest: bool, moment: datetime) -> Verdict:
     kept = _kept(rule, version, newest)
     if kept:
-        return Verdict(version.number, False, None, tuple(kept))
+        return Verdict(version.number, tuple(kept))
     sign, told = _last_sign(version)
     due = sign + timedelta(days=rule.expire_unused_days)
-    announced = moment + NOTICE if version.expires_at is None else min(version.expires_at, moment + NOTICE)
     if due > moment:
-        why = f"{told}, so it stays for {rule.expire_unused_days} days from then"
-        return Verdict(version.number, False, max(due, announced), (why,))
-    return Verdict(version.number, True, max(due, announced), (f"{told}: {_days(moment - sign)} without a download",))
+        return Verdict(
+            version.number, (f"{told}, so it stays for {rule.expire_unused_days} days from then",), due + NOTICE
+        )
+    since = min(version.unneeded_since or moment, moment)
+    return Verdict(version.number, (f"{told}: {_days(moment - sign)} without a download",), since + NOTICE, since)
 
 
 def _kept(rule: Rule, version: Candidate, newest: bool) -> list[str]:

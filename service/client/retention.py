@@ -50,7 +50,7 @@ def retention(
 def shown(view: RetentionView, preview: bool = False) -> RenderableType:
     """A rule with what it does with each version. ``preview``: it is not set."""
     rows = table(
-        ("VERSION", "ALIASES", "SIZE", "LAST DOWNLOAD", "DOES", "GOES", "WHY"), (_row(each) for each in view.versions)
+        ("VERSION", "ACTION", "GOES", "WHY", "ALIASES", "LAST DOWNLOAD", "SIZE"), (_row(each) for each in view.versions)
     )
     head = fields([("backbone", view.name), ("rule", _rule(view, preview)), ("goes", _going(view))])
     return Group(head, view.not_counted, "", rows) if view.rule else Group(head, "", rows)
@@ -59,12 +59,12 @@ def shown(view: RetentionView, preview: bool = False) -> RenderableType:
 def _row(each: VersionRetentionView) -> tuple[str, ...]:
     return (
         str(each.version),
-        ", ".join(each.aliases) or "-",
-        "-" if each.bytes is None else size(each.bytes),
-        str(each.last_used_on or "-"),
         each.action,
         when(each.expires_at) if each.expires_at else "-",
         "; ".join(each.why),
+        ", ".join(each.aliases) or "-",
+        str(each.last_used_on or "-"),
+        "-" if each.bytes is None else size(each.bytes),
     )
 
 

@@ -32,7 +32,7 @@ def _expire(context: ControllerContext, name: str) -> None:
     artifacts, moment = context.app.artifacts, now()
     with context.app.database.read() as session:
         _, found = retention.stored(session, artifacts, name, moment)
-    waits = found.announces or bool(found.due(moment))
+    waits = found.is_news or bool(found.due(moment))
     while waits:
         with context.write() as session:
             deleted = retention.expire(session, artifacts, name)

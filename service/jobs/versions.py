@@ -332,7 +332,7 @@ def point(
     before = row.version if row else None
     if row and before != version.version:
         _unname(session, row)
-    version.expires_at = None
+    version.expires_at = version.unneeded_since = None
     if before != version.version:
         _set(session, version, alias, before, actor=actor, token_id=token_id, reason=reason)
 

@@ -33,6 +33,7 @@ PAGES = {
     "backbones": "/backbones",
     "backbone": "/backbones/{backbone}",
     "backbones-compared": "/backbone-comparison?of={backbone}&with={backbone}:latest",
+    "backbone-retention": "/backbones/{backbone}/retention?expire_unused_days=90&keep_newest=1",
     "cluster": "/cluster",
     "tokens": "/tokens",
     "webhooks": "/webhooks",

@@ -83,6 +83,8 @@ class BackboneVersion(Base):
     """When an alias last left it."""
     expires_at: Mapped[datetime | None]
     """When its backbone's retention rule deletes it unless somebody downloads or names it; None: not by itself."""
+    unneeded_since: Mapped[datetime | None]
+    """When it was first found that nothing keeps it by that rule; None if something does."""
     downloads: Mapped[int] = mapped_column(default=0, server_default="0")
     """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
     last_used_on: Mapped[date | None]

@@ -64,7 +64,7 @@ def passes(database: Database, time: timedelta) -> None:
     """As if so much time had passed."""
     with database.session() as session:
         for row in session.scalars(select(BackboneVersion)):
-            for column in ("created_at", "counted_since", "unnamed_at", "expires_at"):
+            for column in ("created_at", "counted_since", "unnamed_at", "expires_at", "unneeded_since"):
                 if (moment := getattr(row, column)) is not None:
                     setattr(row, column, moment - time)
 
@@ -257,6 +257,19 @@ def test_a_person_who_deletes_gives_webhooks_no_reason(served, old, database):
     assert served.delete(f"{BASE}/versions/1").status_code == 200
     (event,) = [delivery.data for delivery in deliveries(database)]
     assert (event["actor"], event["reason"]) == ("alice", None)
+
+
+def test_what_falls_due_while_nobody_looks_is_announced_first_too(served, old, apply, database):
+    """As while the service is switched off, or if a clock jumps ahead."""
+    old(3)
+    served.put(RETENTION, json=RULE | {"expire_unused_days": 210})
+    passes(database, 100 * DAY)
+    assert apply() == [1, 2, 3]
+    assert datetime.fromisoformat(served.get(f"{BASE}/versions/1").json()["expires_at"]) > now() + DAY - timedelta(
+        minutes=5
+    )
+    passes(database, DAY)
+    assert apply() == [2, 3]
 
 
 @pytest.mark.parametrize("saved_by", ["download", "alias", "rule removed", "longer rule", "nothing"])

@@ -40,7 +40,7 @@ def verdict(about: Candidate, rule: Rule = RULE, moment: datetime = NOW) -> Verd
     ],
 )
 def test_what_keeps_a_version_however_old_and_unused_it_is(fields, why):
-    assert verdict(version(**fields)) == Verdict(fields.get("number", 1), False, None, (why,))
+    assert verdict(version(**fields)) == Verdict(fields.get("number", 1), (why,))
 
 
 def test_all_that_keeps_a_version_is_told():
@@ -65,33 +65,40 @@ def test_all_that_keeps_a_version_is_told():
 def test_a_version_stays_for_the_rules_days_from_the_last_sign_that_it_is_needed(fields, stays_until, why):
     about = version(**fields)
     found = verdict(about)
-    assert (found.deletes, found.expires_at) == (False, stays_until)
+    assert (found.deletes, found.expires_at) == (False, stays_until + NOTICE)
     assert why in found.why[0]
     assert "so it stays for 90 days from then" in found.why[0]
-    later = verdict(replace(about, expires_at=found.expires_at), moment=stays_until)
-    assert (later.deletes, later.expires_at) == (True, stays_until), "announced long before, it goes to the moment"
+    assert verdict(about, moment=stays_until - timedelta(seconds=1)) == found
+    later = verdict(about, moment=stays_until)
+    assert (later.deletes, later.expires_at) == (True, stays_until + NOTICE)
     assert later.why[0].endswith(": 90 days without a download")
 
 
 def test_what_nothing_keeps_goes_a_day_after_that_was_first_found_and_not_later_for_being_found_again():
     found = verdict(version())
-    assert found == Verdict(1, True, NOW + NOTICE, ("it was registered on 2025-12-12: 200 days without a download",))
+    why = "it was registered on 2025-12-12: 200 days without a download"
+    assert found == Verdict(1, (why,), expires_at=NOW + NOTICE, unneeded_since=NOW)
     for passed in (timedelta(hours=5), 3 * DAY):
-        again = verdict(version(expires_at=found.expires_at), moment=NOW + passed)
+        again = verdict(version(unneeded_since=NOW), moment=NOW + passed)
         assert (again.deletes, again.expires_at) == (True, NOW + NOTICE)
 
 
+def test_what_was_found_by_a_clock_that_was_ahead_counts_from_now():
+    assert verdict(version(unneeded_since=NOW + 50 * DAY)).expires_at == NOW + NOTICE
+
+
 def test_a_download_after_the_announcement_puts_the_end_off():
-    found = verdict(version(expires_at=NOW, last_used_on=date(2026, 6, 30)))
-    assert (found.deletes, found.expires_at) == (False, datetime(2026, 9, 29, tzinfo=UTC))
+    found = verdict(version(unneeded_since=NOW - 2 * DAY, last_used_on=date(2026, 6, 30)))
+    assert (found.deletes, found.expires_at) == (False, datetime(2026, 9, 30, tzinfo=UTC))
 
 
 def test_a_narrower_rule_announces_an_earlier_end_and_no_rule_none():
-    about = version(age_days=30, expires_at=NOW + 60 * DAY)
-    assert verdict(about).expires_at == NOW + 60 * DAY
+    about = version(age_days=30)
+    assert verdict(about).expires_at == NOW + 60 * DAY + NOTICE
     assert verdict(about, Rule(7, 1)).expires_at == NOW + NOTICE
-    assert verdict(replace(about, expires_at=NOW + timedelta(hours=1)), Rule(7, 1)).expires_at == NOW + DAY / 24
-    assert decide(None, [about], NOW) == [Verdict(1, False, None, ("there is no rule",))]
+    found_before = replace(about, unneeded_since=NOW - timedelta(hours=23))
+    assert verdict(found_before, Rule(7, 1)).expires_at == NOW + timedelta(hours=1), "as was announced"
+    assert decide(None, [found_before], NOW) == [Verdict(1, ("there is no rule",))]
 
 
 def test_the_newest_are_counted_among_those_that_can_be_pulled():

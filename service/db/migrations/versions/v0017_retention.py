@@ -26,6 +26,7 @@ def upgrade() -> None:
         batch.add_column(sa.Column("counted_since", sa.DateTime(), nullable=True))
         batch.add_column(sa.Column("unnamed_at", sa.DateTime(), nullable=True))
         batch.add_column(sa.Column("expires_at", sa.DateTime(), nullable=True))
+        batch.add_column(sa.Column("unneeded_since", sa.DateTime(), nullable=True))
     # Nobody knows who downloaded what before: until now each version counts as used.
     versions = sa.table("backbone_version", sa.column("counted_since", sa.DateTime()))
     op.execute(versions.update().values(counted_since=datetime.now(UTC).replace(tzinfo=None)))
@@ -35,6 +36,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     with op.batch_alter_table("backbone_version") as batch:
+        batch.drop_column("unneeded_since")
         batch.drop_column("expires_at")
         batch.drop_column("unnamed_at")
         batch.drop_column("counted_since")
