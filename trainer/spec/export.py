@@ -92,7 +92,8 @@ class ExportSpec(SpecModel):
     know."""
     visibility: FirstVisibility = "all"
     """Who sees the backbone of which this is the first version, until its owner changes that: `all`, or its `owners`
-    alone, with operators and admins. A backbone that is there already stays as it is."""
+    alone, with operators and admins. A backbone that is there already stays as it is. Whoever
+    can reach MLflow, the artifact storage or a backup reads private ones too."""
 
     @staticmethod
     def defaults(method: object, img_size: object) -> dict[str, Any]:
