@@ -85,7 +85,7 @@ def _renamed(source: Source) -> Found:
     """The tensors under version 4's names, without the prefix that an encoder has within a larger network."""
     names: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
-    for name, value in tensors_of(source.content).items():
+    for name, value in tensors_of(source).items():
         renamed = name.removeprefix(MAE_ENCODER)
         for pattern, replacement in _VERSION_5:
             renamed = re.sub(pattern, replacement, renamed)

@@ -353,3 +353,6 @@ def test_a_folder_of_timm_may_hold_a_file_of_torch(network, state, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(encoder_only(state), tmp_path / "pytorch_model.bin")
     assert (tokens(read_weights(store), images()) - features_of(network)).abs().max() < 1e-5
+    torch.save(encoder_only(state) | {"epoch": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsRefused, match=r"pytorch_model\.bin: epoch: is of type int"):
+        read_weights(store)
