@@ -84,7 +84,7 @@ def read_weights(
         layout, found = huggingface.read_transformers(source, model_type, heads)
         return _assembled(source, layout, [found], of_processor(source, layout.model), heads)
     if "architecture" in source.config:
-        found = Found(tensors_of(source.content), source.label)
+        found = Found(tensors_of(source), source.label)
         layout, settings = timm.read_timm(source, found, heads), timm.pretrained_cfg(source)
         return _assembled(source, layout, [found], of_timm(source, settings, layout.model), heads)
     raise WeightsRefused(

@@ -162,7 +162,7 @@ def _load(file: Path) -> Content:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise WeightsRefused(
-            f"{file.name}: holds a {type(loaded).__name__} and not tensors by name: save model.state_dict()"
+            f"{file.name}: holds no tensors by name, but a {type(loaded).__name__}: save model.state_dict()"
         )
     return loaded
 
@@ -230,6 +230,12 @@ def _place(store: Store, name: str) -> str:
     return posixpath.join(store.uri.rstrip("/"), name) if name else store.uri
 
 
-def tensors_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries that are tensors."""
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+def tensors_of(source: Source) -> dict[str, Tensor]:
+    """The tensors of a folder by name; raises `WeightsRefused` if its files hold anything else."""
+    for name, value in source.content.items():
+        if not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise WeightsRefused(
+                f"{source.label(name)}: is of type {kind}, and only tensors belong in a folder's weights"
+            )
+    return dict(source.content)

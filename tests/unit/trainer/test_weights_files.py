@@ -254,8 +254,9 @@ REFUSED = {
     "transformers": (lambda _: {"vit.embeddings.cls_token": torch.ones(1)}, "name the folder that has its config.json"),
     "other network": (lambda _: {"conv1.weight": torch.ones(1)}, "is no Vision Transformer by timm's or MAE's names"),
     "no tensors": (lambda _: {"epoch": 3}, "weights.pth: holds no tensors by name, and none of model, state_dict"),
-    "list": (lambda state: list(state.values()), "weights.pth: holds a list and not tensors by name"),
-    "number": (lambda state: state | {"epoch": 3}, "must hold tensors by name, and epoch is a int"),
+    "list": (lambda state: list(state.values()), "weights.pth: holds no tensors by name, but a list"),
+    "number": (lambda state: state | {"epoch": 3}, "must hold tensors by name, and epoch is of type int"),
+    "numbered": (lambda _: {"model": {0: torch.ones(1)}}, "must hold tensors by name, not by 0"),
     "empty": (lambda _: {"model": {}}, "must hold tensors by name, and there is nothing"),
     "ambiguous": (lambda state: {"model": state, "teacher": state}, "holds teacher, model: keep the networks"),
     "twice": (lambda state: {"teacher": state, "teacher_without_ddp": state}, "holds its teacher twice"),
@@ -352,3 +353,6 @@ def test_a_folder_of_timm_may_hold_a_file_of_torch(network, state, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(encoder_only(state), tmp_path / "pytorch_model.bin")
     assert (tokens(read_weights(store), images()) - features_of(network)).abs().max() < 1e-5
+    torch.save(encoder_only(state) | {"epoch": 3}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsRefused, match=r"pytorch_model\.bin: epoch: is of type int"):
+        read_weights(store)
