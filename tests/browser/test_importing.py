@@ -35,7 +35,7 @@ def test_weights_are_imported_with_the_form_and_their_page_says_who_made_them(
     visit.shot(page, f"import-{width}")
     assert visit.axe(page) == []
     dialog.get_by_role("button", name="Import").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("must not end in")
+    expect(dialog.locator(".field-error")).to_contain_text("must not end in")
     dialog.get_by_label("Backbone").fill(f"form-{width}")
     dialog.get_by_role("button", name="Import").click()
     page.wait_for_url(re.compile("/jobs/job-"))

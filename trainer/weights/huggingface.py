@@ -11,6 +11,7 @@ from torch import Tensor
 from trainer.errors import WeightsRefused
 from trainer.models.vit import MLP_RATIO
 from trainer.protocol.tensor_names import MAE_ENCODER, hf_mae_names, hf_names, is_decoder
+from trainer.spec.pretrain import ModelSpec
 from trainer.weights.layout import Found, Heads, Layout, SourceFormat, checked_model
 from trainer.weights.source import CONFIG, Source, tensors_of
 
@@ -49,7 +50,6 @@ def read_transformers(source: Source, model_type: SourceFormat, heads: Heads) ->
     config = DEFAULTS | {key: value for key, value in (source.config or {}).items() if value is not None}
     found = _renamed(source)
     has_decoder = any(name.startswith("decoder.decoder_") for name in found.tensors)
-    _check_plain(config, has_decoder)
     sizes = {
         "img_size": _sides(config, "image_size"),
         "patch_size": _patch(config),
@@ -64,9 +64,11 @@ def read_transformers(source: Source, model_type: SourceFormat, heads: Heads) ->
             "decoder_depth": config["decoder_num_hidden_layers"],
             "decoder_num_heads": heads.agreeing_decoder(config["decoder_num_attention_heads"]),
         }
+    model = checked_model(sizes, CONFIG)
+    _check_plain(config, model, has_decoder)
     layout = Layout(
         source_format=model_type,
-        model=checked_model(sizes, CONFIG),
+        model=model,
         has_decoder=has_decoder,
         names=_names,
         norm_eps=_epsilon(config),
@@ -95,20 +97,19 @@ def _renamed(source: Source) -> Found:
     return Found(tensors, lambda name: source.label(names.get(name, name)))
 
 
-def _check_plain(config: Mapping[str, Any], has_decoder: bool) -> None:
+def _check_plain(config: Mapping[str, Any], model: ModelSpec, has_decoder: bool) -> None:
     """Raise `WeightsRefused` for what `MaskedAutoencoder` cannot compute."""
     if config["hidden_act"] != "gelu":
         raise WeightsRefused(f"{CONFIG}: hidden_act {config['hidden_act']!r}: only networks with gelu can be imported")
     if not config["qkv_bias"]:
         raise WeightsRefused(f"{CONFIG}: qkv_bias false: only networks with biases in attention can be imported")
-    pairs = [("intermediate_size", "hidden_size")]
-    if has_decoder:
-        pairs.append(("decoder_intermediate_size", "decoder_hidden_size"))
-    for inner, width in pairs:
-        if config[inner] != MLP_RATIO * config[width]:
+    widths = {"": model.embed_dim} | ({"decoder_": model.decoder_embed_dim} if has_decoder else {})
+    for part, width in widths.items():
+        inner = config[f"{part}intermediate_size"]
+        if inner != MLP_RATIO * width:
             raise WeightsRefused(
-                f"{CONFIG}: {inner} {config[inner]} is not {MLP_RATIO} times {width} {config[width]}: only such "
-                "networks can be imported"
+                f"{CONFIG}: {part}intermediate_size {inner} is not {MLP_RATIO} times {part}hidden_size {width}: only "
+                "such networks can be imported"
             )
 
 

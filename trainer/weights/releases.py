@@ -35,7 +35,7 @@ def networks_of(source: Source) -> tuple[dict[Network, Found], Found | None, tup
         content, notes = _opened(content, file)
     named = {key: value for key, value in content.items() if key in NETWORKS and isinstance(value, dict)}
     if not named:
-        named = _split(_unwrapped(content))
+        named = _split(_unwrapped(content, file))
     if not named:
         return {}, _found(content, file, ""), notes
     networks: dict[Network, Found] = {}
@@ -72,17 +72,20 @@ def _split(state: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _unwrapped(state: Mapping[str, Any]) -> Mapping[str, Any]:
+def _unwrapped(state: Mapping[Any, Any], file: str) -> Mapping[str, Any]:
+    unnamed = next((name for name in state if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise WeightsRefused(f"{file}: must hold tensors by name, not by {unnamed!r}: save model.state_dict()")
     while state and all(name.startswith(WRAPPER) for name in state):
         state = {name.removeprefix(WRAPPER): value for name, value in state.items()}
     return state
 
 
 def _found(state: Mapping[str, Any], file: str, prefix: str) -> Found:
-    unwrapped = _unwrapped(state)
+    unwrapped = _unwrapped(state, file)
     wrong = next((name for name, value in unwrapped.items() if not isinstance(value, Tensor)), None)
     if wrong is not None or not unwrapped:
-        what = f"{wrong} is a {type(unwrapped[wrong]).__name__}" if wrong is not None else "there is nothing"
+        what = f"{wrong} is of type {type(unwrapped[wrong]).__name__}" if wrong is not None else "there is nothing"
         raise WeightsRefused(f"{file}: {prefix}must hold tensors by name, and {what}: save model.state_dict()")
     return Found(unwrapped, lambda name: f"{file}: {prefix}{name}")
 

@@ -162,7 +162,7 @@ def _load(file: Path) -> Content:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise WeightsRefused(
-            f"{file.name}: holds a {type(loaded).__name__} and not tensors by name: save model.state_dict()"
+            f"{file.name}: holds no tensors by name, but a {type(loaded).__name__}: save model.state_dict()"
         )
     return loaded
 

@@ -22,6 +22,7 @@ from trainer.weights.foreign import read_weights
         ({"qkv_bias": False}, "config.json: qkv_bias false"),
         ({"intermediate_size": 48}, "config.json: intermediate_size 48 is not 4 times hidden_size 24"),
         ({"decoder_intermediate_size": 60}, "decoder_intermediate_size 60 is not 4 times decoder_hidden_size 16"),
+        ({"hidden_size": {}}, "embed_dim: must be a valid integer"),
         ({"layer_norm_eps": "small"}, "config.json: layer_norm_eps 'small' must be a small number"),
         ({"patch_size": [8, 4]}, "config.json: patch_size [8, 4]: only square patches"),
         ({"num_attention_heads": 5}, "num_heads: must divide embed_dim 24 (given: 5)"),
