@@ -161,7 +161,8 @@ def _differences(first: Mapping[str, Any] | None, second: Mapping[str, Any] | No
     return [
         SpecDifferenceView(path=path, first=first.get(path), second=second.get(path))
         for path in dict.fromkeys((*first, *second))
-        if (path in first) != (path in second) or first[path] != second[path]
+        if first.get(path)
+        != second.get(path)  # a field that is null in one spec and missing in the other is no difference
     ]
 
 

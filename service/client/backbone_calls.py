@@ -60,10 +60,10 @@ class BackboneCalls(ApprovalCalls):
         """Registered backbones that have a version matching all filters, each with its matching versions.
 
         ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI; ``owner`` owns the backbone or
-        the version. ``search`` has words that are all in the name, dataset, description or labels; ``filters`` are
-        conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at`, `downloads`, `last_used_on`,
-        `bytes` or an evaluation result such as `eval/linear_top1`, with a leading `-` for descending order; by name by
-        default.
+        the version. ``search`` has words that are all in the name, origin, dataset, description or labels; ``filters``
+        are conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at`, `downloads`,
+        `last_used_on`, `bytes` or an evaluation result such as `eval/linear_top1`, with a leading `-` for descending
+        order; by name by default.
         """
         query = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "owner": owner}
         query |= {"network": network, "format": form, "alias": alias, "search": search, "sort": sort}

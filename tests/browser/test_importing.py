@@ -35,7 +35,7 @@ def test_weights_are_imported_with_the_form_and_their_page_says_who_made_them(
     visit.shot(page, f"import-{width}")
     assert visit.axe(page) == []
     dialog.get_by_role("button", name="Import").click()
-    expect(dialog.get_by_role("alert")).to_contain_text("must not end in")
+    expect(dialog.locator(".field-error")).to_contain_text("must not end in")
     dialog.get_by_label("Backbone").fill(f"form-{width}")
     dialog.get_by_role("button", name="Import").click()
     page.wait_for_url(re.compile("/jobs/job-"))
@@ -44,6 +44,6 @@ def test_weights_are_imported_with_the_form_and_their_page_says_who_made_them(
     wait_state(stack, job, State.SUCCEEDED)
     page = visit.open(f"/backbones/form-{width}")
     expect(page.get_by_role("link", name="google/vit-tiny").first).to_be_visible()
-    expect(page.get_by_text("Imported by")).to_be_visible()
+    expect(page.get_by_text("Imported by", exact=True)).to_be_visible()
     visit.shot(page, f"imported-{width}")
     assert visit.axe(page) == []

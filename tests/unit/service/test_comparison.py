@@ -59,7 +59,6 @@ def test_what_differs_is_shown_and_what_is_the_same_is_not(api):
     assert [(each["path"], each["first"], each["second"]) for each in found["spec"]] == [
         ("method.mask_ratio", 0.75, 0.6),
         ("method.teacher.momentum", 0.996, None),
-        ("method.teacher", None, None),
         ("labels.team", None, "vision"),
     ]
     assert found["metrics"] == [

@@ -185,6 +185,9 @@ def test_its_version_says_who_made_it_wherever_people_look(served, world, root, 
     for path in (f"/jobs/{job_id}/overview", "/jobs", f"/jobs/{job_id}/spec", "/backbones?method=imported"):
         answer = browsers.alice.get(path)
         assert answer.status_code == 200, path
+    overview = browsers.alice.get(f"/jobs/{job_id}/overview").text
+    for shown in ("imported</span>", "s3://models/vit-mae-base", f'<a href="{ORIGIN["url"]}"'):
+        assert shown in overview, shown
     tags = served.get("/hf/api/models/rcmae/vit-b").json()["tags"]
     assert "imported" in tags
     assert "rc_mae" not in tags
