@@ -20,7 +20,7 @@ from service.backbones.schemas import CHAMPION
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone
 from service.http.problems import ApiProblem
-from service.jobs import alias_moves, versions
+from service.jobs import aliases, version_tags
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def judge(
     """What speaks against a version, but for a missing reason. Without ``sums``, checksums are not compared with the
     signed ones.
     """
-    before = alias_moves.approvers(session, version.row, CHAMPION)
+    before = aliases.approvers(session, version.row, CHAMPION)
     what = [] if before or champion is None else [*_worse(rule.must_not_worsen, version, champion)]
     if rule.signed:
         what += _unsigned(session, version, sums)
@@ -124,7 +124,7 @@ def _not_by(
 
 def _worse(limits: Sequence[MetricLimitView], version: Served, champion: BackboneVersion) -> Iterator[str]:
     """Which results are missing, or worse than the champion's by more than they may be."""
-    theirs = versions.metrics_of(champion.tags)
+    theirs = version_tags.metrics_of(champion.tags)
     for limit in limits:
         new, old = version.metrics.get(limit.metric), theirs.get(limit.metric)
         if new is None:

@@ -19,7 +19,7 @@ from service.context.app_state import AppState
 from service.db.tables import AliasMove, BackboneAlias, BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found, spec_problem
 from service.http.schemas import Page
-from service.jobs import alias_moves, versions
+from service.jobs import aliases, version_tags
 from service.jobs.visibility import tags_of_shown
 from trainer.spec.base import Problem
 
@@ -30,7 +30,7 @@ def moves(
     """The moves of a backbone's aliases, or of one alias, newest first. Raises the API's 404."""
     registry.backbone(state, caller, name)
     with state.database.read() as session:
-        rows, next_cursor = alias_moves.moves(session, name, alias, limit, cursor)
+        rows, next_cursor = aliases.moves(session, name, alias, limit, cursor)
     return Page[AliasMoveView](items=[_move(caller, row) for row in rows], next_cursor=next_cursor)
 
 
@@ -150,7 +150,7 @@ def _must_be_meetable(session: Session, caller: Caller, name: str, rule: Champio
         else:
             continue
         problems.append(Problem(f"approvers.{index}", f"/approvers/{index}", owner, text))
-    known = {key for tags in tags_of_shown(session, caller) for key in versions.metrics_of(tags)}
+    known = {key for tags in tags_of_shown(session, caller) for key in version_tags.metrics_of(tags)}
     for index, limit in enumerate(rule.must_not_worsen):
         if limit.metric not in known:
             field, pointer = f"must_not_worsen.{index}.metric", f"/must_not_worsen/{index}/metric"

@@ -11,7 +11,7 @@ from service.auth.caller import Caller
 from service.backbones.registry import Backbone, Served
 from service.context.app_state import AppState
 from service.http.filters import Comparison, check_keys, comparisons, label_pairs
-from service.jobs import versions, visibility
+from service.jobs import version_tags, versions, visibility
 from trainer.protocol import names
 
 
@@ -80,4 +80,4 @@ class Filters:
             return
         with state.database.query() as session:
             tags = visibility.tags_of_shown(session, caller)
-        check_keys(self.metrics, {key for each in tags for key in versions.metrics_of(each)})
+        check_keys(self.metrics, {key for each in tags for key in version_tags.metrics_of(each)})

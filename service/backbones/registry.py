@@ -26,7 +26,7 @@ from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
-from service.jobs import versions, visibility
+from service.jobs import aliases, version_tags, versions, visibility
 from service.jobs.versions import VersionState
 from trainer.protocol import names
 from trainer.spec import formats
@@ -70,12 +70,12 @@ class Served:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """Evaluation results, by metric key; values that are not finite numbers are left out."""
-        return versions.metrics_of(self.row.tags)
+        return version_tags.metrics_of(self.row.tags)
 
     @property
     def formats(self) -> list[str]:
         """The formats in which it can be pulled; empty for old versions, which have no tag for them."""
-        return [] if self.gone else versions.formats_of(self.row.tags)
+        return [] if self.gone else version_tags.formats_of(self.row.tags)
 
     def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
         """The version as the API shows it; ``aliases`` are all aliases of the backbone."""
@@ -96,7 +96,7 @@ class Served:
             origin=tags.get(names.TAG_ORIGIN),
             origin_url=tags.get(names.TAG_ORIGIN_URL),
             license=tags.get(names.TAG_LICENSE),
-            epochs=versions.finite(tags.get(names.TAG_EPOCHS)),
+            epochs=version_tags.finite(tags.get(names.TAG_EPOCHS)),
             dataset_fingerprint=tags.get(names.TAG_DATASET),
             network=tags.get(names.TAG_NETWORK),
             code_version=tags.get(names.TAG_CODE),
@@ -240,14 +240,14 @@ def again(state: AppState, backbone: Backbone) -> Backbone:
 
 def _read(state: AppState, session: Session, common: Mapping[str, RegisteredBackbone]) -> list[Backbone]:
     """Those of some backbones, given by name, of which a version is shown."""
-    rows, aliases = versions.shown(session, list(common)), versions.aliases(session, list(common))
+    rows, named = versions.shown(session, list(common)), aliases.of_backbones(session, list(common))
     readers = visibility.readers(session, [name for name, row in common.items() if row.visibility == READERS])
     by_name: dict[str, list[Served]] = {}
     for row in rows:
         if row.folder is not None and state.artifacts.holds(row.folder):
             by_name.setdefault(row.name, []).append(Served(row, row.folder))
     return [
-        Backbone(found, _among(aliases.get(each, {}), found), common[each], readers.get(each, ()))
+        Backbone(found, _among(named.get(each, {}), found), common[each], readers.get(each, ()))
         for each, found in by_name.items()
     ]
 

@@ -31,7 +31,7 @@ from service.backbones.retention_schemas import (
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, RetentionRule, now
 from service.http.problems import not_found
-from service.jobs import versions
+from service.jobs import aliases, versions
 from service.jobs.state import ACTIVE, WAITING, State
 
 UNENDED: Final = (*ACTIVE, *WAITING, State.PAUSED)
@@ -237,9 +237,9 @@ def _candidates(
     session: Session, rows: Sequence[BackboneVersion], users: Mapping[int, Sequence[str]]
 ) -> list[Candidate]:
     name = rows[0].name
-    aliases, live = versions.aliases(session, [name]).get(name, {}), _live_jobs(session, name)
+    named, live = aliases.of_backbones(session, [name]).get(name, {}), _live_jobs(session, name)
     served = [Served(row, row.folder or "") for row in rows]
-    main = Backbone(served, aliases, session.get_one(RegisteredBackbone, name)).main.number
+    main = Backbone(served, named, session.get_one(RegisteredBackbone, name)).main.number
     return [
         Candidate(
             number=row.version,
@@ -247,7 +247,7 @@ def _candidates(
             counted_since=row.counted_since,
             last_used_on=row.last_used_on,
             last_users=tuple(users.get(row.version, ())),
-            aliases=tuple(alias for alias, number in aliases.items() if number == row.version),
+            aliases=tuple(alias for alias, number in named.items() if number == row.version),
             unnamed_at=row.unnamed_at,
             main=row.version == main,
             gone=row.state == versions.VersionState.GONE,

@@ -36,7 +36,7 @@ from service.http.paging import bad_cursor, read_cursor, read_value, write_curso
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import ByteSource
 from service.http.schemas import Page
-from service.jobs import versions
+from service.jobs import aliases, versions
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
@@ -114,9 +114,9 @@ def show_version(state: AppState, caller: Caller, name: str, reference: str) -> 
 def describe(state: AppState, version: Served) -> VersionView:
     """A version with its files, of which it has none if it is gone."""
     with state.database.read() as session:
-        aliases = versions.aliases(session, [version.name]).get(version.name, {})
+        named = aliases.of_backbones(session, [version.name]).get(version.name, {})
         signature = signing.stored(session, version)
-    summary = version.summary(aliases)
+    summary = version.summary(named)
     if version.gone:
         return VersionView(**vars(summary), files=[])
     content, sizes = registry.content(state, version), dict(state.artifacts.files(version.folder))
@@ -224,7 +224,7 @@ def set_alias(
             approval.must_allow(session, rule, caller, target, previous, reason, sums)
         said = {"reason": reason} if reason else {}
         caller.record(session, name, alias=alias, version=number, before=previous.version if previous else None, **said)
-        versions.point(session, target.row, alias, caller.owner, token_id=caller.token_id, reason=reason)
+        aliases.point(session, target.row, alias, caller.owner, token_id=caller.token_id, reason=reason)
     _follow_in_mlflow(state, name, alias)
     return show(state, caller, name)
 
@@ -256,7 +256,7 @@ def delete_alias(state: AppState, caller: Caller, name: str, alias: str, reason:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
         if alias == CHAMPION:
             approval.must_have_no_rule(session, name)
-        versions.unpoint(session, row, caller.owner, token_id=caller.token_id, reason=reason)
+        aliases.unpoint(session, row, caller.owner, token_id=caller.token_id, reason=reason)
         caller.record(session, name, alias=alias, version=row.version, **({"reason": reason} if reason else {}))
     _follow_in_mlflow(state, name, alias)
     return show(state, caller, name)
@@ -278,7 +278,7 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        named, used_by = versions.aliases_of(session, version.row), use.users(session, version.row)
+        named, used_by = aliases.of_version(session, version.row), use.users(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
@@ -299,7 +299,7 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
     with state.database.session() as session:
         version = shown_now(session, known)
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        _must_have_no_alias(version, versions.aliases_of(session, version.row))
+        _must_have_no_alias(version, aliases.of_version(session, version.row))
         versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=preview.job_id, actor=caller.owner)

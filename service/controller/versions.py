@@ -17,7 +17,7 @@ from service.backbones import copies
 from service.controller.context import ControllerContext
 from service.controller.dependencies import Refused
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, now
-from service.jobs import lineage, repository, versions, visibility
+from service.jobs import aliases, lineage, repository, version_tags, versions, visibility
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
 from service.jobs.versions import Known, Registered, VersionState
@@ -86,7 +86,7 @@ def _update(context: ControllerContext, known: Mapping[Key, Known], listed: Sequ
 
 def _after(before: Known, found: Version) -> Known:
     description = (found.description or None) if before.description is None else before.description
-    return replace(before, state=VersionState.READY, tags=versions.own_tags(found.tags), description=description)
+    return replace(before, state=VersionState.READY, tags=version_tags.own_tags(found.tags), description=description)
 
 
 def _change(session: Session, key: Key, before: Known, after: Known) -> None:
@@ -158,7 +158,7 @@ def _of_jobs(session: Session, jobs: Mapping[str, Job], batch: Sequence[Version]
 def _reset_aliases(context: ControllerContext, models: Models) -> None:
     """Make MLflow's aliases of our versions follow our rows; aliases of other versions are left alone."""
     with context.app.database.read() as session:
-        wanted = versions.aliases(session)
+        wanted = aliases.of_backbones(session)
         found = session.execute(select(BackboneVersion.name, BackboneVersion.version, BackboneVersion.state))
         states = {(name, number): state for name, number, state in found}
     for name in sorted({name for name, _ in states}):

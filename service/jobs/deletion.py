@@ -10,7 +10,7 @@ from service.adapters.storage import Artifacts, OutsideRoot
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem
-from service.jobs import versions
+from service.jobs import aliases, versions
 from service.jobs.schemas import BackboneRef, Deletion
 
 
@@ -49,10 +49,10 @@ def delete_versions(session: Session, job: Job, with_backbones: bool, actor: str
         text = f"deleting {job.id} would delete {listed} too: confirm with with_backbones=true"
         raise ApiProblem(409, "backbones_would_go", text)
     for version in registered:
-        if aliases := versions.aliases_of(session, version):
+        if named := aliases.of_version(session, version):
             text = (
                 f"{version.name} version {version.version}, which would be deleted too, has the alias "
-                f"{version.name}@{aliases[0]}: first point the alias to another version, or remove it"
+                f"{version.name}@{named[0]}: first point the alias to another version, or remove it"
             )
             raise ApiProblem(409, "version_has_alias", text)
         versions.delete(session, version, actor)

@@ -6,11 +6,9 @@ get an alias while it is being deleted, nor the other way round: the second of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from sqlalchemy import ColumnElement, Select, and_, or_, select, update
 from sqlalchemy import delete as delete_rows
@@ -29,10 +27,11 @@ from service.db.tables import (
     folded,
     now,
 )
-from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.problems import unavailable
-from service.jobs import alias_moves, work
+from service.jobs import aliases, work
+from service.jobs.version_events import tell
+from service.jobs.version_tags import own_tags
 from service.jobs.work import Work
 from trainer.protocol import names
 
@@ -72,27 +71,6 @@ def registered_by(job: Job, mlflow: MlflowStore) -> list[Registered]:
 def belongs(job: Job, version: Version) -> bool:
     """Whether a version is one of a job's: anybody who can reach MLflow can register anything there."""
     return job.spec.get("register_as") == version.name and version.tags.get(names.TAG_JOB) == job.id
-
-
-def metrics_of(tags: Mapping[str, str]) -> dict[str, float]:
-    """Evaluation results in a version's tags, by metric key; values that are not finite numbers are left out."""
-    prefix = names.TAG_METRIC
-    values = {key.removeprefix(prefix): finite(text) for key, text in tags.items() if key.startswith(prefix)}
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def finite(text: str | None) -> float | None:
-    """The finite number that a tag says, if it says one."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def formats_of(tags: Mapping[str, str]) -> list[str]:
-    """The formats that a version's tags name; none for old versions, which have no tag for them."""
-    return [name for name in tags.get(names.TAG_FORMATS, "").split(",") if name]
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -187,27 +165,10 @@ def known(session: Session) -> dict[tuple[str, int], Known]:
     }
 
 
-def aliases(session: Session, backbones: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
-    """The versions of all aliases, or of some backbones', by the backbone's name and the alias."""
-    query = select(BackboneAlias).order_by(BackboneAlias.name, BackboneAlias.alias)
-    found: dict[str, dict[str, int]] = {}
-    for row in session.scalars(query if backbones is None else query.where(BackboneAlias.name.in_(backbones))):
-        found.setdefault(row.name, {})[row.alias] = row.version
-    return found
-
-
 def shown_of_job(session: Session, job_id: str) -> Sequence[BackboneVersion]:
     """The versions that a job registered and that are shown, by name and number."""
     query = select(BackboneVersion).where(BackboneVersion.job_id == job_id, BackboneVersion.state.in_(SHOWN))
     return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
-
-
-def aliases_of(session: Session, version: BackboneVersion) -> list[str]:
-    """The aliases that point at a version, sorted."""
-    query = select(BackboneAlias.alias).where(
-        BackboneAlias.name == version.name, BackboneAlias.version == version.version
-    )
-    return sorted(session.scalars(query))
 
 
 def deleting(session: Session, job_id: str | None = None) -> Sequence[BackboneVersion]:
@@ -273,19 +234,13 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         )
         session.flush()  # the next version of it finds the row
     if told:
-        _tell(session, EventType.VERSION_REGISTERED, added)
+        tell(session, EventType.VERSION_REGISTERED, added)
     session.flush()
     for alias in [alias for alias, number in named.items() if number == version.version]:
-        if _may_take_over(session, version.name, alias):
-            _set(session, added, alias, None, told=told)
+        aliases.take_over(session, added, alias, told=told)
     for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
         work.add(session, kind, [""])
     return True
-
-
-def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """A version's tags in MLflow without the copies of its labels."""
-    return {key: value for key, value in tags.items() if not key.startswith(names.TAG_LABEL)}
 
 
 def _first_visibility(session: Session, job: Job) -> str:
@@ -317,80 +272,12 @@ def _trained(session: Session, job: Job) -> Job | None:
     return source if source and source.owner == job.owner else None
 
 
-def _may_take_over(session: Session, name: str, alias: str) -> bool:
-    """Whether an alias that only MLflow has is taken over. A rule for the champion is not met by setting it there."""
-    backbone = session.get_one(RegisteredBackbone, name)
-    ruled = alias == names.CHAMPION and backbone.champion_rule is not None
-    return not ruled and session.get(BackboneAlias, (name, alias)) is None
-
-
-def point(
-    session: Session, version: BackboneVersion, alias: str, actor: str, *, token_id: str | None = None, reason: str = ""
-) -> None:
-    """Point an alias at a version, whatever it pointed at before."""
-    row = session.get(BackboneAlias, (version.name, alias))
-    before = row.version if row else None
-    if row and before != version.version:
-        _unname(session, row)
-    version.expires_at = version.unneeded_since = None
-    if before != version.version:
-        _set(session, version, alias, before, actor=actor, token_id=token_id, reason=reason)
-
-
-def _set(
-    session: Session,
-    version: BackboneVersion,
-    alias: str,
-    before: int | None,
-    *,
-    actor: str | None = None,
-    token_id: str | None = None,
-    reason: str = "",
-    told: bool = True,
-) -> None:
-    """Point an alias at a version; ``told``: whether webhooks hear of it."""
-    session.merge(BackboneAlias(name=version.name, alias=alias, version=version.version))
-    alias_moves.record(
-        session, version.name, alias, to=version, before=before, actor=actor, token_id=token_id, reason=reason
-    )
-    if told:
-        _tell(session, EventType.ALIAS_MOVED, version, alias=alias, before=before, actor=actor, reason=reason)
-
-
-def unpoint(
-    session: Session,
-    alias: BackboneAlias,
-    actor: str | None,
-    *,
-    token_id: str | None = None,
-    reason: str = "",
-    told: bool = True,
-) -> None:
-    """Remove an alias; its version stays. ``told``: whether webhooks hear of it."""
-    _unname(session, alias)
-    session.delete(alias)
-    alias_moves.record(
-        session, alias.name, alias.alias, to=None, before=alias.version, actor=actor, token_id=token_id, reason=reason
-    )
-    if told:
-        data: dict[str, Any] = {"name": alias.name, "version": None, "alias": alias.alias, "before": alias.version}
-        data |= {"actor": actor, "reason": reason, "urls": _urls(alias.name, None)}
-        emit(session, EventType.ALIAS_MOVED, data, backbone=alias.name)
-
-
-def _unname(session: Session, alias: BackboneAlias) -> None:
-    """Record that an alias leaves its version: retention rules count the days without a use from then."""
-    version = session.get(BackboneVersion, (alias.name, alias.version))
-    if version is not None:
-        version.unnamed_at = now()
-
-
 def delete(session: Session, version: BackboneVersion, actor: str, reason: str | None = None) -> None:
     """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes.
 
     ``reason``: why, of a version that a retention rule deletes.
     """
-    _tell(session, EventType.VERSION_DELETED, version, actor=actor, reason=reason)  # while it is known who sees it
+    tell(session, EventType.VERSION_DELETED, version, actor=actor, reason=reason)  # while it is known who sees it
     hide(session, version)
 
 
@@ -411,44 +298,11 @@ def hide(session: Session, version: BackboneVersion) -> None:
 
 def _remove_replaced(session: Session, version: BackboneVersion, *, told: bool) -> None:
     """Remove a version's aliases, and tell webhooks of that and that the version is gone for good."""
-    for alias in aliases_of(session, version):
-        unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None, told=told)
+    for alias in aliases.of_version(session, version):
+        aliases.unpoint(session, session.get_one(BackboneAlias, (version.name, alias)), None, told=told)
     if told and version.state in SHOWN:
-        _tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
+        tell(session, EventType.VERSION_DELETED, version, actor=None, reason=None)
     session.flush()
-
-
-def _tell(session: Session, event: EventType, version: BackboneVersion, **more: Any) -> None:
-    """Tell webhooks of an event about a version."""
-    tags = version.tags
-    data = {
-        "name": version.name,
-        "version": version.version,
-        **more,
-        "owner": version.owner,
-        "job_id": version.job_id,
-        "trained_by": version.trained_by,
-        "created_at": version.created_at.isoformat(),
-        "method": tags.get(names.TAG_METHOD),
-        "origin": tags.get(names.TAG_ORIGIN),
-        "formats": formats_of(tags),
-        "metrics": metrics_of(tags),
-        "dataset_fingerprint": tags.get(names.TAG_DATASET),
-        "hub": {"repo_id": f"rcmae/{version.name}", "revision": f"v{version.version}"},
-        "urls": _urls(version.name, None if event is EventType.VERSION_DELETED else version.version),
-    }
-    emit(session, event, data, backbone=version.name)
-
-
-def _urls(name: str, number: int | None) -> dict[str, str]:
-    """Paths of a version's page, its entry in the API and its repository; of its backbone without a number."""
-    if number is None:
-        return {"page": f"/backbones/{name}", "api": f"/v1/backbones/{name}", "hub": f"/hf/api/models/rcmae/{name}"}
-    return {
-        "page": f"/backbones/{name}?version={number}",
-        "api": f"/v1/backbones/{name}/versions/{number}",
-        "hub": f"/hf/api/models/rcmae/{name}/revision/v{number}",
-    }
 
 
 def removed(session: Session, version: BackboneVersion) -> None:

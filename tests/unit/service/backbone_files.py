@@ -15,7 +15,7 @@ from service.controller.context import ControllerContext
 from service.controller.versions import check
 from service.db.database import Database
 from service.db.tables import BackboneAlias, BackboneVersion
-from service.jobs import versions
+from service.jobs import aliases
 from service.kinds.registry import KINDS
 from trainer.protocol import names
 
@@ -92,7 +92,7 @@ class Registry:
 
     def set_alias(self, name: str, alias: str, number: int) -> None:
         with self._database.session() as session:
-            versions.point(session, session.get_one(BackboneVersion, (name, number)), alias, "alice")
+            aliases.point(session, session.get_one(BackboneVersion, (name, number)), alias, "alice")
         self._mlflow.set_alias(name, alias, number)
 
     def delete_alias(self, name: str, alias: str) -> None:

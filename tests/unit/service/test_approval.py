@@ -62,7 +62,7 @@ def sign(database: Database, registry: Registry, number: int) -> None:
     with database.session() as session:
         signer = Signer(bytes(32))
         signing.add_key(session, signer)
-        (row,) = [each for each in signing.unsigned(session, ("", 0), 9) if each.version == number]
+        (row,) = [each for each in session.scalars(signing.unsigned()) if each.version == number]
         signing.record(session, row, signer, (registry.folder("digits", number) / names.BACKBONE_SUMS).read_bytes())
 
 
