@@ -17,11 +17,13 @@ from typing import Final
 import psycopg
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy import inspect, update
 from sqlalchemy.engine import URL
 
 from service.backup.manifest import BackupError, DatabaseCopy, DatabaseName
-from service.db.database import migration_config
+from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import masked_url, parse_database_url
+from service.db.tables import BackboneVersion, now
 
 PROGRAMS: Final = Path("/usr/lib/postgresql")
 """Where Debian keeps each version's programs."""
@@ -104,6 +106,26 @@ def restore_postgres(dump: Path, url: str, *, replace: bool) -> None:
     # Only the owner of an extension may comment on it, which is a superuser if one had to make it.
     options = ["--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", "--no-comments"]
     _run(program, parsed, [*options, str(dump)])
+
+
+def spare_versions(url: str) -> None:
+    """Let the days of all versions without a use begin anew in a restored database, and withdraw what was announced.
+
+    What somebody named or used after the backup was made is not in it, so a retention rule must not delete for want of
+    that. A backup from before there were rules needs nothing. Raises `BackupError`.
+    """
+    database = Database(url)
+    try:
+        with database.migration() as connection:
+            known = inspect(connection)
+            table = BackboneVersion.__tablename__
+            if known.has_table(table) and "counted_since" in {column["name"] for column in known.get_columns(table)}:
+                anew = {"counted_since": now(), "expires_at": None, "unneeded_since": None}
+                connection.execute(update(BackboneVersion).values(anew))
+    except DatabaseUnreachable as error:
+        raise BackupError(str(error)) from error
+    finally:
+        database.close()
 
 
 def is_empty(url: str) -> bool:

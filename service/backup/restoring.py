@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.adapters.storage import Artifacts
-from service.backup.databases import is_empty, require_known, restore_postgres
+from service.backup.databases import is_empty, require_known, restore_postgres, spare_versions
 from service.backup.manifest import (
     COPIES,
     SECRETS,
@@ -114,6 +114,7 @@ def restore_deployment(
         _require_files(backup, artifact_root, s3_profile, without_artifacts=without_artifacts)
     for copy in manifest.databases:
         restore_postgres(backup / copy.file, databases[copy.name], replace=replace)
+        _revive(copy, databases[copy.name])
     return Restored(manifest, None)
 
 
@@ -177,11 +178,20 @@ def _fill(
 
 def _restore(copy: DatabaseCopy, source: Path, partial: Path, url: str | None, *, replace: bool) -> None:
     if copy.engine == "sqlite":
-        shutil.copyfile(source, partial / f"{copy.name}.db")
+        file = partial / f"{copy.name}.db"
+        shutil.copyfile(source, file)
+        url = f"sqlite:///{file}"
     elif url is None:
         raise BackupError("the jobs of this backup were in Postgres: name an empty database with --database-url")
     else:
         restore_postgres(source, url, replace=replace)
+    _revive(copy, url)
+
+
+def _revive(copy: DatabaseCopy, url: str) -> None:
+    """Change what of a restored database is untrue by now: of ours, when retention rules delete versions."""
+    if copy.name == "rcmae":
+        spare_versions(url)
 
 
 def _set_aside(folder: Folder) -> Path | None:

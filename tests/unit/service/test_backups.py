@@ -21,6 +21,7 @@ from service.backup.manifest import BackupError, DatabaseCopy, file_sha256, read
 from service.backup.restoring import restore_deployment, restore_stack
 from service.cli import app
 from service.db.database import Database
+from service.db.tables import BackboneVersion, RegisteredBackbone, now
 from service.embedded.folder import Folder
 from service.settings import Settings
 
@@ -77,6 +78,49 @@ def test_a_destroyed_folder_comes_back_at_another_path(folder, tmp_path):
     assert restored.load().parts == {}
     open_to_others = [path for path in restored.path.rglob("*") if path.stat().st_mode & 0o077]
     assert open_to_others == []
+
+
+def announced(database: Database) -> None:
+    """A version that its retention rule deletes soon, and that nobody has needed for long."""
+    job, long_ago = add_job(database, "succeeded"), datetime(2025, 1, 1, tzinfo=UTC)
+    with database.session() as session:
+        session.add(RegisteredBackbone(name="digits", owner="alice", created_at=long_ago))
+        session.add(
+            BackboneVersion(
+                name="digits", version=1, state="ready", job_id=job, owner="alice", trained_by=job, dataset_uri="d",
+                source="s", folder="f", tags={}, created_at=long_ago, counted_since=long_ago, expires_at=long_ago,
+                unneeded_since=long_ago,
+            )
+        )  # fmt: skip
+
+
+def spared(url: str, since: datetime) -> bool:
+    """Whether what was announced of that version is withdrawn, and its days begin at a moment, or later."""
+    database = Database(url)
+    with database.read() as session:
+        row = session.get_one(BackboneVersion, ("digits", 1))
+    database.close()
+    return row.expires_at is row.unneeded_since is None and row.counted_since >= since
+
+
+def test_a_restored_version_is_not_deleted_for_what_the_backup_cannot_know(folder, tmp_path):
+    """After the backup somebody has named or downloaded it."""
+    database = Database(folder.database_url)
+    announced(database)
+    database.close()
+    backup, restored, before = backed_up(folder, tmp_path / "backup"), Folder.at(tmp_path / "elsewhere"), now()
+    restore_stack(backup, restored, nothing)
+    assert spared(restored.database_url, before)
+    assert not spared(folder.database_url, before), "the original stays as it is"
+    assert [path.name for path in restored.path.glob("rcmae.db?*")] == []
+
+
+def test_a_backup_from_before_versions_had_rows_is_restored(folder, tmp_path):
+    with closing(sqlite3.connect(folder.path / "rcmae.db")) as connection:
+        connection.execute("DROP TABLE backbone_version")
+    restored = Folder.at(tmp_path / "elsewhere")
+    restore_stack(backed_up(folder, tmp_path / "backup"), restored, nothing)
+    assert names(restored) == ["kept"]
 
 
 def test_a_backup_is_private_and_says_what_it_holds(folder, tmp_path):
@@ -273,6 +317,7 @@ def test_a_deployment_comes_back_in_other_databases(postgres, tmp_path):
     database = Database(before["rcmae"])
     database.migrate()
     job = add_job(database, "running", name="trained")
+    announced(database)
     database.close()
     for name in ("studies", "mlflow"):
         with databases._connect(databases.parse_database_url(before[name])) as connection:
@@ -288,8 +333,10 @@ def test_a_deployment_comes_back_in_other_databases(postgres, tmp_path):
 
     shutil.rmtree(tmp_path / "artifacts")
     (tmp_path / "artifacts").mkdir()
+    restored_at = now()
     restore_deployment(backup, after, settings.artifact_root, None, nothing)
     assert (tmp_path / "artifacts" / "1" / "weights").read_text() == "weights"
+    assert spared(after["rcmae"], restored_at)
     database = Database(after["rcmae"])
     database.migrate()
     assert job_of(database, job).name == "trained"
