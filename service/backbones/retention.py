@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from service.adapters.storage import Artifacts
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
 from service.auth.trail import BY_RULE, record_expiry
@@ -36,6 +35,10 @@ from service.jobs.state import ACTIVE, WAITING, State
 
 UNENDED: Final = (*ACTIVE, *WAITING, State.PAUSED)
 """States of jobs that have not ended."""
+LAPSE: Final = timedelta(hours=1)
+"""If nobody has decided for so long, as while the service was off, what was announced is announced anew."""
+NOTED_EVERY: Final = timedelta(minutes=5)
+"""How often it is written down that somebody has decided, if nothing else is to be written."""
 AT_ONCE: Final = 100
 """Versions that one transaction deletes: with 2000 of them in a backbone it takes 0.8 s, for which others wait."""
 
@@ -120,7 +123,7 @@ def show(state: AppState, caller: Caller, name: str) -> RetentionView:
     with state.database.read() as session:
         rule = session.get(RetentionRule, name)
         users = use.last_users(session, name) if caller.may(Scope.BACKBONES, owner) else {}
-        return ruling(session, state.artifacts, name, _of(rule), now(), users).view(rule)
+        return ruling(session, state, name, _of(rule), now(), users).view(rule)
 
 
 def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
@@ -129,7 +132,7 @@ def preview(state: AppState, caller: Caller, name: str, body: RetentionBody) -> 
     with state.database.read() as session:
         _must_own(session, caller, name)
         rule = _row(name, body, caller)
-        return ruling(session, state.artifacts, name, _of(rule), now(), use.last_users(session, name)).view(rule)
+        return ruling(session, state, name, _of(rule), now(), use.last_users(session, name)).view(rule)
 
 
 def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> RetentionView:
@@ -139,9 +142,10 @@ def put(state: AppState, caller: Caller, name: str, body: RetentionBody) -> Rete
         _must_own(session, caller, name)
         before = session.get(RetentionRule, name)
         detail = {"rule": body.model_dump(), "before": _plain(before)}
-        rule = session.merge(_row(name, body, caller))
-        found = ruling(session, state.artifacts, name, _of(rule), now(), use.last_users(session, name))
+        rule = _row(name, body, caller)
+        found = ruling(session, state, name, _of(rule), now(), use.last_users(session, name))
         found.announce()
+        rule = session.merge(rule)
         caller.record(session, name, **detail)
         return found.view(rule)
 
@@ -155,7 +159,7 @@ def remove(state: AppState, caller: Caller, name: str) -> RetentionView:
         if rule is None:
             raise not_found("retention_rule", name)
         session.delete(rule)
-        found = ruling(session, state.artifacts, name, None, now())
+        found = ruling(session, state, name, None, now())
         found.announce()
         caller.record(session, name, before=_plain(rule))
         return found.view(None)
@@ -170,7 +174,7 @@ def _must_own(session: Session, caller: Caller, name: str) -> None:
 
 
 def _row(name: str, body: RetentionBody, caller: Caller) -> RetentionRule:
-    return RetentionRule(name=name, set_by=caller.owner, set_at=now(), **body.model_dump())
+    return RetentionRule(name=name, set_by=caller.owner, set_at=now(), decided_at=now(), **body.model_dump())
 
 
 def _plain(rule: RetentionRule | None) -> dict[str, int] | None:
@@ -186,23 +190,34 @@ def ruled(session: Session, after: str) -> Sequence[str]:
     return session.scalars(query).all()
 
 
-def stored(session: Session, artifacts: Artifacts, name: str, moment: datetime) -> tuple[RetentionRule | None, Ruling]:
+def stored(session: Session, state: AppState, name: str, moment: datetime) -> tuple[RetentionRule | None, Ruling]:
     """A backbone's rule, and what it decides at a moment."""
     rule = session.get(RetentionRule, name)
-    return rule, ruling(session, artifacts, name, _of(rule), moment)
+    return rule, ruling(session, state, name, _of(rule), moment)
 
 
-def expire(session: Session, artifacts: Artifacts, name: str) -> list[tuple[BackboneVersion, str]]:
+def to_write(session: Session, state: AppState, name: str) -> bool:
+    """Whether `expire` has something to write: a version goes, says something else than it would, or it is time to note
+    that somebody has decided.
+    """
+    moment = now()
+    rule, found = stored(session, state, name, moment)
+    noted = rule is None or abs(moment - rule.decided_at) < NOTED_EVERY  # a clock may be set back
+    return found.is_news or bool(found.due(moment)) or not noted
+
+
+def expire(session: Session, state: AppState, name: str) -> list[tuple[BackboneVersion, str]]:
     """Delete the versions that a backbone's rule lets go now, and store when the others go.
 
     All of it is decided anew in this transaction: an alias or a download of a moment ago keeps a version. Returns those
     that are deleted, at most `AT_ONCE`, and why each is.
     """
     moment = now()
-    rule, found = stored(session, artifacts, name, moment)
+    rule, found = stored(session, state, name, moment)
     found.announce()
     if rule is None:
         return []
+    rule.decided_at = moment
     deleted = []
     for row, verdict in found.due(moment):
         why = "; ".join(verdict.why)
@@ -218,7 +233,7 @@ def expire(session: Session, artifacts: Artifacts, name: str) -> list[tuple[Back
 
 def ruling(
     session: Session,
-    artifacts: Artifacts,
+    state: AppState,
     name: str,
     rule: Rule | None,
     moment: datetime,
@@ -228,14 +243,26 @@ def ruling(
 
     ``users``: who downloaded each version last, where that may be told.
     """
-    rows = [row for row in versions.shown(session, [name]) if row.folder is not None and artifacts.holds(row.folder)]
-    candidates = _candidates(session, rows, users) if rows else []
+    rows = [
+        row for row in versions.shown(session, [name]) if row.folder is not None and state.artifacts.holds(row.folder)
+    ]
+    announced = not _has_lapsed(session, state, name, moment)
+    candidates = _candidates(session, rows, users, announced=announced) if rows else []
     return Ruling(name, rows, candidates, decide(rule, candidates, moment))
 
 
+def _has_lapsed(session: Session, state: AppState, name: str, moment: datetime) -> bool:
+    """Whether nobody has decided for so long that nobody can have seen what was announced."""
+    rule = session.get(RetentionRule, name)
+    # The controller decides once in this interval, which may be long.
+    lapse = max(LAPSE, 3 * timedelta(seconds=state.settings.sweep_interval_s))
+    return rule is not None and moment - rule.decided_at > lapse
+
+
 def _candidates(
-    session: Session, rows: Sequence[BackboneVersion], users: Mapping[int, Sequence[str]]
+    session: Session, rows: Sequence[BackboneVersion], users: Mapping[int, Sequence[str]], *, announced: bool
 ) -> list[Candidate]:
+    """``announced``: whether what the rows say of their end holds still."""
     name = rows[0].name
     named, live = aliases.of_backbones(session, [name]).get(name, {}), _live_jobs(session, name)
     served = [Served(row, row.folder or "") for row in rows]
@@ -252,7 +279,7 @@ def _candidates(
             main=row.version == main,
             gone=row.state == versions.VersionState.GONE,
             live_jobs=tuple(job for job in dict.fromkeys((row.job_id, row.trained_by)) if job in live),
-            unneeded_since=row.unneeded_since,
+            unneeded_since=row.unneeded_since if announced else None,
         )
         for row in rows
     ]

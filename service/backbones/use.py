@@ -50,6 +50,7 @@ class Download:
         if not known:
             row.downloads += 1
             row.last_used_on = max(self.day, row.last_used_on or self.day)
+            row.begin_anew()
 
 
 def note(caller: Caller, version: Served, export_format: str) -> None:

@@ -9,7 +9,6 @@ import structlog
 from service.backbones import retention
 from service.controller.context import ControllerContext
 from service.controller.queue import GO_ON, Task
-from service.db.tables import now
 
 log = structlog.get_logger()
 
@@ -29,13 +28,11 @@ def expire_versions(context: ControllerContext, task: Task) -> timedelta:
 
 def _expire(context: ControllerContext, name: str) -> None:
     """Apply one rule. It is only read at first, since there is hardly ever anything to do."""
-    artifacts, moment = context.app.artifacts, now()
     with context.app.database.read() as session:
-        _, found = retention.stored(session, artifacts, name, moment)
-    waits = found.is_news or bool(found.due(moment))
+        waits = retention.to_write(session, context.app, name)
     while waits:
         with context.write() as session:
-            deleted = retention.expire(session, artifacts, name)
+            deleted = retention.expire(session, context.app, name)
         for row, why in deleted:
             log.info("version_expired", backbone=name, version=row.version, job_id=row.job_id, why=why)
         waits = len(deleted) == retention.AT_ONCE

@@ -97,6 +97,7 @@ def _change(session: Session, key: Key, before: Known, after: Known) -> None:
         log.warning("version_state", backbone=row.name, version=row.version, state=after.state, before=before.state)
     if after.state == VersionState.READY != before.state:
         row.counted_since = now()  # while it was gone, nobody could download it
+        row.begin_anew()
     row.state, row.tags = after.state, after.tags
     if row.description is None:
         row.description = after.description

@@ -67,7 +67,7 @@ def point(
     before = row.version if row else None
     if row and before != version.version:
         _unname(session, row)
-    version.expires_at = version.unneeded_since = None
+    version.begin_anew()
     if before != version.version:
         _set(session, version, alias, before, actor=actor, token_id=token_id, reason=reason)
 
@@ -153,3 +153,4 @@ def _unname(session: Session, alias: BackboneAlias) -> None:
     version = session.get(BackboneVersion, (alias.name, alias.version))
     if version is not None:
         version.unnamed_at = now()
+        version.begin_anew()

@@ -6,7 +6,17 @@ import unicodedata
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, ForeignKey, ForeignKeyConstraint, Index, String, Text, event
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    FetchedValue,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    String,
+    Text,
+    event,
+)
 from sqlalchemy.orm import Mapped, mapped_column
 
 from service.db.tables.base import Base, now
@@ -77,14 +87,20 @@ class BackboneVersion(Base):
     """When it was registered."""
     bytes: Mapped[int | None] = mapped_column(BigInteger)
     """Of all files of its folder; None until the controller has added them up."""
-    counted_since: Mapped[datetime] = mapped_column(default=now)
-    """Since when its downloads are counted: from when its row was made, or since MLflow has it again."""
+    counted_since: Mapped[datetime] = mapped_column(default=now, server_default=FetchedValue())
+    """Since when its downloads are counted: from when its row was made, since MLflow has it again, or since a backup
+    was restored. The database's own default is the upgrade that brought the counting."""
     unnamed_at: Mapped[datetime | None]
     """When an alias last left it."""
     expires_at: Mapped[datetime | None]
     """When its backbone's retention rule deletes it unless somebody downloads or names it; None: not by itself."""
     unneeded_since: Mapped[datetime | None]
     """When it was first found that nothing keeps it by that rule; None if something does."""
+
+    def begin_anew(self) -> None:
+        """Withdraw what was announced: somebody needs it, so a retention rule must announce its end anew."""
+        self.expires_at = self.unneeded_since = None
+
     downloads: Mapped[int] = mapped_column(default=0, server_default="0")
     """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
     last_used_on: Mapped[date | None]
@@ -218,3 +234,5 @@ class RetentionRule(Base):
     keep_newest: Mapped[int]
     set_by: Mapped[str] = mapped_column(String(100))
     set_at: Mapped[datetime] = mapped_column(default=now)
+    decided_at: Mapped[datetime] = mapped_column(default=now)
+    """When it was last decided what it does with each version, give or take `retention.NOTED_EVERY`."""

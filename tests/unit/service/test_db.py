@@ -282,6 +282,10 @@ def test_downloads_of_versions_from_before_an_upgrade_are_counted_from_then(new)
     with new.read() as session:
         version = session.get_one(BackboneVersion, ("digits", 1))
         assert before <= version.counted_since <= now()
+    with new.migration() as connection:  # a process of the earlier release, which does not know the column
+        connection.execute(tables.tables["backbone_version"].insert(), values | {"version": 2})
+    with new.read() as session:
+        assert session.get_one(BackboneVersion, ("digits", 2)).counted_since == version.counted_since
         assert (version.unnamed_at, version.expires_at) == (None, None)
 
 

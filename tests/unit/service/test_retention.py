@@ -60,9 +60,11 @@ def old(registry: Registry, database: Database) -> Callable[[int], None]:
     return register
 
 
-def passes(database: Database, time: timedelta) -> None:
-    """As if so much time had passed."""
+def passes(database: Database, time: timedelta, *, off: bool = False) -> None:
+    """As if so much time had passed; ``off``: without a controller that decided meanwhile."""
     with database.session() as session:
+        for rule in session.scalars(select(RetentionRule)) if off else ():
+            rule.decided_at -= time
         for row in session.scalars(select(BackboneVersion)):
             for column in ("created_at", "counted_since", "unnamed_at", "expires_at", "unneeded_since"):
                 if (moment := getattr(row, column)) is not None:
@@ -272,6 +274,84 @@ def test_what_falls_due_while_nobody_looks_is_announced_first_too(served, old, a
     assert apply() == [2, 3]
 
 
+@pytest.mark.both_databases
+def test_what_was_announced_before_the_service_was_off_is_announced_anew(served, old, apply, database):
+    """As over a weekend: nobody can have seen it meanwhile."""
+    old(3)
+    served.put(RETENTION, json=RULE)
+    passes(database, 2 * DAY, off=True)
+    told = datetime.fromisoformat(about(served.get(RETENTION).json(), 1)["expires_at"])
+    assert told > now() + DAY - timedelta(minutes=5), "also where a request asks before the controller decides"
+    assert apply() == [1, 2, 3]
+    passes(database, DAY - timedelta(minutes=1))
+    assert apply() == [1, 2, 3]
+    passes(database, timedelta(minutes=2))
+    assert apply() == [2, 3]
+
+
+def test_setting_a_rule_after_the_service_was_off_announces_anew_too(served, old, apply, database):
+    old(3)
+    served.put(RETENTION, json=RULE)
+    passes(database, 2 * DAY, off=True)
+    served.put(RETENTION, json=RULE | {"expire_unused_days": 80})
+    assert apply() == [1, 2, 3]
+
+
+def test_a_short_restart_puts_nothing_off(served, old, apply, database):
+    old(3)
+    served.put(RETENTION, json=RULE)
+    passes(database, DAY)
+    with database.session() as session:
+        session.get_one(RetentionRule, "digits").decided_at -= timedelta(minutes=50)
+    assert apply() == [2, 3]
+
+
+def test_a_long_interval_between_decisions_puts_nothing_off(served, old, apply, app, world, database):
+    old(3)
+    served.put(RETENTION, json=RULE)
+    passes(database, DAY + timedelta(hours=2), off=True)
+    for state in (app.state.app_state, world.context.app):
+        state.settings.sweep_interval_s = 86400.0
+    assert apply() == [2, 3]
+
+
+def test_that_somebody_has_decided_is_written_every_few_minutes(served, old, apply, database):
+    """Unless something else is to be written: a pass of a minute later writes nothing."""
+    old(3)
+    served.put(RETENTION, json=RULE)
+
+    def decided_at() -> datetime:
+        with database.read() as session:
+            return session.get_one(RetentionRule, "digits").decided_at
+
+    before = decided_at()
+    apply()
+    assert decided_at() == before
+    with database.session() as session:
+        session.get_one(RetentionRule, "digits").decided_at = now() - timedelta(minutes=6)
+    apply()
+    assert decided_at() > before
+
+
+def test_a_clock_that_jumps_ahead_deletes_nothing_unannounced(served, old, apply, monkeypatch):
+    old(3)
+    served.put(RETENTION, json=RULE)
+    monkeypatch.setattr(retention, "now", lambda: now() + 400 * DAY)
+    assert apply() == [1, 2, 3]
+
+
+def test_a_version_that_was_saved_is_announced_anew(served, old, apply, database):
+    """By a download, although no pass of the controller has seen it saved."""
+    old(3)
+    served.put(RETENTION, json=RULE | {"expire_unused_days": 2})
+    downloaded(database, 1)
+    assert served.get(f"{BASE}/versions/1").json()["expires_at"] is None, "at once"
+    passes(database, 4 * DAY)
+    with database.session() as session:
+        session.get_one(BackboneVersion, ("digits", 1)).last_used_on -= 4 * DAY
+    assert apply() == [1, 2, 3]
+
+
 @pytest.mark.parametrize("saved_by", ["download", "alias", "rule removed", "longer rule", "nothing"])
 def test_what_happens_on_the_last_day_counts(served, old, apply, database, saved_by):
     old(3)
@@ -470,7 +550,7 @@ def test_a_version_expires_or_gets_an_alias_and_never_both(world, served, old, r
         def expire(name: str = name, barrier: Barrier = barrier) -> bool:
             barrier.wait()
             with world.context.write() as session:
-                return bool(retention.expire(session, world.app_state.artifacts, name))
+                return bool(retention.expire(session, world.app_state, name))
 
         def point(name: str = name, barrier: Barrier = barrier) -> bool:
             barrier.wait()

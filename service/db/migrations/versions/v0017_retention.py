@@ -19,19 +19,18 @@ def upgrade() -> None:
         sa.Column("keep_newest", sa.Integer(), nullable=False),
         sa.Column("set_by", sa.String(length=100), nullable=False),
         sa.Column("set_at", sa.DateTime(), nullable=False),
+        sa.Column("decided_at", sa.DateTime(), nullable=False),
         sa.ForeignKeyConstraint(["name"], ["backbone.name"], name=op.f("fk_retention_rule_name"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_retention_rule")),
     )
+    # Nobody knows who downloaded what before, so each version counts as used until now. So do those that a process of
+    # the earlier release still adds, which does not know the column.
+    upgraded_at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
     with op.batch_alter_table("backbone_version") as batch:
-        batch.add_column(sa.Column("counted_since", sa.DateTime(), nullable=True))
+        batch.add_column(sa.Column("counted_since", sa.DateTime(), server_default=upgraded_at, nullable=False))
         batch.add_column(sa.Column("unnamed_at", sa.DateTime(), nullable=True))
         batch.add_column(sa.Column("expires_at", sa.DateTime(), nullable=True))
         batch.add_column(sa.Column("unneeded_since", sa.DateTime(), nullable=True))
-    # Nobody knows who downloaded what before: until now each version counts as used.
-    versions = sa.table("backbone_version", sa.column("counted_since", sa.DateTime()))
-    op.execute(versions.update().values(counted_since=datetime.now(UTC).replace(tzinfo=None)))
-    with op.batch_alter_table("backbone_version") as batch:
-        batch.alter_column("counted_since", existing_type=sa.DateTime(), nullable=False)
 
 
 def downgrade() -> None:
