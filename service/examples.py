@@ -175,7 +175,7 @@ BODIES: Final[dict[str, dict[str, Any]]] = {
     },
     "set_backbone_retention": {
         "quarter": {
-            "summary": "Keep the newest five, and what somebody has downloaded within 90 days",
+            "summary": "Keep the newest five, and what somebody has used within 90 days",
             "value": {"expire_unused_days": 90, "keep_newest": 5},
         }
     },

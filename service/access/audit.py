@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from asyncio import Task
+
 import structlog
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
@@ -27,19 +29,23 @@ class AuditLog(HttpMiddleware):
 
     A completed change has its entry already, written in the same transaction. A change that was refused or not needed
     gets its entry here, before the response is sent; if the entry cannot be written, the response is 503 instead. Of
-    requests without a valid token only some get an entry, as `Refusals` decides. After the response, `Uses` records the
-    last use of the token and the session, and what was downloaded.
+    requests without a valid token only some get an entry, as `Refusals` decides. `Uses` records, beside the response,
+    what of a version is used, and after it the last use of the token and the session.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         trail = scope.setdefault("state", {})["trail"] = Trail(scope)
         database: Database = scope["app"].state.app_state.database
+        uses: Uses = scope["app"].state.uses
         request = Request(scope, receive)
+        recording: Task[None] | None = None
 
         async def send_recorded(message: Message) -> None:
+            nonlocal recording
             if message["type"] == "http.response.start":
                 trail.status = message["status"]
                 await _settle(trail, database, request, message["status"])
+                recording = uses.begin(trail, database)
             await send(message)
 
         try:
@@ -50,8 +56,10 @@ class AuditLog(HttpMiddleware):
             await _settle(trail, database, request, 500)
             raise
         finally:
-            uses: Uses = scope["app"].state.uses
-            await uses.record(trail, database)
+            if recording:
+                with CancelScope(shield=True):  # a download that is broken off counts too
+                    await recording
+            await uses.end(trail, database)
 
 
 async def _settle(trail: Trail, database: Database, request: Request, status: int) -> None:

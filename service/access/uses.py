@@ -1,58 +1,91 @@
-"""Records the uses of tokens, and what was downloaded with them, after the responses."""
+"""Records the uses of tokens after the responses, and what of a version is used with them beside the responses."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Final
+import asyncio
+from asyncio import Task
+from datetime import datetime
+from typing import Final, TypeAlias
 
 from anyio import CapacityLimiter, to_thread
 
-from service.auth.trail import Download, Trail, record_use
+from service.auth.trail import Trail, Use, record_use
 from service.db.database import Database
 
 KEPT: Final = 10_000
-"""Downloads that a process remembers as counted; beyond that it forgets them, and asks the database again."""
+"""Uses of versions that a process remembers as recorded; beyond that it forgets those of earlier days, or else all, and
+asks the database again."""
+
+OfToken: TypeAlias = tuple[str, Use]
+"""A use, with the id of the token."""
 
 
 class Uses:
     """Records uses on one separate thread, which no request waits for.
 
-    A token's use is recorded once a minute, and a download once a day: for all others nothing is written.
+    A token's use is recorded once a minute, and that of a version once a day: for all others nothing is written.
     """
 
     def __init__(self) -> None:
-        self._recording: set[Hashable] = set()
-        """Tokens, sessions and downloads that are being recorded."""
-        self._counted: set[tuple[str, Download]] = set()
-        """Downloads that the database has counted, with the ids of their tokens."""
+        self._minutes: set[str] = set()
+        """Tokens and sessions whose use is being recorded."""
+        self._recording: set[OfToken] = set()
+        self._again: set[OfToken] = set()
+        """Those of them that another request has made meanwhile."""
+        self._known: set[OfToken] = set()
+        """Those that the database has."""
         self._one_thread: CapacityLimiter | None = None
 
-    async def record(self, trail: Trail, database: Database) -> None:
-        """Record what a request has used, if that is not known yet. A failure is only logged."""
-        token_id, download = trail.token_id, trail.downloaded
-        used = trail.session or token_id
-        if token_id is None or used is None:
+    def begin(self, trail: Trail, database: Database) -> Task[None] | None:
+        """Begin to record what of a version a request uses, beside its response; None if that is known.
+
+        A failure is only logged. A long download keeps its version from its first byte on, not from its last.
+        """
+        if trail.token_id is None or trail.used is None:
+            return None
+        use = (trail.token_id, trail.used)
+        if use in self._recording:
+            self._again.add(use)
+        if use in self._recording or use in self._known:
+            return None
+        self._recording.add(use)
+        return asyncio.create_task(self._record(use, database))
+
+    async def _record(self, use: OfToken, database: Database) -> None:
+        """If it fails, it is tried once more for the requests that have made the same use meanwhile."""
+        recorded, asked = False, True
+        try:
+            while asked and not recorded:
+                self._again.discard(use)
+                recorded = await self._write(database, use[0], None, None, use[1])
+                asked = use in self._again
+        finally:
+            self._recording.discard(use)
+            self._again.discard(use)
+        if recorded:
+            self._remember(use)
+
+    async def end(self, trail: Trail, database: Database) -> None:
+        """Record that a request's token or session was used, if that is not known yet. A failure is only logged."""
+        used = trail.session or trail.token_id
+        if trail.token_id is None or used is None or trail.used_at is None or used in self._minutes:
             return
-        minute = None if used in self._recording else trail.used_at
-        counted = (token_id, download) if download else None
-        if counted in self._recording or counted in self._counted:
-            counted = None
-        marks: set[Hashable] = {*([used] if minute else []), *([counted] if counted else [])}
-        if not marks:
-            return
+        self._minutes.add(used)
+        try:
+            await self._write(database, trail.token_id, trail.session, trail.used_at, None)
+        finally:
+            self._minutes.discard(used)
+
+    async def _write(
+        self, database: Database, token_id: str, session: str | None, minute: datetime | None, use: Use | None
+    ) -> bool:
         # A limiter of its own: while the database is busy with writes, this must not take threads from requests.
         self._one_thread = self._one_thread or CapacityLimiter(1)
-        self._recording |= marks
-        try:
-            recorded = await to_thread.run_sync(
-                record_use, database, token_id, trail.session, minute, counted and counted[1], limiter=self._one_thread
-            )
-        finally:
-            self._recording -= marks
-        if counted and recorded:
-            self._remember(counted)
+        return await to_thread.run_sync(record_use, database, token_id, session, minute, use, limiter=self._one_thread)
 
-    def _remember(self, counted: tuple[str, Download]) -> None:
-        if len(self._counted) >= KEPT:
-            self._counted.clear()
-        self._counted.add(counted)
+    def _remember(self, use: OfToken) -> None:
+        if len(self._known) >= KEPT:
+            self._known = {known for known in self._known if known[1].day >= use[1].day}
+        if len(self._known) >= KEPT:
+            self._known.clear()
+        self._known.add(use)

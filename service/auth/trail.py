@@ -1,12 +1,13 @@
-"""What each request records besides its own changes: an audit log entry, the last use of its token, and what it
-downloads.
+"""What each request records besides its own changes: an audit log entry, the last use of its token, and what of a
+backbone's version it uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Final, Protocol
+from datetime import date, datetime
+from http import HTTPStatus
+from typing import Any, Final, Protocol, Self
 
 import structlog
 from sqlalchemy import event, or_, update
@@ -68,13 +69,20 @@ DOWNLOADED: Final = (200, 206, 302)
 """Statuses of responses that send a file, a part of it, or the client to it."""
 
 
-class Download(Protocol):
-    """A download that is counted once for each token. Equal ones are the same download."""
+class Use(Protocol):
+    """A use of a version that is recorded once for each token. Equal ones are the same use."""
 
     def __hash__(self) -> int: ...
 
+    @property
+    def day(self) -> date:
+        """In UTC."""
+
+    def only_asked(self) -> Self:
+        """The same use by somebody who gets no file, such as a client that loads from its cache."""
+
     def record(self, session: Session, token_id: str) -> None:
-        """Count it, unless it is counted already."""
+        """Record it, unless it is recorded already."""
 
 
 class Trail:
@@ -91,8 +99,8 @@ class Trail:
         """The sha256 of the browser session's text, if the request comes from a session."""
         self.used_at: datetime | None = None
         """The minute of the use of the token or session, if the database has an earlier one."""
-        self.download: Download | None = None
-        """What the request downloads if it succeeds."""
+        self.use: Use | None = None
+        """What the request uses if it succeeds."""
         self.status: int | None = None
         """The response's, once it has begun."""
         self.settled = False
@@ -105,9 +113,12 @@ class Trail:
         return ACTIONS.get(f"{self._scope['method']} {route.path}") if route else None
 
     @property
-    def downloaded(self) -> Download | None:
-        """What the request has downloaded: HEAD, 304 and errors send nothing."""
-        return self.download if self._scope["method"] == "GET" and self.status in DOWNLOADED else None
+    def used(self) -> Use | None:
+        """What the request uses, as far as its status says by now: HEAD and 304 only ask, and errors use nothing."""
+        if self.use is None or self.status not in {*DOWNLOADED, HTTPStatus.NOT_MODIFIED}:
+            return None
+        sends = self._scope["method"] == "GET" and self.status in DOWNLOADED
+        return self.use if sends else self.use.only_asked()
 
     def record(self, session: Session, target: str, detail: Mapping[str, Any]) -> None:
         """Add the entry of a completed change to the transaction that makes it, so that both commit or neither."""
@@ -155,9 +166,9 @@ def record_use(
     token_id: str,
     browser_session: str | None,
     minute: datetime | None,
-    download: Download | None = None,
+    use: Use | None = None,
 ) -> bool:
-    """Store when a token was last used, and the session with it, and count what it has downloaded, if anything.
+    """Store when a token was last used, and the session with it, or what of a version it uses.
 
     A failure is only logged; returns whether there was none.
     """
@@ -165,10 +176,10 @@ def record_use(
         with database.session() as session:
             if minute:
                 _record_minute(session, token_id, browser_session, minute)
-            if download:
-                download.record(session, token_id)
+            if use:
+                use.record(session, token_id)
     except DatabaseUnreachable as error:
-        log.warning("use_not_recorded", token_id=token_id, download=download, detail=str(error))
+        log.warning("use_not_recorded", token_id=token_id, use=use, detail=str(error))
         return False
     return True
 

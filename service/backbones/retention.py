@@ -117,7 +117,7 @@ def _of(row: RetentionRule | None) -> Rule | None:
 def show(state: AppState, caller: Caller, name: str) -> RetentionView:
     """The rule of a backbone, and what it does with each version. Raises the API's 404.
 
-    Those who may set the rule see who downloaded a version last.
+    Those who may set the rule see who used a version last.
     """
     owner = registry.backbone(state, caller, name).row.owner
     with state.database.read() as session:
@@ -241,7 +241,7 @@ def ruling(
 ) -> Ruling:
     """What a rule decides at a moment about the versions of a backbone that are shown.
 
-    ``users``: who downloaded each version last, where that may be told.
+    ``users``: who used each version last, where that may be told.
     """
     rows = [
         row for row in versions.shown(session, [name]) if row.folder is not None and state.artifacts.holds(row.folder)

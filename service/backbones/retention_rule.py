@@ -30,7 +30,7 @@ class Candidate:
     counted_since: datetime
     """Since when its downloads are counted."""
     last_used_on: date | None = None
-    """The last day in UTC on which somebody downloaded it."""
+    """The last day in UTC on which somebody used it."""
     last_users: tuple[str, ...] = ()
     """Who did on that day, where that may be told."""
     aliases: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def _decide(rule: Rule, version: Candidate, newest: bool, moment: datetime) -> V
             version.number, (f"{told}, so it stays for {rule.expire_unused_days} days from then",), due + NOTICE
         )
     since = min(version.unneeded_since or moment, moment)
-    return Verdict(version.number, (f"{told}: {_days(moment - sign)} without a download",), since + NOTICE, since)
+    return Verdict(version.number, (f"{told}: {_days(moment - sign)} without a use",), since + NOTICE, since)
 
 
 def _kept(rule: Rule, version: Candidate, newest: bool) -> list[str]:
@@ -115,7 +115,7 @@ def _last_sign(version: Candidate) -> tuple[datetime, str]:
     if version.unnamed_at:
         signs.append((version.unnamed_at, f"it had an alias until {_day(version.unnamed_at)}"))
     if version.last_used_on:
-        text = f"{', '.join(version.last_users) or 'somebody'} last downloaded it on {version.last_used_on}"
+        text = f"{', '.join(version.last_users) or 'somebody'} last used it on {version.last_used_on}"
         signs.append((datetime.combine(version.last_used_on + timedelta(days=1), time(), UTC), text))
     # Of a new version the row is made moments after its registration, which is what people know of.
     later = [sign for sign in signs[1:] if sign[0] - version.created_at > timedelta(hours=1)]

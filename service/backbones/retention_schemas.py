@@ -13,8 +13,9 @@ from service.http.schemas import Body, View
 NOTICE_DAYS: Final = 1
 """A version is shown as one that goes for at least so long before it goes."""
 NOT_COUNTED: Final = (
-    "Downloads through this service are counted, by day. What people read through MLflow, straight from the artifact "
-    "storage or from a client's cache is not: give an alias to a version that is used that way."
+    "Downloads through this service count as use, by day, and so do clients of the hub that ask whether their cache is "
+    "current. What people read through MLflow, straight from the artifact storage, or from a cache without asking "
+    "(offline, or by a commit) does not: give a version that is used that way an alias here, not in MLflow."
 )
 """What a rule cannot know."""
 
@@ -23,7 +24,7 @@ def _given(days: object) -> object:
     if days is None:
         raise PydanticCustomError(
             "nothing_expires",
-            "nothing would ever be deleted: give the days without a download after which a version goes, for example "
+            "nothing would ever be deleted: give the days without a use after which a version goes, for example "
             "90; keep_newest only says what stays",
         )
     return days
@@ -40,7 +41,7 @@ class RetentionBody(Body):
     expire_unused_days: Annotated[StrictInt, Field(ge=1, le=3650), BeforeValidator(_given)] = Field(
         None, validate_default=True, json_schema_extra=_has_no_default
     )
-    """Required. A version goes once it is older than this and nobody has downloaded it for as long."""
+    """Required. A version goes once it is older than this and nobody has used it for as long."""
     keep_newest: Annotated[StrictInt, Field(ge=1, le=10_000)] = 1
     """So many of the newest versions always stay."""
 
@@ -49,7 +50,7 @@ class RetentionRuleView(View):
     """The retention rule of a backbone."""
 
     expire_unused_days: int
-    """A version goes once it is older than this and nobody has downloaded it for as long."""
+    """A version goes once it is older than this and nobody has used it for as long."""
     keep_newest: int
     """So many of the newest versions always stay."""
     set_by: str
@@ -65,10 +66,10 @@ class VersionRetentionView(View):
     why: list[str]
     """Everything that keeps it, or why it goes."""
     expires_at: datetime | None = None
-    """When it goes unless somebody downloads it, or gives it an alias; null: not by the passing of time."""
+    """When it goes unless somebody uses it, or gives it an alias here; null: not by the passing of time."""
     created_at: datetime
     last_used_on: date | None = None
-    """The last day in UTC on which somebody downloaded it."""
+    """The last day in UTC on which somebody used it."""
     aliases: list[str] = Field(default_factory=list)
     owner: str
     bytes: int | None = None

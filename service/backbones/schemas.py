@@ -80,12 +80,13 @@ class VersionSummaryView(View):
     metrics: dict[str, float] = Field(default_factory=dict)
     """Evaluation results, by metric key."""
     expires_at: datetime | None = None
-    """When its backbone's retention rule deletes it, unless somebody downloads it or gives it an alias; null: not by
+    """When its backbone's retention rule deletes it, unless somebody uses it or gives it an alias here; null: not by
     itself."""
     downloads: int = 0
     """Days on which a token downloaded weights of it, added up over all tokens."""
     last_used_on: date | None = None
-    """The last of these days, in UTC. None: nobody has, since downloads are counted."""
+    """The last day on which anybody downloaded weights, or asked for a file as clients with a cache do, in UTC. None:
+    nobody has, since downloads are counted."""
     bytes: int | None = None
     """Of all its files; None until the controller has added them up."""
     tags: dict[str, str] = Field(default_factory=dict)
@@ -146,7 +147,7 @@ class BackboneView(View):
     downloads: int = 0
     """Those of all its versions."""
     last_used_on: date | None = None
-    """The last day on which one of them was downloaded."""
+    """The last day on which one of them was used."""
     bytes: int | None = None
     """Of all files of its versions, as far as their sizes are known."""
     updated_at: datetime
@@ -173,7 +174,7 @@ class VersionDeletionView(View):
     files: int
     bytes: int
     used_by: list[VersionUserView] = Field(default_factory=list)
-    """Who has downloaded it, whoever did last first."""
+    """Who has used it, whoever did last first."""
     aliases: list[str]
     """Aliases that point at it: while there are any, it cannot be deleted."""
 

@@ -184,7 +184,7 @@ def archive(
 
 
 def users(state: AppState, caller: Caller, name: str, reference: str) -> list[VersionUserView]:
-    """Who has downloaded a version, whoever did last first. Raises the API's 404, and 403 for who may not delete it."""
+    """Who has used a version, whoever did last first. Raises the API's 404, and 403 for who may not delete it."""
     version = registry.find(state, caller, name, reference)
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))

@@ -1,4 +1,4 @@
-"""Downloads of versions, counted once for each token and day, and who made them.
+"""Uses of versions, recorded once for each token and day, and who made them. Those that get weights are downloads.
 
 The totals of a version are in its row: `downloads` and `last_used_on`.
 """
@@ -6,12 +6,12 @@ The totals of a version are in its row: `downloads` and `last_used_on`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import PurePosixPath
 from typing import Final
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
@@ -26,8 +26,8 @@ WEIGHTS: Final = frozenset({".safetensors", ".onnx", ".data", ".pt2"})
 
 
 @dataclass(frozen=True)
-class Download:
-    """That somebody downloads weights of a version on a day."""
+class Use:
+    """That somebody uses a version on a day."""
 
     name: str
     version: int
@@ -36,58 +36,84 @@ class Download:
     export_format: str
     """Empty for all formats at once."""
     day: date
+    downloaded: bool
+    """Whether it gets weights. Otherwise it asks for a file, as clients do before they load from their caches."""
+
+    def only_asked(self) -> Use:
+        """The same use by somebody who gets no file."""
+        return replace(self, downloaded=False)
 
     def record(self, session: Session, token_id: str) -> None:
-        """Count it, unless it is counted already, or the version was deleted or replaced meanwhile."""
+        """Record it, unless it is known already, or the version was deleted or replaced meanwhile.
+
+        Of what a token only asks for, the first of a day is recorded.
+        """
         row = session.get(BackboneVersion, (self.name, self.version))
         if row is None or row.source != self.source or row.state not in versions.SHOWN:
             return
         key = {"name": self.name, "version": self.version, "day": self.day, "token_id": token_id}
-        known = session.scalars(select(VersionUse.export_format).filter_by(**key)).all()
-        if self.export_format in known:
+        known = {each.export_format: each for each in session.scalars(select(VersionUse).filter_by(**key))}
+        same = known.get(self.export_format)
+        recorded = same is not None and same.downloaded if self.downloaded else bool(known)
+        if recorded:
             return
-        session.add(VersionUse(**key, export_format=self.export_format))
-        if not known:
+        if self.downloaded and not any(each.downloaded for each in known.values()):
             row.downloads += 1
+        if same:
+            same.downloaded = True
+        else:
+            session.add(VersionUse(**key, export_format=self.export_format, downloaded=self.downloaded))
+        if not known:
             row.last_used_on = max(self.day, row.last_used_on or self.day)
             row.begin_anew()
 
 
-def note(caller: Caller, version: Served, export_format: str) -> None:
-    """Say that the request downloads weights of a version: it is counted if it succeeds. ``export_format``: empty for
-    all formats at once.
+def note(caller: Caller, version: Served, export_format: str, *, downloads: bool = True) -> None:
+    """Say that the request uses a version: that is recorded if it succeeds. ``export_format``: empty for all formats at
+    once. ``downloads``: whether it asks for weights.
     """
     if caller.trail:
-        download = Download(version.name, version.number, version.row.source, export_format, now().date())
-        caller.trail.download = download
+        day = now().date()
+        caller.trail.use = Use(version.name, version.number, version.row.source, export_format, day, downloads)
 
 
 def note_file(caller: Caller, version: Served, path: str) -> None:
     """The same for a file of a version's folder, if it holds weights."""
     export_format, _, name = path.partition("/")
-    if export_format in formats.BACKBONE_FORMATS and PurePosixPath(name).suffix in WEIGHTS:
+    if export_format in formats.BACKBONE_FORMATS and _holds_weights(name):
         note(caller, version, export_format)
 
 
+def note_repository_file(caller: Caller, version: Served, export_format: str, path: str) -> None:
+    """The same for any file of a format's repository: a client that has the weights asks for a small file alone."""
+    note(caller, version, export_format, downloads=_holds_weights(path))
+
+
+def _holds_weights(path: str) -> bool:
+    return PurePosixPath(path).suffix in WEIGHTS
+
+
 def users(session: Session, version: BackboneVersion) -> list[VersionUserView]:
-    """Who has downloaded a version, whoever did last first."""
+    """Who has used a version, whoever did last first."""
     row = VersionUse
     of_version = row.name == version.name, row.version == version.version
-    days = select(row.token_id, row.day).where(*of_version).distinct().subquery()
-    query = select(Token.owner, func.count(), func.max(days.c.day)).join(days, days.c.token_id == Token.id)
-    totals = session.execute(query.group_by(Token.owner).order_by(func.max(days.c.day).desc(), Token.owner)).all()
+    downloaded = func.max(case((row.downloaded, 1), else_=0)).label("downloaded")
+    days = select(row.token_id, row.day, downloaded).where(*of_version).group_by(row.token_id, row.day).subquery()
+    last = func.max(days.c.day)
+    query = select(Token.owner, func.sum(days.c.downloaded), last).join(days, days.c.token_id == Token.id)
+    totals = session.execute(query.group_by(Token.owner).order_by(last.desc(), Token.owner)).all()
     pairs = select(Token.owner, row.export_format).join(Token, Token.id == row.token_id).where(*of_version).distinct()
     found: dict[str, list[str]] = {}
     for owner, export_format in session.execute(pairs):
         found.setdefault(owner, []).append(export_format or "all")
     return [
-        VersionUserView(owner=owner, downloads=downloads, last_used_on=last, formats=sorted(found[owner]))
-        for owner, downloads, last in totals
+        VersionUserView(owner=owner, downloads=downloads, last_used_on=last_day, formats=sorted(found[owner]))
+        for owner, downloads, last_day in totals
     ]
 
 
 def last_users(session: Session, backbone: str) -> dict[int, list[str]]:
-    """Who downloaded each version of a backbone on the last day on which anybody did, by number, sorted."""
+    """Who used each version of a backbone on the last day on which anybody did, by number, sorted."""
     row, version = VersionUse, BackboneVersion
     of_last_day = row.name == version.name, row.version == version.version, row.day == version.last_used_on
     query = select(row.version, Token.owner).join(version, and_(*of_last_day)).join(Token, Token.id == row.token_id)
@@ -102,9 +128,10 @@ def of_repositories(
 ) -> Mapping[tuple[str, str], int]:
     """Downloads of each format of all backbones, or of some, in all versions, by the backbone's name and the format.
 
-    ``days``: only in these last days; by default since downloads are counted.
+    An archive of all formats counts for no format. ``days``: only in these last days; by default since downloads are
+    counted.
     """
-    query = select(VersionUse.name, VersionUse.export_format, func.count())
+    query = select(VersionUse.name, VersionUse.export_format, func.count()).where(VersionUse.downloaded)
     if backbones is not None:
         query = query.where(VersionUse.name.in_(backbones))
     if days is not None:

@@ -19,7 +19,7 @@ Reference = Annotated[str, Path(description="a number, `latest`, `main`, an alia
 
 @router.get("/backbones/{name}/versions/{version}/users")
 def users(name: str, version: Reference, state: StateDep, caller: MayChangeBackbones) -> Page[VersionUserView]:
-    """Who has downloaded a version, whoever did last first, on one page: for those who may delete it."""
+    """Who has used a version, whoever did last first, on one page: for those who may delete it."""
     return Page[VersionUserView](items=service.users(state, caller, name, version))
 
 

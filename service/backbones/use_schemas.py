@@ -8,15 +8,17 @@ from service.http.schemas import View
 
 
 class VersionUserView(View):
-    """Somebody whose tokens have downloaded weights of a version."""
+    """Somebody whose tokens have used a version."""
 
     owner: str
     downloads: int
-    """Days on which one of the tokens did, added up over them."""
+    """Days on which one of the tokens downloaded weights, added up over them; 0 for somebody who only asked for files,
+    as clients that load from a cache do.
+    """
     last_used_on: date
-    """The last of these days, in UTC."""
+    """The last day on which one of them downloaded weights or asked for a file, in UTC."""
     formats: list[str]
-    """What was downloaded; `all`: an archive of all formats."""
+    """What was downloaded, and what was asked for first on a day; `all`: an archive of all formats."""
 
 
 class OwnerSpaceView(View):

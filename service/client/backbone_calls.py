@@ -196,7 +196,7 @@ class BackboneCalls(ApprovalCalls):
         return self._get(ComparisonView, "/v1/backbone-comparison", {"of": first, "with": second})
 
     def version_users(self, name: str, version: int | str | None = None) -> list[VersionUserView]:
-        """Who has downloaded a version, whoever did last first. Only those who may delete it can ask."""
+        """Who has used a version, whoever did last first. Only those who may delete it can ask."""
         path = f"/v1/backbones/{name}/versions/{MAIN if version is None else version}/users"
         return self._get(Page[VersionUserView], path).items
 
@@ -213,7 +213,7 @@ class BackboneCalls(ApprovalCalls):
     ) -> RetentionView:
         """Set the rule by which versions of a backbone are deleted, whatever rule it had before.
 
-        A version goes once it is older than ``expire_unused_days`` and nobody has downloaded it for as long, unless it
+        A version goes once it is older than ``expire_unused_days`` and nobody has used it for as long, unless it
         is one of the ``keep_newest`` (1 by default), has an alias, is `main`, or its job has not ended. With
         ``preview``, nothing is set.
         """

@@ -116,7 +116,7 @@ def show_backbone(backbone: Reference, as_json: Json = False) -> None:
 
 @backbones.command("users")
 def list_users(backbone: Reference, as_json: Json = False) -> None:
-    """Who has downloaded a version, and when last: for those who may delete it."""
+    """Who has used a version, and when last: for those who may delete it."""
     name, version = reference(backbone)
     with connected() as client:
         views = client.version_users(name, version)

@@ -120,12 +120,13 @@ def _size(view: BackboneView | VersionSummaryView) -> str:
 
 
 def downloads(view: BackboneView | VersionSummaryView) -> str:
-    """How often something was downloaded, and when last."""
-    return f"{view.downloads:,}, the last on {view.last_used_on}" if view.last_used_on else "none"
+    """How often something was downloaded, and when it was last used."""
+    often = f"{view.downloads:,}" if view.downloads else "none"
+    return f"{often}, last used on {view.last_used_on}" if view.last_used_on else often
 
 
 def users(views: Iterable[VersionUserView]) -> Table:
-    """Who has downloaded a version."""
+    """Who has used a version."""
     rows = ((each.owner, f"{each.downloads:,}", str(each.last_used_on), ", ".join(each.formats)) for each in views)
     return table(("OWNER", "DOWNLOADS", "LAST USED", "FORMATS"), rows)
 

@@ -16,7 +16,7 @@ def retention(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A backbone.")],
     expire_unused_days: Annotated[
         int | None,
-        typer.Option(help="Set a rule: versions older than this go once nobody has downloaded them for as long."),
+        typer.Option(help="Set a rule: versions older than this go once nobody has used them for as long."),
     ] = None,
     keep_newest: Annotated[
         int | None, typer.Option(help="With it: so many of the newest versions always stay; 1 by default.")
@@ -73,7 +73,7 @@ def _rule(view: RetentionView, preview: bool) -> str:
     if rule is None:
         return "none: nothing is deleted by itself"
     newest = "the newest version" if rule.keep_newest == 1 else f"the newest {rule.keep_newest}"
-    text = f"keep {newest}; delete what nobody has downloaded for {rule.expire_unused_days} days"
+    text = f"keep {newest}; delete what nobody has used for {rule.expire_unused_days} days"
     return f"{text} (only a preview: it is not set)" if preview else f"{text}, set by {rule.set_by} {when(rule.set_at)}"
 
 

@@ -87,7 +87,7 @@ def resolve(
     file = registry.stored(state, repository.version, stored_path, repository.content.listed)
     digest = repository.content.sums[stored_path]
     etag = f'"{digest}"'
-    use.note_file(caller, repository.version, stored_path)
+    use.note_repository_file(caller, repository.version, repository.folder, stored_path)
     link = None if not_modified(request, etag) else service.link(state, file)
     if link:
         # Clients do not send their token to other hosts. They read the file's size and hash here, with HEAD too.

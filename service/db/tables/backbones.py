@@ -104,7 +104,7 @@ class BackboneVersion(Base):
     downloads: Mapped[int] = mapped_column(default=0, server_default="0")
     """Days on which a token downloaded weights of it, added up over all tokens: `VersionUse` without the formats."""
     last_used_on: Mapped[date | None]
-    """The last of these days; None if nobody has downloaded it."""
+    """The last day on which anybody did, or asked for a file as clients with a cache do; None if nobody has."""
     deleted_at: Mapped[datetime | None]
     """When it was deleted here."""
 
@@ -205,7 +205,7 @@ class VersionSignature(Base):
 
 
 class VersionUse(Base):
-    """That a token downloaded weights of a version on a day. It stays when the token is revoked."""
+    """That a token used a version on a day. It stays when the token is revoked."""
 
     __tablename__ = "version_use"
     __table_args__ = (
@@ -221,7 +221,9 @@ class VersionUse(Base):
     """In UTC."""
     token_id: Mapped[str] = mapped_column(String(32), primary_key=True)
     export_format: Mapped[str] = mapped_column(String(16), primary_key=True)
-    """The format that was downloaded; empty for an archive of all formats."""
+    """The format that was downloaded or asked for; empty for an archive of all formats."""
+    downloaded: Mapped[bool]
+    """Whether it got weights. Otherwise it only asked for a file: the first that a token asks for on a day is here."""
 
 
 class RetentionRule(Base):

@@ -26,7 +26,7 @@ from webhook_receiver import rows as deliveries
 from service.auth.caller import Caller, Role
 from service.backbones import retention, service
 from service.backbones.retention_schemas import NOT_COUNTED
-from service.backbones.use import Download
+from service.backbones.use import Use
 from service.controller import retention as controller_retention
 from service.db.database import Database
 from service.db.tables import Audit, BackboneVersion, Job, RetentionRule, Token, now
@@ -76,7 +76,8 @@ def downloaded(database: Database, number: int, days_ago: int = 0) -> None:
     with database.session() as session:
         token_id = session.scalar(select(Token.id).where(Token.owner == "bob"))
         row = session.get_one(BackboneVersion, ("digits", number))
-        Download("digits", number, row.source, "hf", (now() - days_ago * DAY).date()).record(session, token_id)
+        day = (now() - days_ago * DAY).date()
+        Use("digits", number, row.source, "hf", day, downloaded=True).record(session, token_id)
 
 
 @pytest.fixture
@@ -124,7 +125,7 @@ def test_a_rule_is_shown_replaced_and_removed_and_versions_say_when_they_go(serv
     assert view["rule"] == RULE | {"set_by": "alice", "set_at": view["rule"]["set_at"]}
     assert (view["deletes"], view["not_counted"]) == ([1], NOT_COUNTED)
     assert actions(view) == {3: "keep", 2: "keep", 1: "delete"}
-    assert about(view, 1)["why"][0].endswith(": 200 days without a download")
+    assert about(view, 1)["why"][0].endswith(": 200 days without a use")
     expires_at = datetime.fromisoformat(about(view, 1)["expires_at"])
     assert before + DAY <= expires_at <= now() + DAY, "a day to take it back"
     assert served.get(RETENTION).json() == view
@@ -142,7 +143,7 @@ def test_a_rule_is_shown_replaced_and_removed_and_versions_say_when_they_go(serv
 @pytest.mark.parametrize(
     ("body", "field", "text"),
     [
-        ({}, "expire_unused_days", "nothing would ever be deleted: give the days without a download after which"),
+        ({}, "expire_unused_days", "nothing would ever be deleted: give the days without a use after which"),
         ({"keep_newest": 5}, "expire_unused_days", "keep_newest only says what stays"),
         ({"expire_unused_days": None}, "expire_unused_days", "nothing would ever be deleted"),
         ({"expire_unused_days": 0}, "expire_unused_days", "must be greater than or equal to 1"),
@@ -166,7 +167,7 @@ def test_who_downloaded_a_version_last_is_told_to_those_who_may_set_the_rule(cli
     for client, who in ((clients.alice, "bob"), (clients.operator, "bob"), (clients.viewer, "somebody")):
         client.put(RETENTION, json=RULE | {"keep_newest": 1})
         why = about(client.get(RETENTION).json(), 1)["why"]
-        assert why == [f"{who} last downloaded it on {now() - 3 * DAY:%Y-%m-%d}, so it stays for 90 days from then"]
+        assert why == [f"{who} last used it on {now() - 3 * DAY:%Y-%m-%d}, so it stays for 90 days from then"]
 
 
 def test_who_may_set_a_rule_and_that_it_is_audited(clients, registry, database):
@@ -216,7 +217,7 @@ def test_the_preview_is_what_then_happens(served, old, apply, registry, database
     assert view["deletes"] == [1, 6, 7, 8]
     assert (view["bytes_freed"], view["unmeasured"]) == (1000, 3)
     assert about(view, 2)["why"] == ["it has the alias paper"]
-    assert "bob last downloaded it on" in about(view, 3)["why"][0]
+    assert "bob last used it on" in about(view, 3)["why"][0]
     assert about(view, 4)["why"] == [f"{running} has not ended"]
     assert "its downloads are counted since" in about(view, 5)["why"][0]
     assert about(view, 9)["why"] == ["it is one of the newest 2"]
@@ -352,6 +353,17 @@ def test_a_version_that_was_saved_is_announced_anew(served, old, apply, database
     assert apply() == [1, 2, 3]
 
 
+def test_a_job_that_loads_from_its_cache_keeps_its_version(served, clients, old, apply, database):
+    """A HEAD of its configuration is all that the service sees of it."""
+    old(3)
+    served.put(RETENTION, json=RULE)
+    passes(database, 2 * DAY)
+    assert clients.bob.head("/hf/rcmae/digits/resolve/v1/config.json").status_code == 200
+    assert apply() == [1, 2, 3]
+    view = about(served.get(RETENTION).json(), 1)
+    assert (view["action"], view["why"][0].split(" on ")[0]) == ("keep", "bob last used it")
+
+
 @pytest.mark.parametrize("saved_by", ["download", "alias", "rule removed", "longer rule", "nothing"])
 def test_what_happens_on_the_last_day_counts(served, old, apply, database, saved_by):
     old(3)
@@ -463,10 +475,10 @@ def test_the_page_previews_a_rule_before_it_is_set_and_shows_what_goes(browsers,
     assert "There is no rule: nothing is deleted by itself." in first
     assert controls(first) == set()
     shown = page(browsers.alice, place, expire_unused_days="90", keep_newest="2")
-    assert "A preview, which is not set: keep the newest 2, and delete what nobody has downloaded for 90 days." in shown
+    assert "A preview, which is not set: keep the newest 2, and delete what nobody has used for 90 days." in shown
     assert "2 versions (1, 2) will be deleted, the first" in shown
     assert "which frees 3.0 MiB and what 1 of them take" in shown
-    assert "200 days without a download" in shown
+    assert "200 days without a use" in shown
     assert NOT_COUNTED in shown
     assert controls(shown) == {"PUT /v1/backbones/digits/retention"}
     body = re.search(r'data-body="([^"]*)"', browsers.alice.get(f"{place}?expire_unused_days=90&keep_newest=2").text)
@@ -474,7 +486,7 @@ def test_the_page_previews_a_rule_before_it_is_set_and_shows_what_goes(browsers,
     assert json.loads(html.unescape(body[1])) == {"expire_unused_days": 90, "keep_newest": 2}
     assert browsers.alice.put(RETENTION, json=RULE, headers=csrf(browsers.alice)).status_code == 200
     panel = page(browsers.alice, "/backbones/digits")
-    assert "The rule: keep the newest 2, and delete what nobody has downloaded for 90 days." in panel
+    assert "The rule: keep the newest 2, and delete what nobody has used for 90 days." in panel
     assert panel.count('<span class="tag">expires') == 2
     assert "Change the rule" in panel
     assert controls(page(browsers.alice, place)) == {"DELETE /v1/backbones/digits/retention"}
@@ -515,7 +527,7 @@ def test_the_command_shows_tries_sets_and_removes_a_rule(served, old, capsys, mo
     assert "rule none: nothing is deleted by itself" in run("retention", "digits")[1]
     status, told = run("retention", "digits", *rule, "--preview")
     assert status == 0
-    rule_told = "keep the newest 2; delete what nobody has downloaded for 90 days"
+    rule_told = "keep the newest 2; delete what nobody has used for 90 days"
     assert f"{rule_told} (only a preview: it is not set)" in told
     assert "goes 1 version from" in told
     assert NOT_COUNTED in told

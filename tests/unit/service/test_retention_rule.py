@@ -56,7 +56,7 @@ def test_all_that_keeps_a_version_is_told():
     ("fields", "stays_until", "why"),
     [
         ({"age_days": 89}, NOW + DAY, "it was registered on 2026-04-02"),
-        ({"last_used_on": date(2026, 6, 27)}, datetime(2026, 9, 26, tzinfo=UTC), "somebody last downloaded it on"),
+        ({"last_used_on": date(2026, 6, 27)}, datetime(2026, 9, 26, tzinfo=UTC), "somebody last used it on"),
         ({"counted_since": NOW - 10 * DAY}, NOW + 80 * DAY, "its downloads are counted since 2026-06-20"),
         ({"unnamed_at": NOW - DAY}, NOW + 89 * DAY, "it had an alias until 2026-06-29"),
         ({"unnamed_at": OLD, "last_used_on": date(2026, 6, 30)}, datetime(2026, 9, 29, tzinfo=UTC), "on 2026-06-30"),
@@ -71,12 +71,12 @@ def test_a_version_stays_for_the_rules_days_from_the_last_sign_that_it_is_needed
     assert verdict(about, moment=stays_until - timedelta(seconds=1)) == found
     later = verdict(about, moment=stays_until)
     assert (later.deletes, later.expires_at) == (True, stays_until + NOTICE)
-    assert later.why[0].endswith(": 90 days without a download")
+    assert later.why[0].endswith(": 90 days without a use")
 
 
 def test_what_nothing_keeps_goes_a_day_after_that_was_first_found_and_not_later_for_being_found_again():
     found = verdict(version())
-    why = "it was registered on 2025-12-12: 200 days without a download"
+    why = "it was registered on 2025-12-12: 200 days without a use"
     assert found == Verdict(1, (why,), expires_at=NOW + NOTICE, unneeded_since=NOW)
     for passed in (timedelta(hours=5), 3 * DAY):
         again = verdict(version(unneeded_since=NOW), moment=NOW + passed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -19,7 +20,7 @@ from fastapi.testclient import TestClient
 from huggingface_hub import HfApi
 from service_fakes import add_job, problem, spec_with
 from service_world import World
-from sqlalchemy import func, select
+from sqlalchemy import Engine, event, func, select
 from structlog.testing import capture_logs
 
 from service.adapters.storage import Artifacts, StorageRefused
@@ -110,10 +111,8 @@ def test_a_part_of_the_weights_is_a_download_and_a_link_to_them_too(app, api, re
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [
-        ("HEAD", FILE, {}, 200),
-        ("HEAD", f"{BASE}/archive", {}, 200),
-        ("HEAD", f"{HUB}/resolve/main/model.safetensors", {}, 200),
-        ("GET", FILE, {"If-None-Match": f'"{sha256(WEIGHTS)}"'}, 304),
+        ("HEAD", f"{BASE}/files/hf/config.json", {}, 200),
+        ("HEAD", f"{HUB}/resolve/main/none.json", {}, 404),
         ("GET", FILE, {"Range": "bytes=99999999-"}, 416),
         ("GET", FILE, {"Authorization": "Bearer none"}, 401),
         ("GET", f"{BASE}/files/timm/none.safetensors", {}, 404),
@@ -122,7 +121,6 @@ def test_a_part_of_the_weights_is_a_download_and_a_link_to_them_too(app, api, re
         ("GET", f"{BASE}/files/card/curves.png", {}, 200),
         ("GET", f"{BASE}/files/hf/config.json", {}, 200),
         ("GET", f"{BASE}/files/SHA256SUMS", {}, 200),
-        ("GET", f"{HUB}/resolve/main/config.json", {}, 200),
         ("GET", "/hf/api/models/rcmae/digits", {}, 200),
         ("GET", BASE, {}, 200),
     ],
@@ -131,6 +129,177 @@ def test_what_gives_no_weights_is_not(api, registry, method, path, headers, stat
     registry.add()
     assert api.request(method, path, headers=headers).status_code == status
     assert use_of(api) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("HEAD", FILE, {}, 200),
+        ("HEAD", f"{BASE}/archive", {}, 200),
+        ("GET", FILE, {"If-None-Match": f'"{sha256(WEIGHTS)}"'}, 304),
+        ("HEAD", f"{HUB}/resolve/main/model.safetensors", {}, 200),
+        ("HEAD", f"{HUB}/resolve/v1/config.json", {}, 200),
+        ("GET", f"{HUB}/resolve/main/config.json", {}, 200),
+        ("GET", f"{HUB}/resolve/main/model.safetensors", {"If-None-Match": f'"{sha256(WEIGHTS)}"'}, 304),
+    ],
+)
+def test_whoever_asks_for_what_it_has_uses_the_version_and_downloads_nothing(
+    clients, registry, on, method, path, headers, status
+):
+    """As clients do that load from their caches."""
+    registry.add()
+    on(5)
+    assert clients.bob.request(method, path, headers=headers).status_code == status
+    assert use_of(clients.alice) == (0, "2031-01-05")
+    assert clients.alice.get("/hf/api/models/rcmae/digits?expand=downloadsAllTime").json()["downloadsAllTime"] == 0
+    (user,) = clients.alice.get(f"{BASE}/users").json()["items"]
+    assert (user["owner"], user["downloads"], user["last_used_on"]) == ("bob", 0, "2031-01-05")
+
+
+@pytest.mark.both_databases
+def test_a_token_that_only_asks_writes_once_a_day_and_once_more_if_it_downloads(clients, registry, on):
+    registry.add()
+    versions: list[tuple[int, str | None]] = []
+    with changes() as written:
+        for day, path in (
+            (5, "config.json"), (5, "model.safetensors"), (5, "README.md"), (6, "config.json")
+        ):  # fmt: skip
+            on(day)
+            assert clients.bob.head(f"{HUB}/resolve/main/{path}").status_code == 200
+        assert clients.bob.head(f"{HUB}-timm/resolve/main/config.json").status_code == 200
+        versions.append(use_of(clients.alice))
+        asked = len(written)
+        pull(clients.bob, f"{HUB}/resolve/main/model.safetensors")
+        pull(clients.bob, f"{HUB}/resolve/main/model.safetensors", Range="bytes=0-9")
+        versions.append(use_of(clients.alice))
+    assert (asked, len(written)) == (2, 3)
+    assert versions == [(0, "2031-01-06"), (1, "2031-01-06")]
+    (user,) = clients.alice.get(f"{BASE}/users").json()["items"]
+    assert (user["downloads"], user["last_used_on"], user["formats"]) == (1, "2031-01-06", ["hf"])
+
+
+@contextmanager
+def changes() -> Iterator[list[str]]:
+    """The statements that change uses of versions."""
+    found: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith(("INSERT INTO version_use", "UPDATE version_use")):
+            found.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_a_hub_client_that_loads_from_its_cache_uses_the_version(address, served, registry, on, tmp_path):
+    """A nightly job with a pinned revision: it sends a HEAD, and has the weights."""
+    registry.add()
+    hub = HfApi(endpoint=f"{address}/hf", token=token_of("alice"))
+
+    def load() -> None:
+        for name in ("config.json", "model.safetensors"):
+            hub.hf_hub_download("rcmae/digits", name, revision="v1", cache_dir=tmp_path)
+
+    on(5)
+    load()
+    on(9)
+    load()
+    assert use_of(served) == (1, "2031-01-09")
+
+
+@pytest.mark.both_databases
+def test_a_download_is_recorded_when_it_begins(app, registry, database, monkeypatch):
+    """However long its body takes: nobody deletes the version meanwhile."""
+    registry.add()
+    monkeypatch.setattr("service.adapters.storage.PIECE", 8)
+    real, seen, first = Artifacts.piece, [], threading.Event()
+
+    def recorded() -> bool:
+        with database.read() as session:
+            return session.get_one(BackboneVersion, ("digits", 1)).downloads == 1
+
+    def piece(self: Artifacts, *arguments: Any) -> bytes:
+        if first.is_set() and not seen:
+            seen.append(eventually(recorded))
+        first.set()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Artifacts, "piece", piece)
+    api = TestClient(app, headers={"Authorization": f"Bearer {token_of('bob')}"})
+    assert api.get(FILE).content == WEIGHTS
+    assert seen == [True]
+
+
+def eventually(is_so: Callable[[], bool]) -> bool:
+    """Whether something becomes true within five seconds."""
+    end = time.monotonic() + 5
+    while not (found := is_so()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def test_the_first_byte_does_not_wait_for_the_record(app, registry, monkeypatch):
+    registry.add()
+    monkeypatch.setattr("service.adapters.storage.PIECE", 8)
+    real_piece, real_use, read, sent = Artifacts.piece, trail.record_use, [], threading.Event()
+
+    def piece(self: Artifacts, *arguments: Any) -> bytes:
+        read.append(1)
+        if len(read) > 1:
+            sent.set()  # the first piece is on its way
+        return real_piece(self, *arguments)
+
+    waited: list[bool] = []
+
+    def slow(database: Database, *given: Any) -> bool:
+        if given[-1] is not None:
+            waited.append(sent.wait(10))
+        return real_use(database, *given)
+
+    monkeypatch.setattr(Artifacts, "piece", piece)
+    monkeypatch.setattr("service.access.uses.record_use", slow)
+    api = TestClient(app, headers={"Authorization": f"Bearer {token_of('bob')}"})
+    assert api.get(FILE).content == WEIGHTS
+    assert waited == [True]
+    assert use_of(api)[0] == 1
+
+
+def test_a_download_while_the_same_is_being_recorded_is_not_lost_if_that_fails(app, registry, monkeypatch):
+    registry.add()
+    real, began, other = trail.record_use, threading.Event(), threading.Event()
+    tried: list[bool] = []
+
+    def fails_once(database: Database, *given: Any) -> bool:
+        if given[-1] is None:
+            return real(database, *given)
+        began.set()
+        assert tried or other.wait(10)
+        tried.append(len(tried) > 0 and real(database, *given))
+        return tried[-1]
+
+    monkeypatch.setattr("service.access.uses.record_use", fails_once)
+    headers = {"Authorization": f"Bearer {token_of('bob')}"}
+    first = threading.Thread(target=lambda: pull(TestClient(app, headers=headers)))
+    first.start()
+    assert began.wait(10)
+    pull(TestClient(app, headers=headers))
+    other.set()
+    first.join()
+    assert tried == [False, True]
+    assert use_of(TestClient(app, headers=headers))[0] == 1
+
+
+def test_a_process_that_remembers_too_much_forgets_earlier_days_first(api, app, registry, on, monkeypatch):
+    registry.add()
+    monkeypatch.setattr("service.access.uses.KEPT", 2)
+    for day, path in ((5, FILE), (6, FILE), (6, f"{BASE}/archive")):
+        on(day)
+        pull(api, path)
+    assert {use.day.day for _, use in app.state.uses._known} == {6}
+    assert len(app.state.uses._known) == 2
 
 
 def test_weights_that_cannot_be_read_are_not_downloaded(app, registry, monkeypatch):
@@ -187,7 +356,7 @@ def test_a_download_that_is_counted_already_writes_nothing(clients, app, registr
     pull(clients.alice, f"{BASE}/archive")
     pull(clients.alice)  # forgotten meanwhile, but the database knows
     assert len(began) == 2
-    assert len(app.state.uses._counted) == 1
+    assert len(app.state.uses._known) == 1
     assert use_of(clients.alice)[0] == 1
 
 
@@ -229,7 +398,7 @@ def test_a_download_goes_on_while_the_database_takes_no_writes_and_is_counted_la
         patched.setattr(Database, "session", busy)
         assert clients.alice.get(FILE).content == WEIGHTS
     (line,) = [line for line in lines if line["event"] == "use_not_recorded"]
-    assert (line["log_level"], line["detail"], line["download"].name) == ("warning", "busy", "digits")
+    assert (line["log_level"], line["detail"], line["use"].name) == ("warning", "busy", "digits")
     assert use_of(clients.alice) == (0, None)
     pull(clients.alice)
     assert use_of(clients.alice)[0] == 1
@@ -305,7 +474,7 @@ def test_the_pages_show_use_and_space_and_to_owners_who_it_was(browsers, registr
         assert "2031-01-05" in text
         assert told in text
         shown = browser.get("/backbones/digits").text
-        assert 'Downloaded <span class="num">1</span> time, last on 2031-01-05' in shown
+        assert 'Downloaded <span class="num">1</span> time, last used on 2031-01-05' in shown
         assert told in shown
         assert ('id="users"' in shown) == (browser is browsers.alice)
         assert "Nobody has downloaded it" in browser.get("/backbones/cats").text

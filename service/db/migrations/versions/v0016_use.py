@@ -17,6 +17,7 @@ def upgrade() -> None:
         sa.Column("day", sa.Date(), nullable=False),
         sa.Column("token_id", sa.String(length=32), nullable=False),
         sa.Column("export_format", sa.String(length=16), nullable=False),
+        sa.Column("downloaded", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(
             ["name", "version"],
             ["backbone_version.name", "backbone_version.version"],
