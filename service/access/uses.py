@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import Task
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from typing import Final, TypeAlias
-
-from anyio import CapacityLimiter, to_thread
 
 from service.auth.trail import Trail, Use, record_use
 from service.db.database import Database
@@ -34,7 +35,8 @@ class Uses:
         """Those of them that another request has made meanwhile."""
         self._known: set[OfToken] = set()
         """Those that the database has."""
-        self._one_thread: CapacityLimiter | None = None
+        # A thread of its own: while the database is busy with writes, this must not take those of requests.
+        self._one_thread = ThreadPoolExecutor(1, "uses")
 
     def begin(self, trail: Trail, database: Database) -> Task[None] | None:
         """Begin to record what of a version a request uses, beside its response; None if that is known.
@@ -79,9 +81,8 @@ class Uses:
     async def _write(
         self, database: Database, token_id: str, session: str | None, minute: datetime | None, use: Use | None
     ) -> bool:
-        # A limiter of its own: while the database is busy with writes, this must not take threads from requests.
-        self._one_thread = self._one_thread or CapacityLimiter(1)
-        return await to_thread.run_sync(record_use, database, token_id, session, minute, use, limiter=self._one_thread)
+        write = partial(copy_context().run, record_use, database, token_id, session, minute, use)
+        return await asyncio.get_running_loop().run_in_executor(self._one_thread, write)
 
     def _remember(self, use: OfToken) -> None:
         if len(self._known) >= KEPT:
