@@ -202,21 +202,9 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         _remove_replaced(session, row, told=told)
         session.delete(row)
         session.flush()
-    added = BackboneVersion(
-        name=version.name,
-        version=version.version,
-        state=VersionState.READY,
-        job_id=job.id,
-        owner=job.owner,
-        trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
-        dataset_uri=job.dataset_uri,
-        source=version.source,
-        folder=registered.folder,
-        tags=own_tags(version.tags),
-        description=_notes(session, job) or version.description or None,
-        labels=_labels(session, job),
-        created_at=version.created_at,
-    )
+    added = row_of(job, registered)
+    added.description = _notes(session, job) or version.description or None
+    added.labels = _labels(session, job)
     session.add(added)
     if session.get(RegisteredBackbone, version.name) is None:
         # What MLflow may still say of deleted versions' backbone is not taken over as this one's description.
@@ -241,6 +229,30 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
         work.add(session, kind, [""])
     return True
+
+
+def row_of(job: Job, registered: Registered) -> BackboneVersion:
+    """A row for a version of a job, without what people write of it."""
+    version = registered.version
+    return BackboneVersion(
+        name=version.name,
+        version=version.version,
+        state=VersionState.READY,
+        job_id=job.id,
+        owner=job.owner,
+        trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
+        dataset_uri=job.dataset_uri,
+        source=version.source,
+        folder=registered.folder,
+        tags=own_tags(version.tags),
+        created_at=version.created_at,
+    )
+
+
+def is_taken(session: Session, registered: Registered) -> bool:
+    """Whether another version has the number of one, because MLflow has given it again."""
+    row = session.get(BackboneVersion, (registered.version.name, registered.version.version))
+    return row is not None and row.source != registered.version.source
 
 
 def _first_visibility(session: Session, job: Job) -> str:
@@ -310,7 +322,7 @@ def removed(session: Session, version: BackboneVersion) -> None:
     session.execute(
         update(BackboneVersion)
         .where(BackboneVersion.name == version.name, BackboneVersion.version == version.version)
-        .where(BackboneVersion.state == VersionState.DELETING)
+        .where(BackboneVersion.state == VersionState.DELETING, BackboneVersion.source == version.source)
         .values(state=VersionState.REMOVED, tags={}, description=None, labels={}, search_text="")
     )
 

@@ -20,7 +20,7 @@ from webhook_receiver import add_webhook, rows
 from service.auth.caller import ensure_token
 from service.auth.scopes import Role
 from service.db.database import Database
-from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone
+from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone, Token, now
 from trainer.protocol.outcome import Outcome
 
 BASE = "/v1/backbones"
@@ -403,13 +403,55 @@ def test_a_job_is_refused_the_name_of_a_private_backbone_that_its_owner_does_not
     registry.add("digits")
     spec = spec_with(register_as="digits")
     assert people["dora"].post("/v1/jobs", json=spec).status_code == 201, "anybody's, if it is open to all"
-    close(database, "digits", "bob")
+    registry.add("digits", 2)
+    with database.session() as session:
+        session.get_one(BackboneVersion, ("digits", 2)).owner = "bob"
+    close(database, "digits", "erin")
     for path in ("/v1/jobs", "/v1/jobs/plan"):
-        found = problem(people["dora"].post(path, json=spec), 422, "spec_invalid")
-        assert [each["field"] for each in found["problems"]] == ["register_as"]
-        assert "is the name of a private backbone of others" in found["detail"]
+        for owner, says in (
+            ("dora", "the name of a private backbone of others"),
+            ("erin", "that you may read: only its"),
+        ):
+            found = problem(people[owner].post(path, json=spec), 422, "spec_invalid")
+            assert [each["field"] for each in found["problems"]] == ["register_as"]
+            assert says in found["detail"]
         for owner in ("bob", "alice", "operator"):
             assert people[owner].post(path, json=spec).status_code in {200, 201}, owner
+
+
+@pytest.mark.both_databases
+def test_a_reader_does_not_become_an_owner_by_a_job_that_began_before(people, registry, database):
+    """Owners of a version see the backbone for good, whatever its owner decides later."""
+    registry.add("digits")
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="dora", spec=spec_with(register_as="digits"))
+    close(database, "digits", "dora")
+    registry.add("digits", 2)
+    path = f"{BASE}/digits"
+    assert people["dora"].get(path).json()["versions"] == [1]
+    people["alice"].patch(path, json={"visibility": "owners"})
+    problem(people["dora"].get(path), 404, "backbone_not_found")
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("owner", ["alice", "operator"])
+def test_a_long_training_is_not_lost_to_a_token_that_ends_meanwhile(people, registry, database, owner):
+    registry.add("digits")
+    close(database, "digits")
+    registry.jobs["digits"] = add_job(database, "running", owner=owner, spec=spec_with(register_as="digits"))
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == owner).values(revoked_at=now()))
+    registry.add("digits", 2)
+    assert people["admin"].get(f"{BASE}/digits").json()["versions"] == [1, 2]
+
+
+def test_whoever_was_an_operator_before_they_submitted_a_job_joins_no_private_backbone(people, registry, database):
+    registry.add("digits")
+    close(database, "digits")
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "operator").values(revoked_at=now()))
+    registry.jobs["digits"] = add_job(database, "running", owner="operator", spec=spec_with(register_as="digits"))
+    registry.add("digits", 2)
+    assert people["admin"].get(f"{BASE}/digits").json()["versions"] == [1]
 
 
 @pytest.mark.both_databases
@@ -432,7 +474,34 @@ def test_a_version_joins_no_backbone_that_became_private_to_others_meanwhile(wor
     problem(dora.get(path), 404, "backbone_not_found")
     assert served.patch(path, json={"visibility": "readers", "readers": ["dora"]}).status_code == 200
     world.compare_versions()
+    assert dora.get(path).json()["versions"] == [1], "a reader owns nothing of it"
+    assert served.patch(path, json={"visibility": "all"}).status_code == 200
+    world.compare_versions()
     assert dora.get(path).json()["versions"] == [1, 2], "once its owner lets her"
+    joined = job_of(database, job_id)
+    assert [ref["version"] for ref in joined.result["backbones"]] == [2], "the job's lineage has it too"
+    assert joined.result["backbone"]["version"] == 2
+    assert joined.message == "Training is complete. Version 2 of digits is served now."
+
+
+def test_removing_a_job_of_others_leaves_the_version_whose_number_mlflow_gave_to_theirs(
+    people, registry, database, mlflow, world
+):
+    """The last row of a backbone takes its owner, its visibility and its rules with it."""
+    registry.add("digits")
+    close(database, "digits", "erin")
+    mlflow.registered.clear()
+    job_id = add_job(database, "succeeded", owner="dora", spec=spec_with(register_as="digits"))
+    folder = write(registry.folder("digits", 2), FILES)
+    mlflow.register("digits", 1, job_id, f"file://{folder}")
+    assert people["dora"].delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200
+    world.rounds()
+    with database.read() as session:
+        assert session.get(Job, job_id) is None
+    assert not mlflow.registered
+    shown = people["erin"].get(f"{BASE}/digits").json()
+    assert (shown["owner"], shown["visibility"], shown["readers"]) == ("alice", "readers", ["erin"])
+    assert [each["version"] for each in shown["details"]] == [1]
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------
