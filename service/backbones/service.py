@@ -278,6 +278,7 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
+        versions.must_not_be_the_last(session, caller, version.row)
         named, used_by = aliases.of_version(session, version.row), use.users(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
@@ -299,6 +300,7 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
     with state.database.session() as session:
         version = shown_now(session, known)
         caller.must(Scope.BACKBONES, *owners(session, version.row))
+        versions.must_not_be_the_last(session, caller, version.row)
         _must_have_no_alias(version, aliases.of_version(session, version.row))
         versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)

@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
+from service.auth.caller import Caller
+from service.auth.scopes import Scope, named, roles_with
 from service.auth.sight import ALL, OWNERS
 from service.db.tables import (
     BackboneAlias,
@@ -28,7 +30,7 @@ from service.db.tables import (
     now,
 )
 from service.events.types import EventType
-from service.http.problems import unavailable
+from service.http.problems import ApiProblem, unavailable
 from service.jobs import aliases, work
 from service.jobs.version_events import tell
 from service.jobs.version_tags import own_tags
@@ -284,6 +286,28 @@ def _trained(session: Session, job: Job) -> Job | None:
     return source if source and source.owner == job.owner else None
 
 
+def must_not_be_the_last(session: Session, caller: Caller, version: BackboneVersion) -> None:
+    """Raises the API's 403 for the last version that is shown of somebody else's backbone: with it go the backbone's
+    owner, its rules and who sees it, which its owner decides.
+    """
+    backbone = session.get(RegisteredBackbone, version.name)
+    if backbone is None or caller.may(Scope.BACKBONES, backbone.owner) or _others(session, version):
+        return
+    text = (
+        f"{version.name}:{version.version} is the last version of {version.name}, which is {backbone.owner}'s: its "
+        f"owner, its rules and who sees it would go with it. Ask {backbone.owner}, or somebody with the scope "
+        f"{Scope.BACKBONES}, which a token of the role {named(roles_with([Scope.BACKBONES]))} has"
+    )
+    raise ApiProblem(403, "forbidden", text)
+
+
+def _others(session: Session, version: BackboneVersion) -> bool:
+    """Whether the backbone of a version has others that are shown."""
+    query = select(BackboneVersion.version).where(BackboneVersion.name == version.name)
+    query = query.where(BackboneVersion.version != version.version, BackboneVersion.state.in_(SHOWN))
+    return session.scalar(query.limit(1)) is not None
+
+
 def delete(session: Session, version: BackboneVersion, actor: str, reason: str | None = None) -> None:
     """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes.
 
@@ -299,11 +323,8 @@ def hide(session: Session, version: BackboneVersion) -> None:
     of_version = VersionUse.name == version.name, VersionUse.version == version.version
     session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
-    others = select(BackboneVersion.version).where(
-        BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)
-    )
     backbone = session.get(RegisteredBackbone, version.name)
-    if backbone is not None and session.scalar(others.limit(1)) is None:
+    if backbone is not None and not _others(session, version):
         session.delete(backbone)
         session.flush()
 

@@ -71,8 +71,8 @@ def closed_to(session: Session, jobs: Iterable[str]) -> set[str]:
     nothing of it.
 
     To join it would make them owners of a version, who see the backbone for good. Whether the token of somebody who
-    owns something is still valid does not matter, nor whether that of an operator has ended since the job was submitted:
-    no long training is lost to a token that was rotated.
+    owns something is still valid does not matter, nor whether that of an operator has ended since the job was
+    submitted: no long training is lost to a token that was rotated.
     """
     query = select(Job.id).join(RegisteredBackbone, RegisteredBackbone.name == Job.spec["register_as"].as_string())
     query = query.where(Job.id.in_(jobs), not_(joined_by_owner(Job.owner, Job.created_at)))

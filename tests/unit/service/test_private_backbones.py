@@ -297,8 +297,33 @@ def test_whoever_gives_a_private_backbone_away_is_shown_it_once_more(people, reg
     assert dora.patch(path, json={"owner": "erin"}).json()["owner"] == "erin"
     problem(dora.get(path), 404, "backbone_not_found")
     assert people["alice"].get(path).status_code == 200, "who owns a version"
-    assert people["alice"].delete(f"{path}/versions/1").status_code == 200
-    problem(people["erin"].get(path), 404, "backbone_not_found")
+
+
+@pytest.mark.both_databases
+def test_the_last_version_of_somebody_elses_backbone_is_not_deleted_for_its_rules_would_go_too(
+    people, registry, database
+):
+    """The next version of the name would make whoever trained it the owner, without a rule and open to all."""
+    for number in (1, 2):
+        registry.add("digits", number)
+    alice, path = people["alice"], f"{BASE}/digits"
+    assert alice.patch(path, json={"owner": "operator"}).status_code == 200
+    close(database, "digits", "erin")
+    assert people["operator"].put(f"{path}/champion-rule", json={"not_by_owner": True}).status_code == 200
+    job = f"/v1/jobs/{registry.jobs['digits']}?with_backbones=true"
+    assert "digits:2 is the last version of digits" in problem(alice.delete(job), 403, "forbidden")["detail"]
+    assert alice.get(path).json()["versions"] == [1, 2]
+    assert alice.delete(f"{path}/versions/2").status_code == 200
+    for answer in (
+        alice.delete(f"{path}/versions/1"),
+        alice.delete(f"{path}/versions/1?preview=true"),
+        alice.delete(job),
+    ):
+        found = problem(answer, 403, "forbidden")
+        assert "digits:1 is the last version of digits, which is operator's" in found["detail"]
+    shown = alice.get(path).json()
+    assert (shown["owner"], shown["readers"], shown["champion_rule"]["not_by_owner"]) == ("operator", ["erin"], True)
+    assert people["operator"].delete(f"{path}/versions/1").status_code == 200
 
 
 def test_owners_of_deleted_versions_see_a_backbone_no_more(people, registry, database):
