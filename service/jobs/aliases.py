@@ -36,6 +36,22 @@ def of_version(session: Session, version: BackboneVersion) -> list[str]:
     return sorted(session.scalars(query))
 
 
+def keeps(session: Session, version: BackboneVersion) -> str:
+    """Why a version with aliases is not deleted, and what to do first; empty for one without."""
+    named = of_version(session, version)
+    if not named:
+        return ""
+    name, backbone = version.name, session.get(RegisteredBackbone, version.name)
+    ruled = names.CHAMPION in named and backbone is not None and backbone.champion_rule is not None
+    removable = [alias for alias in named if not (ruled and alias == names.CHAMPION)]
+    text = f"{name}:{version.version} has the alias {name}@{', @'.join(named)}: first move it to another version"
+    if removable:
+        first = removable[0]
+        route = f"DELETE /v1/backbones/{name}/aliases/{first}"
+        text += f", or remove it: {route}, or rcmae backbones alias {name} {first} --remove"
+    return f"{text}; {names.CHAMPION} has a rule, and can only be moved" if ruled else text
+
+
 def moves(
     session: Session, name: str, alias: str | None, limit: int, cursor: str | None
 ) -> tuple[Sequence[AliasMove], str | None]:

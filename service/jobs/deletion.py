@@ -51,12 +51,8 @@ def delete_versions(session: Session, caller: Caller, job: Job, with_backbones: 
         text = f"deleting {job.id} would delete {listed} too: confirm with with_backbones=true"
         raise ApiProblem(409, "backbones_would_go", text)
     for version in registered:
-        if named := aliases.of_version(session, version):
-            text = (
-                f"{version.name} version {version.version}, which would be deleted too, has the alias "
-                f"{version.name}@{named[0]}: first point the alias to another version, or remove it"
-            )
-            raise ApiProblem(409, "version_has_alias", text)
+        if kept := aliases.keeps(session, version):
+            raise ApiProblem(409, "version_has_alias", f"deleting {job.id} would delete {version.name} too: {kept}")
         versions.must_not_be_the_last(session, caller, version)
         versions.delete(session, version, caller.owner)
     return going

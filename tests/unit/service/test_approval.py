@@ -290,8 +290,16 @@ def test_a_champion_with_a_rule_is_not_removed_for_then_the_newest_version_would
     for client in (clients.alice, clients.operator):
         found = problem(client.delete(CHAMPION), 409, "champion_refused")
         assert "DELETE /v1/backbones/digits/champion-rule" in found["detail"]
-    problem(clients.alice.delete(f"{BASE}/versions/1"), 409, "version_has_alias")
+    job = f"/v1/jobs/{registry.jobs['digits']}?with_backbones=true"
+    advice = "has the alias digits@best, @champion: first move it to another version, or remove it: DELETE "
+    for path in (f"{BASE}/versions/1", job):
+        found = problem(clients.alice.delete(path), 409, "version_has_alias")["detail"]
+        assert f"digits:1 {advice}{BASE}/aliases/best, or rcmae backbones alias digits best --remove; cham" in found
     assert clients.alice.delete(f"{BASE}/aliases/best").status_code == 200
+    for path in (f"{BASE}/versions/1", job):
+        found = problem(clients.alice.delete(path), 409, "version_has_alias")["detail"]
+        assert "first move it to another version; champion has a rule, and can only be moved" in found
+        assert "remove it" not in found
     assert clients.alice.delete(RULE).status_code == 200
     assert clients.alice.delete(CHAMPION).status_code == 200
 
