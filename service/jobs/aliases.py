@@ -16,6 +16,7 @@ from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.paging import read_number, write_cursor
 from service.jobs.version_events import tell, urls
+from service.jobs.version_tags import metrics_of
 from trainer.protocol import names
 
 
@@ -70,6 +71,12 @@ def approvers(session: Session, version: BackboneVersion, alias: str) -> set[str
     query = select(AliasMove.actor).where(AliasMove.name == version.name, AliasMove.alias == alias)
     query = query.where(AliasMove.version == version.version, AliasMove.source == version.source)
     return {actor for actor in session.scalars(query.distinct()) if actor is not None}
+
+
+def last_set(session: Session, name: str, alias: str) -> AliasMove | None:
+    """The last move that pointed an alias at a version, which may be gone by now, with its alias."""
+    query = select(AliasMove).where(AliasMove.name == name, AliasMove.alias == alias, AliasMove.version.is_not(None))
+    return session.scalars(query.order_by(AliasMove.id.desc()).limit(1)).first()
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -155,13 +162,10 @@ def _record(
     reason: str = "",
 ) -> None:
     """Record that an alias points at another version now, or, without ``to``, at none."""
-    number, source = (to.version, to.source) if to else (None, None)
-    session.add(
-        AliasMove(
-            name=name, alias=alias, version=number, source=source, before=before,
-            actor=actor, token_id=token_id, reason=reason,
-        )
-    )  # fmt: skip
+    move = AliasMove(name=name, alias=alias, before=before, actor=actor, token_id=token_id, reason=reason)
+    if to:
+        move.version, move.source, move.metrics = to.version, to.source, metrics_of(to.tags)
+    session.add(move)
 
 
 def _unname(session: Session, alias: BackboneAlias) -> None:

@@ -351,6 +351,25 @@ def test_what_mlflow_set_or_another_version_of_the_number_was_is_no_approval(api
 
 
 @pytest.mark.both_databases
+def test_a_champion_that_vanishes_with_its_number_in_mlflow_is_still_what_results_are_compared_with(
+    clients, registry, mlflow, database
+):
+    registry.add(metrics={TOP1: 0.9})
+    move(clients.alice, 1)
+    set_rule(clients.alice, must_not_worsen=[{"metric": TOP1}])
+    mlflow.registered.clear()
+    mlflow.named.clear()
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="bob", spec=spec_with(register_as="digits"))
+    registry.add(metrics={TOP1: 0.1})
+    registry.add(number=2, metrics={TOP1: 0.91})
+    assert champion(clients.alice) is None
+    refused = problem(move(clients.bob, 1), 409, "champion_refused")["detail"]
+    assert "0.1 of version 1 is below the last champion's 0.9 (version 1)" in refused
+    assert refused.endswith(clients.bob.get(f"{BASE}/champion-check?version=1").json()["problems"][0])
+    assert move(clients.bob, 2).status_code == 200
+
+
+@pytest.mark.both_databases
 def test_of_two_approvals_at_once_the_second_is_compared_with_the_first(clients, registry, monkeypatch):
     versions(registry, 0.5, 0.6, 0.55)
     move(clients.alice, 1)

@@ -395,6 +395,22 @@ def test_whoever_is_to_approve_a_champion_sees_the_backbone(people, registry, da
     assert people["dora"].put(f"{BASE}/digits/aliases/champion", json={"version": 1}).status_code == 200
 
 
+def test_whoever_gives_a_backbone_away_does_not_hide_it_from_its_approvers(people, registry, database):
+    registry.add("digits", owner="operator")
+    with database.session() as session:
+        session.get_one(RegisteredBackbone, "digits").owner = "alice"
+    close(database, "digits")
+    alice, path = people["alice"], f"{BASE}/digits"
+    assert alice.put(f"{path}/champion-rule", json={"approvers": ["alice"]}).status_code == 200
+    (wrong,) = problem(alice.patch(path, json={"owner": "bob"}), 422, "spec_invalid")["problems"]
+    assert (wrong["field"], wrong["value"]) == ("owner", "bob")
+    assert "alice, whom the champion's rule names as approvers, would not see it" in wrong["message"]
+    assert alice.get(path).json()["owner"] == "alice"
+    given = {"owner": "bob", "visibility": "readers", "readers": ["alice"]}
+    assert alice.patch(path, json=given).json()["owner"] == "bob"
+    assert alice.put(f"{path}/aliases/champion", json={"version": 1}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("trained", "own", "deleted", "found"),
     [
