@@ -29,6 +29,7 @@ from service.db.tables import (
     folded,
     now,
 )
+from service.events.outbox import forget_unseen
 from service.events.types import EventType
 from service.http.problems import ApiProblem, unavailable
 from service.jobs import aliases, work
@@ -319,12 +320,15 @@ def delete(session: Session, version: BackboneVersion, actor: str, reason: str |
 
 def hide(session: Session, version: BackboneVersion) -> None:
     """Hide a version of which no webhook has heard, as `delete` does, and forget who has used it."""
+    backbone = session.get(RegisteredBackbone, version.name)
+    last = backbone is not None and not _others(session, version)
+    if last:
+        forget_unseen(session, version.name)
     version.state, version.deleted_at = VersionState.DELETING, now()
     of_version = VersionUse.name == version.name, VersionUse.version == version.version
     session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
-    backbone = session.get(RegisteredBackbone, version.name)
-    if backbone is not None and not _others(session, version):
+    if last:
         session.delete(backbone)
         session.flush()
 

@@ -567,5 +567,29 @@ def test_webhooks_hear_of_a_private_backbone_only_where_their_owner_sees_it(peop
     people["alice"].delete(f"{BASE}/digits/aliases/best")
     assert told() == {owner: [*heard.get(owner, []), "alias.moved", "alias.moved"] for owner in (*heard, "dora")}
     people["alice"].delete(f"{BASE}/digits/versions/1")
+    assert told()["dora"][0] == "alias.moved"
     last = {owner for owner, types in told().items() if types[-1] == "version.deleted"}
     assert last == {"alice", "operator", "dora"}, "whoever saw it, although nothing is left to be seen"
+
+
+@pytest.mark.both_databases
+def test_what_a_webhooks_owner_sees_no_more_does_not_come_back_when_the_backbone_is_gone(people, registry, database):
+    """Without the row of a backbone, which says who sees it, all that was told of it would be shown and sent."""
+    hooks = {owner: add_webhook(database, owner=owner) for owner in ("dora", "bob")}
+    for number in (1, 2):
+        registry.add("digits", number)
+    with database.session() as session:
+        session.get_one(BackboneVersion, ("digits", 2)).owner = "bob"
+
+    def kinds(owner: str) -> list[str]:
+        items = people[owner].get(f"/v1/webhooks/{hooks[owner]}/deliveries").json()["items"]
+        return [item["type"] for item in items]
+
+    assert kinds("dora") == kinds("bob") == ["version.registered"] * 2
+    people["alice"].patch(f"{BASE}/digits", json={"visibility": "owners"})
+    assert kinds("dora") == []
+    for number in (1, 2):
+        assert people["alice"].delete(f"{BASE}/digits/versions/{number}").status_code == 200
+    assert kinds("dora") == []
+    assert kinds("bob") == ["version.deleted"] * 2 + ["version.registered"] * 2, "he saw it to the end"
+    assert not [row for row in rows(database) if row.webhook_id == hooks["dora"]], "nothing is left to be sent"

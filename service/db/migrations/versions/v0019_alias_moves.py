@@ -44,7 +44,8 @@ def _earlier_moves(connection: sa.Connection) -> list[dict[str, Any]]:
     tables = sa.MetaData()
     tables.reflect(connection, only=["audit", "backbone", "backbone_version", "backbone_alias"])
     backbone, row, alias = (tables.tables[name] for name in ("backbone", "backbone_version", "backbone_alias"))
-    since = dict(connection.execute(sa.select(backbone.c.name, backbone.c.created_at)).tuples().all())
+    known = connection.execute(sa.select(backbone.c.name, backbone.c.created_at))
+    since = {each.name: each.created_at for each in known}
     columns = (row.c.name, row.c.version, row.c.source, row.c.tags, row.c.created_at)
     versions = {(each.name, each.version): each for each in connection.execute(sa.select(*columns))}
     moves = [
