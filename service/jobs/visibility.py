@@ -26,8 +26,8 @@ def shown_backbones(
 ) -> Sequence[str]:
     """The first names after another one, in the database's order, of backbones that a caller sees.
 
-    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
-    `versions.owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
+    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions``, such as those of
+    `versions.owned_by`, `with_labels` and `with_words`, are what one of the versions must meet.
     """
     query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
     if contains:
