@@ -229,7 +229,7 @@ def _names_with_endings(state: AppState, caller: Caller) -> set[str]:
     endings = tuple(formats.HUB_ENDINGS)
     ending = or_(*(BackboneVersion.name.endswith(each, autoescape=True) for each in endings))
     with state.database.read() as session:
-        found = visibility.shown_backbones(session, caller, "", "", registry.MOST_AT_ONCE, [ending])
+        found = visibility.shown_backbones(session, caller, "", "", len(endings) * registry.MOST_AT_ONCE, [ending])
     return {name for name in found if name.endswith(endings)}  # SQLite's LIKE does not tell cases apart
 
 

@@ -83,8 +83,11 @@ def _audited(connection: sa.Connection, audit: sa.Table) -> list[dict[str, Any]]
     return moves
 
 
-def _of_version(version: sa.Row[Any] | None, moved_at: datetime) -> dict[str, Any]:
-    """Source and results of the version that an alias was set to, if that is the one which has its number now."""
+def _of_version(version: Any, moved_at: datetime) -> dict[str, Any]:
+    """Source and results of the version that an alias was set to, if that is the one which has its number now.
+
+    ``version`` is the row of that number, if there is one.
+    """
     if version is None or version.created_at > moved_at:
         return {"source": None, "metrics": None}
     tags = version.tags or {}
