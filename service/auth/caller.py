@@ -108,11 +108,18 @@ def validity_of(token: Token, moment: datetime) -> Literal["active", "ended", "r
 
 
 def has_valid_token(
-    owner: str | InstrumentedAttribute[str], roles: Collection[Role] = tuple(Role)
+    owner: str | InstrumentedAttribute[str],
+    roles: Collection[Role] = tuple(Role),
+    since: InstrumentedAttribute[datetime] | None = None,
 ) -> ColumnElement[bool]:
-    """Whether somebody, or whoever a column names, has a valid token of one of some roles."""
-    query = select(Token.id).where(Token.owner == owner, Token.role.in_(roles), Token.revoked_at.is_(None))
-    query = query.where(or_(Token.expires_at.is_(None), Token.expires_at > now()))
+    """Whether somebody, or whoever a column names, has a valid token of one of some roles.
+
+    With ``since``, a token that has ended after the moment in that column counts as valid.
+    """
+    unrevoked = Token.revoked_at.is_(None)
+    query = select(Token.id).where(Token.owner == owner, Token.role.in_(roles))
+    query = query.where(unrevoked if since is None else or_(unrevoked, Token.revoked_at > since))
+    query = query.where(or_(Token.expires_at.is_(None), Token.expires_at > (now() if since is None else since)))
     return query.correlate_except(Token).exists()  # the column may be of a query further out
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
@@ -33,6 +33,26 @@ class Verdict:
     """Why nobody may."""
     restores: bool = False
     """Whether somebody has approved it before."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the results of a version are compared with."""
+
+    whose: str
+    version: int | None
+    metrics: Mapping[str, float]
+
+
+def standard(session: Session, name: str, champion: BackboneVersion | None) -> Standard | None:
+    """The results of the present champion; without one those of the last, as they were when it became that.
+
+    So a champion that MLflow loses, with its number, does not take the comparison with it.
+    """
+    if champion is not None:
+        return Standard("the champion's", champion.version, version_tags.metrics_of(champion.tags))
+    last = aliases.last_set(session, name, CHAMPION)
+    return Standard("the last champion's", last.version, last.metrics or {}) if last else None
 
 
 def rule_of(session: Session, name: str) -> ChampionRuleView | None:
@@ -72,7 +92,7 @@ def must_allow(
     if rule.signed and sums is None:
         text = f"the rule of {version.name} has just changed: try again"
         raise ApiProblem(409, "champion_refused", text)
-    verdict = judge(session, rule, caller, version, champion, sums)
+    verdict = judge(session, rule, caller, version, standard(session, version.name, champion), sums)
     missing = ["a reason is required: send `reason`"] if rule.reason_required and not reason else []
     problems = [*verdict.who, *verdict.what, *missing]
     if problems:
@@ -96,14 +116,14 @@ def judge(
     rule: ChampionRuleView,
     caller: Caller,
     version: Served,
-    champion: BackboneVersion | None,
+    compared: Standard | None,
     sums: str | None,
 ) -> Verdict:
     """What speaks against a version, but for a missing reason. Without ``sums``, checksums are not compared with the
-    signed ones.
+    signed ones; ``compared`` is the `standard`.
     """
     before = aliases.approvers(session, version.row, CHAMPION)
-    what = [] if before or champion is None else [*_worse(rule.must_not_worsen, version, champion)]
+    what = [] if before or compared is None else [*_worse(rule.must_not_worsen, version, compared)]
     if rule.signed:
         what += _unsigned(session, version, sums)
     return Verdict([*_not_by(session, rule, caller, version.row, before)], what, restores=bool(before))
@@ -122,19 +142,18 @@ def _not_by(
         yield f"{caller.owner} trained or registered it, so somebody else has to approve it"
 
 
-def _worse(limits: Sequence[MetricLimitView], version: Served, champion: BackboneVersion) -> Iterator[str]:
+def _worse(limits: Sequence[MetricLimitView], version: Served, compared: Standard) -> Iterator[str]:
     """Which results are missing, or worse than the champion's by more than they may be."""
-    theirs = version_tags.metrics_of(champion.tags)
     for limit in limits:
-        new, old = version.metrics.get(limit.metric), theirs.get(limit.metric)
+        new, old = version.metrics.get(limit.metric), compared.metrics.get(limit.metric)
         if new is None:
             yield f"{limit.metric}: version {version.number} has no such result"
         elif old is not None and _is_worse(limit, new, old):
             side, further = ("below", "lower") if limit.better == "higher" else ("above", "higher")
             new_text, old_text = _both(new, old)
             yield (
-                f"{limit.metric}: {new_text} of version {version.number} is {side} the champion's {old_text} "
-                f"(version {champion.version}), and may be at most {limit.tolerance:g} {further}"
+                f"{limit.metric}: {new_text} of version {version.number} is {side} {compared.whose} {old_text} "
+                f"(version {compared.version}), and may be at most {limit.tolerance:g} {further}"
             )
 
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from service.auth.caller import Caller, has_valid_token
 from service.auth.scopes import Scope, roles_with
 from service.backbones import approval, registry, service
+from service.backbones.approval import Standard
 from service.backbones.approval_schemas import AliasMoveView, ChampionCheckView, ChampionRuleBody, ChampionRuleView
 from service.backbones.registry import Served
 from service.backbones.schemas import CHAMPION, BackboneDetailView
@@ -60,15 +61,26 @@ def checks(
     """The same for several versions of one backbone, whose checksums are compared with the signed ones if ``sums`` of
     a single one is given.
     """
+    if not candidates:
+        return []
     with state.database.read() as session:
-        return [_check(session, caller, version, sums) for version in candidates]
+        name = candidates[0].name
+        rule, champion = approval.rule_of(session, name), champion_of(session, name)
+        compared = approval.standard(session, name, champion)
+        return [_check(session, caller, rule, champion, compared, version, sums) for version in candidates]
 
 
-def _check(session: Session, caller: Caller, version: Served, sums: str | None) -> ChampionCheckView:
-    rule = approval.rule_of(session, version.name)
-    champion = champion_of(session, version.name)
+def _check(
+    session: Session,
+    caller: Caller,
+    rule: ChampionRuleView | None,
+    champion: BackboneVersion | None,
+    compared: Standard | None,
+    version: Served,
+    sums: str | None,
+) -> ChampionCheckView:
     problems = [registry.gone_text(version)] if version.gone else []
-    verdict = approval.judge(session, rule or ChampionRuleView(), caller, version, champion, sums)
+    verdict = approval.judge(session, rule or ChampionRuleView(), caller, version, compared, sums)
     problems += [*_lacks(session, caller, rule, version.row, champion), *verdict.who, *verdict.what]
     return ChampionCheckView(
         name=version.name,
@@ -109,9 +121,10 @@ def _lacks(
 def set_rule(state: AppState, caller: Caller, name: str, rule: ChampionRuleBody) -> BackboneDetailView:
     """Replace the rule. Raises 403 and 404, and 422 for approvers without a token and for metrics that nothing has."""
     registry.backbone(state, caller, name)
+    known = _known_metrics(state, caller) if rule.must_not_worsen else set()
     with state.database.session() as session:
         row = _changeable(session, caller, name)
-        _must_be_meetable(session, caller, name, rule)
+        _must_be_meetable(session, name, rule, known)
         row.champion_rule = rule.model_dump(exclude_defaults=True)
         caller.record(session, name, rule=row.champion_rule)
     return service.show(state, caller, name)
@@ -137,8 +150,17 @@ def _changeable(session: Session, caller: Caller, name: str) -> RegisteredBackbo
     return row
 
 
-def _must_be_meetable(session: Session, caller: Caller, name: str, rule: ChampionRuleBody) -> None:
-    """Raises the API's 422 for a part of a rule that could never be met, as after a typing error."""
+def _known_metrics(state: AppState, caller: Caller) -> set[str]:
+    """The results that some version has which a caller sees. This reads many rows: not within a write transaction."""
+    with state.database.read() as session:
+        return {key for tags in tags_of_shown(session, caller) for key in version_tags.metrics_of(tags)}
+
+
+def _must_be_meetable(session: Session, name: str, rule: ChampionRuleBody, known: Collection[str]) -> None:
+    """Raises the API's 422 for a part of a rule that could never be met, as after a typing error.
+
+    ``known`` are the results that some version has.
+    """
     roles = roles_with([Scope.OWN_BACKBONES])
     hidden = hidden_from(session, name, rule.approvers)
     problems = []
@@ -150,7 +172,6 @@ def _must_be_meetable(session: Session, caller: Caller, name: str, rule: Champio
         else:
             continue
         problems.append(Problem(f"approvers.{index}", f"/approvers/{index}", owner, text))
-    known = {key for tags in tags_of_shown(session, caller) for key in version_tags.metrics_of(tags)}
     for index, limit in enumerate(rule.must_not_worsen):
         if limit.metric not in known:
             field, pointer = f"must_not_worsen.{index}.metric", f"/must_not_worsen/{index}/metric"

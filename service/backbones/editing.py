@@ -20,7 +20,9 @@ log = structlog.get_logger()
 
 
 def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> BackboneDetailView:
-    """Change a backbone. Raises the API's 403 and 404, and 422 for an unknown owner or reader."""
+    """Change a backbone. Raises the API's 403 and 404, and 422 for an unknown owner or reader, and for what would hide
+    it from an approver of its champion.
+    """
     known = registry.backbone(state, caller, name)
     with state.database.session() as session:
         row = session.get(RegisteredBackbone, name)
@@ -31,6 +33,10 @@ def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> Ba
             visibility.must_have_token(session, "owner", body.owner)
         detail = _apply(row, body.model_dump(exclude_unset=True, exclude={"visibility", "readers"}))
         seen = visibility.change(session, row, body.visibility, body.readers)
+        if seen:
+            visibility.must_show_to_approvers(session, row, "readers", seen.get("readers", body.readers))
+        elif "owner" in detail["changed"]:
+            visibility.must_show_to_approvers(session, row, "owner", row.owner)
         caller.record(session, name, **detail | seen | {"changed": sorted([*detail["changed"], *seen])})
     _copy(state, name, None)
     return service.detail(registry.again(state, known))

@@ -177,6 +177,8 @@ class VersionDeletionView(View):
     """Who has used it, whoever did last first."""
     aliases: list[str]
     """Aliases that point at it: while there are any, it cannot be deleted."""
+    kept: str = ""
+    """Why it cannot be deleted now, and what to do first; empty if it can."""
 
 
 class VersionPatch(Patch):

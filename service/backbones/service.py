@@ -278,7 +278,9 @@ def deletion(state: AppState, caller: Caller, name: str, number: int) -> Version
 def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeletionView:
     with state.database.read() as session:
         caller.must(Scope.BACKBONES, *owners(session, version.row))
+        versions.must_not_be_the_last(session, caller, version.row)
         named, used_by = aliases.of_version(session, version.row), use.users(session, version.row)
+        kept = aliases.keeps(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
@@ -289,6 +291,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
         bytes=sum(size for _, size in files),
         used_by=used_by,
         aliases=named,
+        kept=kept,
     )
 
 
@@ -299,7 +302,9 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
     with state.database.session() as session:
         version = shown_now(session, known)
         caller.must(Scope.BACKBONES, *owners(session, version.row))
-        _must_have_no_alias(version, aliases.of_version(session, version.row))
+        versions.must_not_be_the_last(session, caller, version.row)
+        if kept := aliases.keeps(session, version.row):
+            raise ApiProblem(409, "version_has_alias", kept)
         versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=preview.job_id, actor=caller.owner)
@@ -319,16 +324,6 @@ def shown_now(session: Session, version: Served) -> Served:
     if row is None or row.state not in versions.SHOWN or row.source != version.row.source:
         raise not_found("version", f"{version.name}:{version.number}")
     return Served(row, version.folder)
-
-
-def _must_have_no_alias(version: Served, aliases: list[str]) -> None:
-    if aliases:
-        name, first = version.name, aliases[0]
-        text = (
-            f"{name}:{version.number} has the alias {name}@{', @'.join(aliases)}: move it to another version, "
-            f"or remove it, first: DELETE /v1/backbones/{name}/aliases/{first}"
-        )
-        raise ApiProblem(409, "version_has_alias", text)
 
 
 def _check_alias(alias: str) -> None:

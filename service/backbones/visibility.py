@@ -23,8 +23,7 @@ def change(
     """Change who sees a backbone; None keeps a value. Returns what has changed.
 
     Only the visibility `readers` has readers: with any other one they are removed. Raises the API's 422 for readers
-    without that visibility, for that visibility without readers, for a new reader without a token, and where an
-    approver of the champion would not see the backbone.
+    without that visibility, for that visibility without readers, and for a new reader without a token.
     """
     before = readers_of(session, [row.name]).get(row.name, [])
     chosen = visibility or row.visibility
@@ -38,11 +37,18 @@ def change(
         session.execute(delete(BackboneReader).where(BackboneReader.name == row.name))
         session.add_all(BackboneReader(name=row.name, reader=reader) for reader in wanted)
         found["readers"] = wanted
-    approvers = (row.champion_rule or {}).get("approvers", [])
-    if found and (hidden := hidden_from(session, row.name, approvers)):
-        text = f"{' and '.join(hidden)}, whom the champion's rule names as approvers, would not see it: name them too"
-        raise spec_problem([Problem("readers", "/readers", wanted, text)])
     return found
+
+
+def must_show_to_approvers(session: Session, row: RegisteredBackbone, field: str, value: object) -> None:
+    """Raises the API's 422 where a change of a field hides a backbone from those who are to approve its champion."""
+    approvers = (row.champion_rule or {}).get("approvers", [])
+    if hidden := hidden_from(session, row.name, approvers):
+        text = (
+            f"{' and '.join(hidden)}, whom the champion's rule names as approvers, would not see it: name them as "
+            "readers too, or change the rule first"
+        )
+        raise spec_problem([Problem(field, f"/{field}", value, text)])
 
 
 def hidden_from(session: Session, name: str, owners: Sequence[str]) -> list[str]:

@@ -359,12 +359,8 @@ backbones.command("retention")(retention)
 
 def _confirm(deletion: VersionDeletionView, yes: bool) -> None:
     """Raises `ClientError` if the user does not want the deletion, or the service would refuse it."""
-    if deletion.aliases:
-        name, first = deletion.name, deletion.aliases[0]
-        raise ClientError(
-            f"{name}:{deletion.version} is {name}@{f', {name}@'.join(deletion.aliases)}: nothing is deleted. Point "
-            f"the alias at another version, or remove it: rcmae backbones alias {name} {first} --remove"
-        )
+    if deletion.kept:
+        raise ClientError(f"nothing is deleted: {deletion.kept}")
     if not yes and not typer.confirm("Delete all of this?", err=True):
         raise ClientError("nothing is deleted")
 

@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Model, Version
 from service.backbones import copies
-from service.controller.context import ControllerContext
+from service.controller.context import ACTOR, ControllerContext
 from service.controller.dependencies import Refused
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, now
 from service.jobs import aliases, lineage, repository, version_tags, versions, visibility
+from service.jobs.lifecycle import note
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
 from service.jobs.versions import Known, Registered, VersionState
@@ -143,8 +144,11 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
                 registered = Registered(version, folders.get(version.source))
                 aliases = models.get(version.name, NONE).aliases
                 # The first reading after an upgrade finds versions of long ago too: those of jobs that have ended.
-                told = read or not State(job.state).terminal
-                added += versions.add(session, job, registered, aliases, told=told)
+                ended = State(job.state).terminal
+                if versions.add(session, job, registered, aliases, told=read or not ended):
+                    added += 1
+                    if ended:
+                        _joined(session, context, job, version)
         if added:
             log.info("versions_added", count=added, last=f"{ours[-1][1].name}:{ours[-1][1].version}")
 
@@ -153,7 +157,16 @@ def _of_jobs(session: Session, jobs: Mapping[str, Job], batch: Sequence[Version]
     """Those versions that belong to one of these jobs and may join their backbone, each with its job."""
     found = [(jobs.get(version.tags[names.TAG_JOB]), version) for version in batch]
     ours = [(job, version) for job, version in found if job and versions.belongs(job, version)]
-    return [(job, version) for job, version in ours if not visibility.closed_to(session, job)]
+    closed = visibility.closed_to(session, {job.id for job, _ in ours})
+    return [(job, version) for job, version in ours if job.id not in closed]
+
+
+def _joined(session: Session, context: ControllerContext, job: Job, version: Version) -> None:
+    """List a version that has joined after its job's end in the job's result, and no longer say that it has not."""
+    lineage.add(session, context.kinds, job, [BackboneRef(name=version.name, version=version.version)])
+    joined = f"Version {version.version} of {version.name} is served now."
+    message = job.message.replace(visibility.not_joined(version.name), joined)
+    note(session, job, job.reason, message, ACTOR)
 
 
 def _reset_aliases(context: ControllerContext, models: Models) -> None:
@@ -207,16 +220,22 @@ def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model) -> bool:
 
 
 def remove_versions(context: ControllerContext, job: Job) -> None:
-    """Remove all versions of a deleted job, including those that an attempt has registered after its deletion."""
+    """Remove all versions of a deleted job, including those that an attempt has registered after its deletion.
+
+    One whose number another version has here, which MLflow has lost, is removed without taking its row: the last row of
+    a backbone takes its owner and its rules with it.
+    """
     with context.dependencies.mlflow.call():
         registered = versions.registered_by(job, context.app.mlflow)
     with context.write() as session:
+        others = [each for each in registered if versions.is_taken(session, each)]
         for each in registered:
-            versions.add(session, job, each, {}, told=False)  # nobody ever saw it
+            if each not in others:
+                versions.add(session, job, each, {}, told=False)  # nobody ever saw it
         for version in versions.shown_of_job(session, job.id):
             versions.hide(session, version)
         deleted = versions.deleting(session, job.id)
-    for version in deleted:
+    for version in [*deleted, *(versions.row_of(job, each) for each in others)]:
         remove_version(context, version)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Exists, literal, not_, select
+from sqlalchemy import ColumnElement, Exists, delete, literal, not_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from service.auth.caller import Caller, has_valid_token
@@ -36,6 +36,14 @@ def emit(session: Session, event: EventType, data: Mapping[str, Any], *, backbon
             session.add(delivery(webhook, event.value, data, moment, backbone))
 
 
+def forget_unseen(session: Session, backbone: str) -> None:
+    """Delete the deliveries about a backbone to those who do not see it, before its row goes: only the row says so."""
+    row = WebhookDelivery
+    unseen = select(row.id).join(Webhook, Webhook.id == row.webhook_id).where(row.backbone == backbone)
+    deleted = delete(row).where(row.id.in_(unseen.where(not_(still_seen()))))
+    session.execute(deleted, execution_options={"synchronize_session": False})
+
+
 def may_be_told() -> ColumnElement[bool]:
     """Whether a webhook's owner still has a valid token that may have webhooks."""
     return has_valid_token(Webhook.owner, roles_with([Scope.OWN_WEBHOOKS]))
@@ -54,7 +62,7 @@ def seen_deliveries(caller: Caller) -> list[ColumnElement[bool]]:
 def _about_nothing_hidden(is_seen: ColumnElement[bool]) -> ColumnElement[bool]:
     """Whether a delivery is about a backbone that is seen, or about one that is gone or none at all.
 
-    Of a backbone that is gone, those were told who saw it then.
+    Of a backbone that is gone, those are left whose webhook's owner saw it then: see `forget_unseen`.
     """
     return not_(_backbone(WebhookDelivery.backbone, not_(is_seen)))
 

@@ -16,6 +16,7 @@ from service.events.outbox import emit
 from service.events.types import EventType
 from service.http.paging import read_number, write_cursor
 from service.jobs.version_events import tell, urls
+from service.jobs.version_tags import metrics_of
 from trainer.protocol import names
 
 
@@ -36,6 +37,22 @@ def of_version(session: Session, version: BackboneVersion) -> list[str]:
     return sorted(session.scalars(query))
 
 
+def keeps(session: Session, version: BackboneVersion) -> str:
+    """Why a version with aliases is not deleted, and what to do first; empty for one without."""
+    named = of_version(session, version)
+    if not named:
+        return ""
+    name, backbone = version.name, session.get(RegisteredBackbone, version.name)
+    ruled = names.CHAMPION in named and backbone is not None and backbone.champion_rule is not None
+    removable = [alias for alias in named if not (ruled and alias == names.CHAMPION)]
+    text = f"{name}:{version.version} has the alias {name}@{', @'.join(named)}: first move it to another version"
+    if removable:
+        first = removable[0]
+        route = f"DELETE /v1/backbones/{name}/aliases/{first}"
+        text += f", or remove it: {route}, or rcmae backbones alias {name} {first} --remove"
+    return f"{text}; {names.CHAMPION} has a rule, and can only be moved" if ruled else text
+
+
 def moves(
     session: Session, name: str, alias: str | None, limit: int, cursor: str | None
 ) -> tuple[Sequence[AliasMove], str | None]:
@@ -54,6 +71,12 @@ def approvers(session: Session, version: BackboneVersion, alias: str) -> set[str
     query = select(AliasMove.actor).where(AliasMove.name == version.name, AliasMove.alias == alias)
     query = query.where(AliasMove.version == version.version, AliasMove.source == version.source)
     return {actor for actor in session.scalars(query.distinct()) if actor is not None}
+
+
+def last_set(session: Session, name: str, alias: str) -> AliasMove | None:
+    """The last move that pointed an alias at a version, which may be gone by now, with its alias."""
+    query = select(AliasMove).where(AliasMove.name == name, AliasMove.alias == alias, AliasMove.version.is_not(None))
+    return session.scalars(query.order_by(AliasMove.id.desc()).limit(1)).first()
 
 
 # --- changing ---------------------------------------------------------------------------------------------------------
@@ -139,13 +162,10 @@ def _record(
     reason: str = "",
 ) -> None:
     """Record that an alias points at another version now, or, without ``to``, at none."""
-    number, source = (to.version, to.source) if to else (None, None)
-    session.add(
-        AliasMove(
-            name=name, alias=alias, version=number, source=source, before=before,
-            actor=actor, token_id=token_id, reason=reason,
-        )
-    )  # fmt: skip
+    move = AliasMove(name=name, alias=alias, before=before, actor=actor, token_id=token_id, reason=reason)
+    if to:
+        move.version, move.source, move.metrics = to.version, to.source, metrics_of(to.tags)
+    session.add(move)
 
 
 def _unname(session: Session, alias: BackboneAlias) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from service.adapters.storage import Artifacts, OutsideRoot
+from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem
@@ -34,11 +35,12 @@ def preview(app_state: AppState, job: Job) -> Deletion:
     )
 
 
-def delete_versions(session: Session, job: Job, with_backbones: bool, actor: str) -> list[BackboneRef]:
+def delete_versions(session: Session, caller: Caller, job: Job, with_backbones: bool) -> list[BackboneRef]:
     """Delete a job's versions together with the job, in the same transaction; returns them.
 
-    Raises the API's 503 while they are not known, and 409 where there is one and ``with_backbones`` is false, or where
-    one has an alias. One that is gone from MLflow counts too: its files may be there, and MLflow may have it again.
+    Raises the API's 503 while they are not known, 409 where there is one and ``with_backbones`` is false, or where one
+    has an alias, and 403 where one is the last of somebody else's backbone. One that is gone from MLflow counts too:
+    its files may be there, and MLflow may have it again.
     """
     if job.spec.get("register_as"):
         versions.must_be_read(session)
@@ -49,13 +51,10 @@ def delete_versions(session: Session, job: Job, with_backbones: bool, actor: str
         text = f"deleting {job.id} would delete {listed} too: confirm with with_backbones=true"
         raise ApiProblem(409, "backbones_would_go", text)
     for version in registered:
-        if named := aliases.of_version(session, version):
-            text = (
-                f"{version.name} version {version.version}, which would be deleted too, has the alias "
-                f"{version.name}@{named[0]}: first point the alias to another version, or remove it"
-            )
-            raise ApiProblem(409, "version_has_alias", text)
-        versions.delete(session, version, actor)
+        if kept := aliases.keeps(session, version):
+            raise ApiProblem(409, "version_has_alias", f"deleting {job.id} would delete {version.name} too: {kept}")
+        versions.must_not_be_the_last(session, caller, version)
+        versions.delete(session, version, caller.owner)
     return going
 
 

@@ -23,10 +23,15 @@ def reset(job: Job) -> None:
 
 
 def add(session: Session, kinds: Kinds, job: Job, registered: Iterable[BackboneRef]) -> None:
-    """List new versions in the result of the job that registered them, and of the job that trained them."""
+    """List new versions in the result of the job that registered them, and of the job that trained them.
+
+    If the former has no version yet, the last one is that of its result.
+    """
     registered = list(registered)
     for each in _with_source(session, kinds, job):
         result = Result.model_validate(each.result or {})
+        if each is job and result.backbone is None and registered:
+            result.backbone = registered[-1]
         _write(each, result, [*result.backbones, *(ref for ref in registered if ref not in result.backbones)])
 
 

@@ -215,7 +215,7 @@ def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones:
     def change(session: Session, job: Job) -> Deletion:
         if _effect(job, Verb.DELETE) is not Effect.GONE:
             raise _refused(job, Verb.DELETE)
-        deleted = delete_versions(session, job, with_backbones, caller.owner)
+        deleted = delete_versions(session, caller, job, with_backbones)
         delete(job)
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)
         return removed.model_copy(update={"backbones": deleted})

@@ -27,7 +27,11 @@ from trainer.spec.pretrain import PretrainSpec
 
 HASH_PREFIX = "sha256:"
 """Prefix of every stored idempotency key."""
-TAKEN = "is the name of a private backbone of others: choose another name, or ask its owner to name you as a reader"
+TAKEN = "is the name of a private backbone of others: choose another name"
+READ_ONLY = (
+    "is a private backbone that you may read: only its owner, owners of its versions, operators and admins register "
+    "versions of it, which makes owners of them; choose another name"
+)
 
 
 def stored_key(key: str) -> str:
@@ -84,17 +88,19 @@ def check_backbone_names(session: Session, caller: Caller, document: Mapping[str
     """Raises `SpecError` for the name of a backbone that a caller's job cannot register.
 
     That is a new name which would be that of another backbone's repository in the hub, or the name of a private
-    backbone that the caller does not see. ``document`` may nest specs. Older specs and backbones keep names of
+    backbone of which the caller owns nothing. ``document`` may nest specs. Older specs and backbones keep names of
     repositories: not all of these endings were taken before.
     """
     named = dict(backbone_names(document))
     known = visibility.seen_backbones(session, caller, named.values())
+    joined = visibility.joined_backbones(session, caller, named.values())
     problems = []
     for field, name in named.items():
-        if name in known:
+        if name in joined:
             continue
-        taken = session.get(RegisteredBackbone, name) is not None
-        refused = ENDINGS_REFUSED if name.endswith(tuple(HUB_ENDINGS)) else TAKEN if taken else None
+        taken = TAKEN if session.get(RegisteredBackbone, name) else None
+        reserved = ENDINGS_REFUSED if name.endswith(tuple(HUB_ENDINGS)) else None
+        refused = READ_ONLY if name in known else reserved or taken
         if refused:
             problems.append(Problem(field, f"/{field.replace('.', '/')}", name, refused))
     if problems:

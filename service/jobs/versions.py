@@ -16,6 +16,8 @@ from sqlalchemy.orm import Session
 
 from service.adapters.mlflow_registry import Version
 from service.adapters.mlflow_store import MlflowStore
+from service.auth.caller import Caller
+from service.auth.scopes import Scope, named, roles_with
 from service.auth.sight import ALL, OWNERS
 from service.db.tables import (
     BackboneAlias,
@@ -27,8 +29,9 @@ from service.db.tables import (
     folded,
     now,
 )
+from service.events.outbox import forget_unseen
 from service.events.types import EventType
-from service.http.problems import unavailable
+from service.http.problems import ApiProblem, unavailable
 from service.jobs import aliases, work
 from service.jobs.version_events import tell
 from service.jobs.version_tags import own_tags
@@ -202,21 +205,9 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
         _remove_replaced(session, row, told=told)
         session.delete(row)
         session.flush()
-    added = BackboneVersion(
-        name=version.name,
-        version=version.version,
-        state=VersionState.READY,
-        job_id=job.id,
-        owner=job.owner,
-        trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
-        dataset_uri=job.dataset_uri,
-        source=version.source,
-        folder=registered.folder,
-        tags=own_tags(version.tags),
-        description=_notes(session, job) or version.description or None,
-        labels=_labels(session, job),
-        created_at=version.created_at,
-    )
+    added = row_of(job, registered)
+    added.description = _notes(session, job) or version.description or None
+    added.labels = _labels(session, job)
     session.add(added)
     if session.get(RegisteredBackbone, version.name) is None:
         # What MLflow may still say of deleted versions' backbone is not taken over as this one's description.
@@ -241,6 +232,30 @@ def add(session: Session, job: Job, registered: Registered, named: Mapping[str, 
     for kind in (Work.SIGN_VERSIONS, Work.MEASURE_VERSIONS):
         work.add(session, kind, [""])
     return True
+
+
+def row_of(job: Job, registered: Registered) -> BackboneVersion:
+    """A row for a version of a job, without what people write of it."""
+    version = registered.version
+    return BackboneVersion(
+        name=version.name,
+        version=version.version,
+        state=VersionState.READY,
+        job_id=job.id,
+        owner=job.owner,
+        trained_by=str(job.spec.get("job") or job.id),  # a publishing job names it in its spec
+        dataset_uri=job.dataset_uri,
+        source=version.source,
+        folder=registered.folder,
+        tags=own_tags(version.tags),
+        created_at=version.created_at,
+    )
+
+
+def is_taken(session: Session, registered: Registered) -> bool:
+    """Whether another version has the number of one, because MLflow has given it again."""
+    row = session.get(BackboneVersion, (registered.version.name, registered.version.version))
+    return row is not None and row.source != registered.version.source
 
 
 def _first_visibility(session: Session, job: Job) -> str:
@@ -272,6 +287,28 @@ def _trained(session: Session, job: Job) -> Job | None:
     return source if source and source.owner == job.owner else None
 
 
+def must_not_be_the_last(session: Session, caller: Caller, version: BackboneVersion) -> None:
+    """Raises the API's 403 for the last version that is shown of somebody else's backbone: with it go the backbone's
+    owner, its rules and who sees it, which its owner decides.
+    """
+    backbone = session.get(RegisteredBackbone, version.name)
+    if backbone is None or caller.may(Scope.BACKBONES, backbone.owner) or _others(session, version):
+        return
+    text = (
+        f"{version.name}:{version.version} is the last version of {version.name}, which is {backbone.owner}'s: its "
+        f"owner, its rules and who sees it would go with it. Ask {backbone.owner}, or somebody with the scope "
+        f"{Scope.BACKBONES}, which a token of the role {named(roles_with([Scope.BACKBONES]))} has"
+    )
+    raise ApiProblem(403, "forbidden", text)
+
+
+def _others(session: Session, version: BackboneVersion) -> bool:
+    """Whether the backbone of a version has others that are shown."""
+    query = select(BackboneVersion.version).where(BackboneVersion.name == version.name)
+    query = query.where(BackboneVersion.version != version.version, BackboneVersion.state.in_(SHOWN))
+    return session.scalar(query.limit(1)) is not None
+
+
 def delete(session: Session, version: BackboneVersion, actor: str, reason: str | None = None) -> None:
     """Hide a version; the controller removes it later. With the last one that is shown, the backbone's row goes.
 
@@ -283,15 +320,15 @@ def delete(session: Session, version: BackboneVersion, actor: str, reason: str |
 
 def hide(session: Session, version: BackboneVersion) -> None:
     """Hide a version of which no webhook has heard, as `delete` does, and forget who has used it."""
+    backbone = session.get(RegisteredBackbone, version.name)
+    last = backbone is not None and not _others(session, version)
+    if last:
+        forget_unseen(session, version.name)
     version.state, version.deleted_at = VersionState.DELETING, now()
     of_version = VersionUse.name == version.name, VersionUse.version == version.version
     session.execute(delete_rows(VersionUse).where(*of_version))
     session.flush()
-    others = select(BackboneVersion.version).where(
-        BackboneVersion.name == version.name, BackboneVersion.state.in_(SHOWN)
-    )
-    backbone = session.get(RegisteredBackbone, version.name)
-    if backbone is not None and session.scalar(others.limit(1)) is None:
+    if last:
         session.delete(backbone)
         session.flush()
 
@@ -310,7 +347,7 @@ def removed(session: Session, version: BackboneVersion) -> None:
     session.execute(
         update(BackboneVersion)
         .where(BackboneVersion.name == version.name, BackboneVersion.version == version.version)
-        .where(BackboneVersion.state == VersionState.DELETING)
+        .where(BackboneVersion.state == VersionState.DELETING, BackboneVersion.source == version.source)
         .values(state=VersionState.REMOVED, tags={}, description=None, labels={}, search_text="")
     )
 

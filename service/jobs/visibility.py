@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, not_, select
 from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
-from service.auth.sight import seen, seen_by
+from service.auth.sight import joined_by, joined_by_owner, seen
 from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone
 from service.jobs.versions import SHOWN
 
@@ -26,8 +26,8 @@ def shown_backbones(
 ) -> Sequence[str]:
     """The first names after another one, in the database's order, of backbones that a caller sees.
 
-    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions`` are those of
-    `versions.owned_by`, `with_labels` and `with_words`, which one of the versions must meet.
+    ``contains``: a part of the names, in upper or lower case; empty for all of them. ``conditions``, such as those of
+    `versions.owned_by`, `with_labels` and `with_words`, are what one of the versions must meet.
     """
     query = select(BackboneVersion.name).where(BackboneVersion.state.in_(SHOWN), BackboneVersion.name > after)
     if contains:
@@ -60,11 +60,28 @@ def readers(session: Session, backbones: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def closed_to(session: Session, job: Job) -> bool:
-    """Whether a job's versions must not join a backbone: it is private, and the job's owner does not see it.
+def joined_backbones(session: Session, caller: Caller, names: Iterable[str]) -> set[str]:
+    """Those of some backbones of which a caller's job may register a version."""
+    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name.in_(names), *joined_by(caller))
+    return {*session.scalars(query)}
 
-    To join it would show it to them, as owners of a version.
+
+def closed_to(session: Session, jobs: Iterable[str]) -> set[str]:
+    """The ids of those of some jobs whose versions must not join a backbone: it is private, and the job's owner owns
+    nothing of it.
+
+    To join it would make them owners of a version, who see the backbone for good. Whether the token of somebody who
+    owns something is still valid does not matter, nor whether that of an operator has ended since the job was
+    submitted: no long training is lost to a token that was rotated.
     """
-    name = job.spec.get("register_as")
-    query = select(RegisteredBackbone.name).where(RegisteredBackbone.name == name, not_(seen_by(job.owner)))
-    return session.scalar(query) is not None
+    query = select(Job.id).join(RegisteredBackbone, RegisteredBackbone.name == Job.spec["register_as"].as_string())
+    query = query.where(Job.id.in_(jobs), not_(joined_by_owner(Job.owner, Job.created_at)))
+    return {*session.scalars(query)}
+
+
+def not_joined(backbone: str) -> str:
+    """What the message of a job says whose version did not join a private backbone."""
+    return (
+        f"{backbone} is a private backbone of others by now, so this version of it is not served: publish a checkpoint "
+        f"under another name, or ask its owner to open {backbone} to all for a moment, which makes you an owner of it."
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
 
 from sqlalchemy.orm import Session
 
@@ -17,10 +16,6 @@ from service.jobs.schemas import BackboneRef, Result
 from service.jobs.state import State
 from service.jobs.versions import Registered
 
-NOT_JOINED: Final = (
-    "{name} is a private backbone of others by now, so this version of it is not served: ask its owner to name you as "
-    "a reader, or publish a checkpoint under another name."
-)
 RESULT_METRICS = ("eval/", "train/loss", "progress/")
 
 
@@ -51,14 +46,14 @@ class RunReport:
 
     def settled(self, session: Session, context: ControllerContext, job: Job) -> None:  # noqa: ARG002
         """Add the versions that the job has registered; an attempt may have registered one and failed afterwards."""
-        if not visibility.closed_to(session, job):
+        if not visibility.closed_to(session, [job.id]):
             for each in self.registered:
                 versions.add(session, job, each, {})
 
 
 def _closed(context: ControllerContext, job: Job) -> bool:
     with context.app.database.read() as session:
-        return visibility.closed_to(session, job)
+        return bool(visibility.closed_to(session, [job.id]))
 
 
 def final_report(context: ControllerContext, job: Job, run: RunView | None, state: State, complete: str) -> RunReport:
@@ -69,7 +64,7 @@ def final_report(context: ControllerContext, job: Job, run: RunView | None, stat
     with context.dependencies.mlflow.call():
         registered = versions.registered_by(job, context.app.mlflow)
     if registered and _closed(context, job):
-        registered, complete = [], f"{complete} {NOT_JOINED.format(name=job.spec['register_as'])}"
+        registered, complete = [], f"{complete} {visibility.not_joined(job.spec['register_as'])}"
     if state is not State.SUCCEEDED:
         return RunReport(existing, complete, registered=registered)
     metrics = existing.metrics if existing else job.metrics or {}  # of a removed run: the last known ones

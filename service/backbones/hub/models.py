@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
+from sqlalchemy import or_
+
 from service.auth.caller import Caller
 from service.backbones import registry, use
 from service.backbones.hub import repositories
@@ -16,6 +18,7 @@ from service.backbones.hub.trees import siblings
 from service.backbones.hub.views import HubModelView
 from service.backbones.registry import Backbone, Served
 from service.context.app_state import AppState
+from service.db.tables import BackboneVersion
 from service.http.paging import bad_cursor, read_cursor, read_value, write_cursor
 from service.jobs import visibility
 from trainer.protocol import names
@@ -223,13 +226,11 @@ def _backbones(state: AppState, caller: Caller, since: str, at_first: int) -> It
 
 def _names_with_endings(state: AppState, caller: Caller) -> set[str]:
     """The backbones, older than an ending of a format, that have the name of another one's repository."""
+    endings = tuple(formats.HUB_ENDINGS)
+    ending = or_(*(BackboneVersion.name.endswith(each, autoescape=True) for each in endings))
     with state.database.read() as session:
-        return {
-            name
-            for ending in formats.HUB_ENDINGS
-            for name in visibility.shown_backbones(session, caller, ending, "", registry.MOST_AT_ONCE)
-            if name.endswith(ending)
-        }
+        found = visibility.shown_backbones(session, caller, "", "", len(endings) * registry.MOST_AT_ONCE, [ending])
+    return {name for name in found if name.endswith(endings)}  # SQLite's LIKE does not tell cases apart
 
 
 def _entry(state: AppState, model: Model, fields: Collection[str], ever: Mapping[tuple[str, str], int]) -> HubModelView:

@@ -162,6 +162,8 @@ class AliasMove(Base):
     """The version that it points at now; None if it was removed."""
     source: Mapped[str | None] = mapped_column(Text)
     """That version's source, as `BackboneVersion.source`."""
+    metrics: Mapped[dict[str, Any] | None]
+    """That version's results then, by metric key."""
     before: Mapped[int | None]
     """The version that it pointed at before; None if there was no such alias."""
     actor: Mapped[str | None] = mapped_column(String(100))

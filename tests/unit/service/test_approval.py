@@ -290,8 +290,16 @@ def test_a_champion_with_a_rule_is_not_removed_for_then_the_newest_version_would
     for client in (clients.alice, clients.operator):
         found = problem(client.delete(CHAMPION), 409, "champion_refused")
         assert "DELETE /v1/backbones/digits/champion-rule" in found["detail"]
-    problem(clients.alice.delete(f"{BASE}/versions/1"), 409, "version_has_alias")
+    job = f"/v1/jobs/{registry.jobs['digits']}?with_backbones=true"
+    advice = "has the alias digits@best, @champion: first move it to another version, or remove it: DELETE "
+    for path in (f"{BASE}/versions/1", job):
+        found = problem(clients.alice.delete(path), 409, "version_has_alias")["detail"]
+        assert f"digits:1 {advice}{BASE}/aliases/best, or rcmae backbones alias digits best --remove; cham" in found
     assert clients.alice.delete(f"{BASE}/aliases/best").status_code == 200
+    for path in (f"{BASE}/versions/1", job):
+        found = problem(clients.alice.delete(path), 409, "version_has_alias")["detail"]
+        assert "first move it to another version; champion has a rule, and can only be moved" in found
+        assert "remove it" not in found
     assert clients.alice.delete(RULE).status_code == 200
     assert clients.alice.delete(CHAMPION).status_code == 200
 
@@ -340,6 +348,25 @@ def test_what_mlflow_set_or_another_version_of_the_number_was_is_no_approval(api
     set_rule(api, must_not_worsen=[{"metric": TOP1}])
     for number in (1, 3):
         problem(move(api, number), 409, "champion_refused")
+
+
+@pytest.mark.both_databases
+def test_a_champion_that_vanishes_with_its_number_in_mlflow_is_still_what_results_are_compared_with(
+    clients, registry, mlflow, database
+):
+    registry.add(metrics={TOP1: 0.9})
+    move(clients.alice, 1)
+    set_rule(clients.alice, must_not_worsen=[{"metric": TOP1}])
+    mlflow.registered.clear()
+    mlflow.named.clear()
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="bob", spec=spec_with(register_as="digits"))
+    registry.add(metrics={TOP1: 0.1})
+    registry.add(number=2, metrics={TOP1: 0.91})
+    assert champion(clients.alice) is None
+    refused = problem(move(clients.bob, 1), 409, "champion_refused")["detail"]
+    assert "0.1 of version 1 is below the last champion's 0.9 (version 1)" in refused
+    assert refused.endswith(clients.bob.get(f"{BASE}/champion-check?version=1").json()["problems"][0])
+    assert move(clients.bob, 2).status_code == 200
 
 
 @pytest.mark.both_databases

@@ -295,7 +295,7 @@ def test_a_preview_tells_what_would_go_and_deletes_nothing(served, world, regist
         "name": "digits", "version": 1, "job_id": registry.jobs["digits"],
         "artifact_uri": f"file://{registry.folder('digits', 1)}", "files": len(FILES) + 2,
         "bytes": sum(file.stat().st_size for file in registry.folder("digits", 1).rglob("*") if file.is_file()),
-        "used_by": [], "aliases": [],
+        "used_by": [], "aliases": [], "kept": "",
     }  # fmt: skip
     world.rounds()
     assert served.get(f"{BASE}/digits/versions/1").status_code == 200

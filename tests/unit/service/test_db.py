@@ -29,9 +29,9 @@ from service.auth.caller import Caller, caller_of, ensure_admin, ensure_token, s
 from service.auth.scopes import Role
 from service.db.database import Database, DatabaseUnreachable, migration_config
 from service.db.engines import DatabaseUrlError
-from service.db.tables import Addition, Attempt, BackboneVersion, Event, Job, now
+from service.db.tables import Addition, AliasMove, Attempt, BackboneVersion, Event, Job, now
 from service.http.problems import ApiProblem
-from service.jobs import repository, versions, visibility
+from service.jobs import aliases, repository, versions, visibility
 from service.jobs.lifecycle import note
 from service.jobs.service import submit
 from service.settings import Settings
@@ -287,6 +287,63 @@ def test_downloads_of_versions_from_before_an_upgrade_are_counted_from_then(new)
     with new.read() as session:
         assert session.get_one(BackboneVersion, ("digits", 2)).counted_since == version.counted_since
         assert (version.unnamed_at, version.expires_at) == (None, None)
+
+
+def test_an_upgrade_rebuilds_the_history_of_aliases_from_the_audit_log(new):
+    """Otherwise no champion of before could be restored under a rule."""
+    alembic(new, "upgrade", "0001")
+    fill_first_version(new)
+    alembic(new, "upgrade", "0018")
+    start = datetime(2026, 1, 1, tzinfo=UTC).replace(tzinfo=None)
+
+    def at(day: int) -> datetime:
+        return start + timedelta(days=day)
+
+    with new.migration() as connection:
+        tables = MetaData()
+        tables.reflect(connection, only=["audit", "backbone", "backbone_version", "backbone_alias"])
+        backbone = {"owner": "alice", "visibility": "all", "labels": {}, "search_text": "", "created_at": at(2)}
+        for name in ("digits", "cats", "dogs"):
+            connection.execute(tables.tables["backbone"].insert(), {"name": name} | backbone)
+        for name, number, day in (("digits", 1, 2), ("digits", 2, 2), ("digits", 3, 6), ("cats", 1, 2), ("dogs", 1, 2)):
+            values = {"name": name, "version": number, "state": "ready", "owner": "alice", "job_id": "job-admitted"}
+            values |= {"trained_by": "x", "dataset_uri": "x", "source": f"m-{number}", "labels": {}, "search_text": ""}
+            values |= {"tags": {"rcmae.metric.eval/x": "0.5", "rcmae.metric.eval/y": "nan"}, "downloads": 0}
+            values |= {"created_at": at(day), "counted_since": at(day)}
+            connection.execute(tables.tables["backbone_version"].insert(), values)
+        for name, number in (("digits", 2), ("cats", 1)):
+            alias = {"name": name, "alias": "champion", "version": number}
+            connection.execute(tables.tables["backbone_alias"].insert(), alias)
+        for day, action, status, target, detail in (
+            (1, "backbone.alias", 200, "digits", {"alias": "champion", "version": 9, "before": None}),  # an earlier one
+            (3, "backbone.alias", 200, "digits", {"alias": "champion", "version": 1, "before": None}),
+            (3, "backbone.alias", 200, "digits", {"alias": "champion", "version": 1, "before": 1}),
+            (4, "backbone.alias", 403, "digits", None),
+            (4, "backbone.alias", 200, "digits", {"alias": "best", "version": 3, "before": None}),  # another third one
+            (5, "backbone.unalias", 200, "digits", {"alias": "best", "version": 3}),
+            (7, "backbone.alias", 200, "digits", {"alias": "champion", "version": 2, "before": 1, "reason": "better"}),
+            (7, "backbone.alias", 200, "gone", {"alias": "champion", "version": 1, "before": None}),
+            (7, "backbone.delete_version", 200, "digits", {"version": 7}),
+        ):
+            line = {"time": at(day), "actor": "bob", "token_id": "tok-1", "action": action, "target": target}
+            connection.execute(tables.tables["audit"].insert(), line | {"status": status, "detail": detail})
+    before = now()
+    new.migrate()
+    with new.read() as session:
+        found = session.scalars(select(AliasMove).order_by(AliasMove.id)).all()
+        assert [(m.name, m.alias, m.version, m.before, m.source, m.metrics, m.actor, m.reason) for m in found] == [
+            ("digits", "champion", 1, None, "m-1", {"eval/x": 0.5}, "bob", ""),
+            ("digits", "best", 3, None, None, None, "bob", ""),
+            ("digits", "best", None, 3, None, None, "bob", ""),
+            ("digits", "champion", 2, 1, "m-2", {"eval/x": 0.5}, "bob", "better"),
+            ("cats", "champion", 1, None, "m-1", {"eval/x": 0.5}, None, ""),
+        ]
+        assert [m.moved_at.replace(tzinfo=None) for m in found[:4]] == [at(3), at(4), at(5), at(7)]
+        assert before <= found[4].moved_at <= now()
+        assert {m.token_id for m in found[:4]} == {"tok-1"}
+        version = session.get_one(BackboneVersion, ("digits", 1))
+        assert aliases.approvers(session, version, "champion") == {"bob"}
+    alembic(new, "downgrade", "0018")
 
 
 def test_a_new_service_has_no_versions_to_read(new):

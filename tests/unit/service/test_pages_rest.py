@@ -324,7 +324,7 @@ def test_deleting_a_version_says_what_goes_and_why_it_cannot(browsers, registry)
         registry.add("digits", number)
     registry.set_alias("digits", "best", 1)
     kept = page(browsers.alice, "/backbones/digits/delete", version=1)
-    assert "cannot be deleted while an alias points at it: best" in kept
+    assert "digits:1 has the alias digits@best: first move it to another version, or remove it" in kept
     assert controls(kept) == set()
     going = page(browsers.alice, "/backbones/digits/delete", version=2)
     assert controls(going) == {"DELETE /v1/backbones/digits/versions/2"}

@@ -20,7 +20,7 @@ from webhook_receiver import add_webhook, rows
 from service.auth.caller import ensure_token
 from service.auth.scopes import Role
 from service.db.database import Database
-from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone
+from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone, Token, now
 from trainer.protocol.outcome import Outcome
 
 BASE = "/v1/backbones"
@@ -297,8 +297,33 @@ def test_whoever_gives_a_private_backbone_away_is_shown_it_once_more(people, reg
     assert dora.patch(path, json={"owner": "erin"}).json()["owner"] == "erin"
     problem(dora.get(path), 404, "backbone_not_found")
     assert people["alice"].get(path).status_code == 200, "who owns a version"
-    assert people["alice"].delete(f"{path}/versions/1").status_code == 200
-    problem(people["erin"].get(path), 404, "backbone_not_found")
+
+
+@pytest.mark.both_databases
+def test_the_last_version_of_somebody_elses_backbone_is_not_deleted_for_its_rules_would_go_too(
+    people, registry, database
+):
+    """The next version of the name would make whoever trained it the owner, without a rule and open to all."""
+    for number in (1, 2):
+        registry.add("digits", number)
+    alice, path = people["alice"], f"{BASE}/digits"
+    assert alice.patch(path, json={"owner": "operator"}).status_code == 200
+    close(database, "digits", "erin")
+    assert people["operator"].put(f"{path}/champion-rule", json={"not_by_owner": True}).status_code == 200
+    job = f"/v1/jobs/{registry.jobs['digits']}?with_backbones=true"
+    assert "digits:2 is the last version of digits" in problem(alice.delete(job), 403, "forbidden")["detail"]
+    assert alice.get(path).json()["versions"] == [1, 2]
+    assert alice.delete(f"{path}/versions/2").status_code == 200
+    for answer in (
+        alice.delete(f"{path}/versions/1"),
+        alice.delete(f"{path}/versions/1?preview=true"),
+        alice.delete(job),
+    ):
+        found = problem(answer, 403, "forbidden")
+        assert "digits:1 is the last version of digits, which is operator's" in found["detail"]
+    shown = alice.get(path).json()
+    assert (shown["owner"], shown["readers"], shown["champion_rule"]["not_by_owner"]) == ("operator", ["erin"], True)
+    assert people["operator"].delete(f"{path}/versions/1").status_code == 200
 
 
 def test_owners_of_deleted_versions_see_a_backbone_no_more(people, registry, database):
@@ -370,6 +395,22 @@ def test_whoever_is_to_approve_a_champion_sees_the_backbone(people, registry, da
     assert people["dora"].put(f"{BASE}/digits/aliases/champion", json={"version": 1}).status_code == 200
 
 
+def test_whoever_gives_a_backbone_away_does_not_hide_it_from_its_approvers(people, registry, database):
+    registry.add("digits", owner="operator")
+    with database.session() as session:
+        session.get_one(RegisteredBackbone, "digits").owner = "alice"
+    close(database, "digits")
+    alice, path = people["alice"], f"{BASE}/digits"
+    assert alice.put(f"{path}/champion-rule", json={"approvers": ["alice"]}).status_code == 200
+    (wrong,) = problem(alice.patch(path, json={"owner": "bob"}), 422, "spec_invalid")["problems"]
+    assert (wrong["field"], wrong["value"]) == ("owner", "bob")
+    assert "alice, whom the champion's rule names as approvers, would not see it" in wrong["message"]
+    assert alice.get(path).json()["owner"] == "alice"
+    given = {"owner": "bob", "visibility": "readers", "readers": ["alice"]}
+    assert alice.patch(path, json=given).json()["owner"] == "bob"
+    assert alice.put(f"{path}/aliases/champion", json={"version": 1}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("trained", "own", "deleted", "found"),
     [
@@ -403,13 +444,55 @@ def test_a_job_is_refused_the_name_of_a_private_backbone_that_its_owner_does_not
     registry.add("digits")
     spec = spec_with(register_as="digits")
     assert people["dora"].post("/v1/jobs", json=spec).status_code == 201, "anybody's, if it is open to all"
-    close(database, "digits", "bob")
+    registry.add("digits", 2)
+    with database.session() as session:
+        session.get_one(BackboneVersion, ("digits", 2)).owner = "bob"
+    close(database, "digits", "erin")
     for path in ("/v1/jobs", "/v1/jobs/plan"):
-        found = problem(people["dora"].post(path, json=spec), 422, "spec_invalid")
-        assert [each["field"] for each in found["problems"]] == ["register_as"]
-        assert "is the name of a private backbone of others" in found["detail"]
+        for owner, says in (
+            ("dora", "the name of a private backbone of others"),
+            ("erin", "that you may read: only its"),
+        ):
+            found = problem(people[owner].post(path, json=spec), 422, "spec_invalid")
+            assert [each["field"] for each in found["problems"]] == ["register_as"]
+            assert says in found["detail"]
         for owner in ("bob", "alice", "operator"):
             assert people[owner].post(path, json=spec).status_code in {200, 201}, owner
+
+
+@pytest.mark.both_databases
+def test_a_reader_does_not_become_an_owner_by_a_job_that_began_before(people, registry, database):
+    """Owners of a version see the backbone for good, whatever its owner decides later."""
+    registry.add("digits")
+    registry.jobs["digits"] = add_job(database, "succeeded", owner="dora", spec=spec_with(register_as="digits"))
+    close(database, "digits", "dora")
+    registry.add("digits", 2)
+    path = f"{BASE}/digits"
+    assert people["dora"].get(path).json()["versions"] == [1]
+    people["alice"].patch(path, json={"visibility": "owners"})
+    problem(people["dora"].get(path), 404, "backbone_not_found")
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("owner", ["alice", "operator"])
+def test_a_long_training_is_not_lost_to_a_token_that_ends_meanwhile(people, registry, database, owner):
+    registry.add("digits")
+    close(database, "digits")
+    registry.jobs["digits"] = add_job(database, "running", owner=owner, spec=spec_with(register_as="digits"))
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == owner).values(revoked_at=now()))
+    registry.add("digits", 2)
+    assert people["admin"].get(f"{BASE}/digits").json()["versions"] == [1, 2]
+
+
+def test_whoever_was_an_operator_before_they_submitted_a_job_joins_no_private_backbone(people, registry, database):
+    registry.add("digits")
+    close(database, "digits")
+    with database.session() as session:
+        session.execute(update(Token).where(Token.owner == "operator").values(revoked_at=now()))
+    registry.jobs["digits"] = add_job(database, "running", owner="operator", spec=spec_with(register_as="digits"))
+    registry.add("digits", 2)
+    assert people["admin"].get(f"{BASE}/digits").json()["versions"] == [1]
 
 
 @pytest.mark.both_databases
@@ -432,7 +515,34 @@ def test_a_version_joins_no_backbone_that_became_private_to_others_meanwhile(wor
     problem(dora.get(path), 404, "backbone_not_found")
     assert served.patch(path, json={"visibility": "readers", "readers": ["dora"]}).status_code == 200
     world.compare_versions()
+    assert dora.get(path).json()["versions"] == [1], "a reader owns nothing of it"
+    assert served.patch(path, json={"visibility": "all"}).status_code == 200
+    world.compare_versions()
     assert dora.get(path).json()["versions"] == [1, 2], "once its owner lets her"
+    joined = job_of(database, job_id)
+    assert [ref["version"] for ref in joined.result["backbones"]] == [2], "the job's lineage has it too"
+    assert joined.result["backbone"]["version"] == 2
+    assert joined.message == "Training is complete. Version 2 of digits is served now."
+
+
+def test_removing_a_job_of_others_leaves_the_version_whose_number_mlflow_gave_to_theirs(
+    people, registry, database, mlflow, world
+):
+    """The last row of a backbone takes its owner, its visibility and its rules with it."""
+    registry.add("digits")
+    close(database, "digits", "erin")
+    mlflow.registered.clear()
+    job_id = add_job(database, "succeeded", owner="dora", spec=spec_with(register_as="digits"))
+    folder = write(registry.folder("digits", 2), FILES)
+    mlflow.register("digits", 1, job_id, f"file://{folder}")
+    assert people["dora"].delete(f"/v1/jobs/{job_id}?with_backbones=true").status_code == 200
+    world.rounds()
+    with database.read() as session:
+        assert session.get(Job, job_id) is None
+    assert not mlflow.registered
+    shown = people["erin"].get(f"{BASE}/digits").json()
+    assert (shown["owner"], shown["visibility"], shown["readers"]) == ("alice", "readers", ["erin"])
+    assert [each["version"] for each in shown["details"]] == [1]
 
 
 # --- webhooks ---------------------------------------------------------------------------------------------------------
@@ -457,5 +567,29 @@ def test_webhooks_hear_of_a_private_backbone_only_where_their_owner_sees_it(peop
     people["alice"].delete(f"{BASE}/digits/aliases/best")
     assert told() == {owner: [*heard.get(owner, []), "alias.moved", "alias.moved"] for owner in (*heard, "dora")}
     people["alice"].delete(f"{BASE}/digits/versions/1")
+    assert told()["dora"][0] == "alias.moved"
     last = {owner for owner, types in told().items() if types[-1] == "version.deleted"}
     assert last == {"alice", "operator", "dora"}, "whoever saw it, although nothing is left to be seen"
+
+
+@pytest.mark.both_databases
+def test_what_a_webhooks_owner_sees_no_more_does_not_come_back_when_the_backbone_is_gone(people, registry, database):
+    """Without the row of a backbone, which says who sees it, all that was told of it would be shown and sent."""
+    hooks = {owner: add_webhook(database, owner=owner) for owner in ("dora", "bob")}
+    for number in (1, 2):
+        registry.add("digits", number)
+    with database.session() as session:
+        session.get_one(BackboneVersion, ("digits", 2)).owner = "bob"
+
+    def kinds(owner: str) -> list[str]:
+        items = people[owner].get(f"/v1/webhooks/{hooks[owner]}/deliveries").json()["items"]
+        return [item["type"] for item in items]
+
+    assert kinds("dora") == kinds("bob") == ["version.registered"] * 2
+    people["alice"].patch(f"{BASE}/digits", json={"visibility": "owners"})
+    assert kinds("dora") == []
+    for number in (1, 2):
+        assert people["alice"].delete(f"{BASE}/digits/versions/{number}").status_code == 200
+    assert kinds("dora") == []
+    assert kinds("bob") == ["version.deleted"] * 2 + ["version.registered"] * 2, "he saw it to the end"
+    assert not [row for row in rows(database) if row.webhook_id == hooks["dora"]], "nothing is left to be sent"

@@ -456,7 +456,8 @@ def test_an_alias_is_set_and_removed(server, capsys):
 
 def going(*aliases: str) -> Answer:
     return Answer(200, {"name": "digits", "version": 3, "job_id": "job-1", "artifact_uri": "s3://a/b", "files": 9,
-                        "bytes": 2048, "aliases": list(aliases)})  # fmt: skip
+                        "bytes": 2048, "aliases": list(aliases),
+                        "kept": f"digits:3 has the alias digits@{aliases[0]}" if aliases else ""})  # fmt: skip
 
 
 def test_a_version_is_deleted_once_what_goes_was_shown(server, capsys, monkeypatch):
@@ -475,7 +476,7 @@ def test_a_version_is_deleted_once_what_goes_was_shown(server, capsys, monkeypat
 def test_a_version_with_an_alias_is_not_even_asked_to_be_deleted(server, capsys):
     server.on("DELETE", BASE, going("champion"))
     assert run("backbones", "delete", "digits:3", "--yes") == 1
-    assert "rcmae backbones alias digits champion --remove" in capsys.readouterr().err
+    assert "nothing is deleted: digits:3 has the alias digits@champion" in capsys.readouterr().err
     assert [asked.query for asked in server.asked] == [{"preview": ["true"]}]
 
 
