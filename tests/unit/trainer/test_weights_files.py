@@ -3,7 +3,9 @@
 import argparse
 import hashlib
 import json
+import os
 import re
+from pathlib import PurePosixPath
 
 import pytest
 import torch
@@ -99,6 +101,43 @@ def test_a_pretraining_checkpoint_gives_the_network_s_features_and_predictions(n
         ) in weights.notes
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     assert weights.sha256 == {name: digest}
+
+
+def test_the_arguments_that_mae_s_code_saves_beside_the_weights_are_no_obstacle(state, tmp_path):
+    content = {"model": state, "epoch": 3, "args": argparse.Namespace(model="mae_vit_base_patch16", lr=None)}
+    weights = read_weights(*written(tmp_path, content))
+    assert all(torch.equal(value, state[name]) for name, value in weights.state.items())
+    assert "Beside the weights the file holds args, epoch, which was left out." in weights.notes
+
+
+def test_no_code_of_a_file_runs_not_even_within_arguments(state, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for content in (Runs(), argparse.Namespace(lr=Runs())):
+        with pytest.raises(WeightsRefused, match=r"holds objects of posix\.mkdir beside the tensors"):
+            read_weights(*written(tmp_path, {"model": state, "args": content}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_activation_and_epsilon_of_a_single_file_are_assumed_which_a_note_says(state, tmp_path):
+    assert (
+        "The file does not say its activation and epsilon: GELU and 1e-6, as in MAE's code, were assumed; the check "
+        "cannot find others."
+    ) in read_weights(*written(tmp_path, state)).notes
+
+
+def test_a_file_beside_its_configuration_is_refused_since_the_folder_says_more(state, tmp_path):
+    timm_folder(tmp_path, state, model_args={"act_layer": "quick_gelu"})
+    with pytest.raises(WeightsRefused, match="model_args has act_layer 'quick_gelu'"):
+        read_weights(Store(str(tmp_path)))
+    for store, name in (
+        (Store(str(tmp_path)), "model.safetensors"),
+        (Store(str(tmp_path.parent)), f"{tmp_path.name}/model.safetensors"),
+    ):
+        with pytest.raises(WeightsRefused, match=r"lies in a folder with a config\.json, .*: name the folder"):
+            read_weights(store, name)
 
 
 def _with(**tensors):
@@ -261,8 +300,8 @@ REFUSED = {
     "ambiguous": (lambda state: {"model": state, "teacher": state}, "holds teacher, model: keep the networks"),
     "twice": (lambda state: {"teacher": state, "teacher_without_ddp": state}, "holds its teacher twice"),
     "objects": (
-        lambda state: {"model": state, "args": argparse.Namespace(lr=1.0)},
-        "weights.pth: holds objects of argparse.Namespace beside the tensors, and only tensors are read. If you trust",
+        lambda state: {"model": state, "args": argparse.Namespace(output=PurePosixPath("/out"))},
+        "weights.pth: holds objects of pathlib.PurePosixPath beside the tensors, and only tensors are read. If you tr",
     ),
 }  # fmt: skip
 

@@ -89,6 +89,24 @@ def test_folders_without_what_is_needed_are_refused(tmp_path):
         read_weights(Store(str(tmp_path)))
 
 
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    store = stored(vit(), tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(WeightsRefused, match=r"config\.json: is no JSON"):
+        read_weights(store)
+
+
+def test_a_file_of_another_ending_is_called_a_file(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"a")
+    with pytest.raises(WeightsRefused, match=r"weights\.npz: is a file whose name does not end in \.safetensors"):
+        read_weights(Store(str(tmp_path)), "weights.npz")
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_read_as_a_folder(tmp_path):
+    stored(vit(), tmp_path / "vit.pth")
+    assert read_weights(Store(str(tmp_path)), "vit.pth").source_format == "vit"
+
+
 def test_parts_that_do_not_fit_their_index_are_refused(tmp_path):
     store = stored(vit(), tmp_path, max_shard_size="20KB")
     parts = sorted(tmp_path.glob("model-*.safetensors"))
