@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,9 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import ViTMAEForPreTraining, ViTModel
 
-from trainer.errors import DataError, SpecRefused
+from trainer.errors import DataError, SpecRefused, StorageError
 from trainer.export.imported import Imported
-from trainer.export.importing import import_weights
+from trainer.export.importing import PAPERS_DECODING, import_weights
 from trainer.export.written import DiffersError, check_written
 from trainer.protocol import names
 from trainer.protocol.request import AttemptRequest
@@ -247,7 +249,32 @@ def test_a_card_says_which_of_two_networks_it_is(network, told):
     found = Imported(request("/x").spec, "job-i", "rc_mae_pth", {}, model, None, network, ("timm",), 1e-6)
     assert told in found.weights(network)
     source = found.lineage(network)["source"]
-    assert source == f"x{', the teacher' if network else ''}, a checkpoint of RC-MAE's released code"
+    assert source == f"x{', the teacher' if network else ''}, a file of weights by the names of RC-MAE's code"
+
+
+def test_the_card_of_a_single_file_says_what_the_comparison_assumes():
+    model = ModelSpec(preset="vit_tiny_patch16_224")
+    single = Imported(request("/x").spec, "job-i", "mae_pth", {}, model, PAPERS_DECODING, None, ("timm",), 1e-6)
+    assert single.weights(None).endswith(
+        "converted from a file of weights by the names of MAE's code, which does not say its activation and epsilon: "
+        "GELU and 1e-6, as in MAE's code, were assumed. On the same images, tokens and predicted pixels differ from "
+        "the original's by at most 1e-06 of their size, by these assumptions."
+    )
+    assert "by the assumptions above" in single.lineage(None)["greatest deviation"]
+    folder = replace(single, source_format="vit", masking=None)
+    assert folder.weights(None).endswith(
+        "On the same images, tokens differ from the original's by at most 1e-06 of their size."
+    )
+    assert "assum" not in folder.weights(None) + folder.lineage(None)["greatest deviation"]
+
+
+def test_the_tag_of_many_files_has_the_digest_of_their_list():
+    files = {f"model-{number:05d}.safetensors": f"{number:064x}" for number in range(1, 81)}
+    model = ModelSpec(preset="vit_tiny_patch16_224")
+    many = Imported(request("/x").spec, "job-i", "vit", files, model, None, None, ("timm",), 1e-6)
+    listed = "".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()
+    assert many.tags()[names.TAG_SOURCE_FILES] == f"sha256:{hashlib.sha256(listed).hexdigest()}"
+    assert many.document["source_sha256"] == files
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -274,6 +301,11 @@ def test_a_source_outside_the_roots_is_not_read_not_even_through_a_link(tmp_path
     for name in ("linked", "copied"):
         with pytest.raises(DataError, match=r"source.uri: .* leads to .*, outside the folders for datasets"):
             imported(request(tmp_path / "roots" / name, roots), tmp_path)
+
+
+def test_a_name_that_no_folder_can_have_is_an_error_of_the_storage(tmp_path):
+    with pytest.raises(StorageError, match="File name too long"):
+        imported(request(tmp_path / ("x" * 300)), tmp_path)
 
 
 def test_a_network_that_the_source_does_not_have_is_refused(source, tmp_path):
