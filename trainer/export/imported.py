@@ -54,6 +54,8 @@ class Imported:
     deviation: float
     """The greatest difference of our tokens, and predicted pixels where there is a decoder, from those of the
     original's arithmetic, in units of their size."""
+    fitting: str = ""
+    """A sentence on how its makers' own code fits pictures to the network's size; empty if it is done so here."""
     notes: tuple[str, ...] = ()
     """Sentences on what was left out, assumed or adapted."""
 

@@ -186,6 +186,7 @@ def _described(
         network=network,
         formats=_formats(spec, square=model.height == model.width, decoder=decoder),
         deviation=0.0,
+        fitting=weights.fitting,
         notes=tuple(notes),
     )
 

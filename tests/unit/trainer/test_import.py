@@ -26,6 +26,7 @@ from trainer.export.importing import PAPERS_DECODING, import_weights
 from trainer.export.written import DiffersError, check_written
 from trainer.protocol import names
 from trainer.protocol.request import AttemptRequest
+from trainer.spec.importing import OriginSpec
 from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import ModelSpec
 from trainer.storage import Store, sha256_of
@@ -233,8 +234,25 @@ def test_its_metadata_names_the_model_it_was_made_from(version):
     assert {"imported", "masked-autoencoder"} <= set(data.tags)
     assert "self-supervised" not in data.tags
     assert yaml.safe_load((version.folder / "timm/README.md").read_text().split("---")[1])["library_name"] == "timm"
-    elsewhere = {"name": "facebookresearch/mae", "url": "https://github.com/facebookresearch/mae"}
-    assert parse_spec(request("/x", origin=elsewhere).spec.model_dump()).origin.hub_id is None
+
+
+HUB = "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"{HUB}/facebook/vit-mae-base", "facebook/vit-mae-base"),
+        (f"{HUB}/facebook/vit-mae-base?library=timm#x", "facebook/vit-mae-base"),
+        (f"{HUB}/facebook/vit-mae-base/tree/main", "facebook/vit-mae-base"),
+        *((f"{HUB}/{first}/a/b", None) for first in ("datasets", "spaces", "docs", "collections", "api", "learn")),
+        *((f"{HUB}/{first}/a", None) for first in ("papers", "blog", "models")),
+        (f"{HUB}/google", None), (f"{HUB}/a/b%20c", None), (f"{HUB}/../x", None), (HUB, None),
+        ("https://huggingface.co.example/a/b", None), ("https://github.com/facebookresearch/mae", None), (None, None),
+    ],
+)  # fmt: skip
+def test_only_addresses_of_models_in_the_hub_name_a_base_model(url, named):
+    assert OriginSpec(name="x", url=url).hub_id == named
 
 
 def test_only_the_spec_tells_where_the_weights_were(version):
@@ -250,6 +268,17 @@ def test_a_card_says_which_of_two_networks_it_is(network, told):
     assert told in found.weights(network)
     source = found.lineage(network)["source"]
     assert source == f"x{', the teacher' if network else ''}, a file of weights by the names of RC-MAE's code"
+
+
+def test_the_card_says_how_its_makers_fit_pictures(source, tmp_path):
+    theirs = shutil.copytree(source, tmp_path / "vit")
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 32, "resample": 2}
+    (theirs / "preprocessor_config.json").write_text(json.dumps(processor))
+    card = (imported(request(theirs, export={"formats": ["hf"]}), tmp_path).folder / "README.md").read_text()
+    sentence = "The source squashes pictures to 32 x 32 pixels, bilinearly."
+    assert sentence in card.split("## Input and preprocessing")[1].split("## How to load it")[0]
+    assert f"- {sentence} Here their shorter side becomes 32 pixels" in card
+    assert "the figures below" not in card
 
 
 def test_the_card_of_a_single_file_says_what_the_comparison_assumes():

@@ -370,6 +370,8 @@ def test_an_old_folder_of_timm_has_its_settings_at_the_top(network, state, tmp_p
         ({"architecture": "vit_base_patch16_siglip_224"}, "architecture 'vit_base_patch16_siglip_224': of timm only"),
         ({"architecture": "vit_base_patch16_224"}, "stands for the width 768, the tensors have 192"),
         ({"model_args": {"embed_dim": 384}}, "model_args has embed_dim 384, and the tensors have 192"),
+        ({"model_args": {"num_heads": True}}, "model_args has num_heads True, which is no number"),
+        ({"model_args": {"num_heads": "3"}}, "model_args has num_heads '3', which is no number"),
         ({"model_args": {"num_heads": 7}}, "num_heads: must divide embed_dim 192 (given: 7)"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "model_args has act_layer 'quick_gelu'"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args has norm_layer 'rmsnorm'"),
@@ -385,6 +387,33 @@ def test_an_old_folder_of_timm_has_its_settings_at_the_top(network, state, tmp_p
 def test_configurations_of_timm_that_do_not_fit_are_refused(state, tmp_path, config, told):
     with pytest.raises(WeightsRefused, match=re.escape(told)):
         read_weights(timm_folder(tmp_path, state, **config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence", "rest"),
+    [
+        ({"crop_pct": 0.9, "interpolation": "bilinear"},
+         "The source scales the shorter side to 35 pixels (crop_pct 0.9), bilinearly, and crops the central 32 x 32.",
+         "Features differ from"),
+        ({"crop_pct": 1.0, "interpolation": "bilinear"},
+         "The source scales the shorter side to 32 pixels, bilinearly, and crops the central 32 x 32.",
+         "Features differ slightly from"),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, "The source squashes pictures to 32 x 32 pixels, bicubically.",
+         "Features of pictures that are not square differ from"),
+        ({"crop_pct": 0.9, "crop_mode": "border"},
+         "The source fits pictures to 32 x 32 pixels by timm's crop_mode border (crop_pct 0.9), bicubically.",
+         "Features differ from"),
+        ({}, "The source does not say how it fits pictures.", ""),
+        ({"crop_pct": 1.0}, "", ""),
+    ],
+)  # fmt: skip
+def test_how_timm_fits_pictures_otherwise_is_told_in_words(state, tmp_path, settings, sentence, rest):
+    settings = settings | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    weights = read_weights(timm_folder(tmp_path, state, pretrained_cfg=settings))
+    assert weights.fitting == sentence
+    told = [note for note in weights.notes if note.startswith("The source") and ("pictures" in note or "side" in note)]
+    assert len(told) == bool(sentence)
+    assert all(note.startswith(sentence) and rest in note for note in told)
 
 
 def test_a_folder_of_timm_may_hold_a_file_of_torch(network, state, tmp_path):
