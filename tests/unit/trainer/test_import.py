@@ -321,14 +321,14 @@ def test_a_source_that_is_not_there_is_refused_with_where_to_copy_it(tmp_path):
 def test_a_source_outside_the_roots_is_not_read_not_even_through_a_link(tmp_path, source):
     (tmp_path / "roots").mkdir()
     roots = (str(tmp_path / "roots"),)
-    with pytest.raises(SpecRefused, match="must be below one of the locations for datasets"):
+    with pytest.raises(SpecRefused, match="must be below one of the locations that jobs may read"):
         imported(request(source, roots), tmp_path)
     (tmp_path / "roots/linked").symlink_to(source)
     copied = shutil.copytree(source, tmp_path / "roots/copied")
     (copied / "model.safetensors").unlink()
     (copied / "model.safetensors").symlink_to(source / "model.safetensors")
     for name in ("linked", "copied"):
-        with pytest.raises(DataError, match=r"source.uri: .* leads to .*, outside the folders for datasets"):
+        with pytest.raises(DataError, match=r"source.uri: .* leads to .*, outside the locations that jobs may read"):
             imported(request(tmp_path / "roots" / name, roots), tmp_path)
 
 
