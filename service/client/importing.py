@@ -55,6 +55,9 @@ def import_backbone(
     num_heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads of the encoder, for weights that do not say.")
     ] = None,
+    decoder_num_heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads of the decoder, for weights that do not say.")
+    ] = None,
     follow_it: Annotated[bool, typer.Option("--follow", help="Follow the job until it has ended.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -68,6 +71,7 @@ def import_backbone(
         job = client.import_backbone(
             absolute(uri), name, license=license_id, license_link=license_link, origin=without_none(about),
             network=network, formats=form, visibility=visibility, num_heads=num_heads,
+            decoder_num_heads=decoder_num_heads,
         )  # fmt: skip
         if follow_it:
             job = follow_to_end(client, job.id)

@@ -92,17 +92,19 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
         formats: Sequence[str] | None = None,
         visibility: FirstVisibility | None = None,
         num_heads: int | None = None,
+        decoder_num_heads: int | None = None,
     ) -> JobView:
         """Submit a job that registers weights from elsewhere as a version of the backbone ``name``.
 
         ``uri`` is a folder of timm or transformers, or a file of weights, that the service's workers can read.
         ``origin`` has the spec's fields: `name`, and perhaps `url`, `trained_on`, `paper` and `citation`.
         ``license`` may be `unknown`, or `other` with a ``license_link``. By default the version has all formats.
-        ``visibility`` is for a new backbone: `owners` for one that its owners alone see.
+        ``visibility`` is for a new backbone: `owners` for one that its owners alone see. ``num_heads`` and
+        ``decoder_num_heads`` are attention heads of encoder and decoder, for weights that do not say.
         """
         spec: dict[str, Any] = {
             "kind": "import",
-            "source": without_none({"uri": uri, "num_heads": num_heads}),
+            "source": without_none({"uri": uri, "num_heads": num_heads, "decoder_num_heads": decoder_num_heads}),
             "register_as": name,
             "origin": dict(origin),
             "license": license,

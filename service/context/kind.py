@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from sqlalchemy.orm import Session
@@ -13,6 +14,7 @@ from service.auth.caller import Caller
 from service.db.tables import Job
 from service.settings import Settings
 from trainer.protocol.inspection import Warned
+from trainer.protocol.outcome import Reason
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import Schedule
@@ -44,6 +46,8 @@ class JobKind(ABC, Generic[Spec]):
     """Why `stop` does not apply, and what to do instead; None where it applies."""
     from_scratch_refused: ClassVar[str | None] = None
     """Why a retry cannot start from scratch; None where it can."""
+    advice: ClassVar[Mapping[Reason, str]] = MappingProxyType({})
+    """What to do about a failure, where it is something else than `jobs.lifecycle.POLICIES` says."""
 
     @abstractmethod
     def check(self, app_state: AppState, caller: Caller, spec: Spec) -> Subject:

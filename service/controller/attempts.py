@@ -292,7 +292,7 @@ class Attempts:
         continuation = self._continuation(loaded, ended.checkpoint or _newest_checkpoint(before, observation))
         # Not the whole spec, which may have been stored before a limit that it exceeds: the job ends all the same.
         retry = RetrySpec.model_validate(loaded.run_spec.get("retry", {}))
-        following = settle(loaded, ended, retry.max_failures, continuation)
+        following = settle(loaded, ended, retry.max_failures, continuation, self._context.kinds[loaded.kind].advice)
         prefix = f"Attempt {before.number} has ended;"
         report, refused = self._settle(loaded, observation.run, following.state, prefix)
         if refused:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Literal
 
 from service.adapters.mlflow_runs import RunView
@@ -196,9 +198,11 @@ def _sentence(text: str) -> str:
     return f"{text}." if text and text[-1] not in ".!?…" else text
 
 
-def settle(job: Job, ended: Ended, max_failures: int, continuation: str) -> NextState:
+def settle(
+    job: Job, ended: Ended, max_failures: int, continuation: str, advice: Mapping[Reason, str] = MappingProxyType({})
+) -> NextState:
     """The next state of a job whose attempt has ended; ``continuation`` is what it does once it is queued
-    again, as `JobKind.continuation` says.
+    again, as `JobKind.continuation` says, and ``advice`` is `JobKind.advice`.
 
     The message of a job that has succeeded is replaced by its kind.
     """
@@ -210,7 +214,7 @@ def settle(job: Job, ended: Ended, max_failures: int, continuation: str) -> Next
     policy = POLICIES.get(reason, POLICIES[Reason.WORKER_FAILED])
     if ended.state == "paused" or (job.state == State.PAUSING and policy.retried):
         return NextState(State.PAUSED, Reason.PAUSED_BY_USER, PAUSED.format(continuation=continuation))
-    text = f"{_sentence(ended.message)} {policy.advice.format(continuation=continuation)}".strip()
+    text = f"{_sentence(ended.message)} {advice.get(reason, policy.advice).format(continuation=continuation)}".strip()
     failures = job.failures + policy.charged
     if not policy.retried:
         return NextState(State.FAILED, reason, text, charged=policy.charged)

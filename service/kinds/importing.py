@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -20,15 +21,16 @@ from service.jobs.state import State
 from service.jobs.submission import check_roots
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
+from trainer.protocol.outcome import Reason
 from trainer.protocol.progress import IMPORTING
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.importing import ImportSpec
 from trainer.spec.job import Kind
 from trainer.spec.plan import Schedule
 
-MEMORY: Final = 6 * 2**30
-"""Bytes, an estimate: a network's size is not known before its files are read. Weights, their copy in double precision
-for the comparison, and the graphs; enough for a ViT-L."""
+MEMORY: Final = 9 * 2**30
+"""Bytes, an estimate: a network's size is not known before its files are read. Enough for a ViT-L with its decoder in
+all formats, which took 8.3 GiB at most, while the formats were written and read back."""
 COMPLETE: Final = "The backbone is registered."
 
 
@@ -36,6 +38,9 @@ class Import(ControllerKind[ImportSpec]):
     """A job that imports weights."""
 
     name = Kind.IMPORT
+    advice = MappingProxyType(
+        {Reason.OUT_OF_MEMORY: "Use nodes with more memory, or leave onnx out of export.formats."}
+    )
 
     def check(self, app_state: AppState, caller: Caller, spec: ImportSpec) -> Subject:  # noqa: ARG002
         check_roots(app_state.settings, {"source": spec.source})

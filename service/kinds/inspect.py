@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -22,6 +23,7 @@ from service.jobs.submission import check_roots
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.inspection import INSPECTION, Inspection
+from trainer.protocol.outcome import Reason
 from trainer.spec import metric_keys
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.inspect import InspectSpec
@@ -36,6 +38,7 @@ class Inspect(ControllerKind[InspectSpec]):
     """A job that inspects a dataset."""
 
     name = Kind.INSPECT
+    advice = MappingProxyType({Reason.OUT_OF_MEMORY: "Lower resources.cpus_per_worker, or use nodes with more memory."})
 
     def check(self, app_state: AppState, caller: Caller, spec: InspectSpec) -> Subject:  # noqa: ARG002
         check_roots(app_state.settings, {"dataset": spec.dataset})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -21,6 +22,7 @@ from service.jobs.checkpoints import checkpoints_of
 from service.jobs.state import State
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
+from trainer.protocol.outcome import Reason
 from trainer.protocol.request import Source
 from trainer.spec.base import Problem
 from trainer.spec.cluster import ClusterShape
@@ -39,6 +41,9 @@ class Publish(ControllerKind[PublishSpec]):
     """A job that publishes a checkpoint."""
 
     name = Kind.PUBLISH
+    advice = MappingProxyType(
+        {Reason.OUT_OF_MEMORY: "Use nodes with more memory, or leave onnx out of export.formats."}
+    )
 
     def check(self, app_state: AppState, caller: Caller, spec: PublishSpec) -> Subject:
         job, trained = publishable_job(app_state.database, app_state.artifacts, caller, spec)

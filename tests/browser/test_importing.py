@@ -32,6 +32,10 @@ def test_weights_are_imported_with_the_form_and_their_page_says_who_made_them(
     dialog.get_by_label("Origin").fill("google/vit-tiny")
     dialog.get_by_label("Its address").fill("https://huggingface.co/google/vit-tiny")
     dialog.get_by_label("Licence", exact=True).fill("apache-2.0")
+    dialog.get_by_text("More", exact=True).click()
+    dialog.get_by_label("Formats").fill("timm, hf")
+    dialog.get_by_label("Attention heads of the encoder").fill("3")
+    dialog.get_by_label("Citation").fill("@misc{tiny,\n  title = {Tiny}\n}")
     visit.shot(page, f"import-{width}")
     assert visit.axe(page) == []
     dialog.get_by_role("button", name="Import").click()

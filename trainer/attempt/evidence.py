@@ -32,7 +32,6 @@ NODE_SECONDS = 60.0
 KERNEL_SECONDS = 20.0
 MOST_WORKERS = 10_000
 
-_MEMORY_ADVICE: Final = "lower optimization.micro_batch_size, or use nodes with more memory"
 _PREEMPTION_ADVICE: Final = "nothing to do: the job continues by itself when a node has room"
 _PREEMPTED: Final = frozenset({NodeDeathInfo.EXPECTED_TERMINATION, NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED,
                              NodeDeathInfo.AUTOSCALER_DRAIN_IDLE})  # fmt: skip
@@ -109,9 +108,9 @@ def _diagnose(process: str, cause: BaseException, storage: str) -> Diagnosis | N
     """The typed reason behind one error, and a sentence; None for an error without a reason of its own."""
     # torch raises its own type for a full GPU, which the driver recognises by name because it does not import torch.
     if isinstance(cause, (MemoryError, OutOfMemoryError)) or type(cause).__name__ == "OutOfMemoryError":
-        return Reason.OUT_OF_MEMORY, f"{process} ran out of memory: {_MEMORY_ADVICE}. {_first_line(cause)}"
+        return Reason.OUT_OF_MEMORY, f"{process} ran out of memory: {_first_line(cause)}"
     if isinstance(cause, RayActorError) and "NODE_OUT_OF_MEMORY" in str(cause):
-        return Reason.OUT_OF_MEMORY, f"Ray killed {process} because its node ran out of memory: {_MEMORY_ADVICE}"
+        return Reason.OUT_OF_MEMORY, f"Ray killed {process} because its node ran out of memory"
     if isinstance(cause, NodeDiedError):
         return Reason.NODE_LOST, f"the node of {process} was lost, check that machine: {_first_line(cause)}"
     if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
@@ -183,7 +182,7 @@ def look_further(symptom: str, store: Store, attempt: int) -> Diagnosis | None:
     for death in filter(None, map(death_of, workers)):
         process = f"the worker process {death.pid} on the node at {death.address}"
         if _killed_for_memory(death, store, attempt):
-            return Reason.OUT_OF_MEMORY, f"the kernel's OOM killer ended {process}: {_MEMORY_ADVICE}"
+            return Reason.OUT_OF_MEMORY, f"the kernel's OOM killer ended {process}"
         end = how_it_died(death.text)
         others = "" if end in symptom else f"; the others reported: {symptom}"
         return Reason.WORKER_FAILED, f"{process} {end}. Its last lines are in the job's logs{others}"

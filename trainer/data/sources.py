@@ -274,8 +274,8 @@ def check_below_roots(path: Path, real: Sequence[str] | None, field: str = "data
     end = Path(os.path.realpath(path))
     if not any(end.is_relative_to(root) for root in real):
         raise DataError(
-            f"{field}: {shown_name(str(path))} leads to {shown_name(str(end))}, outside the folders for datasets "
-            f"({', '.join(real)}): move or copy the files into one of them"
+            f"{field}: {shown_name(str(path))} leads to {shown_name(str(end))}, outside the locations that jobs "
+            f"may read ({', '.join(real)}): move or copy the files into one of them"
         )
 
 

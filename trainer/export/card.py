@@ -66,6 +66,10 @@ class Provenance(Protocol):
         """Whether others have trained it."""
 
     @property
+    def fitting(self) -> str:
+        """A sentence on how its makers' own code fits pictures to the network's size; empty if it is done so here."""
+
+    @property
     def document(self) -> Mapping[str, Any]:
         """``spec.json``."""
 
@@ -138,7 +142,7 @@ class Facts:
         """What the code needs."""
         return Subject(
             self.name, self.formats, self.model, self.masking.mask_ratio, self.mean, self.std, self.value_range,
-            imported=self.provenance.imported,
+            imported=self.provenance.imported, fitting=self.provenance.fitting,
         )  # fmt: skip
 
 
@@ -223,7 +227,7 @@ def _use(facts: Facts) -> str:
         "for decisions about people.\n"
         f"- {facts.provenance.experience()} Measure it on your own images before you rely on it.\n"
         f"- It is made for {model.height} x {model.width} pixels. timm and transformers can interpolate its position "
-        "embeddings to other sizes; the figures below are not about these.\n"
+        f"embeddings to other sizes{'; the figures below are not about these' if facts.evaluation.values else ''}.\n"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,14 @@ SOURCE_FORMATS: Final = {
     "timm": "a folder of timm",
     "vit": "a folder of transformers' ViT",
     "vit_mae": "a folder of transformers' ViTMAE",
-    "mae_pth": "a checkpoint of MAE's released code",
-    "rc_mae_pth": "a checkpoint of RC-MAE's released code",
+    "mae_pth": "a file of weights by the names of MAE's code",
+    "rc_mae_pth": "a file of weights by the names of RC-MAE's code",
 }
 """In words."""
+SINGLE_FILES: Final = ("mae_pth", "rc_mae_pth")
+"""Formats that say nothing but tensors, so that the comparison rests on assumptions."""
+MOST_LISTED: Final = 10
+"""Files whose digests fit into a tag."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,10 @@ class Imported:
     formats: tuple[str, ...]
     """Those that are registered."""
     deviation: float
-    """The greatest difference of our tokens from those of the original's arithmetic, in units of their size."""
+    """The greatest difference of our tokens, and predicted pixels where there is a decoder, from those of the
+    original's arithmetic, in units of their size."""
+    fitting: str = ""
+    """A sentence on how its makers' own code fits pictures to the network's size; empty if it is done so here."""
     notes: tuple[str, ...] = ()
     """Sentences on what was left out, assumed or adapted."""
 
@@ -100,10 +108,18 @@ class Imported:
     def weights(self, network: Network | None) -> str:
         whose = f"the {network}'s of {self._origin}" if network else f"those of {self._origin}"
         form = SOURCE_FORMATS.get(self.source_format, self.source_format)
+        assumed = given = ""
+        if self.source_format in SINGLE_FILES:
+            assumed = ", which does not say its activation and epsilon: GELU and 1e-6, as in MAE's code, were assumed"
+            given = ", by these assumptions"
         return (
-            f"The weights are {whose}, converted from {form}. Computed with both on the same images, tokens differ "
-            f"by at most {self.deviation:.1g} of their size."
+            f"The weights are {whose}, converted from {form}{assumed}. On the same images, {self._compared} "
+            f"differ from the original's by at most {self.deviation:.1g} of their size{given}."
         )
+
+    @property
+    def _compared(self) -> str:
+        return "tokens and predicted pixels" if self.masking else "tokens"
 
     def training(self, facts: Facts) -> str:
         origin, model = self.spec.origin, facts.model
@@ -150,7 +166,8 @@ class Imported:
             "imported by": f"`{self.job_id}`",
             "source": f"{self._source}{which}, {form}",
             **{f"sha256 of {plain(name)}": f"`{digest}`" for name, digest in self.files.items()},
-            "greatest deviation": f"{self.deviation:.2g} of the tokens' size, from the original's own arithmetic",
+            "greatest deviation": f"{self.deviation:.2g} of the size of {self._compared}, from the original's own "
+            f"arithmetic{', by the assumptions above' if self.source_format in SINGLE_FILES else ''}",
             "spec sha256": f"`{self.spec_sha256}`",
         }
 
@@ -166,8 +183,16 @@ class Imported:
             names.TAG_ORIGIN: origin.name,
             **({names.TAG_ORIGIN_URL: origin.url} if origin.url else {}),
             names.TAG_SOURCE_FORMAT: self.source_format,
-            names.TAG_SOURCE_FILES: json.dumps(self.files),
+            names.TAG_SOURCE_FILES: self._digests,
         }
+
+    @property
+    def _digests(self) -> str:
+        """The sha256 of each file; of many, of their list as `sha256sum` writes it, in the order of their names."""
+        if len(self.files) <= MOST_LISTED:
+            return json.dumps(self.files)
+        listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(self.files.items()))
+        return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()}"
 
     def record(self) -> dict[str, Any]:
         return {

@@ -29,7 +29,7 @@ from trainer.spec.dataset import misplaced
 from trainer.spec.export import Network
 from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF_MAE, BACKBONE_ONNX
 from trainer.spec.importing import ImportSpec
-from trainer.storage import Store
+from trainer.storage import Store, storage_errors
 from trainer.temporary import temporary_folder
 from trainer.tracking.registry import About, BackboneRegistry
 from trainer.weights.agreement import check_forward
@@ -80,6 +80,8 @@ def import_weights(
         logger.info("%s", note)
     if action := requested_action():
         return action
+    # Before the formats are written, which takes the most memory, the source's own tensors and the other network go.
+    weights = replace(weights, state=state, networks={}, originals=())
     with temporary_folder() as directory:
         enter("writing")
         logger.info("Writing %s", ", ".join(imported.formats))
@@ -118,11 +120,15 @@ def _opened(spec: ImportSpec, roots: tuple[str, ...] | None) -> tuple[Store, str
 
 
 def _check_links(path: Path, roots: tuple[str, ...] | None) -> None:
-    """Raise `DataError` if the source or a file in its folder lies outside the roots once links are followed."""
+    """Raise `DataError` if the source or a file in its folder lies outside the roots once links are followed, and
+    `StorageError` if the folder cannot be listed.
+    """
     real = real_roots(roots)
     check_below_roots(path, real, "source.uri")
-    for each in path.iterdir() if path.is_dir() else ():
-        check_below_roots(each, real, "source.uri")
+    with storage_errors(str(path)):
+        files = list(path.iterdir()) if path.is_dir() else []
+    for file in files:
+        check_below_roots(file, real, "source.uri")
 
 
 def _chosen(spec: ImportSpec, weights: ForeignWeights) -> tuple[Network | None, Mapping[str, Tensor]]:
@@ -180,6 +186,7 @@ def _described(
         network=network,
         formats=_formats(spec, square=model.height == model.width, decoder=decoder),
         deviation=0.0,
+        fitting=weights.fitting,
         notes=tuple(notes),
     )
 

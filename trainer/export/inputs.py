@@ -30,6 +30,8 @@ class Subject:
     value_range: tuple[float, float] = field(default=EIGHT_BITS)
     imported: bool = False
     """Whether others have trained it, so that less is known of it."""
+    fitting: str = ""
+    """A sentence on how its makers' own code fits pictures otherwise, if it does."""
 
     @property
     def mode(self) -> str | None:

@@ -61,6 +61,7 @@ class Trained:
     """A PNG."""
 
     imported = False
+    fitting = ""
 
     @property
     def method(self) -> str:

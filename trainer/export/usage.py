@@ -55,7 +55,8 @@ def preprocessing(subject: Subject) -> str:
             " transformers 5 resizes with torchvision where that is installed, and differs by one or two of 255 "
             'levels: `AutoImageProcessor.from_pretrained` takes `backend="pil"` against it.'
         )
-    return f"Every format expects the same input:\n\n{listed}\n\n{note}\n"
+    theirs = f" {subject.fitting}" if subject.fitting else ""
+    return f"Every format expects the same input:\n\n{listed}\n\n{note}{theirs}\n"
 
 
 def loading(subject: Subject, form: str | None) -> str:

@@ -122,7 +122,8 @@ TAG_ORIGIN_URL: Final = "rcmae.origin_url"
 TAG_SOURCE_FORMAT: Final = "rcmae.source_format"
 """What it was converted from, such as `timm` or `vit_mae`."""
 TAG_SOURCE_FILES: Final = "rcmae.source_sha256"
-"""JSON: the sha256 of each file that was read, by name."""
+"""JSON: the sha256 of each file that was read, by name. Of more than ten files, `sha256:` and the digest of their list
+as `sha256sum` writes it, in the order of their names; `spec.json` has them all."""
 TAG_METRIC: Final = "rcmae.metric."
 """Prefix of a metric's key, for results of the last evaluation, for example `rcmae.metric.eval/linear_top1`."""
 

@@ -35,6 +35,8 @@ REQUEST, TRIAL = "request", "trial"
 STOP_SECONDS: Final = 60
 """How long a trial that is stopped at a report has to clean up before its process is killed."""
 
+MEMORY_ADVICE: Final = "Lower optimization.micro_batch_size, or use nodes with more memory"
+
 Report = Callable[[Mapping[str, float]], None]
 """Reports an evaluation and its epoch to the search; raises `SystemExit` if the trial is to end there."""
 
@@ -93,6 +95,8 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
     except Exception as error:  # noqa: BLE001 - the outcome must report any error
         reason, message = diagnose(error, f"trial {context.number}", store.uri)
         failure = Outcome(state="failed", reason=reason, message=message)
+    if failure and failure.reason is Reason.OUT_OF_MEMORY:  # of a job the service says what to do
+        failure = failure.model_copy(update={"message": f"{failure.message}. {MEMORY_ADVICE}"})
     if failure:
         settle_outcome(store, request.attempt, failure)
         raise TrialFailed(failure.message)

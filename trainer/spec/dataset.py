@@ -164,7 +164,7 @@ def misplaced(section: Located, field: str, roots: Sequence[str] | None) -> Prob
     """The problem if what a section names is outside all roots; None if it is not. ``field`` is the section's path."""
     if roots is None or any(_is_below(section.uri, root) for root in roots):
         return None
-    text = f"must be below one of the locations for datasets: {', '.join(roots)}"
+    text = f"must be below one of the locations that jobs may read: {', '.join(roots)}"
     return Problem(f"{field}.uri", f"/{field.replace('.', '/')}/uri", section.uri, text)
 
 

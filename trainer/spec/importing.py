@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -14,7 +16,12 @@ from trainer.spec.export import BackboneName, FirstVisibility, Formats, License,
 
 LINKED: Final = "other"
 """The licence that says nothing unless a link leads to its text."""
-HUB: Final = "https://huggingface.co/"
+HUB: Final = "huggingface.co"
+NO_OWNERS: Final = frozenset({
+    "datasets", "spaces", "papers", "docs", "collections", "blog", "models", "api", "learn",
+})  # fmt: skip
+"""First parts of the Hub's addresses that lead to no model."""
+_REPOSITORY: Final = re.compile(r"/(\w[\w.-]*)/(\w[\w.-]*)(?:/|$)", re.ASCII)
 FENCE: Final = "```"
 
 
@@ -76,8 +83,11 @@ class OriginSpec(SpecModel):
     @property
     def hub_id(self) -> str | None:
         """The repository's name in the Hugging Face Hub; None if it is published elsewhere."""
-        parts = (self.url or "").removeprefix(HUB).split("/")
-        return "/".join(parts[:2]) if (self.url or "").startswith(HUB) and len(parts) > 1 and all(parts[:2]) else None
+        address = urlsplit(self.url or "")
+        found = _REPOSITORY.match(address.path)
+        if address.hostname != HUB or found is None or found[1] in NO_OWNERS:
+            return None
+        return f"{found[1]}/{found[2]}"
 
 
 class ImportExport(SpecModel):

@@ -50,7 +50,7 @@ def check_forward(weights: ForeignWeights) -> float:
             raise WeightsRefused(
                 f"with the source's layer_norm_eps {weights.norm_eps:g} its output deviates by {own:.1e} of its size "
                 f"from that with {NORM_EPS:g}, which every exported format has, and at most {EPSILON_TOLERANCE:g} is "
-                "accepted"
+                "accepted: a network that nobody has trained has features too small for this check"
             )
         deviations.append(own)
     return max(deviations)

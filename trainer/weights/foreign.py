@@ -48,6 +48,8 @@ class ForeignWeights:
     """The pixel values that become 0 and 1 before ``mean`` and ``std`` apply."""
     statistics_origin: str
     """Where these three are from: ``preprocessor_config.json``, ``pretrained_cfg`` or ``ImageNet default``."""
+    fitting: str
+    """A sentence on how the source fits pictures to the network's size; empty if it is done so here."""
     norm_eps: float
     """The epsilon of the source's own LayerNorms; ours is `NORM_EPS`."""
     license: str | None
@@ -128,6 +130,7 @@ def _assembled(
         std=statistics.std,
         value_range=statistics.value_range,
         statistics_origin=statistics.origin,
+        fitting=statistics.fitting.sentence,
         norm_eps=layout.norm_eps,
         license=_license(source),
         sha256=source.sha256,

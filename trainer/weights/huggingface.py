@@ -129,6 +129,6 @@ def _patch(config: Mapping[str, Any]) -> Any:
 
 def _epsilon(config: Mapping[str, Any]) -> float:
     value = config["layer_norm_eps"]
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise WeightsRefused(f"{CONFIG}: layer_norm_eps {value!r} must be a small number, such as 1e-6")
     return float(value)

@@ -23,6 +23,11 @@ NETWORKS: Final[dict[str, Network]] = {
 WRAPPER: Final = "module."
 """What DistributedDataParallel puts before each name."""
 
+ASSUMED: Final = (
+    "The file does not say its activation and epsilon: GELU and 1e-6, as in MAE's code, were assumed; the check cannot "
+    "find others."
+)
+
 Tensors = dict[str, Tensor]
 
 
@@ -111,5 +116,5 @@ def read_release(found: Found, place: str, heads: Heads, *, rc_mae: bool) -> Lay
         names=own_names,
         norm_eps=NORM_EPS,
         left_out=plain.LEFT_OUT[:3] if decoder else plain.LEFT_OUT,
-        notes=notes,
+        notes=(ASSUMED, *notes),
     )

@@ -1,10 +1,12 @@
 """The files of weights from elsewhere: which there are, and the tensors that they hold, under their own names.
 
-Nothing is unpickled except tensors in plain containers (`torch.load(weights_only=True)`).
+Nothing is unpickled except tensors in plain containers and the arguments of MAE's code, an `argparse.Namespace`
+(`torch.load(weights_only=True)`).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 import posixpath
@@ -68,10 +70,14 @@ def read_source(store: Store, name: str) -> Source:
 
     Raises `WeightsRefused` if files are missing, damaged or too large, and `StorageError` if they cannot be read.
     """
-    if name.endswith(FILE_ENDINGS):
-        folder, file = posixpath.split(name)
-        return _read(store, folder, (file,), name)
     names = store.names(name)
+    if not names and name.endswith(FILE_ENDINGS):
+        return _read_file(store, name)
+    if not names and name and store.exists(name):
+        raise WeightsRefused(
+            f"{_place(store, name)}: is a file whose name does not end in {', '.join(FILE_ENDINGS)}: name a file of "
+            "weights, or a folder of timm or transformers"
+        )
     if not names:
         raise WeightsRefused(f"{_place(store, name)}: the folder is empty or does not exist: correct the path")
     if CONFIG not in names:
@@ -80,6 +86,17 @@ def read_source(store: Store, name: str) -> Source:
             f"({', '.join(FILE_ENDINGS)})"
         )
     return _read(store, name, _files_of_folder(store, name, names), name)
+
+
+def _read_file(store: Store, name: str) -> Source:
+    """A single file, which must not be that of a folder whose configuration says more than tensors can."""
+    folder, file = posixpath.split(name)
+    if CONFIG in store.names(folder):
+        raise WeightsRefused(
+            f"{_place(store, name)}: lies in a folder with a {CONFIG}, which says what tensors cannot, such as the "
+            "activation: name the folder"
+        )
+    return _read(store, folder, (file,), name)
 
 
 def _files_of_folder(store: Store, folder: str, names: list[str]) -> tuple[str, ...]:
@@ -159,7 +176,9 @@ def _load(file: Path) -> Content:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
         # Files of torch before 1.6 are no ZIP archives, and cannot be mapped.
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        # MAE's code saves its arguments beside the weights: a namespace is made of attributes alone, and runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
         raise WeightsRefused(
             f"{file.name}: holds no tensors by name, but a {type(loaded).__name__}: save model.state_dict()"
@@ -192,7 +211,7 @@ def _first_line(error: BaseException) -> str:
 def _json(data: bytes, place: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter: brackets within brackets, some thousand deep
         raise WeightsRefused(f"{place}: is no JSON: {error}: copy it again") from error
     if not isinstance(found, dict):
         raise WeightsRefused(f"{place}: must hold a JSON object, not a {type(found).__name__}: copy it again")
@@ -214,7 +233,7 @@ def _card_license(card: bytes) -> str | None:
         return None
     try:
         matter = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # also: a date that is none, and brackets without an end
         return None  # a card is for people: one with broken YAML says nothing of the weights
     named = matter.get("license") if isinstance(matter, dict) else None
     return named if isinstance(named, str) and named else None

@@ -97,6 +97,8 @@ def _check_arguments(arguments: Mapping[str, Any]) -> None:
 def _heads(arguments: Mapping[str, Any], size: str, width: int, heads: Heads) -> tuple[int, tuple[str, ...]]:
     """Heads by `model_args`, by the architecture's name, or as given."""
     if "num_heads" in arguments:
+        if type(arguments["num_heads"]) is not int:  # neither true nor "3"
+            raise WeightsRefused(f"{CONFIG}: model_args has num_heads {arguments['num_heads']!r}, which is no number")
         return heads.agreeing(arguments["num_heads"]), ()
     named_width, named_heads = WIDTHS_AND_HEADS[size]
     if width == named_width:

@@ -132,7 +132,7 @@ def test_weights_must_be_where_the_settings_allow_datasets(routes, settings, dat
             refused = problem(client.post(path, json=SPEC | {"source": {"uri": uri}}), 422, "spec_invalid")
             (told,) = refused["problems"]
             assert (told["field"], told["value"]) == ("source.uri", uri)
-            assert "one of the locations for datasets: /data, s3://models/free" in told["message"]
+            assert "one of the locations that jobs may read: /data, s3://models/free" in told["message"]
     assert client.post("/v1/jobs", json=SPEC | {"source": {"uri": "s3://models/free/vit"}}).status_code == 201
     narrow.rounds()
     assert [request.dataset_roots for request in ray.requests] == [roots]
@@ -159,6 +159,14 @@ def test_its_progress_is_the_phase_that_its_heartbeat_tells(served, world):
         view = JobView.model_validate_json(answer.text)
         assert (render_progress.line(view), render_progress.done(view)) == (phase, phase)
         assert render_progress.share_done(view.progress) == done / 4
+
+
+def test_what_to_do_when_it_runs_out_of_memory_is_something_that_its_spec_has(served, world):
+    job_id = started(served, world)
+    world.end_attempt(job_id, Outcome(state="failed", reason="out_of_memory", message="Out."), ray="FAILED")
+    world.rounds()
+    message = served.get(f"/v1/jobs/{job_id}").json()["message"]
+    assert message.startswith("Out. Use nodes with more memory, or leave onnx out of export.formats. Trying again")
 
 
 def test_its_version_says_who_made_it_wherever_people_look(served, world, root, browsers):
@@ -242,7 +250,10 @@ def test_it_is_cancelled_retried_and_deleted_like_any_job(served, world, root, m
 def test_the_page_offers_an_import_to_those_who_may_submit_one(browsers):
     page = browsers.alice.get("/backbones").text
     form = page[page.index('id="import"') :]
-    for name in ("source.uri", "register_as", "origin.name", "origin.url", "origin.trained_on", "license"):
+    for name in (
+        "source.uri", "register_as", "origin.name", "origin.url", "origin.trained_on", "license", "origin.paper",
+        "origin.citation", "export.network", "export.formats", "source.num_heads", "source.decoder_num_heads",
+    ):  # fmt: skip
         assert f'name="{name}"' in form, name
     assert 'value="import"' in form
 
@@ -257,14 +268,15 @@ def test_the_command_submits_what_was_said(server, capsys, tmp_path, monkeypatch
     more = (
         "--license-link", "https://a.example/l", "--origin-url", "https://a.example", "--trained-on", "ImageNet-1k",
         "--paper", "https://a.example/p", "--citation", "cite.bib", "--network", "teacher", "--format", "timm",
-        "--num-heads", "6",
+        "--num-heads", "6", "--decoder-num-heads", "8",
     )  # fmt: skip
     assert run("backbones", "import", "s3://models/mae.pth", *least, *more) == 0
     plain = {"kind": "import", "register_as": "vit-b", "license": "unknown"}
     assert [asked.body for asked in server.asked] == [
         plain | {"source": {"uri": str(tmp_path / "weights/vit")}, "origin": {"name": "somebody's"}, "export": {}},
         plain | {
-            "source": {"uri": "s3://models/mae.pth", "num_heads": 6}, "license_link": "https://a.example/l",
+            "source": {"uri": "s3://models/mae.pth", "num_heads": 6, "decoder_num_heads": 8},
+            "license_link": "https://a.example/l",
             "origin": {
                 "name": "somebody's", "url": "https://a.example", "trained_on": "ImageNet-1k",
                 "paper": "https://a.example/p", "citation": "@misc{x}\n",

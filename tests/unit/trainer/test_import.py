@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +20,13 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import ViTMAEForPreTraining, ViTModel
 
-from trainer.errors import DataError, SpecRefused
+from trainer.errors import DataError, SpecRefused, StorageError
 from trainer.export.imported import Imported
-from trainer.export.importing import import_weights
+from trainer.export.importing import PAPERS_DECODING, import_weights
 from trainer.export.written import DiffersError, check_written
 from trainer.protocol import names
 from trainer.protocol.request import AttemptRequest
+from trainer.spec.importing import OriginSpec
 from trainer.spec.job import parse_spec
 from trainer.spec.pretrain import ModelSpec
 from trainer.storage import Store, sha256_of
@@ -231,8 +234,25 @@ def test_its_metadata_names_the_model_it_was_made_from(version):
     assert {"imported", "masked-autoencoder"} <= set(data.tags)
     assert "self-supervised" not in data.tags
     assert yaml.safe_load((version.folder / "timm/README.md").read_text().split("---")[1])["library_name"] == "timm"
-    elsewhere = {"name": "facebookresearch/mae", "url": "https://github.com/facebookresearch/mae"}
-    assert parse_spec(request("/x", origin=elsewhere).spec.model_dump()).origin.hub_id is None
+
+
+HUB = "https://huggingface.co"
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        (f"{HUB}/facebook/vit-mae-base", "facebook/vit-mae-base"),
+        (f"{HUB}/facebook/vit-mae-base?library=timm#x", "facebook/vit-mae-base"),
+        (f"{HUB}/facebook/vit-mae-base/tree/main", "facebook/vit-mae-base"),
+        *((f"{HUB}/{first}/a/b", None) for first in ("datasets", "spaces", "docs", "collections", "api", "learn")),
+        *((f"{HUB}/{first}/a", None) for first in ("papers", "blog", "models")),
+        (f"{HUB}/google", None), (f"{HUB}/a/b%20c", None), (f"{HUB}/../x", None), (HUB, None),
+        ("https://huggingface.co.example/a/b", None), ("https://github.com/facebookresearch/mae", None), (None, None),
+    ],
+)  # fmt: skip
+def test_only_addresses_of_models_in_the_hub_name_a_base_model(url, named):
+    assert OriginSpec(name="x", url=url).hub_id == named
 
 
 def test_only_the_spec_tells_where_the_weights_were(version):
@@ -247,7 +267,43 @@ def test_a_card_says_which_of_two_networks_it_is(network, told):
     found = Imported(request("/x").spec, "job-i", "rc_mae_pth", {}, model, None, network, ("timm",), 1e-6)
     assert told in found.weights(network)
     source = found.lineage(network)["source"]
-    assert source == f"x{', the teacher' if network else ''}, a checkpoint of RC-MAE's released code"
+    assert source == f"x{', the teacher' if network else ''}, a file of weights by the names of RC-MAE's code"
+
+
+def test_the_card_says_how_its_makers_fit_pictures(source, tmp_path):
+    theirs = shutil.copytree(source, tmp_path / "vit")
+    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 32, "resample": 2}
+    (theirs / "preprocessor_config.json").write_text(json.dumps(processor))
+    card = (imported(request(theirs, export={"formats": ["hf"]}), tmp_path).folder / "README.md").read_text()
+    sentence = "The source squashes pictures to 32 x 32 pixels, bilinearly."
+    assert sentence in card.split("## Input and preprocessing")[1].split("## How to load it")[0]
+    assert f"- {sentence} Here their shorter side becomes 32 pixels" in card
+    assert "the figures below" not in card
+
+
+def test_the_card_of_a_single_file_says_what_the_comparison_assumes():
+    model = ModelSpec(preset="vit_tiny_patch16_224")
+    single = Imported(request("/x").spec, "job-i", "mae_pth", {}, model, PAPERS_DECODING, None, ("timm",), 1e-6)
+    assert single.weights(None).endswith(
+        "converted from a file of weights by the names of MAE's code, which does not say its activation and epsilon: "
+        "GELU and 1e-6, as in MAE's code, were assumed. On the same images, tokens and predicted pixels differ from "
+        "the original's by at most 1e-06 of their size, by these assumptions."
+    )
+    assert "by the assumptions above" in single.lineage(None)["greatest deviation"]
+    folder = replace(single, source_format="vit", masking=None)
+    assert folder.weights(None).endswith(
+        "On the same images, tokens differ from the original's by at most 1e-06 of their size."
+    )
+    assert "assum" not in folder.weights(None) + folder.lineage(None)["greatest deviation"]
+
+
+def test_the_tag_of_many_files_has_the_digest_of_their_list():
+    files = {f"model-{number:05d}.safetensors": f"{number:064x}" for number in range(1, 81)}
+    model = ModelSpec(preset="vit_tiny_patch16_224")
+    many = Imported(request("/x").spec, "job-i", "vit", files, model, None, None, ("timm",), 1e-6)
+    listed = "".join(f"{digest}  {name}\n" for name, digest in files.items()).encode()
+    assert many.tags()[names.TAG_SOURCE_FILES] == f"sha256:{hashlib.sha256(listed).hexdigest()}"
+    assert many.document["source_sha256"] == files
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -265,15 +321,20 @@ def test_a_source_that_is_not_there_is_refused_with_where_to_copy_it(tmp_path):
 def test_a_source_outside_the_roots_is_not_read_not_even_through_a_link(tmp_path, source):
     (tmp_path / "roots").mkdir()
     roots = (str(tmp_path / "roots"),)
-    with pytest.raises(SpecRefused, match="must be below one of the locations for datasets"):
+    with pytest.raises(SpecRefused, match="must be below one of the locations that jobs may read"):
         imported(request(source, roots), tmp_path)
     (tmp_path / "roots/linked").symlink_to(source)
     copied = shutil.copytree(source, tmp_path / "roots/copied")
     (copied / "model.safetensors").unlink()
     (copied / "model.safetensors").symlink_to(source / "model.safetensors")
     for name in ("linked", "copied"):
-        with pytest.raises(DataError, match=r"source.uri: .* leads to .*, outside the folders for datasets"):
+        with pytest.raises(DataError, match=r"source.uri: .* leads to .*, outside the locations that jobs may read"):
             imported(request(tmp_path / "roots" / name, roots), tmp_path)
+
+
+def test_a_name_that_no_folder_can_have_is_an_error_of_the_storage(tmp_path):
+    with pytest.raises(StorageError, match="File name too long"):
+        imported(request(tmp_path / ("x" * 300)), tmp_path)
 
 
 def test_a_network_that_the_source_does_not_have_is_refused(source, tmp_path):

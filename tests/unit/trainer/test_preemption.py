@@ -149,6 +149,22 @@ def test_a_trial_in_its_own_process_stores_a_checkpoint_where_its_node_is_draine
     assert (outcome.reason, outcome.checkpoint) == (Reason.PREEMPTED, "checkpoints/a2/00000007")
 
 
+@pytest.mark.usefixtures("ray")
+def test_a_trial_without_memory_says_what_of_its_spec_to_lower(request_):
+    def work(_: Worker) -> Outcome:
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    context = trial.TrialContext(run_id="s", attempt=1, number=0, metrics=("train/loss",), epochs=1)
+    with pytest.raises(trial.TrialFailed):
+        trial.run_trial({trial.REQUEST: request_.model_dump_json(), trial.TRIAL: context.model_dump_json()}, work)
+    outcome = read_outcome(Store(request_.artifact_uri), 2)
+    assert outcome.reason is Reason.OUT_OF_MEMORY
+    assert outcome.message.endswith(
+        "ran out of memory: Unable to allocate 3 GiB. Lower optimization.micro_batch_size, or use nodes with more "
+        "memory"
+    )
+
+
 # --- in the driver ----------------------------------------------------------------------------------------------------
 
 

@@ -138,8 +138,9 @@ def test_another_epsilon_is_measured_and_told(tmp_path):
     assert weights.norm_eps == 1e-12
     assert any(note.startswith("The source's LayerNorms add 1e-12 to the variance, and here") for note in weights.notes)
     large = read_weights(rewritten(tmp_path, layer_norm_eps=0.5))
-    with pytest.raises(WeightsRefused, match=r"with the source's layer_norm_eps 0\.5 its output deviates by"):
+    with pytest.raises(WeightsRefused, match=r"with the source's layer_norm_eps 0\.5 its output deviates by") as caught:
         check_forward(large)
+    assert str(caught.value).endswith("a network that nobody has trained has features too small for this check")
 
 
 # --- the check catches what tensors' shapes cannot -------------------------------------------------------------------
@@ -231,11 +232,49 @@ def test_without_a_processor_imagenet_s_normalisation_is_assumed_which_a_note_sa
 )  # fmt: skip
 def test_the_processor_s_normalisation_is_taken(tmp_path, settings, mean, std, value_range):
     store = stored(vit(), tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings | {"size": 32, "resample": 2}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     weights = read_weights(store)
     assert (weights.mean, weights.std, weights.value_range) == (mean, std, value_range)
     assert weights.statistics_origin == "preprocessor_config.json"
-    assert any("fits pictures to the network's size in another way" in note for note in weights.notes)
+
+
+HERE = "Here their shorter side becomes 32 pixels, bicubically, and the centre is cropped."
+THEIRS = "from those that its makers' own code gives"
+ACROSS = "Here they are squashed to 16 x 48 pixels, bicubically."
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape", "sentence", "rest"),
+    [
+        ({"size": 32, "resample": 3}, {}, "The source squashes pictures to 32 x 32 pixels, bicubically.",
+         f"{HERE} Features of pictures that are not square differ {THEIRS}."),
+        ({"size": {"height": 32, "width": 32}, "resample": 2, "do_center_crop": False, "crop_size": 16}, {},
+         "The source squashes pictures to 32 x 32 pixels, bilinearly.",
+         f"{HERE} Features of pictures that are not square differ {THEIRS}, and those of others differ slightly."),
+        ({"size": {"shortest_edge": 36}, "resample": 2, "do_center_crop": True, "crop_size": 32}, {},
+         "The source scales the shorter side to 36 pixels, bilinearly, and crops the central 32 x 32.",
+         f"{HERE} Features differ {THEIRS}."),
+        ({"size": 32, "image_processor_type": "CLIPImageProcessor", "do_center_crop": True, "crop_size": 32}, {},
+         "The source scales the shorter side to 32 pixels and crops the central 32 x 32.",
+         f"{HERE} Features may differ slightly {THEIRS}."),
+        ({"size": 32, "resample": 2}, {"image_size": [16, 48]},
+         "The source squashes pictures to 32 x 32 pixels, bilinearly.", f"{ACROSS} Features differ {THEIRS}."),
+        ({"size": {"height": 16, "width": 48}, "resample": 2}, {"image_size": [16, 48]},
+         "The source squashes pictures to 16 x 48 pixels, bilinearly.", f"{ACROSS} Features differ slightly {THEIRS}."),
+        ({"do_resize": False}, {}, "The source does not resize pictures.", f"{HERE} Features differ {THEIRS}."),
+        ({}, {}, "The source does not say how it fits pictures.", ""),
+        ({"size": {"longest_edge": 32}}, {}, "The source does not say how it fits pictures.", ""),
+        ({"size": {"shortest_edge": 32}, "resample": 3, "do_center_crop": True, "crop_size": 32}, {}, "", ""),
+    ],
+)  # fmt: skip
+def test_how_the_source_fits_pictures_otherwise_is_told_in_words(tmp_path, settings, shape, sentence, rest):
+    store = stored(vit(**shape), tmp_path)
+    settings = settings | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    weights = read_weights(store)
+    assert weights.fitting == sentence
+    told = f"{sentence} {rest}".strip()
+    assert [note for note in weights.notes if "pictures" in note or "centre" in note] == ([told] if told else [])
 
 
 def test_the_card_s_licence_is_reported(tmp_path):
@@ -243,8 +282,9 @@ def test_the_card_s_licence_is_reported(tmp_path):
     assert read_weights(store).license is None
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\ntags: [a]\n---\n# A card\n")
     assert read_weights(store).license == "apache-2.0"
-    (tmp_path / "README.md").write_text("---\nlicense: [broken\n---\n# A card\n")
-    assert read_weights(store).license is None
+    for broken in ("[broken", "[" * 5000, "mit\ndate: 2024-13-45"):
+        (tmp_path / "README.md").write_text(f"---\nlicense: {broken}\n---\n# A card\n")
+        assert read_weights(store).license is None
 
 
 def test_learned_positions_survive_into_every_format(tmp_path):
@@ -306,7 +346,7 @@ def test_folders_in_s3_are_read_like_local_ones(tmp_path, s3, use_s3):
     use_s3(s3.environment(s3.endpoint))
     network = vit_mae()
     local = stored(network, tmp_path / "made", max_shard_size="20KB")
-    remote = Store(f"s3://{s3.bucket('weights')}")
+    remote = Store(s3.bucket("weights"))
     remote.upload(tmp_path / "made", "some/folder")
     there, here = read_weights(remote, "some/folder"), read_weights(local)
     assert (there.model, there.notes, there.sha256) == (here.model, here.notes, here.sha256)

@@ -3,7 +3,9 @@
 import argparse
 import hashlib
 import json
+import os
 import re
+from pathlib import PurePosixPath
 
 import pytest
 import torch
@@ -99,6 +101,43 @@ def test_a_pretraining_checkpoint_gives_the_network_s_features_and_predictions(n
         ) in weights.notes
     digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
     assert weights.sha256 == {name: digest}
+
+
+def test_the_arguments_that_mae_s_code_saves_beside_the_weights_are_no_obstacle(state, tmp_path):
+    content = {"model": state, "epoch": 3, "args": argparse.Namespace(model="mae_vit_base_patch16", lr=None)}
+    weights = read_weights(*written(tmp_path, content))
+    assert all(torch.equal(value, state[name]) for name, value in weights.state.items())
+    assert "Beside the weights the file holds args, epoch, which was left out." in weights.notes
+
+
+def test_no_code_of_a_file_runs_not_even_within_arguments(state, tmp_path):
+    class Runs:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for content in (Runs(), argparse.Namespace(lr=Runs())):
+        with pytest.raises(WeightsRefused, match=r"holds objects of posix\.mkdir beside the tensors"):
+            read_weights(*written(tmp_path, {"model": state, "args": content}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_activation_and_epsilon_of_a_single_file_are_assumed_which_a_note_says(state, tmp_path):
+    assert (
+        "The file does not say its activation and epsilon: GELU and 1e-6, as in MAE's code, were assumed; the check "
+        "cannot find others."
+    ) in read_weights(*written(tmp_path, state)).notes
+
+
+def test_a_file_beside_its_configuration_is_refused_since_the_folder_says_more(state, tmp_path):
+    timm_folder(tmp_path, state, model_args={"act_layer": "quick_gelu"})
+    with pytest.raises(WeightsRefused, match="model_args has act_layer 'quick_gelu'"):
+        read_weights(Store(str(tmp_path)))
+    for store, name in (
+        (Store(str(tmp_path)), "model.safetensors"),
+        (Store(str(tmp_path.parent)), f"{tmp_path.name}/model.safetensors"),
+    ):
+        with pytest.raises(WeightsRefused, match=r"lies in a folder with a config\.json, .*: name the folder"):
+            read_weights(store, name)
 
 
 def _with(**tensors):
@@ -261,8 +300,8 @@ REFUSED = {
     "ambiguous": (lambda state: {"model": state, "teacher": state}, "holds teacher, model: keep the networks"),
     "twice": (lambda state: {"teacher": state, "teacher_without_ddp": state}, "holds its teacher twice"),
     "objects": (
-        lambda state: {"model": state, "args": argparse.Namespace(lr=1.0)},
-        "weights.pth: holds objects of argparse.Namespace beside the tensors, and only tensors are read. If you trust",
+        lambda state: {"model": state, "args": argparse.Namespace(output=PurePosixPath("/out"))},
+        "weights.pth: holds objects of pathlib.PurePosixPath beside the tensors, and only tensors are read. If you tr",
     ),
 }  # fmt: skip
 
@@ -331,6 +370,8 @@ def test_an_old_folder_of_timm_has_its_settings_at_the_top(network, state, tmp_p
         ({"architecture": "vit_base_patch16_siglip_224"}, "architecture 'vit_base_patch16_siglip_224': of timm only"),
         ({"architecture": "vit_base_patch16_224"}, "stands for the width 768, the tensors have 192"),
         ({"model_args": {"embed_dim": 384}}, "model_args has embed_dim 384, and the tensors have 192"),
+        ({"model_args": {"num_heads": True}}, "model_args has num_heads True, which is no number"),
+        ({"model_args": {"num_heads": "3"}}, "model_args has num_heads '3', which is no number"),
         ({"model_args": {"num_heads": 7}}, "num_heads: must divide embed_dim 192 (given: 7)"),
         ({"model_args": {"act_layer": "quick_gelu"}}, "model_args has act_layer 'quick_gelu'"),
         ({"model_args": {"norm_layer": "rmsnorm"}}, "model_args has norm_layer 'rmsnorm'"),
@@ -346,6 +387,33 @@ def test_an_old_folder_of_timm_has_its_settings_at_the_top(network, state, tmp_p
 def test_configurations_of_timm_that_do_not_fit_are_refused(state, tmp_path, config, told):
     with pytest.raises(WeightsRefused, match=re.escape(told)):
         read_weights(timm_folder(tmp_path, state, **config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence", "rest"),
+    [
+        ({"crop_pct": 0.9, "interpolation": "bilinear"},
+         "The source scales the shorter side to 35 pixels (crop_pct 0.9), bilinearly, and crops the central 32 x 32.",
+         "Features differ from"),
+        ({"crop_pct": 1.0, "interpolation": "bilinear"},
+         "The source scales the shorter side to 32 pixels, bilinearly, and crops the central 32 x 32.",
+         "Features differ slightly from"),
+        ({"crop_pct": 1.0, "crop_mode": "squash"}, "The source squashes pictures to 32 x 32 pixels, bicubically.",
+         "Features of pictures that are not square differ from"),
+        ({"crop_pct": 0.9, "crop_mode": "border"},
+         "The source fits pictures to 32 x 32 pixels by timm's crop_mode border (crop_pct 0.9), bicubically.",
+         "Features differ from"),
+        ({}, "The source does not say how it fits pictures.", ""),
+        ({"crop_pct": 1.0}, "", ""),
+    ],
+)  # fmt: skip
+def test_how_timm_fits_pictures_otherwise_is_told_in_words(state, tmp_path, settings, sentence, rest):
+    settings = settings | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    weights = read_weights(timm_folder(tmp_path, state, pretrained_cfg=settings))
+    assert weights.fitting == sentence
+    told = [note for note in weights.notes if note.startswith("The source") and ("pictures" in note or "side" in note)]
+    assert len(told) == bool(sentence)
+    assert all(note.startswith(sentence) and rest in note for note in told)
 
 
 def test_a_folder_of_timm_may_hold_a_file_of_torch(network, state, tmp_path):

@@ -23,6 +23,7 @@ from trainer.weights.foreign import read_weights
         ({"intermediate_size": 48}, "config.json: intermediate_size 48 is not 4 times hidden_size 24"),
         ({"decoder_intermediate_size": 60}, "decoder_intermediate_size 60 is not 4 times decoder_hidden_size 16"),
         ({"hidden_size": {}}, "embed_dim: must be a valid integer"),
+        ({"layer_norm_eps": False}, "config.json: layer_norm_eps False must be a small number"),
         ({"layer_norm_eps": "small"}, "config.json: layer_norm_eps 'small' must be a small number"),
         ({"patch_size": [8, 4]}, "config.json: patch_size [8, 4]: only square patches"),
         ({"num_attention_heads": 5}, "num_heads: must divide embed_dim 24 (given: 5)"),
@@ -47,6 +48,12 @@ def test_a_configuration_that_does_not_fit_is_refused_with_its_field(tmp_path, c
         ({"image_mean": [0.5] * 3, "image_std": [0.2, 0, 1]}, "the deviation of each channel must be above 0"),
         ({"image_mean": [0.5] * 3, "image_std": "all"}, "the deviation of each channel must be 3 numbers, not 'all'"),
         ({"image_mean": [0.5] * 3, "image_std": [1] * 3, "rescale_factor": 0}, "rescale_factor 0 must be a number"),
+        ({"image_mean": [0.5] * 3, "image_std": [1] * 3, "rescale_factor": True}, "rescale_factor True must be a numb"),
+        ({"image_mean": [True] * 3, "image_std": [1] * 3}, "the mean of each channel must be 3 numbers"),
+        ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "offset": True}, "offset True: values that are shifted"),
+        ({"image_processor_type": "ViTImageProcessor"}, "has no image_mean and no image_std: add what the network"),
+        ({"image_mean": [0.5] * 3}, "has no image_std: add what the network was trained with"),
+        ({"image_mean": None, "image_std": [0.5] * 3}, "has no image_mean: add what the network was trained with"),
     ],
 )
 def test_a_processor_that_does_not_fit_is_refused(tmp_path, settings, told):
@@ -87,6 +94,24 @@ def test_folders_without_what_is_needed_are_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WeightsRefused, match=r"config\.json: is no JSON"):
         read_weights(Store(str(tmp_path)))
+
+
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    store = stored(vit(), tmp_path)
+    (tmp_path / "config.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(WeightsRefused, match=r"config\.json: is no JSON"):
+        read_weights(store)
+
+
+def test_a_file_of_another_ending_is_called_a_file(tmp_path):
+    (tmp_path / "weights.npz").write_bytes(b"a")
+    with pytest.raises(WeightsRefused, match=r"weights\.npz: is a file whose name does not end in \.safetensors"):
+        read_weights(Store(str(tmp_path)), "weights.npz")
+
+
+def test_a_folder_whose_name_ends_like_a_file_is_read_as_a_folder(tmp_path):
+    stored(vit(), tmp_path / "vit.pth")
+    assert read_weights(Store(str(tmp_path)), "vit.pth").source_format == "vit"
 
 
 def test_parts_that_do_not_fit_their_index_are_refused(tmp_path):
