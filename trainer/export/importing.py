@@ -81,7 +81,7 @@ def import_weights(
     if action := requested_action():
         return action
     # Before the formats are written, which takes the most memory, the source's own tensors and the other network go.
-    weights = replace(weights, state=state, networks={}, originals=())
+    weights = replace(weights, state={}, networks={}, originals=())
     with temporary_folder() as directory:
         enter("writing")
         logger.info("Writing %s", ", ".join(imported.formats))

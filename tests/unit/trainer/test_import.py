@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTMAEForPreTraining, ViTModel
 
 from trainer.errors import DataError, SpecRefused, StorageError
+from trainer.export import importing
 from trainer.export.imported import Imported
 from trainer.export.importing import PAPERS_DECODING, import_weights
 from trainer.export.written import DiffersError, check_written
@@ -182,6 +185,25 @@ def test_a_source_in_s3_is_read_from_there(s3, use_s3, source, tmp_path):
     assert "imports" not in (made.folder / "README.md").read_text(), "it is the bucket's name"
     with pytest.raises(SpecRefused, match=r"source\.uri: s3://.* does not exist where the job runs"):
         imported(request(f"{bucket}/models/none"), tmp_path)
+
+
+def test_the_source_s_own_tensors_are_gone_before_the_formats_are_written(source, tmp_path, monkeypatch):
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def read(*arguments: Any, **options: Any) -> Any:
+        weights = read_weights(*arguments, **options)
+        kept.extend(weakref.ref(tensor) for each in weights.originals for tensor in each.found.tensors.values())
+        return weights
+
+    def enter(phase: str) -> None:
+        gc.collect()
+        left[phase] = sum(tensor() is not None for tensor in kept)
+
+    left: dict[str, int] = {}
+    monkeypatch.setattr(importing, "read_weights", read)
+    imported(request(source, export={"formats": ["timm"]}), tmp_path, enter=enter)
+    assert left["checking"] == len(kept) > 0
+    assert left["writing"] == 0
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------
