@@ -131,7 +131,7 @@ def _check_links(path: Path, roots: tuple[str, ...] | None) -> None:
         check_below_roots(file, real, "source.uri")
 
 
-def _chosen(spec: ImportSpec, weights: ForeignWeights) -> tuple[Network | None, Mapping[str, Tensor]]:
+def _chosen(spec: ImportSpec, weights: ForeignWeights) -> tuple[Network | None, dict[str, Tensor]]:
     """The network to register, by its name if the source has names for its networks."""
     wanted = spec.export.network
     if not weights.networks:
