@@ -28,7 +28,7 @@ class MetricLimitView(View):
     """Its key, such as `eval/linear_top1`."""
     better: Better = "higher"
     """Whether higher or lower values are better."""
-    tolerance: float = Field(0.0, ge=0.0)
+    tolerance: float = Field(0.0, ge=0.0, le=1e6)
     """By how much it may be worse."""
 
     def in_words(self) -> str:
