@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import gzip
 import time
 from collections.abc import Iterator
@@ -357,7 +358,8 @@ def test_a_page_lets_nothing_in_from_elsewhere(browsers, path):
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["Referrer-Policy"] == "same-origin"
     assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
-    assert "://" not in answer.text.replace("http://testserver", "").replace("http://127.0.0.1:1", ""), "from elsewhere"
+    loads = re.sub(r' placeholder="[^"]*"', "", answer.text)  # the example in an empty field is only read
+    assert "://" not in loads.replace("http://testserver", "").replace("http://127.0.0.1:1", ""), "from elsewhere"
     assert " style=" not in answer.text
     assert "<script>" not in answer.text
 
