@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from trainer.spec.base import Document, SpecModel, refuse
-from trainer.spec.cluster import ClusterShape
+from trainer.spec.base import SpecModel, refuse
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec, location
 from trainer.spec.export import BackboneName, FirstVisibility, Formats, License, LicenseLink, Network
+from trainer.spec.one_worker import OneWorkerDocument
 
 LINKED: Final = "other"
 """The licence that says nothing unless a link leads to its text."""
@@ -113,7 +113,7 @@ class ImportResources(SpecModel):
     """CPU cores."""
 
 
-class ImportSpec(Document):
+class ImportSpec(OneWorkerDocument):
     """Register weights from elsewhere as a version of a backbone."""
 
     kind: Literal["import"]
@@ -146,15 +146,6 @@ class ImportSpec(Document):
     def worker_resources(self) -> ImportResources:
         """The resources of an attempt's only worker."""
         return self.resources
-
-    @property
-    def concurrent_runs(self) -> int:
-        """One worker does everything."""
-        return 1
-
-    def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:  # noqa: ARG002 - the signature of every kind
-        """None: there is no `auto` value to fill in."""
-        return {}
 
     @field_validator("export", mode="before")
     @classmethod

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from trainer.spec.base import Document, SpecModel
-from trainer.spec.cluster import ClusterShape
+from trainer.spec.base import SpecModel
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
+from trainer.spec.one_worker import OneWorkerDocument
 
 
 class InspectResources(SpecModel):
@@ -23,7 +23,7 @@ class InspectResources(SpecModel):
     """CPU cores, each of which decodes images."""
 
 
-class InspectSpec(Document):
+class InspectSpec(OneWorkerDocument):
     """Find out what a dataset holds and what training would make of it, on the node that would read it."""
 
     kind: Literal["inspect"]
@@ -49,15 +49,6 @@ class InspectSpec(Document):
     def worker_resources(self) -> InspectResources:
         """The resources of an attempt's only worker."""
         return self.resources
-
-    @property
-    def concurrent_runs(self) -> int:
-        """One worker does everything."""
-        return 1
-
-    def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:  # noqa: ARG002 - the signature of every kind
-        """None: there is no `auto` value to fill in."""
-        return {}
 
     @model_validator(mode="before")
     @classmethod

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.spec.base import Document, SpecModel
-from trainer.spec.cluster import ClusterShape
+from trainer.spec.base import SpecModel
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, FirstVisibility, Formats, License, LicenseLink, Network
+from trainer.spec.one_worker import OneWorkerDocument
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
 
@@ -49,7 +49,7 @@ class PublishExport(SpecModel):
         return trained.model_copy(update=changed)
 
 
-class PublishSpec(Document):
+class PublishSpec(OneWorkerDocument):
     """Register a kept checkpoint of a pretraining job as a version of a backbone."""
 
     kind: Literal["publish"]
@@ -83,15 +83,6 @@ class PublishSpec(Document):
     def worker_resources(self) -> PublishResources:
         """The resources of an attempt's only worker."""
         return self.resources
-
-    @property
-    def concurrent_runs(self) -> int:
-        """One worker does everything."""
-        return 1
-
-    def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:  # noqa: ARG002 - the signature of every kind
-        """None: there is no `auto` value to fill in."""
-        return {}
 
     @field_validator("checkpoint")
     @classmethod
