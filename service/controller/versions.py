@@ -142,10 +142,10 @@ def _add(context: ControllerContext, known: Mapping[Key, Known], listed: Sequenc
             added = 0
             for job, version in ours:
                 registered = Registered(version, folders.get(version.source))
-                aliases = models.get(version.name, NONE).aliases
+                theirs = models.get(version.name, NONE).aliases
                 # The first reading after an upgrade finds versions of long ago too: those of jobs that have ended.
                 ended = State(job.state).terminal
-                if versions.add(session, job, registered, aliases, told=read or not ended):
+                if versions.add(session, job, registered, theirs, told=read or not ended):
                     added += 1
                     if ended:
                         _joined(session, context, job, version)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
 
 import pytest
-import uvicorn
 from backbone_files import Registry
 from conftest import token_of
-from fastapi.testclient import TestClient
-from live import poll
 
 from service.backbones.approval_schemas import ChampionRuleBody
 from service.cli import main
@@ -23,21 +18,12 @@ RATIO = "eval/reconstruction_ratio"
 
 
 @pytest.fixture
-def address(served: TestClient, monkeypatch: pytest.MonkeyPatch, database, mlflow, root) -> Iterator[str]:
+def address(address: str, database, mlflow, root) -> str:
     """The service, with three versions of Alice's, as the command line finds it."""
     registry = Registry(database, mlflow, root)
     for number, accuracy in enumerate((0.5, 0.6, 0.4), 1):
         registry.add(number=number, metrics={TOP1: accuracy, RATIO: 0.3})
-    server = uvicorn.Server(uvicorn.Config(served.app, port=0, lifespan="off", log_level="critical"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    poll(lambda: server.started, bool)
-    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    monkeypatch.setenv("RCMAE_URL", url)
-    monkeypatch.setenv("RCMAE_TOKEN", token_of("alice"))
-    yield url
-    server.should_exit = True
-    thread.join()
+    return address
 
 
 def rcmae(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
