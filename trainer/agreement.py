@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,14 @@ class Agreement:
         """Return once every rank has called this, however long the slowest one takes."""
         if self._group is not None:
             dist.barrier(group=self._group)
+
+    def gather(self, own: T) -> list[T]:
+        """Every rank's value, in the order of the ranks, on every rank. Every rank calls this with its own value."""
+        if self._group is None:
+            return [own]
+        values: list[T | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, own, group=self._group)
+        return cast("list[T]", values)  # each place has been filled
 
     def share(self, value: T | None) -> T:
         """Rank 0's value on every rank. Every rank calls this; only rank 0's ``value`` counts."""

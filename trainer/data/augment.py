@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.sampler import CROP_AREA, CROP_LEFT, CROP_RATIO, CROP_TOP, FLIP, hash64, uniform
+from trainer.data.sampler import CROP_AREA, CROP_LEFT, CROP_RATIO, CROP_TOP, FLIP, hash64, several, uniform
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
@@ -26,8 +26,7 @@ def crop_boxes(
     The box's share of the image's area is uniform in ``scale``, its ratio of width to height log-uniform in 3/4..4/3.
     If none of ten boxes fits in the image, the largest central box within the ratios is taken, as in torchvision.
     """
-    # Each try has its own random stream: sample ids stay below 2**48, so the streams never overlap.
-    tries = samples[:, None] + (np.arange(TRIES, dtype=np.int64) << 48)[None, :]
+    tries = several(samples, TRIES)
     area = (heights * widths)[:, None] * (scale[0] + (scale[1] - scale[0]) * uniform(seed, epoch, tries, CROP_AREA))
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     ratio = np.exp(low + (high - low) * uniform(seed, epoch, tries, CROP_RATIO))

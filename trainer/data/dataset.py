@@ -87,7 +87,7 @@ def open_training_data(spec: PretrainSpec, context: DatasetContext, *, by_class:
     size, channels = (spec.model.height, spec.model.width), spec.model.in_chans
     images = open_images(spec.dataset, channels, size, context)
     if spec.evaluation.dataset:
-        with _named("evaluation."):
+        with named_section("evaluation.dataset"):
             held_out_images = open_images(spec.evaluation.dataset, channels, size, context, images.scale)
         train = np.arange(len(images))
         held_out = permutation(SPLIT_SEED, 0, len(held_out_images))
@@ -114,7 +114,7 @@ def _statistics(
 
 
 @contextmanager
-def _named(section: str) -> Iterator[None]:
+def named_section(section: str) -> Iterator[None]:
     """Inside, errors about a dataset name its fields as those of another section of the spec."""
     try:
         yield
@@ -122,7 +122,7 @@ def _named(section: str) -> Iterator[None]:
         message = str(error)
         if not message.startswith("dataset."):
             raise
-        raise DataError(section + message) from error
+        raise DataError(f"{section}.{message.removeprefix('dataset.')}") from error
 
 
 def open_images(

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from trainer.data.decode import Raw, decode, decode_crop
 from trainer.data.index import Index
-from trainer.data.inspections import CHUNK
 from trainer.data.labels import Labels
 from trainer.data.notices import Notice
 from trainer.data.preprocessing import fitted
@@ -109,17 +105,6 @@ class Images:
                 f"{self.index.table.names[row]} of {self.uri} could be decoded when the index was made and cannot be "
                 f"now: {error}. Restore the file, or remove it and retry from scratch"
             ) from error
-
-
-def fixed_images(images: Images, rows: Rows, size: tuple[int, int], threads: int) -> Tensor:
-    """Images (n, C, H, W) uint8 as evaluations see them, which is as `preprocessing` says for every tool."""
-    selected = np.asarray(rows)
-
-    def fit_chunk(first: int) -> NDArray[np.uint8]:
-        return images.fitted(selected[first : first + CHUNK], size)
-
-    with ThreadPoolExecutor(threads, thread_name_prefix="images") as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(fit_chunk, range(0, len(selected), CHUNK)))))
 
 
 def channel_statistics(images: Images, rows: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -127,15 +127,17 @@ def _reasons(index: Index) -> str:
     )
 
 
-def split(labels: Labels, *, by_class: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split(labels: Labels, *, by_class: bool, wanted: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the index to train on, ascending, and held-out rows, in a fixed random order; together all images.
 
     ``by_class`` holds out the same share of each class, as nearly as whole images allow, and at least one image if
-    there are two; without it, as earlier versions did, a random share of all.
+    there are two; without it, as earlier versions did, a random share of all. ``wanted`` is how many are held out, by
+    default as many as training holds out.
     """
     images = len(labels)
     order = np.argsort(hash64(SPLIT_SEED, 0, np.arange(images), SPLIT), kind="stable")
-    wanted = held_out_images(images, at_least_one=by_class)
+    if wanted is None:
+        wanted = held_out_images(images, at_least_one=by_class)
     if by_class and labels.labelled:
         chosen = np.isin(order, _by_class(order, labels.values, wanted))
     else:

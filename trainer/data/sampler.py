@@ -20,6 +20,25 @@ CROP_TOP: Final = 5
 FLIP: Final = 6
 MASK: Final = 7
 SPLIT: Final = 8
+CORRUPTION: Final = 9
+SUBSET: Final = 10
+VALIDATION: Final = 11
+DROP_PATH: Final = 12
+OPERATION: Final = 13
+OPERATION_APPLIED: Final = 14
+OPERATION_SIGN: Final = 15
+STRENGTH_RADIUS: Final = 16
+STRENGTH_ANGLE: Final = 17
+MIX_KIND: Final = 18
+MIX_SHARE: Final = 19
+MIX_TOP: Final = 20
+MIX_LEFT: Final = 21
+ERASED: Final = 22
+ERASED_AREA: Final = 23
+ERASED_RATIO: Final = 24
+ERASED_TOP: Final = 25
+ERASED_LEFT: Final = 26
+ERASED_NOISE: Final = 27
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _WORD: Final = (1 << 64) - 1
@@ -48,22 +67,39 @@ def uniform(seed: int, epoch: int, samples: NDArray[np.int64], stream: int) -> N
     return (hash64(seed, epoch, samples, stream) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def several(samples: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Ids (B, count) by which each sample draws several numbers of one stream.
+
+    Sample ids stay below 2**48, so no two of these ids are the same.
+    """
+    return samples[:, None] + (np.arange(count, dtype=np.int64) << 48)[None, :]
+
+
 def permutation(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
     """The order (n,) in which an epoch visits samples 0..n-1."""
     return np.argsort(hash64(seed, epoch, np.arange(n), ORDER), kind="stable")
 
 
 def batch_samples(
-    order: NDArray[np.int64], step: int, global_batch: int, rank: int = 0, world: int = 1
+    order: NDArray[np.int64], step: int, global_batch: int, rank: int = 0, world: int = 1, together: int = 1
 ) -> NDArray[np.int64]:
     """A rank's sample ids (B,) in step ``step`` of an epoch with the given order.
 
     The ranks divide each global batch into consecutive shares, so it is the same for any number of workers. Samples
     left over at the end of an epoch are dropped.
     """
-    share = global_batch // world
-    first = step * global_batch + rank * share
-    return order[first : first + share]
+    first, last = share_bounds(global_batch, rank, world, together)
+    return order[step * global_batch + first : step * global_batch + last]
+
+
+def share_bounds(global_batch: int, rank: int, world: int, together: int = 1) -> tuple[int, int]:
+    """The first sample of a rank's share of a global batch, and the one after its last.
+
+    Shares are equal, or differ by as little as ``together`` consecutive samples that stay on one rank let them.
+    """
+    groups = -(-global_batch // together)
+    first, last = (groups * number // world * together for number in (rank, rank + 1))
+    return first, min(last, global_batch)
 
 
 def mask_orders(seed: int, epoch: int, samples: NDArray[np.int64], patches: int) -> NDArray[np.int64]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
+from trainer.evaluation.canvas import GAP, png, rgb, sheet, write
 from trainer.evaluation.features import evaluating
 from trainer.models.pixels import normalised, patch_statistics, patchify, take_patches, unpatchify
 from trainer.models.rc_mae import MaskedAutoencoder
 
 CELL = 160
 """The least height of an image in the picture, in pixels."""
-GAP, HEADING = 8, 36
+HEADING = 36
 MASK_GREY = 0.5
-BACKGROUND, INK = (255, 255, 255), (30, 30, 30)
 
 
 @torch.no_grad()
@@ -70,21 +68,12 @@ def _draw(columns: list[NDArray[np.float32]], headings: list[str]) -> bytes:
     rows, height, width, _ = columns[0].shape
     scale = max(1, -(-CELL // height))
     cell_height, cell_width = height * scale, width * scale
-    size = (len(columns) * (cell_width + GAP) + GAP, rows * (cell_height + GAP) + HEADING + GAP)
-    sheet = Image.new("RGB", size, BACKGROUND)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    picture, pen = sheet(len(columns) * (cell_width + GAP) + GAP, rows * (cell_height + GAP) + HEADING + GAP)
     for column, (images, heading) in enumerate(zip(columns, headings, strict=True)):
         left = GAP + column * (cell_width + GAP)
-        pen.multiline_text((left, 4), heading, fill=INK, font=font)
+        write(pen, (left, 4), heading)
         for row, image in enumerate(images):
-            tile = _tile(image).resize((cell_width, cell_height), Image.Resampling.NEAREST)
-            sheet.paste(tile, (left, HEADING + row * (cell_height + GAP)))
-    file = io.BytesIO()
-    sheet.save(file, "PNG", optimize=True)
-    return file.getvalue()
-
-
-def _tile(image: NDArray[np.float32]) -> Image.Image:
-    """Pixels (H, W, C) in 0..1 as RGB: the first three channels, or of one or two the first as grey."""
-    values = np.rint(image * 255).astype(np.uint8)
-    return Image.fromarray(values[:, :, :3] if values.shape[2] >= 3 else values[:, :, 0]).convert("RGB")
+            tile = rgb(np.rint(image * 255).astype(np.uint8))
+            tile = tile.resize((cell_width, cell_height), Image.Resampling.NEAREST)
+            picture.paste(tile, (left, HEADING + row * (cell_height + GAP)))
+    return png(picture)

@@ -57,9 +57,9 @@ def probe_images(data: TrainingData) -> ProbeImages:
     if len(classes) < 2:
         raise NoProbe(_too_few(known, held_out_known, classes))
     order = data.train[permutation(FIXED_SEED, 0, len(data.train))]
-    train, train_labels = _of_classes(data.images, order, classes)
+    train, train_labels = of_classes(data.images, order, classes)
     train, train_labels = _first_of_each_class(train, train_labels)
-    held_out, held_out_labels = _of_classes(data.held_out_images, data.held_out, classes)
+    held_out, held_out_labels = of_classes(data.held_out_images, data.held_out, classes)
     trained = np.isin(held_out_labels, train_labels)
     held_out, held_out_labels = held_out[trained], held_out_labels[trained]
     if len(np.unique(train_labels)) < 2 or not len(held_out):
@@ -68,11 +68,16 @@ def probe_images(data: TrainingData) -> ProbeImages:
             "name others in evaluation.dataset"
         )
     return ProbeImages(
-        tuple(classes), train, train_labels, held_out, held_out_labels, _one_sided(known, held_out_known)
+        tuple(classes),
+        train,
+        train_labels,
+        held_out,
+        held_out_labels,
+        one_sided(known, held_out_known, ("training", "held-out"), "the probes' score"),
     )
 
 
-def _of_classes(
+def of_classes(
     images: Images, rows: NDArray[np.int64], classes: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Those of the rows whose class is one of ``classes``, and its index there."""
@@ -98,19 +103,23 @@ def _too_few(known: dict[str, int], held_out_known: dict[str, int], classes: lis
     if known == held_out_known:
         return f"all labelled images are of one class, {next(iter(known))}: a probe needs two"
     return (
-        f"the training images have the classes {_shown(known)} and the held-out images {_shown(held_out_known)}: they "
-        f"share {_shown(classes) or 'none'}, and a probe needs two. Classes are compared by their names"
+        f"the training images have the classes {shown(known)} and the held-out images {shown(held_out_known)}: they "
+        f"share {shown(classes) or 'none'}, and a probe needs two. Classes are compared by their names"
     )
 
 
-def _one_sided(known: dict[str, int], held_out_known: dict[str, int]) -> tuple[Notice, ...]:
-    sides = (("training", known.keys() - held_out_known.keys()), ("held-out", held_out_known.keys() - known.keys()))
-    texts = [f"{_shown(sorted(names))} only among the {side} images" for side, names in sides if names]
+def one_sided(
+    known: dict[str, int], tested: dict[str, int], sides: tuple[str, str], purpose: str
+) -> tuple[Notice, ...]:
+    """A notice of the classes that only one of two ``sides`` has, which are left out of ``purpose``."""
+    pairs = ((sides[0], known.keys() - tested.keys()), (sides[1], tested.keys() - known.keys()))
+    texts = [f"{shown(sorted(names))} only among the {side} images" for side, names in pairs if names]
     if not texts:
         return ()
-    return (Notice("classes_differ", f"Classes left out of the probes' score: {'; '.join(texts)}"),)
+    return (Notice("classes_differ", f"Classes left out of {purpose}: {'; '.join(texts)}"),)
 
 
-def _shown(names: dict[str, int] | list[str]) -> str:
+def shown(names: dict[str, int] | list[str]) -> str:
+    """The first of some class names, and how many more there are."""
     some = ", ".join(list(names)[:CLASSES_SHOWN])
     return f"{some} and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else some

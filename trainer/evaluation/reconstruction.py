@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,12 @@ from trainer.evaluation.features import evaluating
 from trainer.models.pixels import normalised, take_patches, targets
 from trainer.models.rc_mae import MaskedAutoencoder
 
+Errors = tuple[float, float]
+"""Squared errors of the prediction and of predicting zeros, summed in float64."""
+
 
 @torch.no_grad()
-def reconstruction_ratio(
+def block_errors(
     model: MaskedAutoencoder,
     images: Tensor,
     orders: Tensor,
@@ -19,22 +24,23 @@ def reconstruction_ratio(
     std: tuple[float, ...],
     norm_pix_loss: bool,
     visible: int,
-    batch_size: int,
-) -> float:
-    """Squared error of the model's prediction over that of predicting zeros, on the same masked patches.
-
-    ``images`` (n, C, H, W) uint8, ``orders`` (n, L). Below 1, the model has learned something. Errors are summed in
-    float64.
-    """
+) -> Errors:
+    """The errors on the masked patches of a block of images (n, C, H, W) uint8, whose ``orders`` are (n, L)."""
     device = next(model.parameters()).device
-    error = zero = 0.0
+    order = orders.to(device)
+    patches = take_patches(normalised(images.to(device), mean, std), order, model.patch_size)
+    target = targets(patches[:, visible:], norm_pix_loss).double()
     with evaluating(model):
-        for first in range(0, len(images), batch_size):
-            pixels = normalised(images[first : first + batch_size].to(device), mean, std)
-            order = orders[first : first + batch_size].to(device)
-            patches = take_patches(pixels, order, model.patch_size)
-            target = targets(patches[:, visible:], norm_pix_loss).double()
-            prediction = model(patches[:, :visible], order).double()
-            error += (prediction - target).square().sum().item()
-            zero += target.square().sum().item()
+        prediction = model(patches[:, :visible], order).double()
+    return (prediction - target).square().sum().item(), target.square().sum().item()
+
+
+def reconstruction_ratio(blocks: Iterable[Errors]) -> float:
+    """Squared error of the model's prediction over that of predicting zeros, on the same masked patches of all blocks.
+
+    Below 1, the model has learned something. The errors are added up in the order of the blocks.
+    """
+    error = zero = 0.0
+    for of_model, of_zeros in blocks:
+        error, zero = error + of_model, zero + of_zeros
     return error / zero if zero else 1.0

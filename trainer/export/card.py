@@ -23,7 +23,7 @@ from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PIC
 from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
 from trainer.spec.export import Network
-from trainer.spec.pretrain import ModelSpec
+from trainer.spec.pretrain import PROBE_OF, ModelSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
 EVALUATIONS: Final = {
@@ -32,6 +32,9 @@ EVALUATIONS: Final = {
         "network has learned something"
     ),
     metric_keys.LINEAR_TOP1: "top-1 accuracy of a linear classifier on the frozen mean patch token, on held-out images",
+    metric_keys.KNN_TOP1: (
+        "top-1 accuracy of a vote of the 20 nearest training images, by the frozen mean patch token, on held-out images"
+    ),
 }
 RANDOM, SCRATCH = "_random_init", "_scratch"
 """Endings of metrics that were measured for comparison: with untrained weights, and trained without pretraining."""
@@ -183,8 +186,8 @@ def _sections(facts: Facts, pictures: set[str], form: str | None) -> Iterator[st
     yield f"## Input and preprocessing\n\n{usage.preprocessing(facts.subject)}"
     yield f"## How to load it\n\n{usage.loading(facts.subject, form)}"
     yield from map(_code, snippets(facts.subject, form))
-    probed = metric_keys.LINEAR_TOP1 in facts.evaluation.values
-    yield f"## Pooling\n\n{usage.pooling(facts.subject, probed=probed)}"
+    probed = [key for key in PROBE_OF if key in facts.evaluation.values]
+    yield f"## Pooling\n\n{usage.pooling(facts.subject, probed)}"
     yield f"## Fine-tuning\n\n{usage.fine_tuning(facts.subject)}"
     yield from map(_code, finetuning(facts.subject))
     yield from usage.converting(facts.subject)

@@ -7,12 +7,10 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from trainer.data.sources import check_below_roots, real_roots
 from trainer.errors import SpecRefused
 from trainer.export.card import Facts
 from trainer.export.graph import check_onnx
@@ -25,15 +23,15 @@ from trainer.protocol.parameters import parameters
 from trainer.protocol.progress import Phase
 from trainer.protocol.request import AttemptRequest
 from trainer.protocol.tensor_names import is_decoder
-from trainer.spec.dataset import misplaced
 from trainer.spec.export import Network
 from trainer.spec.formats import BACKBONE_FORMATS, BACKBONE_HF_MAE, BACKBONE_ONNX
 from trainer.spec.importing import ImportSpec
-from trainer.storage import Store, storage_errors
+from trainer.storage import Store
 from trainer.temporary import temporary_folder
 from trainer.tracking.registry import About, BackboneRegistry
 from trainer.weights.agreement import check_forward
 from trainer.weights.foreign import ForeignWeights, read_weights
+from trainer.weights.locating import chosen_network, open_weights
 
 CONFIG: Final = "config.json"
 
@@ -66,10 +64,10 @@ def import_weights(
         check_onnx()
     enter("reading")
     logger.info("Reading the weights of %s", spec.origin.name)
-    store, name = _opened(spec, request.dataset_roots)
+    store, name = open_weights(spec.source, "source", request.dataset_roots)
     source = spec.source
     weights = read_weights(store, name, num_heads=source.num_heads, decoder_num_heads=source.decoder_num_heads)
-    network, state = _chosen(spec, weights)
+    network, state = chosen_network(weights, spec.export.network, "export.network")
     found = _described(spec, request.job_id, weights, network, state, _decoding(store, name, weights))
     if action := requested_action():
         return action
@@ -95,55 +93,6 @@ def import_weights(
         number = registry.register(spec.register_as, directory, about)
     logger.info("Registered version %d of the backbone %s from %s", number, spec.register_as, spec.origin.name)
     return None
-
-
-def _opened(spec: ImportSpec, roots: tuple[str, ...] | None) -> tuple[Store, str]:
-    """The folder that holds the source, and the source's name in it. Raises `SpecRefused` if it is not there."""
-    uri = spec.source.uri
-    problem = misplaced(spec.source, "source", roots)
-    if problem:
-        raise SpecRefused(str(problem))
-    parent, _, name = uri.rpartition("/")
-    remote = uri.startswith("s3://")
-    if remote and parent == "s3:/":
-        parent, name = uri, ""  # a whole bucket
-    store = Store(parent if remote or parent != "file://" else "file:///")
-    if store.is_local:
-        _check_links(Path(store.path(name)), roots)
-    if not (store.names(name) or store.exists(name)):
-        where = f" below {', '.join(roots)}" if roots else ""
-        raise SpecRefused(
-            f"source.uri: {uri} does not exist where the job runs. Its worker reads the weights, and sees neither your "
-            f"own machine nor the service's: copy them to S3, or to a folder that every worker has{where}"
-        )
-    return store, name
-
-
-def _check_links(path: Path, roots: tuple[str, ...] | None) -> None:
-    """Raise `DataError` if the source or a file in its folder lies outside the roots once links are followed, and
-    `StorageError` if the folder cannot be listed.
-    """
-    real = real_roots(roots)
-    check_below_roots(path, real, "source.uri")
-    with storage_errors(str(path)):
-        files = list(path.iterdir()) if path.is_dir() else []
-    for file in files:
-        check_below_roots(file, real, "source.uri")
-
-
-def _chosen(spec: ImportSpec, weights: ForeignWeights) -> tuple[Network | None, dict[str, Tensor]]:
-    """The network to register, by its name if the source has names for its networks."""
-    wanted = spec.export.network
-    if not weights.networks:
-        if wanted:
-            raise SpecRefused(
-                f"export.network: the source has one network, and does not say that it is the {wanted}: leave it out"
-            )
-        return None, weights.state
-    network = wanted or ("teacher" if "teacher" in weights.networks else "student")
-    if network not in weights.networks:
-        raise SpecRefused(f"export.network: the source has no {network}: it has {', '.join(weights.networks)}")
-    return network, weights.networks[network]
 
 
 def _decoding(store: Store, name: str, weights: ForeignWeights) -> Decoding | None:

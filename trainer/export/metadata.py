@@ -11,6 +11,7 @@ import yaml
 
 from trainer.spec import metric_keys
 from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
+from trainer.spec.pretrain import PROBE_OF
 
 HUB_LICENSES: Final = frozenset(
     """
@@ -26,6 +27,7 @@ HUB_LICENSES: Final = frozenset(
 """Identifiers that the Hugging Face Hub's documentation of licences lists."""
 RESULTS: Final = {
     metric_keys.LINEAR_TOP1: ("image-classification", "Linear classification of frozen features", "accuracy"),
+    metric_keys.KNN_TOP1: ("image-classification", "k-NN classification of frozen features", "accuracy"),
     metric_keys.RECONSTRUCTION_RATIO: (PIPELINE_TAG, "Reconstruction of masked patches", "reconstruction_ratio"),
 }
 """The task's type and name, and the metric's type, of results that a card reports. Those for comparison are not its."""
@@ -67,7 +69,7 @@ def front_matter(
     if described.dataset:
         matter["datasets"] = [described.dataset]
     reported = list(_results(evaluated_on, results))
-    if metric_keys.LINEAR_TOP1 in results:
+    if PROBE_OF.keys() & results.keys():
         matter["metrics"] = ["accuracy"]
     if reported:
         matter["model-index"] = [{"name": name, "results": reported}]

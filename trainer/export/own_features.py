@@ -16,16 +16,15 @@ from trainer.data.decode import decode
 from trainer.data.preprocessing import fitted
 from trainer.data.scale import Scale
 from trainer.data.unreadable import Unreadable
-from trainer.evaluation.features import extract
+from trainer.evaluation.features import BLOCK, pooled
 from trainer.models.pixels import normalised
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.spec.base import read_document
 from trainer.spec.export import Network
 from trainer.spec.job import parse_pretrain
 from trainer.spec.pretrain import PretrainSpec
-from trainer.training.state import SPEC, STATE, STUDENT, TEACHER, Metadata
-
-BATCH = 64
+from trainer.training.snapshot import STATE
+from trainer.training.state import SPEC, STUDENT, TEACHER, Metadata
 
 
 class VerifyError(ValueError):
@@ -49,7 +48,11 @@ class Trained(NamedTuple):
 
     def features(self, pictures: Sequence[Path]) -> NDArray[np.float32]:
         """The mean patch token (n, D) of picture files, after the final norm: what probes are fitted on."""
-        return extract(self.network, self._images(pictures), self.state.mean, self.state.std, BATCH)
+        with torch.no_grad():
+            blocks = self.pixels(pictures).split(BLOCK)
+            parts = [pooled(self.network, block, "mean", [self.network.depth])[0] for block in blocks]
+        features: NDArray[np.float32] = torch.cat(parts).numpy()
+        return features
 
     def _images(self, pictures: Sequence[Path]) -> Tensor:
         model, scale = self.spec.model, Scale(self.state.scale)

@@ -19,7 +19,8 @@ from trainer.temporary import temporary_folder
 from trainer.tracking.history import History, HistoryReader
 from trainer.tracking.registry import About, BackboneRegistry
 from trainer.training.checkpoint import Committed
-from trainer.training.state import StoredState, read_parts, spec_of
+from trainer.training.snapshot import StoredState
+from trainer.training.state import Metadata, read_parts, spec_of
 
 CURVES = (
     metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY, metric_keys.LEARNING_RATE,
@@ -71,7 +72,7 @@ def register_checkpoint(
     return None
 
 
-def _trained(kept: KeptCheckpoint, registered_by: str, stored: StoredState, history: History) -> Trained:
+def _trained(kept: KeptCheckpoint, registered_by: str, stored: StoredState[Metadata], history: History) -> Trained:
     """What the checkpoint and its run know of the training."""
     spec, state = spec_of(kept.store, kept.checkpoint), stored.metadata
     steps, images = (history.tags.get(tag) for tag in (names.TAG_STEPS, names.TAG_IMAGES))
@@ -93,7 +94,7 @@ def _trained(kept: KeptCheckpoint, registered_by: str, stored: StoredState, hist
     )
 
 
-def _facts(name: str, export: ExportSpec, trained: Trained, stored: StoredState, history: History) -> Facts:
+def _facts(name: str, export: ExportSpec, trained: Trained, stored: StoredState[Metadata], history: History) -> Facts:
     state = stored.metadata
     evaluated = [points[-1][0] for key, points in history.curves.items() if key in state.metrics]
     return Facts(

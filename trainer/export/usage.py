@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Final
 
 from trainer.export import inputs
 from trainer.export.inputs import Subject
 from trainer.protocol.names import BACKBONE_SUMS
-from trainer.spec import metric_keys
 from trainer.spec.formats import (
     BACKBONE_HF,
     BACKBONE_HF_MAE,
@@ -78,10 +77,10 @@ def loading(subject: Subject, form: str | None) -> str:
     )
 
 
-def pooling(subject: Subject, *, probed: bool) -> str:
+def pooling(subject: Subject, probed: Sequence[str]) -> str:
     """Which tokens to use, and which output of each library not to use.
 
-    ``probed`` says whether the card has a linear probe's result.
+    ``probed`` are the metrics of probes whose results the card has.
     """
     pooler = (
         "- `AutoModel` and `ViTModel` of transformers need `add_pooling_layer=False`: their `pooler_output` comes from "
@@ -89,7 +88,8 @@ def pooling(subject: Subject, *, probed: bool) -> str:
     )
     pipeline = " So do not use `pool=True` with `pipeline()`, which returns it." if subject.mode == "RGB" else ""
     rows, columns = subject.model.grid
-    figure = f": `{metric_keys.LINEAR_TOP1}` above is about it" if probed else ""
+    are = "is" if len(probed) == 1 else "are"
+    figure = f": {' and '.join(f'`{key}`' for key in probed)} above {are} about it" if probed else ""
     class_token = (
         "Whether training was about it, its makers know: compare both on your own images."
         if subject.imported

@@ -11,7 +11,7 @@ from trainer.attempt.workers import run_workers
 from trainer.errors import DamagedCheckpoint, SpecRefused
 from trainer.protocol.command import Action
 from trainer.protocol.outcome import Outcome
-from trainer.protocol.request import AttemptRequest
+from trainer.protocol.request import AttemptRequest, Source
 from trainer.spec.export import misfit
 from trainer.spec.formats import BACKBONE_ONNX
 from trainer.spec.publish import PublishSpec
@@ -85,16 +85,8 @@ def _find_checkpoint(request: AttemptRequest, spec: PublishSpec) -> KeptCheckpoi
     from trainer.training import checkpoint as checkpoints  # noqa: PLC0415
 
     source = request.source
-    if source is None:
+    if not isinstance(source, Source):
         raise SpecRefused("source: the request of a publish job must say where the checkpoint is, and does not")
     store = Store(source.artifact_uri)
-    if spec.checkpoint is None:
-        checkpoint = next(reversed(checkpoints.committed(store, source.since_attempt)), None)
-    else:
-        checkpoint = checkpoints.find(store, spec.checkpoint)
-    if checkpoint is None:
-        raise SpecRefused(
-            f"checkpoint: {spec.checkpoint or 'the newest'} of job {spec.job} does not exist: choose one that the job "
-            "has kept"
-        )
+    checkpoint = checkpoints.find_kept(store, spec.checkpoint, source.since_attempt, source.job_id)
     return KeptCheckpoint(source.job_id, source.run_id, store, checkpoint)

@@ -18,6 +18,8 @@ Raises a `TrainingError` whose reason says what went wrong.
 """
 
 MODULES: Final[dict[str, str]] = {
+    Kind.EMBED: "trainer.kinds.embed",
+    Kind.EVALUATE: "trainer.kinds.evaluate",
     Kind.IMPORT: "trainer.kinds.importing",
     Kind.INSPECT: "trainer.kinds.inspect",
     Kind.PRETRAIN: "trainer.kinds.pretrain",

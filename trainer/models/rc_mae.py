@@ -12,70 +12,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.models.pixels import patchify
-from trainer.models.vit import NORM_EPS, Block, PatchEmbed, position_embedding
+from trainer.models.encoder import Encoder
+from trainer.models.vit import NORM_EPS, Block, position_embedding
 from trainer.spec.pretrain import ModelSpec
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(Encoder):
     """ViT encoder over the visible patches and a light decoder that predicts the pixels of the masked ones.
 
     The decoder gets the tokens in the mask's order, not the image's: attention does not depend on the order of tokens,
     and each carries its position, so they need not be reordered.
     """
 
-    cls_token: Tensor
     mask_token: Tensor
-    pos_embed: Tensor
     decoder_pos_embed: Tensor
 
-    def __init__(self, model: ModelSpec) -> None:
-        super().__init__()
-        self.patch_size = model.patch_size
+    def _build(self, model: ModelSpec) -> None:
+        super()._build(model)
         dim, width = model.embed_dim, model.decoder_embed_dim
-
-        self.patch_embed = PatchEmbed(model.patch_size, model.in_chans, dim)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.register_buffer("pos_embed", position_embedding(model.grid, dim))
-        self.blocks = nn.ModuleList(Block(dim, model.num_heads) for _ in range(model.depth))
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
-
         self.decoder_embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("decoder_pos_embed", position_embedding(model.grid, width))
         self.decoder_blocks = nn.ModuleList(Block(width, model.decoder_num_heads) for _ in range(model.decoder_depth))
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, model.patch_values)
-        self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.normal_(self.cls_token, std=0.02)
+        super()._initialise()
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, patches: Tensor, orders: Tensor) -> Tensor:
         """Predicted pixels (B, M, V) of the masked patches ``orders[:, v:]``, from the visible ones (B, v, V)."""
         positions = F.pad(orders + 1, (1, 0))  # (B, 1+L): rows of the position embedding, the class token's first
         return self._decode(self._encode(patches, positions[:, : 1 + patches.shape[1]]), positions)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Tokens (B, 1+L, D) of whole images (B, C, H, W), class token first, after the final norm."""
-        positions = torch.arange(self.pos_embed.shape[1], device=images.device).expand(len(images), -1)
-        return self._encode(patchify(images, self.patch_size), positions)
-
-    def _encode(self, patches: Tensor, positions: Tensor) -> Tensor:
-        tokens = self.patch_embed(patches)
-        # Flattened: the gradient of an expanded (1, 1, D) would come in strides that DDP's buckets have to copy.
-        cls = self.cls_token.flatten().to(tokens.dtype).expand(len(tokens), 1, -1)
-        x = torch.cat([cls, tokens], dim=1) + F.embedding(positions, self.pos_embed[0])
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.norm(x)
-        return out
 
     def _decode(self, latent: Tensor, positions: Tensor) -> Tensor:
         x = self.decoder_embed(latent)

@@ -63,11 +63,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, first: int = 0) -> Tensor:
         """(B, N, D) to (B, N - first, D): the tokens from ``first`` on, each attending to all."""
         b, n, d = x.shape
-        queries, keys, values = self.qkv.bias.chunk(3)
-        # The key's bias adds the same value to all scores of a query, which softmax cancels: its gradient is zero
-        # except for rounding errors, which Adam would scale up into steps. Detached, the bias stays as it is.
-        joint = F.linear(x, self.qkv.weight, torch.cat([queries, keys.detach(), values]))
-        split = joint.view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        split = self._split(x)
         if x.device.type == "cpu" and n <= SHORT_SEQUENCE:
             query, key, value = split.contiguous()
             scores = (query[:, :, first:] * (d // self.heads) ** -0.5) @ key.transpose(-2, -1)
@@ -77,6 +73,21 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(query[:, :, first:], key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n - first, d))
         return out
+
+    def class_weights(self, x: Tensor) -> Tensor:
+        """How much the first token of x (B, N, D) attends to each token: softmax weights (B, heads, N), in fp32."""
+        query, key, _ = self._split(x)
+        scores: Tensor = (query[:, :, :1] * key.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        return scores.squeeze(2).float().softmax(dim=-1)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Queries, keys and values (3, B, heads, N, D / heads) of x (B, N, D)."""
+        b, n, d = x.shape
+        queries, keys, values = self.qkv.bias.chunk(3)
+        # The key's bias adds the same value to all scores of a query, which softmax cancels: its gradient is zero
+        # except for rounding errors, which Adam would scale up into steps. Detached, the bias stays as it is.
+        joint = F.linear(x, self.qkv.weight, torch.cat([queries, keys.detach(), values]))
+        return joint.view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
 
 
 class Mlp(nn.Module):
@@ -103,8 +114,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor, first: int = 0) -> Tensor:
-        """(B, N, D) to (B, N - first, D): the tokens from ``first`` on, having seen all."""
-        x = x[:, first:] + self.attn(self.norm1(x), first)
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+    def forward(self, x: Tensor, first: int = 0, branches: Tensor | None = None) -> Tensor:
+        """(B, N, D) to (B, N - first, D): the tokens from ``first`` on, having seen all.
+
+        ``branches`` (B, 2) are factors of each image's two residual branches, which dropped paths set to 0; None: 1.
+        """
+        if branches is None:
+            x = x[:, first:] + self.attn(self.norm1(x), first)
+            out: Tensor = x + self.mlp(self.norm2(x))
+            return out
+        attention, mlp = branches.to(x.dtype)[:, :, None, None].unbind(1)
+        x = x[:, first:] + attention * self.attn(self.norm1(x), first)
+        scaled: Tensor = mlp * self.mlp(self.norm2(x))
+        return x + scaled

@@ -14,7 +14,7 @@ ATTEMPT_VARIABLE: Final = "RCMAE_ATTEMPT"
 
 
 class Source(Message):
-    """The pretraining job whose checkpoint a `publish` job registers."""
+    """A pretraining job, one of whose checkpoints an attempt reads."""
 
     job_id: str
     run_id: str
@@ -22,6 +22,20 @@ class Source(Message):
     """Its artifact folder."""
     since_attempt: int = 1
     """Only checkpoints of this attempt or later ones count."""
+
+
+class VersionSource(Message):
+    """A registered version whose files an attempt reads."""
+
+    name: str
+    """The backbone's."""
+    version: int
+    folder: str
+    """The folder of its files."""
+    trained_by: str
+    """The job that trained or imported it."""
+    tags: dict[str, str]
+    """Its tags, such as those of the checkpoint, its step and its network."""
 
 
 class AttemptRequest(Message):
@@ -44,15 +58,18 @@ class AttemptRequest(Message):
     stall_limit_s: float | None = None
     """The longest time between two steps of training; None: no limit. The trials of a search watch themselves, and the
     service watches the attempts of other jobs."""
-    source: Source | None = None
-    """Required for a `publish` job, and for no other kind."""
+    source: Source | VersionSource | None = None
+    """What the attempt reads of another job; required where the spec names a checkpoint or a version, and nowhere
+    else."""
+    reference_uri: str | None = None
+    """Artifact folder of the evaluation that a mean corruption error is relative to."""
     spec: Annotated[JobSpec, Field(discriminator="kind")]
     """The resolved spec."""
 
     @model_validator(mode="after")
     def _source_fits_kind(self) -> Self:
         if self.spec.reads_source and self.source is None:
-            raise ValueError(f"source: is required for a job of kind {self.spec.kind}")
+            raise ValueError(f"source: is required for this job of kind {self.spec.kind}")
         if self.source is not None and not self.spec.reads_source:
-            raise ValueError(f"source: a job of kind {self.spec.kind} has none: leave it out")
+            raise ValueError(f"source: this job of kind {self.spec.kind} has none: leave it out")
         return self

@@ -201,6 +201,9 @@ class TrialRecorder:
             self._recorder.close()
             raise
 
+    def log_curve(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._recorder.log_curve(step, metrics)
+
     def _check_measures(self, step: int) -> None:
         """Before the first step an evaluation has no metrics of training, but all others."""
         for metric in self._context.metrics:

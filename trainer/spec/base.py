@@ -6,12 +6,19 @@ import copy
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
-from typing import Any, ClassVar, Self, Union, get_args, get_origin
+from typing import Any, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, ValidatorFunctionWrapHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
@@ -74,6 +81,15 @@ def refuse(field: str | Sequence[str], message: str, value: Any = None) -> Pydan
     return PydanticCustomError("spec", "{message}", {"message": message, "field": field, "value": value})
 
 
+def by_form(form: Callable[[Any], str | None], field: str, message: str) -> Discriminator:
+    """Chooses the model of a union by the tag that ``form`` gives a value; None is refused with ``message``.
+
+    Tags have brackets, such as ``form[job]``: messages about fields leave them out.
+    """
+    context: dict[str, int | str | float] = {"message": message, "field": field}
+    return Discriminator(form, custom_error_type="spec", custom_error_message="{message}", custom_error_context=context)
+
+
 def problems(errors: Iterable[ErrorDetails], model: type[BaseModel], skip: int = 0) -> list[Problem]:
     """Pydantic's errors as problems that name the field, the value and the remedy.
 
@@ -81,7 +97,12 @@ def problems(errors: Iterable[ErrorDetails], model: type[BaseModel], skip: int =
     (FastAPI puts ``body`` there).
     """
     by_pointer: dict[str, Problem] = {}
-    for error in errors:
+    found = list(errors)
+    # A list of which an item is refused is also too short for pydantic, as it then has fewer items.
+    refused = {error["loc"][:-depth] for error in found for depth in range(1, len(error["loc"]))}
+    for error in found:
+        if error["type"] == "too_short" and error["loc"] in refused:
+            continue
         problem = _problem(error, model, skip)
         earlier = by_pointer.get(problem.pointer)
         if earlier:  # a union reports an error for each of its types
@@ -101,7 +122,7 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
     if error["type"] == "spec":
         field = context["field"]
         location += [part for part in (field.split(".") if isinstance(field, str) else field) if part]
-        value = context["value"]
+        value = context.get("value")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         message = _unknown_field(model, location)
@@ -216,8 +237,10 @@ class AsWritten:
 class Document(SpecModel):
     """A complete spec: read from YAML or JSON, written as JSON."""
 
-    reads_source: ClassVar[bool] = False
-    """Whether an attempt reads a checkpoint of another job, so that its request has to say where that is."""
+    @property
+    def reads_source(self) -> bool:
+        """Whether an attempt reads a version, or a checkpoint of another job, so that its request says where it is."""
+        return False
 
     @classmethod
     def parse(cls, data: Any) -> Self:

@@ -14,6 +14,8 @@ BACKBONE_HF_MAE: Final = "hf-mae"
 BACKBONE_ONNX: Final = "onnx"
 BACKBONE_TORCH_EXPORT: Final = "torch_export"
 BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TORCH_EXPORT)
+WEIGHTS_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE)
+"""Those that hold the encoder's weights by name, from which a version is read again."""
 
 # Repositories of the Hugging Face Hub's protocol.
 HUB_ORGANISATION: Final = "rcmae"

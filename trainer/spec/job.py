@@ -6,19 +6,23 @@ from enum import StrEnum
 from typing import Final
 
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.embed import EmbedSpec
+from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.importing import ImportSpec
 from trainer.spec.inspect import InspectSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
 from trainer.spec.search import SearchSpec
 
-JobSpec = ImportSpec | InspectSpec | PretrainSpec | PublishSpec | SearchSpec
+JobSpec = EmbedSpec | EvaluateSpec | ImportSpec | InspectSpec | PretrainSpec | PublishSpec | SearchSpec
 """A spec of any kind."""
 
 
 class Kind(StrEnum):
     """A kind of job, as specs name it."""
 
+    EMBED = "embed"
+    EVALUATE = "evaluate"
     IMPORT = "import"
     INSPECT = "inspect"
     PRETRAIN = "pretrain"
@@ -27,6 +31,8 @@ class Kind(StrEnum):
 
 
 SPECS: Final[dict[str, type[JobSpec]]] = {
+    Kind.EMBED: EmbedSpec,
+    Kind.EVALUATE: EvaluateSpec,
     Kind.IMPORT: ImportSpec,
     Kind.INSPECT: InspectSpec,
     Kind.PRETRAIN: PretrainSpec,

@@ -20,3 +20,19 @@ EVALUATION: Final = "eval/"
 RECONSTRUCTION_RATIO: Final = "eval/reconstruction_ratio"
 LINEAR_TOP1: Final = "eval/linear_top1"
 LINEAR_TOP1_RANDOM_INIT: Final = "eval/linear_top1_random_init"
+KNN_TOP1: Final = "eval/knn_top1"
+KNN_TOP1_RANDOM_INIT: Final = "eval/knn_top1_random_init"
+
+
+def score_key(protocol: str, share: float | None = None, weights: str = "backbone") -> str:
+    """The key of an evaluation's accuracy: of a protocol, on a share of the labels, with these weights.
+
+    >>> score_key("linear", 0.01, "random")
+    'eval/linear_top1_1pct_random_init'
+    """
+    labels = "" if share is None else f"_{100 * share:.6g}pct"
+    ending = {"backbone": "", "random": "_random_init", "scratch": "_scratch"}[weights]
+    return f"{EVALUATION}{protocol}_top1{labels}{ending}"
+
+
+MEAN_CORRUPTION_ERROR: Final = "eval/mce"

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.spec import metric_keys
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import (
     MOST_EPOCHS,
     Auto,
     BatchSize,
-    CpuCores,
     Epochs,
     Interval,
     Kept,
@@ -20,18 +20,21 @@ from trainer.spec.common import (
     Priority,
     RetrySpec,
     Seed,
-    Workers,
 )
 from trainer.spec.dataset import MAX_CHANNELS, DatasetSpec
 from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
+from trainer.spec.resources import ResourcesSpec, divisor
 
 MOST_PARAMETERS: Final = 10**12
 """Most parameters of encoder and decoder together."""
 MOST_PATCHES: Final = 2**18
 CPU_TOKENS: Final = 8192
 """Tokens that the decoder processes at once on a CPU: more would be no faster and need more memory."""
-
+Probe = Literal["linear", "knn"]
+PROBES: Final[tuple[Probe, ...]] = ("linear", "knn")
+PROBE_OF: Final[dict[str, Probe]] = {metric_keys.LINEAR_TOP1: "linear", metric_keys.KNN_TOP1: "knn"}
+"""The probe that measures a metric."""
 
 Side = Annotated[int, Field(ge=1, le=2**14)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
@@ -279,20 +282,6 @@ class AugmentationSpec(SpecModel):
         return self
 
 
-class ResourcesSpec(SpecModel):
-    """The job's workers, each a process with its own devices. `auto` is chosen for the cluster; the plan shows it."""
-
-    workers: Workers | Auto = "auto"
-    """Processes that train together; divides `optimization.global_batch_size`."""
-    gpus_per_worker: Literal[0, 1] | Auto = "auto"
-    """GPUs of one worker: 1, or 0 to train on the CPU."""
-    cpus_per_worker: CpuCores | Auto = "auto"
-    """CPU cores of one worker; on a CPU also the number of threads (which changes the last bits of the result)."""
-    loader_processes: Annotated[int, Field(ge=0, le=256)] | Auto = "auto"
-    """Processes of each worker that read, decode and crop images; 0: threads of the worker itself. `auto`: on a GPU one
-    less than `cpus_per_worker`, on the CPU 0."""
-
-
 class CheckpointSpec(SpecModel):
     """When checkpoints are stored, in addition to those at the end and at a pause."""
 
@@ -309,8 +298,9 @@ class EvaluationSpec(SpecModel):
 
     every_epochs: Interval = 20
     """Epochs between two evaluations."""
-    probes: tuple[Literal["linear"], ...] | Auto = "auto"
-    """Probes of the frozen backbone; they need labels. `auto` is `[linear]` where the dataset has labels."""
+    probes: tuple[Probe, ...] | Auto = "auto"
+    """Probes of the frozen backbone; they need labels. `linear` is a linear classifier, `knn` votes of the 20 nearest
+    training images. `auto` is both where the dataset has labels."""
     dataset: DatasetSpec | None = None
     """Held-out images; null: a fixed tenth of the dataset, at most 2,048 images, which are not trained on."""
 
@@ -359,30 +349,13 @@ class PretrainSpec(Document):
 
     def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:
         """The sections in which `trainer.spec.plan.resolve` fills in `auto` values."""
-        resources, batch = self.resources, self.optimization.global_batch_size
-        gpus = resources.gpus_per_worker if resources.gpus_per_worker != "auto" else int(cluster.gpus > 0)
-        cpus = resources.cpus_per_worker
-        micro_batch = self.optimization.micro_batch_size
-        if resources.workers != "auto":
-            workers = resources.workers
-        else:
-            limit = max(1, cluster.holds(1 if cpus == "auto" else cpus, gpus)) if gpus else 1
-            shares = batch if micro_batch == "auto" else batch // micro_batch
-            workers = max(n for n in range(1, min(limit, shares) + 1) if shares % n == 0)
-        if cpus == "auto":
-            cpus = cluster.cpus_for(workers, gpus)
-        loaders = resources.loader_processes
-        if loaders == "auto":
-            loaders = max(1, cpus - 1) if gpus else 0
+        batch, micro_batch = self.optimization.global_batch_size, self.optimization.micro_batch_size
+        settled = self.resources.settled(cluster, batch if micro_batch == "auto" else batch // micro_batch)
+        workers, gpus = settled["workers"], settled["gpus_per_worker"]
         if micro_batch == "auto" and not gpus:
             micro_batch = divisor(batch // workers, max(1, CPU_TOKENS // (1 + self.model.patches)))
         return {
-            "resources": {
-                "workers": workers,
-                "gpus_per_worker": gpus,
-                "cpus_per_worker": cpus,
-                "loader_processes": loaders,
-            },
+            "resources": settled,
             "optimization": self.optimization.model_dump(mode="json") | {"micro_batch_size": micro_batch},
         }
 
@@ -437,8 +410,3 @@ class PretrainSpec(Document):
         if isinstance(uri, str) and isinstance(preset, str):
             return data | {"name": f"{uri.rstrip('/').rpartition('/')[2]}-{preset}"[:200]}
         return data
-
-
-def divisor(share: int, limit: int) -> int:
-    """The largest divisor of ``share`` that is at most ``limit`` (and at least 1)."""
-    return max(n for n in range(1, max(1, min(share, limit)) + 1) if share % n == 0)

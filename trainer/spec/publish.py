@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.spec.base import SpecModel
 from trainer.spec.common import CpuCores, Labels, Priority, RetrySpec
@@ -14,6 +14,16 @@ from trainer.spec.export import BackboneName, ExportSpec, FirstVisibility, Forma
 from trainer.spec.one_worker import OneWorkerDocument
 
 _FOLDER: Final = re.compile(r"checkpoints/a[1-9][0-9]*/[0-9]{8,}")
+
+
+def _checkpoint_folder(folder: str) -> str:
+    if not _FOLDER.fullmatch(folder):
+        raise ValueError("must be a folder from the job's list of checkpoints, for example checkpoints/a1/00000100")
+    return folder
+
+
+CheckpointFolder = Annotated[str, AfterValidator(_checkpoint_folder)]
+"""A checkpoint's folder below its job's artifacts."""
 
 
 class PublishResources(SpecModel):
@@ -58,7 +68,7 @@ class PublishSpec(OneWorkerDocument):
     """A descriptive name; by default derived from the backbone's."""
     job: str = Field(min_length=1, max_length=100, examples=["job-7f3k2m"])
     """The pretraining job whose checkpoint it is."""
-    checkpoint: str | None = Field(None, examples=["checkpoints/a1/00000100"])
+    checkpoint: CheckpointFolder | None = Field(None, examples=["checkpoints/a1/00000100"])
     """The checkpoint's folder below that job's artifacts; null for its newest."""
     register_as: BackboneName
     """Name under which the backbone is registered."""
@@ -71,8 +81,10 @@ class PublishSpec(OneWorkerDocument):
     priority: Priority = 0
     """Jobs of higher priority start first."""
 
-    reads_source: ClassVar[bool] = True
-    """An attempt reads the checkpoint of another job, which its request names."""
+    @property
+    def reads_source(self) -> bool:
+        """An attempt reads the checkpoint of another job, which its request names."""
+        return True
 
     @property
     def dataset_used(self) -> DatasetSpec | None:
@@ -83,13 +95,6 @@ class PublishSpec(OneWorkerDocument):
     def worker_resources(self) -> PublishResources:
         """The resources of an attempt's only worker."""
         return self.resources
-
-    @field_validator("checkpoint")
-    @classmethod
-    def _check_checkpoint_folder(cls, folder: str | None) -> str | None:
-        if folder is not None and not _FOLDER.fullmatch(folder):
-            raise ValueError("must be a folder from the job's list of checkpoints, for example checkpoints/a1/00000100")
-        return folder
 
     @field_validator("export", mode="before")
     @classmethod

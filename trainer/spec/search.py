@@ -26,7 +26,8 @@ from trainer.spec.base import (
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Kept, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.pretrain import PretrainSpec, ResourcesSpec
+from trainer.spec.pretrain import PROBE_OF, PretrainSpec
+from trainer.spec.resources import ResourcesSpec
 from trainer.spec.search_sections import (
     INCOMPARABLE,
     AlgorithmSpec,
@@ -338,8 +339,10 @@ class SearchSpec(Document):
                     f"use {metric_keys.LINEAR_TOP1}"
                 )
                 raise refuse(field, text, each.metric)
-            if each.metric == metric_keys.LINEAR_TOP1 and base.evaluation.probes == ():
-                raise refuse(field, "is not measured, because base.evaluation.probes is empty", each.metric)
+            probe, probes = PROBE_OF.get(each.metric), base.evaluation.probes
+            if probe and probes != "auto" and probe not in probes:
+                text = f"is not measured, because base.evaluation.probes is [{', '.join(probes)}]: add {probe} to it"
+                raise refuse(field, text, each.metric)
         return self
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from trainer.spec.export import BackboneName
 
 METRICS: Final[dict[str, Literal["min", "max"]]] = {
     metric_keys.LINEAR_TOP1: "max",
+    metric_keys.KNN_TOP1: "max",
     metric_keys.RECONSTRUCTION_RATIO: "min",
     metric_keys.LOSS: "min",
     metric_keys.LOSS_RECONSTRUCTION: "min",

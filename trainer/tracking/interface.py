@@ -28,6 +28,9 @@ class Recorder(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics of optimiser step ``step``. Neither waits for MLflow nor fails while it is unreachable."""
 
+    def log_curve(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record points of curves like `log`, whose values are not among the run's newest: there may be very many."""
+
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run. Neither waits for MLflow nor fails while it is unreachable."""
 

@@ -55,18 +55,26 @@ class RunRecorder:
 
         Raises `LossNotFinite` for a value that is not finite: MLflow could not store it, and training has diverged.
         """
-        now = int(time.time() * 1000)
-        broken = [key for key, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise LossNotFinite(f"not finite at step {step}: {', '.join(broken)}. {DIVERGENCE_ADVICE}")
+        self.log_curve(step, metrics)
         with self._lock:
-            self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
             self._values |= metrics
             self._measure_rate(metrics.get(SAMPLES))
             newest = Newest(attempt=self._attempt, step=step, values=self._values, images_per_s=self._images_per_s)
             text = newest.model_dump_json()
             if len(text) <= TAG_LENGTH:  # room for some hundred metrics
                 self._tags[TAG_NEWEST] = text
+
+    def log_curve(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record points of curves without waiting for MLflow, and leave the run's newest values as they are.
+
+        Raises as `log`.
+        """
+        now = int(time.time() * 1000)
+        broken = [key for key, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise LossNotFinite(f"not finite at step {step}: {', '.join(broken)}. {DIVERGENCE_ADVICE}")
+        with self._lock:
+            self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
 
     def _measure_rate(self, samples: float | None) -> None:
         """Update images per second of wall time since the first record, evaluations and checkpoints included."""

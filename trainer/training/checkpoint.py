@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from trainer.errors import DamagedCheckpoint
+from trainer.errors import DamagedCheckpoint, SpecRefused
 from trainer.logger import logger
 from trainer.patience import retry
 from trainer.protocol.checkpoint import Damage, FileRecord, Manifest, best
@@ -104,6 +104,16 @@ def find(store: Store, folder: str) -> Committed | None:
         damage = _read(store, f"{folder}/{DAMAGE}", Damage)
         raise DamagedCheckpoint(f"{store.uri}/{folder} was set aside by attempt {damage.attempt}: {damage.why}")
     return Committed(folder, _read(store, f"{folder}/{MANIFEST}", Manifest))
+
+
+def find_kept(store: Store, folder: str | None, since_attempt: int, job_id: str) -> Committed:
+    """The checkpoint of a job in this folder, or its newest one; raises `SpecRefused` if there is none."""
+    found = next(reversed(committed(store, since_attempt)), None) if folder is None else find(store, folder)
+    if found is None:
+        raise SpecRefused(
+            f"checkpoint: {folder or 'the newest'} of job {job_id} does not exist: choose one that the job has kept"
+        )
+    return found
 
 
 def _read(store: Store, file: str, record: type[Record]) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
@@ -12,6 +13,21 @@ from trainer.protocol.command import Action
 from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
+
+
+class CheckpointPlace(Protocol):
+    """Where an attempt finds and stores checkpoints."""
+
+    @property
+    def store(self) -> Store:
+        """The folder below which they lie."""
+
+    @property
+    def attempt(self) -> int: ...
+
+    @property
+    def since_attempt(self) -> int:
+        """Training resumes from checkpoints of this attempt or later ones."""
 
 
 @dataclass

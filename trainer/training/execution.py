@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -15,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from trainer.errors import SpecRefused
 from trainer.logger import logger
 from trainer.spec.plan import Schedule, memory_per_worker, step_flops
-from trainer.spec.pretrain import PretrainSpec, divisor
+from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.resources import divisor
 from trainer.training.step import Objective
 
 CPU_RATE = 100e9
@@ -26,12 +30,11 @@ GPU_SHARE, GPU_RESERVED = 0.9, 2**30
 """The share of a GPU's memory that the estimate may fill, after what CUDA takes; the rest is for fragmentation."""
 
 
-def uses_bf16(spec: PretrainSpec, device: torch.device) -> bool:
-    """Whether forward passes run under bf16 autocast; raises `SpecRefused` where the device cannot."""
-    precision = spec.optimization.precision
+def uses_bf16(precision: Literal["auto", "fp32", "bf16"], device: torch.device, field: str) -> bool:
+    """Whether forward passes run under bf16 autocast; raises `SpecRefused`, with the ``field``, where it cannot."""
     able = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not able:
-        raise SpecRefused("optimization.precision: bf16 is not supported by this GPU: use fp32")
+        raise SpecRefused(f"{field}: bf16 is not supported by this GPU: use fp32")
     return precision == "bf16" or (precision == "auto" and device.type != "cpu" and able)
 
 
@@ -104,57 +107,85 @@ def settle_micro_batch(
     if written != "auto":
         return written
     share = spec.optimization.global_batch_size // int(spec.resources.workers)
-    micro_batch = recorded or _by_memory(spec, device, share)
-    while not everywhere(_fits(objective, optimizer, spec, micro_batch, device), device):
-        if micro_batch == 1:
-            raise torch.OutOfMemoryError("not one image goes through the network: use a smaller model, or larger GPUs")
-        micro_batch = divisor(share, micro_batch // 2)
-        logger.info("Out of memory: trying %d images at once", micro_batch)
+    if recorded is None and device.type != "cuda":
+        raise SpecRefused("optimization.micro_batch_size: is 'auto'; on the CPU the loop takes a resolved spec")
+    bf16 = uses_bf16(spec.optimization.precision, device, "optimization.precision")
+    micro_batch = recorded or largest_by_memory(
+        [n for n in range(1, share + 1) if share % n == 0],
+        lambda images: memory_per_worker(spec.model, spec.method, images, bf16),
+        device,
+    )
+    micro_batch = halve_until_it_fits(
+        micro_batch,
+        lambda limit: divisor(share, limit),
+        lambda images: objective(*_blank(spec, images, device))[0],
+        objective,
+        optimizer,
+        device,
+    )
     logger.info("%d images at once, %d parts of a step", micro_batch, share // micro_batch)
     return micro_batch
 
 
-def _by_memory(spec: PretrainSpec, device: torch.device, share: int) -> int:
-    """The largest divisor of a worker's share whose estimate fits on the smallest of the ranks' GPUs."""
-    if device.type != "cuda":
-        raise SpecRefused("optimization.micro_batch_size: is 'auto'; on the CPU the loop takes a resolved spec")
+def halve_until_it_fits(
+    micro_batch: int,
+    at_most: Callable[[int], int],
+    loss: Callable[[int], Tensor],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+) -> int:
+    """The first of ``micro_batch``, its half and so on that goes through the network on every rank.
+
+    ``at_most`` gives the next number to try, up to a limit; ``loss`` computes that of so many blank images.
+    """
+    while not everywhere(_fits(partial(loss, micro_batch), network, optimizer, device), device):
+        if micro_batch == 1:
+            raise torch.OutOfMemoryError("not one image goes through the network: use a smaller model, or larger GPUs")
+        micro_batch = at_most(micro_batch // 2)
+        logger.info("Out of memory: trying %d images at once", micro_batch)
+    return micro_batch
+
+
+def largest_by_memory(candidates: Sequence[int], needed: Callable[[int], int], device: torch.device) -> int:
+    """The largest of some numbers of images, in rising order, whose bytes fit on the smallest of the ranks' GPUs."""
     room = torch.tensor(torch.cuda.get_device_properties(device).total_memory, device=device)
     if dist.is_initialized():
         dist.all_reduce(room, op=dist.ReduceOp.MIN)
-    room_left, bf16 = GPU_SHARE * (int(room.item()) - GPU_RESERVED), uses_bf16(spec, device)
-    candidates = [
-        n
-        for n in range(1, share + 1)
-        if share % n == 0 and memory_per_worker(spec.model, spec.method, n, bf16) <= room_left
-    ]
-    return max(candidates, default=1)
+    room_left = GPU_SHARE * (int(room.item()) - GPU_RESERVED)
+    return max((n for n in candidates if needed(n) <= room_left), default=1)
 
 
 def _fits(
-    objective: Objective, optimizer: torch.optim.Optimizer, spec: PretrainSpec, micro_batch: int, device: torch.device
+    loss: Callable[[], Tensor], network: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> bool:
     """Whether a micro batch's forward and backward pass fit into memory beside the optimiser's moments.
 
     Leaves no gradients and no moments behind.
     """
-    count = 0 if optimizer.state else 2 * sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    count = 0 if optimizer.state else 2 * sum(p.numel() for p in network.parameters() if p.requires_grad)
     fits = True
     try:
         moments = torch.empty(count, device=device)
-        objective(*_blank(spec, micro_batch, device))[0].backward()
+        loss().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         del moments
     except torch.OutOfMemoryError:
         fits = False
-    objective.zero_grad(set_to_none=True)
+    network.zero_grad(set_to_none=True)
     if not fits and device.type == "cuda":
         torch.cuda.empty_cache()
     return fits
 
 
 def distribute(objective: Objective, spec: PretrainSpec, micro_batch: int, device: torch.device) -> nn.Module:
-    """The objective, wrapped in DDP and warmed up if several workers train.
+    """The objective, wrapped in DDP and warmed up if several workers train."""
+    return distributed(objective, lambda network: network(*_blank(spec, micro_batch, device))[0])
+
+
+def distributed(objective: nn.Module, loss: Callable[[nn.Module], Tensor]) -> nn.Module:
+    """A module, wrapped in DDP and warmed up if several workers train; ``loss`` computes that of blank images.
 
     DDP reorders its buckets after the first backward pass, and with three ranks or more another order gives other
     rounding. Two discarded passes make every start, fresh or resumed, the same.
@@ -163,7 +194,7 @@ def distribute(objective: Objective, spec: PretrainSpec, micro_batch: int, devic
         return objective
     network = DistributedDataParallel(objective, gradient_as_bucket_view=True, forward_sync_buffers=False)
     for _ in range(2):
-        network(*_blank(spec, micro_batch, device))[0].backward()
+        loss(network).backward()
     objective.zero_grad(set_to_none=True)
     return network
 

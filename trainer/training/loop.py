@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,13 +14,15 @@ from trainer.agreement import Agreement
 from trainer.data.dataset import DatasetContext, TrainingData, open_training_data
 from trainer.data.images import Images
 from trainer.data.loader import Loader
-from trainer.data.notices import Notice
-from trainer.errors import DataError, SpecRefused
+from trainer.data.notices import tell
+from trainer.errors import DIVERGENCE_ADVICE, DataError, SpecRefused
 from trainer.evaluation.evaluator import Evaluator
+from trainer.evaluation.ranks import Ranks
 from trainer.logger import logger
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.protocol.command import Action
+from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
@@ -35,11 +35,11 @@ from trainer.training.optim import learning_rate, teacher_momentum
 from trainer.training.periodic import Evaluate, Log, PeriodicWork, Save
 from trainer.training.resuming import Resumed, resume
 from trainer.training.saving import Saver
-from trainer.training.state import RunConstants, TrainState
+from trainer.training.state import Metadata, RunConstants, TrainState
 from trainer.training.step import Learner, Objective
 
-NOTICE_LENGTH: Final = 600
-"""The most characters of each notice about the data on the job's page."""
+LOSSES: Final = (metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY)
+"""The metrics of an objective's losses."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     agree = Agreement(world)
     threads = _integer(spec.resources.cpus_per_worker, "resources.cpus_per_worker")
     torch.set_num_threads(threads)
-    bf16 = uses_bf16(spec, device)
+    bf16 = uses_bf16(optimization.precision, device, "optimization.precision")
 
     # --- student, teacher, optimiser: new, or from the newest checkpoint ----------------------------------------
     state = TrainState.initial(spec, device)
@@ -96,16 +96,16 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
     learner = Learner(state.student, state.teacher, state.optimizer, network, micro_batch, optimization.clip_grad_norm)
 
     # --- periodic work ------------------------------------------------------------------------------------------
-    evaluator = _evaluator(spec, data, context, bf16) if recorder else None
+    evaluator = _evaluator(spec, data, context, Ranks(agree, rank, world), bf16)
     constants = RunConstants(
         spec, data.fingerprint, data.mean, data.std, world, micro_batch, data.images.scale.ranges, by_class
     )
     saver = Saver(constants, context, recorder.tag, resumed.checkpoint if resumed else None) if recorder else None
-    meter, start = Meter(spec, schedule, world, device), state.step
-    log = Log(meter, recorder, schedule, start)
+    meter, start = _meter(spec, schedule, world, device), state.step
+    log = Log(meter, recorder.log if recorder else None, schedule, start)
     evaluate = Evaluate(evaluator, recorder, meter, tracker, schedule, spec.evaluation.every_epochs, start)
     save = Save(saver, context.requested_action, agree, meter, tracker, schedule, spec.checkpoint.every_epochs, state)
-    periodic: tuple[PeriodicWork, ...] = (log, evaluate, save)
+    periodic: tuple[PeriodicWork[TrainState], ...] = (log, evaluate, save)
 
     batches = loader.batches(start, schedule.steps)
     with contextlib.closing(batches), contextlib.closing(saver) if saver else contextlib.nullcontext():
@@ -131,7 +131,7 @@ def pretrain(spec: PretrainSpec, context: WorkerContext) -> TrainingResult:
             tracker.reached(state.step)
 
 
-def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int) -> int | None:
+def _check(resumed: Resumed[Metadata], data: TrainingData, schedule: Schedule, world: int) -> int | None:
     """The micro batch size to use again, or None if it has to be chosen anew.
 
     Raises `DataError` if the data are not those of the checkpoint.
@@ -146,8 +146,13 @@ def _check(resumed: Resumed, data: TrainingData, schedule: Schedule, world: int)
     return metadata.micro_batch_size if metadata.workers == world else None
 
 
+def _meter(spec: PretrainSpec, schedule: Schedule, world: int, device: torch.device) -> Meter:
+    losses = LOSSES if spec.method.teacher else LOSSES[:2]
+    return Meter(losses, spec.optimization.global_batch_size, schedule, world, device, DIVERGENCE_ADVICE)
+
+
 def _announce(
-    spec: PretrainSpec, recorder: Recorder, resumed: Resumed | None, data: TrainingData, schedule: Schedule
+    spec: PretrainSpec, recorder: Recorder, resumed: Resumed[Metadata] | None, data: TrainingData, schedule: Schedule
 ) -> None:
     """Tag the run with what is known before the first step."""
     folder, notice = (resumed.checkpoint.folder, resumed.notice) if resumed else ("", "")
@@ -169,22 +174,11 @@ def _as_used(purpose: Purpose, dataset: DatasetSpec, images: Images) -> UsedData
     return UsedDataset(purpose, dataset.title or dataset.uri, dataset.uri, images.index.fingerprint, len(images))
 
 
-def _evaluator(spec: PretrainSpec, data: TrainingData, context: WorkerContext, bf16: bool) -> Evaluator:
-    autocast = functools.partial(torch.autocast, context.device.type, torch.bfloat16, enabled=bf16)
-    evaluator = Evaluator(spec, data, context.store, context.device, autocast)
+def _evaluator(spec: PretrainSpec, data: TrainingData, context: WorkerContext, ranks: Ranks, bf16: bool) -> Evaluator:
+    evaluator = Evaluator(spec, data, context.store, context.cache.folder, ranks, context.device, bf16)
     if context.recorder:
-        _tell(context.recorder, (*data.notices, *evaluator.notices))
+        tell(context.recorder, (*data.notices, *evaluator.notices))
     return evaluator
-
-
-def _tell(recorder: Recorder, notices: Sequence[Notice]) -> None:
-    """Tell the data's owner, in the log and on the job's page, what was decided for them and what is not used."""
-    for notice in notices:
-        logger.warning("%s", notice.message)
-    shown = [{"code": each.code, "message": each.message[:NOTICE_LENGTH]} for each in notices]
-    while len(text := json.dumps(shown, ensure_ascii=False)) > names.TAG_LENGTH:
-        shown.pop()
-    recorder.tag({names.TAG_DATA_NOTICES: text})
 
 
 def _integer(value: int | str, name: str) -> int:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.errors import DIVERGENCE_ADVICE, LossNotFinite
+from trainer.errors import LossNotFinite
 from trainer.spec import metric_keys
 from trainer.spec.plan import Schedule
-from trainer.spec.pretrain import PretrainSpec
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,26 @@ class StepReport:
     """The results of one optimiser step, and the settings it used."""
 
     losses: Tensor
-    """(3,): total, reconstruction, consistency."""
+    """(n,): the total first, then its parts."""
     grad_norm: Tensor | None
     lr: float
-    momentum: float | None
+    momentum: float | None = None
+    """The teacher's."""
 
 
 class Meter:
     """Collects step reports. It reads tensors, which waits for a GPU, only when somebody needs the numbers."""
 
-    def __init__(self, spec: PretrainSpec, schedule: Schedule, world: int, device: torch.device) -> None:
-        self._spec, self._schedule, self._world = spec, schedule, world
-        self._latest = StepReport(torch.zeros(3, device=device), None, 0.0, None)
+    def __init__(
+        self, losses: Sequence[str], batch: int, schedule: Schedule, world: int, device: torch.device, advice: str
+    ) -> None:
+        """``losses`` are the metric keys of a report's first losses, ``batch`` the images of a step over all ranks.
+
+        ``advice`` says what to do where a loss is not finite.
+        """
+        self._losses, self._batch, self._schedule = tuple(losses), batch, schedule
+        self._world, self._advice = world, advice
+        self._latest = StepReport(torch.zeros(len(self._losses), device=device), None, 0.0)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._steps, self._waited, self._paused = 0, 0.0, 0.0
         self._since = time.perf_counter()
@@ -70,7 +77,7 @@ class Meter:
         if flag.item():
             raise LossNotFinite(
                 f"the loss was not finite at step {step} or shortly before; the last good checkpoint is "
-                f"{'none' if saved_at is None else f'of step {saved_at}'}. {DIVERGENCE_ADVICE}"
+                f"{'none' if saved_at is None else f'of step {saved_at}'}. {self._advice}"
             )
 
     def read(self, step: int, saved_at: int | None) -> dict[str, float]:
@@ -81,20 +88,16 @@ class Meter:
         if self._world > 1:
             dist.all_reduce(losses)
             losses /= self._world
-        loss, reconstruction, consistency = losses.tolist()
         elapsed = max(time.perf_counter() - self._since - self._paused, 1e-9)
-        batch = self._spec.optimization.global_batch_size
-        metrics = {
-            metric_keys.LOSS: loss,
-            metric_keys.LOSS_RECONSTRUCTION: reconstruction,
+        metrics = dict(zip(self._losses, losses.tolist(), strict=False)) | {
             metric_keys.LEARNING_RATE: latest.lr,
-            metric_keys.IMAGES_PER_S: self._steps * batch / elapsed,
+            metric_keys.IMAGES_PER_S: self._steps * self._batch / elapsed,
             metric_keys.DATA_WAIT_FRACTION: min(1.0, self._waited / elapsed),
             metric_keys.EPOCH: step / self._schedule.steps_per_epoch,
-            metric_keys.SAMPLES: float(step * batch),
+            metric_keys.SAMPLES: float(step * self._batch),
         }
         if latest.momentum is not None:
-            metrics |= {metric_keys.LOSS_CONSISTENCY: consistency, metric_keys.TEACHER_MOMENTUM: latest.momentum}
+            metrics[metric_keys.TEACHER_MOMENTUM] = latest.momentum
         if latest.grad_norm is not None:
             metrics[metric_keys.GRAD_NORM] = latest.grad_norm.item()
         self._steps, self._waited, self._paused, self._since = 0, 0.0, 0.0, time.perf_counter()

@@ -1,14 +1,14 @@
 """What the loop does between steps once in a while: log, evaluate, save.
 
-Every rank asks and runs each of them in the same order. What only rank 0 does comes last, before the ranks agree on
-saving: there the others wait for it in `Agreement`'s patient group, not in a collective of the training group, whose
-time-out ends the attempt.
+Every rank asks and runs each of them in the same order. Evaluations are shared by all ranks, and what only rank 0 does
+comes last, before the ranks agree on saving. In both, ranks wait for each other in `Agreement`'s patient group, not in
+a collective of the training group, whose time-out ends the attempt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from trainer.agreement import Agreement
 from trainer.evaluation.evaluator import Evaluator
@@ -19,19 +19,33 @@ from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 from trainer.training.checkpoint import Committed
 from trainer.training.meter import Meter
-from trainer.training.saving import Saver
+from trainer.training.saving import Savable, Saver
 from trainer.training.state import TrainState
 
 
-class PeriodicWork(Protocol):
+class Progress(Savable[Any], Protocol):
+    """The state of a training, and how far it has come."""
+
+    step: int
+    """Optimiser steps done."""
+    saved_at: int | None
+    """The step of the newest checkpoint, whose upload may still be under way."""
+
+
+Record = Callable[[int, Mapping[str, float]], None]
+"""Records metrics of a step. It neither blocks nor fails."""
+S_contra = TypeVar("S_contra", contravariant=True)
+
+
+class PeriodicWork(Protocol[S_contra]):
     """Every rank calls both methods at the same steps."""
 
     def due(self, step: int) -> bool: ...
 
-    def run(self, state: TrainState) -> None: ...
+    def run(self, state: S_contra) -> None: ...
 
 
-def _epoch_due(every_epochs: int, step: int, schedule: Schedule) -> bool:
+def epoch_due(every_epochs: int, step: int, schedule: Schedule) -> bool:
     """Whether ``step`` ends so many epochs, or training."""
     return step % (every_epochs * schedule.steps_per_epoch) == 0 or step == schedule.steps
 
@@ -42,26 +56,26 @@ class Log:
     Steps are counted from the epoch's start, so that a resumed run logs the same ones.
     """
 
-    def __init__(self, meter: Meter, recorder: Recorder | None, schedule: Schedule, start: int) -> None:
-        self._meter, self._recorder, self._start = meter, recorder, start
+    def __init__(self, meter: Meter, record: Record | None, schedule: Schedule, start: int) -> None:
+        self._meter, self._record, self._start = meter, record, start
         self._steps_per_epoch = schedule.steps_per_epoch
         self._every = max(1, min(20, schedule.steps_per_epoch // 10))
 
     def due(self, step: int) -> bool:
         return step > self._start and step % self._steps_per_epoch % self._every == 0
 
-    def run(self, state: TrainState) -> None:
+    def run(self, state: Progress) -> None:
         metrics = self._meter.read(state.step, state.saved_at)
-        if self._recorder:
-            self._recorder.log(state.step, metrics)
+        if self._record:
+            self._record(state.step, metrics)
 
 
 class Evaluate:
-    """Measures the networks on held-out images; rank 0 does it, and the others wait at the next agreement."""
+    """Measures the networks on held-out images, on all ranks together; rank 0 records what they find."""
 
     def __init__(
         self,
-        evaluator: Evaluator | None,
+        evaluator: Evaluator,
         recorder: Recorder | None,
         meter: Meter,
         tracker: ActivityTracker,
@@ -74,17 +88,16 @@ class Evaluate:
 
     def due(self, step: int) -> bool:
         resumed_here = 0 < self._start == step  # this step was evaluated before its checkpoint was taken
-        return not resumed_here and _epoch_due(self._every_epochs, step, self._schedule)
+        return not resumed_here and epoch_due(self._every_epochs, step, self._schedule)
 
     def run(self, state: TrainState) -> None:
-        if self._evaluator is None or self._recorder is None:
-            return
         with self._meter.paused(), self._tracker.during("evaluating"):
             state.metrics = self._evaluator.evaluate(state.student, state.backbone, state.step)
             state.evaluated_at = state.step
-            shown = ", ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
-            logger.info("Evaluation at step %d: %s", state.step, shown)
-            self._recorder.log(state.step, state.metrics)  # a search may stop its trial for good here
+            if self._recorder:
+                shown = ", ".join(f"{key} {value:.4g}" for key, value in state.metrics.items())
+                logger.info("Evaluation at step %d: %s", state.step, shown)
+                self._recorder.log(state.step, state.metrics)  # a search may stop its trial for good here
 
 
 class Save:
@@ -92,14 +105,14 @@ class Save:
 
     def __init__(
         self,
-        saver: Saver | None,
+        saver: Saver[Any] | None,
         requested_action: Callable[[], Action | None],
         agree: Agreement,
         meter: Meter,
         tracker: ActivityTracker,
         schedule: Schedule,
         every_epochs: int,
-        state: TrainState,
+        state: Progress,
     ) -> None:
         self._saver, self._requested_action, self._agree = saver, requested_action, agree
         self._meter, self._tracker, self._schedule = meter, tracker, schedule
@@ -118,18 +131,18 @@ class Save:
         self.action = None if complete else action
         return ready or (self.ended and step != self._saved_at)
 
-    def _ready(self, saver: Saver, step: int) -> bool:
+    def _ready(self, saver: Saver[Any], step: int) -> bool:
         """Whether a checkpoint is to be taken now; if so, the upload of the one before it has ended.
 
         Rank 0 waits for that upload here, while the others wait for its word in the patient group.
         """
-        due = saver.due(_epoch_due(self._every_epochs, step, self._schedule))
+        due = saver.due(epoch_due(self._every_epochs, step, self._schedule))
         if due:
             with self._meter.paused(), self._tracker.during("storing"):
                 saver.wait()
         return due
 
-    def run(self, state: TrainState) -> None:
+    def run(self, state: Progress) -> None:
         with self._meter.paused(), self._tracker.during("storing"):
             self._meter.check(state.step, state.saved_at)
             state.saved_at = self._saved_at = state.step

@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from trainer.agreement import Agreement
 from trainer.errors import DamagedCheckpoint, StorageError
 from trainer.logger import logger
 from trainer.protocol.checkpoint import Damage
+from trainer.storage import Store
 from trainer.training import checkpoint as checkpoints
 from trainer.training.checkpoint import Committed, Damaged
-from trainer.training.context import WorkerContext
-from trainer.training.state import Metadata, TrainState
+from trainer.training.context import CheckpointPlace
+
+M = TypeVar("M")
+M_co = TypeVar("M_co", covariant=True)
+
+
+class Resumable(Protocol[M_co]):
+    """The state of a training."""
+
+    def load(self, store: Store, checkpoint: Committed) -> M_co:
+        """Fill the state; returns the checkpoint's metadata. Raises `DamagedCheckpoint`, before it fills anything."""
 
 
 @dataclass(frozen=True)
-class Resumed:
+class Resumed(Generic[M]):
     """The checkpoint that was loaded."""
 
     checkpoint: Committed
-    metadata: Metadata
+    metadata: M
     notice: str
     """Which newer checkpoints are damaged; empty if there are none."""
 
 
-def resume(state: TrainState, context: WorkerContext, agree: Agreement, rank: int) -> Resumed | None:
+def resume(state: Resumable[M], context: CheckpointPlace, agree: Agreement, rank: int) -> Resumed[M] | None:
     """Load the newest sound checkpoint into ``state``; returns None if the job has not committed any.
 
     Every rank calls this; it returns once all of them have the state. Rank 0 alone tells which checkpoints are damaged:
@@ -38,7 +50,7 @@ def resume(state: TrainState, context: WorkerContext, agree: Agreement, rank: in
     return resumed
 
 
-def _load_newest(state: TrainState, context: WorkerContext) -> Resumed | None:
+def _load_newest(state: Resumable[M], context: CheckpointPlace) -> Resumed[M] | None:
     store = context.store
     sound, damaged = checkpoints.inspect(store, context.since_attempt)
     found: list[Damaged] = []  # those of which only their files show it, newest first
@@ -62,7 +74,7 @@ def _load_newest(state: TrainState, context: WorkerContext) -> Resumed | None:
     return None
 
 
-def _set_aside(context: WorkerContext, found: list[Damaged]) -> None:
+def _set_aside(context: CheckpointPlace, found: Sequence[Damaged]) -> None:
     """Only now that an older checkpoint was sound: if all seem damaged, this node may be what is broken."""
     for each in found:
         checkpoints.set_aside(context.store, each.folder, Damage(attempt=context.attempt, why=each.why))

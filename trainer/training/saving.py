@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import monotonic
+from typing import Generic, Protocol, TypeVar
 
 from trainer.errors import StorageError
 from trainer.logger import logger
 from trainer.protocol.names import TAG_CHECKPOINT, TAG_NOTICE
 from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
+from trainer.spec.pretrain import CheckpointSpec
 from trainer.storage import patience
 from trainer.training import checkpoint as checkpoints
-from trainer.training.context import WorkerContext
-from trainer.training.state import RunConstants, Snapshot, Tensors, TrainState, write
+from trainer.training.context import CheckpointPlace
+from trainer.training.snapshot import Snapshot, Tensors, write
 
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5.0, 60.0
 """Time from a failed upload to the next checkpoint: doubled with each failure in a row, up to the longest."""
@@ -24,13 +26,29 @@ Tag = Callable[[Mapping[str, str]], None]
 """Sets tags of the run. It neither blocks nor fails."""
 
 
-class Saver:
+class Constants(Protocol):
+    """What checkpoints record and training does not change."""
+
+    @property
+    def checkpoint(self) -> CheckpointSpec: ...
+
+
+C = TypeVar("C", bound=Constants)
+C_contra = TypeVar("C_contra", bound=Constants, contravariant=True)
+
+
+class Savable(Protocol[C_contra]):
+    """The state of a training."""
+
+    def snapshot(self, constants: C_contra, into: Tensors) -> Snapshot:
+        """Copy the state, into the memory of a snapshot that is no longer needed."""
+
+
+class Saver(Generic[C]):
     """Stores one checkpoint at a time while training continues. A failing storage never harms earlier checkpoints."""
 
-    def __init__(
-        self, constants: RunConstants, context: WorkerContext, tag: Tag, last: checkpoints.Committed | None
-    ) -> None:
-        self._constants, self._settings = constants, constants.spec.checkpoint
+    def __init__(self, constants: C, context: CheckpointPlace, tag: Tag, last: checkpoints.Committed | None) -> None:
+        self._constants, self._settings = constants, constants.checkpoint
         self._store, self._attempt, self._since_attempt = context.store, context.attempt, context.since_attempt
         self._tag, self._last = tag, last
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -55,7 +73,7 @@ class Saver:
             return idle and elapsed >= min(RETRY_SECONDS * 2 ** min(self._failures - 1, 10), LONGEST_RETRY_SECONDS)
         return epoch_due or (idle and every is not None and elapsed >= 60 * every)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: Savable[C]) -> None:
         """Copy the state and start to store it, after the upload before it has ended."""
         self.wait()
         snapshot = state.snapshot(self._constants, self._copies)
@@ -92,7 +110,7 @@ class Saver:
 
     def _store_snapshot(self, snapshot: Snapshot) -> None:
         """In the thread: write, upload, commit, then delete checkpoints that need not be kept."""
-        step = snapshot.metadata.step
+        step = snapshot.step
         folder = checkpoints.step_folder(self._attempt, step)
         try:
             with self._store.new_folder(folder) as directory:

@@ -9,33 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from pydantic import BaseModel
 
 from trainer.data.scale import EIGHT_BIT
-from trainer.errors import DamagedCheckpoint, StorageError
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
-from trainer.protocol.checkpoint import Manifest
 from trainer.spec.base import read_document
-from trainer.spec.pretrain import PretrainSpec
+from trainer.spec.pretrain import CheckpointSpec, PretrainSpec
 from trainer.storage import Store
-from trainer.training.checkpoint import Committed, describe, verified_copy
+from trainer.training.checkpoint import Committed, verified_copy
 from trainer.training.optim import make_optimizer
+from trainer.training.snapshot import (
+    STATE,
+    Snapshot,
+    StoredState,
+    Tensors,
+    copied,
+    moments,
+    read_state,
+    restore_moments,
+    tensor_file,
+)
 
 Part = Literal["student", "teacher", "optimizer"]
-Tensors = dict[Part, dict[str, Tensor]]
-"""Tensors by part and name."""
 
-STUDENT, TEACHER, OPTIMIZER = "student.safetensors", "teacher.safetensors", "optimizer.safetensors"
-STATE, SPEC = "state.json", "spec.json"
-FILES: Final[dict[Part, str]] = {"student": STUDENT, "teacher": TEACHER, "optimizer": OPTIMIZER}
-MOMENTS = ("exp_avg", "exp_avg_sq")
+STUDENT, TEACHER, OPTIMIZER = (tensor_file(part) for part in ("student", "teacher", "optimizer"))
+SPEC = "spec.json"
 
 
 class Metadata(BaseModel):
@@ -80,17 +81,9 @@ class RunConstants:
     scale: dict[str, tuple[float, float]] = field(default_factory=dict)
     held_out_by_class: bool = True
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of the state at one step: training changes nothing in it."""
-
-    spec: PretrainSpec
-    metadata: Metadata
-    metrics: dict[str, float]
-    """Of an evaluation at this very step."""
-    tensors: Tensors
-    """On the CPU."""
+    @property
+    def checkpoint(self) -> CheckpointSpec:
+        return self.spec.checkpoint
 
 
 @dataclass
@@ -122,20 +115,10 @@ class TrainState:
         return self.teacher or self.student
 
     def snapshot(self, constants: RunConstants, into: Tensors) -> Snapshot:
-        """Copy the state. On a GPU the copies run concurrently and are waited for once.
-
-        ``into`` is the memory of a snapshot that is no longer needed, which saves most of the time; an empty one makes
-        the snapshot allocate its own.
-        """
-        tensors: Tensors = {"student": self.student.state_dict(), "optimizer": _moments(self.student, self.optimizer)}
+        """Copy the state, as `copied` does, into the memory of a snapshot that is no longer needed."""
+        tensors = {"student": self.student.state_dict(), "optimizer": moments(self.student, self.optimizer)}
         if self.teacher is not None:
             tensors["teacher"] = self.teacher.state_dict()
-        copies: Tensors = {
-            part: {name: _copy(tensor, into.get(part, {}).get(name)) for name, tensor in named.items()}
-            for part, named in tensors.items()
-        }
-        if any(tensor.is_cuda for named in tensors.values() for tensor in named.values()):
-            torch.cuda.synchronize()
         metadata = Metadata(
             step=self.step,
             samples=self.step * constants.spec.optimization.global_batch_size,
@@ -149,7 +132,7 @@ class TrainState:
             metrics=self.metrics,
         )
         metrics = self.metrics if self.evaluated_at == self.step else {}
-        return Snapshot(constants.spec, metadata, metrics, copies)
+        return Snapshot(self.step, metrics, {STATE: metadata, SPEC: constants.spec}, copied(tensors, into))
 
     def load(self, store: Store, checkpoint: Committed, parts: Collection[Part] | None = None) -> Metadata:
         """Fill the state in place from a checkpoint; None as ``parts`` means all that this state has.
@@ -164,7 +147,7 @@ class TrainState:
         if "teacher" in wanted and self.teacher is not None:
             self.teacher.load_state_dict(stored.tensors["teacher"])
         if "optimizer" in wanted:
-            _restore_moments(self.student, self.optimizer, stored.tensors["optimizer"])
+            restore_moments(self.student, self.optimizer, stored.tensors["optimizer"])
             self.step = self.saved_at = stored.metadata.step
             self.metrics = stored.metadata.metrics
         return stored.metadata
@@ -173,74 +156,12 @@ class TrainState:
         return ("student", "optimizer") if self.teacher is None else ("student", "teacher", "optimizer")
 
 
-def write(directory: Path, snapshot: Snapshot, attempt: int) -> Manifest:
-    """Write a checkpoint's files, except the manifest, into an empty local directory; returns the manifest.
-
-    If the disk refuses, raises `StorageError` for tensors and `OSError` for the other files.
-    """
-    for part, tensors in snapshot.tensors.items():
-        file = directory / FILES[part]
-        try:
-            save_file(tensors, file)
-        except SafetensorError as error:  # it hides the system's own error, for example that of a full disk
-            raise StorageError(f"{file}: {error}") from error
-    (directory / STATE).write_text(snapshot.metadata.model_dump_json(indent=1))
-    (directory / SPEC).write_text(snapshot.spec.model_dump_json(indent=1))
-    return describe(directory, attempt, snapshot.metadata.step, snapshot.metrics)
-
-
-@dataclass(frozen=True)
-class StoredState:
-    """What was read from a checkpoint."""
-
-    metadata: Metadata
-    tensors: Tensors
-
-
-def read_parts(store: Store, checkpoint: Committed, parts: Collection[Part]) -> StoredState:
-    """The metadata and the named parts of a checkpoint.
-
-    Raises `DamagedCheckpoint` for files that are not what was written, and `KeyError` for a part that the checkpoint
-    does not have.
-    """
-    for part in parts:
-        if FILES[part] not in checkpoint.manifest.files:
-            raise KeyError(part)
-    with verified_copy(store, checkpoint, (STATE, *(FILES[part] for part in parts))) as directory:
-        try:
-            return StoredState(
-                metadata=Metadata.model_validate_json((directory / STATE).read_bytes()),
-                tensors={part: load_file(directory / FILES[part]) for part in parts},
-            )
-        except (ValidationError, SafetensorError) as error:
-            raise DamagedCheckpoint(f"{store.uri}/{checkpoint.folder}: cannot be read: {error}") from error
+def read_parts(store: Store, checkpoint: Committed, parts: Collection[Part]) -> StoredState[Metadata]:
+    """The metadata and the named parts of a checkpoint; raises as `read_state`."""
+    return read_state(store, checkpoint, parts, Metadata)
 
 
 def spec_of(store: Store, checkpoint: Committed) -> PretrainSpec:
     """The spec that a checkpoint was trained with; raises `DamagedCheckpoint` if it is not what was written."""
     with verified_copy(store, checkpoint, (SPEC,)) as directory:
         return PretrainSpec.parse(read_document((directory / SPEC).read_text()))
-
-
-def _copy(tensor: Tensor, into: Tensor | None) -> Tensor:
-    if into is None:
-        into = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-    return into.copy_(tensor.detach(), non_blocking=True)
-
-
-def _moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state under the parameters' names; empty before the first step."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        state: dict[str, Any] = optimizer.state.get(parameter, {})
-        for key in (*MOMENTS, "step"):
-            if key in state:
-                tensors[f"{key}.{name}"] = state[key]
-    return tensors
-
-
-def _restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    if not tensors:
-        return
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {key: tensors[f"{key}.{name}"].to(parameter.device) for key in (*MOMENTS, "step")}

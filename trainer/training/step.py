@@ -87,7 +87,7 @@ class Learner:
         losses = []
         for part in range(parts):
             rows = slice(part * self.micro_batch, (part + 1) * self.micro_batch)
-            with _synchronised(self.network, last=part == parts - 1):
+            with synchronised(self.network, last=part == parts - 1):
                 part_losses = self.network(*(t[rows].to(self._device, non_blocking=True) for t in (images, orders)))
                 (part_losses[0] / parts).backward()
             losses.append(part_losses.detach())
@@ -108,7 +108,7 @@ class Learner:
         return self.student.pos_embed.device
 
 
-def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
+def synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[object]:
     """Averages gradients over the ranks in the backward pass of the last part only."""
     if isinstance(network, DistributedDataParallel) and not last:
         return network.no_sync()

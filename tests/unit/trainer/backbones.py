@@ -10,7 +10,8 @@ import torch
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.training.optim import make_optimizer
-from trainer.training.state import RunConstants, TrainState, write
+from trainer.training.snapshot import write
+from trainer.training.state import RunConstants, TrainState
 
 TINY = {
     "img_size": 32, "patch_size": 8, "in_chans": 3, "embed_dim": 24, "depth": 2, "num_heads": 3,

@@ -93,6 +93,9 @@ class Memory:
     def log(self, step: int, metrics: Any) -> None:
         self.rows.setdefault(step, {}).update(metrics)
 
+    def log_curve(self, step: int, metrics: Any) -> None:
+        self.log(step, metrics)
+
     def tag(self, tags: Any) -> None:
         self.tags.update(tags)
 

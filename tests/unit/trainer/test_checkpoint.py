@@ -18,16 +18,15 @@ from trainer.storage import Store, sha256_of
 from trainer.training import checkpoint as checkpoints
 from trainer.training.checkpoint import Manifest, commit, committed, prune
 from trainer.training.optim import make_optimizer
+from trainer.training.snapshot import STATE, write
 from trainer.training.state import (
     OPTIMIZER,
-    STATE,
     STUDENT,
     TEACHER,
     Metadata,
     RunConstants,
     TrainState,
     read_parts,
-    write,
 )  # fmt: skip
 
 SPEC = PretrainSpec.parse(

@@ -1,8 +1,6 @@
-"""Reconstruction ratio, features, the linear probe and the picture of reconstructions."""
+"""Reconstruction ratio, probes and the picture of reconstructions, shared by all ranks."""
 
-import contextlib
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,19 @@ from torch import nn
 
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
-from trainer.data.dataset import DatasetContext, open_images, open_training_data
-from trainer.data.images import fixed_images
+from trainer.data.dataset import DatasetContext, open_training_data
 from trainer.data.sampler import mask_orders
 from trainer.errors import DataError
 from trainer.evaluation.evaluator import Evaluator
-from trainer.evaluation.features import evaluating, extract
-from trainer.evaluation.linear import linear_probe
+from trainer.evaluation.features import evaluating
 from trainer.evaluation.pictures import GAP, HEADING, reconstruction_grid
-from trainer.evaluation.reconstruction import reconstruction_ratio
+from trainer.evaluation.ranks import alone
+from trainer.evaluation.reconstruction import block_errors, reconstruction_ratio
+from trainer.evaluation.untrained import untrained
 from trainer.models.pixels import normalised, take_patches, targets
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.protocol import names
 from trainer.spec import metric_keys
-from trainer.spec.dataset import DatasetSpec
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
 from trainer.storage import Store
 
@@ -74,38 +71,29 @@ class Oracle(nn.Module):
 
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize(("factor", "ratio"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.25), (-1.0, 4.0)])
-@pytest.mark.parametrize("batch_size", [2, 64])
-def test_the_ratio_is_the_error_over_that_of_zeros(norm_pix_loss, factor, ratio, batch_size):
+@pytest.mark.parametrize("blocks", [[5], [2, 2, 1]])
+def test_the_ratio_is_the_error_over_that_of_zeros(norm_pix_loss, factor, ratio, blocks):
     oracle, (mean, std) = Oracle(random_images(), norm_pix_loss, factor), statistics(1)
-    found = reconstruction_ratio(
-        oracle, random_images(), orders_for(5), mean, std, norm_pix_loss, visible=VISIBLE, batch_size=batch_size
-    )
+    pairs = zip(random_images().split(blocks), orders_for(5).split(blocks), strict=True)
+    found = reconstruction_ratio(block_errors(oracle, *pair, mean, std, norm_pix_loss, VISIBLE) for pair in pairs)
     assert found == pytest.approx(ratio, abs=1e-9)
 
 
 def test_images_without_anything_to_predict_count_as_nothing_learnt():
     black = torch.zeros(2, 1, 16, 16, dtype=torch.uint8)
     mean, std = statistics(1)
-    assert reconstruction_ratio(Oracle(black, True), black, orders_for(2), mean, std, True, VISIBLE, 64) == 1
-
-
-def test_the_ratio_of_a_model_does_not_depend_on_the_batches():
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
-    found = [
-        reconstruction_ratio(model, random_images(7), orders_for(7), (0.5,), (0.2,), True, VISIBLE, batch)
-        for batch in (1, 3, 64)
-    ]
-    assert found == pytest.approx([found[0]] * 3, rel=1e-5)
+    assert (
+        reconstruction_ratio([block_errors(Oracle(black, True), black, orders_for(2), mean, std, True, VISIBLE)]) == 1
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_model_is_evaluated_in_evaluation_mode_and_comes_back_as_it_was(training):
     oracle = Oracle(random_images(), True).train(training)
     mean, std = statistics(1)
-    reconstruction_ratio(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE, 2)
+    block_errors(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE)
     reconstruction_grid(oracle, random_images(), orders_for(5), mean, std, True, VISIBLE)
-    assert oracle.modes == [False] * 4
+    assert oracle.modes == [False] * 2
     assert oracle.training is training
     with pytest.raises(ZeroDivisionError), evaluating(oracle):
         oracle.factor = 1 / int(oracle.training)
@@ -119,36 +107,6 @@ def test_normalised_images():
     assert values.dtype == torch.float32
     expected = (images.numpy() / 255 - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
     np.testing.assert_allclose(values.numpy(), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_features_are_the_mean_of_the_patch_tokens():
-    torch.manual_seed(0)
-    model = MaskedAutoencoder(ModelSpec.model_validate(TINY)).train()
-    images = random_images(5)
-    features = extract(model, images, (0.5,), (0.25,), batch_size=2)
-    assert (features.shape, features.dtype) == ((5, 16), np.float32)
-    tokens = model.encode((images.float() / 255 - 0.5) / 0.25).detach()
-    np.testing.assert_allclose(features, tokens[:, 1:].mean(dim=1).numpy(), atol=1e-5)
-    assert np.abs(features - tokens.mean(dim=1).numpy()).max() > 1e-3  # the class token would show
-    assert model.training
-
-
-def test_a_probe_reads_digits_from_pixels(tmp_path):
-    dataset = DatasetSpec.model_validate({"uri": "builtin://digits"})
-    digits = open_images(dataset, 1, (8, 8), place_in(tmp_path))
-    pixels = fixed_images(digits, np.arange(len(digits)), (8, 8), 1).flatten(1).numpy().astype(np.float32)
-    labels = digits.labels.values
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        accuracy = linear_probe(pixels[:800], labels[:800], pixels[800:], labels[800:])
-    assert 0.9 < accuracy < 1
-    assert linear_probe(pixels[:800], labels[:800], pixels[800:], labels[800:]) == accuracy
-
-
-def test_a_probe_reads_nothing_from_noise():
-    rng = np.random.default_rng(0)
-    noise, labels = rng.normal(size=(1500, 8)).astype(np.float32), rng.integers(0, 10, 1500)
-    assert linear_probe(noise[500:], labels[500:], noise[:500], labels[:500]) < 0.2
 
 
 def cells(picture: bytes, rows: int, size: tuple[int, int]) -> np.ndarray:
@@ -209,7 +167,7 @@ def evaluator_for(tmp_path, **parts) -> tuple[Evaluator, PretrainSpec, Store]:
     )  # fmt: skip
     store = Store(str(tmp_path / "run"))
     data = open_training_data(spec, place_in(tmp_path))
-    return Evaluator(spec, data, store, torch.device("cpu"), contextlib.nullcontext), spec, store
+    return Evaluator(spec, data, store, tmp_path / "cache", alone(), torch.device("cpu"), False), spec, store
 
 
 @pytest.fixture
@@ -230,9 +188,12 @@ def test_an_evaluation_measures_and_draws_and_changes_nothing(tmp_path):
         metric_keys.RECONSTRUCTION_RATIO,
         metric_keys.LINEAR_TOP1,
         metric_keys.LINEAR_TOP1_RANDOM_INIT,
+        metric_keys.KNN_TOP1,
+        metric_keys.KNN_TOP1_RANDOM_INIT,
     }
     assert 0.5 < first[metric_keys.RECONSTRUCTION_RATIO] < 5
     assert 0.2 < first[metric_keys.LINEAR_TOP1] < 1
+    assert 0.2 < first[metric_keys.KNN_TOP1] < 1
     assert torch.equal(torch.random.get_rng_state(), state)
     assert student.training
     assert all(torch.equal(value, weights[name]) for name, value in student.state_dict().items())
@@ -250,12 +211,10 @@ def test_the_probe_is_of_the_backbone_and_the_ratio_of_the_student(tmp_path):
     blind = MaskedAutoencoder(spec.model)
     nn.init.zeros_(blind.norm.weight)
     found = evaluator.evaluate(seeded, blind, step=0)
-    assert found[metric_keys.LINEAR_TOP1] < 0.2
-    # The random weights are those the seed gives: how a job starts.
-    assert (
-        found[metric_keys.LINEAR_TOP1_RANDOM_INIT]
-        == evaluator.evaluate(seeded, seeded, step=1)[metric_keys.LINEAR_TOP1]
-    )
+    assert max(found[metric_keys.LINEAR_TOP1], found[metric_keys.KNN_TOP1]) < 0.2
+    # The untrained network's weights are the same for every spec, whatever its seed: runs compare.
+    again = evaluator.evaluate(seeded, untrained(spec.model), step=1)
+    assert found[metric_keys.LINEAR_TOP1_RANDOM_INIT] == again[metric_keys.LINEAR_TOP1]
     nn.init.zeros_(seeded.decoder_pred.weight)
     assert evaluator.evaluate(seeded, blind, step=2)[metric_keys.RECONSTRUCTION_RATIO] == 1
 
@@ -310,7 +269,8 @@ def test_classes_are_matched_by_name_and_those_of_one_side_are_left_out(tmp_path
     evaluator = evaluator_of(tmp_path, train, other)
     torch.manual_seed(0)
     model = MaskedAutoencoder(ModelSpec.model_validate(TINY))
-    assert evaluator.evaluate(model, model, 1)[metric_keys.LINEAR_TOP1] == 1
+    found = evaluator.evaluate(model, model, 1)
+    assert (found[metric_keys.LINEAR_TOP1], found[metric_keys.KNN_TOP1]) == (1, 1)
     (notice,) = evaluator.notices
     assert (notice.code, notice.message) == (
         "classes_differ",
@@ -322,5 +282,6 @@ def test_the_ratio_is_measured_on_a_random_choice_of_a_dataset_of_its_own(tmp_pa
     monkeypatch.setattr("trainer.evaluation.evaluator.RATIO_IMAGES", 8)
     train = shades(tmp_path / "train", {"a": 10, "b": 90}, 12)
     other = shades(tmp_path / "other", {"a": 10, "b": 200}, 20)
-    held_out = evaluator_of(tmp_path, train, other)._images
+    ((held_out, _),) = evaluator_of(tmp_path, train, other)._blocks
+    assert len(held_out) == 8
     assert {bool(image.float().mean() > 100) for image in held_out} == {True, False}

@@ -21,7 +21,8 @@ from trainer.models.rc_mae import make_teacher
 from trainer.protocol.tensor_names import encoder_names, hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import MethodSpec
 from trainer.training.optim import make_optimizer
-from trainer.training.state import RunConstants, TrainState, write
+from trainer.training.snapshot import write
+from trainer.training.state import RunConstants, TrainState
 
 SHAPES = [{}, {"in_chans": 1}, {"in_chans": 5}, {"img_size": [16, 48], "patch_size": 4}]
 SQUARE = [{}, {"in_chans": 1}, {"in_chans": 5}]

@@ -12,7 +12,7 @@ from PIL import Image
 from trainer.agreement import Agreement
 from trainer.data.cache import Cache
 from trainer.data.dataset import DatasetContext, open_images
-from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics, fixed_images
+from trainer.data.images import IMAGENET_MEAN, IMAGENET_STD, Images, channel_statistics
 from trainer.data.loader import Loader
 from trainer.data.scale import Scale
 from trainer.errors import DataError, StorageError
@@ -187,34 +187,33 @@ def test_a_storage_that_is_away_keeps_its_reason(processes):
         list(Loader(images, ROWS, spec, 0, 1, 1, pin=False).batches(0, 3))
 
 
-def test_fixed_images_are_the_largest_central_box(tmp_path):
+def test_whole_images_are_the_largest_central_box(tmp_path):
     pixels = np.zeros((20, 40, 3), dtype=np.uint8)
     pixels[:, 10:30] = np.random.default_rng(0).integers(0, 256, (20, 20, 3))
     (tmp_path / "wide").mkdir()
     Image.fromarray(pixels).save(tmp_path / "wide/a.png")
     Image.fromarray(pixels.transpose(1, 0, 2)).save(tmp_path / "wide/b.png")
     wide = images_at(str(tmp_path / "wide"), tmp_path / "cache")
-    images = fixed_images(wide, np.array([0, 1]), (20, 20), threads=2)
-    assert (images.shape, images.dtype) == ((2, 3, 20, 20), torch.uint8)
+    images = wide.fitted(np.array([0, 1]), (20, 20))
+    assert (images.shape, images.dtype) == ((2, 3, 20, 20), np.uint8)
     middle = pixels[:, 10:30]
-    np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), middle)
-    np.testing.assert_array_equal(images[1].permute(1, 2, 0).numpy(), middle.transpose(1, 0, 2))
-    whole = fixed_images(wide, np.array([0]), (20, 40), threads=1)
-    np.testing.assert_array_equal(whole[0].permute(1, 2, 0).numpy(), pixels)
+    np.testing.assert_array_equal(images[0].transpose(1, 2, 0), middle)
+    np.testing.assert_array_equal(images[1].transpose(1, 2, 0), middle.transpose(1, 0, 2))
+    whole = wide.fitted(np.array([0]), (20, 40))
+    np.testing.assert_array_equal(whole[0].transpose(1, 2, 0), pixels)
 
 
-def test_fixed_images_are_resized_to_the_model_s_size():
-    images = fixed_images(DIGITS, np.array([4, 0, 4] * 30), (16, 24), threads=2)
-    assert images.shape == (90, 1, 16, 24)
-    assert torch.equal(images[0], images[2])
-    assert torch.equal(images[:3], images[87:])
-    assert not torch.equal(images[0], images[1])
+def test_whole_images_are_resized_to_the_model_s_size():
+    images = DIGITS.fitted(np.array([4, 0, 4]), (16, 24))
+    assert images.shape == (3, 1, 16, 24)
+    np.testing.assert_array_equal(images[0], images[2])
+    assert (images[0] != images[1]).any()
 
 
 @pytest.mark.parametrize("size", [(32, 32), (20, 48), (224, 224), (8, 100)])
-def test_fixed_images_of_any_shape_lie_inside(tmp_path, size):
+def test_whole_images_of_any_shape_lie_inside(tmp_path, size):
     images = images_at(write_folder(tmp_path / "data", samples(12)), tmp_path / "cache")
-    assert fixed_images(images, np.arange(12), size, threads=1).shape == (12, 3, *size)
+    assert images.fitted(np.arange(12), size).shape == (12, 3, *size)
 
 
 def test_three_channels_are_normalised_as_imagenet_is(monkeypatch):

@@ -9,7 +9,7 @@ from image_sets import samples, write_folder
 from loops import Memory, launch, make_spec, run_loop, weights
 
 from trainer.data.cache import Cache
-from trainer.data.notices import Notice
+from trainer.data.notices import Notice, tell
 from trainer.errors import DataError, LossNotFinite, reason_of
 from trainer.evaluation.evaluator import Evaluator
 from trainer.models.rc_mae import MaskedAutoencoder
@@ -289,7 +289,7 @@ def test_training_learns_and_is_measured(tmp_path):
 def test_as_many_notices_about_the_data_as_a_tag_has_room_for_are_shown():
     notices = [Notice("classes_differ", "п" * 700) for _ in range(30)]
     told = []
-    loop._tell(SimpleNamespace(tag=told.append), notices)
+    tell(SimpleNamespace(tag=told.append), notices)
     (text,) = (tags[names.TAG_DATA_NOTICES] for tags in told)
     assert len(text) <= names.TAG_LENGTH
     assert json.loads(text) == [{"code": "classes_differ", "message": "п" * 600}] * 12

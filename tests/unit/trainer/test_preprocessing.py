@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
 from trainer.data.dataset import open_images
-from trainer.data.images import Images, fixed_images
+from trainer.data.images import Images
 from trainer.data.preprocessing import fitted, processor_settings
 from trainer.export import verify
 from trainer.export.graph import export_program
@@ -70,18 +70,18 @@ def test_evaluations_see_what_pillow_makes_of_a_file(tmp_path, channels, size, c
     """Decoded at full size, whatever is kept decoded, and with the luma that other tools compute."""
     folder = files_in(tmp_path / "data")
     images = opened(folder, tmp_path, channels, cache, size)
-    seen = fixed_images(images, np.arange(len(images)), size, threads=2)
+    seen = images.fitted(np.arange(len(images)), size)
     assert len(seen) == len(list(folder.iterdir()))
     for row, name in enumerate(images.index.table.names):
-        np.testing.assert_array_equal(seen[row].numpy(), by_pillow(folder / name, MODES[channels], size), name)
+        np.testing.assert_array_equal(seen[row], by_pillow(folder / name, MODES[channels], size), name)
 
 
 def test_images_of_the_network_s_size_are_not_touched(tmp_path):
     (tmp_path / "data").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "data/a.png")
-    seen = fixed_images(opened(tmp_path / "data", tmp_path), [0], (SIDE, SIDE), threads=1)
-    np.testing.assert_array_equal(seen[0].permute(1, 2, 0).numpy(), pixels)
+    seen = opened(tmp_path / "data", tmp_path).fitted([0], (SIDE, SIDE))
+    np.testing.assert_array_equal(seen[0].transpose(1, 2, 0), pixels)
 
 
 @pytest.mark.parametrize("bands", [2, 4, 5])

@@ -68,7 +68,7 @@ def trained(tmp_path_factory):
     """A short real run with a checkpoint and an evaluation of every epoch."""
     folder = tmp_path_factory.mktemp("trained")
     spec = make_spec(
-        optimization={"epochs": EPOCHS}, evaluation={"every_epochs": 1, "probes": ["linear"]},
+        optimization={"epochs": EPOCHS}, evaluation={"every_epochs": 1, "probes": "auto"},
         export={"formats": FORMATS, "license": "cc-by-4.0"}, register_as="digits",
     )  # fmt: skip
     ending, memory = run_loop(spec, folder)
@@ -176,7 +176,8 @@ def test_the_metrics_are_the_last_evaluation_s_and_the_curves_by_epoch(trained, 
     found = json.loads((version.folder / "metrics.json").read_text())
     assert (found["step"], found["epochs"]) == (STEPS, EPOCHS)
     last = {key: trained.memory.curve(key)[STEPS] for key in trained.memory.rows[STEPS] if key.startswith("eval/")}
-    assert set(last) == {"eval/reconstruction_ratio", "eval/linear_top1", "eval/linear_top1_random_init"}
+    probes = {f"eval/{probe}_top1{weights}" for probe in ("linear", "knn") for weights in ("", "_random_init")}
+    assert set(last) == {"eval/reconstruction_ratio"} | probes
     assert found["evaluation"] == {"step": STEPS, "values": last}
     loss = trained.memory.curve("train/loss")
     curve = found["curves"]["train/loss"]

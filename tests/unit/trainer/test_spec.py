@@ -125,7 +125,7 @@ BAD = [
     ({"model": {"mlp[0]": 3}}, "model.mlp[0]", "unknown field"),
     ({"": 3}, "", "unknown field"),
     ({"dataset": {}}, "dataset.uri", "required: add it"),
-    ({"kind": "finetune"}, "kind", "must be one of: import, inspect, pretrain"),
+    ({"kind": "finetune"}, "kind", "must be one of: embed, evaluate, import, inspect, pretrain"),
     ({"optimization": {"epochs": "many"}}, "optimization.epochs", "integer"),
     ({"optimization": {"epochs": 0}}, "optimization.epochs", "greater than or equal to 1"),
     ({"optimization": {"base_lr": float("nan")}}, "optimization.base_lr", "finite"),

@@ -162,7 +162,10 @@ def test_stored_specs_keep_names_with_endings_that_were_free_before(ending):
 
 def test_kinds_are_told_apart():
     assert isinstance(parse_spec(BASE), PretrainSpec)
-    assert "must be one of: import, inspect, pretrain, publish" in problems(BASE | {"kind": "pack"})["kind"]
+    assert (
+        "must be one of: embed, evaluate, import, inspect, pretrain, publish"
+        in problems(BASE | {"kind": "pack"})["kind"]
+    )
     with pytest.raises(SpecError, match="kind: must be pretrain here"):
         parse_pretrain(PUBLISH)
 
@@ -175,7 +178,7 @@ def test_an_attempt_s_request_crosses_as_json_with_either_kind():
         AttemptRequest(**told, spec=parse_spec(PUBLISH), source=source),
     ):
         assert AttemptRequest.model_validate_json(request.model_dump_json()) == request
-    with pytest.raises(ValidationError, match="source: is required for a job of kind publish"):
+    with pytest.raises(ValidationError, match="source: is required for this job of kind publish"):
         AttemptRequest(**told, spec=parse_spec(PUBLISH))
-    with pytest.raises(ValidationError, match="source: a job of kind pretrain has none"):
+    with pytest.raises(ValidationError, match="source: this job of kind pretrain has none"):
         AttemptRequest(**told, spec=parse_spec(BASE), source=source)

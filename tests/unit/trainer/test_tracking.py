@@ -128,6 +128,18 @@ def test_a_metric_that_is_not_finite_means_that_training_has_diverged(recorder):
         recorder.log(7, {"train/loss": 0.5, "train/grad_norm": float("inf")})
 
 
+def test_very_many_curves_do_not_keep_the_newest_values_back(recorder, server, run):
+    recorder.log(3, {"eval/knn_top1": 0.5})
+    for number in range(400):
+        recorder.log_curve(7, {f"train/loss/finetune-backbone-{number}": 1.0})
+    recorder.log(4, {"eval/linear_top1": 0.6})
+    recorder.drain()
+    found = MlflowClient(server).get_run(run).data
+    newest = Newest.model_validate_json(found.tags["rcmae.newest"])
+    assert (newest.step, newest.values) == (4, {"eval/knn_top1": 0.5, "eval/linear_top1": 0.6})
+    assert found.metrics["train/loss/finetune-backbone-399"] == 1.0
+
+
 def test_the_newest_values_are_those_of_this_attempt(recorder, server, run):
     """Also where an earlier one had come further, whose values MLflow goes on to show as the last."""
     MlflowClient(server).log_metric(run, "train/loss", 0.1, step=99)

@@ -1,0 +1,95 @@
+"""One attempt of an evaluation, on every rank: read the network and the images, measure what is not measured yet, and
+put the result together."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from trainer.agreement import Agreement
+from trainer.data.dataset import DatasetContext
+from trainer.evaluation.ranks import Ranks
+from trainer.protocol.command import Action
+from trainer.protocol.evaluation import EvaluationPicture
+from trainer.protocol.request import AttemptRequest
+from trainer.scoring.bench import Bench, NetworkFeatures, identity
+from trainer.scoring.frozen import FrozenMeasures
+from trainer.scoring.interruption import Interrupted
+from trainer.scoring.kept import Kept
+from trainer.scoring.labelled import open_labelled
+from trainer.scoring.pictures import draw_pictures, draw_results
+from trainer.scoring.place import Place
+from trainer.scoring.progress import Progress
+from trainer.scoring.results import check_reference, read_reference, store_result
+from trainer.scoring.subjects import load_shared
+from trainer.scoring.trained import TrainedMeasures
+from trainer.spec.evaluate import EvaluateSpec
+from trainer.spec.measurements import groups
+from trainer.spec.measurements import trainings as trained_units
+from trainer.training.execution import uses_bf16
+
+
+def evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Action | None:
+    """Measure what a spec asks for, as far as earlier attempts have not, and store `evaluation.json`.
+
+    Every rank calls this, with a resolved spec. Returns the command that ended it early, if there was one. Raises
+    `SpecRefused`, `DataError`, `WeightsRefused` and `StorageError`.
+    """
+    try:
+        _evaluate(request, spec, place)
+    except Interrupted as interrupted:
+        return interrupted.action
+    return None
+
+
+def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None:
+    # --- the network and the images ---------------------------------------------------------------------------------
+    place.tracker.enter("opening")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    agree, threads = Agreement(world), int(spec.resources.cpus_per_worker)
+    ranks = Ranks(agree, rank, world)
+    torch.set_num_threads(threads)
+    bf16 = uses_bf16(spec.features.precision, place.device, "features.precision")
+    reference = ranks.collect(partial(read_reference, request, spec))[rank]
+    subject = load_shared(spec.backbone, request, place.store, ranks)
+    data = open_labelled(spec, subject, DatasetContext(place.cache, threads, agree, rank, request.dataset_roots))
+    bench = Bench(spec, subject, data, ranks, place.device, threads, bf16, place.check)
+    check_reference(reference, bench)
+
+    # --- measuring --------------------------------------------------------------------------------------------------
+    kept = Kept.read(place.store, request.attempt, request.since_attempt, identity(bench), ranks)
+    progress = Progress(bench, kept, place.recorder)
+    progress.announce()
+    place.tracker.enter("evaluating")
+    pictures: list[EvaluationPicture] = []
+    for group in groups(spec):
+        features = NetworkFeatures(bench, bench.encoder(group))
+        measures = FrozenMeasures(bench, kept, features)
+        for unit in group.units:
+            if unit not in kept:
+                ranks.collect(place.check)
+                progress.begin(unit)
+                kept.keep(unit, measures.measure(unit), write=rank == 0)
+                progress.done(unit)
+        if group.weights == "backbone":
+            ranks.collect(place.check)
+            pictures = draw_pictures(features, bench, kept, place.store)
+
+    trainings = TrainedMeasures(request, bench, kept, agree, place.recorder, place.requested_action, place.tracker)
+    for unit in trained_units(spec):
+        if unit not in kept:
+            ranks.collect(place.check)
+            progress.begin(unit)
+            kept.keep(unit, trainings.measure(unit), write=rank == 0)
+            progress.done(unit)
+        if rank == 0:
+            trainings.forget(unit)
+
+    # --- the result -------------------------------------------------------------------------------------------------
+    if rank == 0:
+        pictures += draw_results(bench, kept, place.store)
+        evaluation = store_result(place.store, bench, kept, pictures, reference)
+        progress.complete(evaluation.metrics)
+    agree.meet()
