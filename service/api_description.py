@@ -15,6 +15,7 @@ from service.access import operations as access
 from service.auth.scopes import MEANINGS, Scope, requirement, roles_with
 from service.backbones import operations as backbones
 from service.cluster import operations as cluster
+from service.evaluations import operations as evaluations
 from service.http.openapi import CODES, Description, Operation
 from service.jobs import operations as jobs
 from service.searches import operations as searches
@@ -41,6 +42,7 @@ TAGS: Final = {
     "jobs": "Submit, watch and control jobs.",
     "searches": "Hyperparameter searches: trials, budgets and plots. Each search is also a job of kind `search`.",
     "backbones": "Pretrained backbones: registered versions and their files.",
+    "evaluations": "How good backbones are on labelled images, beside networks without their training.",
     "hub": "Read-only access to backbones by the Hugging Face Hub's protocol: `HF_ENDPOINT=<this server>/hf`.",
     "cluster": "Nodes, running jobs and the queue.",
     "access": "Tokens and the audit log.",
@@ -70,11 +72,12 @@ API: Final = Description(
         "license_info": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     },
     tags=TAGS,
-    codes=CODES | jobs.CODES | searches.CODES | backbones.CODES | access.CODES | webhooks.CODES,
+    codes=CODES | jobs.CODES | searches.CODES | backbones.CODES | evaluations.CODES | access.CODES | webhooks.CODES,
     operations=(
         jobs.OPERATIONS
         | searches.OPERATIONS
         | backbones.OPERATIONS
+        | evaluations.OPERATIONS
         | cluster.OPERATIONS
         | access.OPERATIONS
         | webhooks.OPERATIONS

@@ -43,6 +43,7 @@ from service.controller.loop import Reconciler
 from service.counters import registry_of
 from service.dashboard import mount
 from service.db.database import Database, DatabaseUnreachable
+from service.evaluations.routes import router as evaluations
 from service.http import docs, handlers, openapi
 from service.http.failures import Buckets
 from service.http.head import HeadAsGet
@@ -156,6 +157,7 @@ def build_app(body_limit_bytes: int) -> FastAPI:
     app.include_router(approvals)
     app.include_router(comparison)
     app.include_router(use)
+    app.include_router(evaluations)
     app.include_router(hub.router)
     app.include_router(cluster)
     app.include_router(access)

@@ -20,6 +20,8 @@ from service.client import (
     backbones,
     commands,
     data,
+    embedding,
+    evaluating,
     importing,
     operators,
     render,
@@ -43,7 +45,8 @@ app = typer.Typer(
     help="Pretrain vision backbones with RC-MAE: run the service on this machine, or use one as a client.",
 )
 app.command()(commands.submit)
-for command in (results.logs, results.metrics, results.checkpoints):
+app.command()(embedding.embed)
+for command in (results.logs, results.metrics, results.checkpoints, results.files):
     commands.jobs.command()(command)
 app.add_typer(commands.jobs, name="jobs")
 app.add_typer(searches.searches, name="searches")
@@ -51,6 +54,8 @@ for approving in (approvals.alias, approvals.moves, approvals.rule):
     backbones.backbones.command()(approving)
 backbones.backbones.command("import")(importing.import_backbone)
 app.add_typer(backbones.backbones, name="backbones")
+app.command()(evaluating.evaluate)
+app.add_typer(evaluating.evaluations, name="evaluations")
 app.add_typer(data.data, name="data")
 app.add_typer(operators.tokens, name="tokens")
 app.add_typer(webhooks.webhooks, name="webhooks")

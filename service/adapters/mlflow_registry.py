@@ -14,10 +14,12 @@ from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.tracking import MlflowClient
 
 from service.adapters.mlflow_connection import PAGE, MlflowConnection, absence_allowed, quoted, utc_time
-from trainer.protocol.names import TAG_JOB, TAG_LABEL
+from trainer.protocol.names import TAG_EVALUATED, TAG_JOB, TAG_LABEL
 
 MODELS_PER_REQUEST: Final = 100
 """Logged models that one request looks up: their ids are part of its filter."""
+COPIES: Final = (TAG_LABEL, TAG_EVALUATED)
+"""Beginnings of the tags that copy what the service keeps."""
 MODEL_SOURCE: Final = re.compile(r"models:/([A-Za-z0-9_-]+)")
 """The source of a version that a logged model backs, with the model's id."""
 
@@ -34,9 +36,9 @@ class Version:
     description: str = ""
 
     @property
-    def labels(self) -> dict[str, str]:
-        """The labels that its tags copy."""
-        return _labels(self.tags)
+    def copies(self) -> dict[str, str]:
+        """Those of its tags that copy what the service keeps."""
+        return _copies(self.tags)
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,9 @@ class Model:
     description: str = ""
 
     @property
-    def labels(self) -> dict[str, str]:
-        """The labels that its tags copy."""
-        return _labels(self.tags)
+    def copies(self) -> dict[str, str]:
+        """Those of its tags that copy what the service keeps."""
+        return _copies(self.tags)
 
 
 class MlflowRegistry(MlflowConnection):
@@ -103,25 +105,26 @@ class MlflowRegistry(MlflowConnection):
         with absence_allowed():
             self._client.delete_registered_model_alias(name, alias)
 
-    def describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
-        """Give a backbone, or one of its versions, a description, and labels as tags; its other tags stay.
+    def describe(self, name: str, number: int | None, description: str | None, copies: Mapping[str, str]) -> None:
+        """Give a backbone, or one of its versions, a description, and tags that copy what the service keeps.
 
-        A description of None changes nothing. Raises `MlflowRefused` if MLflow has no such version.
+        ``copies`` replace all tags that begin as `COPIES`; its other tags stay. A description of None changes
+        nothing. Raises `MlflowRefused` if MLflow has no such version.
         """
-        self._call(lambda: self._describe(name, number, description, labels))
+        self._call(lambda: self._describe(name, number, description, copies))
 
-    def _describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
+    def _describe(self, name: str, number: int | None, description: str | None, copies: Mapping[str, str]) -> None:
         client = self._client
         change = _Changes.of(client, name, number)
         found = client.get_registered_model(name) if number is None else client.get_model_version(name, str(number))
         if description is not None and description != (found.description or ""):
             change.describe(description)
-        before = _labels(found.tags)
-        for label in before.keys() - labels.keys():
-            change.remove(f"{TAG_LABEL}{label}")
-        for label, value in labels.items():
-            if before.get(label) != value:
-                change.set(f"{TAG_LABEL}{label}", value)
+        before = _copies(found.tags)
+        for tag in before.keys() - copies.keys():
+            change.remove(tag)
+        for tag, value in copies.items():
+            if before.get(tag) != value:
+                change.set(tag, value)
 
     def folders(self, versions: Sequence[Version]) -> dict[str, str]:
         """The folders of versions' files, by the version's source; versions without a logged model are left out."""
@@ -187,8 +190,8 @@ class _Changes:
         )
 
 
-def _labels(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key.removeprefix(TAG_LABEL): value for key, value in tags.items() if key.startswith(TAG_LABEL)}
+def _copies(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in tags.items() if key.startswith(COPIES)}
 
 
 def _model_id(source: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import posixpath
 import re
 import secrets
@@ -19,30 +20,22 @@ import aiohttp
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from fsspec import AbstractFileSystem
 from fsspec.asyn import sync
-from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.local import LocalFileSystem
 from s3fs import S3FileSystem
 
 from service.adapters.breaker import Gated, Unreachable
+from service.adapters.storage_errors import explanation, is_answer, s3_code
 from service.atomic import write_atomically
 
 PIECE: Final = 4 * 2**20
 """Bytes of a file that are held in memory at a time."""
 LONGEST_KEY: Final = 1024
 """Longest key in S3, in bytes."""
-ANSWERS: Final = frozenset(
-    {errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY,
-     errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EBUSY, errno.ETXTBSY, errno.ENOSPC, errno.EDQUOT,
-     errno.EROFS}
-)  # fmt: skip
-"""Errors by which a disk refuses one request."""
 LIMITS_S: Final = {
     "call_s3": 10, "cat_file": 20, "info": 10, "ls": 20, "pipe_file": 20, "rm_file": 10, "url": 10,
 }  # fmt: skip
 """Seconds for each operation in S3, with its retries: without a limit, reading a file of a server that hangs takes two
 minutes. `find`, which lists folders of any size, ends within a minute if the server hangs."""
-CREDENTIALS: Final = "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or RCMAE_S3_PROFILE"
-SERVER: Final = "Check AWS_ENDPOINT_URL and that the server runs"
 
 
 class OutsideRoot(Exception):
@@ -69,6 +62,13 @@ class StoredFile:
     size: int
     """Bytes."""
     modified: datetime
+    revision: str
+    """Changes whenever the file is written again: S3's ETag, or on a disk the inode and the time of the last change."""
+
+    @property
+    def etag(self) -> str:
+        """Identifies the content, in quotes as HTTP has it, without reading the file."""
+        return f'"{hashlib.sha256(f"{self.path} {self.size} {self.revision}".encode()).hexdigest()[:32]}"'
 
     def pieces(self, start: int, stop: int) -> Iterator[bytes]:
         """Its bytes from ``start`` up to ``stop``, at most `PIECE` bytes at a time. Raises `StorageUnreachable`.
@@ -109,10 +109,15 @@ class Artifacts(Gated):
             except (FileNotFoundError, NotADirectoryError) as error:
                 _must_have_bucket(error)
                 return None
-        if info["type"] != "file":
-            return None
-        modified = datetime.fromtimestamp(info["mtime"], UTC) if self._local else info["LastModified"]
-        return StoredFile(self, path, int(info["size"]), modified)
+        return self._stored(path, info) if info["type"] == "file" else None
+
+    def _stored(self, path: str, info: Mapping[str, Any]) -> StoredFile:
+        """A file as fsspec describes it."""
+        if self._local:
+            modified, revision = datetime.fromtimestamp(info["mtime"], UTC), f"{info['ino']} {info['mtime']!r}"
+        else:
+            modified, revision = info["LastModified"], str(info["ETag"])
+        return StoredFile(self, path, int(info["size"]), modified, revision)
 
     def holds(self, folder: str) -> bool:
         """Whether a folder is below the root by its path. It need not exist. Never raises.
@@ -172,34 +177,40 @@ class Artifacts(Gated):
 
     def sizes(self, folder: str, below: str = "") -> dict[str, int]:
         """Sizes, in bytes, of the files directly in a folder, by name; empty if it does not exist."""
-        with self._call(f"{folder}/{below}"):
-            path = posixpath.join(self._folder(folder), below)
-            try:
-                entries = self._fs.ls(path, detail=True)
-            except FileNotFoundError as error:
-                _must_have_bucket(error)
-                return {}
-        files = {posixpath.basename(entry["name"]): int(entry["size"]) for entry in entries if entry["type"] == "file"}
+        files = {
+            posixpath.basename(entry["name"]): int(entry["size"])
+            for entry in self._entries(folder, below)
+            if entry["type"] == "file"
+        }
         return {name: size for name, size in files.items() if name}  # S3's marker object for a folder has no name
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted; empty if it does not exist."""
-        with self._call(folder):
-            path = self._folder(folder)
+        return sorted(posixpath.basename(entry["name"]) for entry in self._entries(folder) if entry["type"] != "file")
+
+    def _entries(self, folder: str, below: str = "") -> list[dict[str, Any]]:
+        """What is directly in a folder, as fsspec describes it; empty if the folder does not exist."""
+        with self._call(f"{folder}/{below}"):
             try:
-                entries = self._fs.ls(path, detail=True)
+                return list(self._fs.ls(posixpath.join(self._folder(folder), below), detail=True))
             except FileNotFoundError as error:
                 _must_have_bucket(error)
                 return []
-        return sorted(posixpath.basename(entry["name"]) for entry in entries if entry["type"] != "file")
 
     def files(self, folder: str) -> list[tuple[str, int]]:
         """The relative path and the size, in bytes, of every file below a folder; links that lead out are skipped."""
+        return [(name, file.size) for name, file in self.stored(folder).items()]
+
+    def stored(self, folder: str, below: str = "") -> dict[str, StoredFile]:
+        """Every file below a folder, or below one of its folders, by the path relative to ``folder``, sorted.
+
+        Links that lead out are skipped; empty if there is no such folder.
+        """
         with self._call(folder):
             base = self._folder(folder)
-            entries = self._fs.find(base, detail=True)
-            sizes = {path.removeprefix(base).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
-            return sorted((name, size) for name, size in sizes.items() if self._resolve(folder, name))
+            entries = self._fs.find(posixpath.join(base, below) if below else base, detail=True)
+            found = {path.removeprefix(base).lstrip("/"): (path, entry) for path, entry in entries.items()}
+            return {name: self._stored(*found[name]) for name in sorted(found) if self._resolve(folder, name)}
 
     def delete(self, folder: str) -> None:
         """Remove a folder with everything below it, if it exists. Refuses the root itself with `OutsideRoot`.
@@ -339,52 +350,12 @@ def _storage_errors(path: str) -> Iterator[None]:
         yield
     # botocore raises ValueError for an endpoint that is not a URL.
     except (OSError, boto.BotoCoreError, boto.ClientError, aiohttp.ClientError, ValueError) as error:
-        text = f"{path}: {_explanation(error)}"
-        kind = StorageRefused if _is_answer(error) else StorageUnreachable
+        text = f"{path}: {explanation(error)}"
+        kind = StorageRefused if is_answer(error) else StorageUnreachable
         raise kind(re.sub(r"://[^/@\s]*@", "://…@", text)) from error  # an endpoint may hold a password
-
-
-def _explanation(error: Exception) -> str:
-    code = _s3_code(error)
-    if code == "NoSuchBucket":
-        return "there is no such bucket: create it, or correct the URI"
-    if code and isinstance(error, PermissionError):
-        return f"the credentials were refused ({code}): {CREDENTIALS}"
-    if isinstance(error, (boto.NoCredentialsError, boto.PartialCredentialsError, boto.ProfileNotFound)):
-        return f"{error}: {CREDENTIALS}"
-    if isinstance(error, FSTimeoutError):
-        return f"did not respond in time. {SERVER}"
-    if isinstance(error, (boto.BotoCoreError, aiohttp.ClientError, ValueError)):
-        return f"cannot be reached: {error}. {SERVER}"
-    return str(error) or type(error).__name__
-
-
-def _is_answer(error: Exception) -> bool:
-    """Whether the storage works, and refuses one request."""
-    response = _s3_response(error)
-    if response is not None:
-        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)) < 500
-    return isinstance(error, OSError) and error.errno in ANSWERS
-
-
-def _s3_code(error: BaseException) -> str | None:
-    """S3's error code behind an exception; None if there is none."""
-    response = _s3_response(error)
-    return None if response is None else str(response.get("Error", {}).get("Code"))
-
-
-def _s3_response(error: BaseException) -> Mapping[str, Any] | None:
-    """S3's response behind an exception; None if there is none."""
-    cause: BaseException | None = error
-    while cause:
-        if isinstance(cause, boto.ClientError):
-            response: Mapping[str, Any] = cause.response
-            return response
-        cause = cause.__cause__
-    return None
 
 
 def _must_have_bucket(error: OSError) -> None:
     """Raises the error again if the bucket is missing: only a missing file is a valid result."""
-    if _s3_code(error) == "NoSuchBucket":
+    if s3_code(error) == "NoSuchBucket":
         raise error

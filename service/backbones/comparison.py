@@ -13,6 +13,7 @@ from service.backbones.comparison_schemas import (
     ComparedVersionView,
     ComparisonView,
     CurvePairView,
+    EvaluationPairView,
     PicturePairView,
     ResultsView,
     SpecDifferenceView,
@@ -23,6 +24,8 @@ from service.context.app_state import AppState
 from service.http import json_text
 from service.http.json_text import flat
 from service.http.problems import ApiProblem
+from service.jobs import evaluations
+from service.jobs.evaluation_schemas import MeasuredView, MeasureView, VersionResultView
 from trainer.protocol import names
 
 LARGEST_FILE: Final = 2**20
@@ -80,6 +83,7 @@ def compare(state: AppState, caller: Caller, first: str, second: str) -> Compari
         same_dataset=prints[0] == prints[1] if all(prints) else None,
         spec=_differences(one.spec, two.spec),
         metrics=[_results(key, one, two) for key in sorted({*one.view.metrics, *two.view.metrics})],
+        evaluations=_evaluations(one.view.evaluations, two.view.evaluations),
         curves=[
             CurvePairView(key=key, first=one.curves.get(key, []), second=two.curves.get(key, []))
             for key in sorted({*one.curves, *two.curves})
@@ -170,3 +174,32 @@ def _results(key: str, one: _Side, two: _Side) -> ResultsView:
     first, second = one.view.metrics.get(key), two.view.metrics.get(key)
     difference = second - first if first is not None and second is not None else None
     return ResultsView(key=key, first=first, second=second, difference=difference)
+
+
+def _evaluations(first: Sequence[VersionResultView], second: Sequence[VersionResultView]) -> list[EvaluationPairView]:
+    """What evaluations have found about two versions, side by side where it can be compared."""
+    ones, twos = ({_measure(each): each for each in results} for results in (first, second))
+    pairs = [_pair(ones.get(measure), twos.get(measure)) for measure in dict.fromkeys((*ones, *twos))]
+    return sorted(pairs, key=lambda pair: (pair.test.title, pair.test.fingerprint, pair.key))
+
+
+def _measure(result: VersionResultView) -> tuple[object, ...]:
+    return result.test.fingerprint, result.train.fingerprint, result.held_out, result.key
+
+
+def _pair(first: VersionResultView | None, second: VersionResultView | None) -> EvaluationPairView:
+    known = first or second
+    if known is None:
+        raise ValueError("a pair of results needs one of them")
+    shared = {name: getattr(known, name) for name in MeasureView.model_fields}
+    sides = {"first": _measured(first), "second": _measured(second)}
+    if first is None or second is None:
+        return EvaluationPairView(**shared, **sides)
+    apart = first.interval.high < second.interval.low or second.interval.high < first.interval.low
+    differs = evaluations.differing([first.settings, second.settings])
+    difference = second.top1 - first.top1
+    return EvaluationPairView(**shared, **sides, difference=difference, apart=apart and not differs, differs=differs)
+
+
+def _measured(result: VersionResultView | None) -> MeasuredView | None:
+    return MeasuredView(**{name: getattr(result, name) for name in MeasuredView.model_fields}) if result else None

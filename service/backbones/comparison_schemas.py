@@ -8,6 +8,7 @@ from pydantic import Field
 
 from service.backbones.schemas import VersionSummaryView
 from service.http.schemas import View
+from service.jobs.evaluation_schemas import MeasuredView, MeasureView
 
 
 class ComparedVersionView(View):
@@ -42,6 +43,21 @@ class ResultsView(View):
     """The second one's less the first one's; None unless both have it."""
 
 
+class EvaluationPairView(MeasureView):
+    """The newest scores of two versions by one measurement, on the same images."""
+
+    first: MeasuredView | None = None
+    """None if the version was not measured so."""
+    second: MeasuredView | None = None
+    difference: float | None = None
+    """The second one's less the first one's; None unless both were measured so."""
+    apart: bool = False
+    """Whether their intervals do not overlap, so that chance does not explain the difference; false where settings
+    differ."""
+    differs: list[str] = Field(default_factory=list)
+    """Settings in which the two measurements differ, such as `pooling` or `solver`: they explain a difference too."""
+
+
 class CurvePairView(View):
     """A curve of two versions: pairs of the epoch and the value."""
 
@@ -69,7 +85,9 @@ class ComparisonView(View):
     spec: list[SpecDifferenceView] | None
     """What differs; None if one of the specs cannot be read, which `notes` then says."""
     metrics: list[ResultsView]
-    """By key."""
+    """Results of their training, by key."""
+    evaluations: list[EvaluationPairView] = Field(default_factory=list)
+    """What evaluations have found since, by dataset and key."""
     curves: list[CurvePairView]
     """By key."""
     pictures: list[PicturePairView]

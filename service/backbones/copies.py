@@ -1,13 +1,16 @@
-"""Copies in MLflow of aliases, descriptions and labels, which follow the rows: tools that use MLflow read them."""
+"""Copies in MLflow of aliases, descriptions, labels and results, which follow the rows, for tools that use MLflow."""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from service.context.app_state import AppState
 from service.db.tables import BackboneAlias, BackboneVersion, RegisteredBackbone
+from service.jobs import evaluations
 from service.jobs.versions import SHOWN
+from trainer.protocol import names
 
 
 def follow(state: AppState, name: str, alias: str) -> None:
@@ -27,7 +30,7 @@ def follow(state: AppState, name: str, alias: str) -> None:
 
 
 def describe(state: AppState, name: str, number: int | None) -> None:
-    """Give a backbone, or one of its versions, the description and labels in MLflow that its row has.
+    """Give a backbone, or one of its versions, the description, labels and results in MLflow that its rows have.
 
     Raises `MlflowUnreachable`. Several calls at once are as in `follow`.
     """
@@ -39,9 +42,17 @@ def describe(state: AppState, name: str, number: int | None) -> None:
             return
 
 
-def copied_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """The labels of which MLflow has copies: it refuses names that are no normal paths, such as a//b and a/./b."""
-    return {name: value for name, value in labels.items() if posixpath.normpath(name) == name}
+def copied(labels: Mapping[str, str], results: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """The tags in MLflow that copy labels, and results in words by metric key.
+
+    MLflow refuses names that are no normal paths, such as a//b and a/./b, so labels of such names have no copy.
+    """
+    known = {f"{names.TAG_LABEL}{label}": value for label, value in labels.items() if _is_path(label)}
+    return known | {f"{names.TAG_EVALUATED}{key}": text for key, text in results.items()}
+
+
+def _is_path(label: str) -> bool:
+    return posixpath.normpath(label) == label
 
 
 def _number(state: AppState, name: str, alias: str) -> int | None:
@@ -51,12 +62,13 @@ def _number(state: AppState, name: str, alias: str) -> int | None:
 
 
 def _texts(state: AppState, name: str, number: int | None) -> tuple[str | None, dict[str, str]] | None:
-    """The description and the labels in a row; None if there is no row any more."""
+    """The description in a row, and what tags copy; None if there is no row any more."""
     with state.database.read() as session:
         if number is None:
             backbone = session.get(RegisteredBackbone, name)
-            return (backbone.description, copied_labels(backbone.labels)) if backbone else None
+            return (backbone.description, copied(backbone.labels)) if backbone else None
         version = session.get(BackboneVersion, (name, number))
         if version is None or version.state not in SHOWN:
             return None
-        return version.description, copied_labels(version.labels)
+        results = evaluations.in_words(session, name, number).get((name, number), {})
+        return version.description, copied(version.labels, results)

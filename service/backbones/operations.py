@@ -9,6 +9,7 @@ from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.http.openapi import ETAG, RANGE_HEADERS, WITH_BODY, Operation, file_answers
 
 TAR: Final = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
+MARKDOWN: Final = {"text/markdown": {"schema": {"type": "string"}}}
 FILE: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 VERSION: Final = ("version_not_found", "version_gone")
 REPO: Final = ("repo_not_found", "revision_not_found")
@@ -25,7 +26,6 @@ def _file_or_link(content: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
 CODES: Final[dict[str, tuple[int, str]]] = {
     "backbone_not_found": (404, "no such backbone is registered"),
     "version_not_found": (404, "the backbone has no such version"),
-    "file_not_found": (404, "the version has no such file"),
     "format_not_found": (404, "the version has no such format"),
     "alias_not_found": (404, "the backbone has no such alias"),
     "retention_rule_not_found": (404, "the backbone has no retention rule"),
@@ -36,6 +36,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "version_gone": (410, "somebody deleted the version in MLflow: it cannot be pulled"),
     "champion_rule_not_found": (404, "the backbone has no rule for its champion"),
     "champion_refused": (409, "the version does not meet the rule for the champion, or the rule protects the champion"),
+    "version_needed": (409, "a job that has not ended measures or uses the version: wait for its end, or cancel it"),
     "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }
 """The status and the cause of each error."""
@@ -48,6 +49,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
         "change_backbone_version", ("forbidden", "version_not_found")
     ),
     "GET /v1/backbones/{name}/versions/{version}": Operation("get_backbone_version", VERSION),
+    "GET /v1/backbones/{name}/versions/{version}/evaluations.md": Operation(
+        "get_backbone_evaluations", ("version_not_found",), {200: {"description": "The addendum.", "content": MARKDOWN}}
+    ),
     "GET /v1/backbones/{name}/versions/{version}/files/{path}": Operation(
         "download_backbone_file", (*VERSION, "file_not_found"), _file_or_link(FILE), RANGE_HEADERS
     ),
@@ -70,7 +74,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/signing-keys": Operation("list_signing_keys"),
     "GET /v1/backbone-comparison": Operation("compare_backbones", ("version_not_found",)),
     "DELETE /v1/backbones/{name}/versions/{version}": Operation(
-        "delete_backbone_version", ("forbidden", "version_not_found", "version_has_alias")
+        "delete_backbone_version", ("forbidden", "version_not_found", "version_has_alias", "version_needed")
     ),
     "GET /v1/backbones/{name}/versions/{version}/archive": Operation(
         "download_backbone_archive", (*VERSION, "file_not_found", "format_not_found"), file_answers(TAR), RANGE_HEADERS

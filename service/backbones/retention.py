@@ -30,11 +30,9 @@ from service.backbones.retention_schemas import (
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, RetentionRule, now
 from service.http.problems import not_found
-from service.jobs import aliases, versions
-from service.jobs.state import ACTIVE, WAITING, State
+from service.jobs import aliases, needed, versions
+from service.jobs.state import UNENDED
 
-UNENDED: Final = (*ACTIVE, *WAITING, State.PAUSED)
-"""States of jobs that have not ended."""
 LAPSE: Final = timedelta(hours=1)
 """If nobody has decided for so long, as while the service was off, what was announced is announced anew."""
 NOTED_EVERY: Final = timedelta(minutes=5)
@@ -265,6 +263,7 @@ def _candidates(
     """``announced``: whether what the rows say of their end holds still."""
     name = rows[0].name
     named, live = aliases.of_backbones(session, [name]).get(name, {}), _live_jobs(session, name)
+    needing = needed.by_version(session, name)
     served = [Served(row, row.folder or "") for row in rows]
     main = Backbone(served, named, session.get_one(RegisteredBackbone, name)).main.number
     return [
@@ -279,6 +278,7 @@ def _candidates(
             main=row.version == main,
             gone=row.state == versions.VersionState.GONE,
             live_jobs=tuple(job for job in dict.fromkeys((row.job_id, row.trained_by)) if job in live),
+            needed_by=tuple(job.id for job in needing.get(row.version, ())),
             unneeded_since=row.unneeded_since if announced else None,
         )
         for row in rows
@@ -286,10 +286,7 @@ def _candidates(
 
 
 def _live_jobs(session: Session, name: str) -> set[str]:
-    """The jobs that have not ended, of those that registered or trained a version of a backbone.
-
-    No job names a version that it needs: what publishes a checkpoint names the job that trained it.
-    """
+    """The jobs that have not ended, of those that registered or trained a version of a backbone."""
     row = BackboneVersion
     query = select(Job.id).join(row, or_(Job.id == row.job_id, Job.id == row.trained_by))
     query = query.where(row.name == name, row.state.in_(versions.SHOWN), Job.state.in_(UNENDED))

@@ -42,6 +42,8 @@ class Candidate:
     """Whether somebody has deleted it in MLflow."""
     live_jobs: tuple[str, ...] = ()
     """Jobs that have not ended, of those that registered and trained it."""
+    needed_by: tuple[str, ...] = ()
+    """Jobs that have not ended and measure or use it."""
     unneeded_since: datetime | None = None
     """When it was first found that nothing keeps it; None if something did, when it was last looked at."""
 
@@ -103,6 +105,7 @@ def _kept(rule: Rule, version: Candidate, newest: bool) -> list[str]:
     if version.gone:
         kept.append("somebody deleted it in MLflow, where a backup may bring it back")
     kept += [f"{job} has not ended" for job in version.live_jobs]
+    kept += [f"{job}, which needs it, has not ended" for job in version.needed_by]
     return kept
 
 

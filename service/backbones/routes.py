@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from service.backbones import editing, registry, service
+from service.backbones import editing, evaluated, registry, service
 from service.backbones.approval_schemas import Reason
 from service.backbones.filters import Filters
 from service.backbones.schemas import (
@@ -29,6 +29,13 @@ from service.http.schemas import Page
 from trainer.spec.export import BackboneFormat
 
 router = APIRouter(prefix="/v1/backbones", tags=["backbones"], route_class=ApiRoute)
+
+
+class MarkdownResponse(Response):
+    """A text in Markdown."""
+
+    media_type = "text/markdown"
+
 
 Limit = Annotated[int, Query(ge=1, le=500)]
 Reference = Annotated[
@@ -156,11 +163,23 @@ def delete_version(
     caller: MayChangeBackbones,
     preview: Annotated[bool, Query(description="report what would be deleted, without deleting it")] = False,
 ) -> VersionDeletionView:
-    """Delete a version with its files, and report what is deleted. 409 if an alias points at it."""
+    """Delete a version with its files, and report what is deleted.
+
+    409 if an alias points at it, or if a job that has not ended measures or uses it.
+    """
     if preview:
         caller.changes_nothing()
         return service.deletion(state, caller, name, version)
     return service.delete_version(state, caller, name, version)
+
+
+@router.get("/{name}/versions/{version}/evaluations.md", response_class=MarkdownResponse)
+def evaluated_since(name: str, version: Reference, state: StateDep, caller: MayReadBackbones) -> Response:
+    """An addendum to the version's card, in Markdown: the newest results of evaluations since it was registered.
+
+    It is no file of the version, whose files never change. Empty if nothing has evaluated it.
+    """
+    return MarkdownResponse(evaluated.addendum(state, caller, name, version))
 
 
 @router.get("/{name}/versions/{version}/files/{path:path}", response_class=StreamingResponse)

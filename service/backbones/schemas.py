@@ -10,6 +10,7 @@ from pydantic import Field, StrictInt
 from service.backbones.approval_schemas import ChampionRuleView, Reason
 from service.backbones.use_schemas import VersionUserView
 from service.http.schemas import Body, Owner, Patch, View
+from service.jobs.evaluation_schemas import VersionResultView
 from trainer.protocol import names
 from trainer.spec.common import Labels
 
@@ -90,7 +91,7 @@ class VersionSummaryView(View):
     bytes: int | None = None
     """Of all its files; None until the controller has added them up."""
     tags: dict[str, str] = Field(default_factory=dict)
-    """All its tags in MLflow, but for the copies of its labels."""
+    """All its tags in MLflow, but for the copies of its labels and of what evaluations have found."""
 
 
 class SignatureView(View):
@@ -111,6 +112,8 @@ class VersionView(VersionSummaryView):
     """40 hexadecimal digits that identify exactly these files; a valid revision for `/hf`."""
     signature: SignatureView | None = None
     """None: it is not signed."""
+    evaluations: list[VersionResultView] = Field(default_factory=list)
+    """The newest result of its evaluations by each measurement: `metrics` has those of its training, which stay."""
     files: list[FileView]
 
 

@@ -36,7 +36,7 @@ from service.http.paging import bad_cursor, read_cursor, read_value, write_curso
 from service.http.problems import ApiProblem, not_found
 from service.http.ranges import ByteSource
 from service.http.schemas import Page
-from service.jobs import aliases, versions
+from service.jobs import aliases, evaluations, needed, versions
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
 
@@ -116,14 +116,16 @@ def describe(state: AppState, version: Served) -> VersionView:
     with state.database.read() as session:
         named = aliases.of_backbones(session, [version.name]).get(version.name, {})
         signature = signing.stored(session, version)
+        results = evaluations.of_version(session, version.name, version.number)
     summary = version.summary(named)
     if version.gone:
-        return VersionView(**vars(summary), files=[])
+        return VersionView(**vars(summary), evaluations=results, files=[])
     content, sizes = registry.content(state, version), dict(state.artifacts.files(version.folder))
     listed = {path: digest for path, digest in content.listed.items() if path in sizes}
     return VersionView(
         **vars(summary) | {"formats": registry.formats_in(listed)},
         commit=content.commit,
+        evaluations=results,
         files=[
             FileView(
                 path=path,
@@ -280,7 +282,7 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
         caller.must(Scope.BACKBONES, *owners(session, version.row))
         versions.must_not_be_the_last(session, caller, version.row)
         named, used_by = aliases.of_version(session, version.row), use.users(session, version.row)
-        kept = aliases.keeps(session, version.row)
+        kept = aliases.keeps(session, version.row) or needed.keeps(session, version.row)
     files = state.artifacts.files(version.folder)
     return VersionDeletionView(
         name=version.name,
@@ -296,7 +298,10 @@ def _deletion(state: AppState, caller: Caller, version: Served) -> VersionDeleti
 
 
 def delete_version(state: AppState, caller: Caller, name: str, number: int) -> VersionDeletionView:
-    """Hide a version at once; the controller removes it later. Raises 403 and 404, and 409 if it has an alias."""
+    """Hide a version at once; the controller removes it later.
+
+    Raises 403 and 404, and 409 if it has an alias, or a job that has not ended needs it.
+    """
     known = registry.find(state, caller, name, str(number))
     preview = _deletion(state, caller, known)
     with state.database.session() as session:
@@ -305,6 +310,7 @@ def delete_version(state: AppState, caller: Caller, name: str, number: int) -> V
         versions.must_not_be_the_last(session, caller, version.row)
         if kept := aliases.keeps(session, version.row):
             raise ApiProblem(409, "version_has_alias", kept)
+        needed.must_not_be(session, version.row)
         versions.delete(session, version.row, caller.owner)
         caller.record(session, name, version=number, job=version.row.job_id)
     log.info("version_deleted", backbone=name, version=number, job_id=preview.job_id, actor=caller.owner)

@@ -43,8 +43,16 @@ MARK: Final = ".rcmae-"
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-def fetch_file(service: Connection, path: str, out: Path, patience: Patience, progress: Progress | None) -> int:
-    """Download one file as the new file ``out``; returns its size.
+def fetch_file(
+    service: Connection,
+    path: str,
+    out: Path,
+    patience: Patience,
+    progress: Progress | None,
+    etag: str | None = None,
+    size: int | None = None,
+) -> int:
+    """Download one file as the new file ``out``; returns its size. ``etag`` and ``size`` are as for `fetch`.
 
     Resumes where a connection broke. Raises `FileExistsError` if ``out`` exists, `DownloadError` if the size is not the
     one that the service names, and the errors of `Patience.wait`.
@@ -56,7 +64,7 @@ def fetch_file(service: Connection, path: str, out: Path, patience: Patience, pr
     staging = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as output:
-            fetch(service, path, output, patience, progress)
+            fetch(service, path, output, patience, progress, etag, size)
             count = output.tell()
         staging.chmod(0o644)  # mkstemp makes files that only their owner can read
         staging.rename(out)

@@ -55,23 +55,31 @@ def select_files(version: VersionView, form: PullFormat) -> dict[PurePosixPath, 
     paths = {PurePosixPath(file.path.removeprefix("" if form == ALL else f"{form}/")): file for file in selected}
     if len(paths) != len(selected):
         raise DownloadError(f"{version.name}:{version.version} lists a file twice")
-    _must_differ(paths)
+    must_differ(paths)
     return paths
 
 
 def _problem(file: FileView) -> str | None:
     """Why a file must not be pulled; None where it may be."""
-    parts = file.path.split("/")
-    if ".." in parts or file.path.startswith("/") or set("\\:") & set(file.path):
-        return "outside its folder"
-    if len(file.path.encode(errors="replace")) > LONGEST_PATH:
-        return f"with a path of more than {LONGEST_PATH} bytes"
+    problem = problem_of_path(file.path)
+    if problem:
+        return problem
     if not SHA256.fullmatch(file.sha256):
         return f"with the sha256 {file.sha256!r}"
     if file.size < 0:
         return f"of {file.size} bytes"
     if not URL_PATH.fullmatch(file.url):
         return f"whose url {file.url!r} is not a path on this server"
+    return None
+
+
+def problem_of_path(path: str) -> str | None:
+    """Why no file of a downloaded folder may have a path; None where one may."""
+    parts = path.split("/")
+    if ".." in parts or path.startswith("/") or set("\\:") & set(path):
+        return "outside its folder"
+    if len(path.encode(errors="replace")) > LONGEST_PATH:
+        return f"with a path of more than {LONGEST_PATH} bytes"
     return next((problem for part in parts if (problem := _problem_of_name(part))), None)
 
 
@@ -90,7 +98,7 @@ def _problem_of_name(name: str) -> str | None:
     return None
 
 
-def _must_differ(paths: Iterable[PurePosixPath]) -> None:
+def must_differ(paths: Iterable[PurePosixPath]) -> None:
     """Raises `DownloadError` for paths that are the same file somewhere, or a file and a folder."""
     seen: dict[str, PurePosixPath] = {}
     for path in paths:

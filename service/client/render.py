@@ -16,16 +16,19 @@ from service.client.console import Console, Text
 from service.client.render_inspection import inspection
 from service.client.tables import duration, fields, size, table, when
 from service.cluster.schemas import ClusterView, Held, QueuedView
-from service.jobs.output_schemas import CheckpointView, JobsMetricsView, Point
+from service.jobs.output_schemas import CheckpointView, JobFileView, JobsMetricsView, Point
 from service.jobs.schemas import (
     AttemptView,
     Deletion,
+    EmbeddingProgress,
     JobView,
     PlanView,
     Progress,
+    Result,
     SearchProgress,
 )
 from service.jobs.state import State
+from trainer.protocol.embeddings import Embeddings
 from trainer.spec.base import Problem
 from trainer.spec.metric_keys import RECONSTRUCTION_RATIO
 
@@ -82,21 +85,36 @@ def job(view: JobView) -> RenderableType:
             rows.append(("GPU hours", f"{view.progress.gpu_hours:.2f}"))
         if isinstance(view.progress, Progress):
             rows += [("data", view.progress.labels)] if view.progress.labels else []
+        if isinstance(view.progress, Progress | EmbeddingProgress):
             rows += [("warning", Text(warned.message, style="yellow")) for warned in view.progress.warnings]
     if view.labels:
         rows.append(("labels", ", ".join(f"{name}:{value}" for name, value in sorted(view.labels.items()))))
     if view.notes:
         rows.append(("notes", Text(view.notes)))
     if view.result:
-        rows += [(key, f"{value:.4g}") for key, value in sorted(view.result.metrics.items())]
-        if view.result.backbone:
-            rows.append(("backbone", f"{view.result.backbone.name}:{view.result.backbone.version}"))
-        others = [each for each in view.result.backbones if each != view.result.backbone]
-        if others:
-            rows.append(("also became", ", ".join(f"{each.name}:{each.version}" for each in others)))
+        rows += _result(view.id, view.result)
     if view.result and view.result.inspection:
         return Group(fields(rows), "", inspection(view.result.inspection))
     return fields(rows)
+
+
+def _result(job_id: str, found: Result) -> Iterator[tuple[str, RenderableType]]:
+    yield from ((key, f"{value:.4g}") for key, value in sorted(found.metrics.items()))
+    if found.backbone:
+        yield "backbone", f"{found.backbone.name}:{found.backbone.version}"
+    others = [each for each in found.backbones if each != found.backbone]
+    if others:
+        yield "also became", ", ".join(f"{each.name}:{each.version}" for each in others)
+    if found.embeddings:
+        yield from _embeddings(job_id, found.embeddings)
+
+
+def _embeddings(job_id: str, found: Embeddings) -> Iterator[tuple[str, RenderableType]]:
+    """What the files of a job that computes features hold."""
+    patches = f", and {found.patch_tokens[0]} patch tokens" if found.patch_tokens else ""
+    yield "features", f"{found.width} values, {found.dtype}, {found.pooling} of block {found.layer}{patches}"
+    yield "rows", f"{found.dataset.images:,}, {found.labels:,} of them with a label"
+    yield "files", f"{found.files:,}: rcmae jobs files {job_id} --download DIR"
 
 
 def attempts(views: Iterable[AttemptView]) -> Table:
@@ -149,6 +167,11 @@ def checkpoints(views: Iterable[CheckpointView]) -> Table:
             for point in views
         ),
     )
+
+
+def files(views: Iterable[JobFileView]) -> Table:
+    """What a job has left for people."""
+    return table(("FILE", "SIZE", "CHANGED"), ((each.path, size(each.bytes), when(each.modified_at)) for each in views))
 
 
 def curves(view: JobsMetricsView) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from service.backbones.comparison_schemas import ComparisonView
+from service.backbones.comparison_schemas import ComparisonView, EvaluationPairView
 from service.backbones.schemas import (
     BackboneDetailView,
     BackboneView,
@@ -203,11 +203,23 @@ def comparison(view: ComparisonView) -> RenderableType:
         ("size", *("-" if side.bytes is None else size(side.bytes) for side in sides), ""),
         ("dataset", *(side.version.dataset_fingerprint or "-" for side in sides), same),
         *((each.key, _number(each.first), _number(each.second), _signed(each.difference)) for each in view.metrics),
+        *(_evaluated(each) for each in view.evaluations),
     ]
     spec = table(("SPEC", *heads), ((each.path, _text(each.first), _text(each.second)) for each in view.spec or ()))
     same_spec = "the specs cannot be compared" if view.spec is None else "the specs are the same"
     notes = [f"{head}: {note}" for head, side in zip(heads, sides, strict=True) for note in side.notes]
     return Group(table(("", *heads, "DIFFERENCE"), rows), "", spec if view.spec else same_spec, *notes)
+
+
+def _evaluated(pair: EvaluationPairView) -> tuple[str, str, str, str]:
+    """A line of what evaluations have found about two versions."""
+    sides = (None if each is None else each.top1 for each in (pair.first, pair.second))
+    first, second = map(_number, sides)
+    if pair.differs:
+        apart = f" with other {', '.join(pair.differs)}"
+    else:
+        apart = "" if pair.difference is None else " apart" if pair.apart else " intervals overlap"
+    return f"{pair.key} on {pair.test.title}", first, second, f"{_signed(pair.difference)}{apart}"
 
 
 def _number(value: float | None) -> str:

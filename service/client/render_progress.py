@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from service.client.tables import duration, number
-from service.jobs.schemas import ImportProgress, InspectionProgress, JobView, Progress, SearchProgress
+from service.jobs.schemas import (
+    AnyProgress,
+    EmbeddingProgress,
+    EvaluationProgress,
+    ImportProgress,
+    InspectionProgress,
+    JobView,
+    Progress,
+    SearchProgress,
+)
 
-LEAST_IMPORTANT_FIRST: Final = ("wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
+LEAST_IMPORTANT_FIRST: Final = ("measuring", "wait", "pruned", "rate", "loss", "running", "failed", "eta", "best")
 """Parts of a progress line, in the order in which a narrow terminal drops them."""
 
 
@@ -16,10 +25,12 @@ def done(view: JobView) -> str:
     progress = view.progress
     if isinstance(progress, SearchProgress):
         return _trials_done(progress)
-    if isinstance(progress, InspectionProgress):
-        return f"{progress.inspected:,}/{progress.total:,} images"
+    if isinstance(progress, InspectionProgress | EmbeddingProgress):
+        return _images(progress)
     if isinstance(progress, ImportProgress):
         return _phase(progress)
+    if isinstance(progress, EvaluationProgress):
+        return f"{progress.done}/{progress.total} measured"
     return f"{progress.epoch:.1f}/{progress.epochs} epochs" if progress else "-"
 
 
@@ -33,14 +44,16 @@ def _trials_done(progress: SearchProgress) -> str:
     return f"{ended}/{progress.budget} trials" if ended <= progress.budget else f"{ended} trials"
 
 
-def share_done(progress: Progress | SearchProgress | InspectionProgress | ImportProgress | None) -> float:
+def share_done(progress: AnyProgress | None) -> float:
     """How much of a job is done, 0..1."""
     if progress is None:
         return 0.0
     if isinstance(progress, SearchProgress):
         return min(1.0, progress.trials.ended / progress.budget)
-    if isinstance(progress, InspectionProgress):
-        return progress.inspected / progress.total if progress.total else 1.0
+    if isinstance(progress, EvaluationProgress):
+        return progress.done / progress.total
+    if isinstance(progress, InspectionProgress | EmbeddingProgress):
+        return _images_done(progress) / progress.total if progress.total else 1.0
     if isinstance(progress, ImportProgress):
         return progress.done / progress.phases
     return min(1.0, progress.epoch / progress.epochs)
@@ -56,8 +69,10 @@ def line(view: JobView, width: int | None = None) -> str:
         return ""
     if isinstance(progress, ImportProgress):
         return _phase(progress)
-    if isinstance(progress, InspectionProgress):
-        parts = _inspection_parts(progress)
+    if isinstance(progress, EvaluationProgress):
+        parts = _evaluation_parts(progress)
+    elif isinstance(progress, InspectionProgress | EmbeddingProgress):
+        parts = _image_parts(progress)
     else:
         parts = _search_parts(progress) if isinstance(progress, SearchProgress) else _training_parts(progress)
     if progress.eta_s is not None and not view.state.terminal:
@@ -68,10 +83,25 @@ def line(view: JobView, width: int | None = None) -> str:
     return "  ".join(parts.values())
 
 
-def _inspection_parts(progress: InspectionProgress) -> dict[str, str]:
-    parts = {"images": f"{progress.inspected:,}/{progress.total:,} images"}
+def _images_done(progress: InspectionProgress | EmbeddingProgress) -> int:
+    return progress.inspected if isinstance(progress, InspectionProgress) else progress.embedded
+
+
+def _images(progress: InspectionProgress | EmbeddingProgress) -> str:
+    return f"{_images_done(progress):,}/{progress.total:,} images"
+
+
+def _image_parts(progress: InspectionProgress | EmbeddingProgress) -> dict[str, str]:
+    parts = {"images": _images(progress)}
     if progress.images_per_s is not None:
         parts["rate"] = f"{progress.images_per_s:.0f} images/s"
+    return parts
+
+
+def _evaluation_parts(progress: EvaluationProgress) -> dict[str, str]:
+    parts = {"done": f"{progress.done}/{progress.total} measured"}
+    if progress.measuring:
+        parts["measuring"] = progress.measuring
     return parts
 
 

@@ -1,4 +1,4 @@
-"""The commands for a job's output: `rcmae jobs logs`, `metrics` and `checkpoints`."""
+"""The commands for a job's output: `rcmae jobs logs`, `metrics`, `checkpoints` and `files`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.client.console import Text, echo_json
 from service.client.sdk import Client
 from service.client.shell import JobId, Json, Outages, connected, download_bar, err, following, out, print_json
 from service.client.streaming import Update
-from service.jobs.output_schemas import JobsMetricsView, Level, LogBatch, LogPage, LogView
+from service.jobs.output_schemas import JobFileView, JobsMetricsView, Level, LogBatch, LogPage, LogView
 
 LEVEL_STYLES: Final = {"error": "red", "warning": "yellow"}
 
@@ -133,3 +133,39 @@ def checkpoints(job: JobId, as_json: Json = False) -> None:
     with connected() as client:
         checkpoint_views = client.checkpoints(job)
     print_json(checkpoint_views) if as_json else out.print(render.checkpoints(checkpoint_views))
+
+
+def files(
+    job: JobId,
+    prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only files whose paths begin like this: embeddings/")
+    ] = "",
+    download: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Download them into this folder; what has come already stays there."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace other files that are in the way.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What a job has left for people: embeddings, evaluations, inspections, pictures."""
+    if force and download is None:
+        raise typer.BadParameter("replaces files of a download: use it with --download DIR", param_hint="--force")
+    with connected() as client:
+        if download is None:
+            views = list(client.files(job, prefix=prefix))
+        else:
+            views = download_files(client, job, download, prefix, force)
+    if as_json:
+        print_json(views)
+    elif download is None:
+        out.print(render.files(views))
+
+
+def download_files(client: Client, job_id: str, to: Path, prefix: str, force: bool = False) -> list[JobFileView]:
+    """Download a job's files, with a progress bar, and say what has come."""
+    with download_bar(prefix.rstrip("/") or job_id) as progress:
+        views = client.download_files(job_id, to, prefix=prefix, force=force, progress=progress)
+    count, total = len(views), tables.size(sum(view.bytes for view in views))
+    text = f"{to}: {count} {'file' if count == 1 else 'files'}, {total}"
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+    return views

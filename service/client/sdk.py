@@ -22,7 +22,9 @@ from service.access.schemas import AuditView, NewTokenView, RoleName, TokenView
 from service.client.backbone_calls import BackboneCalls
 from service.client.download import Progress, fetch_file
 from service.client.errors import ClientError, Patience, with_retries
+from service.client.evaluation_calls import EvaluationCalls
 from service.client.log_query import LogQuery, log_params
+from service.client.run_file_calls import RunFileCalls
 from service.client.search_calls import SearchCalls
 from service.client.streaming import Stream, Update
 from service.client.transport import label_texts, without_none
@@ -33,6 +35,7 @@ from service.jobs.output_schemas import CheckpointView, ImageView, JobsMetricsVi
 from service.jobs.schemas import AttemptView, Deletion, EventView, JobView, PlanView
 from service.jobs.state import State
 from trainer.spec.base import Document
+from trainer.spec.evaluate import Pooling
 from trainer.spec.export import FirstVisibility, Network
 from trainer.spec.job import JobSpec, Kind, parse_spec
 
@@ -48,7 +51,7 @@ class _SpecDocument(RootModel[dict[str, Any]]):
     """A spec as the service sends it."""
 
 
-class Client(BackboneCalls, SearchCalls, WebhookCalls):
+class Client(BackboneCalls, EvaluationCalls, RunFileCalls, SearchCalls, WebhookCalls):
     """One server, one token. Use it as a context manager, or call `close`.
 
     Requests that may be repeated (reads, `patch`, `change_search`, `promote`, `revoke_token`, and `submit` and
@@ -114,6 +117,25 @@ class Client(BackboneCalls, SearchCalls, WebhookCalls):
             ),
         }
         return self.submit(without_none(spec))
+
+    def embed(
+        self,
+        backbone: str | Mapping[str, Any],
+        dataset: str | Mapping[str, Any],
+        *,
+        pooling: Pooling = "mean",
+        layer: int | Literal["last"] = "last",
+        patch_tokens: bool = False,
+        **more: Any,
+    ) -> JobView:
+        """Submit a job that computes a backbone's features of a dataset's images; `download_files` brings its files.
+
+        ``backbone`` is `NAME`, `NAME:3`, `NAME@alias`, or ``{"job": …}`` or ``{"uri": …}`` as in a spec; ``dataset`` a
+        URI or a spec's section. ``more`` are other fields of the spec, such as `dtype` or `resources`.
+        """
+        spec = {"kind": "embed", "backbone": backbone, "features": {"pooling": pooling, "layer": layer}, **more}
+        section = {"uri": dataset} if isinstance(dataset, str) else dataset
+        return self.submit(spec | {"dataset": section, "patch_tokens": patch_tokens})
 
     def plan(self, spec: Spec) -> PlanView:
         """What a spec would need; nothing is submitted."""

@@ -81,6 +81,7 @@ MayPromote = Annotated[Caller, Security(caller, scopes=[Scope.SUBMIT, Scope.READ
 MayControlJobs = Annotated[Caller, Security(caller, scopes=[Scope.OWN_JOBS])]
 MayReadBackbones = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_BACKBONES])]
 MayChangeBackbones = Annotated[Caller, Security(caller, scopes=[Scope.OWN_BACKBONES])]
+MayReadEvaluations = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_JOBS, Scope.READ_OWN_BACKBONES])]
 MayReadCluster = Annotated[Caller, Security(caller, scopes=[Scope.READ_CLUSTER])]
 MayReadTokens = Annotated[Caller, Security(caller, scopes=[Scope.READ_OWN_TOKENS])]
 MayManageTokens = Annotated[Caller, Security(caller, scopes=[Scope.OWN_TOKENS])]

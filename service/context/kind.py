@@ -34,6 +34,8 @@ class Subject(NamedTuple):
     trained: PretrainSpec | None = None
     """The spec of the network that is trained or published, with the `export` that applies, and of a search the spec
     that its trials start from; None where there is no network."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Fields of the spec that the job keeps with other values, such as the version that a name means now."""
 
 
 class JobKind(ABC, Generic[Spec]):

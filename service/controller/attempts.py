@@ -14,7 +14,7 @@ from service.adapters.ray_cluster import RayState
 from service.controller.context import ACTOR, ControllerContext, StaleState, logged_as
 from service.controller.decide import STEADY, Decision, Ended, Hung, NextState, Observation, Patience, decide, settle
 from service.controller.dependencies import Unavailable
-from service.controller.kind import ProgressReport
+from service.controller.kind import NoResult, ProgressReport
 from service.controller.observing import Observer
 from service.controller.queue import Task
 from service.controller.starting import attempt_request
@@ -38,6 +38,7 @@ AGAIN = timedelta(seconds=1)
 """Time between two close looks at an attempt that is not known to be over."""
 TRIALS_EVERY = timedelta(seconds=2)
 """Time between two readings of a running search's trials."""
+NO_RESULT = "Check the artifact storage, then retry the job: another attempt writes the file anew."
 RUN_GONE = "Its MLflow run was removed, with everything recorded in it."
 
 
@@ -108,8 +109,8 @@ class Attempts:
         commanded = False
         if decision == "submit":
             with self._context.app.database.read() as session:
-                source = self._context.kinds[job.kind].source(session, parse_spec(job.run_spec))
-            request = attempt_request(self._context.app, job, attempt.number, source)
+                reads = self._context.kinds[job.kind].reads(session, parse_spec(job.run_spec))
+            request = attempt_request(self._context.app, job, attempt.number, reads)
             with self._dependencies.ray.call():
                 self._context.app.ray.submit(attempt.submission_id, request)
         elif decision == "command" or _stops(decision):
@@ -265,8 +266,9 @@ class Attempts:
 
     def _settle(
         self, job: Job, run: RunView | None, state: State, prefix: str
-    ) -> tuple[ProgressReport, None] | tuple[None, SpecError]:
-        """The final progress of a job, or why it is unknown: this version may refuse a spec that an earlier one stored.
+    ) -> tuple[ProgressReport, None] | tuple[None, tuple[Reason, str]]:
+        """The final progress of a job, or why it fails instead: this version may refuse a spec that an earlier one
+        stored, and the result of an attempt that has succeeded may be missing or malformed.
 
         Raises `Unavailable`.
         """
@@ -275,7 +277,10 @@ class Attempts:
                 return self._context.kinds[job.kind].settle(self._context, job, run, state), None
         except SpecError as error:
             log.exception("spec_unreadable", job_id=job.id)
-            return None, error
+            return None, (Reason.SPEC_ERROR, refused_spec(error))
+        except NoResult as error:
+            log.exception("result_unreadable", job_id=job.id)
+            return None, (Reason.STORAGE_ERROR, f"{prefix} {error}. {NO_RESULT}")
 
     def _continuation(self, job: Job, newest: str | None = None) -> str:
         """What a job does once it is queued again; ``newest`` is a checkpoint that its row does not have yet."""
@@ -294,10 +299,10 @@ class Attempts:
         retry = RetrySpec.model_validate(loaded.run_spec.get("retry", {}))
         following = settle(loaded, ended, retry.max_failures, continuation, self._context.kinds[loaded.kind].advice)
         prefix = f"Attempt {before.number} has ended;"
-        report, refused = self._settle(loaded, observation.run, following.state, prefix)
-        if refused:
+        report, failure = self._settle(loaded, observation.run, following.state, prefix)
+        if failure:
             state = State.CANCELLED if loaded.state == State.CANCELLING else State.FAILED
-            following = NextState(state, Reason.SPEC_ERROR, refused_spec(refused))
+            following = NextState(state, *failure)
         result = report.result() if report and following.state is State.SUCCEEDED else None
         if report and result:
             following = replace(following, message=report.summary())

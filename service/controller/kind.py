@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -16,7 +16,7 @@ from service.jobs.schemas import Result
 from service.jobs.state import State
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
-from trainer.protocol.request import Source
+from trainer.protocol.request import Source, VersionSource
 
 if TYPE_CHECKING:
     from service.controller.context import ControllerContext
@@ -29,6 +29,22 @@ class CannotStart(Exception):
     def __init__(self, message: str, reason: Reason = Reason.DATA_ERROR) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class NoResult(Exception):
+    """An attempt has succeeded by its own account, and its result is not there; the message says what is wrong."""
+
+
+class Reads(NamedTuple):
+    """What an attempt reads of other jobs, for its request."""
+
+    source: Source | VersionSource | None = None
+    """The job whose checkpoint it reads, or the version."""
+    reference_uri: str | None = None
+    """The artifact folder of the evaluation that its results are relative to."""
+
+
+NOTHING: Final = Reads()
 
 
 class ProgressReport(Protocol):
@@ -62,9 +78,9 @@ class ControllerKind(JobKind[Spec]):
     def write_orders(self, context: ControllerContext, run_id: str, job: Job, spec: Spec) -> None:
         """Write orders into the run for the attempt to read. The caller wraps it in a call to MLflow."""
 
-    def source(self, session: Session, spec: Spec) -> Source | None:  # noqa: ARG002
-        """The job whose checkpoint the attempt reads, if any; raises `CannotStart`."""
-        return None
+    def reads(self, session: Session, spec: Spec) -> Reads:  # noqa: ARG002
+        """What the attempt reads of other jobs; raises `CannotStart`."""
+        return NOTHING
 
     # --- while it runs ----------------------------------------------------------------------------------------------
 
@@ -88,9 +104,10 @@ class ControllerKind(JobKind[Spec]):
 
     @abstractmethod
     def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> ProgressReport:
-        """The final progress of a job that moves to ``state`` after its last attempt; raises `Unavailable`.
+        """The final progress of a job that moves to ``state`` after its last attempt.
 
-        It is repeated after an interruption.
+        Raises `Unavailable`, and `NoResult` where a job cannot succeed because its result is not there. It is repeated
+        after an interruption.
         """
 
     def settle_ended(self, context: ControllerContext, job: Job) -> None:

@@ -23,7 +23,7 @@ from service.controller.signatures import sign_versions
 from service.controller.sizes import measure_versions
 from service.controller.starting import Starts
 from service.controller.sweeps import Sweeps
-from service.controller.versions import compare_versions
+from service.controller.versions import compare_versions, describe_version
 from service.controller.worker import Worker
 from service.counters import ROUND_SECONDS
 from service.db.database import DatabaseUnreachable
@@ -70,6 +70,7 @@ class Reconciler:
                 Work.SWEEP_RECORDS: self.sweeps.ray_records,
                 Work.SWEEP_RUNS: self.sweeps.open_runs,
                 Work.COMPARE_VERSIONS: lambda _: compare_versions(context),
+                Work.DESCRIBE_VERSION: lambda task: describe_version(context, task),
                 Work.DELIVER: deliveries.deliver,
                 Work.SWEEP_DELIVERIES: deliveries.sweep,
                 Work.SIGN_VERSIONS: lambda task: sign_versions(context, task),

@@ -14,7 +14,7 @@ from service.adapters.storage import Artifacts, StorageUnreachable
 from service.context.app_state import AppState
 from service.controller.context import ACTOR, ControllerContext, StaleState, isolated_job
 from service.controller.dependencies import Unavailable
-from service.controller.kind import CannotStart
+from service.controller.kind import NOTHING, CannotStart, Reads
 from service.db.tables import Attempt, Job
 from service.jobs import repository
 from service.jobs.lifecycle import refused_spec, transition
@@ -24,7 +24,7 @@ from service.queue.scheduler import Limits, Running, Waiting, admit
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.protocol.parameters import parameters
-from trainer.protocol.request import AttemptRequest, Source
+from trainer.protocol.request import AttemptRequest
 from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, parse_spec
@@ -204,7 +204,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
     number = loaded.attempts + 1
     kind = context.kinds[loaded.kind]
     with context.app.database.read() as session:
-        kind.source(session, spec)
+        kind.reads(session, spec)
     kind.prepare(context, loaded, spec)
     with context.explain_waiting(loaded, "Waits for MLflow, which stores the job's run:"):
         run_id, artifact_uri = _prepare_run(context, loaded, spec, number)
@@ -220,7 +220,7 @@ def _start(context: ControllerContext, loaded: Job, spec: JobSpec, explanation: 
         resources = {"workers": needs.workers, "gpus": needs.all_gpus}
         session.add(Attempt(job_id=job.id, number=number, submission_id=identity, state="submitted", **resources))
         transition(session, job, State.STARTING, None, f"Attempt {number} starts. {explanation}", ACTOR)
-        request = attempt_request(context.app, job, number, kind.source(session, spec))
+        request = attempt_request(context.app, job, number, kind.reads(session, spec))
     with context.dependencies.ray.call():
         context.app.ray.submit(identity, request)
     log.info("attempt_submitted", job_id=loaded.id, attempt=number)
@@ -259,8 +259,8 @@ def _require_below_root(artifacts: Artifacts, *folders: str) -> None:
         )
 
 
-def attempt_request(app_state: AppState, job: Job, attempt: int, source: Source | None = None) -> AttemptRequest:
-    """The request that an attempt starts with; ``source`` is for a job that publishes."""
+def attempt_request(app_state: AppState, job: Job, attempt: int, reads: Reads = NOTHING) -> AttemptRequest:
+    """The request that an attempt starts with; ``reads``: what it reads of other jobs."""
     if not job.run_id or not job.artifact_uri:
         raise ValueError(f"job {job.id} has no run yet")
     return AttemptRequest(
@@ -273,6 +273,6 @@ def attempt_request(app_state: AppState, job: Job, attempt: int, source: Source 
         request_id=job.request_id,
         dataset_roots=app_state.settings.dataset_roots,
         stall_limit_s=app_state.settings.stall_limit_s,
-        source=source,
+        **reads._asdict(),
         spec=parse_spec(job.run_spec),
     )

@@ -16,8 +16,9 @@ from service.adapters.mlflow_registry import Model, Version
 from service.backbones import copies
 from service.controller.context import ACTOR, ControllerContext
 from service.controller.dependencies import Refused
+from service.controller.queue import Task
 from service.db.tables import BackboneVersion, Job, RegisteredBackbone, now
-from service.jobs import aliases, lineage, repository, version_tags, versions, visibility
+from service.jobs import aliases, evaluations, lineage, repository, version_tags, versions, visibility
 from service.jobs.lifecycle import note
 from service.jobs.schemas import BackboneRef
 from service.jobs.state import State
@@ -45,6 +46,12 @@ def compare_versions(context: ControllerContext) -> timedelta:
     check(context)
     took_s = time.monotonic() - began
     return timedelta(seconds=max(context.app.settings.sweep_interval_s, PAUSES * took_s))
+
+
+def describe_version(context: ControllerContext, task: Task) -> None:
+    """Copy what is new of one version to MLflow: the next comparison does what fails here. Raises `Unavailable`."""
+    name, _, number = task.target.rpartition("/")
+    _copy_texts(context, name, int(number))
 
 
 def check(context: ControllerContext) -> None:
@@ -191,29 +198,36 @@ def _reset_aliases(context: ControllerContext, models: Models) -> None:
 
 
 def _reset_texts(context: ControllerContext, listed: Sequence[Version], models: Models) -> None:
-    """Make MLflow's descriptions and labels of our backbones and versions follow our rows."""
+    """Make MLflow's descriptions, labels and results of our backbones and versions follow our rows."""
     with context.app.database.read() as session:
         rows, backbones = versions.known(session), versions.backbones(session)
+        results = evaluations.in_words(session)
     differing: list[tuple[str, int | None]] = [
-        (name, None) for name, row in backbones.items() if name in models and _differs(row, models[name])
+        (name, None) for name, row in backbones.items() if name in models and _differs(row, models[name], {})
     ]
     for version in listed:
         row = rows.get((version.name, version.version))
-        if row and (row.state, row.source) == (VersionState.READY, version.source) and _differs(row, version):
-            differing.append((version.name, version.version))
+        key = (version.name, version.version)
+        ready = row and (row.state, row.source) == (VersionState.READY, version.source)
+        if row and ready and _differs(row, version, results.get(key, {})):
+            differing.append(key)
     for name, number in differing:
-        log.info("texts_copied", backbone=name, version=number)
-        try:
-            with context.dependencies.mlflow.call():
-                copies.describe(context.app, name, number)
-        except Refused as error:  # the others are copied
-            log.warning("texts_not_copied", backbone=name, version=number, detail=str(error))
+        _copy_texts(context, name, number)
 
 
-def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model) -> bool:
-    """Whether a description or a label differs; a description of None is not compared."""
+def _copy_texts(context: ControllerContext, name: str, number: int | None) -> None:
+    log.info("texts_copied", backbone=name, version=number)
+    try:
+        with context.dependencies.mlflow.call():
+            copies.describe(context.app, name, number)
+    except Refused as error:  # the others are copied
+        log.warning("texts_not_copied", backbone=name, version=number, detail=str(error))
+
+
+def _differs(ours: Known | RegisteredBackbone, theirs: Version | Model, results: Mapping[str, str]) -> bool:
+    """Whether a description, a label or a result in words differs; a description of None is not compared."""
     described = ours.description is not None and ours.description != theirs.description
-    return described or copies.copied_labels(ours.labels) != theirs.labels
+    return described or copies.copied(ours.labels, results) != theirs.copies
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from service.dashboard.pages import (
     backbones,
     cluster,
     comparison,
+    evaluating,
+    evaluations,
     home,
     hub,
     jobs,
@@ -31,8 +33,8 @@ NOT_PAGES: Final = ("/v1", "/hf", "/forms", "/assets", "/docs", "/openapi.json",
 def install(app: FastAPI) -> None:
     """Add all pages. Routes with a fixed path come before routes with an id, because the first match wins."""
     app.include_router(assets.router)
-    routers = (login, home, starting, jobs, searches, backbones, comparison, retention, hub, cluster, access, webhooks)
-    for pages in routers:
+    own = (login, home, starting, jobs, searches, backbones, comparison, evaluating, evaluations)
+    for pages in (*own, retention, hub, cluster, access, webhooks):
         app.include_router(pages.router)
 
     app.include_router(starting.forms)

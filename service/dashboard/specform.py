@@ -10,10 +10,11 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.http.json_text import flat
+from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
-MODELS: Final[dict[str, type[BaseModel]]] = {"pretrain": PretrainSpec, "search": SearchSpec}
+MODELS: Final[dict[str, type[BaseModel]]] = {"pretrain": PretrainSpec, "search": SearchSpec, "evaluate": EvaluateSpec}
 OPEN: Final = frozenset({"", "dataset", "model", "optimization", "budget"})
 """Groups that are open at first."""
 SIMPLE: Final = frozenset(
@@ -25,7 +26,7 @@ SIMPLE: Final = frozenset(
     }
 )
 """The most used fields, which come first in their groups."""
-OWN_WIDGETS: Final = frozenset({"kind", "space", "objective", "base"})
+OWN_WIDGETS: Final = frozenset({"kind", "space", "objective", "base", "backbone", "protocols", "baselines"})
 """Fields without a plain input: those with widgets of their own, and the fixed kind."""
 WORDS: Final = {
     "uri": "URI",
@@ -88,6 +89,12 @@ def groups(kind: str, document: Mapping[str, Any], prefix: str = "") -> list[Gro
         opened = name == "dataset" if prefix else name in OPEN or filled  # of an inner spec, few groups matter
         result.append(Group(name, _label(name), hint, ordered, opened))
     return result
+
+
+def fields_of(model: type[BaseModel], document: Mapping[str, Any], path: str) -> list[FormField]:
+    """The fields of one model, filled from its part of a document, which is at a path that ends with a dot."""
+    schema = model.model_json_schema()
+    return list(_all_fields(schema, schema, document, "", path))
 
 
 def _all_fields(
@@ -189,6 +196,11 @@ def pruned(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         own = _without(rest, _defaults(SearchSpec.model_json_schema()))
         base = pruned("pretrain", document["base"])
         return {"kind": "search"} | own | {name: document[name] for name in ("space", "objective")} | {"base": base}
+    if kind == "evaluate":
+        kept = {name: document[name] for name in ("kind", "backbone")} | {
+            name: {"uri": document[name]["uri"]} for name in ("dataset", "test") if document.get(name)
+        }
+        return _merged(kept, _without(document, flat(EvaluateSpec.parse(kept).model_dump(mode="json"))))
     minimal = {"kind": kind, "dataset": {"uri": document["dataset"]["uri"]}}
     preset = document.get("model", {}).get("preset")
     defaults = PretrainSpec.parse(minimal | ({"model": {"preset": preset}} if preset else {})).model_dump(mode="json")

@@ -11,7 +11,7 @@ from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem
-from service.jobs import aliases, versions
+from service.jobs import aliases, needed, versions
 from service.jobs.schemas import BackboneRef, Deletion
 
 
@@ -39,8 +39,8 @@ def delete_versions(session: Session, caller: Caller, job: Job, with_backbones: 
     """Delete a job's versions together with the job, in the same transaction; returns them.
 
     Raises the API's 503 while they are not known, 409 where there is one and ``with_backbones`` is false, or where one
-    has an alias, and 403 where one is the last of somebody else's backbone. One that is gone from MLflow counts too:
-    its files may be there, and MLflow may have it again.
+    has an alias or is needed by a job, and 403 where one is the last of somebody else's backbone. One that is gone from
+    MLflow counts too: its files may be there, and MLflow may have it again.
     """
     if job.spec.get("register_as"):
         versions.must_be_read(session)
@@ -53,6 +53,7 @@ def delete_versions(session: Session, caller: Caller, job: Job, with_backbones: 
     for version in registered:
         if kept := aliases.keeps(session, version):
             raise ApiProblem(409, "version_has_alias", f"deleting {job.id} would delete {version.name} too: {kept}")
+        needed.must_not_be(session, version, f"deleting {job.id} would delete {version.name} too: ")
         versions.must_not_be_the_last(session, caller, version)
         versions.delete(session, version, caller.owner)
     return going

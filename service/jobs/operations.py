@@ -24,12 +24,15 @@ LOCATION: Final = {"Location": {"description": "Path of the job.", "schema": {"t
 
 
 CONTROL: Final = ("forbidden", "job_not_found", "not_allowed_in_state")
+BYTES: Final = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+FILE: Final = ("job_not_found", "file_not_found", "artifacts_not_here")
 LOG: Final = ("job_not_found", "log_not_found", "artifacts_not_here")
 
 CODES: Final[dict[str, tuple[int, str]]] = {
     "job_not_found": (404, "no such job exists"),
     "log_not_found": (404, "this attempt has no log of this source"),
     "image_not_found": (404, "the job or trial has no such image"),
+    "file_not_found": (404, "the version has no such file, or the job has left none of this name for people"),
     "artifacts_not_here": (404, "the job's files are outside the artifact root, which has changed since"),
     "not_allowed_in_state": (409, "the state of the job or trial does not allow it"),
     "not_for_this_kind": (409, "the operation does not apply to this kind of job"),
@@ -52,7 +55,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/jobs/{job_id}": Operation("get_job", ("job_not_found",)),
     "PATCH /v1/jobs/{job_id}": Operation("change_job", CONTROL),
     "DELETE /v1/jobs/{job_id}": Operation(
-        "delete_job", (*CONTROL, "artifacts_not_here", "backbones_would_go", "version_has_alias")
+        "delete_job", (*CONTROL, "artifacts_not_here", "backbones_would_go", "version_has_alias", "version_needed")
     ),
     "GET /v1/jobs/{job_id}/spec": Operation("get_job_spec", ("job_not_found",)),
     "POST /v1/jobs/{job_id}/cancel": Operation("cancel_job", CONTROL),
@@ -80,5 +83,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
         ("job_not_found", "image_not_found", "artifacts_not_here"),
         {200: {"description": "The image.", "content": PNG}},
     ),
+    "GET /v1/jobs/{job_id}/files": Operation("list_job_files", ("job_not_found", "artifacts_not_here")),
+    "GET /v1/jobs/{job_id}/files/{path}": Operation("download_job_file", FILE, file_answers(BYTES), RANGE_HEADERS),
+    "HEAD /v1/jobs/{job_id}/files/{path}": Operation("check_job_file", FILE, file_answers({}), RANGE_HEADERS),
 }
 """One entry for each route."""

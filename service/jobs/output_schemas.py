@@ -92,3 +92,16 @@ class ImageView(View):
     name: str
     url: str
     """Path of the PNG on this server."""
+
+
+class JobFileView(View):
+    """A file that a job has left for people."""
+
+    path: str
+    """Path in the job's artifact folder, such as `embeddings/part-00000.parquet`."""
+    bytes: int
+    modified_at: datetime
+    etag: str
+    """Identifies the content; the `ETag` of a download."""
+    url: str
+    """The file's path on this server."""

@@ -8,19 +8,19 @@ from urllib.parse import quote
 
 from pydantic_core import from_json
 
-from service.adapters.storage import Artifacts
+from service.adapters.storage import Artifacts, StoredFile
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Attempt, Job
 from service.http import paging
 from service.http.problems import not_found
 from service.http.schemas import Page
-from service.jobs import repository
+from service.jobs import repository, run_files
 from service.jobs.checkpoints import checkpoints_of
 from service.jobs.listing import VIEW_COLUMNS, Filters, jobs_page
 from service.jobs.log_files import LogFiles, WholeLog, whole
 from service.jobs.logs import LogFilter, Logs, page
-from service.jobs.output_schemas import CheckpointView, ImageView, LogPage
+from service.jobs.output_schemas import CheckpointView, ImageView, JobFileView, LogPage
 from service.jobs.progress import steps_per_epoch
 from service.jobs.schemas import AttemptView, EventView, JobSummary, JobView, PromotedFrom
 from trainer.protocol import names
@@ -119,6 +119,23 @@ def image(app_state: AppState, caller: Caller, job_id: str, name: str) -> bytes:
     with app_state.database.read() as session:
         job = repository.visible_job(session, job_id, caller)
     return image_bytes(app_state.artifacts, job.artifact_uri, name)
+
+
+def files(
+    app_state: AppState, caller: Caller, job_id: str, prefix: str, limit: int, cursor: str | None
+) -> Page[JobFileView]:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    return run_files.listing(app_state.artifacts, job.artifact_uri, job_id, prefix, limit, cursor)
+
+
+def file(app_state: AppState, caller: Caller, job_id: str, path: str) -> StoredFile:
+    with app_state.database.read() as session:
+        job = repository.visible_job(session, job_id, caller)
+    found = run_files.find(app_state.artifacts, job.artifact_uri, path) if job.artifact_uri else None
+    if found is None:
+        raise not_found("file", path)
+    return found
 
 
 def image_views(artifacts: Artifacts, folder: str | None, resource: str, per_epoch: int | None) -> Page[ImageView]:

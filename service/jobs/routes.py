@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -15,7 +16,7 @@ from service.http.ranges import file_response
 from service.http.routing import ApiRoute
 from service.http.schemas import Moment, Page
 from service.jobs import metric_curves as curves
-from service.jobs import reading, service
+from service.jobs import reading, run_files, service
 from service.jobs.changes import ChangesDep
 from service.jobs.lifecycle import Verb
 from service.jobs.listing import Filters
@@ -24,6 +25,7 @@ from service.jobs.output_schemas import (
     LAST_ATTEMPT,
     CheckpointView,
     ImageView,
+    JobFileView,
     JobsMetricsView,
     Level,
     LogPage,
@@ -270,3 +272,27 @@ def images(job_id: str, app_state: StateDep, caller: MayReadJobs) -> Page[ImageV
 def image(job_id: str, name: str, app_state: StateDep, caller: MayReadJobs) -> Response:
     """One image, as PNG."""
     return Response(reading.image(app_state, caller, job_id, name), media_type="image/png")
+
+
+@router.get("/{job_id}/files")
+def files(
+    job_id: str,
+    app_state: StateDep,
+    caller: MayReadJobs,
+    prefix: Annotated[str, Query(max_length=1000, description="how the paths begin, such as `embeddings/`")] = "",
+    limit: Limit = 100,
+    cursor: str | None = None,
+) -> Page[JobFileView]:
+    """The files that the job has left for people, by path: `embeddings/`, `evaluation.json`, `evaluation/`,
+    `inspection.json` and `images/`. Checkpoints and logs have routes of their own."""
+    return reading.files(app_state, caller, job_id, prefix, limit, cursor)
+
+
+@router.get("/{job_id}/files/{path:path}", response_class=StreamingResponse)
+@router.head("/{job_id}/files/{path:path}", response_class=StreamingResponse)
+def file(job_id: str, path: str, app_state: StateDep, caller: MayReadJobs, request: Request) -> Response:
+    """One of the job's files, streamed as a download. Supports `Range`."""
+    found = reading.file(app_state, caller, job_id, path)
+    name = quote(path.rpartition("/")[2])
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
+    return file_response(request, found, found.etag, run_files.media_type(path), headers)

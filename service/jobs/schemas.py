@@ -10,6 +10,7 @@ from pydantic import Field, Strict, StrictBool, StrictInt
 
 from service.http.schemas import Body, Patch, View
 from service.jobs.state import State
+from trainer.protocol.embeddings import Embeddings
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.common import Labels, Priority
 
@@ -86,6 +87,20 @@ class InspectionProgress(View):
     """Seconds to the end at the average rate; null before that is known, and while no attempt runs."""
 
 
+class EmbeddingProgress(View):
+    """Progress of a job that computes features."""
+
+    embedded: int
+    """Images whose features are computed."""
+    total: int
+    images_per_s: float | None = None
+    """At the average rate of the attempt; files of earlier attempts count as soon as they have been checked."""
+    eta_s: float | None = None
+    """Seconds to the end at that rate; null before that is known, and while no attempt runs."""
+    warnings: list[Warned] = EMPTY_LIST
+    """What was decided about the data and the weights, and what could not be used."""
+
+
 class ImportProgress(View):
     """Progress of a job that imports weights."""
 
@@ -95,6 +110,29 @@ class ImportProgress(View):
     """Phases that are complete."""
     phases: int
     """How many there are."""
+
+
+class EvaluationProgress(View):
+    """Progress of an evaluation."""
+
+    done: int
+    """Measurements that are complete: each is one protocol with one seed on one network."""
+    total: int
+    measuring: str = ""
+    """What is being measured now, in words."""
+    scores: dict[str, float] = Field(default_factory=dict, json_schema_extra={"default": {}})
+    """The scores that are complete, by metric key."""
+    eta_s: float | None = None
+    """Seconds to the end if further measurements take as long as those of this attempt did; null before that is known,
+    and while no attempt runs."""
+    gpu_hours: float = 0.0
+    """GPU hours of all attempts, each from its submission to its end."""
+    warnings: list[Warned] = EMPTY_LIST
+    """What was decided for people, and what they should know."""
+
+
+AnyProgress = Progress | SearchProgress | InspectionProgress | EmbeddingProgress | ImportProgress | EvaluationProgress
+"""How far a job of any kind is."""
 
 
 class PromotedFrom(View):
@@ -122,6 +160,8 @@ class Result(View):
     """Every version from its training: those that it registered, and those published from its checkpoints."""
     inspection: Inspection | None = None
     """What a job that inspects a dataset has found."""
+    embeddings: Embeddings | None = None
+    """What the files of a job that computes features hold; the route of its files has them."""
 
 
 class JobSummary(View):
@@ -139,7 +179,7 @@ class JobSummary(View):
     priority: int
     labels: dict[str, str]
     notes: str = ""
-    progress: Progress | SearchProgress | InspectionProgress | ImportProgress | None
+    progress: AnyProgress | None
     promoted_from: PromotedFrom | None = None
     """The trial from which it was promoted; null for other jobs."""
     created_at: datetime

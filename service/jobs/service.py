@@ -24,7 +24,7 @@ from service.jobs.queueing import running_entries, waiting_entries
 from service.jobs.reading import view
 from service.jobs.schemas import Deletion, Gang, JobView, Parameters, PatchBody, PlanView, ResumeBody, RetryBody, Steps
 from service.jobs.state import State
-from service.jobs.submission import check_backbone_names, insert, stored_key, visibility_kept
+from service.jobs.submission import check_backbone_names, insert, stored_key, visibility_kept, with_fixed
 from service.jobs.work import Work
 from service.queue.scheduler import Limits, fits
 from service.settings import Settings
@@ -65,13 +65,13 @@ def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) 
         # Before the spec is checked: the dataset or job that an earlier request named may be gone by now.
         if earlier := _job_of_key(session, caller, spec, key):
             return earlier, False
-    dataset_uri = kind.check(app_state, caller, spec).dataset_uri
+    subject = kind.check(app_state, caller, spec)
     with app_state.database.session() as session:
         if earlier := _job_of_key(session, caller, spec, key):  # two requests with the same key came at once
             return earlier, False
         check_backbone_names(session, caller, spec.model_dump(mode="json"))
         kind.schedule(session, spec)
-        job = insert(session, caller.owner, spec, dataset_uri, key)
+        job = insert(session, caller.owner, spec, subject.dataset_uri, key, fixed=subject.fixed)
         caller.record(session, job.id, kind=job.kind, name=job.name)
         submitted = view(job)
     app_state.wake.set()
@@ -94,7 +94,7 @@ def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
     kind = app_state.kinds[spec.kind]
     subject = kind.check(app_state, caller, spec)
     shape, placements = _cluster(app_state)
-    resolved = resolve(spec, shape)
+    resolved = resolve(with_fixed(spec, subject.fixed), shape)
     with app_state.database.read() as session:
         check_backbone_names(session, caller, spec.model_dump(mode="json"))
         kept = visibility_kept(session, spec.model_dump(mode="json"), subject.trained)

@@ -31,3 +31,5 @@ LIVE: Final = (State.STARTING, State.RUNNING, State.PAUSING, State.CANCELLING)
 """States of jobs that have a live attempt, or that are to be ended."""
 WAITING: Final = (State.QUEUED, State.RECOVERING)
 """States of jobs that wait for an attempt: the last one of a recovering job has ended."""
+UNENDED: Final = tuple(state for state in State if not state.terminal)
+"""States of jobs that have not ended."""

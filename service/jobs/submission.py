@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import structlog
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from trainer.spec.job import JobSpec
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 
+S = TypeVar("S", bound=JobSpec)
 HASH_PREFIX = "sha256:"
 """Prefix of every stored idempotency key."""
 TAKEN = "is the name of a private backbone of others: choose another name"
@@ -46,8 +48,9 @@ def insert(
     dataset_uri: str,
     key: str | None,
     origin: PromotedFrom | None = None,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Job:
-    """Add a queued job in the caller's transaction; ``key`` is one of `stored_key`."""
+    """Add a queued job in the caller's transaction; ``key`` is one of `stored_key`, ``fixed`` as of `Subject`."""
     job = Job(
         id=repository.new_id(),
         kind=spec.kind,
@@ -56,7 +59,7 @@ def insert(
         owner=owner,
         priority=spec.priority,
         labels=dict(spec.labels),
-        spec=spec.model_dump(mode="json"),
+        spec=with_fixed(spec, fixed).model_dump(mode="json"),
         dataset_uri=dataset_uri,
         idempotency_key=key,
         body_sha256=spec.sha256(),
@@ -69,6 +72,11 @@ def insert(
     message = f"Promoted from trial {origin.trial} of {origin.search}." if origin else "Submitted."
     session.add(Event(job_id=job.id, state=job.state, message=message, actor=owner))
     return job
+
+
+def with_fixed(spec: S, fixed: Mapping[str, Any]) -> S:
+    """The spec with some fields replaced."""
+    return cast(S, type(spec).parse({**spec.model_dump(mode="json"), **fixed})) if fixed else spec
 
 
 def check_dataset_roots(settings: Settings, spec: PretrainSpec) -> None:

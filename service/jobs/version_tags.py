@@ -30,5 +30,5 @@ def formats_of(tags: Mapping[str, str]) -> list[str]:
 
 
 def own_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """A version's tags in MLflow without the copies of its labels."""
-    return {key: value for key, value in tags.items() if not key.startswith(names.TAG_LABEL)}
+    """A version's tags in MLflow without the copies of its labels and of what evaluations have found."""
+    return {key: value for key, value in tags.items() if not key.startswith((names.TAG_LABEL, names.TAG_EVALUATED))}

@@ -43,6 +43,8 @@ class Work(StrEnum):
     SWEEP_RUNS = "sweep_runs"
     COMPARE_VERSIONS = "compare_versions"
     """No target: the rows of registered versions are compared with MLflow."""
+    DESCRIBE_VERSION = "describe_version"
+    """A version, as `<name>/<version>`, whose description, labels and scores are copied to MLflow."""
     DELIVER = "deliver"
     """A webhook for which something is due, by its id: what hangs holds up this webhook alone."""
     SWEEP_DELIVERIES = "sweep_deliveries"

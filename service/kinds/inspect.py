@@ -20,6 +20,7 @@ from service.db.tables import Attempt, Job
 from service.jobs.schemas import InspectionProgress, Result
 from service.jobs.state import State
 from service.jobs.submission import check_roots
+from service.kinds.stored_result import stored_result
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.inspection import INSPECTION, Inspection
@@ -64,11 +65,7 @@ class Inspect(ControllerKind[InspectSpec]):
 
     def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> InspectionReport:
         existing = run if run and not run.gone else None
-        if state is not State.SUCCEEDED or job.artifact_uri is None:
-            return InspectionReport(existing, None)
-        with context.dependencies.storage.call():
-            stored = context.app.artifacts.read(job.artifact_uri, INSPECTION)
-        return InspectionReport(existing, Inspection.model_validate_json(stored) if stored else None)
+        return InspectionReport(existing, stored_result(context, job, state, INSPECTION, Inspection))
 
 
 @dataclass(frozen=True)

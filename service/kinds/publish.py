@@ -13,18 +13,14 @@ from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.context.kind import Subject
 from service.controller.context import ControllerContext
-from service.controller.kind import CannotStart, ControllerKind
+from service.controller.kind import ControllerKind, Reads
 from service.db.database import Database
 from service.db.tables import Attempt, Job
-from service.http.problems import ApiProblem, spec_problem
-from service.jobs import repository
-from service.jobs.checkpoints import checkpoints_of
 from service.jobs.state import State
 from service.kinds.run_report import RunReport, final_report
+from service.kinds.subjects import checkpoint_source, pretraining_job, refused, require_checkpoint
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
-from trainer.protocol.request import Source
-from trainer.spec.base import Problem
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.export import misfit
 from trainer.spec.job import Kind, parse_pretrain
@@ -61,13 +57,8 @@ class Publish(ControllerKind[PublishSpec]):
     def source_job(self, job: Job) -> str | None:
         return str(job.spec["job"])
 
-    def source(self, session: Session, spec: PublishSpec) -> Source | None:
-        job = session.get(Job, spec.job)
-        if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:
-            raise CannotStart(
-                f"{spec.job}, whose checkpoint was to be published, has been deleted: nothing is left to publish."
-            )
-        return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
+    def reads(self, session: Session, spec: PublishSpec) -> Reads:
+        return Reads(checkpoint_source(session, spec.job, "published"))
 
     def running_message(self, job: Job, attempt: Attempt) -> str:  # noqa: ARG002
         return f"Attempt {attempt.number} is publishing."
@@ -86,31 +77,12 @@ def publishable_job(
 
     Reads from the artifact storage: no transaction may be open.
     """
-    with database.read() as session:
-        try:
-            job = repository.visible_job(session, spec.job, caller)
-        except ApiProblem as error:
-            raise _refused("job", f"{error.detail}: `rcmae jobs list` shows yours", spec.job) from error
-    if job.kind == Kind.SEARCH:
-        text = "is a search, whose checkpoints cannot be published: promote a trial, and name the job it becomes"
-        raise _refused("job", text, spec.job)
-    if job.kind != Kind.PRETRAIN:
-        raise _refused("job", f"is a {job.kind} job: name the job that trained the backbone", spec.job)
+    job = pretraining_job(database, caller, spec.job, "job", "published")
     trained = parse_pretrain(job.run_spec)
     mismatch = misfit(
         spec.export.over(trained.export), trained.method.name, (trained.model.height, trained.model.width)
     )
     if mismatch:
-        field, message, value = mismatch
-        raise _refused(field, message, value)
-    kept = [checkpoint.path for checkpoint in checkpoints_of(job, artifacts)]
-    if not kept:
-        raise _refused("job", "has no checkpoint yet: wait for the first one", spec.job)
-    if spec.checkpoint is not None and spec.checkpoint not in kept:
-        text = f"is not a checkpoint of {spec.job}: it has {', '.join(kept)}"
-        raise _refused("checkpoint", text, spec.checkpoint)
+        raise refused(*mismatch)
+    require_checkpoint(artifacts, job, spec.checkpoint, {"job": "job", "checkpoint": "checkpoint"})
     return job, trained
-
-
-def _refused(field: str, message: str, value: object) -> ApiProblem:
-    return spec_problem([Problem(field, f"/{field.replace('.', '/')}", value, message)])

@@ -28,7 +28,8 @@ from trainer.export.own_features import load_trained
 from trainer.export.timm import export_timm
 from trainer.models.rc_mae import make_teacher
 from trainer.training.optim import make_optimizer
-from trainer.training.state import RunConstants, TrainState, write
+from trainer.training.snapshot import write
+from trainer.training.state import RunConstants, TrainState
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # the first to ask for an environment makes it
 

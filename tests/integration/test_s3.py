@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import httpx
 import mlflow
+import pyarrow.parquet as pq
 import pytest
 from image_sets import place, samples, write_parquet
 from live import final_weights, make_spec, poll, wait, wait_state
@@ -24,7 +25,8 @@ from service.jobs.schemas import JobView
 from service.jobs.state import State
 from trainer.data.dataset import open_images
 from trainer.export import verify
-from trainer.spec.dataset import DatasetSpec
+from trainer.protocol.embeddings import SCHEMA, part_file
+from trainer.spec.dataset import DIGITS, DatasetSpec
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,19 @@ def test_images_and_artifacts_of_a_job_both_in_s3(s3, s3_stack, tmp_path):
     fingerprint = s3_stack.client.version("images-in-s3").tags["rcmae.dataset_fingerprint"]
     assert fingerprint == local.index.fingerprint
     kept = s3_stack.state_dir / "cache"
-    assert {entry.name for entry in kept.iterdir()} == {"staged", "indexes", "decoded"}
+    assert {entry.name for entry in kept.iterdir()} == {"staged", "indexes", "decoded", "untrained"}
+
+
+def test_features_lie_in_s3_and_come_through_the_service(s3, s3_stack, finished, tmp_path):
+    ref = finished.result.backbone
+    job = s3_stack.client.embed(f"{ref.name}:{ref.version}", DIGITS, rows_per_file=600)
+    done = wait_state(s3_stack, job.id, State.SUCCEEDED)
+    stored = s3.filesystem().find(s3_stack.folder.artifact_root.removeprefix("s3://"))
+    assert sum(f"{done.run_id}/artifacts/embeddings/part-0000" in path for path in stored) == 3
+    listed = s3_stack.client.download_files(job.id, tmp_path, prefix="embeddings/")
+    assert [file.path for file in listed] == [*map(part_file, range(3)), SCHEMA]
+    tables = [pq.read_table(tmp_path / part_file(number), page_checksum_verification=True) for number in range(3)]
+    assert [table.num_rows for table in tables] == [600, 600, 597]
 
 
 def test_logs_metrics_and_pictures(s3_stack, finished):

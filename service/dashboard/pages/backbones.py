@@ -13,6 +13,7 @@ from service.backbones.filters import Filters
 from service.backbones.schemas import CHAMPION, LARGEST, MAIN, BackboneView, VersionView
 from service.backbones.sorting import KEYS
 from service.dashboard import card
+from service.dashboard.evaluation import WEIGHTS
 from service.dashboard.pages import approval
 from service.dashboard.site import BackboneDeletionPage, BackbonesPage, Page, PageRoute
 from service.dashboard.snippets import snippets
@@ -126,6 +127,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         users=service.users(page.state, page.caller, name, str(shown.version)) if shown.version in controlled else [],
         retention=retention.show(page.state, page.caller, name),
         approval=approval.context(page, found),
+        weights=WEIGHTS,
     )
 
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
+from service.dashboard.embedding_code import reading_code
 from service.dashboard.formatting import number
+from service.dashboard.pages import evaluations
 from service.dashboard.site import WITH_CURVES, ControlPage, JobsPage, Page, PageRoute, environment
 from service.http.json_text import flat
 from service.http.problems import ApiProblem
@@ -27,7 +29,9 @@ from trainer.spec.job import Kind
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 TABS: Final[dict[str, tuple[str, ...]]] = {
+    Kind.EVALUATE: ("overview", "logs", "events", "spec"),
     Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
+    Kind.EMBED: ("overview", "logs", "events", "spec"),
     Kind.IMPORT: ("overview", "logs", "events", "spec"),
     Kind.INSPECT: ("overview", "logs", "events", "spec"),
     Kind.PUBLISH: ("overview", "logs", "events", "spec"),
@@ -35,6 +39,8 @@ TABS: Final[dict[str, tuple[str, ...]]] = {
 """The tabs of each kind of job."""
 PAGE: Final = 50
 EVENTS: Final = 200
+FILES: Final = 100
+"""The most files of a job that its page names."""
 COMPARED: Final = (2, 6)
 """Least and most jobs that can be compared."""
 LOSSES: Final[dict[str, Any]] = {
@@ -42,14 +48,14 @@ LOSSES: Final[dict[str, Any]] = {
     "keys": [metric_keys.LOSS, metric_keys.LOSS_RECONSTRUCTION, metric_keys.LOSS_CONSISTENCY],
 }
 RATIO: Final[dict[str, Any]] = {"title": "Reconstruction ratio", "keys": [metric_keys.RECONSTRUCTION_RATIO]}
-PROBE: Final[dict[str, Any]] = {
-    "title": "Linear probe, top 1",
-    "keys": [metric_keys.LINEAR_TOP1, metric_keys.LINEAR_TOP1_RANDOM_INIT],
-}
+PROBES: Final[list[dict[str, Any]]] = [
+    {"title": "Linear probe, top 1", "keys": [metric_keys.LINEAR_TOP1, metric_keys.LINEAR_TOP1_RANDOM_INIT]},
+    {"title": "k-NN, top 1", "keys": [metric_keys.KNN_TOP1, metric_keys.KNN_TOP1_RANDOM_INIT]},
+]
 CURVES: Final[list[dict[str, Any]]] = [
     LOSSES,
     RATIO,
-    PROBE,
+    *PROBES,
     {"title": "Learning rate", "keys": [metric_keys.LEARNING_RATE]},
     {"title": "Teacher momentum", "keys": [metric_keys.TEACHER_MOMENTUM]},
     {"title": "Gradient norm", "keys": [metric_keys.GRAD_NORM], "log": True},
@@ -176,6 +182,11 @@ def overview(page: JobsPage, job_id: str) -> Response:
     pictures, no_pictures = (
         page.attempt(partial(_pictures, page, job_id)) if job.kind == Kind.PRETRAIN else (None, None)
     )
+    left, no_files = (
+        page.attempt(lambda: reading.files(page.state, page.caller, job_id, f"{names.EMBEDDINGS}/", FILES, None))
+        if job.kind == Kind.EMBED
+        else (None, None)
+    )
     attempts = reading.attempts(page.state, page.caller, job_id).items
     found = job.result.inspection if job.result else None
     context: dict[str, Any] = {
@@ -185,8 +196,12 @@ def overview(page: JobsPage, job_id: str) -> Response:
         "found": found,
         "proposed": yaml_text.dump(found.proposed) if found else "",
         "sheet": names.SAMPLES_PICTURE,
+        "left": left,
+        "no_files": no_files,
+        "reading_code": reading_code(job, str(page.request.base_url).rstrip("/")) if job.kind == Kind.EMBED else "",
+        "result": evaluations.shown(page, job_id) if job.kind == Kind.EVALUATE and job.state.terminal else None,
     }
-    figures = [LOSSES, RATIO, PROBE]
+    figures = [LOSSES, RATIO, *PROBES]
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 
 

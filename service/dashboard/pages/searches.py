@@ -43,6 +43,7 @@ PRUNED: Final = "#c26a08"
 CURVES: Final[list[dict[str, Any]]] = [
     {"title": "Loss", "keys": [metric_keys.LOSS]},
     {"title": "Linear probe, top 1", "keys": [metric_keys.LINEAR_TOP1]},
+    {"title": "k-NN, top 1", "keys": [metric_keys.KNN_TOP1]},
     {"title": "Reconstruction ratio", "keys": [metric_keys.RECONSTRUCTION_RATIO]},
     {"title": "Learning rate", "keys": [metric_keys.LEARNING_RATE]},
     {"title": "Teacher momentum", "keys": [metric_keys.TEACHER_MOMENTUM]},

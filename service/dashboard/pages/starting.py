@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service import examples
 from service.auth.sessions import check_csrf
+from service.dashboard.evaluateform import evaluate_form
 from service.dashboard.site import JobsPage, Page, PageRoute, environment
 from service.dashboard.specform import groups, pruned, searchable
 from service.http.problems import ApiProblem, spec_problem
@@ -44,8 +45,13 @@ def choices(values: Sequence[Any]) -> str:
 
 
 environment.filters["choices"] = choices
-Kind = Literal["pretrain", "search"]
-TITLES: Final[dict[str, str]] = {"pretrain": "Pretrain a backbone", "search": "Search for hyperparameters"}
+Kind = Literal["pretrain", "search", "evaluate"]
+TITLES: Final[dict[str, str]] = {
+    "pretrain": "Pretrain a backbone",
+    "search": "Search for hyperparameters",
+    "evaluate": "Evaluate a backbone",
+}
+THINGS: Final[dict[str, str]] = {"pretrain": "the job", "search": "the search", "evaluate": "the evaluation"}
 LONGEST: Final = 500_000
 """Longest spec, in characters."""
 
@@ -89,20 +95,23 @@ def _proposed(page: Page, job_id: str) -> dict[str, Any]:
     return {"kind": "pretrain", **copy.deepcopy(found.proposed)}
 
 
-def _fill(page: Page, kind: Kind, template: str, document: dict[str, Any], source: str) -> Response:
+def fill(page: Page, kind: Kind, document: dict[str, Any], source: str) -> Response:
     """The page, filled with a spec."""
     context: dict[str, Any] = {
         "kind": kind,
         "title": TITLES[kind],
+        "thing": THINGS[kind],
         "form": _form(kind, document) if page.submits else "",
         "text": yaml_text.dump(document),
         "source": source,
     }
-    return page.render(template, ready=READY, presets=list(PRESETS), **context)
+    return page.render("starting/new.html", ready=READY, presets=list(PRESETS), **context)
 
 
 def _form(kind: Kind, document: Mapping[str, Any]) -> str:
     """The fields of a spec as HTML."""
+    if kind == "evaluate":
+        return environment.get_template("evaluations/form.html").render(form=evaluate_form(document))
     base = document.get("base") if kind == "search" else None
     base = base if isinstance(base, Mapping) else {}
     objective = document.get("objective") or {}
@@ -140,7 +149,7 @@ def new_job(
         source = f"The paper's recipe for {preset}: enter the URI of your own images."
     else:
         document, source = _first_job(), "An example that takes a minute on two cores: change anything you like."
-    return _fill(page, "pretrain", "starting/new.html", document, source)
+    return fill(page, "pretrain", document, source)
 
 
 @router.get("/searches/new")
@@ -170,7 +179,7 @@ def new_search(
     if ready:
         document = ready_search(ready, document["base"])
         source = READY[ready].about
-    return _fill(page, "search", "starting/new.html", document, source)
+    return fill(page, "search", document, source)
 
 
 # --- one view into the other ------------------------------------------------------------------------------------------

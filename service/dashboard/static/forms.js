@@ -30,7 +30,7 @@ class SpecForm {
 
   async begin() {
     this.root.addEventListener("input", () => this.changed());
-    this.root.addEventListener("change", ({ target }) => target.matches("[data-part=type]") && shapes(this.place));
+    this.root.addEventListener("change", ({ target }) => target.matches("[data-shape]") && shapes(this.place));
     this.root.addEventListener("click", (event) => this.clicked(event));
     this.root.querySelector("[role=tablist]").addEventListener("keydown", (event) => {
       if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
@@ -72,6 +72,7 @@ class SpecForm {
       const path = row.querySelector("[data-part=path]").value.trim();
       for (const part of row.querySelectorAll("[data-part]")) part.name = part.dataset.part === "path" ? `space.${path}` : `space.${path}.${part.dataset.part}`;
     });
+    [...this.place.querySelectorAll("[data-protocol]:checked")].forEach(({ value }, index) => { for (const part of settings(this.place, value)) part.name = `protocols.${index}.${part.dataset.part}`; });
     shapes(this.place);
   }
 
@@ -87,9 +88,11 @@ class SpecForm {
   fromForm() {
     const found = { kind: this.kind };
     for (const field of this.place.querySelectorAll("[name][data-type]:not([data-part])")) {
+      if (field.closest("[data-for][hidden]")) continue;
       const value = read(field.value.trim(), field.dataset.type);
       if (value !== undefined) set(found, field.name.split("."), value);
     }
+    if (this.kind === "evaluate") return { ...found, protocols: this.protocols(), baselines: [...this.place.querySelectorAll("[data-baseline]:checked")].map((box) => box.value) };
     if (this.kind !== "search") return found;
     const objectives = [...this.place.querySelectorAll("[data-objective]")].map((row) => Object.fromEntries([...row.querySelectorAll("[data-part]")].filter((part) => part.value).map((part) => [part.dataset.part, part.value])));
     found.objective = objectives.length > 1 ? objectives : objectives[0];
@@ -107,6 +110,15 @@ class SpecForm {
       found.space[path] = made;
     }
     return found;
+  }
+
+  // The ways to measure that are ticked, each with its settings.
+  protocols() {
+    return [...this.place.querySelectorAll("[data-protocol]:checked")].map(({ value: name }) => {
+      const made = { name };
+      for (const part of settings(this.place, name)) { const value = read(part.value.trim(), part.dataset.type); if (value !== undefined) made[part.dataset.part] = value; }
+      return made;
+    });
   }
 
   // Of two parameters with one path the document could have one alone.
@@ -188,9 +200,9 @@ class SpecForm {
       ["needs", `${found.gang.cpus} CPU${found.gang.cpus === 1 ? "" : "s"}${found.gang.gpus ? `, ${found.gang.gpus} GPU${found.gang.gpus === 1 ? "" : "s"}` : ""}`],
       ["memory a worker", `${number(Number((found.memory_per_worker_bytes / 2 ** 20).toPrecision(3)))} MiB, estimated`],
     ];
-    if (found.parameters) rows.push(["parameters", `${short(found.parameters.encoder)} encoder, ${short(found.parameters.decoder)} decoder`]);
+    if (found.parameters) rows.push(["parameters", `${short(found.parameters.encoder)} encoder${this.kind !== "evaluate" ? `, ${short(found.parameters.decoder)} decoder` : ""}`]);
     if (found.steps) rows.push(["images", `${found.steps.train_images}, and ${found.steps.held_out_images} held out`], ["steps", `${found.steps.steps} (${found.steps.steps_per_epoch} an epoch)${this.kind === "search" ? " in each trial" : ""}`]);
-    else rows.push(["steps", "known when the dataset has been read once"]);
+    else if (this.kind !== "evaluate") rows.push(["steps", "known when the dataset has been read once"]);
     if (found.points !== null) rows.push(["points of the space", String(found.points)]);
     for (const [name, value] of rows) list.append(Object.assign(document.createElement("dt"), { textContent: name }), Object.assign(document.createElement("dd"), { textContent: value }));
     const warnings = found.warnings.map((each) => Object.assign(document.createElement("p"), { className: "message warned", textContent: each.message }));
@@ -288,11 +300,12 @@ class SpecForm {
 
 const short = (count) => (count >= 1e6 ? `${number(Number((count / 1e6).toPrecision(3)))} M` : `${number(Number((count / 1e3).toPrecision(3)))} k`);
 
-// Only the parts that a parameter of its type has.
+const settings = (place, protocol) => place.querySelectorAll(`[data-settings="${protocol}"] [data-part]`);
+
+// Only the parts that a parameter of its type has, or a network of its origin.
 function shapes(place) {
-  for (const row of place.querySelectorAll("[data-parameter]")) {
-    const type = row.querySelector("[data-part=type]").value;
-    for (const part of row.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(type);
+  for (const shape of place.querySelectorAll("select[data-shape]")) {
+    for (const part of shape.closest("fieldset").querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(shape.value);
   }
 }
 

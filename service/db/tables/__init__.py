@@ -15,6 +15,7 @@ from service.db.tables.backbones import (
 )
 from service.db.tables.base import Base, UtcTime, now
 from service.db.tables.control import Lease, RegistryCheck, WorkItem
+from service.db.tables.evaluations import EvaluationRow, EvaluationScore
 from service.db.tables.jobs import Addition, Attempt, Event, Job, Label, SearchClaim, write_labels
 from service.db.tables.webhooks import Webhook, WebhookDelivery
 
@@ -28,6 +29,8 @@ __all__ = [
     "BackboneVersion",
     "Base",
     "BrowserSession",
+    "EvaluationRow",
+    "EvaluationScore",
     "Event",
     "Job",
     "Label",

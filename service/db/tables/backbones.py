@@ -76,7 +76,7 @@ class BackboneVersion(Base):
     folder: Mapped[str | None] = mapped_column(Text)
     """The folder of its files; None if MLflow has no logged model for it."""
     tags: Mapped[dict[str, str]]
-    """Its tags in MLflow, but for the copies of its labels."""
+    """Its tags in MLflow, but for the copies of its labels and of what evaluations have found."""
     description: Mapped[str | None] = mapped_column(Text)
     """As `RegisteredBackbone.description`; at first the notes of its job."""
     labels: Mapped[dict[str, str]] = mapped_column(default=dict, server_default="{}")

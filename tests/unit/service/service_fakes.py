@@ -14,7 +14,7 @@ import httpx
 from fastapi.testclient import TestClient
 
 from service.adapters.mlflow_connection import MlflowRefused, MlflowUnreachable
-from service.adapters.mlflow_registry import Model, Version
+from service.adapters.mlflow_registry import COPIES, Model, Version
 from service.adapters.mlflow_runs import MetricPoint, OpenRun, RunView, TrialRun
 from service.adapters.ray_cluster import ClusterUnreachable, Machine, RayState, Submission
 from service.db.database import Database
@@ -314,17 +314,16 @@ class FakeMlflow:
         """What `all_models` says of aliases, for backbones that have some."""
         return {name: dict(model.aliases) for name, model in self.all_models().items() if name in self.named}
 
-    def describe(self, name: str, number: int | None, description: str | None, labels: Mapping[str, str]) -> None:
+    def describe(self, name: str, number: int | None, description: str | None, copies: Mapping[str, str]) -> None:
         self._reach()
         self.described.append((name, number))
         found = next((each for each in self.registered if (each.name, each.version) == (name, number)), None)
         if number is not None and found is None:
             raise MlflowRefused(f"Model Version (name={name}, version={number}) not found")
-        if refused := [label for label in labels if posixpath.normpath(label) != label]:
+        if refused := [tag for tag in copies if posixpath.normpath(tag) != tag]:
             raise MlflowRefused(f"{refused[0]} must not resolve to other names")
         before: Version | Model = found or self.texts.get(name, Model())
-        tags = {key: value for key, value in before.tags.items() if not key.startswith(names.TAG_LABEL)}
-        tags |= {f"{names.TAG_LABEL}{label}": value for label, value in labels.items()}
+        tags = {key: value for key, value in before.tags.items() if not key.startswith(COPIES)} | copies
         after = replace(before, tags=tags, description=before.description if description is None else description)
         if isinstance(after, Version):
             self.registered[self.registered.index(before)] = after

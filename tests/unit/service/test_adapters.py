@@ -512,17 +512,20 @@ def test_descriptions_and_labels_are_written_changed_and_removed_and_other_tags_
     def found(number: int | None) -> tuple[str, dict[str, str], dict[str, str]]:
         versions = {version.version: version for version in store.all_versions() if version.name == "bees"}
         thing = store.all_models()["bees"] if number is None else versions[number]
-        others = {key: value for key, value in thing.tags.items() if not key.startswith(names.TAG_LABEL)}
-        return thing.description, thing.labels, others
+        others = {key: value for key, value in thing.tags.items() if key not in thing.copies}
+        return thing.description, thing.copies, others
 
+    team, odd = f"{names.TAG_LABEL}team", f"{names.TAG_LABEL}rcmae.job_id"
+    result = f"{names.TAG_EVALUATED}eval/linear_top1_1pct"
     for number, others in ((None, {"theirs": "x"}), (1, {names.TAG_JOB: "job-1"})):
-        store.describe("bees", number, "Bees.\nMany.", {"team": "vision", "rcmae.job_id": "x"})
-        assert found(number) == ("Bees.\nMany.", {"team": "vision", "rcmae.job_id": "x"}, others)
-        store.describe("bees", number, None, {"team": "sound"})
-        assert found(number) == ("Bees.\nMany.", {"team": "sound"}, others)
+        first = {team: "vision", odd: "x", result: "0.9000 on CIFAR-10, job-1"}
+        store.describe("bees", number, "Bees.\nMany.", first)
+        assert found(number) == ("Bees.\nMany.", first, others)
+        store.describe("bees", number, None, {team: "sound"})
+        assert found(number) == ("Bees.\nMany.", {team: "sound"}, others)
         store.describe("bees", number, "", {})
         assert found(number) == ("", {}, others)
-    store.describe("bees", 1, "x" * names.DESCRIPTION_LENGTH, {"n" * 63: "v" * 63})
+    store.describe("bees", 1, "x" * names.DESCRIPTION_LENGTH, {names.TAG_LABEL + "n" * 63: "v" * 63})
     for name, number in (("bees", 2), ("wasps", None)):
         with pytest.raises(MlflowRefused):
             store.describe(name, number, "x", {})

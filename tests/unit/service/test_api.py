@@ -80,7 +80,7 @@ def test_an_unknown_field_is_refused_with_its_place_and_the_nearest_name(api):
         ({"dataset": {"uri": "gs://bucket/x"}}, "/dataset/uri", "gs://bucket/x"),
         ({"model": {"preset": "vit_huge"}}, "/model/preset", "vit_huge"),
         ({"method": {"mask_ratio": 1.5}}, "/method/mask_ratio", 1.5),
-        ({"kind": "evaluate"}, "/kind", "evaluate"),
+        ({"kind": "tune"}, "/kind", "tune"),
         ({"register_as": "Big-Name"}, "/register_as", "Big-Name"),
         ({"optimization": {"global_batch_size": 1700, "epochs": 1}}, "/optimization/global_batch_size", 1700),
     ],

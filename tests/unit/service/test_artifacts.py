@@ -123,7 +123,7 @@ def test_signed_links_are_of_the_endpoint_that_clients_reach(monkeypatch, endpoi
     for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("ENDPOINT_URL", "http://inner:8333")):
         monkeypatch.setenv(f"AWS_{name}", value)
     artifacts = Artifacts("s3://bucket/art", public_endpoint=endpoint)
-    file = StoredFile(artifacts, "bucket/art/a b/model.safetensors", 5, datetime.now(UTC))
+    file = StoredFile(artifacts, "bucket/art/a b/model.safetensors", 5, datetime.now(UTC), "1")
     link = urlsplit(artifacts.link(file, 120))
     assert (f"{link.scheme}://{link.netloc}", link.path) == (host, "/bucket/art/a%20b/model.safetensors")
     query = parse_qs(link.query)

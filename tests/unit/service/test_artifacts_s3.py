@@ -209,6 +209,18 @@ def test_pictures(api, database, put, root):
     assert api.get(f"/v1/jobs/{job_id}/images/notes.txt").status_code == 404
 
 
+def test_files_that_a_job_leaves_for_people(api, database, put, root):
+    put("run/embeddings/part-00000.parquet", WEIGHTS)
+    put("run/checkpoints/a1/00000001/manifest.json", b"secret")
+    job_id = add_job(database, "succeeded", artifact_uri=f"{root}/run")
+    (item,) = api.get(f"/v1/jobs/{job_id}/files").json()["items"]
+    assert (item["path"], item["bytes"]) == ("embeddings/part-00000.parquet", len(WEIGHTS))
+    rest = api.get(item["url"], headers={"Range": "bytes=900000-", "If-Range": item["etag"]})
+    assert (rest.status_code, rest.content) == (206, WEIGHTS[900_000:])
+    put("run/embeddings/part-00000.parquet", WEIGHTS[::-1])
+    assert api.head(item["url"]).headers["ETag"] != item["etag"]
+
+
 def test_logs_that_have_not_grown_are_not_fetched_again(api, database, put, root, s3_proxy):
     def line(message: str) -> bytes:
         return json.dumps({"time": 1.5, "level": "info", "source": "driver", "message": message}).encode() + b"\n"

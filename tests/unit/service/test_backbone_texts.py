@@ -199,7 +199,7 @@ def test_a_backbone_is_given_only_to_somebody_with_a_valid_token(clients, regist
 
 def copies(mlflow: FakeMlflow, number: int | None) -> tuple[str, dict[str, str]]:
     found = mlflow.all_models()["digits"] if number is None else mlflow.registered[number - 1]
-    return found.description, found.labels
+    return found.description, {key.removeprefix(names.TAG_LABEL): value for key, value in found.copies.items()}
 
 
 def test_mlflow_has_what_the_service_has_at_once_or_by_the_next_comparison(served, world, registry, mlflow):
@@ -266,7 +266,7 @@ def test_what_others_say_in_mlflow_of_a_model_with_versions_of_theirs_stays(serv
     registry.add()
     mlflow.register("digits", 2, None, registry.folder("digits", 2))
     served.patch(f"{BASE}/digits", json={"labels": LABELS})
-    mlflow.describe("digits", None, "Theirs.", LABELS)
+    mlflow.describe("digits", None, "Theirs.", {f"{names.TAG_LABEL}team": "vision"})
     assert served.delete(f"{BASE}/digits/versions/1").status_code == 200
     world.rounds()
     assert copies(mlflow, None) == ("Theirs.", {})
@@ -279,7 +279,7 @@ def test_labels_of_a_run_are_copied_by_the_comparison_that_finds_its_version(reg
 
 def test_what_somebody_wrote_in_mlflow_is_reset_once_the_service_has_words_of_its_own(served, world, registry, mlflow):
     registry.add()
-    mlflow.describe("digits", 1, "By hand.", {"team": "theirs"})
+    mlflow.describe("digits", 1, "By hand.", {f"{names.TAG_LABEL}team": "theirs"})
     mlflow.describe("digits", None, "All by hand.", {})
     world.compare_versions()
     assert texts(served, number=1)[:2] == ("By hand.", {}), "nobody had described it here: taken over; labels are ours"

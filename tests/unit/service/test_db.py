@@ -43,6 +43,7 @@ TABLES = {
     *("job", "attempt", "event", "token", "lease", "audit", "work_item"),
     *("backbone", "backbone_version", "backbone_alias", "registry_check", "webhook", "webhook_delivery"),
     *("signing_key", "version_signature", "version_use", "retention_rule", "alias_move", "backbone_reader"),
+    *("evaluation", "evaluation_score"),
 }
 
 

@@ -255,7 +255,7 @@ def test_the_card_comes_first_and_the_files_last(browsers, registry):
     registry.add(files=FILES | {"README.md": CARD.encode()}, formats="timm,hf")
     text = page(browsers.alice, "/backbones/digits")
     headings = re.findall(r'<h2 id="(h-[a-z]+)"', text)
-    assert headings == ["h-card", "h-results", "h-load", "h-aliases", "h-versions", "h-files"]
+    assert headings == ["h-card", "h-evaluations", "h-results", "h-load", "h-aliases", "h-versions", "h-files"]
     assert re.findall(r'href="#(h-[a-z]+)"', text) == headings
 
 

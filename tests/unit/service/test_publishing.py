@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from backbone_files import FILES, write
-from service_fakes import SPEC, add_job, job_of, problem, spec_with
-from service_world import World
+from kept_checkpoints import CHECKPOINTS, refused, trained
+from service_fakes import SPEC, add_job, job_of, problem
 
 from service.adapters.ray_cluster import RayState
 from service.jobs import repository
-from trainer.protocol import names
-from trainer.protocol.checkpoint import FileRecord, Manifest
 from trainer.protocol.outcome import Outcome
-
-CHECKPOINTS = ("checkpoints/a1/00000100", "checkpoints/a1/00000200")
-
-
-def trained(world: World, root: Path, owner: str = "alice", state: str = "succeeded", **spec: Any) -> str:
-    """A job that has kept two checkpoints, and one that was never committed."""
-    folder = root / f"run-of-{owner}" / "artifacts"
-    for path in CHECKPOINTS:
-        step = int(path.rpartition("/")[2])
-        files = {"student.safetensors": FileRecord(size=1, sha256="0" * 64)}
-        manifest = Manifest(step=step, attempt=1, metrics={}, files=files)
-        (folder / path).mkdir(parents=True)
-        (folder / path / names.MANIFEST).write_text(manifest.model_dump_json())
-    (folder / "checkpoints/a1/00000300").mkdir()
-    return add_job(
-        world.database, state, spec_with(**spec), owner=owner, attempts=1, run_id=f"run-of-{owner}",
-        artifact_uri=str(folder),
-    )  # fmt: skip
 
 
 def spec_of(job_id: str, **over: Any) -> dict[str, Any]:
     return {"kind": "publish", "job": job_id, "register_as": "late"} | over
-
-
-def refused(answer: Any, field: str, text: str) -> None:
-    (found,) = problem(answer, 422, "spec_invalid")["problems"]
-    assert found["field"] == field
-    assert found["pointer"] == "/" + field.replace(".", "/")
-    assert text in found["message"]
 
 
 # --- submission -------------------------------------------------------------------------------------------------------
@@ -108,8 +80,8 @@ def test_what_cannot_be_published_is_refused_with_the_field_and_what_to_do(serve
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        ({}, "is required: one of import, inspect, pretrain, publish"),
-        ({"kind": "tune"}, "one of: import, inspect, pretrain, publish"),
+        ({}, "is required: one of embed, evaluate, import, inspect, pretrain, publish"),
+        ({"kind": "tune"}, "one of: embed, evaluate, import, inspect, pretrain, publish"),
     ],
 )
 def test_a_kind_that_does_not_exist_is_told_with_those_that_do(served, kind, text):

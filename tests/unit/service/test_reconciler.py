@@ -336,6 +336,8 @@ def test_no_attempt_starts_whose_files_lie_outside_the_artifact_root(world, tmp_
     original = tmp_path / "original"
     original.mkdir()
     recovering = world.running()
+    with world.database.session() as session:
+        repository.get(session, recovering).restarts = 10  # a back-off that no slow machine lets pass by itself
     world.end_attempt(recovering, Outcome(state="failed", reason=Reason.WORKER_FAILED))
     world.rounds()
     with world.database.session() as session:

@@ -36,6 +36,7 @@ def verdict(about: Candidate, rule: Rule = RULE, moment: datetime = NOW) -> Verd
         ({"main": True}, "it is main, which one gets where no version is named"),
         ({"gone": True}, "somebody deleted it in MLflow, where a backup may bring it back"),
         ({"live_jobs": ("job-1",)}, "job-1 has not ended"),
+        ({"needed_by": ("job-2",)}, "job-2, which needs it, has not ended"),
         ({"number": 10}, "it is the newest"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from backbone_files import compare_with_mlflow
 from conftest import Clients, token_of
+from evaluations import add_evaluation, evaluation
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
@@ -46,6 +47,7 @@ STATUSES = {
     "GET /hf/{path:path}": 404,
     "POST /v1/jobs/{job_id}/stop": 409,
     "GET /jobs/{job_id}": 303,
+    "GET /evaluations/{job_id}": 303,
     "GET /searches/{job_id}": 303,
 }
 """The status of an allowed request, where it is not the route's: nothing is ready, no job has trials, the hub has
@@ -199,8 +201,10 @@ class Asker:
         return path, {"PATCH /v1/webhooks/{webhook_id}": {"enabled": False}, "POST /v1/webhooks": new}.get(route)
 
     def _about_backbone(self, owner: str, path: str) -> tuple[str, dict[str, Any]]:
-        """The path and the parameters of a request about a backbone, or its repository in the hub."""
+        """The path and the parameters of a request about a backbone, its repository in the hub, or its evaluation."""
         name = self._backbone(owner)
+        if "{job_id}" in path:
+            return path.replace("{job_id}", add_evaluation(self._database, evaluation(name=name), owner=owner)), {}
         if path.endswith("/backbone-comparison"):
             return path, {"of": f"{name}:1", "with": f"{name}@best"}
         path = path.replace("{name}", name).replace("{alias}", "best").replace("{version}", "2")
@@ -220,6 +224,7 @@ class Asker:
             verb = "delete" if path.endswith("/delete") else verb
             job_id = self._job(owner, STATES.get(verb, "queued"))
             path = path.replace("{job_id}", job_id).replace("{name}", "a.png")
+            path = path.replace("{path:path}", f"{names.IMAGES}/a.png")
             path = path.replace("{attempt}/{source}", "1/driver")
             query |= {"job": job_id, "key": "train/loss"} if path == "/v1/metrics" else {}
             body = {"priority": 5} if method == "PATCH" else None
@@ -238,7 +243,7 @@ class Asker:
             path = path.replace("{token_id}", self._token(owner))
         elif path == "/v1/tokens" and method == "POST":
             body = {"owner": owner, "role": "submitter"}
-        elif "backbones/{name}" in path or path.startswith("/hf/") or path.endswith("/backbone-comparison"):
+        elif any(part in path for part in ("backbones/{name}", "evaluations/{job_id}", "/hf/", "/backbone-comparison")):
             path, query = self._about_backbone(owner, path)
             rules = {"retention": {"expire_unused_days": 90}, "champion-rule": {"signed": True}}
             put = rules.get(path.rpartition("/")[2], {"version": 2})
