@@ -73,6 +73,9 @@ lint: $(STAMP)
 bench: $(STAMP) postgres
 	$(BIN)/python tests/benchmarks/step.py
 	$(BIN)/python tests/benchmarks/data.py
+	$(BIN)/python tests/benchmarks/features.py
+	$(BIN)/python tests/benchmarks/evaluations.py
+	$(BIN)/python tests/benchmarks/linear.py
 	$(BIN)/python tests/benchmarks/orchestration.py
 	$(BIN)/python tests/benchmarks/loop.py
 	$(BIN)/python tests/benchmarks/api.py
