@@ -30,7 +30,7 @@ from trainer.scoring.bench import Bench
 from trainer.scoring.kept import Kept, UnitResult, dense
 from trainer.scoring.labelled import LabelledSet
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.evaluate import EvaluateSpec, RobustnessProtocol
+from trainer.spec.evaluate import EvaluateSpec, LinearProtocol, RobustnessProtocol
 from trainer.spec.measurements import Unit, measurements
 from trainer.storage import Store
 
@@ -75,9 +75,21 @@ def score(spec: EvaluateSpec, key: str, units: Sequence[Unit], results: Results,
 
 
 def settings_of(spec: EvaluateSpec, protocol: str) -> dict[str, Any]:
-    """A protocol's settings as the spec has them, with defaults; of an object its fields by dotted names."""
-    written = next((each.model_dump(mode="json") for each in spec.protocols if each.name == protocol), {})
-    return {name: value for name, value in written.items() if name != "name" and value is not None}
+    """A protocol's settings as the spec has them, with defaults; of an object its fields by dotted names.
+
+    What `low_label` alone names has its defaults.
+    """
+    named = {each.name: each for each in spec.protocols} | spec.trainings
+    settings = named.get(protocol) or LinearProtocol(name="linear")
+    return dict(_dotted(settings.model_dump(mode="json", exclude={"name"}, exclude_none=True)))
+
+
+def _dotted(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", each) for inner, each in _dotted(value))
+        else:
+            yield name, value
 
 
 def confusion_of(found: Sequence[UnitResult], classes: int) -> NDArray[np.int64] | None:

@@ -96,6 +96,12 @@ class LowLabelProtocol(SpecModel):
     shares: tuple[Share, ...] = Field((0.01, 0.1), min_length=1, max_length=10)
     """Shares of the training images of each class, at least one of each. A smaller share is part of a larger one."""
 
+    @model_validator(mode="after")
+    def _each_share_once(self) -> Self:
+        if len({f"{share:.6g}" for share in self.shares}) < len(self.shares):  # to the digits that name its score
+            raise refuse("shares", "name each share once", list(self.shares))
+        return self
+
 
 class RobustnessProtocol(SpecModel):
     """The linear classifier, fitted on clean images, on corrupted test images (arXiv 1903.12261)."""

@@ -13,7 +13,7 @@ from worlds import on_ranks
 from trainer.protocol.names import CHECKPOINTS
 from trainer.scoring.trained import TRAININGS
 
-FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 2, "hflip": False}
+FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 2, "hflip": False, "randaugment": {"operations": 1}}
 ATTENTIVE = {"name": "attentive", "epochs": 2}
 PAPER = {"name": "linear", "solver": "paper", "epochs": 2, "batch_size": 512}
 LOW = {"name": "low_label", "of": ["finetune"], "shares": [0.1]}
@@ -44,6 +44,11 @@ def test_each_training_stands_beside_its_baseline(whole):
     found = whole.result.score("eval/finetune_top1_10pct").seeds[0]
     assert 130 < found.train_images < 160
     assert whole.result.score("eval/linear_top1").settings["solver"] == "paper"
+
+
+def test_a_score_names_every_setting_that_it_was_made_with(whole):
+    told = whole.result.score("eval/finetune_top1_10pct").settings
+    assert (told["recipe"], told["randaugment.operations"], told["randaugment.magnitude"]) == ("small", 1, 9.0)
 
 
 def test_the_run_has_the_curves_of_each_training(whole):
