@@ -73,9 +73,8 @@ def _embed(request: AttemptRequest, spec: EmbedSpec, place: Place) -> None:
         progress.begin(sum(len(parts.rows(number)) for number in range(first, min(first + world, len(parts)))))
         ranks.collect(partial(_complete, first + rank, extractor, progress.within))
         progress.end()
-    if rank == 0:
-        place.store.write(SCHEMA, parts.described.model_dump_json(indent=1).encode())
-    agree.meet()
+    schema = parts.described.model_dump_json(indent=1).encode()
+    ranks.collect(lambda: place.store.write(SCHEMA, schema) if rank == 0 else None)
 
 
 def _described(spec: EmbedSpec, subject: Subject, images: Images, bf16: bool) -> Embeddings:

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from trainer.data.loader import PreparedBatches, Share
-from trainer.errors import SpecRefused
 from trainer.finetuning.batches import Augmentation, LabelledPreparation
 from trainer.finetuning.execution import make_learner
 from trainer.finetuning.network import Settings, make_classifier
 from trainer.finetuning.optim import make_optimizer
 from trainer.finetuning.predictions import batch_picture, predict, top1
 from trainer.finetuning.state import SupervisedState, TrainingConstants, moving_average
-from trainer.finetuning.training import Trained, Training, TrainingPlace
+from trainer.finetuning.training import Trained, Training, TrainingPlace, runnable, together
 from trainer.logger import logger
 from trainer.protocol.names import TAG_NOTICE
 from trainer.spec import metric_keys
@@ -59,8 +58,7 @@ def train(training: Training, place: TrainingPlace) -> Trained:
         place.notice(resumed.notice)
 
     # --- data -------------------------------------------------------------------------------------------------------
-    together = 2 if isinstance(settings, FinetuneSettings) else 1
-    share = Share(len(training.rows), settings.batch_size, training.seed, rank, world, together)
+    share = Share(len(training.rows), settings.batch_size, training.seed, rank, world, together(settings))
     preparation = LabelledPreparation(training.images, training.rows, settings, training.view.size, training.seed)
     pin = device.type == "cuda"
     loader = PreparedBatches(preparation, share, place.threads, place.loader_processes, pin=pin)
@@ -154,14 +152,9 @@ class MeasureAccuracy:
 
 def _resolved(training: Training, place: TrainingPlace) -> Settings:
     """The settings with all values but the parts of a batch; raises where the training cannot run."""
-    settings, model = training.settings.resolved(training.model, len(training.rows)), training.model
+    settings, model = runnable(training.settings, training.model, len(training.rows), place.ranks.world), training.model
     if training.view.size != (model.height, model.width):
         raise ValueError(f"the view's size {training.view.size} is not the model's, {model.height} x {model.width}")
-    if place.ranks.world > settings.batch_size // 2:
-        raise SpecRefused(
-            f"resources.workers: {place.ranks.world} workers cannot share a batch of {settings.batch_size} images: "
-            "lower the workers, or raise batch_size"
-        )
     if settings.batch_size < training.settings.batch_size and place.ranks.rank == 0:
         logger.warning(
             "batch_size: %d is more than the %d training images: %d images are one batch",

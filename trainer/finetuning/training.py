@@ -17,15 +17,37 @@ from torch import Tensor
 
 from trainer.agreement import Agreement
 from trainer.data.images import Images
+from trainer.errors import SpecRefused
 from trainer.evaluation.features import View
 from trainer.evaluation.ranks import Ranks
 from trainer.finetuning.network import Classifier, Settings
 from trainer.protocol.command import Action
+from trainer.spec.finetuning import FinetuneSettings
 from trainer.spec.pretrain import CheckpointSpec, ModelSpec
 from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.training.checkpoint import Committed
 from trainer.training.periodic import Record
+
+
+def together(settings: Settings) -> int:
+    """So many consecutive images of a batch stay on one worker: fine-tuning mixes pairs."""
+    return 2 if isinstance(settings, FinetuneSettings) else 1
+
+
+def runnable(settings: Settings, model: ModelSpec, images: int, world: int) -> Settings:
+    """The settings with all values but the parts of a batch, for so many training images and workers.
+
+    Raises `SpecError` for settings that do not fit the network, and `SpecRefused` where workers would have no image.
+    """
+    resolved = settings.resolved(model, images)
+    if world > -(-resolved.batch_size // together(resolved)):
+        pairs = " in pairs" if together(resolved) > 1 else ""
+        raise SpecRefused(
+            f"resources.workers: {world} workers cannot share a batch of {resolved.batch_size} images{pairs}: lower "
+            "the workers, or raise batch_size or the number of training images"
+        )
+    return resolved
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from trainer.evaluation.features import Corrupt, Pixels, Rows, extract
 from trainer.evaluation.ranks import Ranks
 from trainer.models.encoder import Encoder
 from trainer.scoring.labelled import LabelledData, LabelledSet
-from trainer.scoring.subjects import Subject
+from trainer.scoring.subjects import Subject, check_finite
 from trainer.spec.evaluate import Corruption, EvaluateSpec
 from trainer.spec.measurements import Group
 
@@ -91,7 +91,7 @@ class NetworkFeatures:
         self, images: LabelledSet, layers: tuple[int, ...] | None = None, corrupt: Corrupt | None = None
     ) -> dict[int, Tensor]:
         bench = self._bench
-        return extract(
+        found = extract(
             self.encoder,
             images.images,
             images.rows,
@@ -105,6 +105,9 @@ class NetworkFeatures:
             corrupt=corrupt,
             progress=lambda _: bench.check(),
         )
+        for layer, features in found.items():
+            check_finite(features, bench.subject, layer, "features.precision fp32")
+        return found
 
 
 def identity(bench: Bench) -> str:

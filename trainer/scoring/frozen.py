@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from trainer.evaluation.knn import knn_scores, nearest
@@ -61,19 +60,18 @@ class FrozenMeasures:
             classifier, count = self._classifier(unit.seed), len(self._bench.data.train)
         else:
             rows = stratified(self._bench.data.train.labels, unit.share, unit.seed)
-            classifier, count = self._fitted(unit.seed, rows), len(rows)
+            few = {layer: x[rows] for layer, x in self.features.train.items()}
+            classifier, count = self._fitted(unit.seed, few, self._train_labels[rows]), len(rows)
         scores = classifier.scores(self.features.test[classifier.layer])
         return Predictions(scores), self._details(classifier), count
 
     def _classifier(self, seed: int) -> LinearClassifier:
         if seed not in self._classifiers:
-            self._classifiers[seed] = self._fitted(seed, np.arange(len(self._bench.data.train)))
+            self._classifiers[seed] = self._fitted(seed, self.features.train, self._train_labels)
         return self._classifiers[seed]
 
-    def _fitted(self, seed: int, rows: Any) -> LinearClassifier:
+    def _fitted(self, seed: int, train: Mapping[int, Tensor], labels: Any) -> LinearClassifier:
         bench = self._bench
-        train: Mapping[int, Tensor] = {layer: x[rows] for layer, x in self.features.train.items()}
-        labels = self._train_labels[rows]
         fitted = fit_linear(train, labels, bench.classes, seed=seed, device=bench.device, ranks=bench.ranks)
         if not fitted.converged:
             logger.warning("The linear classifier stopped after %d iterations, short of its optimum", fitted.iterations)

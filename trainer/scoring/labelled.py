@@ -68,6 +68,11 @@ def open_labelled(spec: EvaluateSpec, subject: Subject, context: DatasetContext)
         with named_section("test"):
             test_images = open_images(spec.test, channels, size, context, images.scale)
         _require_labels(test_images, "test")
+        if test_images.index.fingerprint == images.index.fingerprint:
+            raise DataError(
+                f"test: {test_images.uri} holds the very images of dataset, on which classifiers are trained: name "
+                "others, or leave test out, and a share of the dataset is held out"
+            )
         notices += [Notice(each.code, f"test: {each.message}") for each in test_images.notices]
         train_rows, test_rows = np.arange(len(images)), np.arange(len(test_images))
     else:

@@ -51,28 +51,34 @@ class Drawn(Message):
     pictures: list[EvaluationPicture] = Field(default_factory=list)
 
 
+Picture = tuple[str, str, str, bytes]
+"""Title, caption, file, PNG."""
+
+
 def draw_pictures(features: NetworkFeatures, bench: Bench, kept: Kept, store: Store) -> list[EvaluationPicture]:
     """Store pictures of what the backbone sees, unless an earlier attempt has. Every rank calls this."""
     known = bench.ranks.collect(lambda: _drawn(store, kept) if bench.ranks.rank == 0 else None)[0]
     if known is not None:
         return known
     rows = _spread(bench.data.test.labels, IMAGES)
-    near = _neighbours(features, bench, rows) if any(each.units for each in groups(bench.spec)) else None
-    if bench.ranks.rank:
-        return []
-    pictures = [near] if near else []
-    images = _images(bench.data.test.images, bench.data.test.rows[rows], bench)
-    pictures += _inside(features.encoder, images, bench)
+    # Every rank takes part in computing features, and one alone draws.
+    seen = (features.train, features.test) if any(each.units for each in groups(bench.spec)) else None
+
+    def draw() -> list[EvaluationPicture]:
+        pictures = [_neighbours(*seen, bench, rows)] if seen else []
+        images = _images(bench.data.test.images, bench.data.test.rows[rows], bench)
+        return _stored([*pictures, *_inside(features.encoder, images, bench)], kept, store)
+
+    return bench.ranks.collect(lambda: draw() if bench.ranks.rank == 0 else [])[0]
+
+
+def _stored(pictures: list[Picture], kept: Kept, store: Store) -> list[EvaluationPicture]:
     for _, _, file, data in pictures:
         store.write(file, data)
     found = [EvaluationPicture(file=file, title=title, caption=caption) for title, caption, file, _ in pictures]
     written = Drawn(attempt=kept.attempt, data=kept.data, pictures=found)
     store.write(DRAWN, written.model_dump_json(indent=1).encode())
     return found
-
-
-Picture = tuple[str, str, str, bytes]
-"""Title, caption, file, PNG."""
 
 
 def _drawn(store: Store, kept: Kept) -> list[EvaluationPicture] | None:
@@ -92,14 +98,14 @@ def _spread(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.array([int(np.flatnonzero(labels == label)[0]) for label in chosen])
 
 
-def _neighbours(features: NetworkFeatures, bench: Bench, rows: NDArray[np.int64]) -> Picture:
+def _neighbours(
+    of_train: dict[int, Tensor], of_test: dict[int, Tensor], bench: Bench, rows: NDArray[np.int64]
+) -> Picture:
     layer = bench.layers[-1]
-    train, test, data = features.train[layer], features.test[layer], bench.data
+    train, test, data = of_train[layer], of_test[layer], bench.data
     count = min(NEIGHBOURS, len(train))
     similarities, found = nearest(train, test[rows], count, bench.device)
     votes = Predictions(knn_scores(similarities, found, data.train.labels, bench.classes, [count])[count])
-    if bench.ranks.rank:
-        return ("", "", "", b"")
     picture = neighbours_picture(
         _images(data.test.images, data.test.rows[rows], bench),
         data.test.labels[rows],

@@ -3,6 +3,7 @@ put the result together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,17 +18,16 @@ from trainer.protocol.request import AttemptRequest
 from trainer.scoring.bench import Bench, NetworkFeatures, identity
 from trainer.scoring.frozen import FrozenMeasures
 from trainer.scoring.interruption import Interrupted
-from trainer.scoring.kept import Kept
+from trainer.scoring.kept import Kept, UnitResult
 from trainer.scoring.labelled import open_labelled
 from trainer.scoring.pictures import draw_pictures, draw_results
 from trainer.scoring.place import Place
 from trainer.scoring.progress import Progress
 from trainer.scoring.results import check_reference, read_reference, store_result
 from trainer.scoring.subjects import load_shared
-from trainer.scoring.trained import TrainedMeasures
+from trainer.scoring.trained import TrainedMeasures, check_trainings
 from trainer.spec.evaluate import EvaluateSpec
-from trainer.spec.measurements import groups
-from trainer.spec.measurements import trainings as trained_units
+from trainer.spec.measurements import Unit, groups, trainings
 from trainer.training.execution import uses_bf16
 
 
@@ -57,39 +57,54 @@ def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None
     data = open_labelled(spec, subject, DatasetContext(place.cache, threads, agree, rank, request.dataset_roots))
     bench = Bench(spec, subject, data, ranks, place.device, threads, bf16, place.check)
     check_reference(reference, bench)
+    check_trainings(bench)
 
     # --- measuring --------------------------------------------------------------------------------------------------
     kept = Kept.read(place.store, request.attempt, request.since_attempt, identity(bench), ranks)
     progress = Progress(bench, kept, place.recorder)
     progress.announce()
     place.tracker.enter("evaluating")
+    pictures = _measure_features(bench, kept, progress, place)
+    _measure_trainings(request, agree, bench, kept, progress, place)
+
+    # --- the result -------------------------------------------------------------------------------------------------
+    def finish() -> None:
+        drawn = [*pictures, *draw_results(bench, kept, place.store)]
+        evaluation = store_result(place.store, bench, kept, drawn, reference)
+        progress.complete(evaluation.metrics)
+
+    ranks.collect(lambda: finish() if rank == 0 else None)
+
+
+def _measure_features(bench: Bench, kept: Kept, progress: Progress, place: Place) -> list[EvaluationPicture]:
+    """Measure what needs only the features of frozen networks, one network's in memory at a time, and draw pictures."""
     pictures: list[EvaluationPicture] = []
-    for group in groups(spec):
+    for group in groups(bench.spec):
         features = NetworkFeatures(bench, bench.encoder(group))
         measures = FrozenMeasures(bench, kept, features)
         for unit in group.units:
             if unit not in kept:
-                ranks.collect(place.check)
-                progress.begin(unit)
-                kept.keep(unit, measures.measure(unit), write=rank == 0)
-                progress.done(unit)
+                _measure(unit, measures.measure, bench, kept, progress)
         if group.weights == "backbone":
-            ranks.collect(place.check)
+            bench.ranks.collect(bench.check)
             pictures = draw_pictures(features, bench, kept, place.store)
+    return pictures
 
-    trainings = TrainedMeasures(request, bench, kept, agree, place.recorder, place.requested_action, place.tracker)
-    for unit in trained_units(spec):
+
+def _measure_trainings(
+    request: AttemptRequest, agree: Agreement, bench: Bench, kept: Kept, progress: Progress, place: Place
+) -> None:
+    measures = TrainedMeasures(request, bench, kept, agree, place.recorder, place.requested_action, place.tracker)
+    for unit in trainings(bench.spec):
         if unit not in kept:
-            ranks.collect(place.check)
-            progress.begin(unit)
-            kept.keep(unit, trainings.measure(unit), write=rank == 0)
-            progress.done(unit)
-        if rank == 0:
-            trainings.forget(unit)
+            _measure(unit, measures.measure, bench, kept, progress)
+        bench.ranks.collect(lambda unit=unit: measures.forget(unit) if bench.ranks.rank == 0 else None)  # type: ignore[misc]
 
-    # --- the result -------------------------------------------------------------------------------------------------
-    if rank == 0:
-        pictures += draw_results(bench, kept, place.store)
-        evaluation = store_result(place.store, bench, kept, pictures, reference)
-        progress.complete(evaluation.metrics)
-    agree.meet()
+
+def _measure(unit: Unit, measure: Callable[[Unit], UnitResult], bench: Bench, kept: Kept, progress: Progress) -> None:
+    """Measure a unit and keep its result. What one rank does alone fails on all."""
+    bench.ranks.collect(bench.check)
+    progress.begin(unit)
+    result = measure(unit)
+    bench.ranks.collect(lambda: kept.keep(unit, result, write=bench.ranks.rank == 0))
+    progress.done(unit)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.scale import EIGHT_BIT, Scale
-from trainer.errors import SpecRefused
+from trainer.errors import SpecRefused, WeightsRefused
 from trainer.evaluation.features import View
 from trainer.evaluation.ranks import Ranks
 from trainer.models.encoder import Encoder
@@ -178,6 +178,15 @@ def _of_weights(weights: ForeignWeights, ref: WeightsRef | None, title: str, fie
         scale=Scale(dict.fromkeys(kinds, values)),
         notes=weights.notes,
     )
+
+
+def check_finite(features: Tensor, subject: Subject, layer: int, remedy: str) -> None:
+    """Raise `WeightsRefused` unless everything that a network gave after a block is a finite number."""
+    if not features.sum(dtype=torch.float64).isfinite():  # a sum, as it takes no memory
+        raise WeightsRefused(
+            f"backbone: the features of {subject.described.title} after block {layer} are not finite numbers: its "
+            f"weights are damaged, its training has diverged, or values overflow: try {remedy}, or name another network"
+        )
 
 
 def _sizes(model: ModelSpec) -> dict[str, object]:

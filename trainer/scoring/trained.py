@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from trainer.agreement import Agreement
+from trainer.errors import SpecRefused
 from trainer.evaluation.scores import Predictions
 from trainer.evaluation.subsets import stratified
 from trainer.finetuning.loop import PICTURE, TEST_TOP1, train
 from trainer.finetuning.network import Settings
-from trainer.finetuning.training import Trained, Training, TrainingPlace
+from trainer.finetuning.training import Trained, Training, TrainingPlace, runnable
 from trainer.protocol import names
 from trainer.protocol.command import Action
 from trainer.protocol.evaluation import EVALUATION_FOLDER
@@ -21,9 +22,10 @@ from trainer.scoring.frozen import measured
 from trainer.scoring.interruption import Interrupted
 from trainer.scoring.kept import Kept, UnitResult
 from trainer.spec import metric_keys
+from trainer.spec.base import SpecError
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.finetuning import FinetuneSettings
-from trainer.spec.measurements import Unit
+from trainer.spec.measurements import Unit, trainings
 from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
@@ -62,8 +64,8 @@ class TrainedMeasures:
         self._tracker.enter("evaluating")
         if trained.action:
             raise Interrupted(trained.action)
-        if is_pictured(self._bench.spec, unit) and self._bench.ranks.rank == 0:
-            self._store.write(picture_of(unit), place.store.read(PICTURE))
+        if is_pictured(self._bench.spec, unit):
+            self._bench.ranks.collect(lambda: self._keep_picture(unit, place.store))
         if trained.scores is None:
             raise RuntimeError(f"{unit}: the training is complete and has no scores")
         details = _details(trained)
@@ -71,6 +73,10 @@ class TrainedMeasures:
         return measured(
             self._bench, self._kept, unit, Predictions(trained.scores), len(training.rows), details, seconds
         )
+
+    def _keep_picture(self, unit: Unit, folder: Store) -> None:
+        if self._bench.ranks.rank == 0:
+            self._store.write(picture_of(unit), folder.read(PICTURE))
 
     def forget(self, unit: Unit) -> None:
         """Delete a training's folder, once its result is kept. On one rank."""
@@ -121,6 +127,20 @@ class TrainedMeasures:
             threads=bench.threads,
             loader_processes=int(bench.spec.resources.loader_processes),
         )
+
+
+def check_trainings(bench: Bench) -> None:
+    """Raise `SpecRefused` for a training that the data, the network or the workers do not allow: before anything is
+    measured, and not hours later when it is its turn.
+    """
+    labels = bench.data.train.labels
+    for unit in trainings(bench.spec):
+        images = len(labels) if unit.share is None else len(stratified(labels, unit.share, unit.seed))
+        try:
+            runnable(settings_of_unit(bench, unit), bench.subject.model, images, bench.ranks.world)
+        except (SpecError, SpecRefused) as error:
+            share = f" on {100 * unit.share:g} % of the labels, {images} images" if unit.share else ""
+            raise SpecRefused(f"protocols.{unit.protocol}{share}: {error}") from error
 
 
 def folder_of(artifact_uri: str, unit: Unit) -> str:

@@ -138,7 +138,7 @@ def test_a_batch_larger_than_the_data_is_cut_and_said(tmp_path, caplog):
 
 def test_more_workers_than_pairs_are_refused(tmp_path):
     made = training(SETTINGS["finetune"].model_copy(update={"batch_size": 2}))
-    with pytest.raises(SpecRefused, match="2 workers cannot share a batch of 2 images"):
+    with pytest.raises(SpecRefused, match="2 workers cannot share a batch of 2 images in pairs"):
         run(made, tmp_path, ranks=Ranks(Agreement(1), 0, 2), agree=Agreement(1))
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from image_sets import picture
 from loops import Memory, make_spec, run_loop
+from safetensors.torch import load_file, save_file
 from test_publish import Registry
 from worlds import on_ranks
 
 from trainer.data.cache import Cache
-from trainer.errors import DataError, SpecRefused, StorageError
+from trainer.errors import DataError, SpecRefused, StorageError, WeightsRefused
 from trainer.export.registration import KeptCheckpoint, register_checkpoint
 from trainer.protocol.evaluation import EVALUATION, Evaluation
 from trainer.protocol.request import AttemptRequest, Source, VersionSource
@@ -239,12 +240,60 @@ def test_a_damaged_measurement_is_named(trained, tmp_path):
         run(trained, tmp_path, attempt=2)
 
 
+class FullStore(Store):
+    """A storage that takes everything but one file."""
+
+    def write(self, name: str, data: bytes) -> None:
+        if name == self.refused:
+            raise StorageError(f"{name}: no space left")
+        super().write(name, data)
+
+
+def refused_work(_, request: str, folder: str, refused: str) -> None:
+    """One rank of an attempt whose storage refuses a file."""
+    told = AttemptRequest.model_validate_json(request)
+    store = FullStore(folder)
+    store.refused = refused
+    evaluate(told, told.spec, Place(store, torch.device("cpu"), cache=Cache(Path(folder) / "cache")))
+
+
+@pytest.mark.parametrize("refused", [f"{UNITS}/knn-backbone-0.json", "evaluation/neighbours.png", EVALUATION])
+def test_what_the_first_worker_cannot_store_ends_all_workers_with_that_reason(trained, tmp_path, refused):
+    request = request_of(trained, spec_of(protocols=[KNN], baselines=[]), tmp_path).model_dump_json()
+    found = on_ranks(2, tmp_path, refused_work, request, str(tmp_path), refused)
+    assert [(type(each), str(each)) for each in found] == [(StorageError, f"{refused}: no space left")] * 2
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_layer_that_the_network_does_not_have_is_refused(trained, tmp_path):
     with pytest.raises(SpecRefused, match=r"features\.layer: is 3, and the network has 2 blocks"):
         run(trained, tmp_path, spec=spec_of(features={"layer": 3}))
+
+
+def test_weights_that_are_no_numbers_are_refused(trained, tmp_path):
+    shutil.copytree(trained.version / "hf", tmp_path / "version/hf")
+    file = tmp_path / "version/hf/model.safetensors"
+    weights = load_file(file)
+    weights[max(weights)] *= torch.nan
+    save_file(weights, file, {"format": "pt"})
+    folder = str(tmp_path / "version")
+    source = VersionSource(name="digits", version=1, folder=folder, trained_by="job-a", tags=trained.tags)
+    with pytest.raises(WeightsRefused, match="backbone: the features of digits:1 after block 2 are not finite"):
+        run(trained, tmp_path, spec=spec_of(backbone="digits:1"), source=source)
+
+
+def test_a_training_that_cannot_run_is_refused_before_anything_is_measured(trained, tmp_path):
+    spec = spec_of(protocols=[KNN, {"name": "attentive", "heads": 5}])
+    with pytest.raises(SpecRefused, match=r"protocols\.attentive: heads: must divide the encoder's width"):
+        run(trained, tmp_path, spec=spec)
+    assert not (tmp_path / UNITS).exists()
+
+
+def test_a_test_on_the_training_images_is_refused(trained, tmp_path):
+    with pytest.raises(DataError, match="test: builtin://digits holds the very images of dataset"):
+        run(trained, tmp_path, spec=spec_of(test={"uri": "builtin://digits"}))
 
 
 def test_a_checkpoint_that_is_gone_is_refused(trained, tmp_path):

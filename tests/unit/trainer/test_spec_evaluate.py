@@ -58,7 +58,7 @@ REFUSED = {
     "a solver that is none": ({"protocols": [{"name": "linear", "solver": {}}]}, "protocols.0.solver", "must be lbfgs"),
     "a name that is no text": ({"protocols": [{"name": {}}]}, "protocols.0.name", "give one of knn, linear"),
     "a share twice": (
-        {"protocols": [{"name": "low_label", "shares": [0.1, 0.01, 0.1]}]}, "protocols.0.shares", "name each share once",
+        {"protocols": [{"name": "low_label", "shares": [0.1, 0.1]}]}, "protocols.0.shares", "name each share once",
     ),
     "no neighbour": ({"protocols": [{"name": "knn", "k": [0]}]}, "protocols.0.k.0", "greater than or equal to 1"),
     "all labels": ({"protocols": [{"name": "low_label", "shares": [1]}]}, "protocols.0.shares.0", "less than 1"),
