@@ -62,6 +62,8 @@ class LinearClassifier:
     validation_top1: float | None
     """Accuracy on the validation images of a fit on the others, by which layer and strength were chosen; None if there
     was nothing to choose from or by."""
+    validation_by_layer: Mapping[int, float]
+    """The same of each layer with its best strength."""
     iterations: int
     converged: bool
     """Whether `gradient` is within `TOLERANCE`."""
@@ -117,11 +119,13 @@ def fit_linear(
         return fit.on_cpu(), features.mean.cpu(), features.deviation.cpu()
 
     candidates = [(layer, strength) for layer in train_x for strength in strengths]
-    validation_top1 = None
+    validation_top1, by_layer = None, dict[int, float]()
     if len(candidates) > 1 and len(held_rows):
         found = ranks.spread([partial(validated, *candidate) for candidate in candidates])
         best = max(range(len(found)), key=lambda number: (found[number].correct, -found[number].cross_entropy))
         (layer, strength), validation_top1 = candidates[best], found[best].correct / len(held_rows)
+        for (tried, _), each in zip(candidates, found, strict=True):
+            by_layer[tried] = max(by_layer.get(tried, 0.0), each.correct / len(held_rows))
     else:
         layer = max(train_x)
         strength = min(strengths, key=lambda each: abs(math.log(each / UNVALIDATED_STRENGTH)))
@@ -130,7 +134,7 @@ def fit_linear(
     weight[known], bias[known] = fit.weight, fit.bias
     at_end = len(strengths) > 1 and strength in {min(strengths), max(strengths)}
     return LinearClassifier(
-        weight, bias, mean, deviation, layer, strength, at_end, validation_top1,
+        weight, bias, mean, deviation, layer, strength, at_end, validation_top1, by_layer,
         fit.iterations, fit.gradient <= TOLERANCE, fit.gradient,
     )  # fmt: skip
 

@@ -79,6 +79,8 @@ class FrozenMeasures:
 
     def _details(self, fitted: LinearClassifier) -> dict[str, Any]:
         chosen = {} if fitted.validation_top1 is None else {"validation_top1": fitted.validation_top1}
+        if len(fitted.validation_by_layer) > 1:
+            chosen |= {f"validation_top1_layer{layer}": top1 for layer, top1 in fitted.validation_by_layer.items()}
         return chosen | {
             "strength": fitted.strength,
             "strength_at_end": fitted.strength_at_end,

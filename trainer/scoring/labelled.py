@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -62,7 +62,7 @@ def open_labelled(spec: EvaluateSpec, subject: Subject, context: DatasetContext)
     """
     channels, size = subject.model.in_chans, subject.view.size
     images = open_images(spec.dataset, channels, size, context, subject.scale)
-    notices = list(images.notices)
+    notices = [replace(each, message=_in_our_fields(each.message)) for each in images.notices]
     _require_labels(images, "dataset")
     if spec.test is not None:
         with named_section("test"):
@@ -73,13 +73,13 @@ def open_labelled(spec: EvaluateSpec, subject: Subject, context: DatasetContext)
                 f"test: {test_images.uri} holds the very images of dataset, on which classifiers are trained: name "
                 "others, or leave test out, and a share of the dataset is held out"
             )
-        notices += [Notice(each.code, f"test: {each.message}") for each in test_images.notices]
+        notices += [replace(each, message=f"test: {_in_our_fields(each.message)}") for each in test_images.notices]
         train_rows, test_rows = np.arange(len(images)), np.arange(len(test_images))
     else:
         test_images = images
         train_rows, test_rows = split(images.labels, by_class=True, wanted=max(1, round(spec.held_out * len(images))))
         test_rows = np.sort(test_rows)
-    classes, notice = _classes(images.labels.select(train_rows), test_images.labels.select(test_rows))
+    classes, notice = _classes(spec, images.labels.select(train_rows), test_images.labels.select(test_rows))
     train = LabelledSet(images, *of_classes(images, train_rows, classes))
     test = LabelledSet(test_images, *of_classes(test_images, test_rows, classes))
     notices += notice
@@ -88,15 +88,26 @@ def open_labelled(spec: EvaluateSpec, subject: Subject, context: DatasetContext)
     return LabelledData(tuple(classes), train, test, tuple(notices))
 
 
+def _in_our_fields(message: str) -> str:
+    """A dataset's notice with the name that an evaluation has for the other images: it was written for pretraining."""
+    return message.replace("evaluation.dataset", "test")
+
+
 def _require_labels(images: Images, field: str) -> None:
     if not images.labels.labelled:
         reason = next((each.message for each in images.notices if each.code in NOT_USED), NO_LABELS.format(field))
         raise DataError(f"{field}: {images.uri} has no labels: {reason}")
 
 
-def _classes(train: Labels, test: Labels) -> tuple[list[str], tuple[Notice, ...]]:
+def _classes(spec: EvaluateSpec, train: Labels, test: Labels) -> tuple[list[str], tuple[Notice, ...]]:
     known, tested = train.counts(), test.counts()
     classes = sorted(known.keys() & tested.keys())
+    if len(classes) < 2 and spec.test is None:
+        raise DataError(
+            f"held_out: a share of {spec.held_out:g} leaves {train.labelled} images of {len(known)} classes to train on "
+            f"and {test.labelled} of {len(tested)} to test on, and both need images of the same two: add images, hold "
+            "out another share, or name other images in test"
+        )
     if len(classes) < 2:
         raise DataError(
             f"dataset: its images have the classes {shown(sorted(known))}, and those of the test "

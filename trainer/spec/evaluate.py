@@ -35,7 +35,7 @@ class FeaturesSpec(SpecModel):
     attention in the last block, which adds no parameters."""
     layer: Annotated[int, Field(ge=1, le=1024)] | Literal["last", "all"] = "last"
     """The block whose tokens are used, from 1. `all`: `linear` chooses a block like its regularisation, on a split of
-    the training data, and its result has the accuracy of each; other protocols use the last."""
+    the training data, and its result has the accuracy there of each; other protocols use the last."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the network that gives the features: `auto` is bf16 on GPUs that have it, fp32 elsewhere."""
 

@@ -198,6 +198,13 @@ def test_weights_from_elsewhere_are_measured(trained, tmp_path):
     assert result.backbone.title == "hf"
 
 
+def test_a_block_that_was_chosen_stands_beside_the_accuracy_of_each(trained, tmp_path):
+    result, _ = run(trained, tmp_path, spec=spec_of(features={"layer": "all"}, protocols=[LINEAR], baselines=[]))
+    told = result.score("eval/linear_top1").seeds[0].details
+    each = {layer: told[f"validation_top1_layer{layer}"] for layer in (1, 2)}
+    assert each[told["layer"]] == max(each.values()) == told["validation_top1"]
+
+
 # --- ending early, and going on ---------------------------------------------------------------------------------------
 
 
@@ -272,11 +279,11 @@ def test_a_layer_that_the_network_does_not_have_is_refused(trained, tmp_path):
         run(trained, tmp_path, spec=spec_of(features={"layer": 3}))
 
 
-def test_weights_that_are_no_numbers_are_refused(trained, tmp_path):
+def test_a_network_whose_features_overflow_is_refused(trained, tmp_path):
     shutil.copytree(trained.version / "hf", tmp_path / "version/hf")
     file = tmp_path / "version/hf/model.safetensors"
     weights = load_file(file)
-    weights[max(weights)] *= torch.nan
+    weights["layernorm.weight"] *= 3e38
     save_file(weights, file, {"format": "pt"})
     folder = str(tmp_path / "version")
     source = VersionSource(name="digits", version=1, folder=folder, trained_by="job-a", tags=trained.tags)
@@ -289,6 +296,23 @@ def test_a_training_that_cannot_run_is_refused_before_anything_is_measured(train
     with pytest.raises(SpecRefused, match=r"protocols\.attentive: heads: must divide the encoder's width"):
         run(trained, tmp_path, spec=spec)
     assert not (tmp_path / UNITS).exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "left"),
+    [
+        ({"a": 2, "b": 2}, "3 images of 2 classes to train on and 1 of 1"),
+        ({"a": 1, "b": 1}, "2 images of 2 classes to train on and 0"),
+    ],
+)
+def test_images_too_few_to_hold_some_of_two_classes_out_are_refused(trained, tmp_path, counts, left):
+    images = tmp_path / "images"
+    for name, count in counts.items():
+        (images / name).mkdir(parents=True)
+        for number in range(count):
+            (images / name / f"{number}.jpg").write_bytes(picture(number, (40, 40)))
+    with pytest.raises(DataError, match=rf"held_out: a share of 0\.2 leaves {left}"):
+        run(trained, tmp_path / "run", spec=spec_of(dataset={"uri": str(images)}))
 
 
 def test_a_test_on_the_training_images_is_refused(trained, tmp_path):
