@@ -104,9 +104,9 @@ def _classes(spec: EvaluateSpec, train: Labels, test: Labels) -> tuple[list[str]
     classes = sorted(known.keys() & tested.keys())
     if len(classes) < 2 and spec.test is None:
         raise DataError(
-            f"held_out: a share of {spec.held_out:g} leaves {train.labelled} images of {len(known)} classes to train on "
-            f"and {test.labelled} of {len(tested)} to test on, and both need images of the same two: add images, hold "
-            "out another share, or name other images in test"
+            f"held_out: a share of {spec.held_out:g} leaves {train.labelled} images of {len(known)} classes to train "
+            f"on and {test.labelled} of {len(tested)} to test on, and both need images of the same two: add images, "
+            "hold out another share, or name other images in test"
         )
     if len(classes) < 2:
         raise DataError(

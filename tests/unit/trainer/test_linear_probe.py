@@ -111,7 +111,9 @@ def test_the_layer_is_chosen_on_training_images():
     found = fit_linear(features, y, 10, seed=0, device=CPU, ranks=alone())
     assert found.layer == 6
     alone_on_it = fit_linear({6: features[6]}, y, 10, seed=0, device=CPU, ranks=alone())
-    assert same(found, alone_on_it)
+    assert found.validation_by_layer.keys() == features.keys()
+    assert max(found.validation_by_layer.values()) == found.validation_by_layer[6] == found.validation_top1
+    assert same(dataclasses.replace(found, validation_by_layer=alone_on_it.validation_by_layer), alone_on_it)
 
 
 def same(one: LinearClassifier, other: LinearClassifier) -> bool:
