@@ -129,6 +129,7 @@ def fit_linear(
     else:
         layer = max(train_x)
         strength = min(strengths, key=lambda each: abs(math.log(each / UNVALIDATED_STRENGTH)))
+    without_held.cache_clear()  # a copy of most features
     [(fit, mean, deviation)] = ranks.spread([partial(fitted, layer, strength)])
     weight, bias = torch.zeros(classes, len(mean)), torch.full((classes,), -torch.inf)
     weight[known], bias[known] = fit.weight, fit.bias
@@ -177,7 +178,7 @@ class _Standardised(NamedTuple):
         deviation = (squares / len(x)).sqrt()
         # Below the spacing of float32 the values are one value, and their deviation is rounding.
         deviation = torch.where(deviation > SPACING * mean.abs(), deviation, 1.0).float()
-        x = (x - mean.float()) / deviation
+        x = (x - mean.float()).div_(deviation)
         variances, axes = torch.linalg.eigh(x.T @ x / len(x))
         return cls(x, mean.float(), deviation, variances.clamp(min=0), axes)
 

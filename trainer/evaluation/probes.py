@@ -57,6 +57,7 @@ class Probes:
             images.update(part.tobytes())
         return {
             "measure": MEASURE,
+            "torch": torch.__version__,
             "datasets": [each.index.fingerprint for each in (self.data.images, self.data.held_out_images)],
             "images": images.hexdigest(),
             "scales": [str(each.scale) for each in (self.data.images, self.data.held_out_images)],

@@ -129,8 +129,8 @@ def _seen_in_training(spec: EvaluateSpec, subject: Subject, images: Images, test
     """A held-out share may hold images that the network was pretrained on, without their labels."""
     if spec.test is not None or subject.fingerprint != images.index.fingerprint:
         return
-    never_trained = split(images.labels, by_class=True)[1]
-    seen = len(test) - int(np.isin(test.rows, never_trained).sum())
+    never_trained = split(images.labels, by_class=subject.held_out_by_class)[1]
+    seen = len(test) - int(np.isin(test.rows, never_trained).sum()) if subject.held_out else len(test)
     if seen:
         yield Notice(
             "test_seen_in_pretraining",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -56,6 +57,10 @@ class Subject:
     """Which pixel values become black and white."""
     fingerprint: str | None = None
     """Identity of the dataset that it was trained on, where that is known."""
+    held_out: bool = True
+    """Whether its training held some images of that dataset out, rather than evaluate on others."""
+    held_out_by_class: bool = True
+    """How, see `trainer.data.index.split`."""
     notes: tuple[str, ...] = ()
     """What was assumed or adapted when it was read."""
 
@@ -131,8 +136,16 @@ def _checkpoint(ref: CheckpointRef, source: Source, field: str) -> Subject:
         **_sizes(trained.model),
     )
     view = View((trained.model.height, trained.model.width), stored.metadata.mean, stored.metadata.std)
-    fingerprint = stored.metadata.dataset_fingerprint
-    return Subject(described, trained.model, state, view, Scale(stored.metadata.scale), fingerprint)
+    return Subject(
+        described,
+        trained.model,
+        state,
+        view,
+        Scale(stored.metadata.scale),
+        stored.metadata.dataset_fingerprint,
+        held_out=trained.evaluation.dataset is None,
+        held_out_by_class=stored.metadata.held_out_by_class,
+    )
 
 
 def _version(source: VersionSource, field: str) -> Subject:
@@ -156,7 +169,10 @@ def _version(source: VersionSource, field: str) -> Subject:
             "step": int(step) if step else None,
         }
     )
-    return replace(subject, described=described, fingerprint=source.tags.get(names.TAG_DATASET), notes=())
+    spec = json.loads(store.read(names.BACKBONE_SPEC)) if store.exists(names.BACKBONE_SPEC) else {}
+    held_out = not (spec.get("evaluation") or {}).get("dataset")
+    fingerprint = source.tags.get(names.TAG_DATASET)
+    return replace(subject, described=described, fingerprint=fingerprint, held_out=held_out, notes=())
 
 
 def _elsewhere(ref: WeightsRef, roots: tuple[str, ...] | None, field: str) -> Subject:

@@ -144,6 +144,16 @@ def test_the_held_out_share_is_told_and_so_is_what_the_network_has_seen(whole):
     assert "pretrained on 180 of the 359 test images" in told["test_seen_in_pretraining"]
 
 
+def test_a_network_that_was_trained_on_every_image_has_seen_the_whole_test(trained, tmp_path):
+    source = Source(job_id="job-a", run_id="run-a", artifact_uri=str(tmp_path / "source"))
+    run_loop(
+        make_spec(optimization={"epochs": 1}, evaluation={"dataset": {"uri": "builtin://digits"}}), tmp_path / "source"
+    )
+    result, _ = run(trained, tmp_path / "e", spec=spec_of(protocols=[KNN], baselines=[]), source=source)
+    told = {notice.code: notice.message for notice in result.notices}
+    assert "pretrained on 359 of the 359 test images" in told["test_seen_in_pretraining"]
+
+
 def test_there_are_pictures_with_captions(whole):
     assert [each.title for each in whole.result.pictures] == [
         "Nearest neighbours",

@@ -75,6 +75,13 @@ def test_the_untrained_network_is_measured_once_for_a_run_and_for_a_node(tmp_pat
     assert len(measured) == 9, "whose kept scores were removed above"
 
 
+def test_another_version_of_torch_draws_other_weights_and_measures_again(tmp_path, measured, monkeypatch):
+    evaluated(alone(), tmp_path)
+    monkeypatch.setattr(torch, "__version__", "0")
+    evaluated(alone(), tmp_path)
+    assert len(measured) == 4
+
+
 def test_what_is_kept_says_what_it_is_of_and_is_not_trusted_where_it_is_damaged(tmp_path, measured):
     found = evaluated(alone(), tmp_path)
     kept = tmp_path / "run" / names.UNTRAINED
