@@ -95,7 +95,7 @@ def train(training: Training, place: TrainingPlace) -> Trained:
             with meter.waiting():
                 crops, samples = next(batches)
             epoch = state.step // schedule.steps_per_epoch
-            if state.step == 0 and rank == 0:
+            if state.step == 0:
                 _store_picture(training, place, learner.augmentation, crops, samples)
 
             # --- losses, backward, optimiser, average ---------------------------------------------------------------
@@ -171,6 +171,10 @@ def _schedule(training: Training, settings: Settings) -> Schedule:
 def _store_picture(
     training: Training, place: TrainingPlace, augmentation: Augmentation, crops: Tensor, samples: Tensor
 ) -> None:
-    """Store the first images of the first batch as the network sees them."""
-    seen = augmentation(crops[:16].to(place.device), samples[:16].numpy(), epoch=0)
-    place.store.write(PICTURE, batch_picture(seen, training.view, training.class_names))
+    """Store the first images of the first batch as the network sees them: rank 0 does, and every rank calls this."""
+
+    def store() -> None:
+        seen = augmentation(crops[:16].to(place.device), samples[:16].numpy(), epoch=0)
+        place.store.write(PICTURE, batch_picture(seen, training.view, training.class_names))
+
+    place.ranks.collect(lambda: store() if place.ranks.rank == 0 else None)

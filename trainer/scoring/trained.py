@@ -29,6 +29,7 @@ from trainer.spec.measurements import Unit, trainings
 from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
+from trainer.training.execution import uses_bf16
 
 TRAININGS: Final = "trainings"
 """Folder of the trainings in the run's artifact folder, each with a folder for its checkpoints."""
@@ -136,8 +137,10 @@ def check_trainings(bench: Bench) -> None:
     labels = bench.data.train.labels
     for unit in trainings(bench.spec):
         images = len(labels) if unit.share is None else len(stratified(labels, unit.share, unit.seed))
+        settings = settings_of_unit(bench, unit)
         try:
-            runnable(settings_of_unit(bench, unit), bench.subject.model, images, bench.ranks.world)
+            uses_bf16(settings.precision, bench.device, "precision")
+            runnable(settings, bench.subject.model, images, bench.ranks.world)
         except (SpecError, SpecRefused) as error:
             share = f" on {100 * unit.share:g} % of the labels, {images} images" if unit.share else ""
             raise SpecRefused(f"protocols.{unit.protocol}{share}: {error}") from error
