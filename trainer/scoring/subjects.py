@@ -182,7 +182,9 @@ def _of_weights(weights: ForeignWeights, ref: WeightsRef | None, title: str, fie
 
 def _sizes(model: ModelSpec) -> dict[str, object]:
     return {
-        "preset": model.preset,
+        "depth": model.depth,
+        "embed_dim": model.embed_dim,
+        "patch_size": model.patch_size,
         "encoder_parameters": model.parameters[0],
         "img_size": (model.height, model.width),
     }

@@ -30,9 +30,7 @@ def spec_of(backbone: Any, **over: Any) -> dict[str, Any]:
 
 def described(**over: Any) -> Embeddings:
     """What the schema of a job's files says."""
-    backbone = Evaluated(
-        title="digits:1", name="digits", version=1, preset="vit_tiny", encoder_parameters=5, img_size=(8, 8)
-    )
+    backbone = Evaluated(title="digits:1", name="digits", version=1, **SIZES)
     values: dict[str, Any] = {
         "backbone": backbone,
         "weights": "0" * 64,
