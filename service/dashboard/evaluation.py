@@ -11,16 +11,8 @@ from typing import Any, Final
 from service.jobs.evaluation_schemas import IntervalView, VersionResultView
 from trainer.protocol.evaluation import Evaluation, Measured, Score
 from trainer.spec import metric_keys
-from trainer.spec.measurements import WeightsMeasured
+from trainer.spec.measurements import TITLES, WeightsMeasured, title
 
-TITLES: Final[Mapping[str, str]] = {
-    "knn": "k-NN",
-    "linear": "linear",
-    "attentive": "attentive probe",
-    "finetune": "fine-tuning",
-    "robustness": "corrupted images",
-}
-"""Protocols in words."""
 WEIGHTS: Final[Mapping[str, str]] = {"backbone": "backbone", "random": "untrained", "scratch": "from scratch"}
 """Weights in words."""
 ENDINGS: Final[Mapping[str | None, str]] = {"random_init": "random", "scratch": "scratch"}
@@ -35,16 +27,6 @@ WORST: Final = 10
 """Classes that the page of an evaluation shows."""
 HEATS: Final = 8
 """Colours of a table of accuracies, from none to full; app.css has them."""
-
-
-def title(protocol: str, share: float | None = None) -> str:
-    """A protocol in words, with the share of the labels.
-
-    >>> title("linear", 0.01)
-    'linear, 1 % of labels'
-    """
-    name = TITLES.get(protocol, protocol)
-    return name if share is None else f"{name}, {100 * share:.6g} % of labels"
 
 
 def key_title(key: str) -> str:

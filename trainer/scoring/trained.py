@@ -9,7 +9,7 @@ from typing import Any, Final
 from trainer.agreement import Agreement
 from trainer.evaluation.scores import Predictions
 from trainer.evaluation.subsets import stratified
-from trainer.finetuning.loop import PICTURE, TEST_TOP1, train
+from trainer.finetuning.loop import PICTURE, train
 from trainer.finetuning.network import Settings
 from trainer.finetuning.training import Trained, Training, TrainingPlace
 from trainer.protocol import names
@@ -31,7 +31,8 @@ from trainer.tracking.interface import Recorder
 TRAININGS: Final = "trainings"
 """Folder of the trainings in the run's artifact folder, each with a folder for its checkpoints."""
 RECORDED: Final = (
-    metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S, TEST_TOP1,
+    metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S,
+    metric_keys.TEST_TOP1,
 )  # fmt: skip
 """The metrics of a training that the run keeps, under its unit's name."""
 
@@ -159,7 +160,7 @@ def _details(trained: Trained) -> dict[str, Any]:
 
 def _recording(recorder: Recorder, unit: Unit) -> Callable[[int, Mapping[str, float]], None]:
     def record(step: int, metrics: Mapping[str, float]) -> None:
-        recorder.log_curve(step, {f"{key}/{unit.name}": metrics[key] for key in RECORDED if key in metrics})
+        recorder.log_curve(step, {unit.curve(key): metrics[key] for key in RECORDED if key in metrics})
 
     return record
 

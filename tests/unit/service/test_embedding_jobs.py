@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from backbone_files import Registry
 from command_line import rcmae
+from evaluations import SIZES
 from kept_checkpoints import CHECKPOINTS, refused, trained
 from service_fakes import add_job, job_of
 from service_world import World

@@ -140,8 +140,8 @@ def launch(
 
     They die once the file ``after`` is there. The checkpoint of step ``hold`` is committed only after
     ``hold_seconds``, by default never. ``time_out`` is that of the training group's collectives. ``slow`` is what takes
-    `SLOW_SECONDS` longer: `draw` on rank 0, or on the last rank `open` or `load`. Only the last rank gets notice at step
-    ``preempt_at``.
+    `SLOW_SECONDS` longer: `draw` on rank 0, or on the last rank `open` or `load`. Only the last rank gets notice at
+    step ``preempt_at``.
     """
     folder.mkdir(exist_ok=True)
     ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
