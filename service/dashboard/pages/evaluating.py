@@ -56,8 +56,9 @@ def new_embedding(page: JobsPage, backbone: str | None = None, like: str | None 
         document, source = _like(page, like, Kind.EMBED), f"A copy of job {like}, which is not changed."
     elif backbone:
         served = _served(page, backbone)
-        document = {"kind": "embed", "backbone": f"{served.name}:{served.row.version}"}
-        source = "Enter the URI of your images: they need no labels. The features become Parquet files."
+        images = {"dataset": {"uri": served.row.dataset_uri}} if served.row.dataset_uri else {}
+        document = {"kind": "embed", "backbone": f"{served.name}:{served.row.version}"} | images
+        source = "Enter the URI of your images, which need no labels. The features become Parquet files."
     else:
         document, source = {"kind": "embed"}, "Choose a backbone, and enter the URI of your images."
     return fill(page, "embed", document, source)
