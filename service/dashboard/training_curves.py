@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from service.dashboard.evaluation import WEIGHTS
 from trainer.spec import metric_keys
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.measurements import Unit, title, trainings
@@ -38,12 +39,11 @@ def more_seeds(spec: Mapping[str, Any]) -> bool:
 def figures(units: Sequence[Unit], metrics: Sequence[tuple[str, str, str]] = METRICS) -> list[dict[str, Any]]:
     """The charts, for charts.js: by metric, and of one metric by protocol."""
     protocols = dict.fromkeys((each.protocol, each.share) for each in units)
-    return [
-        {
-            "title": f"{name}: {title(*protocol)}",
-            "keys": [each.curve(key) for each in units if (each.protocol, each.share) == protocol],
-            "unit": unit,
-        }
-        for name, key, unit in metrics
-        for protocol in protocols
-    ]
+    found = []
+    for name, key, unit in metrics:
+        for protocol in protocols:
+            trained = [each for each in units if (each.protocol, each.share) == protocol]
+            keys = [each.curve(key) for each in trained]
+            names = [f"{WEIGHTS[each.weights]}, seed {each.seed}" for each in trained]
+            found.append({"title": f"{name}: {title(*protocol)}", "keys": keys, "names": names, "unit": unit})
+    return found
