@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from service.jobs.evaluation_schemas import IntervalView, VersionResultView
+from service.jobs.evaluation_schemas import IntervalView, MeasureView
 from trainer.protocol.evaluation import Evaluation, Measured, Score
 from trainer.spec import metric_keys
 from trainer.spec.measurements import TITLES, WeightsMeasured, title
 
+Measure = TypeVar("Measure", bound=MeasureView)
 WEIGHTS: Final[Mapping[str, str]] = {"backbone": "backbone", "random": "untrained", "scratch": "from scratch"}
 """Weights in words."""
 ENDINGS: Final[Mapping[str | None, str]] = {"random_init": "random", "scratch": "scratch"}
@@ -58,7 +59,7 @@ def place(protocol: str, share: float | None) -> tuple[int, float]:
     return names.index(protocol) if protocol in TITLES else len(names), -(share or 1.0)
 
 
-def in_protocol_order(found: Iterable[VersionResultView]) -> list[VersionResultView]:
+def in_protocol_order(found: Iterable[Measure]) -> list[Measure]:
     """Results by their images, as they come, and then by protocol."""
     results = list(found)
     images = list(dict.fromkeys((each.test.fingerprint, each.train.fingerprint, each.held_out) for each in results))

@@ -285,6 +285,18 @@ def test_a_backbones_page_shows_what_evaluations_have_found_of_the_version(brows
     assert "It has not been evaluated since" in page(browsers.alice, "/backbones/digits", version="2")
 
 
+def test_two_versions_are_compared_by_their_evaluations(browsers, database, registry):
+    for number, knn, linear in ((1, 0.9, 0.8), (2, 0.95, 0.81)):
+        registry.add("digits", number)
+        found = evaluation({"eval/knn_top1": knn, "eval/linear_top1": linear}, version=number)
+        add_evaluation(database, found)
+    text = page(browsers.alice, "/backbone-comparison", of="digits:1", **{"with": "digits:2"})
+    assert [row[1:] for row in cells(text, "compared-evaluations")] == [
+        ["k-NN", "90.0 % 88.0 to 92.0 %", "95.0 % 93.0 to 97.0 %", "the second is better"],
+        ["linear", "80.0 % 78.0 to 82.0 %", "81.0 % 79.0 to 83.0 %", "no clear difference"],
+    ]
+
+
 # --- the form ---------------------------------------------------------------------------------------------------------
 
 
