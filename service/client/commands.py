@@ -51,13 +51,18 @@ def submit(
         elif follow_it:
             out.print(render.job(job))
         else:
-            out.print(_title(job).append(f" is {job.state.value}"), soft_wrap=True)
-            out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
-            out.print(f"its log:        rcmae jobs logs {job.id}", highlight=False, soft_wrap=True)
+            tell_submitted(job, "log", "jobs logs")
             if job.kind == Kind.SEARCH:
                 out.print(f"its trials:     rcmae searches trials {job.id}", highlight=False, soft_wrap=True)
         if follow_it:
             raise typer.Exit(exit_status(job))
+
+
+def tell_submitted(job: JobView, what: str, command: str) -> None:
+    """Say that a job is submitted, how to follow it, and which command shows ``what`` of it."""
+    out.print(_title(job).append(f" is {job.state.value}"), soft_wrap=True)
+    out.print(f"follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True)
+    out.print(f"{f'its {what}:':15} rcmae {command} {job.id}", highlight=False, soft_wrap=True)
 
 
 def _title(job: JobView) -> Text:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from service.client import render
-from service.client.commands import exit_status, follow_to_end
+from service.client.commands import exit_status, follow_to_end, tell_submitted
 from service.client.data import absolute
 from service.client.results import download_files
 from service.client.shell import Json, connected, err, out, print_json
@@ -57,7 +57,7 @@ def embed(
             raise typer.Exit(1 if planned.fits == "never" else 0)
         job = client.submit(document)
         if not follow_it and to is None:
-            print_json(job) if as_json else _tell(job.id)
+            print_json(job) if as_json else tell_submitted(job, "files", "jobs files")
             return
         err.print(f"job {job.id}", highlight=False, soft_wrap=True)
         job = follow_to_end(client, job.id)
@@ -65,8 +65,3 @@ def embed(
             download_files(client, job.id, to, f"{EMBEDDINGS}/")
     print_json(job) if as_json else out.print(render.job(job))
     raise typer.Exit(exit_status(job))
-
-
-def _tell(job_id: str) -> None:
-    for what, command in (("follow it with:", "jobs wait"), ("its files:     ", "jobs files")):
-        out.print(f"{what} rcmae {command} {job_id}", highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from service.client import render, render_evaluations
-from service.client.commands import exit_status, follow_to_end, label_pair
+from service.client.commands import exit_status, follow_to_end, label_pair, tell_submitted
 from service.client.data import absolute
 from service.client.evaluation_calls import evaluate_spec
 from service.client.shell import JobId, Json, connected, out, print_json
@@ -63,9 +63,7 @@ def evaluate(
     elif follow_it:
         out.print(render_evaluations.evaluation(found) if found else render.job(job))
     else:
-        out.print(
-            f"job {job.id} measures it; follow it with: rcmae jobs wait {job.id}", highlight=False, soft_wrap=True
-        )
+        tell_submitted(job, "scores", "evaluations show")
     if follow_it:
         raise typer.Exit(exit_status(job))
 

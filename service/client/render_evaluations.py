@@ -74,9 +74,10 @@ def evaluation_table(view: EvaluationTableView) -> RenderableType:
 
 
 def _heading(column: TableColumnView) -> Text:
-    trained = f"trained on {_images(column.train)}"
-    held_out = f"{column.held_out:.4g} of each class held out"
-    how = trained if column.held_out is None else held_out
+    if column.held_out is None:
+        how = f"trained on {_images(column.train)}"
+    else:
+        how = f"{column.held_out:.4g} of each class held out"
     return Text(column.key, style="bold").append(f" on {_images(column.test)}, {how}", style="")
 
 

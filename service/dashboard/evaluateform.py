@@ -9,8 +9,8 @@ from typing import Any, Final, get_args
 from pydantic import BaseModel
 
 from service.dashboard.specform import FormField, Group, fields_of, groups
+from service.dashboard.subjectform import SubjectForm, subject_form
 from trainer.spec.evaluate import Baseline, EvaluateSpec, Protocol
-from trainer.spec.subject import CheckpointRef, WeightsRef
 
 ABOUT: Final[Mapping[str, tuple[str, str, str]]] = {
     "knn": (
@@ -78,13 +78,8 @@ class ProtocolChoice:
 class EvaluateForm:
     """The fields of an evaluation, filled from a document."""
 
-    shape: str
-    """The form in which the document names its backbone: `registered`, `checkpoint` or `weights`."""
-    registered: FormField
-    checkpoint: Sequence[FormField]
-    weights: Sequence[FormField]
-    network: FormField
-    """Of a checkpoint and of weights alike."""
+    subject: SubjectForm
+    """What is measured."""
     images: Sequence[FormField]
     """Dataset, test dataset and held-out share."""
     seeds: FormField
@@ -100,22 +95,8 @@ def evaluate_form(document: Mapping[str, Any]) -> EvaluateForm:
     every = groups("evaluate", document)
     first = {each.path: each for group in every for each in group.fields if each.path in PEOPLE_FIRST}
     first = {path: replace(first[path], label=label, hint=hint) for path, (label, hint) in PEOPLE_FIRST.items()}
-    subject = document.get("backbone")
-    named = subject if isinstance(subject, Mapping) else {}
-    *checkpoint, network = fields_of(CheckpointRef, named, "backbone.")
     return EvaluateForm(
-        shape="registered" if not isinstance(subject, Mapping) else "checkpoint" if "job" in subject else "weights",
-        registered=FormField(
-            path="backbone",
-            label="Backbone",
-            hint="`NAME`, `NAME:3` or `NAME@alias`.",
-            value=subject if isinstance(subject, str) else "",
-            default="",
-            type="text",
-        ),
-        checkpoint=checkpoint,
-        weights=[each for each in fields_of(WeightsRef, named, "backbone.") if each.path != network.path],
-        network=network,
+        subject=subject_form(document),
         images=[first[path] for path in ("dataset.uri", "test.uri", "held_out")],
         seeds=first["seeds"],
         protocols=_protocols(document.get("protocols")),
@@ -125,7 +106,7 @@ def evaluate_form(document: Mapping[str, Any]) -> EvaluateForm:
 
 
 def _more(every: Sequence[Group]) -> list[Group]:
-    """The groups without the fields that come first, folded away."""
+    """The groups without the fields that come first, folded away unless they have values."""
     titles = {
         "": "Name, labels and priority",
         "dataset": "More about the dataset",
@@ -135,8 +116,8 @@ def _more(every: Sequence[Group]) -> list[Group]:
         replace(
             group,
             title=titles.get(group.path, group.title),
-            fields=[each for each in group.fields if each.path not in PEOPLE_FIRST],
-            open=False,
+            fields=(rest := [each for each in group.fields if each.path not in PEOPLE_FIRST]),
+            open=bool(group.path) and any(each.value for each in rest),
         )
         for group in sorted(every, key=lambda each: each.path == "")
     ]

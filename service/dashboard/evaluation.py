@@ -6,21 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from service.jobs.evaluation_schemas import IntervalView, VersionResultView
+from service.jobs.evaluation_schemas import IntervalView, MeasureView
 from trainer.protocol.evaluation import Evaluation, Measured, Score
 from trainer.spec import metric_keys
-from trainer.spec.measurements import WeightsMeasured
+from trainer.spec.measurements import TITLES, WeightsMeasured, title
 
-TITLES: Final[Mapping[str, str]] = {
-    "knn": "k-NN",
-    "linear": "linear",
-    "attentive": "attentive probe",
-    "finetune": "fine-tuning",
-    "robustness": "corrupted images",
-}
-"""Protocols in words."""
+Measure = TypeVar("Measure", bound=MeasureView)
 WEIGHTS: Final[Mapping[str, str]] = {"backbone": "backbone", "random": "untrained", "scratch": "from scratch"}
 """Weights in words."""
 ENDINGS: Final[Mapping[str | None, str]] = {"random_init": "random", "scratch": "scratch"}
@@ -35,16 +28,6 @@ WORST: Final = 10
 """Classes that the page of an evaluation shows."""
 HEATS: Final = 8
 """Colours of a table of accuracies, from none to full; app.css has them."""
-
-
-def title(protocol: str, share: float | None = None) -> str:
-    """A protocol in words, with the share of the labels.
-
-    >>> title("linear", 0.01)
-    'linear, 1 % of labels'
-    """
-    name = TITLES.get(protocol, protocol)
-    return name if share is None else f"{name}, {100 * share:.6g} % of labels"
 
 
 def key_title(key: str) -> str:
@@ -76,7 +59,7 @@ def place(protocol: str, share: float | None) -> tuple[int, float]:
     return names.index(protocol) if protocol in TITLES else len(names), -(share or 1.0)
 
 
-def in_protocol_order(found: Iterable[VersionResultView]) -> list[VersionResultView]:
+def in_protocol_order(found: Iterable[Measure]) -> list[Measure]:
     """Results by their images, as they come, and then by protocol."""
     results = list(found)
     images = list(dict.fromkeys((each.test.fingerprint, each.train.fingerprint, each.held_out) for each in results))

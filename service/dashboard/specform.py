@@ -10,11 +10,17 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from service.http.json_text import flat
+from trainer.spec.embed import EmbedSpec
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
-MODELS: Final[dict[str, type[BaseModel]]] = {"pretrain": PretrainSpec, "search": SearchSpec, "evaluate": EvaluateSpec}
+MODELS: Final[dict[str, type[BaseModel]]] = {
+    "pretrain": PretrainSpec,
+    "search": SearchSpec,
+    "evaluate": EvaluateSpec,
+    "embed": EmbedSpec,
+}
 OPEN: Final = frozenset({"", "dataset", "model", "optimization", "budget"})
 """Groups that are open at first."""
 SIMPLE: Final = frozenset(
@@ -196,11 +202,12 @@ def pruned(kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
         own = _without(rest, _defaults(SearchSpec.model_json_schema()))
         base = pruned("pretrain", document["base"])
         return {"kind": "search"} | own | {name: document[name] for name in ("space", "objective")} | {"base": base}
-    if kind == "evaluate":
+    if kind in ("evaluate", "embed"):
         kept = {name: document[name] for name in ("kind", "backbone")} | {
             name: {"uri": document[name]["uri"]} for name in ("dataset", "test") if document.get(name)
         }
-        return _merged(kept, _without(document, flat(EvaluateSpec.parse(kept).model_dump(mode="json"))))
+        model = EvaluateSpec if kind == "evaluate" else EmbedSpec
+        return _merged(kept, _without(document, flat(model.parse(kept).model_dump(mode="json"))))
     minimal = {"kind": kind, "dataset": {"uri": document["dataset"]["uri"]}}
     preset = document.get("model", {}).get("preset")
     defaults = PretrainSpec.parse(minimal | ({"model": {"preset": preset}} if preset else {})).model_dump(mode="json")

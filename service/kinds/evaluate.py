@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -109,12 +110,15 @@ def _check_reference(app_state: AppState, caller: Caller, spec: EvaluateSpec) ->
 
 
 def _counted(spec: EvaluateSpec) -> str:
-    """The measurements by protocol and weights, in words."""
-    counts: dict[str, int] = {}
+    """The measurements by weights and protocol, in words."""
+    counts: dict[str, Counter[str]] = {"of the backbone": Counter(), "of baselines": Counter()}
     for each in measurements(spec):
-        what = f"{each.protocol} of {'the backbone' if each.weights == 'backbone' else 'untrained weights'}"
-        counts[what] = counts.get(what, 0) + 1
-    return ", ".join(f"{count} {what}" for what, count in counts.items())
+        counts["of the backbone" if each.weights == "backbone" else "of baselines"][each.protocol] += 1
+    return " and ".join(
+        f"{found.total()} {whose} ({', '.join(f'{count} {name}' for name, count in found.items())})"
+        for whose, found in counts.items()
+        if found
+    )
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,19 @@ def search_spec(**parts: object) -> dict[str, object]:
     } | parts
 
 
+def evaluation_spec(job_id: str) -> dict[str, object]:
+    """An evaluation that takes seconds."""
+    return {
+        "kind": "evaluate",
+        "name": "measured",
+        "backbone": {"job": job_id},
+        "dataset": {"uri": "builtin://digits"},
+        "protocols": [{"name": "knn"}, {"name": "linear"}, {"name": "attentive", "epochs": 1}],
+        "seeds": 1,
+        "resources": {"workers": 1, "cpus_per_worker": 1},
+    }
+
+
 @dataclass(frozen=True)
 class Filled:
     """What there is to look at."""
@@ -109,4 +122,6 @@ class Filled:
     other: JobView
     """Like it, with another seed and fewer epochs."""
     search: JobView
+    evaluation: JobView
+    """Of the other job, with a training."""
     backbone: str

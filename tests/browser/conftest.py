@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from browser_world import Filled, Visit, Visits, cookie_of, search_spec
+from browser_world import Filled, Visit, Visits, cookie_of, evaluation_spec, search_spec
 from live import make_spec, wait_state
 from local_stack import Stack
 from playwright.sync_api import Browser, expect
@@ -73,7 +73,7 @@ def visit(visits: Visits) -> Visit:
 
 @pytest.fixture(scope="session")
 def filled(stack: Stack) -> Filled:
-    """Two jobs and a search that have ended, and the first job's backbone."""
+    """Two jobs, a search and an evaluation that have ended, and the first job's backbone."""
     cancel_all(stack)  # of a first run that failed: they would take what these need
     spec = make_spec(name="looked-at", register_as="looked-at", optimization={"epochs": 6}, labels={"team": "vision"},
                      evaluation={"every_epochs": 2})  # fmt: skip
@@ -82,4 +82,6 @@ def filled(stack: Stack) -> Filled:
     job = wait_state(stack, job.id, State.SUCCEEDED)
     search = wait_state(stack, search.id, State.SUCCEEDED)
     other = wait_state(stack, other.id, State.SUCCEEDED)
-    return Filled(job, other, search, "looked-at")
+    evaluation = stack.client.submit(evaluation_spec(other.id))
+    evaluation = wait_state(stack, evaluation.id, State.SUCCEEDED)
+    return Filled(job, other, search, evaluation, "looked-at")

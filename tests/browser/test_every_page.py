@@ -30,6 +30,13 @@ PAGES = {
     "search-logs": "/searches/{search}/logs",
     "search-config": "/searches/{search}/config",
     "trial": "/searches/{search}/trials/0",
+    "evaluations": "/evaluations",
+    "evaluations-list": "/evaluations/list",
+    "evaluation": "/jobs/{evaluation}/overview",
+    "evaluation-classes": "/evaluations/{evaluation}/classes",
+    "evaluation-metrics": "/jobs/{evaluation}/metrics",
+    "new-evaluation": "/evaluations/new?backbone={backbone}",
+    "new-embedding": "/embeddings/new?backbone={backbone}",
     "backbones": "/backbones",
     "backbone": "/backbones/{backbone}",
     "backbones-compared": "/backbone-comparison?of={backbone}&with={backbone}:latest",
@@ -56,10 +63,9 @@ def undrawn(page: Page, width: int) -> list[str]:
 def test_every_page(visits: Visits, filled: Filled, width: int, theme: str) -> None:
     visit = visits(width=width, theme=theme)
     found: dict[str, list[str]] = {}
+    jobs = {"job": filled.job.id, "other": filled.other.id, "evaluation": filled.evaluation.id}
     for name, path in PAGES.items():
-        page = visit.open(
-            path.format(job=filled.job.id, other=filled.other.id, search=filled.search.id, backbone=filled.backbone)
-        )
+        page = visit.open(path.format(**jobs, search=filled.search.id, backbone=filled.backbone))
         expect(page.locator("h1")).to_have_count(1)
         poll(lambda page=page: undrawn(page, width), lambda titles: titles == [])
         visit.shot(page, f"{name}-{width}-{theme}")

@@ -80,14 +80,15 @@ def wilson(correct: float, total: int) -> tuple[float, float]:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """Interval (95 %) of the mean over seeds, by Student's t; None for fewer than two values."""
+    """Interval (95 %) of the mean accuracy over seeds, by Student's t, within 0..1; None for fewer than two values."""
     # Imported here: it takes a few tenths of a second, which every worker of every attempt would spend.
     from scipy.special import stdtrit  # noqa: PLC0415
 
     if len(values) < 2:
         return None
     half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * stdev(values) / math.sqrt(len(values))
-    return fmean(values) - half, fmean(values) + half
+    # With two seeds half of it may be more than the accuracy itself.
+    return max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ from trainer.training.periodic import Log, PeriodicWork, Save, epoch_due
 from trainer.training.resuming import resume
 from trainer.training.saving import Saver
 
-TEST_TOP1: Final = "test/top1"
-"""The metric key of the accuracy on the test images."""
 PICTURE: Final = "batch.png"
 """The picture of a batch as the network sees it, in the training's folder."""
 ADVICE: Final = "Lower base_lr, lengthen warmup_epochs, set clip_grad_norm, or use precision fp32"
@@ -146,7 +144,7 @@ class MeasureAccuracy:
         state.curve.append((state.step, accuracy))
         if place.record:
             logger.info("Step %d: %.4f of the test images are classified correctly", state.step, accuracy)
-            place.record(state.step, {TEST_TOP1: accuracy})
+            place.record(state.step, {metric_keys.TEST_TOP1: accuracy})
         return scores
 
 

@@ -105,8 +105,12 @@ class Evaluated(Message):
     network: str | None = None
     step: int | None = None
     """The optimiser step of the checkpoint, where that is known."""
-    preset: str
-    """The model's preset."""
+    depth: int
+    """Blocks of the encoder."""
+    embed_dim: int
+    """Values of a token."""
+    patch_size: int
+    """Height and width of a patch, in pixels."""
     encoder_parameters: int
     img_size: tuple[int, int]
     """Height and width of the network's input."""

@@ -33,7 +33,7 @@ from trainer.scoring.bench import Bench, NetworkFeatures
 from trainer.scoring.kept import UNITS, Kept
 from trainer.scoring.results import by_key, confusion_of
 from trainer.scoring.trained import is_pictured, picture_of
-from trainer.spec.measurements import Unit, groups, measurements, trainings
+from trainer.spec.measurements import Unit, groups, measurements, title, trainings
 from trainer.storage import Store
 
 IMAGES: Final = 6
@@ -165,7 +165,7 @@ def draw_results(bench: Bench, kept: Kept, store: Store) -> Iterator[EvaluationP
         if is_pictured(bench.spec, unit):
             yield EvaluationPicture(
                 file=picture_of(unit),
-                title=f"Batch: {unit.protocol}",
+                title=f"Batch: {title(unit.protocol)}",
                 caption="The first images that the training saw, with their crops, their augmentation and the shares "
                 "of their classes in the targets.",
             )
@@ -175,9 +175,8 @@ def _confusion(store: Store, unit: Unit, matrix: NDArray[np.int64], classes: Seq
     share = f"-{unit.share:g}" if unit.share else ""
     file = f"{EVALUATION_FOLDER}/confusion-{unit.protocol}{share}.png"
     store.write(file, confusion_picture(matrix, classes))
-    labels = f", {100 * unit.share:g} % of the labels" if unit.share else ""
     caption = "Test images by true class (rows) and predicted class (columns), added up over the seeds."
-    return EvaluationPicture(file=file, title=f"Confusion: {unit.protocol}{labels}", caption=caption)
+    return EvaluationPicture(file=file, title=f"Confusion: {title(unit.protocol, unit.share)}", caption=caption)
 
 
 def _corruptions(store: Store, bench: Bench) -> EvaluationPicture:

@@ -207,7 +207,9 @@ def check_finite(features: Tensor, subject: Subject, layer: int, remedy: str) ->
 
 def _sizes(model: ModelSpec) -> dict[str, object]:
     return {
-        "preset": model.preset,
+        "depth": model.depth,
+        "embed_dim": model.embed_dim,
+        "patch_size": model.patch_size,
         "encoder_parameters": model.parameters[0],
         "img_size": (model.height, model.width),
     }

@@ -10,7 +10,7 @@ from trainer.agreement import Agreement
 from trainer.errors import SpecRefused
 from trainer.evaluation.scores import Predictions
 from trainer.evaluation.subsets import stratified
-from trainer.finetuning.loop import PICTURE, TEST_TOP1, train
+from trainer.finetuning.loop import PICTURE, train
 from trainer.finetuning.network import Settings
 from trainer.finetuning.training import Trained, Training, TrainingPlace, runnable
 from trainer.protocol import names
@@ -34,7 +34,8 @@ from trainer.training.execution import uses_bf16
 TRAININGS: Final = "trainings"
 """Folder of the trainings in the run's artifact folder, each with a folder for its checkpoints."""
 RECORDED: Final = (
-    metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S, TEST_TOP1,
+    metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S,
+    metric_keys.TEST_TOP1,
 )  # fmt: skip
 """The metrics of a training that the run keeps, under its unit's name."""
 
@@ -182,7 +183,7 @@ def _details(trained: Trained) -> dict[str, Any]:
 
 def _recording(recorder: Recorder, unit: Unit) -> Callable[[int, Mapping[str, float]], None]:
     def record(step: int, metrics: Mapping[str, float]) -> None:
-        recorder.log_curve(step, {f"{key}/{unit.name}": metrics[key] for key in RECORDED if key in metrics})
+        recorder.log_curve(step, {unit.curve(key): metrics[key] for key in RECORDED if key in metrics})
 
     return record
 

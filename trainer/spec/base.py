@@ -317,6 +317,7 @@ def set_value(document: dict[str, Any], path: str, value: Any) -> None:
         child = node.setdefault(part, {})
         if not isinstance(child, dict):
             here = ".".join(parents[: depth + 1])
-            raise SpecError([Problem(here, "", child, f"is not a mapping, so {path!r} cannot be set in it")])
+            told = f"; give the whole list: {here}=[…]" if isinstance(child, list) else ""
+            raise SpecError([Problem(here, "", child, f"is not a mapping, so {path!r} cannot be set in it{told}")])
         node = child
     node[last] = value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from trainer.spec.evaluate import (
     CORRUPTIONS,
@@ -19,6 +19,16 @@ from trainer.spec.metric_keys import score_key
 
 WeightsMeasured = Literal["backbone", "random", "scratch"]
 """The backbone itself; the same network with untrained weights, frozen; or trained from untrained weights."""
+
+
+TITLES: Final[Mapping[str, str]] = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "attentive": "attentive probe",
+    "finetune": "fine-tuning",
+    "robustness": "corrupted images",
+}
+"""Protocols in words."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,10 @@ class Unit:
         """The key of the metric that it is a part of."""
         return score_key(self.protocol, self.share, self.weights)
 
+    def curve(self, metric: str) -> str:
+        """The key under which the run keeps a metric of this training."""
+        return f"{metric}/{self.name}"
+
     def __str__(self) -> str:
         share = f" on {100 * self.share:g} % of the labels" if self.share else ""
         what = f"{self.protocol}{share}" if self.corruption is None else f"{self.protocol} under {self.corruption}"
@@ -65,6 +79,16 @@ class Group:
     seed: int
     """Of untrained weights."""
     units: tuple[Unit, ...]
+
+
+def title(protocol: str, share: float | None = None) -> str:
+    """A protocol in words, with the share of the labels.
+
+    >>> title("linear", 0.01)
+    'linear, 1 % of labels'
+    """
+    name = TITLES.get(protocol, protocol)
+    return name if share is None else f"{name}, {100 * share:.6g} % of labels"
 
 
 def measurements(spec: EvaluateSpec) -> list[Unit]:

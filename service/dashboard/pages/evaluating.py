@@ -1,4 +1,4 @@
-"""The page that starts an evaluation, filled from a backbone, a job, or another evaluation."""
+"""The pages that start jobs with a backbone, filled from the backbone, its job, or another job of the kind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 
 from service.backbones import registry
 from service.backbones import service as backbones
+from service.backbones.registry import Served
 from service.backbones.schemas import MAIN, VersionView
 from service.dashboard.pages.starting import fill
 from service.dashboard.site import JobsPage, Page, PageRoute
@@ -38,7 +39,7 @@ def new(
     from another evaluation.
     """
     if like:
-        document, source = _like(page, like), f"A copy of job {like}, which is not changed."
+        document, source = _like(page, like, Kind.EVALUATE), f"A copy of job {like}, which is not changed."
     elif backbone:
         document, source = _of_backbone(page, backbone)
     elif job:
@@ -48,11 +49,26 @@ def new(
     return fill(page, "evaluate", document, source)
 
 
-def _like(page: Page, job_id: str) -> dict[str, Any]:
+@router.get("/embeddings/new")
+def new_embedding(page: JobsPage, backbone: str | None = None, like: str | None = None) -> Response:
+    """The form for features of images, filled for a registered backbone or from another such job."""
+    if like:
+        document, source = _like(page, like, Kind.EMBED), f"A copy of job {like}, which is not changed."
+    elif backbone:
+        served = _served(page, backbone)
+        images = {"dataset": {"uri": served.row.dataset_uri}} if served.row.dataset_uri else {}
+        document = {"kind": "embed", "backbone": f"{served.name}:{served.row.version}"} | images
+        source = "Enter the URI of your images, which need no labels. The features become Parquet files."
+    else:
+        document, source = {"kind": "embed"}, "Choose a backbone, and enter the URI of your images."
+    return fill(page, "embed", document, source)
+
+
+def _like(page: Page, job_id: str, kind: Kind) -> dict[str, Any]:
     job = reading.show(page.state, page.caller, job_id)
-    if job.kind != Kind.EVALUATE:
-        raise ApiProblem(409, "not_for_this_kind", f"{job_id} is a {job.kind} job: choose one of kind evaluate")
-    return pruned("evaluate", job.spec)
+    if job.kind != kind:
+        raise ApiProblem(409, "not_for_this_kind", f"{job_id} is a {job.kind} job: choose one of kind {kind}")
+    return pruned(kind, job.spec)
 
 
 def _of_job(page: Page, job_id: str, checkpoint: str | None) -> tuple[dict[str, Any], str]:
@@ -64,16 +80,21 @@ def _of_job(page: Page, job_id: str, checkpoint: str | None) -> tuple[dict[str, 
 
 
 def _of_backbone(page: Page, text: str) -> tuple[dict[str, Any], str]:
-    try:
-        meant = reference(text)
-    except ValueError as error:
-        raise ApiProblem(422, "parameter_invalid", f"backbone: {error}") from error
-    served = registry.find_ready(page.state, page.caller, meant.name, str(meant.version or meant.alias or MAIN))
+    served = _served(page, text)
     version = backbones.describe(page.state, served)
     images = _images(_trainer(page, version))
     if not images and served.row.dataset_uri and metric_keys.LINEAR_TOP1 in version.metrics:
         images = {"dataset": {"uri": served.row.dataset_uri}}  # the probe has used its labels
     return _with_images({"kind": "evaluate", "backbone": f"{version.name}:{version.version}"}, images)
+
+
+def _served(page: Page, text: str) -> Served:
+    """The version that a text names. Raises the API's 404 and 422."""
+    try:
+        meant = reference(text)
+    except ValueError as error:
+        raise ApiProblem(422, "parameter_invalid", f"backbone: {error}") from error
+    return registry.find_ready(page.state, page.caller, meant.name, str(meant.version or meant.alias or MAIN))
 
 
 def _trainer(page: Page, version: VersionView) -> JobView | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import RedirectResponse
 
-from service.dashboard.evaluation import FILTERS, TITLES, WEIGHTS, Result, class_sorts, classes, place, result, title
+from service.dashboard.evaluation import FILTERS, WEIGHTS, Result, class_sorts, classes, place, result
 from service.dashboard.site import EvaluationsPage, Page, PageRoute, environment
 from service.evaluations import service
 from service.evaluations.listing import SORT, Filters
@@ -23,11 +23,14 @@ from service.evaluations.schemas import (
 )
 from service.http.problems import ApiProblem
 from service.jobs.evaluation_schemas import ImagesView
+from trainer.spec.measurements import TITLES, title
 
 environment.filters.update(FILTERS)
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 PAGE: Final = 50
+NEWEST: Final = "-finished_at"
+"""What the list is sorted by at first."""
 COLUMNS: Final = 6
 """Largest number of score columns in the list."""
 CLASSES: Final = 200
@@ -142,7 +145,7 @@ def listing(
     """Evaluations, the newest first unless they are sorted otherwise."""
     texts = {"backbone": backbone, "job": job, "dataset": dataset, "test": test, "owner": owner}
     found, context = _asked(
-        lambda filters: service.page(page.state, page.caller, filters, sort or None, PAGE, cursor),
+        lambda filters: service.page(page.state, page.caller, filters, sort or NEWEST, PAGE, cursor),
         texts,
         protocol,
         label,
@@ -150,7 +153,7 @@ def listing(
     items = found.items if found else []
     columns = _columns(items, (sort or "").removeprefix("-"))
     tests = dict.fromkeys(each.test.title for each in items)
-    context |= {"columns": columns, "tests": tests, "sort": sort or "", "by_key": _by_key}
+    context |= {"columns": columns, "tests": tests, "sort": sort or NEWEST, "by_key": _by_key}
     return page.render("evaluations/list.html", found=found, **context)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import RedirectResponse
 
+from service.dashboard import training_curves
 from service.dashboard.embedding_code import reading_code
 from service.dashboard.formatting import number
 from service.dashboard.pages import evaluations
@@ -29,7 +30,7 @@ from trainer.spec.job import Kind
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
 TABS: Final[dict[str, tuple[str, ...]]] = {
-    Kind.EVALUATE: ("overview", "logs", "events", "spec"),
+    Kind.EVALUATE: ("overview", "metrics", "logs", "events", "spec"),
     Kind.PRETRAIN: ("overview", "metrics", "images", "logs", "checkpoints", "events", "spec"),
     Kind.EMBED: ("overview", "logs", "events", "spec"),
     Kind.IMPORT: ("overview", "logs", "events", "spec"),
@@ -156,14 +157,22 @@ def _pictures(page: Page, job_id: str) -> list[ImageView]:
 def _job(page: Page, job_id: str, tab: str) -> JobView:
     """A job. Raises the API's 404, also if jobs of its kind do not have the tab."""
     job = reading.show(page.state, page.caller, job_id)
-    if job.kind == Kind.SEARCH or tab not in TABS[job.kind]:
+    if job.kind == Kind.SEARCH or tab not in _tabs(job):
         raise ApiProblem(404, "not_found", f"there is no page {page.path}")
     return job
 
 
+def _tabs(job: JobView) -> Sequence[str]:
+    """A job's tabs: an evaluation that trains nothing on batches has no curves."""
+    tabs = TABS[job.kind]
+    if job.kind == Kind.EVALUATE and not training_curves.drawn(job.spec):
+        return [each for each in tabs if each != "metrics"]
+    return tabs
+
+
 def _show(page: Page, template: str, job: JobView, tab: str, *, charts: bool = False, **context: Any) -> Response:
     context |= {"curves": [_curve(job, COLOURS[0])], "ended": job.state.terminal}
-    context |= {"tabs_": TABS[job.kind], "offered": page.offered(job), "pretrains": job.kind == Kind.PRETRAIN}
+    context |= {"tabs_": _tabs(job), "offered": page.offered(job), "pretrains": job.kind == Kind.PRETRAIN}
     return page.render(template, charts=charts, job=job, tab=tab, **context)
 
 
@@ -202,6 +211,9 @@ def overview(page: JobsPage, job_id: str) -> Response:
         "result": evaluations.shown(page, job_id) if job.kind == Kind.EVALUATE and job.state.terminal else None,
     }
     figures = [LOSSES, RATIO, *PROBES]
+    if job.kind == Kind.EVALUATE:
+        figures = training_curves.figures(training_curves.drawn(job.spec), [training_curves.LOSS])
+        context["axes"] = training_curves.AXES
     return _show(page, "jobs/overview.html", job, "overview", charts=True, figures=figures, **context)
 
 
@@ -209,6 +221,11 @@ def overview(page: JobsPage, job_id: str) -> Response:
 def metrics(page: JobsPage, job_id: str) -> Response:
     """All curves."""
     job = _job(page, job_id, "metrics")
+    if job.kind == Kind.EVALUATE:
+        of_trainings = training_curves.figures(training_curves.drawn(job.spec))
+        left_out = training_curves.SEEDS if training_curves.more_seeds(job.spec) else None
+        context = {"figures": of_trainings, "axes": training_curves.AXES, "first_seeds": left_out}
+        return _show(page, "jobs/metrics.html", job, "metrics", charts=True, **context)
     newest = job.result.metrics if job.result else {}
     others = sorted({key for key in newest if key.startswith(("diag/", "eval/"))} - _keys_with_chart())
     figures = CURVES + [{"title": key, "keys": [key]} for key in others]

@@ -19,6 +19,7 @@ from service.auth.sessions import check_csrf
 from service.dashboard.evaluateform import evaluate_form
 from service.dashboard.site import JobsPage, Page, PageRoute, environment
 from service.dashboard.specform import groups, pruned, searchable
+from service.dashboard.subjectform import subject_form
 from service.http.problems import ApiProblem, spec_problem
 from service.http.routing import ApiRoute
 from service.jobs import reading, repository
@@ -45,13 +46,19 @@ def choices(values: Sequence[Any]) -> str:
 
 
 environment.filters["choices"] = choices
-Kind = Literal["pretrain", "search", "evaluate"]
+Kind = Literal["pretrain", "search", "evaluate", "embed"]
 TITLES: Final[dict[str, str]] = {
     "pretrain": "Pretrain a backbone",
     "search": "Search for hyperparameters",
     "evaluate": "Evaluate a backbone",
+    "embed": "Compute a backbone's features of images",
 }
-THINGS: Final[dict[str, str]] = {"pretrain": "the job", "search": "the search", "evaluate": "the evaluation"}
+THINGS: Final[dict[str, str]] = {
+    "pretrain": "the job",
+    "search": "the search",
+    "evaluate": "the evaluation",
+    "embed": "the job",
+}
 LONGEST: Final = 500_000
 """Longest spec, in characters."""
 
@@ -125,6 +132,7 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
         metrics=METRICS,
         paths=searchable() if kind == "search" else [],
         presets=list(PRESETS),
+        subject=subject_form(document) if kind == "embed" else None,
     )
 
 

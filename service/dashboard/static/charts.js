@@ -107,13 +107,16 @@ async function plot(figure) {
 }
 
 // --- curves ----------------------------------------------------------------------------------------------------------
-// <div data-curves='[{"id","label","url","colour"?}]' data-charts='[{"title","keys":[…],"log"?}]'> with figures made here.
+// <div data-curves='[{"id","label","url","colour"?}]' data-charts='[{"title","keys":[…],"names"?:[…],"log"?}]'> with figures made here;
+// `data-axes` names what they can be drawn by, if that is not everything.
 // What the axes show lives in the address: ?x=step|epoch|samples|time&smooth=0…0.99
 const X = { step: "optimiser step", epoch: "epoch", samples: "samples", time: "hours since the first point" };
 
+const axesOf = (root) => root.dataset.axes?.split(" ") ?? Object.keys(X);
+
 function chosen(root) {
   const query = new URLSearchParams(location.search);
-  return { x: X[query.get("x")] ? query.get("x") : "step", smooth: Math.min(0.99, Math.max(0, Number(query.get("smooth")) || 0)) };
+  return { x: axesOf(root).includes(query.get("x")) ? query.get("x") : "step", smooth: Math.min(0.99, Math.max(0, Number(query.get("smooth")) || 0)) };
 }
 
 function choose(root, name, value, plain) {
@@ -128,7 +131,7 @@ function controls(root) {
   row.className = "filters";
   const now = chosen(root);
   const axis = document.createElement("select");
-  for (const [name, text] of Object.entries(X)) axis.append(new Option(text.replace("hours since the first point", "time"), name, false, name === now.x));
+  for (const name of axesOf(root)) axis.append(new Option(X[name].replace("hours since the first point", "time"), name, false, name === now.x));
   axis.addEventListener("change", () => choose(root, "x", axis.value, "step"));
   const range = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 0.99, step: 0.01 });
   range.value = now.smooth;
@@ -172,7 +175,7 @@ function traces(root, chart) {
     const xs = placed(points, x, run.series);
     if (xs === null) { missing = true; return; }
     const colour = run.colour && chart.keys.length === 1 ? run.colour : runs.length > 1 ? run.colour ?? COLOURS[number_ % COLOURS.length] : COLOURS[index % COLOURS.length];
-    const name = runs.length > 1 ? (chart.keys.length > 1 ? `${run.label} · ${key.split("/").pop()}` : run.label) : key.split("/").pop().replaceAll("_", " ");
+    const name = runs.length > 1 ? (chart.keys.length > 1 ? `${run.label} · ${key.split("/").pop()}` : run.label) : chart.names?.[index] ?? key.split("/").pop().replaceAll("_", " ");
     const values = points.map((point) => point.value);
     const line = { color: colour, width: 2, dash: runs.length > 1 && index ? ["dot", "dash", "dashdot"][(index - 1) % 3] : "solid" };
     const few = points.length < 40 ? "lines+markers" : "lines";
@@ -190,7 +193,7 @@ async function redraw(root) {
     const ended = root.dataset.ended !== undefined;
     const note = found.length ? null : missing ? `not known by ${X[x]}` : ended ? "It ended without any." : "None yet.";
     await draw(figure, found, {
-      xaxis: { title: { text: X[x] } }, yaxis: { title: { text: chart.unit ?? "" }, type: chart.log ? "log" : "linear" }, hovermode: "x unified", showlegend: found.filter((each) => each.showlegend !== false).length > 1,
+      xaxis: { title: { text: X[x] } }, yaxis: { title: { text: chart.unit ?? "" }, type: chart.log ? "log" : "linear" }, legend: { y: found.length > 3 ? -0.4 : -0.25 }, hovermode: "x unified", showlegend: found.filter((each) => each.showlegend !== false).length > 1,
     }, note);
   }
 }

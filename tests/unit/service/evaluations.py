@@ -19,6 +19,10 @@ from trainer.spec.dataset import DIGITS
 SPEC: dict[str, Any] = {"kind": "evaluate", "backbone": "digits", "dataset": {"uri": DIGITS}}
 TRAIN = EvaluatedImages(uri=DIGITS, title="digits", images=1437, fingerprint="sha256:digits")
 TEST = TRAIN.model_copy(update={"images": 360})
+SIZES: dict[str, Any] = {
+    "depth": 3, "embed_dim": 64, "patch_size": 4, "encoder_parameters": 5_000_000, "img_size": (8, 8),
+}  # fmt: skip
+"""Of the network that is measured."""
 SUFFIXES = {"_random_init": "random", "_scratch": "scratch"}
 FINISHED = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -51,7 +55,7 @@ def evaluation(scores: Mapping[str, float] | Sequence[Score] | None = None, **fi
     about |= {key: fields.pop(key) for key in ("name", "version", "job", "checkpoint", "title") if key in fields}
     about.setdefault("title", f"{about['name']}:{about['version']}")
     values: dict[str, Any] = {
-        "backbone": Evaluated(**about, preset="vit_tiny", encoder_parameters=5_000_000, img_size=(8, 8)),
+        "backbone": Evaluated(**about, **SIZES),
         "train": TRAIN,
         "test": TEST,
         "held_out": 0.2,

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from backbone_files import Registry
 from command_line import rcmae
+from evaluations import SIZES
 from kept_checkpoints import CHECKPOINTS, refused, trained
 from service_fakes import add_job, job_of
 from service_world import World
@@ -30,9 +31,7 @@ def spec_of(backbone: Any, **over: Any) -> dict[str, Any]:
 
 def described(**over: Any) -> Embeddings:
     """What the schema of a job's files says."""
-    backbone = Evaluated(
-        title="digits:1", name="digits", version=1, preset="vit_tiny", encoder_parameters=5, img_size=(8, 8)
-    )
+    backbone = Evaluated(title="digits:1", name="digits", version=1, **SIZES)
     values: dict[str, Any] = {
         "backbone": backbone,
         "weights": "0" * 64,

@@ -97,9 +97,7 @@ def test_what_cannot_be_measured_is_refused_with_the_field_and_what_to_do(served
 @pytest.mark.usefixtures("registry")
 def test_a_plan_says_how_much_is_measured(served):
     plan = served.post("/v1/jobs/plan", json=spec_of("digits", seeds=2)).json()
-    text = (
-        "It makes 7 measurements: 1 knn of the backbone, 2 linear of the backbone, 2 knn of untrained weights, 2 linear"
-    )
+    text = "It makes 7 measurements: 3 of the backbone (1 knn, 2 linear) and 4 of baselines (2 knn, 2 linear)."
     assert text in plan["message"]
     assert plan["parameters"]["encoder"] > 0
 

@@ -10,7 +10,7 @@ import pytest
 from backbone_files import Registry
 from command_line import rcmae
 from conftest import token_of
-from evaluations import FINISHED, add_evaluation, evaluation
+from evaluations import FINISHED, TEST, add_evaluation, evaluation
 from scripted_server import Answer, ScriptedServer
 from scripted_server import job as scripted_job
 
@@ -33,7 +33,7 @@ def measured(address: str, database, mlflow, root) -> list[str]:  # noqa: ARG001
     return [first, add_evaluation(database, better, finished_at=FINISHED + timedelta(hours=1))]
 
 
-def test_evaluations_are_listed_shown_and_compared(measured, capsys):
+def test_evaluations_are_listed_shown_and_compared(measured, database, capsys):
     first, second = measured
     status, said, _ = rcmae(capsys, "evaluations", "list", "--sort", "eval/knn_top1")
     assert status == 0
@@ -63,6 +63,10 @@ def test_evaluations_are_listed_shown_and_compared(measured, capsys):
     ]
     assert other.split()[-1] == first
     assert json.loads(rcmae(capsys, "evaluations", "table", "--json")[1])["left_out"] == 0
+    other_test = TEST.model_copy(update={"title": "other", "fingerprint": "sha256:other"})
+    add_evaluation(database, evaluation({"eval/linear_top1": 0.5}, test=other_test, held_out=None))
+    heading = rcmae(capsys, "evaluations", "table", "--protocol", "linear")[1].splitlines()[0]
+    assert heading == "eval/linear_top1 on other (360 images), trained on digits (1,437 images)"
     assert rcmae(capsys, "evaluations", "table", "--backbone", "none")[1] == "no evaluation matches\n"
     status, _, told = rcmae(capsys, "evaluations", "list", "--sort", "eval/kn_top1")
     assert (status, "eval/knn_top1" in told) == (2, True)
@@ -103,7 +107,7 @@ def test_a_subject_becomes_a_spec_that_the_service_takes(server: ScriptedServer,
         "linear",
     )
     status, said, _ = rcmae(capsys, "evaluate", text, *arguments, "--seeds", 2, "--pooling", "cls", "--set", "seed=7")
-    assert (status, said) == (0, "job job-1 measures it; follow it with: rcmae jobs wait job-1\n")
+    assert (status, said.splitlines()[-1]) == (0, "its scores:     rcmae evaluations show job-1")
     sent = server.asked[-1].body
     spec = parse_spec(sent)
     assert isinstance(spec, EvaluateSpec)

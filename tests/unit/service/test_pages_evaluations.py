@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html import unescape
 from typing import Any
@@ -233,6 +234,24 @@ def test_a_running_evaluation_says_what_it_measures_and_what_it_has(browsers, da
     assert "k-NN 87.5 %" in _plain(page(browsers.alice, "/jobs"))
 
 
+def test_an_evaluation_that_trains_has_curves_of_its_first_seeds_by_protocol(browsers, database):
+    spec = {"kind": "evaluate", "backbone": "digits:1", "dataset": {"uri": "builtin://digits"}, "seed": 7, "seeds": 5,
+            "protocols": [{"name": "knn"}, {"name": "finetune"}]}  # fmt: skip
+    job = add_job(database, "running", spec, run_id="run")
+    text = page(browsers.alice, f"/jobs/{job}/metrics")
+    charts = json.loads(re.search(r'data-charts="(\[.*?\])" data-axes="step time"', text)[1])
+    assert charts[0]["title"] == "Loss: fine-tuning"
+    assert charts[0]["keys"] == [
+        f"train/loss/finetune-{weights}-{seed}" for weights in ("backbone", "scratch") for seed in (7, 8, 9)
+    ]
+    assert len(charts) == 5
+    assert "The trainings of the first 3 seeds" in text
+    assert "Loss: fine-tuning" in page(browsers.alice, f"/jobs/{job}/overview")
+    frozen = add_job(database, "running", spec | {"protocols": [{"name": "knn"}]}, run_id="other")
+    assert f"/jobs/{frozen}/metrics" not in page(browsers.alice, f"/jobs/{frozen}/overview")
+    page(browsers.alice, f"/jobs/{frozen}/metrics", 404)
+
+
 def test_lists_of_jobs_show_the_first_scores_of_an_evaluation(browsers, database):
     spec = {"kind": "evaluate", "backbone": "digits:1", "dataset": {"uri": "builtin://digits"}}
     metrics = {"eval/knn_top1_random_init": 0.5, "eval/knn_top1": 0.75, "eval/linear_top1_1pct": 0.25, "eval/mce": 0.5}
@@ -264,6 +283,18 @@ def test_a_backbones_page_shows_what_evaluations_have_found_of_the_version(brows
     assert "/evaluations?backbone=digits" in text
     assert "/evaluations/new?backbone=digits%3A1" in text
     assert "It has not been evaluated since" in page(browsers.alice, "/backbones/digits", version="2")
+
+
+def test_two_versions_are_compared_by_their_evaluations(browsers, database, registry):
+    for number, knn, linear in ((1, 0.9, 0.8), (2, 0.95, 0.81)):
+        registry.add("digits", number)
+        found = evaluation({"eval/knn_top1": knn, "eval/linear_top1": linear}, version=number)
+        add_evaluation(database, found)
+    text = page(browsers.alice, "/backbone-comparison", of="digits:1", **{"with": "digits:2"})
+    assert [row[1:] for row in cells(text, "compared-evaluations")] == [
+        ["k-NN", "90.0 % 88.0 to 92.0 %", "95.0 % 93.0 to 97.0 %", "the second is better"],
+        ["linear", "80.0 % 78.0 to 82.0 %", "81.0 % 79.0 to 83.0 %", "no clear difference"],
+    ]
 
 
 # --- the form ---------------------------------------------------------------------------------------------------------
@@ -305,6 +336,20 @@ def test_a_form_starts_with_the_images_of_a_training_that_had_labels(browsers, d
     assert (found["backbone"], found["dataset"]) == ("digits:1", {"uri": SPEC["dataset"]["uri"]})
 
 
+def test_features_of_images_have_a_form_too(browsers, database, registry):
+    registry.add("digits", 1)
+    text = page(browsers.alice, "/embeddings/new", backbone="digits")
+    assert document_of(text) == {"kind": "embed", "backbone": "digits:1"}
+    spec = parse_spec({
+        "kind": "embed", "backbone": {"job": "job-1"}, "dataset": {"uri": "/data/x"}, "dtype": "float16",
+    })  # fmt: skip
+    job = add_job(database, "succeeded", spec.model_dump(mode="json"))
+    text = page(browsers.alice, "/embeddings/new", like=job)
+    assert parse_spec(document_of(text)) == spec
+    assert 'value="job-1"' in text
+    assert f"/embeddings/new?like={job}" in page(browsers.alice, f"/jobs/{job}/overview")
+
+
 def test_a_form_is_refused_for_what_cannot_be_evaluated(browsers, database):
     spec = {"kind": "evaluate", "backbone": "digits:1", "dataset": {"uri": "builtin://digits"}}
     evaluated = add_job(database, "succeeded", spec)
@@ -325,7 +370,7 @@ def test_the_form_and_yaml_of_an_evaluation_mean_the_same(browsers, database):
     text = page(browsers.alice, "/evaluations/new", like=add_job(database, "succeeded", spec.model_dump(mode="json")))
     assert parse_spec(document_of(text)) == spec
     form = evaluate_form(short)
-    assert (form.shape, form.network.value, form.seeds.value) == ("checkpoint", "student", "5")
+    assert (form.subject.shape, form.subject.network.value, form.seeds.value) == ("checkpoint", "student", "5")
     assert [each.value for each in form.images] == ["file:///data/train", "file:///data/test", ""]
     assert {each.name for each in form.protocols if each.chosen} == {"linear", "robustness"}
     assert [each.value for each in form.protocols[-1].fields if each.path.endswith("severities")] == ["[1, 5]"]

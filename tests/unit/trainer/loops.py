@@ -140,8 +140,8 @@ def launch(
 
     They die once the file ``after`` is there. The checkpoint of step ``hold`` is committed only after
     ``hold_seconds``, by default never. ``time_out`` is that of the training group's collectives. ``slow`` is what takes
-    `SLOW_SECONDS` longer: `evaluate`, or on the last rank `open` or `load`. Only the last rank gets notice at step
-    ``preempt_at``.
+    `SLOW_SECONDS` longer: `draw` on rank 0, or on the last rank `open` or `load`. Only the last rank gets notice at
+    step ``preempt_at``.
     """
     folder.mkdir(exist_ok=True)
     ranks, environment = range(int(spec.resources.workers)), dict(os.environ)
@@ -212,8 +212,8 @@ def _hinder(task: Task, last: bool) -> None:
         return commit(store, manifest)
 
     checkpoints.commit = commit_or_hang
-    if task.slow == "evaluate":
-        _slow_down(Evaluator, "evaluate")
+    if task.slow == "draw":  # rank 0 alone does this
+        _slow_down(Evaluator, "_draw")
     elif task.slow and last:
         _slow_down(*{"open": (loop, "open_training_data"), "load": (TrainState, "load")}[task.slow])
 

@@ -396,9 +396,10 @@ def test_an_upload_slower_than_the_training_group_s_time_out_does_not_end_the_ru
     assert stored == [5, 10, 15]
 
 
-@pytest.mark.parametrize(("slow", "workers"), [("evaluate", 2), ("open", 4), ("load", 2)])
+@pytest.mark.parametrize(("slow", "workers"), [("draw", 2), ("open", 4), ("load", 2)])
 def test_what_one_rank_does_alone_may_take_longer_than_the_training_group_s_time_out(tmp_path, slow, workers):
-    """Rank 0 evaluates while the others wait; another rank is slow to open its data, or to load its checkpoint.
+    """Rank 0 draws an evaluation's picture while the others wait; another rank is slow to open its data, or to load its
+    checkpoint.
 
     From four ranks on, rank 0 shares its value without a wait for the last one.
     """

@@ -159,9 +159,9 @@ def test_there_are_pictures_with_captions(whole):
         "Nearest neighbours",
         "Patch features",
         "Attention",
-        "Confusion: knn",
+        "Confusion: k-NN",
         "Confusion: linear",
-        "Confusion: linear, 10 % of the labels",
+        "Confusion: linear, 10 % of labels",
         "Corruptions",
     ]
     for each in whole.result.pictures:
