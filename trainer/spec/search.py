@@ -26,7 +26,8 @@ from trainer.spec.base import (
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Kept, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.pretrain import PROBE_OF, PretrainSpec
+from trainer.spec.evaluation import PROBE_OF
+from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.resources import ResourcesSpec
 from trainer.spec.search_sections import (
     INCOMPARABLE,
@@ -219,6 +220,8 @@ class SearchSpec(Document):
         if seed is not None:
             document["seed"] = seed
         document.pop("register_as", None)
+        if isinstance(document.get("evaluation"), dict):
+            document["evaluation"].pop("after", None)
         return PretrainSpec.parse(document)
 
     def promoted(self, point: Mapping[str, Any], promote: PromoteSpec, resources: Mapping[str, Any]) -> dict[str, Any]:
