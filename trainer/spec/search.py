@@ -53,8 +53,8 @@ class SearchSpec(Document):
     name: str = Field("", max_length=200)
     """A descriptive name; by default derived from the base's."""
     base: Annotated[dict[str, Any], AsWritten(PretrainSpec, {"kind": "pretrain"})]
-    """The pretraining spec that every trial starts from, as it would be submitted alone. Trials register nothing:
-    `register_as` applies to a job that a trial is promoted to."""
+    """The pretraining spec that every trial starts from, as it would be submitted alone. Trials register nothing,
+    and no evaluation follows them: `register_as` and `evaluation.after` apply to a job that a trial is promoted to."""
     space: dict[str, Parameter] = Field(min_length=1, max_length=50)
     """The parameters that vary, by their dotted path in the base, such as `optimization.base_lr`."""
     objective: Objectives = Field(default_factory=lambda: ObjectiveSpec.model_validate({}))
