@@ -123,6 +123,7 @@ def test_a_deleted_evaluation_is_not_shown_any_more_and_not_submitted_again(serv
     world.end_attempt(job_id, DONE)
     world.rounds()
     (follower,) = followers(world, job_id)
+    world.run_attempt(follower.id)
     world.verb(follower.id, Verb.CANCEL)
     world.end_attempt(follower.id, Outcome(state="cancelled"))
     world.rounds()
