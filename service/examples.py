@@ -277,6 +277,8 @@ JOB: Final[dict[str, Any]] = {
         "warnings": [],
     },
     "promoted_from": None,
+    "follows": None,
+    "followed_by": [],
     "created_at": TIME,
     "started_at": "2026-03-01T09:30:21Z",
     "ended_at": None,

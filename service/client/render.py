@@ -73,6 +73,8 @@ def job(view: JobView) -> RenderableType:
         ("owner", view.owner),
         ("priority", str(view.priority)),
         *([("promoted from", f"trial {origin.trial} of {origin.search}")] if origin else []),
+        *([("follows", view.follows)] if view.follows else []),
+        *([("followed by", ", ".join(view.followed_by))] if view.followed_by else []),
         ("attempts", str(view.attempts)),
         ("created", when(view.created_at)),
         *([("started", when(view.started_at))] if view.started_at else []),

@@ -14,6 +14,7 @@ from service.auth.caller import Caller
 from service.db.tables import Job, Label
 from service.http.filters import label_pairs
 from service.http.paging import read_moment, utc, write_cursor
+from service.jobs.following import followers
 from service.jobs.schemas import JobSummary
 from service.jobs.state import State
 from trainer.spec.job import Kind
@@ -21,12 +22,14 @@ from trainer.spec.job import Kind
 JOB: Final = Job.__table__.c
 """Columns of the table: attributes of the ORM would cost more time for each row."""
 VIEW_COLUMNS: Final = [
-    *(JOB[name] for name in JobSummary.model_fields if name != "promoted_from"),
+    *(JOB[name] for name in JobSummary.model_fields if name not in {"promoted_from", "followed_by"}),
     JOB.search_id,
     JOB.trial,
 ]
 """The columns that a list of jobs reads, besides the spec. Rows hold more, and decoding their JSON would take most of a
 list's time."""
+FOLLOWER: Final = followers(JOB.id).scalar_subquery().label("follower")
+"""The job that follows the one of the row."""
 SPEC: Final = cast(func.coalesce(JOB.resolved_spec, JOB.spec), Text).label("spec")
 """The JSON of the spec as it is stored: a list in JSON needs no other form of it."""
 
@@ -63,7 +66,7 @@ class Filters:
 
 def jobs_query(filters: Filters, limit: int, cursor: str | None) -> Select[Any]:
     """Reads the fields of a page of jobs, newest first, and one job more if there is another page."""
-    query = select(*VIEW_COLUMNS, SPEC).where(*filters.conditions())
+    query = select(*VIEW_COLUMNS, FOLLOWER, SPEC).where(*filters.conditions())
     created_at, identity = JOB.created_at, JOB.id
     for name, value in label_pairs(filters.label):
         table = Label.__table__.alias()

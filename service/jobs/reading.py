@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pydantic_core import from_json
+from sqlalchemy.orm import Session
 
 from service.adapters.storage import Artifacts, StoredFile
 from service.auth.caller import Caller
@@ -17,6 +18,7 @@ from service.http.problems import not_found
 from service.http.schemas import Page
 from service.jobs import repository, run_files
 from service.jobs.checkpoints import checkpoints_of
+from service.jobs.following import followers
 from service.jobs.listing import VIEW_COLUMNS, Filters, jobs_page
 from service.jobs.log_files import LogFiles, WholeLog, whole
 from service.jobs.logs import LogFilter, Logs, page
@@ -26,27 +28,30 @@ from service.jobs.schemas import AttemptView, EventView, JobSummary, JobView, Pr
 from trainer.protocol import names
 
 
-def view(job: Job) -> JobView:
+def view(session: Session, job: Job) -> JobView:
     """A job as the API shows it."""
     fields: dict[str, Any] = {column.key: getattr(job, column.key) for column in VIEW_COLUMNS}
-    return JobView.model_validate({**_with_origin(fields), "spec": job.run_spec})
+    fields["follower"] = session.scalar(followers(job.id))
+    return JobView.model_validate({**_with_relations(fields), "spec": job.run_spec})
 
 
-def _with_origin(fields: dict[str, Any]) -> dict[str, Any]:
-    search = fields["search_id"]
+def _with_relations(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same with the jobs that it came from and that follow it."""
+    search, follower = fields["search_id"], fields["follower"]
     fields["promoted_from"] = PromotedFrom(search=search, trial=fields["trial"]) if search else None
+    fields["followed_by"] = [follower] if follower else []
     return fields
 
 
 def show(app_state: AppState, caller: Caller, job_id: str) -> JobView:
     with app_state.database.query() as session:
-        return view(repository.visible_job(session, job_id, caller))
+        return view(session, repository.visible_job(session, job_id, caller))
 
 
 def listing(app_state: AppState, filters: Filters, limit: int, cursor: str | None) -> Page[JobView]:
     with app_state.database.query() as session:
         jobs, following = jobs_page(session, filters, limit, cursor)
-    views = [JobView.model_validate({**_with_origin(job), "spec": from_json(job["spec"])}) for job in jobs]
+    views = [JobView.model_validate({**_with_relations(job), "spec": from_json(job["spec"])}) for job in jobs]
     return Page[JobView](items=views, next_cursor=following)
 
 
@@ -54,7 +59,7 @@ def listing_json(app_state: AppState, filters: Filters, limit: int, cursor: str 
     """The same as JSON. Specs, which are most of it, are neither decoded nor encoded."""
     with app_state.database.query() as session:
         jobs, following = jobs_page(session, filters, limit, cursor)
-    summaries = [JobSummary.model_validate(_with_origin(job)).model_dump_json() for job in jobs]
+    summaries = [JobSummary.model_validate(_with_relations(job)).model_dump_json() for job in jobs]
     items = [f'{summary[:-1]},"spec":{job["spec"]}}}' for summary, job in zip(summaries, jobs, strict=True)]
     return f'{{"items":[{",".join(items)}],"next_cursor":{json.dumps(following)}}}'
 

@@ -182,6 +182,10 @@ class JobSummary(View):
     progress: AnyProgress | None
     promoted_from: PromotedFrom | None = None
     """The trial from which it was promoted; null for other jobs."""
+    follows: str | None = None
+    """For an evaluation that the service submitted by itself: the pretraining whose `evaluation.after` asked for it."""
+    followed_by: list[str] = EMPTY_LIST
+    """The evaluation that followed this job by itself."""
     created_at: datetime
     started_at: datetime | None
     """When its first attempt started training."""

@@ -73,7 +73,7 @@ def submit(app_state: AppState, caller: Caller, spec: JobSpec, key: str | None) 
         kind.schedule(session, spec)
         job = insert(session, caller.owner, spec, subject.dataset_uri, key, fixed=subject.fixed)
         caller.record(session, job.id, kind=job.kind, name=job.name)
-        submitted = view(job)
+        submitted = view(session, job)
     app_state.wake.set()
     return submitted, True
 
@@ -86,7 +86,7 @@ def _job_of_key(session: Session, caller: Caller, spec: JobSpec, key: str | None
     if earlier.body_sha256 != spec.sha256():
         text = f"this Idempotency-Key was used for {earlier.id}, which has another spec: use a new key"
         raise ApiProblem(422, "idempotency_key_reused", text)
-    return view(earlier)
+    return view(session, earlier)
 
 
 def plan(app_state: AppState, caller: Caller, spec: JobSpec) -> PlanView:
@@ -151,7 +151,7 @@ def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, bod
                 work.add(session, Work.SETTLE, [job.id])
         elif effect not in {Effect.SAME, Effect.DRAIN}:
             raise _refused(job, verb)
-        return view(job)
+        return view(session, job)
 
     return change_job(app_state, caller, job_id, change)
 
@@ -190,7 +190,7 @@ def patch(app_state: AppState, caller: Caller, job_id: str, body: PatchBody) -> 
         if values:
             changed = ", ".join(f"{name} from {getattr(job, name)!r} to {value!r}" for name, value in values.items())
             edit(session, job, values, f"Changed {changed}.", caller.owner)
-        return view(job)
+        return view(session, job)
 
     return change_job(app_state, caller, job_id, change)
 

@@ -49,8 +49,12 @@ def insert(
     key: str | None,
     origin: PromotedFrom | None = None,
     fixed: Mapping[str, Any] = MappingProxyType({}),
+    follows: str | None = None,
 ) -> Job:
-    """Add a queued job in the caller's transaction; ``key`` is one of `stored_key`, ``fixed`` as of `Subject`."""
+    """Add a queued job in the caller's transaction; ``key`` is one of `stored_key`, ``fixed`` as of `Subject`.
+
+    ``follows``: the job that it follows, where the service submits it by itself.
+    """
     job = Job(
         id=repository.new_id(),
         kind=spec.kind,
@@ -66,12 +70,19 @@ def insert(
         request_id=structlog.contextvars.get_contextvars().get("request_id"),  # of the present request
         search_id=origin.search if origin else None,
         trial=origin.trial if origin else None,
+        follows=follows,
     )
     session.add(job)
     session.flush()
-    message = f"Promoted from trial {origin.trial} of {origin.search}." if origin else "Submitted."
-    session.add(Event(job_id=job.id, state=job.state, message=message, actor=owner))
+    session.add(Event(job_id=job.id, state=job.state, message=_beginning(origin, follows), actor=owner))
     return job
+
+
+def _beginning(origin: PromotedFrom | None, follows: str | None) -> str:
+    """The message of a job's first event."""
+    if origin:
+        return f"Promoted from trial {origin.trial} of {origin.search}."
+    return f"Submitted by the service to follow {follows}." if follows else "Submitted."
 
 
 def with_fixed(spec: S, fixed: Mapping[str, Any]) -> S:
@@ -81,7 +92,16 @@ def with_fixed(spec: S, fixed: Mapping[str, Any]) -> S:
 
 def check_dataset_roots(settings: Settings, spec: PretrainSpec) -> None:
     """Raises `SpecError` for a dataset outside the dataset roots of the settings."""
-    check_roots(settings, {"dataset": spec.dataset, "evaluation.dataset": spec.evaluation.dataset})
+    after = spec.evaluation.following
+    check_roots(
+        settings,
+        {
+            "dataset": spec.dataset,
+            "evaluation.dataset": spec.evaluation.dataset,
+            "evaluation.after.dataset": after.dataset if after else None,
+            "evaluation.after.test": after.test if after else None,
+        },
+    )
 
 
 def check_roots(settings: Settings, sections: Mapping[str, Located | None]) -> None:

@@ -148,10 +148,11 @@ class UpdateSource:
                 return Update(final=True)
             rows = repository.events(session, self.job_id, cursor.event, EVENTS + 1)
             events = [EventView.model_validate(event, from_attributes=True) for event in rows[:EVENTS]]
+            shown = view(session, job)
         values = job.metrics
         step = int((job.progress or {}).get("step", 0))
         update = Update(
-            job=Snapshot.of(view(job)),
+            job=Snapshot.of(shown),
             metrics=Snapshot.of(MetricsTick(step=step, values=values)) if values else None,
             events=[(event.id, event.model_dump_json()) for event in events],
             more=len(rows) > EVENTS,

@@ -52,7 +52,8 @@ class Evaluate(ControllerKind[EvaluateSpec]):
     def check(self, app_state: AppState, caller: Caller, spec: EvaluateSpec) -> Subject:
         check_roots(app_state.settings, {"dataset": spec.dataset, "test": spec.test})
         found = find_subject(app_state, caller, spec.backbone, "backbone")
-        _check_reference(app_state, caller, spec)
+        with app_state.database.read() as session:
+            check_reference(session, caller, spec)
         return Subject(spec.dataset.uri, found.trained, {"backbone": found.fixed})
 
     def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
@@ -68,7 +69,7 @@ class Evaluate(ControllerKind[EvaluateSpec]):
         return forward_memory(subject.trained)
 
     def plan_note(self, spec: EvaluateSpec, resolved: EvaluateSpec) -> str:  # noqa: ARG002
-        return f"It makes {plural(len(measurements(spec)), 'measurement')}: {_counted(spec)}."
+        return f"It makes {counted(spec)}."
 
     def reads(self, session: Session, spec: EvaluateSpec) -> Reads:
         source = subject_source(session, spec.backbone, "measured")
@@ -96,29 +97,34 @@ def reference_of(spec: EvaluateSpec) -> str | None:
     return next((each.reference for each in spec.protocols if isinstance(each, RobustnessProtocol)), None)
 
 
-def _check_reference(app_state: AppState, caller: Caller, spec: EvaluateSpec) -> None:
-    wanted, field = reference_of(spec), "protocols.robustness.reference"
+def check_reference(session: Session, caller: Caller, spec: EvaluateSpec, path: str = "") -> None:
+    """Raises the spec's error for a reference that is no evaluation which has succeeded and the caller sees.
+
+    ``path``: where the spec is in an enclosing one, with a dot.
+    """
+    wanted, field = reference_of(spec), f"{path}protocols.robustness.reference"
     if wanted is None:
         return
-    with app_state.database.read() as session:
-        try:
-            job = repository.visible_job(session, wanted, caller)
-        except ApiProblem as error:
-            raise refused(field, f"{error.detail}: `rcmae evaluations list` shows those you see", wanted) from error
-        if job.kind != Kind.EVALUATE or job.state != State.SUCCEEDED:
-            raise refused(field, f"is a {job.kind} job that {job.state}: name an evaluation that has succeeded", wanted)
+    try:
+        job = repository.visible_job(session, wanted, caller)
+    except ApiProblem as error:
+        raise refused(field, f"{error.detail}: `rcmae evaluations list` shows those you see", wanted) from error
+    if job.kind != Kind.EVALUATE or job.state != State.SUCCEEDED:
+        raise refused(field, f"is a {job.kind} job that {job.state}: name an evaluation that has succeeded", wanted)
 
 
-def _counted(spec: EvaluateSpec) -> str:
-    """The measurements by weights and protocol, in words."""
+def counted(spec: EvaluateSpec) -> str:
+    """The measurements, altogether and by weights and protocol, in words."""
+    units = measurements(spec)
     counts: dict[str, Counter[str]] = {"of the backbone": Counter(), "of baselines": Counter()}
-    for each in measurements(spec):
+    for each in units:
         counts["of the backbone" if each.weights == "backbone" else "of baselines"][each.protocol] += 1
-    return " and ".join(
+    listed = " and ".join(
         f"{found.total()} {whose} ({', '.join(f'{count} {name}' for name, count in found.items())})"
         for whose, found in counts.items()
         if found
     )
+    return f"{plural(len(units), 'measurement')}: {listed}"
 
 
 @dataclass(frozen=True)

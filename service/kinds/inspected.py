@@ -12,6 +12,7 @@ from service.db.tables import Job
 from service.jobs.dataset_images import LOOKED_AT, same_images
 from service.jobs.schemas import Result
 from service.jobs.state import State
+from service.kinds.following import TRAINED
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.job import Kind, parse_spec
@@ -50,9 +51,20 @@ def newest_inspection(session: Session, dataset: DatasetSpec) -> Inspection | No
 
 
 def warnings(session: Session, spec: PretrainSpec) -> list[Warned]:
-    """What an inspection of its dataset says against a spec; nothing before there is one."""
+    """What inspections of its datasets say against a spec; nothing before there is one."""
     inspection = newest_inspection(session, spec.dataset)
-    return [*_warnings(spec, inspection)] if inspection else []
+    found = [*_warnings(spec, inspection)] if inspection else []
+    return [*found, *_of_following(session, spec)]
+
+
+def _of_following(session: Session, spec: PretrainSpec) -> Iterator[Warned]:
+    following = spec.following(TRAINED)
+    found = newest_inspection(session, following.dataset) if following else None
+    if following and found and found.class_count < 2:
+        what = "one class only" if found.class_count else "no labels"
+        text = f"evaluation.after asks for an evaluation on {following.dataset.uri}, whose images have {what}"
+        advice = "it would end with data_error. Name labelled images in evaluation.after.dataset"
+        yield Warned(code="after_without_labels", message=f"{text}: {advice}")
 
 
 def _warnings(spec: PretrainSpec, found: Inspection) -> Iterator[Warned]:

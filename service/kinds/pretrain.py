@@ -15,6 +15,7 @@ from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
+from service.kinds.following import PretrainReport, check_following, told
 from service.kinds.inspected import warnings
 from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
@@ -33,8 +34,10 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     name = Kind.PRETRAIN
 
-    def check(self, app_state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:  # noqa: ARG002
+    def check(self, app_state: AppState, caller: Caller, spec: PretrainSpec) -> Subject:
         check_dataset_roots(app_state.settings, spec)
+        with app_state.database.read() as session:
+            check_following(session, caller, spec)
         return Subject(spec.dataset.uri, spec)
 
     def recheck(self, settings: Settings, spec: PretrainSpec) -> None:
@@ -45,6 +48,9 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     def memory_per_worker(self, resolved: PretrainSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolved)
+
+    def plan_note(self, spec: PretrainSpec, resolved: PretrainSpec) -> str:  # noqa: ARG002
+        return told(spec)
 
     def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
         return warnings(session, spec)
@@ -58,8 +64,9 @@ class Pretrain(ControllerKind[PretrainSpec]):
     def report(self, context: ControllerContext, job: Job, run: RunView | None) -> RunReport | None:  # noqa: ARG002
         return RunReport(run, COMPLETE) if run and not run.gone else None
 
-    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> RunReport:
-        return final_report(context, job, run, state, COMPLETE)
+    def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> PretrainReport:
+        found = final_report(context, job, run, state, COMPLETE)
+        return PretrainReport(found.run, found.complete, found.metrics, found.registered)
 
 
 def training_memory(resolved: PretrainSpec) -> int:

@@ -25,6 +25,7 @@ from service.jobs import repository
 from service.jobs.lifecycle import note
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, nested, schedule
+from service.kinds.following import AFTER, check_following
 from service.kinds.inspected import warnings
 from service.kinds.pretrain import training_memory
 from service.searches.promotion import promote_trial
@@ -276,6 +277,7 @@ def check_search(settings: Settings, database: Database, caller: Caller, spec: S
         raise SpecError([Problem("kind", "/kind", spec.kind, text)])
     check_base(settings, spec)
     with database.read() as session:
+        check_following(session, caller, spec.base_spec, f"base.{AFTER}")
         for index, earlier in enumerate(spec.warm_start):
             why = _warm_start_problem(session, caller, spec, earlier)
             if why:

@@ -366,7 +366,7 @@ def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body:
         job, new = promote_trial(session, app_state.settings, search, trial, promotion, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)
-        promoted = view(job)
+        promoted = view(session, job)
     if new:
         app_state.wake.set()
     return promoted, new

@@ -26,8 +26,9 @@ from trainer.models.encoder import Encoder
 from trainer.models.rc_mae import MaskedAutoencoder
 from trainer.protocol import names
 from trainer.spec import metric_keys
+from trainer.spec.evaluation import PROBES
 from trainer.spec.metric_keys import score_key
-from trainer.spec.pretrain import PROBES, PretrainSpec
+from trainer.spec.pretrain import PretrainSpec
 from trainer.storage import Store, patience
 
 RATIO_IMAGES, PICTURE_IMAGES = 512, 6

@@ -20,7 +20,7 @@ from trainer.evaluation.probe_images import FIXED_SEED, ProbeImages
 from trainer.evaluation.ranks import Ranks
 from trainer.evaluation.scores import Predictions, top1
 from trainer.models.encoder import Encoder
-from trainer.spec.pretrain import Probe
+from trainer.spec.evaluation import Probe
 
 NEIGHBOURS: Final = 20
 """Of the k-NN probe: all of them where there are fewer training images."""

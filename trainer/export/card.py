@@ -22,8 +22,9 @@ from trainer.export.snippets import Snippet, snippets
 from trainer.protocol.names import BACKBONE_CARD, BACKBONE_METRICS, BACKBONE_PICTURES, BACKBONE_SPEC
 from trainer.spec import metric_keys
 from trainer.spec.cluster import plural
+from trainer.spec.evaluation import PROBE_OF
 from trainer.spec.export import Network
-from trainer.spec.pretrain import PROBE_OF, ModelSpec
+from trainer.spec.pretrain import ModelSpec
 
 CURVES, RECONSTRUCTIONS = "curves.png", "reconstructions.png"
 EVALUATIONS: Final = {

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from trainer.spec import metric_keys
+from trainer.spec.evaluation import PROBE_OF
 from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
-from trainer.spec.pretrain import PROBE_OF
 
 HUB_LICENSES: Final = frozenset(
     """

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import UnionType
-from typing import Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -81,13 +81,20 @@ def refuse(field: str | Sequence[str], message: str, value: Any = None) -> Pydan
     return PydanticCustomError("spec", "{message}", {"message": message, "field": field, "value": value})
 
 
+class _ByForm(Discriminator):
+    """One that unions may hold: they compare their parts, and pydantic's own has no hash."""
+
+    def __hash__(self) -> int:
+        return hash(self.discriminator)
+
+
 def by_form(form: Callable[[Any], str | None], field: str, message: str) -> Discriminator:
     """Chooses the model of a union by the tag that ``form`` gives a value; None is refused with ``message``.
 
     Tags have brackets, such as ``form[job]``: messages about fields leave them out.
     """
     context: dict[str, int | str | float] = {"message": message, "field": field}
-    return Discriminator(form, custom_error_type="spec", custom_error_message="{message}", custom_error_context=context)
+    return _ByForm(form, custom_error_type="spec", custom_error_message="{message}", custom_error_context=context)
 
 
 def problems(errors: Iterable[ErrorDetails], model: type[BaseModel], skip: int = 0) -> list[Problem]:
@@ -203,8 +210,11 @@ def _model_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) is Annotated:
+        return _model_in(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return next((m for m in map(_model_in, get_args(annotation)) if m), None)
+        models = [model for model in map(_model_in, get_args(annotation)) if model]
+        return models[0] if len(models) == 1 else None
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 

@@ -20,6 +20,8 @@ Workers = Annotated[int, Field(ge=1, le=10_000)]
 CpuCores = Annotated[int, Field(ge=1, le=4096)]
 Kept = Annotated[int, Field(ge=1, le=10**9)]
 """How many of several things are kept; a number beyond all that there are means all of them."""
+Heads = Annotated[int, Field(ge=1, le=2**14)]
+"""Heads of attention."""
 Hours = Annotated[float, Field(gt=0, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 

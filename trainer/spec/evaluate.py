@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, Tag, field_validator, model_validator
@@ -19,6 +20,7 @@ Pooling = Literal["mean", "cls", "attention"]
 Baseline = Literal["random", "scratch"]
 Neighbours = Annotated[int, Field(ge=1, le=10_000)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Seeds = Annotated[int, Field(ge=1, le=100)]
 Corruption = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
@@ -141,6 +143,19 @@ Protocol = Annotated[
     by_form(_protocol_form, "name", f"give one of {', '.join(PROTOCOLS)}, for example {{name: knn}}"),
 ]
 """One way to measure."""
+Protocols = Annotated[tuple[Protocol, ...], Field(min_length=1, max_length=20)]
+"""The ways to measure, each at most once."""
+MEASURED: Final = (KnnProtocol(name="knn"), LinearProtocol(name="linear"))
+"""What is measured where nothing else is asked for."""
+HELD_OUT: Final = 0.2
+"""The share of a dataset that the test is made of, where there is no other test."""
+
+
+def repeated(protocols: Sequence[Protocol]) -> str | None:
+    """What is wrong where a protocol is named twice; None if none is."""
+    names = [each.name for each in protocols]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    return f"name each protocol once: {twice} is repeated" if twice else None
 
 
 class EvaluateSpec(Document):
@@ -157,15 +172,13 @@ class EvaluateSpec(Document):
     """Labelled images to train classifiers on."""
     test: DatasetSpec | None = None
     """Labelled images to score them on; null: a share of `dataset`."""
-    held_out: float = Field(0.2, gt=0, lt=1)
+    held_out: Share = HELD_OUT
     """Where `test` is null: the share of each class that is held out for the test, the same for every evaluation of
     this dataset."""
-    protocols: tuple[Protocol, ...] = Field(
-        (KnnProtocol(name="knn"), LinearProtocol(name="linear")), min_length=1, max_length=20
-    )
+    protocols: Protocols = MEASURED
     """The ways to measure, each at most once."""
     features: FeaturesSpec = Field(default_factory=FeaturesSpec)
-    seeds: int = Field(3, ge=1, le=100)
+    seeds: Seeds = 3
     """How often what depends on chance is measured, each time with another seed. Scores are means."""
     baselines: tuple[Baseline, ...] = ("random", "scratch")
     """What is measured beside the backbone: `random`, the same network with untrained weights; `scratch`, fine-tuning
@@ -218,17 +231,15 @@ class EvaluateSpec(Document):
 
     @model_validator(mode="after")
     def _each_protocol_once(self) -> Self:
-        names = [each.name for each in self.protocols]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice:
-            raise refuse("protocols", f"name each protocol once: {twice} is repeated", names)
+        if text := repeated(self.protocols):
+            raise refuse("protocols", text, [each.name for each in self.protocols])
         if len(set(self.baselines)) < len(self.baselines):
             raise refuse("baselines", "name each baseline once", list(self.baselines))
         return self
 
     @model_validator(mode="after")
     def _held_out_or_test(self) -> Self:
-        if self.test is not None and "held_out" in self.model_fields_set and self.held_out != 0.2:
+        if self.test is not None and "held_out" in self.model_fields_set and self.held_out != HELD_OUT:
             raise refuse("held_out", "has no meaning beside test: leave one of the two out", self.held_out)
         return self
 

@@ -5,13 +5,16 @@ Values that depend on the network or on the data are `auto` here; `resolved` fil
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from trainer.spec.base import Problem, SpecError, SpecModel, problems, refuse
-from trainer.spec.common import MOST_EPOCHS, Auto, BatchSize, Epochs, Interval
-from trainer.spec.pretrain import CPU_TOKENS, Heads, ModelSpec
+from trainer.spec.common import MOST_EPOCHS, Auto, BatchSize, Epochs, Heads, Interval
+from trainer.spec.resources import CPU_TOKENS
+
+if TYPE_CHECKING:  # its module names evaluations, whose protocols are defined here
+    from trainer.spec.pretrain import ModelSpec
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Area = Annotated[float, Field(gt=0, le=1)]

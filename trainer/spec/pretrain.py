@@ -6,7 +6,6 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.spec import metric_keys
 from trainer.spec.base import Document, SpecModel, refuse
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import (
@@ -14,6 +13,7 @@ from trainer.spec.common import (
     Auto,
     BatchSize,
     Epochs,
+    Heads,
     Interval,
     Kept,
     Labels,
@@ -22,24 +22,20 @@ from trainer.spec.common import (
     Seed,
 )
 from trainer.spec.dataset import MAX_CHANNELS, DatasetSpec
+from trainer.spec.evaluate import EvaluateSpec
+from trainer.spec.evaluation import EvaluationSpec
 from trainer.spec.export import BackboneName, ExportSpec, misfit
 from trainer.spec.presets import DEFAULT_PRESET, MODEL_FIELDS, PRESETS
-from trainer.spec.resources import ResourcesSpec, divisor
+from trainer.spec.resources import CPU_TOKENS, ResourcesSpec, divisor
+from trainer.spec.subject import CheckpointRef
 
 MOST_PARAMETERS: Final = 10**12
 """Most parameters of encoder and decoder together."""
 MOST_PATCHES: Final = 2**18
-CPU_TOKENS: Final = 8192
-"""Tokens that the decoder processes at once on a CPU: more would be no faster and need more memory."""
-Probe = Literal["linear", "knn"]
-PROBES: Final[tuple[Probe, ...]] = ("linear", "knn")
-PROBE_OF: Final[dict[str, Probe]] = {metric_keys.LINEAR_TOP1: "linear", metric_keys.KNN_TOP1: "knn"}
-"""The probe that measures a metric."""
 
 Side = Annotated[int, Field(ge=1, le=2**14)]
 Width = Annotated[int, Field(ge=1, le=2**16)]
 Blocks = Annotated[int, Field(ge=1, le=1024)]
-Heads = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class ModelSpec(SpecModel):
@@ -293,18 +289,6 @@ class CheckpointSpec(SpecModel):
     """The number of newest checkpoints to keep; the one with the best reconstruction is kept too."""
 
 
-class EvaluationSpec(SpecModel):
-    """What is measured during training, and at its end."""
-
-    every_epochs: Interval = 20
-    """Epochs between two evaluations."""
-    probes: tuple[Probe, ...] | Auto = "auto"
-    """Probes of the frozen backbone; they need labels. `linear` is a linear classifier, `knn` votes of the 20 nearest
-    training images. `auto` is both where the dataset has labels."""
-    dataset: DatasetSpec | None = None
-    """Held-out images; null: a fixed tenth of the dataset, at most 2,048 images, which are not trained on."""
-
-
 class PretrainSpec(Document):
     """One pretraining job. Every field but `kind` and `dataset.uri` has a default: the paper's ViT-Base run."""
 
@@ -346,6 +330,12 @@ class PretrainSpec(Document):
     def concurrent_runs(self) -> int:
         """Training runs that take place at a time, each with workers of its own."""
         return 1
+
+    def following(self, subject: str | CheckpointRef) -> EvaluateSpec | None:
+        """The evaluation of ``subject``, what has been trained, that is to follow; None if none is."""
+        after = self.evaluation.following
+        dataset = self.evaluation.dataset or self.dataset
+        return after.of(subject, dataset, self.labels, self.priority) if after else None
 
     def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:
         """The sections in which `trainer.spec.plan.resolve` fills in `auto` values."""

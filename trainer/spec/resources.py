@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from trainer.spec.base import SpecModel
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Auto, CpuCores, Workers
+
+CPU_TOKENS: Final = 8192
+"""Tokens of images that a worker processes at once on a CPU: more would be no faster and need more memory."""
 
 
 class ResourcesSpec(SpecModel):

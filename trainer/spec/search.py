@@ -26,7 +26,8 @@ from trainer.spec.base import (
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Kept, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.pretrain import PROBE_OF, PretrainSpec
+from trainer.spec.evaluation import PROBE_OF
+from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.resources import ResourcesSpec
 from trainer.spec.search_sections import (
     INCOMPARABLE,
@@ -52,8 +53,8 @@ class SearchSpec(Document):
     name: str = Field("", max_length=200)
     """A descriptive name; by default derived from the base's."""
     base: Annotated[dict[str, Any], AsWritten(PretrainSpec, {"kind": "pretrain"})]
-    """The pretraining spec that every trial starts from, as it would be submitted alone. Trials register nothing:
-    `register_as` applies to a job that a trial is promoted to."""
+    """The pretraining spec that every trial starts from, as it would be submitted alone. Trials register nothing,
+    and no evaluation follows them: `register_as` and `evaluation.after` apply to a job that a trial is promoted to."""
     space: dict[str, Parameter] = Field(min_length=1, max_length=50)
     """The parameters that vary, by their dotted path in the base, such as `optimization.base_lr`."""
     objective: Objectives = Field(default_factory=lambda: ObjectiveSpec.model_validate({}))
@@ -219,6 +220,8 @@ class SearchSpec(Document):
         if seed is not None:
             document["seed"] = seed
         document.pop("register_as", None)
+        if isinstance(document.get("evaluation"), dict):
+            document["evaluation"].pop("after", None)
         return PretrainSpec.parse(document)
 
     def promoted(self, point: Mapping[str, Any], promote: PromoteSpec, resources: Mapping[str, Any]) -> dict[str, Any]:

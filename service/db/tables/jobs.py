@@ -44,6 +44,7 @@ class Job(Base):
         # The size of a dataset, which every submission looks up.
         Index(None, "dataset_uri", "created_at", sqlite_where=COUNTED, postgresql_where=COUNTED),
         Index(None, "search_id", "trial"),
+        Index(None, "follows", unique=True),
         # What was deleted and is to be removed; jobs that wait or run are found by their state.
         Index("ix_job_deleted", "deleted_at", sqlite_where=DELETED, postgresql_where=DELETED),
     )
@@ -101,6 +102,8 @@ class Job(Base):
     """For a job promoted from a trial: the search."""
     trial: Mapped[int | None]
     """For a job promoted from a trial: the trial's number."""
+    follows: Mapped[str | None] = mapped_column(String(32))
+    """For an evaluation that the service submitted by itself: the job whose spec asked for it. One follows each job."""
 
     __mapper_args__ = {"version_id_col": revision}  # noqa: RUF012 - the base class declares it without ClassVar
 
