@@ -30,7 +30,7 @@ from trainer.scoring.bench import Bench
 from trainer.scoring.kept import Kept, UnitResult, dense
 from trainer.scoring.labelled import LabelledSet
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.evaluate import EvaluateSpec, RobustnessProtocol
+from trainer.spec.evaluate import NO_SETTINGS, EvaluateSpec, RobustnessProtocol
 from trainer.spec.measurements import Unit, measurements
 from trainer.storage import Store
 
@@ -77,7 +77,10 @@ def score(spec: EvaluateSpec, key: str, units: Sequence[Unit], results: Results,
 def settings_of(spec: EvaluateSpec, protocol: str) -> dict[str, Any]:
     """A protocol's settings as the spec has them, with defaults; of an object its fields by dotted names."""
     written = next((each.model_dump(mode="json") for each in spec.protocols if each.name == protocol), {})
-    return {name: value for name, value in written.items() if name != "name" and value is not None}
+    settings = {name: value for name, value in written.items() if name not in NO_SETTINGS and value is not None}
+    parts = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    flat = {f"{name}.{key}": each for name, part in parts.items() for key, each in part.items()}
+    return {name: value for name, value in settings.items() if name not in parts} | flat
 
 
 def confusion_of(found: Sequence[UnitResult], classes: int) -> NDArray[np.int64] | None:

@@ -11,7 +11,6 @@ import torch.distributed as dist
 from trainer.agreement import Agreement
 from trainer.data.dataset import DatasetContext
 from trainer.evaluation.ranks import Ranks
-from trainer.protocol.command import Action
 from trainer.protocol.evaluation import EvaluationPicture
 from trainer.protocol.request import AttemptRequest
 from trainer.scoring.bench import Bench, NetworkFeatures, identity
@@ -21,30 +20,30 @@ from trainer.scoring.kept import Kept
 from trainer.scoring.labelled import open_labelled
 from trainer.scoring.pictures import draw_pictures, draw_results
 from trainer.scoring.place import Place
+from trainer.scoring.product import Ended, Product, product_of
 from trainer.scoring.progress import Progress
 from trainer.scoring.results import check_reference, read_reference, store_result
 from trainer.scoring.subjects import load_shared
 from trainer.scoring.trained import TrainedMeasures
 from trainer.spec.evaluate import EvaluateSpec
-from trainer.spec.measurements import groups
+from trainer.spec.measurements import groups, registered
 from trainer.spec.measurements import trainings as trained_units
 from trainer.training.execution import uses_bf16
 
 
-def evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Action | None:
+def evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Ended:
     """Measure what a spec asks for, as far as earlier attempts have not, and store `evaluation.json`.
 
-    Every rank calls this, with a resolved spec. Returns the command that ended it early, if there was one. Raises
-    `SpecRefused`, `DataError`, `WeightsRefused` and `StorageError`.
+    Every rank calls this, with a resolved spec. The checkpoints of a classifier that is to be registered stay, and so
+    does nothing else of the trainings. Raises `SpecRefused`, `DataError`, `WeightsRefused` and `StorageError`.
     """
     try:
-        _evaluate(request, spec, place)
+        return Ended(product=_evaluate(request, spec, place))
     except Interrupted as interrupted:
-        return interrupted.action
-    return None
+        return Ended(interrupted.action)
 
 
-def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None:
+def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Product | None:
     # --- the network and the images ---------------------------------------------------------------------------------
     place.tracker.enter("opening")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -84,12 +83,15 @@ def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None
             progress.begin(unit)
             kept.keep(unit, trainings.measure(unit), write=rank == 0)
             progress.done(unit)
-        if rank == 0:
+        if rank == 0 and unit != registered(spec):
             trainings.forget(unit)
 
     # --- the result -------------------------------------------------------------------------------------------------
+    product = None
     if rank == 0:
         pictures += draw_results(bench, kept, place.store)
         evaluation = store_result(place.store, bench, kept, pictures, reference)
         progress.complete(evaluation.metrics)
+        product = product_of(bench, evaluation)
     agree.meet()
+    return product

@@ -74,7 +74,7 @@ class TrainedMeasures:
 
     def forget(self, unit: Unit) -> None:
         """Delete a training's folder, once its result is kept. On one rank."""
-        self._store.delete(f"{TRAININGS}/{unit.name}")
+        forget(self._store, unit)
 
     def _training(self, unit: Unit) -> Training:
         bench, data = self._bench, self._bench.data
@@ -121,6 +121,11 @@ class TrainedMeasures:
             threads=bench.threads,
             loader_processes=int(bench.spec.resources.loader_processes),
         )
+
+
+def forget(store: Store, unit: Unit) -> None:
+    """Delete a training's folder in the run's artifact folder, with its checkpoints."""
+    store.delete(f"{TRAININGS}/{unit.name}")
 
 
 def folder_of(artifact_uri: str, unit: Unit) -> str:
