@@ -35,6 +35,10 @@ def evaluate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How often to measure what depends on chance.")] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="How the network's tokens become one vector.")] = None,
+    register_as: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fine-tune on the class token, and register the classifier under this name."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the spec: features.layer=all")
     ] = None,
@@ -48,8 +52,9 @@ def evaluate(
     """
     tested = absolute(test) if test else None
     spec = evaluate_spec(
-        subject(network), absolute(dataset), test=tested, protocols=protocol, seeds=seeds, pooling=pooling
-    )
+        subject(network), absolute(dataset), test=tested, protocols=registering(protocol, register_as), seeds=seeds,
+        pooling=pooling,
+    )  # fmt: skip
     spec = apply_overrides(spec, overrides or ())
     if plan:
         _show_plan(spec, as_json)
@@ -68,6 +73,17 @@ def evaluate(
         )
     if follow_it:
         raise typer.Exit(exit_status(job))
+
+
+def registering(protocols: list[str] | None, name: str | None) -> list[str | dict[str, str]] | None:
+    """The protocols, of which `finetune`, added where it is missing, registers its classifier under ``name``.
+
+    It pools the class token then, as transformers' classifiers do. Without a name they stay as they are.
+    """
+    if name is None:
+        return [*protocols] if protocols else None
+    others = [each for each in protocols or () if each != "finetune"]
+    return [*others, {"name": "finetune", "pooling": "cls", "register_as": name}]
 
 
 def _show_plan(spec: dict[str, Any], as_json: bool) -> None:

@@ -140,11 +140,11 @@ def _sections(facts: ClassifierFacts, form: str | None) -> Iterator[str]:
 
 
 def _summary(facts: ClassifierFacts) -> str:
-    model = facts.model
+    model, images = facts.model, facts.evaluation.train
     return (
         f"A Vision Transformer that tells {len(facts.classes):,} classes apart: {plain(facts.base)}, fine-tuned on "
-        f"{plain(facts.evaluation.train.title)}. It has {model.parameters[0]:,} parameters below its head, takes images "
-        f"of {model.height} x {model.width} pixels with {plural(model.in_chans, 'channel')}, and gives a logit for each "
+        f"{plain(images.title)}. It has {model.parameters[0]:,} parameters below its head, takes images of "
+        f"{model.height} x {model.width} pixels with {plural(model.in_chans, 'channel')}, and gives a logit for each "
         f"class; its linear head reads {POOLED[facts.protocol.pooling]}."
     )
 

@@ -24,7 +24,7 @@ POOLING = "avg"
 """A pooled output is the mean of the patch tokens, which probes and the card's figures are about. timm would then move
 the final norm behind the pooling, and call it otherwise; ``fc_norm=False`` keeps it where it was in training. A
 classifier on the mean was trained with a norm there, and has none before."""
-TOKEN = "token"
+CLASS_TOKEN = "token"  # noqa: S105 - no password
 """The class token, of a classifier that reads that."""
 
 
@@ -53,8 +53,9 @@ def export_timm(
     """Write ``config.json`` and ``model.safetensors`` into the new folder ``out``.
 
     ``weights`` is a `MaskedAutoencoder`'s state; the encoder's tensors are written under their own names, which are
-    timm's. With a ``head`` it is that of a classifier, as `classifier_weights` gives it. ``provenance`` goes into a field that timm ignores, and so does ``value_range``: the pixel values that were
-    black and white in training, which become 0 and 1 before ``mean`` and ``std`` apply.
+    timm's. With a ``head`` it is that of a classifier, as `classifier_weights` gives it. ``provenance`` goes into a
+    field that timm ignores, and so does ``value_range``: the pixel values that were black and white in training, which
+    become 0 and 1 before ``mean`` and ``std`` apply.
     """
     out.mkdir(parents=True)
     tensors = {name: value.contiguous() for name, value in weights.items() if not is_decoder(name)}
@@ -69,7 +70,7 @@ def _config(
     model: ModelSpec, mean: tuple[float, ...], std: tuple[float, ...], license_id: str | None, head: Head | None
 ) -> dict[str, Any]:
     classes = len(head.classes) if head else 0
-    pooling = TOKEN if head and head.pooling == "cls" else POOLING
+    pooling = CLASS_TOKEN if head and head.pooling == "cls" else POOLING
     return {
         "architecture": model.preset,  # any architecture of the family would do: the arguments below define the network
         "num_classes": classes,

@@ -28,8 +28,7 @@ from trainer.tracking.activity import ActivityTracker
 from trainer.training.checkpoint import Committed
 from trainer.training.periodic import Record
 
-
-NOT_TRAINED: Final = frozenset({"name", "micro_batch_size", "precision", "every_epochs", "register_as", "export"})
+NOT_TRAINED: Final = ("name", "micro_batch_size", "precision", "every_epochs", "register_as", "export")
 """Settings of protocols on which the trained network does not depend."""
 
 
@@ -64,7 +63,7 @@ class Training:
         """A sha256 of everything that the result depends on, but for precision and parts of a batch."""
         facts = [
             type(self.settings).__name__,
-            self.settings.model_dump_json(exclude=NOT_TRAINED),
+            self.settings.model_dump_json(exclude={*NOT_TRAINED}),
             self.model.model_dump_json(),
             repr((self.view, self.classes, self.seed)),
             self.images.index.fingerprint,

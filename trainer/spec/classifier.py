@@ -39,4 +39,4 @@ class ClassifierExport(SpecModel):
 
     def formats_for(self, pooling: str) -> tuple[ClassifierFormat, ...]:
         """The formats of a network with this pooling."""
-        return self.formats or ((BACKBONE_TIMM, BACKBONE_HF) if pooling == "cls" else (BACKBONE_TIMM,))  # type: ignore[return-value]  # constants of these literals
+        return self.formats or ((BACKBONE_TIMM, BACKBONE_HF) if pooling == "cls" else (BACKBONE_TIMM,))

@@ -15,7 +15,7 @@ BACKBONE_ONNX: Final = "onnx"
 BACKBONE_TORCH_EXPORT: Final = "torch_export"
 BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TORCH_EXPORT)
 CLASSIFIER_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_ONNX)
-"""Those of a fine-tuned classifier, with its head: `hf` is then `ViTForImageClassification`, and `onnx` gives logits."""
+"""Those of a fine-tuned classifier, with its head: `hf` is then ViTForImageClassification, and `onnx` gives logits."""
 WEIGHTS_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE)
 """Those that hold the encoder's weights by name, from which a version is read again."""
 
