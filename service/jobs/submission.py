@@ -101,9 +101,9 @@ def check_roots(settings: Settings, sections: Mapping[str, Located | None]) -> N
 def check_backbone_names(session: Session, caller: Caller, document: Mapping[str, Any]) -> None:
     """Raises `SpecError` for the name of a backbone that a caller's job cannot register.
 
-    That is a new name which would be that of another backbone's repository in the hub, or the name of a private
-    backbone of which the caller owns nothing, or one whose versions are of the other type. ``document`` may nest specs. Older specs and backbones keep names of
-    repositories: not all of these endings were taken before.
+    That is a new name which would be that of another backbone's repository in the hub, the name of a private backbone
+    of which the caller owns nothing, or one whose versions are of the other type. ``document`` may nest specs. Older
+    specs and backbones keep names of repositories: not all of these endings were taken before.
     """
     named = [*registrations(document)]
     wanted = [each.name for each in named]
