@@ -67,7 +67,7 @@ def made(request, trained, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tested(trained, made):
+def tested(made):
     """The test images as the network takes them, and their labels."""
     subject = load_subject(made.spec.backbone, made.request)
     context = DatasetContext(Cache(), threads=1, agree=Agreement(1), rank=0)
