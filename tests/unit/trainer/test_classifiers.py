@@ -28,7 +28,7 @@ from trainer.spec.base import SpecError
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.storage import Store
 
-FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 2, "hflip": False, "register_as": "digits-classifier"}
+FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 1, "hflip": False, "register_as": "digits-classifier"}
 HF = FINETUNE | {"pooling": "cls", "ema": 0.9, "export": {"formats": ["timm", "hf", "onnx"], "license": "mit"}}
 MEAN = FINETUNE | {"export": {"formats": ["timm", "onnx"]}}
 
@@ -47,9 +47,9 @@ def trained(tmp_path_factory):
     return SimpleNamespace(folder=folder, checkpoint=ending.checkpoint, memory=memory)
 
 
-def registering(trained, folder, protocol, attempt=1):
+def registering(trained, folder, protocol, attempt=1, seeds=2):
     """One attempt up to the registration: the request, the spec and the product."""
-    spec = spec_of(protocols=[protocol], baselines=[], seeds=2)
+    spec = spec_of(protocols=[protocol], baselines=[], seeds=seeds, held_out=0.5)
     request = request_of(trained, spec, folder, attempt)
     place = Place(Store(str(folder)), torch.device("cpu"), trained.memory, cache=Cache(folder / "cache"))
     return SimpleNamespace(request=request, spec=spec, product=evaluate(request, spec, place).product)
@@ -137,11 +137,11 @@ def test_a_resumed_attempt_registers_once_and_leaves_no_training(trained, made):
 
 
 def test_a_command_before_the_registration_keeps_the_weights_for_the_next_attempt(trained, tmp_path):
-    found = registering(trained, tmp_path, MEAN)
+    found = registering(trained, tmp_path, MEAN, seeds=1)
     registry = ClassifierRegistry(trained.memory, tmp_path / "registry")
     assert register_classifier(found.product, found.request, found.spec, registry, lambda: "pause") == "pause"
     assert not registry.made
-    again = registering(trained, tmp_path, MEAN, attempt=2)
+    again = registering(trained, tmp_path, MEAN, attempt=2, seeds=1)
     assert register_classifier(again.product, again.request, again.spec, registry) is None
     assert len(registry.made) == 1
 
