@@ -52,8 +52,8 @@ def evaluate(
     """
     tested = absolute(test) if test else None
     spec = evaluate_spec(
-        subject(network), absolute(dataset), test=tested, protocols=registering(protocol, register_as), seeds=seeds,
-        pooling=pooling,
+        subject(network), absolute(dataset), test=tested, protocols=protocol, seeds=seeds, pooling=pooling,
+        register_as=register_as,
     )  # fmt: skip
     spec = apply_overrides(spec, overrides or ())
     if plan:
@@ -73,17 +73,6 @@ def evaluate(
         )
     if follow_it:
         raise typer.Exit(exit_status(job))
-
-
-def registering(protocols: list[str] | None, name: str | None) -> list[str | dict[str, str]] | None:
-    """The protocols, of which `finetune`, added where it is missing, registers its classifier under ``name``.
-
-    It pools the class token then, as transformers' classifiers do. Without a name they stay as they are.
-    """
-    if name is None:
-        return [*protocols] if protocols else None
-    others = [each for each in protocols or () if each != "finetune"]
-    return [*others, {"name": "finetune", "pooling": "cls", "register_as": name}]
 
 
 def _show_plan(spec: dict[str, Any], as_json: bool) -> None:

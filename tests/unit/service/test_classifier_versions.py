@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,27 @@ def registry(world, mlflow, root) -> Registry:
 
 
 @pytest.fixture
-def job(served, world, mlflow, root, registry) -> str:  # noqa: ARG001 - its backbone is there
-    """An evaluation that has registered a classifier of `digits:1`."""
-    job_id = served.post("/v1/jobs", json=spec_of("cats")).json()["id"]
-    world.rounds()
-    world.run_attempt(job_id)
-    folder = Path(job_of(world.database, job_id).artifact_uri.removeprefix("file://"))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / EVALUATION).write_text(evaluation({"eval/finetune_top1": 0.9}).model_dump_json())
-    mlflow.register("cats", 1, job_id, write(root / "models/cats-1/artifacts", FILES), TAGS)
-    world.end_attempt(job_id, Outcome(state="succeeded"))
-    world.rounds()
-    return str(job_id)
+def register(served, world, mlflow, root, registry) -> Callable[[str], str]:  # noqa: ARG001 - the backbone is there
+    """Runs an evaluation that registers a classifier of `digits:1`, by its name; gives the job."""
+
+    def registered(name: str) -> str:
+        job_id = str(served.post("/v1/jobs", json=spec_of(name)).json()["id"])
+        world.rounds()
+        world.run_attempt(job_id)
+        folder = Path(job_of(world.database, job_id).artifact_uri.removeprefix("file://"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / EVALUATION).write_text(evaluation({"eval/finetune_top1": 0.9}).model_dump_json())
+        mlflow.register(name, 1, job_id, write(root / f"models/{name}-1/artifacts", FILES), TAGS)
+        world.end_attempt(job_id, Outcome(state="succeeded"))
+        world.rounds()
+        return job_id
+
+    return registered
+
+
+@pytest.fixture
+def job(register) -> str:
+    return str(register("cats"))
 
 
 def test_the_job_names_its_classifier_and_both_lead_to_each_other(served, job):
@@ -92,17 +102,12 @@ def test_the_classifier_goes_with_its_job_only_if_that_is_confirmed(served, job)
     assert served.delete(f"/v1/jobs/{job}", params={"with_backbones": True}).status_code == 200
 
 
-def test_the_classifier_of_a_private_backbone_is_its_owners_alone(served, world, mlflow, root, registry):
+def test_the_classifier_of_a_private_backbone_is_its_owners_alone(served, register):
+    register("cats")
     served.patch("/v1/backbones/digits", json={"visibility": "owners"}).raise_for_status()
-    job_id = served.post("/v1/jobs", json=spec_of("dogs")).json()["id"]
-    world.rounds()
-    world.run_attempt(job_id)
-    mlflow.register("dogs", 1, job_id, write(root / "models/dogs-1/artifacts", FILES), TAGS)
-    world.end_attempt(job_id, Outcome(state="failed", reason="worker_failed"))
-    world.rounds()
-    assert registry.jobs["digits"] != job_id
-    world.rounds()
-    assert served.get("/v1/backbones/dogs").json()["visibility"] == "owners"
+    register("dogs")
+    found = {each["name"]: each["visibility"] for each in served.get("/v1/backbones").json()["items"]}
+    assert found == {"cats": "all", "digits": "owners", "dogs": "owners"}
 
 
 def test_a_plan_says_what_is_registered_and_what_is_left_out(served, registry):  # noqa: ARG001 - the backbone is there
