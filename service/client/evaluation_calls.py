@@ -39,9 +39,9 @@ class EvaluationCalls(Transport):
 
         ``backbone`` is `NAME`, `NAME:3` or `NAME@alias` of a registered one, ``{"job": …}`` with perhaps a
         ``checkpoint``, or ``{"uri": …}`` of weights from elsewhere. ``test`` is another dataset; by default a share of
-        ``dataset`` is held out. By default `knn` and `linear` are measured. With ``register_as`` it is `finetune`, alone
-        or beside the ``protocols``, and its classifier is registered under this name; unless that says otherwise it
-        reads the class token, as transformers' classifiers do. ``more`` are further fields of the spec.
+        ``dataset`` is held out. By default `knn` and `linear` are measured. With ``register_as`` it is `finetune`,
+        alone or beside the ``protocols``, and its classifier is registered under this name. Unless that protocol says
+        otherwise, it reads the class token, as transformers' classifiers do. ``more`` are further fields of the spec.
         """
         spec = evaluate_spec(
             backbone, dataset, test=test, protocols=protocols, seeds=seeds, pooling=pooling, baselines=baselines,
