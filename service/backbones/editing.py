@@ -39,7 +39,7 @@ def patch(state: AppState, caller: Caller, name: str, body: BackbonePatch) -> Ba
             visibility.must_show_to_approvers(session, row, "owner", row.owner)
         caller.record(session, name, **detail | seen | {"changed": sorted([*detail["changed"], *seen])})
     _copy(state, name, None)
-    return service.detail(registry.again(state, known))
+    return service.detail(state, caller, registry.again(state, known))
 
 
 def patch_version(state: AppState, caller: Caller, name: str, number: int, body: VersionPatch) -> VersionSummaryView:

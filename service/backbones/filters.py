@@ -24,6 +24,8 @@ class Filters:
     """The job that registered it, or that trained it."""
     dataset: str | None = None
     """The dataset's fingerprint or URI."""
+    type: str | None = None
+    """`backbone` or `classifier`."""
     method: str | None = None
     network: str | None = None
     export_format: str | None = None
@@ -61,6 +63,7 @@ class Filters:
         filters: list[tuple[str | None, set[str | None]]] = [
             (self.job, {version.row.job_id, version.row.trained_by}),
             (self.dataset, {tags.get(names.TAG_DATASET), version.row.dataset_uri}),
+            (self.type, {version.type}),
             (self.method, {tags.get(names.TAG_METHOD)}),
             (self.network, {tags.get(names.TAG_NETWORK)}),
             (self.export_format, {*version.formats}),

@@ -21,12 +21,22 @@ from service.adapters.storage import OutsideRoot, StoredFile
 from service.auth.caller import Caller
 from service.auth.sight import READERS
 from service.backbones import space
-from service.backbones.schemas import CHAMPION, LARGEST, LATEST, MAIN, BackboneView, VersionSummaryView, Visibility
+from service.backbones.schemas import (
+    CHAMPION,
+    LARGEST,
+    LATEST,
+    MAIN,
+    BackboneView,
+    VersionSummaryView,
+    VersionType,
+    Visibility,
+)
 from service.backbones.signature_schemas import SIGNATURE_FILE
 from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, RegisteredBackbone
 from service.http.problems import ApiProblem, not_found
 from service.jobs import aliases, version_tags, versions, visibility
+from service.jobs.registering import type_of
 from service.jobs.versions import VersionState
 from trainer.protocol import names
 from trainer.spec import formats
@@ -77,6 +87,10 @@ class Served:
         """The formats in which it can be pulled; empty for old versions, which have no tag for them."""
         return [] if self.gone else version_tags.formats_of(self.row.tags)
 
+    @property
+    def type(self) -> VersionType:
+        return "classifier" if type_of(self.row.tags) == names.CLASSIFIER else "backbone"
+
     def summary(self, aliases: Mapping[str, int]) -> VersionSummaryView:
         """The version as the API shows it; ``aliases`` are all aliases of the backbone."""
         tags = self.row.tags
@@ -92,6 +106,9 @@ class Served:
             trained_by=self.row.trained_by,
             attempt=_whole(tags.get(names.TAG_ATTEMPT)),
             checkpoint_step=_whole(tags.get(names.TAG_STEP)),
+            type=self.type,
+            classes=version_tags.classes_of(tags),
+            fine_tuned_from=tags.get(names.TAG_FINE_TUNED_FROM),
             method=tags.get(names.TAG_METHOD),
             origin=tags.get(names.TAG_ORIGIN),
             origin_url=tags.get(names.TAG_ORIGIN_URL),
@@ -165,6 +182,7 @@ class Backbone:
         totals = space.totals([version.row for version in self.versions])
         return BackboneView(
             name=self.name,
+            type=main.type,
             owner=self.row.owner,
             description=self.row.description or "",
             labels=self.row.labels,

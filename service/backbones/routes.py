@@ -19,6 +19,7 @@ from service.backbones.schemas import (
     VersionDeletionView,
     VersionPatch,
     VersionSummaryView,
+    VersionType,
     VersionView,
 )
 from service.backbones.sorting import KEYS
@@ -55,6 +56,7 @@ def listing(
     name_contains: str | None = None,
     job: Annotated[str | None, Query(description="the job that registered it, or that trained it")] = None,
     dataset: Annotated[str | None, Query(description="the dataset's fingerprint or URI")] = None,
+    type: Annotated[VersionType | None, Query(description="backbones alone, or classifiers alone")] = None,  # noqa: A002 - API name
     method: str | None = None,
     network: str | None = None,
     format: Annotated[BackboneFormat | None, Query(description="a format in which it can be pulled")] = None,  # noqa: A002 - API name
@@ -97,6 +99,7 @@ def listing(
         name_contains=name_contains,
         job=job,
         dataset=dataset,
+        type=type,
         method=method,
         network=network,
         export_format=format,

@@ -24,6 +24,7 @@ MOST_READERS: Final = 100
 """Of one backbone."""
 Visibility = Literal["all", "owners", "readers"]
 """Who sees a backbone: `service.auth.sight` decides by it."""
+VersionType = Literal["backbone", "classifier"]
 
 
 class FileView(View):
@@ -59,8 +60,15 @@ class VersionSummaryView(View):
     """The attempt of `job_id` that registered it."""
     checkpoint_step: int | None = None
     """The optimiser step of the exported checkpoint."""
+    type: VersionType = "backbone"
+    """`classifier`: a backbone that was fine-tuned with a head, by a job of kind `evaluate`. A name has either."""
+    classes: list[str] = Field(default_factory=list)
+    """Those of a classifier, in the order of its logits; empty where the names are too many for a tag: its
+    configuration has them all."""
+    fine_tuned_from: str | None = None
+    """Of a classifier: `NAME:VERSION` of its backbone, or the title of other weights."""
     method: str | None = None
-    """`imported`: others have trained it, elsewhere."""
+    """`imported`: others have trained it, elsewhere; `finetune`: it is a classifier."""
     origin: str | None = None
     """What its makers call it, if it was imported."""
     origin_url: str | None = None
@@ -121,6 +129,8 @@ class BackboneView(View):
     """A backbone: all versions registered under one name."""
 
     name: str
+    type: VersionType = "backbone"
+    """That of all its versions."""
     owner: str = ""
     """Whoever registered its first version, or was given it later."""
     description: str = ""
@@ -157,8 +167,20 @@ class BackboneView(View):
     """When the latest version was registered."""
 
 
+class FineTunedView(View):
+    """A classifier that was fine-tuned from a version of a backbone."""
+
+    name: str
+    version: int
+    fine_tuned_from: str
+    """`NAME:VERSION`."""
+
+
 class BackboneDetailView(BackboneView):
     """A backbone with the details of each version."""
+
+    classifiers: list[FineTunedView] = Field(default_factory=list)
+    """Those that were fine-tuned from its versions and that you see."""
 
     details: list[VersionSummaryView] = Field(default_factory=list)
     """Newest first."""

@@ -14,6 +14,7 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.storage import StoredFile
 from service.auth.caller import Caller
 from service.auth.scopes import Scope
+from service.auth.sight import seen
 from service.backbones import approval, copies, registry, signing, use
 from service.backbones.approval_schemas import ChampionRuleView
 from service.backbones.archive import Archive
@@ -24,6 +25,7 @@ from service.backbones.schemas import (
     BackboneDetailView,
     BackboneView,
     FileView,
+    FineTunedView,
     VersionDeletionView,
     VersionView,
 )
@@ -96,14 +98,20 @@ def _read_sort_key(cursor: str, sort: str | None) -> SortKey:
 
 def show(state: AppState, caller: Caller, name: str) -> BackboneDetailView:
     """One backbone with all its versions, newest first. Raises the API's 404."""
-    return detail(registry.backbone(state, caller, name))
+    return detail(state, caller, registry.backbone(state, caller, name))
 
 
-def detail(backbone: Backbone) -> BackboneDetailView:
-    """A backbone with all its versions, newest first."""
+def detail(state: AppState, caller: Caller, backbone: Backbone) -> BackboneDetailView:
+    """A backbone with all its versions, newest first, and the classifiers that the caller sees."""
+    with state.database.query() as session:
+        rows = versions.fine_tuned_from(session, backbone.name, seen(caller))
+        classifiers = [
+            FineTunedView(name=row.name, version=row.version, fine_tuned_from=row.tags[names.TAG_FINE_TUNED_FROM])
+            for row in rows
+        ]
     details = [version.summary(backbone.aliases) for version in reversed(backbone.versions)]
     rule = approval.rule_in(backbone.row)
-    return BackboneDetailView(**vars(backbone.view()), details=details, champion_rule=rule)
+    return BackboneDetailView(**vars(backbone.view()), details=details, classifiers=classifiers, champion_rule=rule)
 
 
 def show_version(state: AppState, caller: Caller, name: str, reference: str) -> VersionView:

@@ -13,6 +13,7 @@ from service.backbones.schemas import (
     BackboneView,
     VersionDeletionView,
     VersionSummaryView,
+    VersionType,
     VersionView,
     Visibility,
 )
@@ -46,6 +47,7 @@ class BackboneCalls(ApprovalCalls):
         name_contains: str | None = None,
         job: str | None = None,
         dataset: str | None = None,
+        type: VersionType | None = None,  # noqa: A002 - as in the API
         method: str | None = None,
         network: str | None = None,
         form: BackboneFormat | None = None,
@@ -59,14 +61,14 @@ class BackboneCalls(ApprovalCalls):
     ) -> Iterator[BackboneView]:
         """Registered backbones that have a version matching all filters, each with its matching versions.
 
-        ``job`` registered or trained it; ``dataset`` is a fingerprint or a URI; ``owner`` owns the backbone or
-        the version. ``search`` has words that are all in the name, origin, dataset, description or labels; ``filters``
-        are conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is `updated_at`, `downloads`,
-        `last_used_on`, `bytes` or an evaluation result such as `eval/linear_top1`, with a leading `-` for descending
-        order; by name by default.
+        ``type`` is `backbone` or `classifier`; ``job`` registered or trained it; ``dataset`` is a fingerprint or a
+        URI; ``owner`` owns the backbone or the version. ``search`` has words that are all in the name, origin, dataset,
+        description or labels; ``filters`` are conditions on results such as `eval/linear_top1 >= 0.5`. ``sort`` is
+        `updated_at`, `downloads`, `last_used_on`, `bytes` or an evaluation result such as `eval/linear_top1`, with a
+        leading `-` for descending order; by name by default.
         """
         query = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "owner": owner}
-        query |= {"network": network, "format": form, "alias": alias, "search": search, "sort": sort}
+        query |= {"type": type, "network": network, "format": form, "alias": alias, "search": search, "sort": sort}
         several = {"label": label_texts(labels), "filter": list(filters), "limit": page_size}
         return self._pages(Page[BackboneView], "/v1/backbones", {**query, **several})
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from service.backbones.schemas import VersionDeletionView, Visibility
+from service.backbones.schemas import VersionDeletionView, VersionType, Visibility
 from service.client import render, render_backbones
 from service.client.commands import changed_labels, exit_status, follow_to_end, label_pair
 from service.client.console import echo_json
@@ -54,6 +54,9 @@ def list_backbones(
     name_contains: Annotated[str | None, typer.Option(help="Only names with this text.")] = None,
     job: Annotated[str | None, typer.Option(help="Only what this job registered or trained.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Only trained on this dataset: a fingerprint or a URI.")] = None,
+    type_: Annotated[
+        VersionType | None, typer.Option("--type", help="Only backbones, or only fine-tuned classifiers.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Only trained with this method, such as rc_mae; or imported.")
     ] = None,
@@ -87,6 +90,7 @@ def list_backbones(
             name_contains=name_contains,
             job=job,
             dataset=dataset,
+            type=type_,
             method=method,
             network=network,
             form=form,

@@ -35,6 +35,10 @@ def evaluate(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="How often to measure what depends on chance.")] = None,
     pooling: Annotated[Pooling | None, typer.Option(help="How the network's tokens become one vector.")] = None,
+    register_as: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Fine-tune on the class token, and register the classifier under this name."),
+    ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="More of the spec: features.layer=all")
     ] = None,
@@ -48,8 +52,9 @@ def evaluate(
     """
     tested = absolute(test) if test else None
     spec = evaluate_spec(
-        subject(network), absolute(dataset), test=tested, protocols=protocol, seeds=seeds, pooling=pooling
-    )
+        subject(network), absolute(dataset), test=tested, protocols=protocol, seeds=seeds, pooling=pooling,
+        register_as=register_as,
+    )  # fmt: skip
     spec = apply_overrides(spec, overrides or ())
     if plan:
         _show_plan(spec, as_json)

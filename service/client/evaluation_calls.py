@@ -32,17 +32,21 @@ class EvaluationCalls(Transport):
         seeds: int | None = None,
         pooling: Pooling | None = None,
         baselines: Sequence[Baseline] | None = None,
+        register_as: str | None = None,
         **more: Any,
     ) -> JobView:
         """Submit a job that measures a backbone on labelled images.
 
         ``backbone`` is `NAME`, `NAME:3` or `NAME@alias` of a registered one, ``{"job": …}`` with perhaps a
         ``checkpoint``, or ``{"uri": …}`` of weights from elsewhere. ``test`` is another dataset; by default a share of
-        ``dataset`` is held out. By default `knn` and `linear` are measured. ``more`` are further fields of the spec.
+        ``dataset`` is held out. By default `knn` and `linear` are measured. With ``register_as`` it is `finetune`,
+        alone or beside the ``protocols``, and its classifier is registered under this name. Unless that protocol says
+        otherwise, it reads the class token, as transformers' classifiers do. ``more`` are further fields of the spec.
         """
         spec = evaluate_spec(
-            backbone, dataset, test=test, protocols=protocols, seeds=seeds, pooling=pooling, baselines=baselines, **more
-        )
+            backbone, dataset, test=test, protocols=protocols, seeds=seeds, pooling=pooling, baselines=baselines,
+            register_as=register_as, **more,
+        )  # fmt: skip
         headers = {"Idempotency-Key": uuid.uuid4().hex}
         return self._request(JobView, "POST", "/v1/jobs", json=spec, headers=headers, retried=True)
 
@@ -99,20 +103,31 @@ def evaluate_spec(
     seeds: int | None = None,
     pooling: Pooling | None = None,
     baselines: Sequence[Baseline] | None = None,
+    register_as: str | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """The spec of an evaluation; see `EvaluationCalls.evaluate`."""
+    measured = [_section(each, "name") for each in protocols or ()]
+    if register_as is not None:
+        measured = _registering(measured, register_as)
     spec = {
         "kind": "evaluate",
         "backbone": backbone,
         "dataset": _section(dataset, "uri"),
         "test": None if test is None else _section(test, "uri"),
-        "protocols": [_section(each, "name") for each in protocols] if protocols else None,
+        "protocols": measured or None,
         "seeds": seeds,
         "features": {"pooling": pooling} if pooling else None,
         "baselines": None if baselines is None else list(baselines),
     }
     return without_none(spec) | more
+
+
+def _registering(protocols: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The protocols, of which `finetune` registers its classifier under a name."""
+    given = next((each for each in protocols if each.get("name") == "finetune"), {})
+    fine_tuned = {"name": "finetune", "pooling": "cls"} | given | {"register_as": name}
+    return [*(each for each in protocols if each is not given), fine_tuned]
 
 
 def _section(value: str | Mapping[str, Any], field: str) -> dict[str, Any]:

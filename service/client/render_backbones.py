@@ -160,6 +160,8 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
         ("step", None if view.checkpoint_step is None else f"{view.checkpoint_step:,}"),
         ("epochs", None if view.epochs is None else f"{view.epochs:g}"),
         ("method", view.method),
+        ("fine-tuned from", view.fine_tuned_from),
+        ("classes", f"{len(view.classes)}: {', '.join(view.classes)}" if view.classes else ""),
         ("origin", " ".join(filter(None, (view.origin, view.origin_url)))),
         ("licence", view.license),
         ("network", view.network),
@@ -172,7 +174,7 @@ def summary(view: VersionSummaryView, further: Iterable[tuple[str, str]] = ()) -
     ]
     return fields(
         [
-            ("backbone", f"{view.name}:{view.version}"),
+            (view.type, f"{view.name}:{view.version}"),
             ("job", view.job_id),
             *trained_by,
             ("created", when(view.created_at)),

@@ -37,7 +37,8 @@ def snippets(version: VersionView, main: bool, server: str, code: Mapping[str, s
     for tool in HUB_TOOLS:
         if tool in code:
             set_endpoint = f'import os\n\nos.environ["HF_ENDPOINT"] = {json.dumps(f"{server}/hf")}  # before imports\n'
-            text = "Set HF_TOKEN to your token." + UNTRAINED.get(tool, "")
+            note = UNTRAINED.get(tool, "") if version.type == "backbone" else ""
+            text = f"Set HF_TOKEN to your token.{note}"
             yield Snippet(tool, text, set_endpoint + (code[tool] if main else _pinned(code[tool], name, number)))
     if MLFLOW in code:
         text = (

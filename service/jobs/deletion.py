@@ -12,6 +12,7 @@ from service.context.app_state import AppState
 from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem
 from service.jobs import aliases, needed, versions
+from service.jobs.registering import registered_name
 from service.jobs.schemas import BackboneRef, Deletion
 
 
@@ -42,7 +43,7 @@ def delete_versions(session: Session, caller: Caller, job: Job, with_backbones: 
     has an alias or is needed by a job, and 403 where one is the last of somebody else's backbone. One that is gone from
     MLflow counts too: its files may be there, and MLflow may have it again.
     """
-    if job.spec.get("register_as"):
+    if registered_name(job):
         versions.must_be_read(session)
     registered = versions.shown_of_job(session, job.id)
     going = _refs(registered)

@@ -25,7 +25,7 @@ from service.jobs.evaluation_schemas import (
     VersionResultView,
 )
 from service.jobs.versions import SHOWN
-from trainer.spec.evaluate import FinetuneProtocol, LinearProtocol
+from trainer.spec.evaluate import NO_SETTINGS, FinetuneProtocol, LinearProtocol
 
 BASELINES: Final[dict[Literal["random", "scratch"], str]] = {"random": "_random_init", "scratch": "_scratch"}
 """What follows a metric's key where the weights were others."""
@@ -93,7 +93,7 @@ class Found:
         """What a protocol was set to; one that `low_label` alone names has its defaults."""
         default = DEFAULTS[protocol].model_dump(mode="json") if protocol in DEFAULTS else {}
         written = next((each for each in self.protocols if each.get("name") == protocol), default)
-        return {name: value for name, value in written.items() if name != "name"}
+        return {name: value for name, value in written.items() if name not in NO_SETTINGS}
 
     def _baselines(self, key: str) -> list[BaselineView]:
         values = {score.key: score.top1 for score in self.scores}

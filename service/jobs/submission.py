@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -12,11 +12,13 @@ from sqlalchemy.orm import Session
 from service.auth.caller import Caller, sha256
 from service.auth.sight import ALL
 from service.db.tables import Event, Job, RegisteredBackbone
-from service.jobs import repository, visibility
+from service.jobs import repository, versions, visibility
 from service.jobs.dataset_images import dataset_images
+from service.jobs.registering import registration, registrations
 from service.jobs.schemas import PromotedFrom
 from service.jobs.state import State
 from service.settings import Settings
+from trainer.protocol import names
 from trainer.protocol.inspection import Warned
 from trainer.spec.base import Problem, SpecError
 from trainer.spec.dataset import Located, misplaced
@@ -30,6 +32,10 @@ S = TypeVar("S", bound=JobSpec)
 HASH_PREFIX = "sha256:"
 """Prefix of every stored idempotency key."""
 TAKEN = "is the name of a private backbone of others: choose another name"
+OTHER_TYPE = {
+    None: "is the name of classifiers, and this job registers a backbone: choose another name",
+    names.CLASSIFIER: "is the name of backbones, and this job registers a classifier: choose another name",
+}
 READ_ONLY = (
     "is a private backbone that you may read: only its owner, owners of its versions, operators and admins register "
     "versions of it, which makes owners of them; choose another name"
@@ -115,16 +121,20 @@ def check_roots(settings: Settings, sections: Mapping[str, Located | None]) -> N
 def check_backbone_names(session: Session, caller: Caller, document: Mapping[str, Any]) -> None:
     """Raises `SpecError` for the name of a backbone that a caller's job cannot register.
 
-    That is a new name which would be that of another backbone's repository in the hub, or the name of a private
-    backbone of which the caller owns nothing. ``document`` may nest specs. Older specs and backbones keep names of
-    repositories: not all of these endings were taken before.
+    That is a new name which would be that of another backbone's repository in the hub, the name of a private backbone
+    of which the caller owns nothing, or one whose versions are of the other type. ``document`` may nest specs. Older
+    specs and backbones keep names of repositories: not all of these endings were taken before.
     """
-    named = dict(backbone_names(document))
-    known = visibility.seen_backbones(session, caller, named.values())
-    joined = visibility.joined_backbones(session, caller, named.values())
+    named = [*registrations(document)]
+    wanted = [each.name for each in named]
+    known = visibility.seen_backbones(session, caller, wanted)
+    joined = visibility.joined_backbones(session, caller, wanted)
+    types = versions.types_of(session, joined)
     problems = []
-    for field, name in named.items():
+    for field, name, kind in named:
         if name in joined:
+            if types.get(name, kind) != kind:
+                problems.append(Problem(field, f"/{field.replace('.', '/')}", name, OTHER_TYPE[kind]))
             continue
         taken = TAKEN if session.get(RegisteredBackbone, name) else None
         reserved = ENDINGS_REFUSED if name.endswith(tuple(HUB_ENDINGS)) else None
@@ -137,25 +147,16 @@ def check_backbone_names(session: Session, caller: Caller, document: Mapping[str
 
 def visibility_kept(session: Session, document: Mapping[str, Any], trained: PretrainSpec | None) -> list[Warned]:
     """A warning for each backbone that is open to all already, where a spec asks that its owners alone see it."""
-    own = (document.get("export") or {}).get("visibility")
+    own = (registration(document).get("export") or {}).get("visibility")
     if (own or (trained.export.visibility if trained else ALL)) == ALL:
         return []
-    found = {name: session.get(RegisteredBackbone, name) for _, name in backbone_names(document)}
+    found = {name: session.get(RegisteredBackbone, name) for _, name, _ in registrations(document)}
     text = (
         "export.visibility is owners, and {} is open to all already: it stays so, this version included. Its owner can "
         "change that: rcmae backbones set {} --visibility owners"
     )
     open_to_all = [name for name, row in found.items() if row and row.visibility == ALL]
     return [Warned(code="visibility_kept", message=text.format(name, name)) for name in open_to_all]
-
-
-def backbone_names(document: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Each field of a document, at any depth, that names a backbone to register, and the name."""
-    for key, value in document.items():
-        if key == "register_as" and isinstance(value, str):
-            yield f"{path}{key}", value
-        elif isinstance(value, Mapping):
-            yield from backbone_names(value, f"{path}{key}.")
 
 
 def schedule(session: Session, spec: PretrainSpec) -> Schedule | None:

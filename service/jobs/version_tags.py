@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 
@@ -27,6 +28,15 @@ def finite(text: str | None) -> float | None:
 def formats_of(tags: Mapping[str, str]) -> list[str]:
     """The formats that a version's tags name; none for old versions, which have no tag for them."""
     return [name for name in tags.get(names.TAG_FORMATS, "").split(",") if name]
+
+
+def classes_of(tags: Mapping[str, str]) -> list[str]:
+    """The names of a classifier's classes; none where a tag has no room for them."""
+    try:
+        found = json.loads(tags.get(names.TAG_CLASSES, "[]"))
+    except ValueError:  # anybody who can reach MLflow can write a tag
+        return []
+    return [str(name) for name in found] if isinstance(found, list) else []
 
 
 def own_tags(tags: Mapping[str, str]) -> dict[str, str]:

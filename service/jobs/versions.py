@@ -33,10 +33,13 @@ from service.events.outbox import forget_unseen
 from service.events.types import EventType
 from service.http.problems import ApiProblem, unavailable
 from service.jobs import aliases, work
+from service.jobs.registering import registered_name, registration, type_of
 from service.jobs.version_events import tell
 from service.jobs.version_tags import own_tags
 from service.jobs.work import Work
 from trainer.protocol import names
+from trainer.protocol.names import TAG_FINE_TUNED_FROM
+from trainer.spec.subject import reference
 
 
 class VersionState(StrEnum):
@@ -65,7 +68,7 @@ class Registered:
 
 def registered_by(job: Job, mlflow: MlflowStore) -> list[Registered]:
     """The versions that a job has registered in MLflow, oldest first. Raises `MlflowUnreachable`."""
-    name = job.spec.get("register_as")
+    name = registered_name(job)
     versions = mlflow.versions_of_job(name, job.id) if name else []
     folders = mlflow.folders(versions) if versions else {}
     return [Registered(version, folders.get(version.source)) for version in versions]
@@ -73,7 +76,7 @@ def registered_by(job: Job, mlflow: MlflowStore) -> list[Registered]:
 
 def belongs(job: Job, version: Version) -> bool:
     """Whether a version is one of a job's: anybody who can reach MLflow can register anything there."""
-    return job.spec.get("register_as") == version.name and version.tags.get(names.TAG_JOB) == job.id
+    return registered_name(job) == version.name and version.tags.get(names.TAG_JOB) == job.id
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -174,6 +177,27 @@ def shown_of_job(session: Session, job_id: str) -> Sequence[BackboneVersion]:
     return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
 
 
+def types_of(session: Session, names: Iterable[str]) -> dict[str, str | None]:
+    """Whether the versions of some backbones are classifiers or backbones, by name; names without versions have none.
+
+    The newest version that is shown decides.
+    """
+    return {row.name: type_of(row.tags) for row in shown(session, [*names])}
+
+
+def fine_tuned_from(
+    session: Session, name: str, conditions: Iterable[ColumnElement[bool]]
+) -> Sequence[BackboneVersion]:
+    """The classifiers that were fine-tuned from versions of a backbone and that are shown, by name and number.
+
+    ``conditions``: what of them a caller sees, as `service.auth.sight.seen` gives it.
+    """
+    base = BackboneVersion.tags[TAG_FINE_TUNED_FROM].as_string()
+    query = select(BackboneVersion).join(RegisteredBackbone, RegisteredBackbone.name == BackboneVersion.name)
+    query = query.where(BackboneVersion.state.in_(SHOWN), base.startswith(f"{name}:", autoescape=True), *conditions)
+    return session.scalars(query.order_by(BackboneVersion.name, BackboneVersion.version)).all()
+
+
 def deleting(session: Session, job_id: str | None = None) -> Sequence[BackboneVersion]:
     """Deleted versions, or a job's, that are not removed yet; the oldest deletion first."""
     query = select(BackboneVersion).where(BackboneVersion.state == VersionState.DELETING)
@@ -262,11 +286,17 @@ def _first_visibility(session: Session, job: Job) -> str:
     """Who sees a backbone whose first version a job registers.
 
     A published checkpoint follows the job that trained it, if its own spec does not say; if that job is deleted, it
-    is its owners' alone, who can open it.
+    is its owners' alone, who can open it. A classifier follows the backbone that it was fine-tuned from in the same
+    way, and is open to all if it was fine-tuned from weights that are not registered.
     """
-    wanted: str | None = (job.spec.get("export") or {}).get("visibility", ALL)  # older specs have no such field
+    # Older specs have no such field.
+    wanted: str | None = (registration(job.spec).get("export") or {}).get("visibility", ALL)
     if wanted is not None:
         return wanted
+    if "backbone" in job.spec:
+        fine_tuned = job.spec["backbone"]
+        base = session.get(RegisteredBackbone, reference(fine_tuned).name) if isinstance(fine_tuned, str) else None
+        return ALL if not isinstance(fine_tuned, str) or (base and base.visibility == ALL) else OWNERS
     source = session.get(Job, job.spec["job"])
     return _first_visibility(session, source) if source else OWNERS
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import ColumnElement, not_, select
+from sqlalchemy import ColumnElement, not_, select, true
 from sqlalchemy.orm import Session
 
 from service.auth.caller import Caller
 from service.auth.sight import joined_by, joined_by_owner, seen
 from service.db.tables import BackboneReader, BackboneVersion, Job, RegisteredBackbone
+from service.jobs.registering import registered_name
 from service.jobs.versions import SHOWN
 
 
@@ -74,9 +75,11 @@ def closed_to(session: Session, jobs: Iterable[str]) -> set[str]:
     owns something is still valid does not matter, nor whether that of an operator has ended since the job was
     submitted: no long training is lost to a token that was rotated.
     """
-    query = select(Job.id).join(RegisteredBackbone, RegisteredBackbone.name == Job.spec["register_as"].as_string())
-    query = query.where(Job.id.in_(jobs), not_(joined_by_owner(Job.owner, Job.created_at)))
-    return {*session.scalars(query)}
+    found = {job.id: registered_name(job) for job in session.scalars(select(Job).where(Job.id.in_(jobs)))}
+    query = select(Job.id, RegisteredBackbone.name).join(RegisteredBackbone, true())
+    query = query.where(Job.id.in_(found), RegisteredBackbone.name.in_([name for name in found.values() if name]))
+    query = query.where(not_(joined_by_owner(Job.owner, Job.created_at)))
+    return {job for job, name in session.execute(query) if found[job] == name}
 
 
 def not_joined(backbone: str) -> str:

@@ -22,9 +22,11 @@ from service.evaluations.recording import record
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.progress import WARNINGS, gpu_hours
+from service.jobs.registering import registered_name
 from service.jobs.schemas import EvaluationProgress, Result
 from service.jobs.state import State
 from service.jobs.submission import check_roots
+from service.kinds.run_report import RunReport, final_report
 from service.kinds.stored_result import stored_result
 from service.kinds.subjects import find_subject, forward_memory, refused, subject_source
 from service.settings import Settings
@@ -38,6 +40,7 @@ from trainer.spec.job import Kind
 from trainer.spec.measurements import measurements
 from trainer.spec.plan import Schedule
 
+COMPLETE: Final = "The classifier is registered."
 MEMORY_ADVICE: Final = (
     "Use nodes with more memory, or features.layer: last: the features of all images are kept in memory."
 )
@@ -69,7 +72,7 @@ class Evaluate(ControllerKind[EvaluateSpec]):
         return forward_memory(subject.trained)
 
     def plan_note(self, spec: EvaluateSpec, resolved: EvaluateSpec) -> str:  # noqa: ARG002
-        return f"It makes {counted(spec)}."
+        return f"It makes {counted(spec)}.{_registers(spec)}"
 
     def reads(self, session: Session, spec: EvaluateSpec) -> Reads:
         source = subject_source(session, spec.backbone, "measured")
@@ -85,11 +88,14 @@ class Evaluate(ControllerKind[EvaluateSpec]):
         return f"Attempt {attempt.number} is measuring."
 
     def report(self, context: ControllerContext, job: Job, run: RunView | None) -> EvaluationReport | None:  # noqa: ARG002
-        return EvaluationReport(run, None) if run and not run.gone else None
+        return EvaluationReport(run, None, RunReport(run, "")) if run and not run.gone else None
 
     def settle(self, context: ControllerContext, job: Job, run: RunView | None, state: State) -> EvaluationReport:
         existing = run if run and not run.gone else None
-        return EvaluationReport(existing, stored_result(context, job, state, EVALUATION, Evaluation))
+        evaluation = stored_result(context, job, state, EVALUATION, Evaluation)
+        registers = registered_name(job) is not None
+        registered = final_report(context, job, run, state, COMPLETE) if registers else RunReport(existing, "")
+        return EvaluationReport(existing, evaluation, registered)
 
 
 def reference_of(spec: EvaluateSpec) -> str | None:
@@ -127,6 +133,15 @@ def counted(spec: EvaluateSpec) -> str:
     return f"{plural(len(units), 'measurement')}: {listed}"
 
 
+def _registers(spec: EvaluateSpec) -> str:
+    protocol = spec.registering
+    if protocol is None:
+        return ""
+    formats = " and ".join(protocol.formats)
+    lacks = "; not in hf, which needs pooling: cls" if protocol.pooling != "cls" else ""
+    return f" It registers the classifier of seed {spec.seed} as {protocol.register_as}, in {formats}{lacks}."
+
+
 @dataclass(frozen=True)
 class EvaluationReport:
     """How far an evaluation is, and what it has found."""
@@ -135,6 +150,8 @@ class EvaluationReport:
     """None where MLflow is unavailable or was not called, and where the run was removed."""
     evaluation: Evaluation | None
     """None before the end."""
+    registered: RunReport
+    """The classifier that the job has registered, if it has."""
 
     def record(self, job: Job, attempts: Sequence[Attempt], moment: datetime) -> None:
         newest = self.run.newest() if self.run else None
@@ -160,13 +177,14 @@ class EvaluationReport:
             return "The evaluation is complete."
         own = [each for each in found.scores if each.weights == "backbone"]
         scores = [f"{each.key.removeprefix('eval/')} {each.top1:.3f}" for each in own]
-        return f"{found.backbone.title} on {found.test.title}: {', '.join(scores)}."
+        return f"{found.backbone.title} on {found.test.title}: {', '.join(scores)}. {self.registered.complete}".strip()
 
     def result(self) -> Result:
         metrics = self.evaluation.metrics if self.evaluation else {}
-        return Result(metrics=metrics)
+        return self.registered.result().model_copy(update={"metrics": metrics})
 
-    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:  # noqa: ARG002
-        """Add what was found to the table of evaluations."""
+    def settled(self, session: Session, context: ControllerContext, job: Job) -> None:
+        """Add what was found to the table of evaluations, and the classifier to the versions."""
         if self.evaluation:
             record(session, job, self.evaluation)
+        self.registered.settled(session, context, job)

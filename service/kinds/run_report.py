@@ -64,7 +64,8 @@ def final_report(context: ControllerContext, job: Job, run: RunView | None, stat
     with context.dependencies.mlflow.call():
         registered = versions.registered_by(job, context.app.mlflow)
     if registered and _closed(context, job):
-        registered, complete = [], f"{complete} {visibility.not_joined(job.spec['register_as'])}"
+        complete = f"{complete} {visibility.not_joined(registered[0].version.name)}"
+        registered = []
     if state is not State.SUCCEEDED:
         return RunReport(existing, complete, registered=registered)
     metrics = existing.metrics if existing else job.metrics or {}  # of a removed run: the last known ones

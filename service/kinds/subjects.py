@@ -18,9 +18,11 @@ from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
+from service.jobs.registering import type_of
 from service.jobs.state import State
 from service.jobs.submission import check_roots
 from service.jobs.versions import VersionState
+from trainer.protocol import names
 from trainer.protocol.request import Source, VersionSource
 from trainer.spec.base import Problem
 from trainer.spec.formats import WEIGHTS_FORMATS
@@ -163,6 +165,10 @@ def _version(app_state: AppState, caller: Caller, ref: str, field: str) -> Serve
         raise refused(field, missing, ref)
     if served.gone:
         raise refused(field, f"{served.name}:{served.number} was deleted in MLflow: name another version", ref)
+    if type_of(served.row.tags) == names.CLASSIFIER:
+        base = served.row.tags.get(names.TAG_FINE_TUNED_FROM, "its backbone")
+        text = f"{served.name}:{served.number} is a classifier, of which no features are computed: name {base}"
+        raise refused(field, f"{text}, which it was fine-tuned from, or its own evaluation for its scores", ref)
     if served.formats and not {*served.formats} & {*WEIGHTS_FORMATS}:
         text = f"{served.name}:{served.number} has only {', '.join(served.formats)}, from which no weights are read"
         advice = f"name the checkpoint of its job, or a version with one of {', '.join(WEIGHTS_FORMATS)}"

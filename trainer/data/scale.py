@@ -53,6 +53,12 @@ class Scale:
         """Whether values of 8 bits stay as they are."""
         return self.ranges.get(EIGHT_BIT, _BYTES) == _BYTES
 
+    @property
+    def value_range(self) -> tuple[float, float]:
+        """The values that become 0 and 255: of every type where they are the same, otherwise of 8 bits."""
+        ranges = {*self.ranges.values()}
+        return ranges.pop() if len(ranges) == 1 else self.ranges.get(EIGHT_BIT, _BYTES)
+
     def to_bytes(self, values: NDArray[np.generic]) -> NDArray[np.uint8]:
         """``values`` as uint8, in the same shape; what lies outside the range becomes 0 or 255, not-a-number 0."""
         if values.dtype == np.uint8 and self.keeps_bytes:

@@ -1,4 +1,4 @@
-"""A backbone as one graph with its weights, for any number of images: `torch.export` and ONNX."""
+"""A backbone, or a classifier, as one graph with its weights, for any number of images: `torch.export` and ONNX."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -16,11 +17,14 @@ from torch.export import Dim, ExportedProgram
 from trainer.data.preprocessing import EIGHT_BITS
 from trainer.errors import SpecRefused
 from trainer.export.huggingface import preprocessor
+from trainer.export.timm import Head
 from trainer.models.vit import NORM_EPS, Block
 from trainer.protocol.tensor_names import is_decoder
 from trainer.spec.pretrain import ModelSpec
 
-INPUT, OUTPUT = "pixel_values", "last_hidden_state"
+INPUT, OUTPUT, LOGITS = "pixel_values", "last_hidden_state", "logits"
+CLASSES: Final = "classes"
+"""Key of the names of a classifier's classes."""
 ONNX_FILE, PROGRAM_FILE, SIGNATURE_FILE = "model.onnx", "model.pt2", "signature.json"
 OPSET: Final = 18
 ONE_FILE_BYTES: Final = 2**31 - 2**27
@@ -47,12 +51,34 @@ class Encoder(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to tokens (B, 1+L, D), class token first, after the final norm."""
+        out: Tensor = self.norm(self.tokens(pixel_values))
+        return out
+
+    def tokens(self, pixel_values: Tensor) -> Tensor:
+        """The tokens (B, 1+L, D) before the final norm."""
         tokens = self.patch_embed["proj"](pixel_values).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        out: Tensor = self.norm(x)
-        return out
+        return x
+
+
+class ClassifierGraph(Encoder):
+    """`finetuning.network.FineTuned` in the same way; its tensors have timm's names."""
+
+    def __init__(self, model: ModelSpec, head: Head) -> None:
+        super().__init__(model)
+        if head.pooling == "mean":
+            del self.norm
+            self.fc_norm = nn.LayerNorm(model.embed_dim, eps=NORM_EPS)
+        self.head = nn.Linear(model.embed_dim, len(head.classes))
+        self.mean = head.pooling == "mean"
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Normalised images (B, C, H, W) to logits (B, K)."""
+        tokens = self.tokens(pixel_values)
+        logits: Tensor = self.head(self.fc_norm(tokens[:, 1:].mean(dim=1)) if self.mean else self.norm(tokens[:, 0]))
+        return logits
 
 
 def encoder_of(weights: Mapping[str, Tensor], model: ModelSpec) -> Encoder:
@@ -90,21 +116,47 @@ def export_onnx(
     """Write ``model.onnx`` and ``signature.json`` into the new folder ``out``, and ``model.onnx.data`` if the weights
     are too large for one file. Raises `SpecRefused` if a package that it needs is missing.
     """
+    _write_onnx(encoder_of(weights, model), model, OUTPUT, out)
+    _write_signature(out, model, mean, std, value_range)
+
+
+def export_onnx_classifier(
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    head: Head,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
+) -> None:
+    """Like `export_onnx`, from images to logits. The names of the classes are JSON in the metadata of the graph, and in
+    ``signature.json``. ``weights`` are those of `classifier_weights`.
+    """
+    network = ClassifierGraph(model, head)
+    network.load_state_dict(dict(weights))
+    classes = {CLASSES: json.dumps(head.classes, ensure_ascii=False)}
+    _write_onnx(network.eval().requires_grad_(False), model, LOGITS, out, classes)
+    _write_signature(out, model, mean, std, value_range, head)
+
+
+def _write_onnx(
+    network: nn.Module, model: ModelSpec, output: str, out: Path, metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
     check_onnx()
     out.mkdir(parents=True)
-    size = sum(value.numel() * value.element_size() for name, value in weights.items() if not is_decoder(name))
+    size = sum(value.numel() * value.element_size() for value in network.state_dict().values())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
         graph = torch.onnx.export(
-            encoder_of(weights, model), (_two_images(model),), dynamo=True, opset_version=OPSET,
-            input_names=[INPUT], output_names=[OUTPUT], dynamic_shapes=({0: "batch"},), verbose=False,
+            network, (_two_images(model),), dynamo=True, opset_version=OPSET,
+            input_names=[INPUT], output_names=[output], dynamic_shapes=({0: "batch"},), verbose=False,
         )  # fmt: skip
     if graph is None:
         raise RuntimeError("torch.onnx.export returned no program")
     for node in graph.model.graph.all_nodes():
         node.metadata_props.pop(ONNX_TRACE, None)
+    graph.model.metadata_props.update(metadata)
     graph.save(out / ONNX_FILE, external_data=size > ONE_FILE_BYTES)
-    _write_signature(out, model, mean, std, value_range)
 
 
 def check_onnx() -> None:
@@ -139,12 +191,19 @@ def _write_signature(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     value_range: tuple[float, float],
+    head: Head | None = None,
 ) -> None:
     shape = ["batch", model.in_chans, model.height, model.width]
+    if head:
+        output: dict[str, Any] = {"name": LOGITS, "dtype": "float32", "shape": ["batch", len(head.classes)]}
+        meaning: dict[str, Any] = {CLASSES: list(head.classes)}
+    else:
+        output = {"name": OUTPUT, "dtype": "float32", "shape": ["batch", 1 + model.patches, model.embed_dim]}
+        meaning = {"tokens": "the class token, then one for each patch, row by row"}
     signature: dict[str, Any] = {
         "inputs": [{"name": INPUT, "dtype": "float32", "shape": shape}],
-        "outputs": [{"name": OUTPUT, "dtype": "float32", "shape": ["batch", 1 + model.patches, model.embed_dim]}],
-        "tokens": "the class token, then one for each patch, row by row",
+        "outputs": [output],
+        **meaning,
         "preprocessing": preprocessor(model, mean, std, value_range),
     }
     (out / SIGNATURE_FILE).write_text(json.dumps(signature, indent=2) + "\n")

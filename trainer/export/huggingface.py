@@ -1,4 +1,4 @@
-"""A backbone as folders that transformers loads: `ViTModel`, and `ViTMAEForPreTraining` with the decoder.
+"""Folders that transformers loads: `ViTModel`, `ViTMAEForPreTraining` with the decoder, and a classifier.
 
 Keys are those of transformers 4, which load exactly in 4 and 5 alike; the folders are written without transformers.
 """
@@ -6,7 +6,7 @@ Keys are those of transformers 4, which load exactly in 4 and 5 alike; the folde
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from trainer.data.preprocessing import EIGHT_BITS, processor_settings
 from trainer.models.vit import MLP_RATIO, NORM_EPS
-from trainer.protocol.tensor_names import hf_mae_names, hf_names, is_decoder
+from trainer.protocol.tensor_names import hf_classifier_names, hf_mae_names, hf_names, is_decoder
 from trainer.spec.pretrain import ModelSpec
 
 
@@ -72,6 +72,30 @@ def export_vit_mae(
     _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std, value_range))
 
 
+def export_vit_classifier(
+    weights: Mapping[str, Tensor],
+    model: ModelSpec,
+    classes: Sequence[str],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    out: Path,
+    value_range: tuple[float, float] = EIGHT_BITS,
+) -> None:
+    """Like `export_vit`, for `ViTForImageClassification`, whose classifier reads the class token after the final norm.
+
+    ``weights`` are those of `classifier_weights`, ``classes`` the names in the order of the logits.
+    """
+    config = _config(model) | {
+        "architectures": ["ViTForImageClassification"],
+        "model_type": "vit",
+        "problem_type": "single_label_classification",
+        "id2label": {str(number): name for number, name in enumerate(classes)},
+        "label2id": {name: number for number, name in enumerate(classes)},
+    }
+    _write(out, weights, hf_classifier_names, config)
+    _write_json(out / "preprocessor_config.json", preprocessor(model, mean, std, value_range))
+
+
 def preprocessor(
     model: ModelSpec,
     mean: tuple[float, ...],
@@ -100,7 +124,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _config(model: ModelSpec) -> dict[str, Any]:
-    """The fields that both formats share."""
+    """The fields that all formats share."""
     return {
         "hidden_size": model.embed_dim,
         "num_hidden_layers": model.depth,

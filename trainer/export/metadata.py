@@ -11,7 +11,7 @@ import yaml
 
 from trainer.spec import metric_keys
 from trainer.spec.evaluation import PROBE_OF
-from trainer.spec.formats import LIBRARIES, PIPELINE_TAG
+from trainer.spec.formats import CLASSIFIER_TAG, LIBRARIES, PIPELINE_TAG
 
 HUB_LICENSES: Final = frozenset(
     """
@@ -25,9 +25,11 @@ HUB_LICENSES: Final = frozenset(
     """.split()  # noqa: SIM905 - a table that is easier to read like this
 )
 """Identifiers that the Hugging Face Hub's documentation of licences lists."""
+FINETUNE_TOP1: Final = metric_keys.score_key("finetune")
 RESULTS: Final = {
     metric_keys.LINEAR_TOP1: ("image-classification", "Linear classification of frozen features", "accuracy"),
     metric_keys.KNN_TOP1: ("image-classification", "k-NN classification of frozen features", "accuracy"),
+    FINETUNE_TOP1: (CLASSIFIER_TAG, "Classification, fine-tuned", "accuracy"),
     metric_keys.RECONSTRUCTION_RATIO: (PIPELINE_TAG, "Reconstruction of masked patches", "reconstruction_ratio"),
 }
 """The task's type and name, and the metric's type, of results that a card reports. Those for comparison are not its."""
@@ -41,7 +43,9 @@ class Described(NamedTuple):
     dataset: str | None = None
     """The title of the dataset that it was trained on."""
     base_model: str | None = None
-    """The repository in the Hugging Face Hub that it was made from."""
+    """The repository in the Hugging Face Hub, or in this service's, that it was made from."""
+    task: str = PIPELINE_TAG
+    """What it does, by the hub's name."""
 
 
 def front_matter(
@@ -61,15 +65,15 @@ def front_matter(
     matter: dict[str, Any] = {
         **_license(license_id, license_link),
         "library_name": next(library for key, library in LIBRARIES.items() if key in formats),
-        "pipeline_tag": PIPELINE_TAG,
-        "tags": [PIPELINE_TAG, "vit", *described.tags],
+        "pipeline_tag": described.task,
+        "tags": [described.task, "vit", *described.tags],
     }
     if described.base_model:
         matter["base_model"] = described.base_model
     if described.dataset:
         matter["datasets"] = [described.dataset]
     reported = list(_results(evaluated_on, results))
-    if PROBE_OF.keys() & results.keys():
+    if {*PROBE_OF, FINETUNE_TOP1} & results.keys():
         matter["metrics"] = ["accuracy"]
     if reported:
         matter["model-index"] = [{"name": name, "results": reported}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Final
 
@@ -26,6 +26,12 @@ READERS: Final = {
     BACKBONE_TORCH_EXPORT: ("-torch_export", "`torch.export`: features", f"written by torch {version('torch')}"),
 }
 """By format: the ending of its repository's name, what reads it, and the oldest version that does."""
+CLASSIFIER_READERS: Final = {
+    BACKBONE_HF: ("", "transformers' `ViTForImageClassification` and `pipeline()`", "transformers 4.40"),
+    BACKBONE_TIMM: ("-timm", "timm", "timm 1.0.16"),
+    BACKBONE_ONNX: ("-onnx", "ONNX Runtime", "ONNX Runtime 1.18"),
+}
+"""The same of a classifier, whose output is logits."""
 CONVERTED: Final = (BACKBONE_HF, BACKBONE_TIMM, BACKBONE_HF_MAE)
 """Formats that `rcmae backbones convert` reads, the best first."""
 
@@ -58,11 +64,11 @@ def preprocessing(subject: Subject) -> str:
     return f"Every format expects the same input:\n\n{listed}\n\n{note}{theirs}\n"
 
 
-def loading(subject: Subject, form: str | None) -> str:
+def loading(subject: Subject, form: str | None, readers: Mapping[str, tuple[str, str, str]] = READERS) -> str:
     """Where the formats are, and what reads them; ``form`` is pulled in the example, by default the first one."""
     name, pulled = subject.name, form or subject.formats[0]
     rows = [
-        f"| `{HUB_ORGANISATION}/{name}{READERS[form][0]}` | `{form}` | {READERS[form][1]} | {READERS[form][2]} |"
+        f"| `{HUB_ORGANISATION}/{name}{readers[form][0]}` | `{form}` | {readers[form][1]} | {readers[form][2]} |"
         for form in subject.formats
     ]
     table = "\n".join(["| repository | format | for | needs at least |", "|---|---|---|---|", *rows])

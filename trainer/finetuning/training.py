@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.training.checkpoint import Committed
 from trainer.training.periodic import Record
+
+NOT_TRAINED: Final = ("name", "micro_batch_size", "precision", "every_epochs", "register_as", "export")
+"""Settings of protocols on which the trained network does not depend."""
 
 
 def together(settings: Settings) -> int:
@@ -81,7 +85,7 @@ class Training:
         """A sha256 of everything that the result depends on, but for precision and parts of a batch."""
         facts = [
             type(self.settings).__name__,
-            self.settings.model_dump_json(exclude={"name", "micro_batch_size", "precision", "every_epochs"}),
+            self.settings.model_dump_json(exclude={*NOT_TRAINED}),
             self.model.model_dump_json(),
             repr((self.view, self.classes, self.seed)),
             self.images.index.fingerprint,

@@ -131,6 +131,16 @@ TAG_SOURCE_FORMAT: Final = "rcmae.source_format"
 TAG_SOURCE_FILES: Final = "rcmae.source_sha256"
 """JSON: the sha256 of each file that was read, by name. Of more than ten files, `sha256:` and the digest of their list
 as `sha256sum` writes it, in the order of their names; `spec.json` has them all."""
+TAG_TYPE: Final = "rcmae.type"
+"""`classifier`; a version without it is a backbone."""
+CLASSIFIER: Final = "classifier"
+TAG_CLASSES: Final = "rcmae.classes"
+"""On a classifier, like the tag below. JSON: its classes in the order of its logits, or their number where the names
+take more than MLflow's limit."""
+TAG_FINE_TUNED_FROM: Final = "rcmae.fine_tuned_from"
+"""The version that it was fine-tuned from, as `NAME:VERSION`; other weights have their title."""
+METHOD_FINE_TUNED: Final = "finetune"
+"""The method of classifiers."""
 TAG_METRIC: Final = "rcmae.metric."
 """Prefix of a metric's key, for results of the last evaluation, for example `rcmae.metric.eval/linear_top1`."""
 

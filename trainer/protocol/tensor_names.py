@@ -33,7 +33,7 @@ _MM_INNER: Final = {
 }
 _LAYERS: Final = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 MAE_ENCODER: Final = "vit."
-"""Prefix of the encoder's names in transformers' ViTMAE."""
+"""Prefix of the encoder's names in transformers' ViTMAE, and in its ViTForImageClassification."""
 
 
 def encoder_names(depth: int) -> list[str]:
@@ -68,6 +68,13 @@ def hf_mae_names(name: str) -> tuple[str, ...]:
     layer, leaf = _split(name, {})
     _, index, inner = layer.split(".", 2)
     return _hf_block(f"decoder.decoder_layers.{index}", inner, leaf)
+
+
+def hf_classifier_names(name: str) -> tuple[str, ...]:
+    """Names of a classifier's tensor in transformers' ViTForImageClassification: as `hf_names`, and the head's."""
+    if name.startswith("head."):
+        return (f"classifier.{name.removeprefix('head.')}",)
+    return tuple(f"{MAE_ENCODER}{hf}" for hf in hf_names(name))
 
 
 def mmpretrain_name(name: str) -> str:

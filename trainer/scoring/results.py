@@ -30,7 +30,7 @@ from trainer.scoring.bench import Bench
 from trainer.scoring.kept import Kept, UnitResult, dense
 from trainer.scoring.labelled import LabelledSet
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.evaluate import EvaluateSpec, LinearProtocol, RobustnessProtocol
+from trainer.spec.evaluate import NO_SETTINGS, EvaluateSpec, LinearProtocol, RobustnessProtocol
 from trainer.spec.measurements import Unit, measurements
 from trainer.storage import Store
 
@@ -81,7 +81,7 @@ def settings_of(spec: EvaluateSpec, protocol: str) -> dict[str, Any]:
     """
     named = {each.name: each for each in spec.protocols} | spec.trainings
     settings = named.get(protocol) or LinearProtocol(name="linear")
-    return dict(_dotted(settings.model_dump(mode="json", exclude={"name"}, exclude_none=True)))
+    return dict(_dotted(settings.model_dump(mode="json", exclude=set(NO_SETTINGS), exclude_none=True)))
 
 
 def _dotted(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

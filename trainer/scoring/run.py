@@ -12,7 +12,6 @@ import torch.distributed as dist
 from trainer.agreement import Agreement
 from trainer.data.dataset import DatasetContext
 from trainer.evaluation.ranks import Ranks
-from trainer.protocol.command import Action
 from trainer.protocol.evaluation import EvaluationPicture
 from trainer.protocol.request import AttemptRequest
 from trainer.scoring.bench import Bench, NetworkFeatures, identity
@@ -22,29 +21,29 @@ from trainer.scoring.kept import Kept, UnitResult
 from trainer.scoring.labelled import open_labelled
 from trainer.scoring.pictures import draw_pictures, draw_results
 from trainer.scoring.place import Place
+from trainer.scoring.product import Ended, Product, product_of
 from trainer.scoring.progress import Progress
 from trainer.scoring.results import check_reference, read_reference, store_result
 from trainer.scoring.subjects import load_shared
 from trainer.scoring.trained import TrainedMeasures, check_trainings
 from trainer.spec.evaluate import EvaluateSpec
-from trainer.spec.measurements import Unit, groups, trainings
+from trainer.spec.measurements import Unit, groups, registered, trainings
 from trainer.training.execution import uses_bf16
 
 
-def evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Action | None:
+def evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Ended:
     """Measure what a spec asks for, as far as earlier attempts have not, and store `evaluation.json`.
 
-    Every rank calls this, with a resolved spec. Returns the command that ended it early, if there was one. Raises
-    `SpecRefused`, `DataError`, `WeightsRefused` and `StorageError`.
+    Every rank calls this, with a resolved spec. The checkpoints of a classifier that is to be registered stay, and so
+    does nothing else of the trainings. Raises `SpecRefused`, `DataError`, `WeightsRefused` and `StorageError`.
     """
     try:
-        _evaluate(request, spec, place)
+        return Ended(product=_evaluate(request, spec, place))
     except Interrupted as interrupted:
-        return interrupted.action
-    return None
+        return Ended(interrupted.action)
 
 
-def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None:
+def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> Product | None:
     # --- the network and the images ---------------------------------------------------------------------------------
     place.tracker.enter("opening")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -68,12 +67,13 @@ def _evaluate(request: AttemptRequest, spec: EvaluateSpec, place: Place) -> None
     _measure_trainings(request, agree, bench, kept, progress, place)
 
     # --- the result -------------------------------------------------------------------------------------------------
-    def finish() -> None:
+    def finish() -> Product | None:
         drawn = [*pictures, *draw_results(bench, kept, place.store)]
         evaluation = store_result(place.store, bench, kept, drawn, reference)
         progress.complete(evaluation.metrics)
+        return product_of(bench, evaluation)
 
-    ranks.collect(lambda: finish() if rank == 0 else None)
+    return ranks.collect(lambda: finish() if rank == 0 else None)[rank]
 
 
 def _measure_features(bench: Bench, kept: Kept, progress: Progress, place: Place) -> list[EvaluationPicture]:
@@ -98,7 +98,8 @@ def _measure_trainings(
     for unit in trainings(bench.spec):
         if unit not in kept:
             _measure(unit, measures.measure, bench, kept, progress)
-        bench.ranks.collect(lambda unit=unit: measures.forget(unit) if bench.ranks.rank == 0 else None)  # type: ignore[misc]
+        if unit != registered(bench.spec):
+            bench.ranks.collect(lambda unit=unit: measures.forget(unit) if bench.ranks.rank == 0 else None)  # type: ignore[misc]
 
 
 def _measure(unit: Unit, measure: Callable[[Unit], UnitResult], bench: Bench, kept: Kept, progress: Progress) -> None:

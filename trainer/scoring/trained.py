@@ -82,7 +82,7 @@ class TrainedMeasures:
 
     def forget(self, unit: Unit) -> None:
         """Delete a training's folder, once its result is kept. On one rank."""
-        self._store.delete(f"{TRAININGS}/{unit.name}")
+        forget(self._store, unit)
 
     def _training(self, unit: Unit) -> Training:
         bench, data = self._bench, self._bench.data
@@ -145,6 +145,11 @@ def check_trainings(bench: Bench) -> None:
         except (SpecError, SpecRefused) as error:
             share = f" on {100 * unit.share:g} % of the labels, {images} images" if unit.share else ""
             raise SpecRefused(f"protocols.{unit.protocol}{share}: {error}") from error
+
+
+def forget(store: Store, unit: Unit) -> None:
+    """Delete a training's folder in the run's artifact folder, with its checkpoints."""
+    store.delete(f"{TRAININGS}/{unit.name}")
 
 
 def folder_of(artifact_uri: str, unit: Unit) -> str:

@@ -9,10 +9,13 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, Tag, field_validator, model_validator
 
 from trainer.spec.base import Document, SpecModel, by_form, refuse
+from trainer.spec.classifier import ClassifierExport, ClassifierFormat
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Labels, Priority, RetrySpec, Seed
 from trainer.spec.dataset import DatasetSpec
+from trainer.spec.export import BackboneName
 from trainer.spec.finetuning import AttentiveSettings, FinetuneSettings, PaperLinearSettings, SupervisedSettings
+from trainer.spec.formats import BACKBONE_HF
 from trainer.spec.resources import ResourcesSpec
 from trainer.spec.subject import SubjectRef, WeightsRef, subject_name
 
@@ -27,6 +30,10 @@ Corruption = Literal[
 ]  # fmt: skip
 CORRUPTIONS: Final[tuple[Corruption, ...]] = Corruption.__args__  # type: ignore[attr-defined]
 Severity = Annotated[int, Field(ge=1, le=5)]
+
+
+NO_SETTINGS: Final = frozenset({"name", "register_as", "export"})
+"""Fields of protocols on which no score depends."""
 
 
 class FeaturesSpec(SpecModel):
@@ -87,6 +94,35 @@ class FinetuneProtocol(FinetuneSettings):
     """The whole network trains on, with a linear head."""
 
     name: Literal["finetune"]
+    register_as: BackboneName | None = Field(None, examples=["cifar10-classifier"])
+    """Name under which the classifier is registered; null: only its scores are kept. Of all that are trained it is the
+    first seed's, of the backbone's weights, on all labels; its card has its own accuracy and the mean over the seeds.
+    With `ema` it is the moving average, which was tested. A name has either backbones or classifiers."""
+    export: ClassifierExport = Field(default_factory=ClassifierExport)
+    """The formats that the registered classifier comes in."""
+
+    @property
+    def formats(self) -> tuple[ClassifierFormat, ...]:
+        """The formats of the registered classifier."""
+        return self.export.formats_for(self.pooling)
+
+    @model_validator(mode="after")
+    def _can_be_exported(self) -> Self:
+        export = self.export
+        if self.register_as is None:
+            if export != ClassifierExport():
+                told = export.model_dump(mode="json", exclude_defaults=True)
+                raise refuse("export", "has no meaning without register_as: set that, or leave export out", told)
+            return self
+        if BACKBONE_HF in self.formats and self.pooling != "cls":
+            text = (
+                "hf is transformers' ViTForImageClassification, whose classifier reads the class token, and this "
+                f"network's reads pooling {self.pooling}: set pooling: cls, or leave hf out"
+            )
+            raise refuse("export.formats", text, list(self.formats))
+        if export.license_link and not export.license:
+            raise refuse("export.license_link", "name the licence in export.license too", export.license_link)
+        return self
 
 
 class LowLabelProtocol(SpecModel):
@@ -228,6 +264,12 @@ class EvaluateSpec(Document):
         if "finetune" in wanted:
             found.setdefault("finetune", FinetuneProtocol(name="finetune"))
         return found
+
+    @property
+    def registering(self) -> FinetuneProtocol | None:
+        """The protocol whose classifier is registered, if one is."""
+        fine_tuned = (each for each in self.protocols if isinstance(each, FinetuneProtocol))
+        return next((each for each in fine_tuned if each.register_as), None)
 
     @model_validator(mode="after")
     def _each_protocol_once(self) -> Self:

@@ -14,6 +14,8 @@ BACKBONE_HF_MAE: Final = "hf-mae"
 BACKBONE_ONNX: Final = "onnx"
 BACKBONE_TORCH_EXPORT: Final = "torch_export"
 BACKBONE_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE, BACKBONE_ONNX, BACKBONE_TORCH_EXPORT)
+CLASSIFIER_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_ONNX)
+"""Those of a fine-tuned classifier, with its head: `hf` is then ViTForImageClassification, and `onnx` gives logits."""
 WEIGHTS_FORMATS: Final = (BACKBONE_TIMM, BACKBONE_HF, BACKBONE_HF_MAE)
 """Those that hold the encoder's weights by name, from which a version is read again."""
 
@@ -39,3 +41,5 @@ LIBRARIES: Final = {
 """The hub's library names by format."""
 PIPELINE_TAG: Final = "image-feature-extraction"
 """The hub's name of what a backbone does."""
+CLASSIFIER_TAG: Final = "image-classification"
+"""The hub's name of what a classifier does."""

@@ -110,6 +110,11 @@ def trainings(spec: EvaluateSpec) -> list[Unit]:
     return found
 
 
+def registered(spec: EvaluateSpec) -> Unit | None:
+    """The training whose classifier is registered, if one is: of the first seed, on all labels."""
+    return Unit("finetune", "backbone", spec.seed) if spec.registering else None
+
+
 def groups(spec: EvaluateSpec) -> list[Group]:
     """Everything to be measured on frozen features, by network: first the backbone, then untrained weights."""
     seeds = range(spec.seed, spec.seed + spec.seeds)

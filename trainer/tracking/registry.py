@@ -31,6 +31,7 @@ class About:
     """Of its last evaluation."""
     step: int
     """The step of that evaluation."""
+    model_type: str = "backbone"
 
     def metrics_of(self, model_id: str) -> list[Metric]:
         """The evaluation as metrics of a logged model, with one time, so that a repeated request adds nothing."""
@@ -68,7 +69,7 @@ class BackboneRegistry:
                 source_run_id=about.run_id,
                 tags=all_tags,
                 params=dict(about.params),
-                model_type="backbone",
+                model_type=about.model_type,
             ),
         )
         metrics = about.metrics_of(model.model_id)
@@ -88,6 +89,10 @@ class BackboneRegistry:
             return int(created.version)
 
         return MLFLOW.call(action, find_or_create_version)
+
+    def registered(self, name: str) -> int | None:
+        """The version of ``name`` that the job has registered already, if it has."""
+        return MLFLOW.call(f"look up the versions of {name!r}", lambda: self._find_version(name))
 
     def _ensure_registered_model(self, name: str) -> None:
         try:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel
 
-from trainer.data.scale import EIGHT_BIT
+from trainer.data.scale import Scale
 from trainer.models.rc_mae import MaskedAutoencoder, make_teacher
 from trainer.spec.base import read_document
 from trainer.spec.pretrain import CheckpointSpec, PretrainSpec
@@ -65,7 +65,7 @@ class Metadata(BaseModel):
     @property
     def value_range(self) -> tuple[float, float]:
         """The pixel values that became black and white; of 8 bits if there were such images beside deeper ones."""
-        return next(iter(self.scale.values())) if len(self.scale) == 1 else self.scale.get(EIGHT_BIT, (0.0, 255.0))
+        return Scale(self.scale).value_range
 
 
 @dataclass(frozen=True)

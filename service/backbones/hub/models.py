@@ -62,10 +62,15 @@ class Model:
         return formats.LIBRARIES[self.folder]
 
     @property
+    def task(self) -> str:
+        """What it does, by the hub's name."""
+        return formats.CLASSIFIER_TAG if self.version.type == "classifier" else formats.PIPELINE_TAG
+
+    @property
     def tags(self) -> list[str]:
         row = self.version.row
         known = (row.tags.get(names.TAG_METHOD), row.tags.get(names.TAG_NETWORK))
-        found = [formats.HUB_ORGANISATION, self.library, formats.PIPELINE_TAG, "vit", *filter(None, known)]
+        found = [formats.HUB_ORGANISATION, self.library, self.task, "vit", *filter(None, known)]
         dataset = row.tags.get(names.TAG_DATASET_NAME)
         found += [f"dataset:{dataset}"] if dataset else []
         return [*found, f"v{self.version.number}"]
@@ -105,7 +110,7 @@ def _view(model: Model, ever: Mapping[tuple[str, str], int]) -> HubModelView:
         downloadsAllTime=ever.get(model.key, 0),
         likes=0,
         tags=model.tags,
-        pipeline_tag=formats.PIPELINE_TAG,
+        pipeline_tag=model.task,
         library_name=model.library,
     )
 

@@ -20,6 +20,7 @@ from service.dashboard.snippets import snippets
 from service.http.problems import ApiProblem, not_found
 from trainer.protocol import names
 from trainer.spec.export import BackboneFormat
+from trainer.spec.subject import reference
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -40,6 +41,7 @@ Texts = Annotated[list[str] | None, Query(max_length=32)]
 def listing(
     page: BackbonesPage,
     name_contains: str | None = None,
+    type: Literal["backbone", "classifier", ""] | None = None,  # noqa: A002 - its name in the API
     method: str | None = None,
     dataset: str | None = None,
     alias: str | None = None,
@@ -53,7 +55,14 @@ def listing(
     cursor: str | None = None,
 ) -> Response:
     """All backbones, sorted by name, by time or by a result. A filter that cannot be used is told beside the others."""
-    texts = {"name_contains": name_contains, "job": job, "dataset": dataset, "method": method, "export_format": format}
+    texts = {
+        "name_contains": name_contains,
+        "type": type,
+        "job": job,
+        "dataset": dataset,
+        "method": method,
+        "export_format": format,
+    }
     texts |= {"alias": alias, "owner": owner, "search": search}
     labels, metrics = ([text for text in given or () if text.strip()] for given in (label, filter))
     found, trouble, wrong = None, None, None
@@ -101,7 +110,7 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
     served = registry.meant_by(page.state, found, version or MAIN)
     if served is None:
         raise not_found("version", f"{name}:{version}")
-    backbone, shown = service.detail(found), service.describe(page.state, served)
+    backbone, shown = service.detail(page.state, page.caller, found), service.describe(page.state, served)
     rendered, no_card = (None, "") if served.gone else _card(page, shown, served.folder)
     owner = found.row.owner
     controlled = {each.number for each in found.versions if page.caller.may(Scope.BACKBONES, each.row.owner, owner)}
@@ -123,12 +132,22 @@ def one(page: BackbonesPage, name: str, version: str | None = None) -> Response:
         edits=page.caller.may(Scope.BACKBONES, owner),
         dataset_uri=served.row.dataset_uri,
         origin_link=shown.origin_url if (shown.origin_url or "").startswith("https://") else None,
+        base_link=_base_link(shown.fine_tuned_from),
         moves=_move_texts(backbone),
         users=service.users(page.state, page.caller, name, str(shown.version)) if shown.version in controlled else [],
         retention=retention.show(page.state, page.caller, name),
         approval=approval.context(page, found),
         weights=WEIGHTS,
     )
+
+
+def _base_link(fine_tuned_from: str | None) -> str | None:
+    """The page of the version that a classifier was fine-tuned from, if that is registered."""
+    try:
+        named = reference(fine_tuned_from or "")
+    except ValueError:  # weights that are not registered have a title
+        return None
+    return f"/backbones/{named.name}?version={named.version}" if named.version else None
 
 
 def _card(page: Page, version: VersionView, folder: str) -> tuple[card.Card | None, str]:

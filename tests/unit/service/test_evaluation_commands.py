@@ -15,6 +15,7 @@ from scripted_server import Answer, ScriptedServer
 from scripted_server import job as scripted_job
 
 from service.client.errors import ApiError
+from service.client.evaluation_calls import evaluate_spec
 from service.client.sdk import Client
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.job import parse_spec
@@ -124,3 +125,18 @@ def test_the_client_evaluates_with_settings_of_a_protocol(server: ScriptedServer
     assert isinstance(spec, EvaluateSpec)
     assert (spec.protocols[0].k, spec.baselines, spec.priority) == ((5,), (), 3)
     assert server.asked[0].headers["idempotency-key"]
+
+
+@pytest.mark.parametrize(
+    ("protocols", "meant"),
+    [
+        (None, [{"name": "finetune", "pooling": "cls", "register_as": "cats"}]),
+        (["knn"], [{"name": "knn"}, {"name": "finetune", "pooling": "cls", "register_as": "cats"}]),
+        (
+            [{"name": "finetune", "pooling": "mean", "recipe": "small"}],
+            [{"name": "finetune", "pooling": "mean", "recipe": "small", "register_as": "cats"}],
+        ),
+    ],
+)
+def test_a_name_to_register_under_asks_for_a_fine_tuned_classifier(protocols, meant):
+    assert evaluate_spec("digits", "builtin://digits", protocols=protocols, register_as="cats")["protocols"] == meant

@@ -65,7 +65,7 @@ def run(trained, folder: Path, attempt: int = 1, wanted=lambda: None, spec: Eval
     """One attempt in this process: its result, or None if a command ended it; and what it recorded."""
     spec, memory = spec or spec_of(), Memory()
     place = Place(Store(str(folder)), torch.device("cpu"), memory, wanted, cache=Cache(folder / "cache"))
-    action = evaluate(request_of(trained, spec, folder, attempt, **parts), spec, place)
+    action = evaluate(request_of(trained, spec, folder, attempt, **parts), spec, place).action
     return (None if action else result_in(folder)), memory
 
 
