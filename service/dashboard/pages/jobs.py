@@ -224,12 +224,13 @@ def metrics(page: JobsPage, job_id: str) -> Response:
     if job.kind == Kind.EVALUATE:
         of_trainings = training_curves.figures(training_curves.drawn(job.spec))
         left_out = training_curves.SEEDS if training_curves.more_seeds(job.spec) else None
-        context = {"figures": of_trainings, "axes": training_curves.AXES, "first_seeds": left_out}
+        context: dict[str, Any] = {"figures": of_trainings, "axes": training_curves.AXES, "first_seeds": left_out}
         return _show(page, "jobs/metrics.html", job, "metrics", charts=True, **context)
     newest = job.result.metrics if job.result else {}
     others = sorted({key for key in newest if key.startswith(("diag/", "eval/"))} - _keys_with_chart())
     figures = CURVES + [{"title": key, "keys": [key]} for key in others]
-    return _show(page, "jobs/metrics.html", job, "metrics", charts=True, figures=figures)
+    context = {"figures": figures, "axes": (), "first_seeds": None}
+    return _show(page, "jobs/metrics.html", job, "metrics", charts=True, **context)
 
 
 def _keys_with_chart() -> set[str]:

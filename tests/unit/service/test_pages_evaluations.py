@@ -339,7 +339,9 @@ def test_a_form_starts_with_the_images_of_a_training_that_had_labels(browsers, d
 def test_features_of_images_have_a_form_too(browsers, database, registry):
     registry.add("digits", 1)
     text = page(browsers.alice, "/embeddings/new", backbone="digits")
-    assert document_of(text) == {"kind": "embed", "backbone": "digits:1"}
+    document = document_of(text)
+    assert (document["kind"], document["backbone"]) == ("embed", "digits:1")
+    parse_spec(document)  # with the images of its training
     spec = parse_spec({
         "kind": "embed", "backbone": {"job": "job-1"}, "dataset": {"uri": "/data/x"}, "dtype": "float16",
     })  # fmt: skip

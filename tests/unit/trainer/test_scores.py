@@ -78,8 +78,9 @@ def test_the_interval_over_seeds_is_students():
     values = [0.71, 0.74, 0.72, 0.75]
     expected = stats.t.interval(0.95, 3, loc=np.mean(values), scale=stats.sem(values))
     assert over_seeds(values) == pytest.approx(expected)
-    # By the table t = 12.706 for one degree of freedom: 0.5 +- 12.706 * 0.1 / sqrt(2) * sqrt(2) / 2.
-    assert over_seeds([0.45, 0.55]) == pytest.approx((0.5 - 0.6353, 0.5 + 0.6353), abs=1e-4)
+    # By the table t = 12.706 for one degree of freedom: 0.5 +- 12.706 * 0.01 / 2.
+    assert over_seeds([0.495, 0.505]) == pytest.approx((0.5 - 0.06353, 0.5 + 0.06353), abs=1e-5)
+    assert over_seeds([0.4, 0.6]) == (0.0, 1.0), "an accuracy is nothing else"
     assert over_seeds([0.5, 0.5, 0.5]) == (0.5, 0.5)
 
 
