@@ -141,6 +141,7 @@ def test_plans_warn_of_what_the_inspection_says(served, world):
 @pytest.mark.parametrize(
     ("over", "parts", "code"),
     [
+        ({"classes": {}, "class_count": 0}, {"evaluation": {"after": [{"name": "knn"}]}}, "after_without_labels"),
         ({"classes": {}, "class_count": 0}, {"evaluation": {"probes": ["linear"]}}, "probes_without_labels"),
         ({"classes": {"a": 9}, "class_count": 1}, {"evaluation": {"probes": ["linear"]}}, "probes_without_labels"),
         ({"classes": {}, "class_count": 0}, {}, None),
