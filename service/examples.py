@@ -368,6 +368,7 @@ ANSWERS: Final[dict[str, Any]] = {
     },
     "Backbone": {
         "name": "imagenet-base",
+        "type": "backbone",
         "owner": "alice",
         "description": "ViT-Base for photographs.",
         "labels": {"team": "vision"},
