@@ -34,6 +34,8 @@ class Subject(NamedTuple):
     trained: PretrainSpec | None = None
     """The spec of the network that is trained or published, with the `export` that applies, and of a search the spec
     that its trials start from; None where there is no network."""
+    images: int | None = None
+    """Of the datasets of an evaluation, where earlier jobs have counted them."""
     fixed: Mapping[str, Any] = MappingProxyType({})
     """Fields of the spec that the job keeps with other values, such as the version that a name means now."""
 
@@ -59,8 +61,9 @@ class JobKind(ABC, Generic[Spec]):
         """
 
     @abstractmethod
-    def recheck(self, settings: Settings, spec: Spec) -> None:
-        """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed."""
+    def recheck(self, session: Session, settings: Settings, spec: Spec) -> None:
+        """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed, or what
+        it needs is gone."""
 
     @abstractmethod
     def schedule(self, session: Session, spec: Spec) -> Schedule | None:

@@ -37,7 +37,7 @@ class Pretrain(ControllerKind[PretrainSpec]):
         check_dataset_roots(app_state.settings, spec)
         return Subject(spec.dataset.uri, spec)
 
-    def recheck(self, settings: Settings, spec: PretrainSpec) -> None:
+    def recheck(self, session: Session, settings: Settings, spec: PretrainSpec) -> None:  # noqa: ARG002
         check_dataset_roots(settings, spec)
 
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:

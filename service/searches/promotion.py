@@ -1,4 +1,4 @@
-"""Promotes a trial of a search to a pretraining job.
+"""Promotes a trial of a search to a job of the kind that the trial is.
 
 This module needs only a transaction and the settings, as both the API and the controller promote trials.
 """
@@ -15,13 +15,15 @@ from service.db.tables import Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom
-from service.jobs.submission import check_dataset_roots, insert, schedule, stored_key
+from service.jobs.submission import check_dataset_roots, check_roots, insert, schedule, stored_key
 from service.searches.analysis import point_of, spec_of
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
+from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 from trainer.spec.search_sections import PromoteSpec
+from trainer.spec.space import BaseSpec, parse_base
 
 
 def promote_trial(
@@ -38,8 +40,11 @@ def promote_trial(
         return earlier, False
     spec = _promoted(search, trial, promote)
     try:
-        check_dataset_roots(settings, spec)
-        schedule(session, spec)
+        if isinstance(spec, PretrainSpec):
+            check_dataset_roots(settings, spec)
+            schedule(session, spec)
+        else:
+            check_roots(settings, {"dataset": spec.dataset, "test": spec.test})
     except SpecError as error:
         raise _at_overrides(error, promote) from error
     job = insert(session, owner, spec, spec.dataset.uri, key, PromotedFrom(search=search.id, trial=trial.number))
@@ -53,16 +58,25 @@ def _digest(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> str:
     return sha256(json.dumps([search.id, trial.number, promote.overrides, promote.register_as], sort_keys=True))
 
 
-def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> PretrainSpec:
+def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> BaseSpec:
     spec = SearchSpec.parse(search.spec)
+    for path in promote.overrides if isinstance(spec.base_spec, EvaluateSpec) else ():
+        # Whether its owner may see another one is checked where it is submitted.
+        if path.partition(".")[0] == "backbone" or path == "protocols" or path.endswith(".reference"):
+            raise _kept(path, promote)
     if spec_of(trial, spec) is None:
         text = f"trial {trial.number} of {search.id} cannot be promoted: its values are invalid, or not all known yet"
         raise ApiProblem(409, "trial_not_settled", text)
     try:
         document = spec.promoted(point_of(trial, spec), promote, spec.base.get("resources") or {})
-        return PretrainSpec.parse(document)
+        return parse_base(document)
     except SpecError as error:
         raise _at_overrides(error, promote) from error
+
+
+def _kept(path: str, promote: PromoteSpec) -> SpecError:
+    text = "stays as the search has it: submit an evaluation of its own, with the trial's settings"
+    return SpecError([Problem(f"overrides.{path}", f"/overrides/{path}", promote.overrides[path], text)])
 
 
 def _at_overrides(error: SpecError, promote: PromoteSpec) -> SpecError:

@@ -18,7 +18,7 @@ import structlog
 from optuna.trial import FrozenTrial
 
 from service.adapters.mlflow_connection import MlflowUnreachable
-from service.adapters.mlflow_runs import RunView
+from service.adapters.mlflow_runs import Newest, RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Job, now
@@ -46,6 +46,8 @@ from service.searches.schemas import (
 )
 from trainer.protocol import names
 from trainer.spec import metric_keys
+from trainer.spec.evaluate import EvaluateSpec
+from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 from trainer.spec.space import CategoricalParameter
 
@@ -102,7 +104,9 @@ class Search:
             return {}
         beats = [beat for start in starts if (beat := run.heartbeat(start)) is not None]
         newest, spec, progress = run.newest(), analysis.spec_of(trial, self.spec), None
-        if newest and spec:
+        if newest and isinstance(spec, EvaluateSpec):
+            progress = _measured(newest, run.tags.get(names.TAG_STEPS))
+        elif newest and spec:
             progress = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
         return {
             "progress": progress and progress.model_dump(include=set(TrialProgress.model_fields)),
@@ -130,6 +134,16 @@ class Search:
             "run_id": attributes.get(names.TRIAL_RUN),
             "promoted": jobs.get(trial.number, []),
         }
+
+
+def _measured(newest: Newest, total: str | None) -> TrialProgress | None:
+    """How far an evaluation is: its steps are measurements, and all of them are its one epoch."""
+    if total is None:
+        return None
+    done, steps = int(newest.values.get(metric_keys.SAMPLES, newest.step)), int(total)
+    return TrialProgress(
+        epoch=done / steps if steps else 0.0, epochs=1, step=done, steps=steps, loss=None, images_per_s=None, eta_s=None
+    )
 
 
 def _running(app_state: AppState, trials: Sequence[FrozenTrial]) -> dict[str, RunView]:
@@ -390,7 +404,7 @@ def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Pag
     trial = found.trial(number)
     spec, metric_curves = analysis.spec_of(trial, found.spec), analysis.metrics_of(trial)
     epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
-    if spec and epoch and samples:
+    if isinstance(spec, PretrainSpec) and epoch and samples:
         per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
     return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)

@@ -28,8 +28,6 @@ from trainer.storage import Store
 from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 
-TRAININGS: Final = "trainings"
-"""Folder of the trainings in the run's artifact folder, each with a folder for its checkpoints."""
 RECORDED: Final = (
     metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S, TEST_TOP1,
 )  # fmt: skip
@@ -74,7 +72,7 @@ class TrainedMeasures:
 
     def forget(self, unit: Unit) -> None:
         """Delete a training's folder, once its result is kept. On one rank."""
-        self._store.delete(f"{TRAININGS}/{unit.name}")
+        self._store.delete(f"{names.TRAININGS}/{unit.name}")
 
     def _training(self, unit: Unit) -> Training:
         bench, data = self._bench, self._bench.data
@@ -125,7 +123,7 @@ class TrainedMeasures:
 
 def folder_of(artifact_uri: str, unit: Unit) -> str:
     """A training's own folder, with its checkpoints."""
-    return f"{artifact_uri.rstrip('/')}/{TRAININGS}/{unit.name}"
+    return f"{artifact_uri.rstrip('/')}/{names.TRAININGS}/{unit.name}"
 
 
 def is_pictured(spec: EvaluateSpec, unit: Unit) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, Tag, field_validator, model_validator
 
@@ -137,6 +136,18 @@ Protocol = Annotated[
 """One way to measure."""
 
 
+DEFAULT_PROTOCOLS: Final = (KnnProtocol(name="knn"), LinearProtocol(name="linear"))
+
+
+class Reference(NamedTuple):
+    """The evaluation that corruption errors are relative to."""
+
+    field: str
+    """Where the spec names it."""
+    job: str
+    robustness: RobustnessProtocol
+
+
 class EvaluateSpec(Document):
     """Measure how good a backbone is on labelled images, beside the same network without its training."""
 
@@ -154,9 +165,7 @@ class EvaluateSpec(Document):
     held_out: float = Field(0.2, gt=0, lt=1)
     """Where `test` is null: the share of each class that is held out for the test, the same for every evaluation of
     this dataset."""
-    protocols: tuple[Protocol, ...] = Field(
-        (KnnProtocol(name="knn"), LinearProtocol(name="linear")), min_length=1, max_length=20
-    )
+    protocols: tuple[Protocol, ...] = Field(DEFAULT_PROTOCOLS, min_length=1, max_length=20)
     """The ways to measure, each at most once."""
     features: FeaturesSpec = Field(default_factory=FeaturesSpec)
     seeds: int = Field(3, ge=1, le=100)
@@ -195,9 +204,17 @@ class EvaluateSpec(Document):
 
     def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:
         """The sections in which `trainer.spec.plan.resolve` fills in `auto` values."""
-        # Pairs of images stay together in a fine-tuning, and the last batch sizes that fit the data are even too.
-        batches = [each.batch_size // 2 for each in self.trainings.values()]
-        return {"resources": self.resources.settled(cluster, math.gcd(*batches) or 1 if batches else None)}
+        # Workers share a batch in pairs of images, which stay together in a fine-tuning; shares may differ in size.
+        pairs = min((max(1, each.batch_size // 2) for each in self.trainings.values()), default=None)
+        return {"resources": self.resources.settled(cluster, None, most=pairs)}
+
+    @property
+    def reference(self) -> Reference | None:
+        """The evaluation that the corruption errors are relative to; None if there is none."""
+        for index, each in enumerate(self.protocols):
+            if isinstance(each, RobustnessProtocol) and each.reference is not None:
+                return Reference(f"protocols.{index}.reference", each.reference, each)
+        return None
 
     @property
     def trainings(self) -> dict[str, SupervisedSettings]:

@@ -52,6 +52,17 @@ def _plain(html: str) -> str:
     return " ".join(re.sub(r"<[^>]*>", " ", html).split())
 
 
+def test_comparing_two_versions_shows_what_was_measured_of_both_and_which_settings_differ(browsers, database, registry):
+    registry.add(number=1)
+    registry.add(number=2)
+    add_evaluation(database, evaluation({"eval/knn_top1": 0.9, "eval/linear_top1": 0.9}))
+    add_evaluation(database, evaluation({"eval/knn_top1": 0.5}, version=2, pooling="cls"))
+    found = cells(page(browsers.alice, "/backbone-comparison", of="digits:1", **{"with": "digits:2"}), "evaluated")
+    assert [row[0] for row in found] == ["eval/knn_top1", "eval/linear_top1"]
+    assert found[0][-1] == "-0.4 measured with other pooling"
+    assert found[1][3:] == ["–", "–"]
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
