@@ -89,9 +89,9 @@ def describe_trials(spec: SearchSpec, resolved: SearchSpec) -> str:
     text = f"It runs {plural(spec.trials, 'trial')}, {fitting} at a time."
     if size is not None:
         text += f" Its space has {plural(size, 'point')}, and none is trained twice."
-    base = spec.base_spec
-    if isinstance(base, EvaluateSpec):
-        text += f" Each makes {plural(len(measurements(spec.at({}))), 'measurement')}."
+    base, trial = spec.base_spec, spec.at({})
+    if isinstance(base, EvaluateSpec) and isinstance(trial, EvaluateSpec):
+        text += f" Each makes {plural(len(measurements(trial)), 'measurement')}."
         if base.test is None:
             text += (
                 f" A held-out share of base.dataset ({base.held_out:g}) chooses among them: name other test images "

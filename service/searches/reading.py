@@ -18,7 +18,7 @@ import structlog
 from optuna.trial import FrozenTrial
 
 from service.adapters.mlflow_connection import MlflowUnreachable
-from service.adapters.mlflow_runs import Newest, RunView
+from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
 from service.db.tables import Job, now
@@ -30,7 +30,7 @@ from service.jobs.log_files import LogFiles
 from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.output_schemas import ImageView, LogPage, MetricsView
 from service.jobs.progress import progress_of
-from service.jobs.schemas import SearchProgress
+from service.jobs.schemas import Progress, SearchProgress
 from service.jobs.state import State
 from service.searches import analysis, repository
 from service.searches.schemas import (
@@ -45,6 +45,7 @@ from service.searches.schemas import (
     TrialView,
 )
 from trainer.protocol import names
+from trainer.protocol.progress import Newest
 from trainer.spec import metric_keys
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
@@ -103,11 +104,12 @@ class Search:
         if run is None:
             return {}
         beats = [beat for start in starts if (beat := run.heartbeat(start)) is not None]
-        newest, spec, progress = run.newest(), analysis.spec_of(trial, self.spec), None
+        newest, spec, steps = run.newest(), analysis.spec_of(trial, self.spec), run.tags.get(names.TAG_STEPS)
+        progress: Progress | TrialProgress | None = None
         if newest and isinstance(spec, EvaluateSpec):
-            progress = _measured(newest, run.tags.get(names.TAG_STEPS))
+            progress = _measured(newest, steps)
         elif newest and spec:
-            progress = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
+            progress = progress_of(spec.model_dump(mode="json"), newest, steps, starts[-1:])
         return {
             "progress": progress and progress.model_dump(include=set(TrialProgress.model_fields)),
             "heartbeat_at": datetime.fromtimestamp(max(beats), UTC) if beats else None,

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from types import UnionType
 from typing import Any, Final, Self, Union, get_args, get_origin
 
@@ -174,7 +175,7 @@ def _unknown_field(model: type[BaseModel], location: Sequence[object]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[object]) -> list[str]:
-    for part, following in zip(path, [*path[1:], None], strict=True):
+    for part, following in zip_longest(path, path[1:]):
         if _names_kind(part):
             continue
         field = model.model_fields.get(str(part))

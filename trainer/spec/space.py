@@ -253,7 +253,7 @@ def parse_base(document: Mapping[str, Any]) -> BaseSpec:
     kind = document.get("kind", next(iter(BASES)))
     if not isinstance(kind, str) or kind not in BASES:
         raise SpecError([Problem("kind", "/kind", kind, f"must be {' or '.join(BASES)}")])
-    return BASES[kind].parse({"kind": kind} | document)
+    return BASES[kind].parse({"kind": kind, **document})
 
 
 def set_in_base(document: dict[str, Any], path: str, value: Any) -> None:

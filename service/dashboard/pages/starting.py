@@ -116,7 +116,7 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
         return environment.get_template("evaluations/form.html").render(form=evaluate_form(document))
     base = document.get("base") if kind == "search" else None
     base = base if isinstance(base, Mapping) else {}
-    evaluates = base.get("kind") == Kind.EVALUATE
+    evaluates = base.get("kind") == "evaluate"
     objective = document.get("objective") or {}
     space = document.get("space")
     return environment.get_template("starting/form.html").render(
