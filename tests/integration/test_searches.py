@@ -224,7 +224,7 @@ def test_trials_of_several_workers_are_pruned_and_end(stack):
     agree(stack, job.id, 3)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_evaluations_are_trials_and_the_best_one_becomes_an_evaluation(stack):
     """Two trials over the learning rate of a fine-tuning; the better one is promoted, with its baseline."""
     source = stack.client.submit(make_spec(optimization={"epochs": 1, "micro_batch_size": 80}))
@@ -244,7 +244,7 @@ def test_evaluations_are_trials_and_the_best_one_becomes_an_evaluation(stack):
             "kind": "search",
             "name": "rates",
             "base": base,
-            "space": {rate: {"type": "categorical", "choices": [1e-9, 3e-3]}},
+            "space": {rate: {"type": "categorical", "choices": [1e-5, 3e-3]}},
             "objective": {"metric": score},
             "budget": {"trials": 2, "concurrency": 1},
         }
@@ -252,7 +252,7 @@ def test_evaluations_are_trials_and_the_best_one_becomes_an_evaluation(stack):
     done = wait_state(stack, job.id, State.SUCCEEDED, State.FAILED)
     assert done.state is State.SUCCEEDED, done.message
     trials = trials_of(stack, job.id)
-    assert {trial.params[rate] for trial in trials} == {1e-9, 3e-3}
+    assert {trial.params[rate] for trial in trials} == {1e-5, 3e-3}
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
     (best,) = stack.client.search(job.id).best
     assert best.values == [max(trial.values[0] for trial in trials)]

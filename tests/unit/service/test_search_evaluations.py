@@ -12,7 +12,9 @@ from search_files import SearchFiles
 from service_fakes import problem
 
 from trainer.protocol import names
+from trainer.protocol.progress import Newest
 from trainer.protocol.request import VersionSource
+from trainer.spec import metric_keys
 
 RATE, SCORE = "protocols.finetune.base_lr", "eval/finetune_top1"
 
@@ -103,6 +105,15 @@ def test_a_trial_is_promoted_to_an_evaluation_on_other_images(api, tried):
     ):
         answer = api.post(f"/v1/searches/{tried}/trials/1/promote", json={"overrides": overrides})
         assert [each["field"] for each in problem(answer, 422, "spec_invalid")["problems"]] == [field]
+
+
+def test_a_running_trial_shows_how_many_measurements_are_done(api, searches, mlflow, tried):
+    run = mlflow.runs[searches.studies.trials(tried)[3].user_attrs[names.TRIAL_RUN]]
+    newest = Newest(attempt=1, step=2, values={metric_keys.SAMPLES: 2.0}, images_per_s=None)
+    run.tags |= {names.TAG_NEWEST: newest.model_dump_json(), names.TAG_STEPS: "6"}
+    progress = api.get(f"/v1/searches/{tried}/trials/3").json()["progress"]
+    assert (progress["step"], progress["steps"], progress["epochs"]) == (2, 6, 1)
+    assert (progress["epoch"], progress["loss"]) == (pytest.approx(1 / 3), None)
 
 
 def test_every_page_of_such_a_search_is_shown(browsers, api, tried):
