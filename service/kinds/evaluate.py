@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -39,6 +39,7 @@ from trainer.protocol import names
 from trainer.protocol.evaluation import EVALUATION, Evaluation
 from trainer.protocol.inspection import Warned
 from trainer.protocol.outcome import Reason
+from trainer.protocol.progress import Newest
 from trainer.protocol.references import misfit
 from trainer.spec import metric_keys
 from trainer.spec.cluster import ClusterShape, plural
@@ -79,6 +80,19 @@ class Evaluate(ControllerKind[EvaluateSpec]):
 
     def plan_note(self, spec: EvaluateSpec, resolved: EvaluateSpec) -> str:  # noqa: ARG002
         return f"It makes {plural(len(measurements(spec)), 'measurement')}: {_counted(spec)}."
+
+    def trial_progress(
+        self,
+        spec: EvaluateSpec,  # noqa: ARG002
+        newest: Newest,
+        steps: str | None,
+        running: Sequence[int],  # noqa: ARG002
+    ) -> Mapping[str, Any] | None:
+        """Its steps are measurements, and all of them are its one epoch."""
+        if steps is None:
+            return None
+        done, total = int(newest.values.get(metric_keys.SAMPLES, newest.step)), int(steps)
+        return {"epoch": done / max(1, total), "epochs": 1, "step": done, "steps": total}
 
     def reads(self, session: Session, spec: EvaluateSpec) -> Reads:
         return evaluation_reads(session, spec)

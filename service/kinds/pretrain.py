@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from service.context.kind import Subject
 from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
+from service.jobs.progress import progress_of
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.inspected import warnings
@@ -20,6 +22,7 @@ from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.inspection import Warned
+from trainer.protocol.progress import Newest
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
 from trainer.spec.plan import Schedule, memory_per_worker
@@ -45,6 +48,12 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     def memory_per_worker(self, resolved: PretrainSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
         return training_memory(resolved)
+
+    def trial_progress(
+        self, spec: PretrainSpec, newest: Newest, steps: str | None, running: Sequence[int]
+    ) -> Mapping[str, Any] | None:
+        found = progress_of(spec.model_dump(mode="json"), newest, steps, running)
+        return found and found.model_dump()
 
     def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
         return warnings(session, spec)

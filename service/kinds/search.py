@@ -79,7 +79,7 @@ class SearchReport(SearchStatus):
         if job.state != State.SUCCEEDED or promote is None or leader is None:
             return
         try:
-            promoted, new = promote_trial(session, context.app.settings, job, leader, promote, job.owner)
+            promoted, new = promote_trial(session, context.app.settings, context.kinds, job, leader, promote, job.owner)
         except (ApiProblem, SpecError) as error:
             why = error.detail if isinstance(error, ApiProblem) else str(error)
             note(session, job, job.reason, f"{job.message} Trial {leader.number} was not promoted: {why}", ACTOR)

@@ -270,6 +270,11 @@ class Document(SpecModel):
         """Whether an attempt reads a version, or a checkpoint of another job, so that its request says where it is."""
         return False
 
+    @property
+    def images_per_step(self) -> int | None:
+        """Training images of one optimiser step, by which pictures and progress count; None for other jobs."""
+        return None
+
     @classmethod
     def parse(cls, data: Any) -> Self:
         """Validate a mapping; raises `SpecError` with every problem in it."""

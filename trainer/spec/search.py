@@ -27,7 +27,13 @@ from trainer.spec.dataset import DatasetSpec
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.resources import ResourcesSpec
-from trainer.spec.search_checks import check_algorithm, check_condition, check_objectives, check_scheduler
+from trainer.spec.search_checks import (
+    check_algorithm,
+    check_condition,
+    check_evaluated,
+    check_objectives,
+    check_scheduler,
+)
 from trainer.spec.search_sections import (
     AlgorithmSpec,
     BudgetSpec,
@@ -255,11 +261,13 @@ class SearchSpec(Document):
     def promoted(self, point: Mapping[str, Any], promote: PromoteSpec, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The document that promotes a trial: the base as it was written, with the trial's values.
 
-        ``resources`` are those of the base before it was resolved.
+        ``resources`` are those of the base before it was resolved. Raises `SpecError` for an override that cannot be.
         """
         document = self._document() | {"resources": dict(resources)}
-        if document["kind"] == "evaluate" and any(path.partition(".")[0] == "test" for path in promote.overrides):
-            document.pop("held_out", None)  # it has no meaning beside other test images
+        if document["kind"] == "evaluate":
+            check_evaluated(promote.overrides)
+            if any(path.partition(".")[0] == "test" for path in promote.overrides):
+                document.pop("held_out", None)  # it has no meaning beside other test images
         for path, value in itertools.chain(point.items(), promote.overrides.items()):
             set_in_base(document, path, value)
         if promote.register_as:

@@ -1,11 +1,12 @@
-"""Checks of a search's sections against each other. All raise the error of `refuse`."""
+"""Checks of a search's sections against each other, which raise the error of `refuse`; and of its promotions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from trainer.spec import metric_keys
-from trainer.spec.base import refuse
+from trainer.spec.base import Problem, SpecError, refuse
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.measurements import score_keys
 from trainer.spec.pretrain import PROBE_OF
@@ -108,3 +109,14 @@ def check_condition(spec: SearchSpec, path: str, parameter: Parameter) -> None:
             if other not in visited:
                 visited.add(other)
                 pending.append(other)
+
+
+def check_evaluated(overrides: Mapping[str, Any]) -> None:
+    """Raise `SpecError` for overrides by which a promoted evaluation would read another backbone or another job.
+
+    Whether somebody may see that is checked where it is submitted.
+    """
+    for path, value in overrides.items():
+        if path.partition(".")[0] == "backbone" or path in {"protocols", "kind"} or path.endswith(".reference"):
+            text = "stays as the search has it: submit an evaluation of its own, with the trial's settings"
+            raise SpecError([Problem(path, f"/{path.replace('.', '/')}", value, text)])
