@@ -53,7 +53,7 @@ class Pretrain(ControllerKind[PretrainSpec]):
         self, spec: PretrainSpec, newest: Newest, steps: str | None, running: Sequence[int]
     ) -> Mapping[str, Any] | None:
         found = progress_of(spec.model_dump(mode="json"), newest, steps, running)
-        return found and found.model_dump()
+        return None if found is None else found.model_dump()
 
     def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
         return warnings(session, spec)
