@@ -36,7 +36,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "version_gone": (410, "somebody deleted the version in MLflow: it cannot be pulled"),
     "champion_rule_not_found": (404, "the backbone has no rule for its champion"),
     "champion_refused": (409, "the version does not meet the rule for the champion, or the rule protects the champion"),
-    "version_needed": (409, "a job that has not ended measures or uses the version: wait for its end, or cancel it"),
+    "version_needed": (409, "a job that has not ended needs the version: wait for its end, or pause or cancel it"),
     "version_has_alias": (409, "an alias points at the version: move or remove the alias first"),
 }
 """The status and the cause of each error."""

@@ -15,6 +15,7 @@ from service.db.tables import Job
 from service.settings import Settings
 from trainer.protocol.inspection import Warned
 from trainer.protocol.outcome import Reason
+from trainer.protocol.progress import Newest
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import Schedule
@@ -34,6 +35,8 @@ class Subject(NamedTuple):
     trained: PretrainSpec | None = None
     """The spec of the network that is trained or published, with the `export` that applies, and of a search the spec
     that its trials start from; None where there is no network."""
+    images: int | None = None
+    """Of the datasets of an evaluation, where earlier jobs have counted them."""
     fixed: Mapping[str, Any] = MappingProxyType({})
     """Fields of the spec that the job keeps with other values, such as the version that a name means now."""
 
@@ -59,8 +62,9 @@ class JobKind(ABC, Generic[Spec]):
         """
 
     @abstractmethod
-    def recheck(self, settings: Settings, spec: Spec) -> None:
-        """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed."""
+    def recheck(self, session: Session, settings: Settings, spec: Spec) -> None:
+        """Check a job that is about to be queued again; raises the spec's error where it is no longer allowed, or what
+        it needs is gone."""
 
     @abstractmethod
     def schedule(self, session: Session, spec: Spec) -> Schedule | None:
@@ -93,6 +97,19 @@ class JobKind(ABC, Generic[Spec]):
     def with_resources(self, document: Mapping[str, Any], changes: Mapping[str, object]) -> dict[str, Any]:
         """A copy of a spec's document with changed resources."""
         return {**document, "resources": document["resources"] | changes}
+
+    def trial_progress(
+        self,
+        spec: Spec,  # noqa: ARG002
+        newest: Newest,  # noqa: ARG002
+        steps: str | None,  # noqa: ARG002
+        running: Sequence[int],  # noqa: ARG002
+    ) -> Mapping[str, Any] | None:
+        """How far a trial of this kind is, by its run: fields of `TrialProgress` and others; None before it is known.
+
+        ``running``: its starts that are under way.
+        """
+        return None
 
     def source_job(self, job: Job) -> str | None:  # noqa: ARG002
         """Id of the other job that trained what this job registers; None where it trains itself."""

@@ -25,6 +25,7 @@ from service.jobs.evaluation_schemas import (
     VersionResultView,
 )
 from service.jobs.versions import SHOWN
+from trainer.protocol.evaluation import Evaluation
 from trainer.spec.evaluate import NO_SETTINGS, FinetuneProtocol, LinearProtocol
 
 BASELINES: Final[dict[Literal["random", "scratch"], str]] = {"random": "_random_init", "scratch": "_scratch"}
@@ -120,6 +121,13 @@ def interval(score: EvaluationScore) -> IntervalView:
         return test
     seeds = IntervalView(low=score.seeds_low, high=score.seeds_high, of="seeds")
     return max(seeds, test, key=lambda each: each.high - each.low)
+
+
+def document(session: Session, caller: Caller, job_id: str) -> Evaluation | None:
+    """Everything that a job's evaluation has found; None where there is none that the caller sees."""
+    query = select(EvaluationRow.document).join(Job, Job.id == EvaluationRow.job_id)
+    stored = session.scalar(query.where(Job.id == job_id, Job.deleted_at.is_(None), visible(caller)))
+    return None if stored is None else Evaluation.model_validate(stored)
 
 
 def visible(caller: Caller) -> ColumnElement[bool]:

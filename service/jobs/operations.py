@@ -37,6 +37,7 @@ CODES: Final[dict[str, tuple[int, str]]] = {
     "not_allowed_in_state": (409, "the state of the job or trial does not allow it"),
     "not_for_this_kind": (409, "the operation does not apply to this kind of job"),
     "backbones_would_go": (409, "registered versions would be deleted too: confirm with `with_backbones=true`"),
+    "job_needed": (409, "another job, which has not ended, needs the job: wait for its end, or pause or cancel it"),
     "idempotency_key_reused": (422, "the key was used before, for another spec or for other trials"),
 }
 """Status and meaning of each error code."""
@@ -55,7 +56,8 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "GET /v1/jobs/{job_id}": Operation("get_job", ("job_not_found",)),
     "PATCH /v1/jobs/{job_id}": Operation("change_job", CONTROL),
     "DELETE /v1/jobs/{job_id}": Operation(
-        "delete_job", (*CONTROL, "artifacts_not_here", "backbones_would_go", "version_has_alias", "version_needed")
+        "delete_job",
+        (*CONTROL, "artifacts_not_here", "backbones_would_go", "version_has_alias", "version_needed", "job_needed"),
     ),
     "GET /v1/jobs/{job_id}/spec": Operation("get_job_spec", ("job_not_found",)),
     "POST /v1/jobs/{job_id}/cancel": Operation("cancel_job", CONTROL),

@@ -17,7 +17,7 @@ from service.context.app_state import AppState
 from service.context.kind import JobKind
 from service.db.tables import Job, now
 from service.http.problems import ApiProblem, spec_problem
-from service.jobs import lineage, repository, work
+from service.jobs import lineage, needed, repository, work
 from service.jobs.deletion import delete_versions, preview
 from service.jobs.lifecycle import CANCELLED, EFFECTS, PAUSED, Effect, Verb, delete, edit, transition
 from service.jobs.queueing import running_entries, waiting_entries
@@ -145,7 +145,7 @@ def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, bod
             reason, message = REQUESTED.get(effect, (None, ""))
             continuation = kind.continuation(repository.has_checkpoint(session, job))
             message = message.format(continuation=continuation)
-            message = _change_with_verb(app_state.settings, kind, job, verb, body) or message
+            message = _change_with_verb(session, app_state.settings, kind, job, verb, body) or message
             transition(session, job, effect, reason, message, caller.owner)
             if effect.terminal and kind.has_trials:
                 work.add(session, Work.SETTLE, [job.id])
@@ -156,13 +156,15 @@ def apply_verb(app_state: AppState, caller: Caller, job_id: str, verb: Verb, bod
     return change_job(app_state, caller, job_id, change)
 
 
-def _change_with_verb(settings: Settings, kind: JobKind[Any], job: Job, verb: Verb, body: ResumeBody | None) -> str:
+def _change_with_verb(
+    session: Session, settings: Settings, kind: JobKind[Any], job: Job, verb: Verb, body: ResumeBody | None
+) -> str:
     """Change what a verb changes besides the state; returns the event's message, empty where `REQUESTED` has one."""
     message = ""
     if verb is Verb.STOP:
         job.draining = True
     if verb in {Verb.RESUME, Verb.RETRY}:
-        kind.recheck(settings, parse_spec(job.spec))
+        kind.recheck(session, settings, parse_spec(job.spec))
         message = "Resumed."
     if verb is Verb.RETRY:
         job.draining = False
@@ -208,13 +210,15 @@ def deletion(app_state: AppState, caller: Caller, job_id: str) -> Deletion:
 def delete_job(app_state: AppState, caller: Caller, job_id: str, with_backbones: bool) -> Deletion:
     """Delete a job with everything that it left behind.
 
-    Raises the API's 409 where registered versions would be deleted without ``with_backbones``, or one has an alias.
+    Raises the API's 409 where registered versions would be deleted without ``with_backbones``, one has an alias, or
+    another job needs it or one of them.
     """
     removed = deletion(app_state, caller, job_id)
 
     def change(session: Session, job: Job) -> Deletion:
         if _effect(job, Verb.DELETE) is not Effect.GONE:
             raise _refused(job, Verb.DELETE)
+        needed.job_must_not_be(session, job)
         deleted = delete_versions(session, caller, job, with_backbones)
         delete(job)
         log.info("job_deleted", job_id=job.id, name=job.name, owner=job.owner, actor=caller.owner)

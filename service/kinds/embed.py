@@ -21,7 +21,7 @@ from service.jobs.schemas import EmbeddingProgress, Result
 from service.jobs.state import State
 from service.jobs.submission import check_roots
 from service.kinds.stored_result import stored_result
-from service.kinds.subjects import find_subject, forward_memory, subject_source
+from service.kinds.subjects import find_subject, forward_memory, still_there, subject_source
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.embeddings import SCHEMA, Embeddings
@@ -43,13 +43,14 @@ class Embed(ControllerKind[EmbedSpec]):
     def check(self, app_state: AppState, caller: Caller, spec: EmbedSpec) -> Subject:
         check_roots(app_state.settings, {"dataset": spec.dataset})
         found = find_subject(app_state, caller, spec.backbone, "backbone")
-        return Subject(spec.dataset.uri, found.trained, {"backbone": found.fixed})
+        return Subject(spec.dataset.uri, found.trained, fixed={"backbone": found.fixed})
 
     def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
         return "go on with the files that it has not written yet"
 
-    def recheck(self, settings: Settings, spec: EmbedSpec) -> None:
+    def recheck(self, session: Session, settings: Settings, spec: EmbedSpec) -> None:
         check_roots(settings, {"dataset": spec.dataset})
+        still_there(session, spec.backbone, "backbone", "used")
 
     def schedule(self, session: Session, spec: EmbedSpec) -> Schedule | None:  # noqa: ARG002
         return None
@@ -106,7 +107,7 @@ class EmbeddingReport:
     def summary(self) -> str:
         found = self.embeddings
         if found is None:
-            return "The features are computed."
+            raise ValueError("a job that has not succeeded has no features to sum up")
         images, title = f"{found.dataset.images:,} images of {found.dataset.title}", found.backbone.title
         return f"{images} through {title}: {found.width} values each, in {plural(found.files, 'file')}."
 

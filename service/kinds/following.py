@@ -22,6 +22,7 @@ from service.jobs.submission import check_roots, insert
 from service.jobs.versions import Registered
 from service.kinds.evaluate import check_reference, counted
 from service.kinds.run_report import RunReport
+from service.kinds.subjects import TRAINED
 from trainer.spec.base import SpecError
 from trainer.spec.formats import WEIGHTS_FORMATS
 from trainer.spec.job import parse_pretrain
@@ -31,8 +32,6 @@ from trainer.spec.subject import CheckpointRef
 log = structlog.get_logger()
 
 AFTER: Final = "evaluation.after."
-TRAINED: Final = CheckpointRef(job="job")
-"""Stands for what a job will have trained, before it has."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def check_following(session: Session, caller: Caller, spec: PretrainSpec, path: 
     """Raises the spec's error where the evaluation that is to follow names what the caller does not see."""
     following = spec.following(TRAINED)
     if following:
-        check_reference(session, caller, following, path)
+        check_reference(session, caller, following, path, listed=isinstance(spec.evaluation.after, tuple))
 
 
 def told(spec: PretrainSpec) -> str:
@@ -90,7 +89,7 @@ def _submit(session: Session, context: ControllerContext, job: Job, registered: 
     following = following.model_copy(update={"labels": dict(job.labels), "priority": job.priority})
     settings = context.app.settings
     check_roots(settings, {f"{AFTER}dataset": following.dataset, f"{AFTER}test": following.test})
-    check_reference(session, _owner(session, job), following, AFTER)
+    check_reference(session, _owner(session, job), following, AFTER, listed=isinstance(spec.evaluation.after, tuple))
     follower = insert(session, job.owner, following, following.dataset.uri, None, follows=job.id)
     message = f"{follower.id} follows it: an evaluation of {following.name.removeprefix('evaluate-')}."
     session.add(Event(job_id=job.id, state=job.state, reason=job.reason, message=message, actor=ACTOR))

@@ -49,7 +49,7 @@ class Import(ControllerKind[ImportSpec]):
     def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
         return "read the weights again"
 
-    def recheck(self, settings: Settings, spec: ImportSpec) -> None:
+    def recheck(self, session: Session, settings: Settings, spec: ImportSpec) -> None:  # noqa: ARG002
         check_roots(settings, {"source": spec.source})
 
     def schedule(self, session: Session, spec: ImportSpec) -> Schedule | None:  # noqa: ARG002

@@ -48,7 +48,7 @@ class Inspect(ControllerKind[InspectSpec]):
     def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
         return "continue with the images that it has not decoded yet"
 
-    def recheck(self, settings: Settings, spec: InspectSpec) -> None:
+    def recheck(self, session: Session, settings: Settings, spec: InspectSpec) -> None:  # noqa: ARG002
         check_roots(settings, {"dataset": spec.dataset})
 
     def schedule(self, session: Session, spec: InspectSpec) -> Schedule | None:  # noqa: ARG002
@@ -98,7 +98,7 @@ class InspectionReport:
     def summary(self) -> str:
         found = self.inspection
         if found is None:
-            return "The inspection is complete."
+            raise ValueError("an inspection that has not succeeded has nothing to sum up")
         count = len(found.warnings)
         warnings = f", {count} {'warning' if count == 1 else 'warnings'}" if count else ""
         labels = f"{found.class_count:,} classes from {found.labels_from}" if found.class_count else "no labels"

@@ -12,7 +12,7 @@ from service.db.tables import Job
 from service.jobs.dataset_images import LOOKED_AT, same_images
 from service.jobs.schemas import Result
 from service.jobs.state import State
-from service.kinds.following import TRAINED
+from service.kinds.subjects import TRAINED
 from trainer.protocol.inspection import Inspection, Warned
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.job import Kind, parse_spec

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -13,6 +14,7 @@ from service.context.kind import Subject
 from service.controller.context import ControllerContext
 from service.controller.kind import ControllerKind
 from service.db.tables import Attempt, Job
+from service.jobs.progress import progress_of
 from service.jobs.state import State
 from service.jobs.submission import check_dataset_roots, schedule
 from service.kinds.following import PretrainReport, check_following, told
@@ -21,6 +23,7 @@ from service.kinds.run_report import RunReport, final_report
 from service.settings import Settings
 from trainer.protocol import names
 from trainer.protocol.inspection import Warned
+from trainer.protocol.progress import Newest
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.job import Kind
 from trainer.spec.plan import Schedule, memory_per_worker
@@ -40,7 +43,7 @@ class Pretrain(ControllerKind[PretrainSpec]):
             check_following(session, caller, spec)
         return Subject(spec.dataset.uri, spec)
 
-    def recheck(self, settings: Settings, spec: PretrainSpec) -> None:
+    def recheck(self, session: Session, settings: Settings, spec: PretrainSpec) -> None:  # noqa: ARG002
         check_dataset_roots(settings, spec)
 
     def schedule(self, session: Session, spec: PretrainSpec) -> Schedule | None:
@@ -51,6 +54,12 @@ class Pretrain(ControllerKind[PretrainSpec]):
 
     def plan_note(self, spec: PretrainSpec, resolved: PretrainSpec) -> str:  # noqa: ARG002
         return told(spec)
+
+    def trial_progress(
+        self, spec: PretrainSpec, newest: Newest, steps: str | None, running: Sequence[int]
+    ) -> Mapping[str, Any] | None:
+        found = progress_of(spec.model_dump(mode="json"), newest, steps, running)
+        return None if found is None else found.model_dump()
 
     def plan_warnings(self, session: Session, spec: PretrainSpec) -> list[Warned]:
         return warnings(session, spec)

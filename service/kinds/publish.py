@@ -18,7 +18,13 @@ from service.db.database import Database
 from service.db.tables import Attempt, Job
 from service.jobs.state import State
 from service.kinds.run_report import RunReport, final_report
-from service.kinds.subjects import checkpoint_source, pretraining_job, refused, require_checkpoint
+from service.kinds.subjects import (
+    checkpoint_source,
+    pretraining_job,
+    refused,
+    require_checkpoint,
+    still_there,
+)
 from service.settings import Settings
 from trainer.protocol.outcome import Reason
 from trainer.spec.cluster import ClusterShape
@@ -27,6 +33,7 @@ from trainer.spec.job import Kind, parse_pretrain
 from trainer.spec.plan import Schedule
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.publish import PublishSpec
+from trainer.spec.subject import CheckpointRef
 
 BYTES_PER_PARAMETER: Final = 12
 """Bytes per parameter while a checkpoint is published: the weights read, those written, and a copy to compare."""
@@ -45,8 +52,8 @@ class Publish(ControllerKind[PublishSpec]):
         job, trained = publishable_job(app_state.database, app_state.artifacts, caller, spec)
         return Subject(job.dataset_uri, trained.model_copy(update={"export": spec.export.over(trained.export)}))
 
-    def recheck(self, settings: Settings, spec: PublishSpec) -> None:
-        """Nothing to do: its checkpoint is checked when it starts."""
+    def recheck(self, session: Session, settings: Settings, spec: PublishSpec) -> None:  # noqa: ARG002
+        still_there(session, CheckpointRef(job=spec.job), "job", "published")
 
     def schedule(self, session: Session, spec: PublishSpec) -> Schedule | None:  # noqa: ARG002
         return None

@@ -16,18 +16,30 @@ from service.context.app_state import AppState
 from service.context.kind import Subject
 from service.controller.context import ACTOR, ControllerContext, StaleState
 from service.controller.dependencies import Refused, Unavailable
-from service.controller.kind import ControllerKind
+from service.controller.kind import NOTHING, ControllerKind, Reads
 from service.controller.queue import Task
-from service.db.database import Database
 from service.db.tables import Attempt, Job, now
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.lifecycle import note
 from service.jobs.state import State
-from service.jobs.submission import check_dataset_roots, nested, schedule
-from service.kinds.following import AFTER, check_following
+from service.kinds.evaluate import (
+    check_evaluation,
+    evaluation_reads,
+    evaluation_warnings,
+    recheck_evaluation,
+)
 from service.kinds.inspected import warnings
 from service.kinds.pretrain import training_memory
+from service.kinds.searched import (
+    check_base,
+    check_search,
+    check_trials,
+    chosen_on_test,
+    describe_trials,
+    trial_schedule,
+)
+from service.kinds.subjects import evaluation_memory
 from service.searches.promotion import promote_trial
 from service.searches.status import SearchStatus
 from service.settings import Settings
@@ -36,15 +48,15 @@ from trainer.protocol.command import SearchOrders
 from trainer.protocol.inspection import Warned
 from trainer.protocol.names import STUDY_VARIABLE
 from trainer.protocol.outcome import Reason
-from trainer.spec.base import Problem, SpecError
+from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape, plural
 from trainer.spec.job import JobSpec, Kind, parse_spec
 from trainer.spec.plan import Schedule, resolve
+from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 
 log = structlog.get_logger()
 
-BATCH: Final = "optimization.global_batch_size"
 CLOSING: Final[dict[State, tuple[Reason, str]]] = {
     State.CANCELLED: (Reason.CANCELLED_BY_USER, "The search was cancelled."),
     State.SUCCEEDED: (Reason.CANCELLED_BY_USER, "The search was stopped while the trial waited to continue."),
@@ -67,7 +79,7 @@ class SearchReport(SearchStatus):
         if job.state != State.SUCCEEDED or promote is None or leader is None:
             return
         try:
-            promoted, new = promote_trial(session, context.app.settings, job, leader, promote, job.owner)
+            promoted, new = promote_trial(session, context.app.settings, context.kinds, job, leader, promote, job.owner)
         except (ApiProblem, SpecError) as error:
             why = error.detail if isinstance(error, ApiProblem) else str(error)
             note(session, job, job.reason, f"{job.message} Trial {leader.number} was not promoted: {why}", ACTOR)
@@ -87,22 +99,43 @@ class Search(ControllerKind[SearchSpec]):
 
     def check(self, app_state: AppState, caller: Caller, spec: SearchSpec) -> Subject:
         check_search(app_state.settings, app_state.database, caller, spec)
-        return Subject(spec.base_spec.dataset.uri, spec.base_spec)
+        base = spec.base_spec
+        if isinstance(base, PretrainSpec):
+            check_base(app_state.settings, base)
+            return Subject(base.dataset.uri, base)
+        found, images = check_evaluation(app_state, caller, base, "base.")
+        check_trials(app_state, caller, spec, base, found)
+        fixed = {"base": spec.base | {"backbone": found.fixed}}
+        return Subject(base.dataset.uri, found.trained, images, fixed)
 
     def continuation(self, has_checkpoint: bool) -> str:  # noqa: ARG002
         return "continue with further trials"
 
-    def recheck(self, settings: Settings, spec: SearchSpec) -> None:
-        check_base(settings, spec)
+    def recheck(self, session: Session, settings: Settings, spec: SearchSpec) -> None:
+        base = spec.base_spec
+        if isinstance(base, PretrainSpec):
+            check_base(settings, base)
+        else:
+            recheck_evaluation(session, settings, base, "base.")
+
+    def reads(self, session: Session, spec: SearchSpec) -> Reads:
+        base = spec.base_spec
+        return NOTHING if isinstance(base, PretrainSpec) else evaluation_reads(session, base)
 
     def schedule(self, session: Session, spec: SearchSpec) -> Schedule | None:
         return trial_schedule(session, spec)
 
-    def memory_per_worker(self, resolved: SearchSpec, subject: Subject, cluster: ClusterShape) -> int:  # noqa: ARG002
-        return training_memory(resolve(resolved.base_spec, cluster))
+    def memory_per_worker(self, resolved: SearchSpec, subject: Subject, cluster: ClusterShape) -> int:
+        base = resolve(resolved.base_spec, cluster)
+        if isinstance(base, PretrainSpec):
+            return training_memory(base)
+        return evaluation_memory(base, subject.trained, subject.images)
 
     def plan_warnings(self, session: Session, spec: SearchSpec) -> list[Warned]:
-        return warnings(session, spec.base_spec)
+        base = spec.base_spec
+        if isinstance(base, PretrainSpec):
+            return warnings(session, base)
+        return [*chosen_on_test(base), *evaluation_warnings(session, base)]
 
     def points(self, spec: SearchSpec) -> int | None:
         return spec.size
@@ -265,69 +298,3 @@ def _final_report(context: ControllerContext, job: Job, state: State) -> SearchR
         closed = context.app.studies.close_trials(job.id, reason.value, message)
     log.info("trials_closed", job_id=job.id, state=state, trials=closed)
     return _report(context, job)
-
-
-# --- checks before submission ---
-
-
-def check_search(settings: Settings, database: Database, caller: Caller, spec: SearchSpec) -> None:
-    """Raises `SpecError` where the service cannot run a search."""
-    if settings.study_url is None:
-        text = f"this service is not set up for searches: set {STUDY_VARIABLE}, or submit single jobs"
-        raise SpecError([Problem("kind", "/kind", spec.kind, text)])
-    check_base(settings, spec)
-    with database.read() as session:
-        check_following(session, caller, spec.base_spec, f"base.{AFTER}")
-        for index, earlier in enumerate(spec.warm_start):
-            why = _warm_start_problem(session, caller, spec, earlier)
-            if why:
-                raise SpecError([Problem(f"warm_start.{index}", f"/warm_start/{index}", earlier, why)])
-
-
-def check_base(settings: Settings, spec: SearchSpec) -> None:
-    """Raises `SpecError` where a dataset of the trials is outside the dataset roots."""
-    try:
-        check_dataset_roots(settings, spec.base_spec)
-    except SpecError as error:
-        raise nested("base", error) from error
-
-
-def _warm_start_problem(session: Session, caller: Caller, spec: SearchSpec, earlier: str) -> str | None:
-    """Why a search cannot warm-start from an earlier one; None where it can."""
-    try:
-        job: Job = repository.visible_job(session, earlier, caller)
-    except ApiProblem as error:
-        return f"{error.detail}: name a search of yours"
-    if job.kind != Kind.SEARCH:
-        return f"is a {job.kind} job: name a search"
-    other = SearchSpec.parse(job.spec)
-    if set(other.space) != set(spec.space):
-        return f"has another space: {', '.join(sorted(other.space))}"
-    if other.objectives != spec.objectives:
-        objectives = ", ".join(f"{each.metric} ({each.mode})" for each in other.objectives)
-        return f"has another objective: {objectives}"
-    return None
-
-
-def trial_schedule(session: Session, spec: SearchSpec) -> Schedule | None:
-    """The schedule of a trial, where the number of images is known and all trials have the same batch size.
-
-    Raises `SpecError` where the images do not fill a batch.
-    """
-    if BATCH in spec.space:
-        return None
-    try:
-        return schedule(session, spec.base_spec)
-    except SpecError as error:
-        raise nested("base", error) from error
-
-
-def describe_trials(spec: SearchSpec, resolved: SearchSpec) -> str:
-    """In words: the number of trials and of points, how many run at a time, and why fewer than requested."""
-    requested, fitting, size = spec.budget.concurrency, resolved.budget.concurrency, spec.size
-    text = f"It runs {plural(spec.trials, 'trial')}, {fitting} at a time."
-    if size is not None:
-        text += f" Its space has {plural(size, 'point')}, and none is trained twice."
-    if fitting < requested:
-        text += f" {requested} were requested: the cluster has room for {plural(fitting, 'trial')} of this size."
-    return text

@@ -18,6 +18,7 @@ from service.db.tables import BackboneVersion, Job
 from service.http.problems import ApiProblem, spec_problem
 from service.jobs import repository
 from service.jobs.checkpoints import checkpoints_of
+from service.jobs.dataset_images import dataset_images
 from service.jobs.registering import type_of
 from service.jobs.state import State
 from service.jobs.submission import check_roots
@@ -25,6 +26,9 @@ from service.jobs.versions import VersionState
 from trainer.protocol import names
 from trainer.protocol.request import Source, VersionSource
 from trainer.spec.base import Problem
+from trainer.spec.dataset import DatasetSpec
+from trainer.spec.evaluate import EvaluateSpec
+from trainer.spec.finetuning import SupervisedSettings, cpu_micro_batch, supervised_memory
 from trainer.spec.formats import WEIGHTS_FORMATS
 from trainer.spec.job import Kind, parse_spec
 from trainer.spec.pretrain import ModelSpec, PretrainSpec
@@ -34,8 +38,12 @@ LIBRARIES: Final = 2**30
 """Bytes: torch, MLflow and what a process needs anyway."""
 UNKNOWN_NETWORK: Final = 4 * 2**30
 """Bytes, an estimate for weights whose size is not known before their files are read: enough for a ViT-L."""
+LARGE_WIDTH, LARGE_DEPTH = 1024, 24
+"""Of that."""
 AT_ONCE: Final = 64
 """Images that go through the network at once."""
+TRAINED: Final = CheckpointRef(job="job")
+"""Stands for what a job will have trained, before it has."""
 
 
 class Found(NamedTuple):
@@ -83,12 +91,50 @@ def subject_source(session: Session, ref: SubjectRef, done: str) -> Source | Ver
     )
 
 
+def still_there(session: Session, ref: SubjectRef, field: str, done: str) -> None:
+    """Raise the spec's error if the subject of a job that is about to be queued again has been deleted."""
+    try:
+        subject_source(session, ref, done)
+    except CannotStart as error:
+        text = f"{str(error).rstrip('.')}: submit a new job about another one, and delete this one"
+        raise refused(field, text, ref if isinstance(ref, str) else ref.model_dump(mode="json")) from error
+
+
 def checkpoint_source(session: Session, job_id: str, done: str) -> Source:
     """Where an attempt reads the checkpoints of a job. ``done``: what was to be done with one. Raises `CannotStart`."""
     job = session.get(Job, job_id)
     if job is None or job.deleted_at is not None or not job.run_id or not job.artifact_uri:
         raise CannotStart(f"{job_id}, whose checkpoint was to be {done}, has been deleted: nothing is left to read.")
     return Source(job_id=job.id, run_id=job.run_id, artifact_uri=job.artifact_uri, since_attempt=job.since_attempt)
+
+
+def labelled_images(session: Session, *datasets: DatasetSpec | None) -> int | None:
+    """The number of images of some datasets together, as earlier jobs have counted them; None: one is not known."""
+    counts = [dataset_images(session, each) for each in datasets if each]
+    return None if None in counts else sum(count for count in counts if count)
+
+
+def evaluation_memory(spec: EvaluateSpec, trained: PretrainSpec | None, images: int | None) -> int:
+    """Estimated bytes of a worker that evaluates a network, without features of ``images`` of unknown number.
+
+    Features of all images stay in memory while classifiers are trained on batches, and the network is there twice.
+    """
+    memory = forward_memory(trained)
+    width, depth = (trained.model.embed_dim, trained.model.depth) if trained else (LARGE_WIDTH, LARGE_DEPTH)
+    memory += (images or 0) * width * (depth if spec.features.layer == "all" else 1) * 4
+    if trained is None or not spec.trainings:
+        return memory
+    gpu = spec.resources.gpus_per_worker == 1
+    return memory + max(
+        supervised_memory(each, trained.model, _at_once(each, trained.model, gpu), each.uses_bf16(gpu))
+        for each in spec.trainings.values()
+    )
+
+
+def _at_once(settings: SupervisedSettings, model: ModelSpec, gpu: bool) -> int:
+    if settings.micro_batch_size != "auto":
+        return settings.micro_batch_size
+    return 2 if gpu else cpu_micro_batch(model)  # on a GPU the worker chooses it by the memory
 
 
 def forward_memory(trained: PretrainSpec | None) -> int:

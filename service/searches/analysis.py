@@ -20,10 +20,9 @@ from service.searches.schemas import RepeatView, TrialState
 from trainer.protocol import names
 from trainer.protocol.outcome import Reason
 from trainer.spec.base import SpecError
-from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 from trainer.spec.search_sections import pareto_front
-from trainer.spec.space import Point
+from trainer.spec.space import BaseSpec, Point
 
 STATES: Final = {
     StudyState.WAITING: TrialState.WAITING,
@@ -76,8 +75,8 @@ def is_fully_known(trial: FrozenTrial, spec: SearchSpec) -> bool:
     return spec.is_complete(point_of(trial, spec))
 
 
-def spec_of(trial: FrozenTrial, spec: SearchSpec) -> PretrainSpec | None:
-    """The spec that a trial trains; None where its values are not all known, or invalid."""
+def spec_of(trial: FrozenTrial, spec: SearchSpec) -> BaseSpec | None:
+    """The spec that a trial runs; None where its values are not all known, or invalid."""
     if not is_fully_known(trial, spec):
         return None
     try:

@@ -1,6 +1,7 @@
-"""Promotes a trial of a search to a pretraining job.
+"""Promotes a trial of a search to a job of the kind that the trial is.
 
-This module needs only a transaction and the settings, as both the API and the controller promote trials.
+This module needs only a transaction, the settings and the kinds of jobs, as both the API and the controller promote
+trials.
 """
 
 from __future__ import annotations
@@ -11,26 +12,33 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.orm import Session
 
 from service.auth.caller import sha256
+from service.context.kind import Kinds
 from service.db.tables import Event, Job
 from service.http.problems import ApiProblem
 from service.jobs import repository
 from service.jobs.schemas import PromotedFrom
-from service.jobs.submission import check_dataset_roots, insert, schedule, stored_key
+from service.jobs.submission import insert, stored_key
 from service.searches.analysis import point_of, spec_of
 from service.settings import Settings
 from trainer.spec.base import Problem, SpecError
-from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.search import SearchSpec
 from trainer.spec.search_sections import PromoteSpec
+from trainer.spec.space import BaseSpec, parse_base
 
 
 def promote_trial(
-    session: Session, settings: Settings, search: Job, trial: FrozenTrial, promote: PromoteSpec, owner: str
+    session: Session,
+    settings: Settings,
+    kinds: Kinds,
+    search: Job,
+    trial: FrozenTrial,
+    promote: PromoteSpec,
+    owner: str,
 ) -> tuple[Job, bool]:
     """Promote a trial in the caller's transaction; returns the job, and False where the same promotion had created it.
 
     Raises the API's 409 for a trial whose values do not form a valid spec or are not all known yet, and `SpecError` at
-    `overrides.<path>` for a spec that cannot be trained.
+    `overrides.<path>` for a spec that cannot run.
     """
     key = stored_key(f"promotion:{_digest(search, trial, promote)}")
     earlier = repository.by_idempotency_key(session, owner, key)
@@ -38,8 +46,9 @@ def promote_trial(
         return earlier, False
     spec = _promoted(search, trial, promote)
     try:
-        check_dataset_roots(settings, spec)
-        schedule(session, spec)
+        kind = kinds[spec.kind]
+        kind.recheck(session, settings, spec)
+        kind.schedule(session, spec)
     except SpecError as error:
         raise _at_overrides(error, promote) from error
     job = insert(session, owner, spec, spec.dataset.uri, key, PromotedFrom(search=search.id, trial=trial.number))
@@ -53,14 +62,14 @@ def _digest(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> str:
     return sha256(json.dumps([search.id, trial.number, promote.overrides, promote.register_as], sort_keys=True))
 
 
-def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> PretrainSpec:
+def _promoted(search: Job, trial: FrozenTrial, promote: PromoteSpec) -> BaseSpec:
     spec = SearchSpec.parse(search.spec)
     if spec_of(trial, spec) is None:
         text = f"trial {trial.number} of {search.id} cannot be promoted: its values are invalid, or not all known yet"
         raise ApiProblem(409, "trial_not_settled", text)
     try:
         document = spec.promoted(point_of(trial, spec), promote, spec.base.get("resources") or {})
-        return PretrainSpec.parse(document)
+        return parse_base(document)
     except SpecError as error:
         raise _at_overrides(error, promote) from error
 

@@ -21,6 +21,7 @@ from service.adapters.mlflow_connection import MlflowUnreachable
 from service.adapters.mlflow_runs import RunView
 from service.auth.caller import Caller
 from service.context.app_state import AppState
+from service.context.kind import Kinds
 from service.db.tables import Job, now
 from service.http.paging import bad_cursor, read_cursor, write_cursor
 from service.http.problems import ApiProblem, not_found
@@ -29,7 +30,6 @@ from service.jobs import metric_curves, reading
 from service.jobs.log_files import LogFiles
 from service.jobs.logs import LogFilter, Logs, page
 from service.jobs.output_schemas import ImageView, LogPage, MetricsView
-from service.jobs.progress import progress_of
 from service.jobs.schemas import SearchProgress
 from service.jobs.state import State
 from service.searches import analysis, repository
@@ -92,20 +92,21 @@ class Search:
             jobs = repository.promoted_jobs(session, self.job.id, caller, [trial.number for trial in trials])
         front = {trial.number for trial in analysis.best(self.trials, self.spec)}
         runs = _running(app_state, trials)
-        return [TrialView(**self.fields(trial, front, jobs) | self._life(trial, runs)) for trial in trials]
+        return [
+            TrialView(**self.fields(trial, front, jobs) | self._life(trial, runs, app_state.kinds)) for trial in trials
+        ]
 
-    def _life(self, trial: FrozenTrial, runs: Mapping[str, RunView]) -> dict[str, Any]:
+    def _life(self, trial: FrozenTrial, runs: Mapping[str, RunView], kinds: Kinds) -> dict[str, Any]:
         """How far a running trial is, and its last sign of life, from its run; ``runs`` has them by their ids."""
         attributes = trial.user_attrs
         run, starts = runs.get(attributes.get(names.TRIAL_RUN, "")), attributes.get(names.TRIAL_ATTEMPTS, [])
         if run is None:
             return {}
         beats = [beat for start in starts if (beat := run.heartbeat(start)) is not None]
-        newest, spec, progress = run.newest(), analysis.spec_of(trial, self.spec), None
-        if newest and spec:
-            progress = progress_of(spec.model_dump(mode="json"), newest, run.tags.get(names.TAG_STEPS), starts[-1:])
+        newest, spec, steps = run.newest(), analysis.spec_of(trial, self.spec), run.tags.get(names.TAG_STEPS)
+        progress = kinds[spec.kind].trial_progress(spec, newest, steps, starts[-1:]) if newest and spec else None
         return {
-            "progress": progress and progress.model_dump(include=set(TrialProgress.model_fields)),
+            "progress": progress and {name: progress.get(name) for name in TrialProgress.model_fields},
             "heartbeat_at": datetime.fromtimestamp(max(beats), UTC) if beats else None,
         }
 
@@ -390,8 +391,8 @@ def images(app_state: AppState, caller: Caller, job_id: str, number: int) -> Pag
     trial = found.trial(number)
     spec, metric_curves = analysis.spec_of(trial, found.spec), analysis.metrics_of(trial)
     epoch, samples, per_epoch = metric_curves.get(metric_keys.EPOCH), metric_curves.get(metric_keys.SAMPLES), None
-    if spec and epoch and samples:
-        per_epoch = round(samples / spec.optimization.global_batch_size / epoch)
+    if spec and spec.images_per_step and epoch and samples:
+        per_epoch = round(samples / spec.images_per_step / epoch)
     folder = trial.user_attrs.get(names.TRIAL_FOLDER)
     return reading.image_views(app_state.artifacts, folder, f"/v1/searches/{job_id}/trials/{number}", per_epoch)
 

@@ -52,12 +52,12 @@ class TrialProgress(View):
     """How far a running trial is."""
 
     epoch: float
-    """Epochs completed, including the fraction of the current one."""
+    """Epochs completed, including the fraction of the current one; an evaluation has one."""
     epochs: int
     step: int
-    """Optimiser steps completed."""
+    """Optimiser steps completed; of an evaluation measurements."""
     steps: int | None
-    """Optimiser steps of the whole trial."""
+    """Those of the whole trial."""
     loss: float | None
     images_per_s: float | None
     """Throughput of training alone, since the last record."""
@@ -80,7 +80,7 @@ class TrialView(View):
     params: dict[str, JsonValue]
     """Values by path in the base spec."""
     epoch: float | None
-    """Epochs trained at its last evaluation."""
+    """Epochs trained at its last evaluation; 1 for an evaluation that has ended."""
     progress: TrialProgress | None = None
     """How far it is, while it runs: null before it has trained some steps, and while MLflow is unreachable."""
     heartbeat_at: datetime | None = None

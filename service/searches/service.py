@@ -363,7 +363,7 @@ def promote(app_state: AppState, caller: Caller, job_id: str, number: int, body:
     with app_state.database.session() as session:
         search = repository.visible_search(session, app_state.kinds, job_id, caller)
         check_backbone_names(session, caller, promotion.model_dump(mode="json"))
-        job, new = promote_trial(session, app_state.settings, search, trial, promotion, caller.owner)
+        job, new = promote_trial(session, app_state.settings, app_state.kinds, search, trial, promotion, caller.owner)
         if new:
             caller.record(session, job_id, trial=number, job=job.id)
         promoted = view(session, job)

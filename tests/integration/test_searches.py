@@ -222,3 +222,48 @@ def test_trials_of_several_workers_are_pruned_and_end(stack):
     job = stack.client.submit(spec_of("wide", base=base, budget={"trials": 3, "concurrency": 1}))
     wait_state(stack, job.id, State.SUCCEEDED, timeout_s=900)
     agree(stack, job.id, 3)
+
+
+@pytest.mark.timeout(900)
+def test_evaluations_are_trials_and_the_best_one_becomes_an_evaluation(stack):
+    """Two trials over the learning rate of a fine-tuning; the better one is promoted, with its baseline."""
+    source = stack.client.submit(make_spec(optimization={"epochs": 1, "micro_batch_size": 80}))
+    wait_state(stack, source.id, State.SUCCEEDED)
+    rate, score = "protocols.finetune.base_lr", "eval/finetune_top1"
+    finetune = {"name": "finetune", "recipe": "small", "epochs": 1, "batch_size": 64, "hflip": False}
+    base = {
+        "kind": "evaluate",
+        "backbone": {"job": source.id},
+        "dataset": {"uri": "builtin://digits", "fraction": 0.3},
+        "protocols": [finetune],
+        "seeds": 1,
+        "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
+    }
+    job = stack.client.submit(
+        {
+            "kind": "search",
+            "name": "rates",
+            "base": base,
+            "space": {rate: {"type": "categorical", "choices": [1e-5, 3e-3]}},
+            "objective": {"metric": score},
+            "budget": {"trials": 2, "concurrency": 1},
+        }
+    )
+    done = wait_state(stack, job.id, State.SUCCEEDED, State.FAILED)
+    assert done.state is State.SUCCEEDED, done.message
+    trials = trials_of(stack, job.id)
+    assert {trial.params[rate] for trial in trials} == {1e-5, 3e-3}
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 2
+    (best,) = stack.client.search(job.id).best
+    assert best.values == [max(trial.values[0] for trial in trials)]
+    assert done.result.metrics == {score: best.values[0]}
+    detail = stack.client.trial(job.id, best.number)
+    assert detail.metrics[score] == best.values[0]
+    assert not [key for key in detail.metrics if key.endswith("_scratch")]
+    assert any("Measured finetune" in line.message for line in stack.client.trial_logs(job.id, best.number).items)
+
+    promoted = stack.client.promote(job.id, best.number)
+    ended = wait_state(stack, promoted.id, State.SUCCEEDED, State.FAILED)
+    assert ended.state is State.SUCCEEDED, ended.message
+    assert ended.result.metrics[score] == pytest.approx(best.values[0])
+    assert f"{score}_scratch" in ended.result.metrics

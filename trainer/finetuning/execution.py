@@ -15,7 +15,7 @@ from trainer.finetuning.state import SupervisedState, TrainingMetadata
 from trainer.finetuning.step import SupervisedLearner, SupervisedObjective
 from trainer.finetuning.training import Training, TrainingPlace
 from trainer.models.pixels import normalised
-from trainer.spec.finetuning import FinetuneSettings, PaperLinearSettings, cpu_micro_batch
+from trainer.spec.finetuning import FinetuneSettings, PaperLinearSettings, cpu_micro_batch, supervised_memory
 from trainer.training.execution import distributed, halve_until_it_fits, largest_by_memory, uses_bf16
 
 
@@ -84,11 +84,9 @@ def _micro_batch(
         return even(cpu_micro_batch(training.model))
     recorded = earlier.micro_batch_size if earlier and earlier.workers == share.world else None
     candidates = [even(n) for n in range(2, share.size + 2, 2)]
-    model = training.model
-    values = (1 + model.patches) * model.embed_dim * (48 if bf16 else 76)
-    blocks = model.depth if isinstance(settings, FinetuneSettings) else 2  # a frozen one keeps nothing
-    weights = 16 * model.parameters[0]
-    micro_batch = recorded or largest_by_memory(candidates, lambda n: weights + n * values * blocks, place.device)
+    micro_batch = recorded or largest_by_memory(
+        candidates, lambda n: supervised_memory(settings, training.model, n, bf16), place.device
+    )
     return halve_until_it_fits(micro_batch, even, partial(blank, objective), objective, state.optimizer, place.device)
 
 

@@ -66,7 +66,7 @@ class CorruptionScore(Message):
     corruption: str
     severity: int
     top1: float
-    """Mean over the seeds."""
+    """With the evaluation's first seed alone."""
 
 
 class EvaluationPicture(Message):

@@ -146,6 +146,8 @@ TAG_METRIC: Final = "rcmae.metric."
 
 # Paths below a run's artifact folder.
 CHECKPOINTS: Final = "checkpoints"
+TRAININGS: Final = "trainings"
+"""Of an evaluation: its trainings under way, each with a folder for its checkpoints."""
 MANIFEST: Final = "manifest.json"
 DAMAGE: Final = "damage.json"
 """In a checkpoint that does not count any more: JSON of `trainer.protocol.checkpoint.Damage`."""

@@ -25,6 +25,7 @@ from trainer.protocol.evaluation import (
     Score,
 )
 from trainer.protocol.inspection import Warned
+from trainer.protocol.references import misfit
 from trainer.protocol.request import AttemptRequest
 from trainer.scoring.bench import Bench
 from trainer.scoring.kept import Kept, UnitResult, dense
@@ -152,57 +153,46 @@ def notices_of(bench: Bench) -> list[Notice]:
                 "class, are held out for the test: the same ones for every evaluation of these images with this share",
             )
         )
+    if spec.seeds > 1 and any(isinstance(each, RobustnessProtocol) for each in spec.protocols):
+        found.append(
+            Notice(
+                "robustness_one_seed",
+                f"corrupted images are classified with seed {spec.seed} alone, for the backbone and for untrained "
+                "weights: each score is a mean over corruptions, and has no interval over seeds",
+            )
+        )
     return [*found, *data.notices]
 
 
 def read_reference(request: AttemptRequest, spec: EvaluateSpec) -> Evaluation | None:
     """The evaluation that the mean corruption error is relative to; None if there is none.
 
-    Raises `SpecRefused` if it cannot be compared.
+    Raises `SpecRefused` if it is not there.
     """
-    protocol = next((each for each in spec.protocols if isinstance(each, RobustnessProtocol)), None)
-    if protocol is None or protocol.reference is None:
+    wanted = spec.reference
+    if wanted is None:
         return None
     if request.reference_uri is None:
         raise SpecRefused("reference_uri: the request must say where the reference is, and does not")
     stored = Store(request.reference_uri)
     if not stored.exists(EVALUATION):
-        raise SpecRefused(
-            f"protocols.robustness.reference: {protocol.reference} has no result: name another evaluation"
-        )
-    found = Evaluation.model_validate_json(stored.read(EVALUATION))
-    theirs = {(each.corruption, each.severity) for each in found.corruptions if each.weights == "backbone"}
-    ours = {(name, severity) for name in protocol.corruptions for severity in protocol.severities}
-    blind = [
-        name
-        for name in protocol.corruptions
-        if all(each.top1 == 1 for each in found.corruptions if each.corruption == name and each.weights == "backbone")
-    ]
-    if theirs != ours:
-        raise SpecRefused(
-            f"protocols.robustness.reference: {protocol.reference} has measured other corruptions or severities: "
-            "measure the same ones here, or name another evaluation"
-        )
-    if blind:
-        raise SpecRefused(
-            f"protocols.robustness.reference: {protocol.reference} makes no error under {blind[0]}, so nothing can be "
-            "divided by it: name another evaluation"
-        )
-    return found
+        raise SpecRefused(f"{wanted.field}: {wanted.job} has no result: name another evaluation")
+    return Evaluation.model_validate_json(stored.read(EVALUATION))
 
 
 def check_reference(reference: Evaluation | None, bench: Bench) -> None:
-    """Raise `SpecRefused` if the reference was scored on other test images, whose errors do not compare."""
-    test = bench.data.test
-    if reference is None:
+    """Raise `SpecRefused` if the reference does not compare: it has other corruptions, or other test images."""
+    wanted, test = bench.spec.reference, bench.data.test
+    if reference is None or wanted is None:
         return
-    theirs = (reference.test.fingerprint, reference.test.images, reference.held_out)
-    ours = (test.images.index.fingerprint, len(test), None if bench.spec.test else bench.spec.held_out)
-    if theirs != ours:
-        raise SpecRefused(
-            f"protocols.robustness.reference: it was scored on {reference.test.images} images of "
-            f"{reference.test.title}, and this evaluation on {len(test)} others: name one of the same test images"
+    why = misfit(wanted, bench.spec, reference, test.images.index.fingerprint)
+    if not why and reference.test.images != len(test):
+        why = (
+            f"{wanted.job} was scored on {reference.test.images} images of {reference.test.title}, and this evaluation "
+            f"on {len(test)} of them: name one of the same test images"
         )
+    if why:
+        raise SpecRefused(f"{wanted.field}: {why}")
 
 
 def store_result(
@@ -228,7 +218,6 @@ def _evaluation(
 ) -> Evaluation:
     spec, data, results = bench.spec, bench.data, kept.results
     tested = len(data.test)
-    named = next((each.reference for each in spec.protocols if isinstance(each, RobustnessProtocol)), None)
     return Evaluation(
         backbone=bench.subject.described,
         train=_images(spec.dataset, data.train),
@@ -241,7 +230,7 @@ def _evaluation(
         scores=[score(spec, key, found, results, bench.classes, tested) for key, found in by_key(units).items()],
         corruptions=list(corruption_scores(units, results)),
         mce=corruption_error(units, results, reference),
-        mce_reference=named,
+        mce_reference=spec.reference.job if spec.reference else None,
         pictures=list(pictures),
         notices=[Warned(code=each.code, message=each.message) for each in notices_of(bench)],
         seconds=sum(results[unit.name].seconds for unit in units),

@@ -31,8 +31,6 @@ from trainer.tracking.activity import ActivityTracker
 from trainer.tracking.interface import Recorder
 from trainer.training.execution import uses_bf16
 
-TRAININGS: Final = "trainings"
-"""Folder of the trainings in the run's artifact folder, each with a folder for its checkpoints."""
 RECORDED: Final = (
     metric_keys.LOSS, metric_keys.LEARNING_RATE, metric_keys.GRAD_NORM, metric_keys.IMAGES_PER_S,
     metric_keys.TEST_TOP1,
@@ -149,12 +147,12 @@ def check_trainings(bench: Bench) -> None:
 
 def forget(store: Store, unit: Unit) -> None:
     """Delete a training's folder in the run's artifact folder, with its checkpoints."""
-    store.delete(f"{TRAININGS}/{unit.name}")
+    store.delete(f"{names.TRAININGS}/{unit.name}")
 
 
 def folder_of(artifact_uri: str, unit: Unit) -> str:
     """A training's own folder, with its checkpoints."""
-    return f"{artifact_uri.rstrip('/')}/{TRAININGS}/{unit.name}"
+    return f"{artifact_uri.rstrip('/')}/{names.TRAININGS}/{unit.name}"
 
 
 def is_pictured(spec: EvaluateSpec, unit: Unit) -> bool:

@@ -47,6 +47,7 @@ class KeptCheckpoints:
             folder = self._ended.pop(number).user_attrs.get(names.TRIAL_FOLDER)
             if folder is not None:
                 Store(folder).delete(names.CHECKPOINTS)
+                Store(folder).delete(names.TRAININGS)
         if removed:
             self._held -= removed
             self._store()

@@ -29,8 +29,9 @@ from trainer.search.trial_storage import STUDIES
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
 from trainer.spec.cluster import ClusterShape
+from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.plan import resolve
-from trainer.spec.search import SearchSpec
+from trainer.spec.search import SearchSpec, epochs_of
 from trainer.spec.space import Point
 from trainer.storage import Store
 from trainer.tracking.channels import LAST_GENERATION, SearchChannel
@@ -219,12 +220,13 @@ class StudySearch(OptunaSearch):
         trial_request = AttemptRequest(
             job_id=search_request.job_id, attempt=running.start, run_id=run_id,
             tracking_uri=search_request.tracking_uri, artifact_uri=folder, request_id=search_request.request_id,
-            dataset_roots=search_request.dataset_roots, spec=spec,
+            dataset_roots=search_request.dataset_roots, source=search_request.source,
+            reference_uri=search_request.reference_uri, spec=spec,
         )  # fmt: skip
         context = TrialContext(
             run_id=search_request.run_id, attempt=search_request.attempt, number=number,
-            metrics=tuple(each.metric for each in self._spec.objectives), epochs=spec.optimization.epochs,
-            stall_limit_s=search_request.stall_limit_s,
+            metrics=tuple(each.metric for each in self._spec.objectives), epochs=epochs_of(spec),
+            evaluates=isinstance(spec, EvaluateSpec), stall_limit_s=search_request.stall_limit_s,
         )  # fmt: skip
         logger.info("Trial %d %s: %s", number, "resumes" if running.start > 1 else "starts", point)
         return {REQUEST: trial_request.model_dump_json(), TRIAL: context.model_dump_json()}
@@ -240,7 +242,7 @@ class StudySearch(OptunaSearch):
         best = [trial for trial in ranked(trials, self._spec) if trial.state is TrialState.COMPLETE]
         for trial in best[: repeats.best]:
             base = self._spec.at(self._spec.point(trial.params)).seed
-            seeds = [(base + each) % 2**32 for each in range(1, repeats.seeds + 1)]
+            seeds = [(base + each * self._spec.seeds_of_trial) % 2**32 for each in range(1, repeats.seeds + 1)]
             missing += [(trial, seed) for seed in seeds if (trial.number, seed) not in existing]
         for trial, seed in missing:
             self.record.add_repeat(trial, seed)
@@ -305,7 +307,7 @@ class StudySearch(OptunaSearch):
         metrics = [each.metric for each in self._spec.objectives]
         missing = [metric for metric in metrics if metric not in running.newest]
         if missing:
-            message = f"It trained to its end, but no evaluation with {' and '.join(missing)} is known: retry it."
+            message = f"It ran to its end, but no evaluation with {' and '.join(missing)} is known: retry it."
             self._end_trial(running.number, TrialState.FAIL, Reason.WORKER_FAILED, message, run_id=running.run_id)
             return
         values = [running.newest[metric] for metric in metrics]
@@ -383,7 +385,7 @@ class StudySearch(OptunaSearch):
     def epochs_of(self, running: RunningTrial) -> float:
         """A trial's full length in epochs."""
         searched = running.point.get("optimization.epochs")
-        return float(searched if searched is not None else self._spec.base_spec.optimization.epochs)
+        return float(searched if searched is not None else self._spec.epochs)
 
     # -- The end of the attempt
 

@@ -36,6 +36,7 @@ STOP_SECONDS: Final = 60
 """How long a trial that is stopped at a report has to clean up before its process is killed."""
 
 MEMORY_ADVICE: Final = "Lower optimization.micro_batch_size, or use nodes with more memory"
+EVALUATION_MEMORY_ADVICE: Final = "Lower micro_batch_size of its protocols, or use nodes with more memory"
 
 Report = Callable[[Mapping[str, float]], None]
 """Reports an evaluation and its epoch to the search; raises `SystemExit` if the trial is to end there."""
@@ -62,6 +63,8 @@ class TrialContext(Message):
     """The objectives."""
     epochs: int
     """The trial's full length."""
+    evaluates: bool = False
+    """Whether the trial is an evaluation, which reports its result alone; a training reports each evaluation."""
     stall_limit_s: float | None = None
     """The longest time between two steps of training; None: no limit."""
 
@@ -96,7 +99,8 @@ def run_trial(config: Mapping[str, str], work: Work) -> None:
         reason, message = diagnose(error, f"trial {context.number}", store.uri)
         failure = Outcome(state="failed", reason=reason, message=message)
     if failure and failure.reason is Reason.OUT_OF_MEMORY:  # of a job the service says what to do
-        failure = failure.model_copy(update={"message": f"{failure.message}. {MEMORY_ADVICE}"})
+        advice = EVALUATION_MEMORY_ADVICE if context.evaluates else MEMORY_ADVICE
+        failure = failure.model_copy(update={"message": f"{failure.message}. {advice}"})
     if failure:
         settle_outcome(store, request.attempt, failure)
         raise TrialFailed(failure.message)
@@ -188,7 +192,7 @@ class TrialRecorder:
         """Raises `ObjectiveNotMeasured` if an evaluation lacks an objective, `SystemExit` if the trial is to end."""
         self._recorder.log(step, metrics)
         self._newest |= metrics
-        if metric_keys.RECONSTRUCTION_RATIO not in metrics:
+        if not self._is_result(metrics):
             return
         self._check_measures(step)
         if step == 0:
@@ -200,6 +204,14 @@ class TrialRecorder:
         except SystemExit:
             self._recorder.close()
             raise
+
+    def _is_result(self, metrics: Mapping[str, float]) -> bool:
+        """Whether metrics are those of an evaluation as a whole. What a job of kind `evaluate` logs before its end
+        counts the measurements so far, and may lack some.
+        """
+        if self._context.evaluates:
+            return metric_keys.SAMPLES not in metrics
+        return metric_keys.RECONSTRUCTION_RATIO in metrics
 
     def log_curve(self, step: int, metrics: Mapping[str, float]) -> None:
         self._recorder.log_curve(step, metrics)

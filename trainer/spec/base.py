@@ -8,8 +8,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from types import UnionType
-from typing import Annotated, Any, Self, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -24,6 +25,9 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_sc
 
 from trainer.spec import yaml_text
 from trainer.spec.masking import masked
+
+KIND_BRANCH: Final = "kind["
+"""How the part of an error's location begins that names the kind of a document in another one."""
 
 
 class SpecModel(BaseModel):
@@ -132,7 +136,8 @@ def _problem(error: ErrorDetails, model: type[BaseModel], skip: int) -> Problem:
         value = context.get("value")
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = _unknown_field(model, location)
+        kinds = [part for part in path[:-1] if _names_kind(part) or not _is_branch(part)]
+        message = _unknown_field(model, [*kinds, *unknown])
     elif error["type"] == "missing":
         message, value = "is required: add it to the spec", None
     else:
@@ -177,9 +182,11 @@ def _unknown_field(model: type[BaseModel], location: Sequence[object]) -> str:
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[object]) -> list[str]:
-    for part in path:
+    for part, following in zip_longest(path, path[1:]):
+        if _names_kind(part):
+            continue
         field = model.model_fields.get(str(part))
-        inner = _model_of(field) if field else None
+        inner = _model_of(field, following) if field else None
         if inner is None:
             return []
         model = inner
@@ -204,9 +211,17 @@ def model_at(model: type[BaseModel], path: str) -> type[BaseModel] | None:
     return _model_of(field) if field else None
 
 
-def _model_of(field: FieldInfo) -> type[BaseModel] | None:
-    written = next((each.model for each in field.metadata if isinstance(each, AsWritten)), None)
-    return written or _model_in(field.annotation)
+def _model_of(field: FieldInfo, branch: object = None) -> type[BaseModel] | None:
+    """The model of a field's values; ``branch``: the part of an error's location that names the kind of a document."""
+    written = next((each for each in field.metadata if isinstance(each, AsWritten)), None)
+    if written is None:
+        return _model_in(field.annotation)
+    kind = str(branch)[len(KIND_BRANCH) : -1] if _names_kind(branch) else ""
+    return written.kinds.get(kind, next(iter(written.kinds.values())))
+
+
+def _names_kind(part: object) -> bool:
+    return isinstance(part, str) and part.startswith(KIND_BRANCH)
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
@@ -220,26 +235,39 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 @dataclass(frozen=True)
 class AsWritten:
-    """Marks a mapping that must be a valid ``model`` and is stored as it was written, without the defaults.
+    """Marks a mapping that must be a valid spec and is stored as it was written, without the defaults.
 
-    ``implied`` are fields that need not be written.
+    ``kinds`` are the models that it may have, by its field `kind`, which need not be written for the first one.
     """
 
-    model: type[BaseModel]
-    implied: Mapping[str, Any]
+    kinds: Mapping[str, type[BaseModel]]
 
     def __hash__(self) -> int:
-        return hash(self.model)
+        return hash(tuple(self.kinds.values()))
+
+    def kind_of(self, value: Any) -> Any:
+        """The kind that a value names, or the first one."""
+        named = value.get("kind") if isinstance(value, Mapping) else None
+        return next(iter(self.kinds)) if named is None else named
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Validates with the model and has the model's JSON schema."""
+        """Validates with the model of the kind and has the models' JSON schema."""
         del source
 
         def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
-            inner({**self.implied, **value} if isinstance(value, Mapping) else value)
+            inner({"kind": self.kind_of(value), **value} if isinstance(value, Mapping) else value)
             return copy.deepcopy(dict(value))
 
-        schema = handler.generate_schema(self.model)
+        def tag(value: Any) -> str | None:
+            kind = self.kind_of(value)
+            return f"{KIND_BRANCH}{kind}]" if isinstance(kind, str) and kind in self.kinds else None
+
+        kinds = {f"{KIND_BRANCH}{kind}]": handler.generate_schema(model) for kind, model in self.kinds.items()}
+        text = f"must be {' or '.join(self.kinds)}"
+        schema = core_schema.tagged_union_schema(
+            kinds, tag, custom_error_type="spec", custom_error_message="{message}",
+            custom_error_context={"message": text, "field": "kind"},
+        )  # fmt: skip
         plain = core_schema.plain_serializer_function_ser_schema(lambda value: value)
         return core_schema.no_info_wrap_validator_function(check, schema, serialization=plain)
 
@@ -251,6 +279,11 @@ class Document(SpecModel):
     def reads_source(self) -> bool:
         """Whether an attempt reads a version, or a checkpoint of another job, so that its request says where it is."""
         return False
+
+    @property
+    def images_per_step(self) -> int | None:
+        """Training images of one optimiser step, by which pictures and progress count; None for other jobs."""
+        return None
 
     @classmethod
     def parse(cls, data: Any) -> Self:

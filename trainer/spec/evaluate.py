@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import Field, Tag, field_validator, model_validator
 
@@ -181,7 +180,7 @@ Protocol = Annotated[
 """One way to measure."""
 Protocols = Annotated[tuple[Protocol, ...], Field(min_length=1, max_length=20)]
 """The ways to measure, each at most once."""
-MEASURED: Final = (KnnProtocol(name="knn"), LinearProtocol(name="linear"))
+DEFAULT_PROTOCOLS: Final = (KnnProtocol(name="knn"), LinearProtocol(name="linear"))
 """What is measured where nothing else is asked for."""
 HELD_OUT: Final = 0.2
 """The share of a dataset that the test is made of, where there is no other test."""
@@ -192,6 +191,15 @@ def repeated(protocols: Sequence[Protocol]) -> str | None:
     names = [each.name for each in protocols]
     twice = next((name for name in names if names.count(name) > 1), None)
     return f"name each protocol once: {twice} is repeated" if twice else None
+
+
+class Reference(NamedTuple):
+    """The evaluation that corruption errors are relative to."""
+
+    field: str
+    """Where the spec names it."""
+    job: str
+    robustness: RobustnessProtocol
 
 
 class EvaluateSpec(Document):
@@ -211,7 +219,7 @@ class EvaluateSpec(Document):
     held_out: Share = HELD_OUT
     """Where `test` is null: the share of each class that is held out for the test, the same for every evaluation of
     this dataset."""
-    protocols: Protocols = MEASURED
+    protocols: Protocols = DEFAULT_PROTOCOLS
     """The ways to measure, each at most once."""
     features: FeaturesSpec = Field(default_factory=FeaturesSpec)
     seeds: Seeds = 3
@@ -250,9 +258,17 @@ class EvaluateSpec(Document):
 
     def resolved_sections(self, cluster: ClusterShape) -> dict[str, Any]:
         """The sections in which `trainer.spec.plan.resolve` fills in `auto` values."""
-        # Pairs of images stay together in a fine-tuning, and the last batch sizes that fit the data are even too.
-        batches = [each.batch_size // 2 for each in self.trainings.values()]
-        return {"resources": self.resources.settled(cluster, math.gcd(*batches) or 1 if batches else None)}
+        # Workers share a batch in pairs of images, which stay together in a fine-tuning; shares may differ in size.
+        pairs = min((max(1, each.batch_size // 2) for each in self.trainings.values()), default=None)
+        return {"resources": self.resources.settled(cluster, None, most=pairs)}
+
+    @property
+    def reference(self) -> Reference | None:
+        """The evaluation that the corruption errors are relative to; None if there is none."""
+        for index, each in enumerate(self.protocols):
+            if isinstance(each, RobustnessProtocol) and each.reference is not None:
+                return Reference(f"protocols.{index}.reference", each.reference, each)
+        return None
 
     @property
     def trainings(self) -> dict[str, SupervisedSettings]:

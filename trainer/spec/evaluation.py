@@ -12,8 +12,8 @@ from trainer.spec.base import SpecError, SpecModel, by_form, refuse
 from trainer.spec.common import Auto, Interval
 from trainer.spec.dataset import DIGITS, DatasetSpec
 from trainer.spec.evaluate import (
+    DEFAULT_PROTOCOLS,
     HELD_OUT,
-    MEASURED,
     Baseline,
     EvaluateSpec,
     FeaturesSpec,
@@ -34,7 +34,7 @@ PROBE_OF: Final[dict[str, Probe]] = {metric_keys.LINEAR_TOP1: "linear", metric_k
 class AfterSpec(SpecModel):
     """The evaluation that follows a pretraining, written as the spec of one without its backbone."""
 
-    protocols: Protocols = MEASURED
+    protocols: Protocols = DEFAULT_PROTOCOLS
     """The ways to measure, each at most once."""
     dataset: DatasetSpec | None = None
     """Labelled images to train classifiers on; null: those of `evaluation.dataset`, or without these of `dataset`."""

@@ -71,6 +71,10 @@ class SupervisedSettings(SpecModel):
     def peak_lr(self) -> float:
         return self.base_lr * self.batch_size / 256
 
+    def uses_bf16(self, gpu: bool) -> bool:
+        """Whether steps use bf16 on a GPU, or on the CPU; of `auto` what most GPUs have."""
+        return self.precision == "bf16" or (gpu and self.precision == "auto")
+
     def resolved(self, model: ModelSpec, images: int) -> Self:
         """The settings for an encoder and a number of training images: only `micro_batch_size` and `precision` may
         still be `auto`. Resolving twice changes nothing.
@@ -273,3 +277,13 @@ class AttentiveSettings(SupervisedSettings):
 def cpu_micro_batch(model: ModelSpec) -> int:
     """Images at once that keep a CPU busy: `micro_batch_size: auto` there."""
     return max(2, CPU_TOKENS // (1 + model.patches))
+
+
+def supervised_memory(settings: SupervisedSettings, model: ModelSpec, images: int, bf16: bool) -> int:
+    """Estimated bytes of a training's state and of the activations of so many images at once.
+
+    State: fp32 weights, gradients and two moments. A frozen network keeps no activations for a backward pass.
+    """
+    values = (1 + model.patches) * model.embed_dim * (48 if bf16 else 76)
+    blocks = model.depth if isinstance(settings, FinetuneSettings) else 2
+    return 16 * model.parameters[0] + images * values * blocks

@@ -15,7 +15,7 @@ from trainer.spec.evaluate import (
     LowLabelProtocol,
     RobustnessProtocol,
 )
-from trainer.spec.metric_keys import score_key
+from trainer.spec.metric_keys import MEAN_CORRUPTION_ERROR, score_key
 
 WeightsMeasured = Literal["backbone", "random", "scratch"]
 """The backbone itself; the same network with untrained weights, frozen; or trained from untrained weights."""
@@ -94,6 +94,13 @@ def title(protocol: str, share: float | None = None) -> str:
 def measurements(spec: EvaluateSpec) -> list[Unit]:
     """Everything to be measured, in its order."""
     return [*(unit for group in groups(spec) for unit in group.units), *trainings(spec)]
+
+
+def score_keys(spec: EvaluateSpec) -> list[str]:
+    """The metrics that an evaluation gives for the backbone itself."""
+    found = list(dict.fromkeys(unit.key for unit in measurements(spec) if unit.weights == "backbone"))
+    corrupted = any(isinstance(each, RobustnessProtocol) for each in spec.protocols)
+    return [*found, *([MEAN_CORRUPTION_ERROR] if corrupted else [])]
 
 
 def trainings(spec: EvaluateSpec) -> list[Unit]:

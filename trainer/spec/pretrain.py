@@ -317,6 +317,11 @@ class PretrainSpec(Document):
     """Seed of initial weights, order, crops, flips and masks."""
 
     @property
+    def images_per_step(self) -> int:
+        """The global batch."""
+        return self.optimization.global_batch_size
+
+    @property
     def dataset_used(self) -> DatasetSpec:
         """The dataset whose images are read."""
         return self.dataset

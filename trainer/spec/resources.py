@@ -27,8 +27,9 @@ class ResourcesSpec(SpecModel):
     """Processes of each worker that read, decode and crop images; 0: threads of the worker itself. `auto`: on a GPU one
     less than `cpus_per_worker`, on the CPU 0."""
 
-    def settled(self, cluster: ClusterShape, shares: int | None) -> dict[str, int]:
-        """The fields without `auto`, for work that can be cut into ``shares`` equal parts; None: into any number.
+    def settled(self, cluster: ClusterShape, shares: int | None, most: int | None = None) -> dict[str, int]:
+        """The fields without `auto`, for work that can be cut into ``shares`` equal parts; None: into any number, or
+        any up to ``most``.
 
         `workers: auto` is the greatest number that divides ``shares`` and has a GPU for each; 1 on the CPU.
         """
@@ -36,6 +37,7 @@ class ResourcesSpec(SpecModel):
         cpus, workers = self.cpus_per_worker, self.workers
         if workers == "auto":
             limit = max(1, cluster.holds(1 if cpus == "auto" else cpus, gpus)) if gpus else 1
+            limit = limit if most is None else min(limit, most)
             workers = limit if shares is None else divisor(shares, limit)
         if cpus == "auto":
             cpus = cluster.cpus_for(workers, gpus)

@@ -1,4 +1,4 @@
-"""The spec of a hyperparameter search: a pretraining spec, which fields vary, and the objective."""
+"""The spec of a hyperparameter search: a spec of pretraining or of an evaluation, which fields vary, the objective."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ from pydantic import (
     model_validator,
 )
 
-from trainer.spec import metric_keys
 from trainer.spec.base import (
     AsWritten,
     Document,
     Problem,
     SpecError,
     refuse,
-    set_value,
 )
 from trainer.spec.cluster import ClusterShape
 from trainer.spec.common import Kept, Labels, Priority, RetrySpec
 from trainer.spec.dataset import DatasetSpec
-from trainer.spec.evaluation import PROBE_OF
+from trainer.spec.evaluate import EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 from trainer.spec.resources import ResourcesSpec
+from trainer.spec.search_checks import (
+    NAMED_IN_BASE,
+    check_algorithm,
+    check_condition,
+    check_evaluated,
+    check_objectives,
+    check_scheduler,
+)
 from trainer.spec.search_sections import (
-    INCOMPARABLE,
     AlgorithmSpec,
     BudgetSpec,
     Objectives,
@@ -39,7 +44,19 @@ from trainer.spec.search_sections import (
     RepeatsSpec,
     SchedulerSpec,
 )
-from trainer.spec.space import CategoricalParameter, Parameter, Point, Scalar, check_path, check_values, misfit
+from trainer.spec.space import (
+    BASES,
+    BaseSpec,
+    CategoricalParameter,
+    Parameter,
+    Point,
+    Scalar,
+    check_path,
+    check_values,
+    misfit,
+    parse_base,
+    set_in_base,
+)
 
 TRIES: Final = 64
 """Random points that are tried to find out whether the space has a valid one."""
@@ -52,11 +69,14 @@ class SearchSpec(Document):
     """What the job does."""
     name: str = Field("", max_length=200)
     """A descriptive name; by default derived from the base's."""
-    base: Annotated[dict[str, Any], AsWritten(PretrainSpec, {"kind": "pretrain"})]
-    """The pretraining spec that every trial starts from, as it would be submitted alone. Trials register nothing,
-    and no evaluation follows them: `register_as` and `evaluation.after` apply to a job that a trial is promoted to."""
+    base: Annotated[dict[str, Any], AsWritten(BASES)]
+    """The spec that every trial starts from, as it would be submitted alone: of kind `pretrain`, which need not be
+    written, or `evaluate`. Trials register nothing, and no evaluation follows them: `register_as` and
+    `evaluation.after` apply to a job that a trial is promoted to. Trials that are evaluations measure no `baselines`
+    unless those are written here."""
     space: dict[str, Parameter] = Field(min_length=1, max_length=50)
-    """The parameters that vary, by their dotted path in the base, such as `optimization.base_lr`."""
+    """The parameters that vary, by their dotted path in the base, such as `optimization.base_lr`. A protocol of an
+    evaluation is named by its name: `protocols.finetune.base_lr`."""
     objective: Objectives = Field(default_factory=lambda: ObjectiveSpec.model_validate({}))
     """The objective, or a list of two or three: the best trials are then those that no other trial beats in all."""
     algorithm: AlgorithmSpec = Field(default_factory=AlgorithmSpec)
@@ -67,8 +87,7 @@ class SearchSpec(Document):
     that no other trial beats in every objective."""
     repeats: RepeatsSpec = Field(default_factory=RepeatsSpec)
     promote: PromoteSpec | None = None
-    """How the best trial becomes a pretraining job when the search ends; null: it does not, unless a user promotes
-    it."""
+    """How the best trial becomes a job when the search ends; null: it does not, unless a user promotes it."""
     warm_start: tuple[str, ...] = Field((), max_length=20, examples=[["job-e2k4y0h5c7m9xq"]])
     """Earlier searches over the same fields and for the same objective: the algorithm learns from those of their trials
     whose values lie in this search's space."""
@@ -81,9 +100,14 @@ class SearchSpec(Document):
     # -- What follows from it
 
     @property
-    def base_spec(self) -> PretrainSpec:
+    def base_spec(self) -> BaseSpec:
         """The base with its defaults."""
-        return PretrainSpec.parse({"kind": "pretrain"} | self.base)
+        return parse_base(self.base)
+
+    @property
+    def reads_source(self) -> bool:
+        """Whether trials read a version, or a checkpoint of another job, so that the request says where it is."""
+        return self.base_spec.reads_source
 
     @property
     def dataset_used(self) -> DatasetSpec:
@@ -132,13 +156,15 @@ class SearchSpec(Document):
         searched = self.space.get("optimization.epochs")
         if isinstance(searched, CategoricalParameter):
             return max(choice for choice in searched.choices if isinstance(choice, int))
-        return int(searched.high) if searched else self.base_spec.optimization.epochs
+        return int(searched.high) if searched else epochs_of(self.base_spec)
 
     @property
     def grace_epochs(self) -> int:
         """Epochs before which no trial is stopped."""
-        auto = self.scheduler.grace_epochs == "auto"
-        return self.base_spec.evaluation.every_epochs if auto else int(self.scheduler.grace_epochs)
+        grace, base = self.scheduler.grace_epochs, self.base_spec
+        if grace != "auto":
+            return grace
+        return base.evaluation.every_epochs if isinstance(base, PretrainSpec) else epochs_of(base)
 
     @property
     def size(self) -> int | None:
@@ -212,26 +238,39 @@ class SearchSpec(Document):
         """The identity of a point of a finite space: the same for points that differ only by rounding."""
         return tuple((path, parameter.index(point[path])) for path, parameter in self.space.items() if path in point)
 
-    def at(self, point: Mapping[str, Any], seed: int | None = None) -> PretrainSpec:
+    @property
+    def seeds_of_trial(self) -> int:
+        """How many consecutive seeds a trial has, from its first: repeats have others."""
+        base = self.base_spec
+        return 1 if isinstance(base, PretrainSpec) else base.seeds
+
+    def at(self, point: Mapping[str, Any], seed: int | None = None) -> BaseSpec:
         """The spec of a trial; raises `SpecError` if the combination of values is not a valid spec."""
-        document = copy.deepcopy({"kind": "pretrain"} | self.base)
+        document = self._document()
+        if document["kind"] == "evaluate":
+            document.setdefault("baselines", [])
         for path, value in point.items():
-            set_value(document, path, value)
+            set_in_base(document, path, value)
         if seed is not None:
             document["seed"] = seed
-        document.pop("register_as", None)
-        if isinstance(document.get("evaluation"), dict):
-            document["evaluation"].pop("after", None)
-        return PretrainSpec.parse(document)
+        return parse_base(_measured_alone(document))
+
+    def _document(self) -> dict[str, Any]:
+        """A copy of the base as it was written, with its kind."""
+        return copy.deepcopy({"kind": next(iter(BASES))} | self.base)
 
     def promoted(self, point: Mapping[str, Any], promote: PromoteSpec, resources: Mapping[str, Any]) -> dict[str, Any]:
         """The document that promotes a trial: the base as it was written, with the trial's values.
 
-        ``resources`` are those of the base before it was resolved.
+        ``resources`` are those of the base before it was resolved. Raises `SpecError` for an override that cannot be.
         """
-        document = copy.deepcopy({"kind": "pretrain"} | self.base) | {"resources": dict(resources)}
+        document = self._document() | {"resources": dict(resources)}
+        if document["kind"] == "evaluate":
+            check_evaluated(promote)
+            if any(path.partition(".")[0] == "test" for path in promote.overrides):
+                document.pop("held_out", None)  # it has no meaning beside other test images
         for path, value in itertools.chain(point.items(), promote.overrides.items()):
-            set_value(document, path, value)
+            set_in_base(document, path, value)
         if promote.register_as:
             document["register_as"] = promote.register_as
         return document
@@ -249,35 +288,37 @@ class SearchSpec(Document):
         name = base.get("name") or (uri.rstrip("/").rpartition("/")[2] if isinstance(uri, str) else "")
         return data | {"name": f"search-{name}"[:200]} if isinstance(name, str) and name else data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_evaluations(cls, data: Any) -> Any:
+        base = data.get("base") if isinstance(data, dict) else None
+        if not isinstance(base, dict) or base.get("kind") != "evaluate" or "scheduler" in data:
+            return data
+        return data | {"scheduler": {"name": "none"}}
+
+    @model_validator(mode="after")
+    def _promotion_fits(self) -> Self:
+        if self.promote and self.promote.register_as and isinstance(self.base_spec, EvaluateSpec):
+            raise refuse("promote.register_as", NAMED_IN_BASE, self.promote.register_as)
+        return self
+
     @model_validator(mode="after")
     def _space_fits_base(self) -> Self:
+        base = self.base_spec
         for path, parameter in self.space.items():
-            check_path(path)
-            check_values(path, parameter)
+            check_path(base, path)
+            check_values(base, path, parameter)
         for path, parameter in self.space.items():
-            self._check_condition(path, parameter)
+            check_condition(self, path, parameter)
         self._check_has_valid_point()
         return self
 
-    def _check_condition(self, path: str, parameter: Parameter) -> None:
-        field = ("space", path, "when")
-        for other, values in (parameter.when or {}).items():
-            condition = self.space.get(other)
-            if condition is None or other == path:
-                raise refuse(field, f"{other!r} is not another parameter of this space: name one of its paths", other)
-            if condition.size() is None:
-                raise refuse(field, f"{other} has too many values for a condition: give it choices or a step", other)
-            for value in values:
-                if misfit(condition, value):
-                    raise refuse(field, f"{other} is never {value!r}: use one of its values", value)
-        visited, pending = set[str](), [path]
-        while pending:
-            for other in self.space[pending.pop()].when or ():
-                if other == path:
-                    raise refuse(field, "is circular: a condition must not depend on the parameter itself", other)
-                if other not in visited:
-                    visited.add(other)
-                    pending.append(other)
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        check_objectives(self)
+        check_scheduler(self)
+        check_algorithm(self)
+        return self
 
     def applies(self, path: str, point: Mapping[str, Any]) -> bool:
         """Whether a parameter applies at a point, which must have the parameters of its condition."""
@@ -326,64 +367,10 @@ class SearchSpec(Document):
                 return
         raise refuse("space", f"{TRIES} random points were tried and none is a valid spec; the first: {first_problem}")
 
-    @model_validator(mode="after")
-    def _objective_fits(self) -> Self:
-        objectives, base = self.objectives, self.base_spec
-        if not 1 <= len(objectives) <= 3:
-            raise refuse("objective", "must be one objective, or a list of two or three", len(objectives))
-        if len({each.metric for each in objectives}) < len(objectives):
-            raise refuse("objective", "must not name a metric twice", [each.metric for each in objectives])
-        for index, each in enumerate(objectives):
-            field = "objective.metric" if isinstance(self.objective, ObjectiveSpec) else f"objective.{index}.metric"
-            searched = [path for path in INCOMPARABLE.get(each.metric, ()) if path in self.space]
-            if searched:
-                text = (
-                    f"cannot be compared between trials, because {searched[0]} is searched: "
-                    f"use {metric_keys.LINEAR_TOP1}"
-                )
-                raise refuse(field, text, each.metric)
-            probe, probes = PROBE_OF.get(each.metric), base.evaluation.probes
-            if probe and probes != "auto" and probe not in probes:
-                text = f"is not measured, because base.evaluation.probes is [{', '.join(probes)}]: add {probe} to it"
-                raise refuse(field, text, each.metric)
-        return self
 
-    @model_validator(mode="after")
-    def _scheduler_fits(self) -> Self:
-        scheduler, every, epochs = self.scheduler, self.base_spec.evaluation.every_epochs, self.epochs
-        if scheduler.name == "none":
-            return self
-        if len(self.objectives) > 1:
-            text = "cannot compare trials by several objectives: use none"
-            raise refuse("scheduler.name", text, scheduler.name)
-        if every >= epochs:
-            text = f"never has a result: trials have {epochs} epochs and are evaluated every {every}: lower "
-            raise refuse("scheduler.name", f"{text}base.evaluation.every_epochs, or use none", scheduler.name)
-        if self.grace_epochs % every:
-            text = f"must be a multiple of base.evaluation.every_epochs {every}: trials have no results in between"
-            raise refuse("scheduler.grace_epochs", text, scheduler.grace_epochs)
-        if self.grace_epochs >= epochs:
-            raise refuse("scheduler.grace_epochs", f"must be below a trial's {epochs} epochs", scheduler.grace_epochs)
-        return self
-
-    @model_validator(mode="after")
-    def _algorithm_fits(self) -> Self:
-        for path, parameter in self.space.items():
-            if self.algorithm.name == "grid" and parameter.size() is None:
-                raise refuse(
-                    f"space.{path}", "has too many values for a grid: give it choices or a step", parameter.type
-                )
-            if self.algorithm.name in {"grid", "cmaes"} and parameter.when:
-                text = f"algorithm {self.algorithm.name} does not support conditions: use tpe or random"
-                raise refuse(("space", path, "when"), text, None)
-            if self.algorithm.name == "cmaes" and isinstance(parameter, CategoricalParameter):
-                raise refuse(("space", path, "type"), "algorithm cmaes supports only numbers: use tpe", parameter.type)
-        if self.warm_start and self.algorithm.name in {"random", "grid", "qmc"}:
-            text = f"algorithm {self.algorithm.name} does not learn from trials: use tpe, gp or cmaes"
-            raise refuse("warm_start", text, list(self.warm_start))
-        if self.algorithm.name == "cmaes" and len(self.objectives) > 1:
-            raise refuse("algorithm.name", "cmaes supports only one objective: use tpe", self.algorithm.name)
-        return self
+def epochs_of(spec: BaseSpec) -> int:
+    """The length of a trial in epochs, by which its reports are numbered; an evaluation reports once, as after one."""
+    return spec.optimization.epochs if isinstance(spec, PretrainSpec) else 1
 
 
 def parse_point(spec: SearchSpec, point: Mapping[str, Any]) -> Point:
@@ -415,3 +402,15 @@ def parse_point(spec: SearchSpec, point: Mapping[str, Any]) -> Point:
 
 def _problem(path: str, value: Any, message: str) -> Problem:
     return Problem(f"params.{path}", f"/params/{path}", value, message)
+
+
+def _measured_alone(document: dict[str, Any]) -> dict[str, Any]:
+    """A trial's document without what it would register, and without the evaluation that would follow it."""
+    document.pop("register_as", None)
+    if isinstance(document.get("evaluation"), dict):
+        document["evaluation"].pop("after", None)
+    for protocol in document.get("protocols") or ():
+        if isinstance(protocol, dict):
+            protocol.pop("register_as", None)
+            protocol.pop("export", None)
+    return document

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, model_validator
 
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecModel
@@ -20,7 +20,7 @@ METRICS: Final[dict[str, Literal["min", "max"]]] = {
     metric_keys.LOSS_RECONSTRUCTION: "min",
     metric_keys.IMAGES_PER_S: "max",
 }
-"""The metrics that a search can optimise, each with its default mode."""
+"""The metrics of pretraining that a search can optimise, each with its default mode."""
 
 _TASK_FIELDS: Final = (
     "method.mask_ratio",
@@ -41,16 +41,10 @@ class ObjectiveSpec(SpecModel):
     """The metric that a search optimises."""
 
     metric: str = Field(metric_keys.LINEAR_TOP1, examples=list(METRICS))
-    """A metric of the trials; its value at a trial's last evaluation counts."""
+    """A metric of the trials; its value at a trial's last evaluation counts. Where trials are evaluations: one that the
+    base's protocols give, such as `eval/finetune_top1` or `eval/mce`."""
     mode: Literal["min", "max"]
     """Whether lower or higher values are better; the default depends on the metric."""
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        if metric not in METRICS:
-            raise ValueError(f"is not a metric that a search can optimise: there are {', '.join(METRICS)}")
-        return metric
 
     @model_validator(mode="before")
     @classmethod
@@ -58,7 +52,10 @@ class ObjectiveSpec(SpecModel):
         if not isinstance(data, dict) or "mode" in data:
             return data
         metric = data.get("metric", metric_keys.LINEAR_TOP1)
-        return data | {"mode": METRICS.get(metric, "max") if isinstance(metric, str) else "max"}
+        lower = metric == metric_keys.MEAN_CORRUPTION_ERROR or (
+            isinstance(metric, str) and METRICS.get(metric) == "min"
+        )
+        return data | {"mode": "min" if lower else "max"}
 
 
 def pareto_front(costs: Mapping[int, Sequence[float]]) -> list[int]:
@@ -102,7 +99,7 @@ class SchedulerSpec(SpecModel):
 
     name: Literal["asha", "median", "none"] = "asha"
     """`asha` lets the best trials of each rung continue; `median` stops trials that are worse than the median of the
-    others."""
+    others. Trials that are evaluations are never stopped early: `none`, which is then the default."""
     grace_epochs: Interval | Auto = "auto"
     """Epochs before which no trial is stopped: a multiple of `base.evaluation.every_epochs`, which is also the value of
     `auto`."""
@@ -134,7 +131,7 @@ class RepeatsSpec(SpecModel):
 
 
 class PromoteSpec(SpecModel):
-    """How a trial becomes a pretraining job of its own."""
+    """How a trial becomes a job of its own."""
 
     overrides: dict[str, JsonValue] = Field(default_factory=dict, examples=[{"optimization.epochs": 400}])
     """Values that differ from the trial's, by their path in the spec."""

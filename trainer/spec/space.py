@@ -1,16 +1,19 @@
-"""The space of a search: its parameters, and which fields of a pretraining spec they may vary."""
+"""The space of a search: its parameters, and which fields of its base they may vary."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from random import Random
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, JsonValue, TypeAdapter, ValidationError, field_validator, model_validator
 
-from trainer.spec.base import SpecModel, field_at, model_at, refuse, unknown_field
+from trainer.spec.base import Problem, SpecError, SpecModel, field_at, model_at, refuse, set_value, unknown_field
+from trainer.spec.evaluate import DEFAULT_PROTOCOLS, EvaluateSpec
 from trainer.spec.pretrain import PretrainSpec
 
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
@@ -19,6 +22,11 @@ Real = Annotated[float, Field(ge=-1e15, le=1e15)]
 Scalar = bool | Whole | Real | str
 Point = dict[str, Any]
 """The values of all parameters that apply, by their path in the base spec."""
+
+BaseSpec = PretrainSpec | EvaluateSpec
+"""What the trials of a search are."""
+BASES: Final[dict[str, type[PretrainSpec] | type[EvaluateSpec]]] = {"pretrain": PretrainSpec, "evaluate": EvaluateSpec}
+"""By kind; the first is that of a base that names none."""
 
 FIXED: Final = {
     "kind": "is the same for every trial",
@@ -33,7 +41,37 @@ FIXED: Final = {
     "dataset": "must be the same for trials that are compared: submit a search for each",
     "evaluation": "must be the same for all trials, because it compares them",
 }
-"""Sections of a spec that a search cannot vary, and why."""
+"""Sections of a pretraining spec that a search cannot vary, and why."""
+FIXED_EVALUATION: Final = {
+    "kind": "is the same for every trial",
+    "name": "does not affect trials",
+    "labels": "does not affect trials",
+    "priority": "does not affect trials",
+    "retry": "does not affect trials",
+    "resources": "is the same for all trials: set it in base",
+    "backbone": "must be the same for trials that are compared: submit a search for each",
+    "dataset": "must be the same for trials that are compared: submit a search for each",
+    "test": "must be the same for all trials, because it compares them",
+    "held_out": "must be the same for all trials, because it compares them",
+    "seeds": "must be the same for all trials, because it compares them",
+    "seed": "would choose the luckiest seed: set it in base, and use repeats for others",
+    "baselines": "does not affect the scores of the backbone",
+}
+"""The same for an evaluation."""
+FIXED_PROTOCOL: Final = {
+    "name": "says which protocol it is",
+    "solver": "decides which fields the protocol has: set it in base, and submit a search for each",
+    "of": "decides what is measured: set it in base",
+    "shares": "decides what is measured: set it in base",
+    "corruptions": "decides what is measured: set it in base",
+    "severities": "decides what is measured: set it in base",
+    "reference": "must be the same for all trials, because it compares them",
+    "every_epochs": "does not affect the results of trials",
+    "register_as": "does not affect trials",
+    "export": "does not affect trials",
+}
+"""Fields of an evaluation's protocols that a search cannot vary, and why."""
+PROTOCOLS: Final = "protocols"
 
 
 TOLERANCE: Final = 1e-6
@@ -212,14 +250,45 @@ def _check_range(parameter: FloatParameter | IntParameter) -> None:
         raise refuse("low", "must be above 0 if log is true", parameter.low)
 
 
-def check_path(path: str) -> None:
+def parse_base(document: Mapping[str, Any]) -> BaseSpec:
+    """The base of a search with its defaults; raises `SpecError`."""
+    kind = document.get("kind", next(iter(BASES)))
+    if not isinstance(kind, str) or kind not in BASES:
+        raise SpecError([Problem("kind", "/kind", kind, f"must be {' or '.join(BASES)}")])
+    return BASES[kind].parse({"kind": kind, **document})
+
+
+def set_in_base(document: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path of a base's document, in which protocols are named instead of numbered.
+
+    Raises `SpecError` for a protocol that is not in the document, and if a field on the way is not a mapping.
+    """
+    section, _, rest = path.partition(".")
+    name, _, field = rest.partition(".")
+    if section != PROTOCOLS or not field or document.get("kind") != "evaluate":
+        set_value(document, path, value)
+        return
+    items = document.setdefault(PROTOCOLS, [{"name": each.name} for each in DEFAULT_PROTOCOLS])
+    found = next((each for each in items if isinstance(each, dict) and each.get("name") == name), None)
+    if found is None:
+        text = f"unknown field; {_known_protocols(name, [str(each.get('name')) for each in items])}"
+        raise SpecError([Problem(path, f"/{path.replace('.', '/')}", value, text)])
+    set_value(found, field, value)
+
+
+def check_path(base: BaseSpec, path: str) -> None:
     """Raise the error of `refuse` if a path does not name a field that a search can vary."""
     part = path.partition(".")[0]
-    if part in FIXED:
-        raise refuse(("space", path), f"cannot be searched: {part} {FIXED[part]}")
-    if field_at(PretrainSpec, path) is None:
-        raise refuse(("space", path), unknown_field(PretrainSpec, path))
-    inner = model_at(PretrainSpec, path)
+    fixed = FIXED if isinstance(base, PretrainSpec) else FIXED_EVALUATION
+    if part in fixed:
+        raise refuse(("space", path), f"cannot be searched: {part} {fixed[part]}")
+    model, field = _place(base, path)
+    if model is not type(base) and field.partition(".")[0] in FIXED_PROTOCOL:
+        part = field.partition(".")[0]
+        raise refuse(("space", path), f"cannot be searched: {part} {FIXED_PROTOCOL[part]}")
+    if field_at(model, field) is None:
+        raise refuse(("space", path), unknown_field(model, field))
+    inner = model_at(model, field)
     if inner:
         raise refuse(
             ("space", path),
@@ -227,9 +296,31 @@ def check_path(path: str) -> None:
         )
 
 
-def check_values(path: str, parameter: Parameter) -> None:
+def _place(base: BaseSpec, path: str) -> tuple[type[BaseModel], str]:
+    """The model of the section that a path lies in, and the rest of the path: a protocol is named by its name."""
+    section, _, rest = path.partition(".")
+    if isinstance(base, PretrainSpec) or section != PROTOCOLS:
+        return type(base), path
+    name, _, field = rest.partition(".")
+    known = [each.name for each in base.protocols]
+    protocol = next((each for each in base.protocols if each.name == name), None)
+    if not name or (protocol and not field):
+        text = f"is a section of a spec: name a field of one of its protocols, such as protocols.{known[0]}.FIELD"
+        raise refuse(("space", path), text)
+    if protocol is None:
+        raise refuse(("space", path), f"base.protocols has no {name}: {_known_protocols(name, known)}")
+    return type(protocol), field
+
+
+def _known_protocols(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+
+
+def check_values(base: BaseSpec, path: str, parameter: Parameter) -> None:
     """Raise the error of `refuse` if the field does not accept an end of the range, or one of the choices."""
-    field = field_at(PretrainSpec, path)
+    model, rest = _place(base, path)
+    field = field_at(model, rest)
     if field is None:
         raise TypeError(f"{path} was not checked")
     annotation: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation

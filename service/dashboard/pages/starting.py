@@ -27,6 +27,8 @@ from service.searches import reading as searches
 from service.searches.routes import LAST_TRIAL
 from trainer.spec import yaml_text
 from trainer.spec.base import Problem, SpecError, document_with_lines
+from trainer.spec.evaluate import EvaluateSpec
+from trainer.spec.measurements import score_keys
 from trainer.spec.presets import PRESETS
 from trainer.spec.ready_searches import READY, ready_search
 from trainer.spec.search_sections import METRICS
@@ -121,19 +123,28 @@ def _form(kind: Kind, document: Mapping[str, Any]) -> str:
         return environment.get_template("evaluations/form.html").render(form=evaluate_form(document))
     base = document.get("base") if kind == "search" else None
     base = base if isinstance(base, Mapping) else {}
+    evaluates = base.get("kind") == "evaluate"
     objective = document.get("objective") or {}
     space = document.get("space")
     return environment.get_template("starting/form.html").render(
         kind=kind,
         groups=groups(kind, document),
-        base=groups("pretrain", base, "base.") if kind == "search" else [],
+        base=groups("evaluate" if evaluates else "pretrain", base, "base.") if kind == "search" else [],
         space=space if isinstance(space, Mapping) else {},
         objectives=objective if isinstance(objective, list) else [objective],
-        metrics=METRICS,
-        paths=searchable() if kind == "search" else [],
+        metrics=_scores(base) if evaluates else METRICS,
+        paths=searchable() if kind == "search" and not evaluates else [],
         presets=list(PRESETS),
         subject=subject_form(document) if kind == "embed" else None,
     )
+
+
+def _scores(base: Mapping[str, Any]) -> list[str]:
+    """What a search may seek whose trials are evaluations; nothing as long as they are not valid."""
+    try:
+        return score_keys(EvaluateSpec.parse(base))
+    except SpecError:
+        return []
 
 
 @router.get("/jobs/new")
@@ -182,7 +193,7 @@ def new_search(
                 409, "trial_not_settled", f"the values of trial {trial} do not form a valid spec: choose another trial"
             )
         over = _of(page, search, "search")
-        document = over | {"base": pruned("pretrain", spec)}
+        document = over | {"base": pruned(spec["kind"], spec)}
         source = f"A search based on trial {trial} of search {search}."
     if ready:
         document = ready_search(ready, document["base"])

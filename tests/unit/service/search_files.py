@@ -92,7 +92,9 @@ class SearchFiles:
         study._storage.create_new_trial(study._study_id, template_trial=frozen)
         return number
 
-    def with_run(self, job_id: str, files: Mapping[str, bytes], **attributes: Any) -> int:
+    def with_run(
+        self, job_id: str, files: Mapping[str, bytes], point: Mapping[str, Any] | None = None, **attributes: Any
+    ) -> int:
         """A running trial with a run of its own and files in it."""
         number = len(self.studies.trials(job_id))
         run_id, folder = self.mlflow.make_trial_run(job_id, number)
@@ -101,7 +103,7 @@ class SearchFiles:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         own = {names.TRIAL_RUN: run_id, names.TRIAL_FOLDER: folder, names.TRIAL_ATTEMPTS: [1]} | attributes
-        return self.trial(job_id, TrialState.RUNNING, **own)
+        return self.trial(job_id, TrialState.RUNNING, point, **own)
 
     def states(self, job_id: str) -> list[str]:
         return [trial.state.name for trial in self.studies.trials(job_id)]

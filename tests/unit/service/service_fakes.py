@@ -63,10 +63,9 @@ def add_job(database: Database, state: str = "queued", spec: dict[str, Any] | No
 
 
 def dataset_of(spec: JobSpec) -> str:
-    """The URI of the dataset that a job, or each of its trials, reads."""
+    """The URI of the dataset that a job, or each of its trials, reads; empty for none."""
     used = spec.dataset_used
-    assert used is not None
-    return used.uri
+    return used.uri if used else ""
 
 
 def job_of(database: Database, job_id: str) -> Job:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from backbone_files import Registry, compare_with_mlflow
-from evaluations import evaluation
+from evaluations import add_evaluation, evaluation
 from kept_checkpoints import CHECKPOINTS, refused, trained
 from service_fakes import add_job, job_of
 
-from service.db.tables import EvaluationRow
-from trainer.protocol.evaluation import EVALUATION
+from service.db.tables import EvaluationRow, RegisteredBackbone
+from trainer.protocol.evaluation import EVALUATION, CorruptionScore
 from trainer.protocol.outcome import Outcome
 from trainer.protocol.request import Source, VersionSource
 
@@ -74,7 +74,7 @@ def test_what_cannot_be_measured_is_refused_with_the_field_and_what_to_do(served
     source = trained(world, root, method={"name": "mae"})
     empty = add_job(world.database, "running")
     registry.add("graphs", 1, formats="onnx,torch_export")
-    robust = [{"name": "robustness", "reference": source}]
+    robust = [{"name": "knn"}, {"name": "robustness", "reference": source}]
     for spec, field, text in (
         (spec_of("letters"), "backbone", "there is no backbone letters"),
         (spec_of("digits:9"), "backbone", "digits has no version 9: it has 1, 2, 3"),
@@ -86,12 +86,65 @@ def test_what_cannot_be_measured_is_refused_with_the_field_and_what_to_do(served
         (spec_of({"job": source, "checkpoint": "checkpoints/a1/00000300"}), "backbone.checkpoint", CHECKPOINTS[1]),
         (
             spec_of("digits", protocols=robust),
-            "protocols.robustness.reference",
-            "name an evaluation that has succeeded",
+            "protocols.1.reference",
+            "there is no evaluation of this job that has succeeded",
         ),
     ):
         for path in ("/v1/jobs", "/v1/jobs/plan"):
             refused(served.post(path, json=spec), field, text)
+
+
+def test_a_reference_is_compared_at_the_submission_as_far_as_it_is_known(served, clients, world, registry):
+    registry.add("mine", 1)
+    with world.database.session() as session:
+        session.get_one(RegisteredBackbone, "mine").visibility = "owners"
+    snow = [CorruptionScore(corruption="snow", severity=1, top1=0.5)]
+    fog = [CorruptionScore(corruption="fog", severity=1, top1=1.0)]
+    ids = {
+        "snow": add_evaluation(world.database, evaluation(corruptions=snow)),
+        "none": add_evaluation(world.database, evaluation()),
+        "fog": add_evaluation(world.database, evaluation(corruptions=fog)),
+        "half": add_evaluation(world.database, evaluation(corruptions=snow, held_out=0.5)),
+        "hidden": add_evaluation(world.database, evaluation(corruptions=snow, name="mine")),
+    }
+
+    def relative(name: str, **over: Any) -> dict[str, Any]:
+        robust = {"name": "robustness", "corruptions": ["snow"], "severities": [1], "reference": ids[name]}
+        return spec_of("digits", protocols=[{"name": "knn"}, robust | over])
+
+    for spec, text in (
+        (relative("none"), "has measured no corruptions"),
+        (relative("snow", severities=[1, 2]), "other corruptions or severities: snow at 1"),
+        (relative("snow", corruptions=["frost"]), "other corruptions"),
+        (relative("fog", corruptions=["fog"]), "makes no error under fog"),
+        (relative("half"), "a held-out share of 0.5"),
+    ):
+        refused(served.post("/v1/jobs", json=spec), "protocols.1.reference", text)
+    # Bob sees no job of alice's, but what was found of a backbone that is open to him.
+    refused(clients.bob.post("/v1/jobs", json=relative("hidden")), "protocols.1.reference", "there is no evaluation")
+    assert clients.bob.post("/v1/jobs", json=relative("snow")).status_code == 201
+
+
+@pytest.mark.usefixtures("registry")
+def test_memory_counts_the_features_of_all_images_and_what_trains(served):
+    def memory(**over: Any) -> int:
+        return int(served.post("/v1/jobs/plan", json=spec_of("digits", **over)).json()["memory_per_worker_bytes"])
+
+    plain = memory()
+    assert memory(features={"layer": "all"}) > plain
+    assert memory(protocols=[{"name": "finetune"}]) > plain + 12 * 2**10
+    elsewhere = served.post("/v1/jobs/plan", json=spec_of("digits", dataset={"uri": "s3://data/shelf"})).json()
+    assert [each["code"] for each in elsewhere["warnings"]] == ["images_not_counted"]
+    assert elsewhere["memory_per_worker_bytes"] < plain
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_paused_job_whose_version_was_deleted_says_so_when_it_is_resumed(served):
+    job_id = served.post("/v1/jobs", json=spec_of("digits:3")).json()["id"]
+    served.post(f"/v1/jobs/{job_id}/pause").raise_for_status()
+    served.delete("/v1/backbones/digits/versions/3").raise_for_status()
+    answer = served.post(f"/v1/jobs/{job_id}/resume")
+    refused(answer, "backbone", "digits:3, which was to be measured, has been deleted")
 
 
 @pytest.mark.usefixtures("registry")

@@ -366,7 +366,7 @@ def test_two_versions_are_compared_by_what_was_measured_alike(database, registry
 
 
 @pytest.mark.both_databases
-@pytest.mark.parametrize("state", ["queued", "running", "paused", "recovering"])
+@pytest.mark.parametrize("state", ["queued", "running", "pausing", "recovering"])
 def test_a_version_that_a_job_measures_stays_until_that_has_ended(database, registry, api, state):
     registry.add(number=1)
     registry.add(number=2)
@@ -374,7 +374,6 @@ def test_a_version_that_a_job_measures_stays_until_that_has_ended(database, regi
     spec = SPEC | {"backbone": "digits:1"}
     job_id = add_job(database, state, spec, owner="bob")
     add_job(database, "succeeded", SPEC | {"backbone": "digits:2"})
-    add_job(database, "queued", SPEC | {"backbone": {"job": registry.jobs["digits"]}})
     rule = {"expire_unused_days": 1, "keep_newest": 1}
     kept = api.put("/v1/backbones/digits/retention?preview=true", json=rule).json()["versions"]
     why = {each["version"]: each["why"] for each in kept}
@@ -390,3 +389,22 @@ def test_a_version_that_a_job_measures_stays_until_that_has_ended(database, regi
         repository.get(session, job_id).state = "cancelled"
     assert api.delete(f"{VERSION}?preview=true").json()["kept"] == ""
     assert api.delete(VERSION).status_code == 200
+
+
+@pytest.mark.both_databases
+def test_a_job_that_others_need_stays_until_they_have_ended_or_are_paused(database, clients):
+    source, reference = add_job(database, "succeeded"), add_evaluation(database)
+    robust = [{"name": "knn"}, {"name": "robustness", "reference": reference}]
+    users = {
+        add_job(database, "queued", SPEC | {"backbone": {"job": source}}, owner="bob"): source,
+        add_job(database, "recovering", {"kind": "publish", "job": source, "register_as": "x"}, owner="bob"): source,
+        add_job(database, "running", SPEC | {"protocols": robust}, owner="bob"): reference,
+    }
+    for user, needed in users.items():
+        told = problem(clients.alice.delete(f"/v1/jobs/{needed}"), 409, "job_needed")["detail"]
+        assert f"{user} (" in told
+        assert "pause or cancel it" in told
+        with database.session() as session:
+            repository.get(session, user).state = "paused"
+    for needed in (source, reference):
+        assert clients.alice.delete(f"/v1/jobs/{needed}").status_code == 200

@@ -154,7 +154,8 @@ def test_the_spec_of_the_evaluation_is_checked_when_the_pretraining_is_submitted
     attach(routes, replace(world.app_state, settings=narrow), None)
     for after, field, text in (
         ([{"name": "knn", "k": [0]}], "evaluation.after.0.k.0", "greater than"),
-        (robust, "evaluation.after.protocols.robustness.reference", "there is no job"),
+        (robust, "evaluation.after.0.reference", "there is no evaluation"),
+        ({"protocols": robust}, "evaluation.after.protocols.0.reference", "there is no evaluation"),
         ({"dataset": {"uri": "/data/x"}}, "evaluation.after.dataset.uri", "must be below one of"),
     ):
         spec = spec_with(evaluation={"after": after})

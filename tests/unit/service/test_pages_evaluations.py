@@ -290,10 +290,13 @@ def test_two_versions_are_compared_by_their_evaluations(browsers, database, regi
         registry.add("digits", number)
         found = evaluation({"eval/knn_top1": knn, "eval/linear_top1": linear}, version=number)
         add_evaluation(database, found)
+    add_evaluation(database, evaluation({"eval/attentive_top1": 0.9}))
+    add_evaluation(database, evaluation({"eval/attentive_top1": 0.5}, version=2, pooling="cls"))
     text = page(browsers.alice, "/backbone-comparison", of="digits:1", **{"with": "digits:2"})
     assert [row[1:] for row in cells(text, "compared-evaluations")] == [
         ["k-NN", "90.0 % 88.0 to 92.0 %", "95.0 % 93.0 to 97.0 %", "the second is better"],
         ["linear", "80.0 % 78.0 to 82.0 %", "81.0 % 79.0 to 83.0 %", "no clear difference"],
+        ["attentive probe", "90.0 % 88.0 to 92.0 %", "50.0 % 48.0 to 52.0 %", "differ in pooling"],
     ]
 
 

@@ -141,6 +141,7 @@ def test_the_run_has_every_score_as_a_metric_and_says_how_far_it_is(whole):
 def test_the_held_out_share_is_told_and_so_is_what_the_network_has_seen(whole):
     told = {notice.code: notice.message for notice in whole.result.notices}
     assert "359 of 1797 labelled images, 20% of each class" in told["held_out"]
+    assert "seed 0 alone" in told["robustness_one_seed"]
     assert "pretrained on 180 of the 359 test images" in told["test_seen_in_pretraining"]
 
 
@@ -372,5 +373,8 @@ def test_a_job_that_trains_on_is_measured_at_the_checkpoint_that_the_first_attem
 
 def test_a_reference_on_other_test_images_is_refused(trained, whole, tmp_path):
     other = spec_of(protocols=[ROBUST | {"reference": "job-w"}], held_out=0.4)
-    with pytest.raises(SpecRefused, match=r"scored on 359 images of .*, and this evaluation on 719 others"):
+    with pytest.raises(
+        SpecRefused,
+        match=r"protocols.0.reference: job-w was scored on a held-out share of 0.2 of .* on a held-out share of 0.4 of",
+    ):
         run(trained, tmp_path, spec=other, reference_uri=str(whole.folder))

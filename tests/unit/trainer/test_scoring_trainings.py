@@ -10,8 +10,7 @@ from loops import make_spec, run_loop
 from test_scoring import request_of, result_in, run, spec_of, work
 from worlds import on_ranks
 
-from trainer.protocol.names import CHECKPOINTS
-from trainer.scoring.trained import TRAININGS
+from trainer.protocol.names import CHECKPOINTS, TRAININGS
 
 FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 2, "hflip": False, "randaugment": {"operations": 1}}
 ATTENTIVE = {"name": "attentive", "epochs": 2}

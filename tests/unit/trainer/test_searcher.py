@@ -30,7 +30,7 @@ from trainer.errors import DataError, StorageError
 from trainer.protocol import names
 from trainer.protocol.command import Command, SearchOrders
 from trainer.protocol.outcome import Outcome, Reason
-from trainer.protocol.request import AttemptRequest
+from trainer.protocol.request import AttemptRequest, Source
 from trainer.search import record, run, searcher, study
 from trainer.search.drawing import Drawing
 from trainer.search.record import SearchRecord
@@ -96,8 +96,8 @@ class Bench:
 
     trial_action = None
 
-    def search(self, **parts) -> StudySearch:
-        """The next attempt's."""
+    def search(self, source=None, **parts) -> StudySearch:
+        """The next attempt's; ``source``: where its trials read what they measure."""
         self.attempts += 1
         spec = SearchSpec.parse(SPEC | parts)
         request = AttemptRequest(
@@ -106,6 +106,7 @@ class Bench:
             run_id="run-s",
             tracking_uri="x",
             artifact_uri=str(self.root),
+            source=source,
             spec=spec,
         )
         return StudySearch(
@@ -621,6 +622,19 @@ def test_a_trial_that_cannot_measure_its_objective_says_so_before_it_trains(metr
     assert reports == []
 
 
+def test_an_evaluation_reports_its_result_alone():
+    reports = []
+    context = TrialContext(run_id="run-s", attempt=1, number=0, metrics=("eval/mce",), epochs=1, evaluates=True)
+    run = SimpleNamespace(log=lambda *_: None, tag=lambda _: None, try_to_send=lambda: None)
+    recorder = TrialRecorder(run, context, reports.append)
+    recorder.tag({names.TAG_STEPS: "2"})
+    for done in (0, 1, 2):
+        recorder.log(done, {metric_keys.SAMPLES: float(done), "eval/robustness_top1": 0.5})
+    assert reports == []
+    recorder.log(2, {"eval/robustness_top1": 0.5, "eval/mce": 0.4})
+    assert [(report["eval/mce"], report[metric_keys.EPOCH]) for report in reports] == [(0.4, 1.0)]
+
+
 # --- every end --------------------------------------------------------------------------------------------------------
 
 
@@ -919,6 +933,37 @@ def test_the_best_are_repeated_with_other_seeds_and_nothing_is_better_for_it(ben
     assert [trial.user_attrs[names.TRIAL_REPEAT_OF] for trial in repeats] == [1, 1]
     assert {trial.params[RATE] for trial in repeats} == {bench.trials()[1].params[RATE]}
     assert record.ranked(bench.trials(), SearchSpec.parse(SPEC))[0].number == 1
+
+
+def test_evaluations_as_trials_read_the_same_source_and_are_repeated_with_seeds_that_none_has_had(bench):
+    score, rate = "eval/finetune_top1", "protocols.finetune.base_lr"
+    base = {
+        "kind": "evaluate",
+        "backbone": {"job": "job-a"},
+        "dataset": {"uri": "builtin://digits"},
+        "protocols": [{"name": "finetune"}],
+        "seeds": 3,
+        "resources": {"workers": 1, "gpus_per_worker": 0, "cpus_per_worker": 1},
+    }
+    parts = {"base": base, "space": {rate: {"type": "float", "low": 1e-3, "high": 1e-2}}}
+    parts |= {"objective": {"metric": score}, "scheduler": {"name": "none"}, "keep": 1}
+    source = Source(job_id="job-a", run_id="run-a", artifact_uri="/a")
+    search = bench.search(source, **parts, budget={"trials": 2, "concurrency": 1}, repeats={"best": 1, "seeds": 2})
+    seeds = []
+    for value in (0.1, 0.5, 0.4, 0.4):
+        config = search.suggest("a")
+        request = AttemptRequest.model_validate_json(config[REQUEST])
+        assert (request.source, request.spec.baselines) == (source, ())
+        assert TrialContext.model_validate_json(config[TRIAL]).evaluates
+        seeds.append(request.spec.seed)
+        (Path(request.artifact_uri) / names.TRAININGS / "finetune-backbone-0").mkdir(parents=True)
+        result = {score: value, metric_keys.EPOCH: 1.0}
+        search.on_trial_result("a", result)
+        bench.leave(config)
+        search.on_trial_complete("a", result)
+    assert seeds == [0, 0, 3, 6]
+    assert [trial.value for trial in bench.trials()] == [0.1, 0.5, 0.4, 0.4]
+    assert not (bench.root / "trial-0" / names.TRAININGS).exists()
 
 
 def trained(bench, trials, **parts):

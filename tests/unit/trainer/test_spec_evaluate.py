@@ -124,3 +124,9 @@ def test_the_keys_of_scores_are_those_of_the_contract(arguments, key):
 def test_auto_takes_a_worker_for_each_gpu_and_one_on_the_cpu():
     assert resolve(spec_of(), ClusterShape.of(cpus=12, gpus=3)).resources.workers == 3
     assert resolve(spec_of(), ClusterShape.of(cpus=12)).resources.workers == 1
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(1024, 3), (4, 2), (1, 1)])
+def test_a_batch_need_not_divide_by_the_workers_but_each_has_a_pair_of_it(batch, workers):
+    spec = spec_of(protocols=[{"name": "finetune", "batch_size": batch}])
+    assert resolve(spec, ClusterShape.of(cpus=12, gpus=3)).resources.workers == workers
