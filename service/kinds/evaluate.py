@@ -95,7 +95,7 @@ class Evaluate(ControllerKind[EvaluateSpec]):
         """Its steps are measurements, and all of them are its one epoch."""
         if steps is None:
             return None
-        done, total = int(newest.values.get(metric_keys.SAMPLES, newest.step)), int(steps)
+        done, total = newest.step, int(steps)
         return {"epoch": done / max(1, total), "epochs": 1, "step": done, "steps": total}
 
     def reads(self, session: Session, spec: EvaluateSpec) -> Reads:
@@ -233,15 +233,16 @@ class EvaluationReport:
         total = self.run.tags.get(names.TAG_STEPS) if self.run else None
         if self.run is None or newest is None or total is None or newest.attempt < job.since_attempt:
             return
-        job.metrics, done = dict(newest.values), int(newest.values.get(metric_keys.SAMPLES, 0))
+        job.metrics, done = dict(newest.values), newest.step
         running = newest.attempt in [attempt.number for attempt in attempts if attempt.ended_at is None]
-        left, rate = max(0, int(total) - done), newest.images_per_s if running else None
+        work, rate = float(self.run.tags.get(names.TAG_WORK, 0)), newest.images_per_s if running else None
+        left = max(0.0, work - newest.values.get(metric_keys.SAMPLES, 0))
         job.progress = EvaluationProgress(
             done=done,
             total=int(total),
             measuring=self.run.tags.get(names.TAG_MEASURING, "") if running else "",
             scores={key: value for key, value in newest.values.items() if key.startswith("eval/")},
-            eta_s=0.0 if not left else left / rate if rate else None,
+            eta_s=0.0 if done == int(total) else left / rate if rate else None,
             gpu_hours=gpu_hours(attempts, moment),
             warnings=WARNINGS.validate_json(self.run.tags.get(names.TAG_DATA_NOTICES, "[]")),
         ).model_dump(mode="json")

@@ -11,6 +11,7 @@ from trainer.scoring.bench import Bench
 from trainer.scoring.kept import Kept
 from trainer.scoring.labelled import LabelledSet
 from trainer.scoring.results import by_key, notices_of, score
+from trainer.scoring.work import work_of
 from trainer.spec import metric_keys
 from trainer.spec.dataset import DatasetSpec
 from trainer.spec.measurements import Unit, measurements
@@ -25,6 +26,7 @@ class Progress:
         self._units = measurements(bench.spec)
         self._by_key = by_key(self._units)
         self._place = {unit: number for number, unit in enumerate(self._units, 1)}
+        self._work = work_of(bench)
 
     def announce(self) -> None:
         """Tell what is known before anything is measured, and what earlier attempts have measured."""
@@ -32,7 +34,11 @@ class Progress:
         logger.info("%d of %d measurements are done", done, len(self._units))
         if self._recorder is None:
             return
-        self._recorder.tag({names.TAG_STEPS: str(len(self._units)), names.TAG_SUBJECT: bench.subject.described.title})
+        self._recorder.tag({
+            names.TAG_STEPS: str(len(self._units)),
+            names.TAG_WORK: f"{sum(work.whole for work in self._work.values()):.0f}",
+            names.TAG_SUBJECT: bench.subject.described.title,
+        })  # fmt: skip
         self._recorder.use(
             [
                 _used("training", bench.spec.dataset, bench.data.train),
@@ -47,6 +53,12 @@ class Progress:
         if self._recorder:
             logger.info("Measuring %s (%d of %d)", unit, self._place[unit], len(self._units))
             self._recorder.tag({names.TAG_MEASURING: str(unit)})
+
+    def within(self, unit: Unit, epoch: float) -> None:
+        """Tell how many epochs of a training are done."""
+        if self._recorder:
+            done = sum(each in self._kept for each in self._units)
+            self._recorder.log(done, {metric_keys.SAMPLES: self._work_done() + epoch * self._work[unit].epoch})
 
     def done(self, unit: Unit) -> None:
         """Tell what was measured."""
@@ -71,7 +83,10 @@ class Progress:
 
     def _record(self, done: int) -> None:
         if self._recorder:
-            self._recorder.log(done, {metric_keys.SAMPLES: float(done)} | self._metrics())
+            self._recorder.log(done, {metric_keys.SAMPLES: self._work_done()} | self._metrics())
+
+    def _work_done(self) -> float:
+        return sum(work.whole for unit, work in self._work.items() if unit in self._kept)
 
 
 def _used(purpose: Purpose, dataset: DatasetSpec, images: LabelledSet) -> UsedDataset:

@@ -94,7 +94,9 @@ def _measure_features(bench: Bench, kept: Kept, progress: Progress, place: Place
 def _measure_trainings(
     request: AttemptRequest, agree: Agreement, bench: Bench, kept: Kept, progress: Progress, place: Place
 ) -> None:
-    measures = TrainedMeasures(request, bench, kept, agree, place.recorder, place.requested_action, place.tracker)
+    measures = TrainedMeasures(
+        request, bench, kept, agree, place.recorder, place.requested_action, place.tracker, progress.within
+    )
     for unit in trainings(bench.spec):
         if unit not in kept:
             _measure(unit, measures.measure, bench, kept, progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from trainer.agreement import Agreement
@@ -11,7 +12,6 @@ from trainer.errors import SpecRefused
 from trainer.evaluation.scores import Predictions
 from trainer.evaluation.subsets import stratified
 from trainer.finetuning.loop import PICTURE, train
-from trainer.finetuning.network import Settings
 from trainer.finetuning.training import Trained, Training, TrainingPlace, runnable
 from trainer.protocol import names
 from trainer.protocol.command import Action
@@ -21,6 +21,7 @@ from trainer.scoring.bench import Bench
 from trainer.scoring.frozen import measured
 from trainer.scoring.interruption import Interrupted
 from trainer.scoring.kept import Kept, UnitResult
+from trainer.scoring.work import settings_of_unit, training_images
 from trainer.spec import metric_keys
 from trainer.spec.base import SpecError
 from trainer.spec.evaluate import EvaluateSpec
@@ -50,8 +51,10 @@ class TrainedMeasures:
         recorder: Recorder | None,
         requested_action: Callable[[], Action | None],
         tracker: ActivityTracker,
+        within: Callable[[Unit, float], None],
     ) -> None:
-        self._request, self._bench, self._kept, self._agree = request, bench, kept, agree
+        """``within``: called with how many epochs of a training are done."""
+        self._request, self._bench, self._kept, self._agree, self._within = request, bench, kept, agree, within
         self._recorder, self._requested_action, self._tracker = recorder, requested_action, tracker
         self._store = Store(request.artifact_uri)
 
@@ -88,7 +91,7 @@ class TrainedMeasures:
         if unit.share is not None:
             train_set = train_set.take(stratified(train_set.labels, unit.share, unit.seed))
         return Training(
-            settings=settings_of_unit(bench, unit),
+            settings=settings_of_unit(bench.spec, unit),
             model=bench.subject.model,
             view=bench.subject.view,
             encoder=self._weights(unit),
@@ -119,7 +122,7 @@ class TrainedMeasures:
             since_attempt=request.since_attempt,
             agree=self._agree,
             ranks=bench.ranks,
-            record=_recording(self._recorder, unit) if self._recorder else None,
+            record=partial(self._record, self._recorder, unit) if self._recorder else None,
             notice=_noticing(self._recorder) if self._recorder else lambda _: None,
             requested_action=self._requested_action,
             tracker=self._tracker,
@@ -128,15 +131,19 @@ class TrainedMeasures:
             loader_processes=int(bench.spec.resources.loader_processes),
         )
 
+    def _record(self, recorder: Recorder, unit: Unit, step: int, metrics: Mapping[str, float]) -> None:
+        recorder.log_curve(step, {unit.curve(key): metrics[key] for key in RECORDED if key in metrics})
+        if metric_keys.EPOCH in metrics:
+            self._within(unit, metrics[metric_keys.EPOCH])
+
 
 def check_trainings(bench: Bench) -> None:
     """Raise `SpecRefused` for a training that the data, the network or the workers do not allow: before anything is
     measured, and not hours later when it is its turn.
     """
-    labels = bench.data.train.labels
     for unit in trainings(bench.spec):
-        images = len(labels) if unit.share is None else len(stratified(labels, unit.share, unit.seed))
-        settings = settings_of_unit(bench, unit)
+        images = training_images(bench, unit)
+        settings = settings_of_unit(bench.spec, unit)
         try:
             uses_bf16(settings.precision, bench.device, "precision")
             runnable(settings, bench.subject.model, images, bench.ranks.world)
@@ -165,12 +172,6 @@ def picture_of(unit: Unit) -> str:
     return f"{EVALUATION_FOLDER}/batch-{unit.protocol}.png"
 
 
-def settings_of_unit(bench: Bench, unit: Unit) -> Settings:
-    """The settings of a unit's protocol."""
-    settings: Any = bench.spec.trainings[unit.protocol]
-    return settings  # type: ignore[no-any-return]  # one of the three that the spec's protocols are made of
-
-
 def _details(trained: Trained) -> dict[str, Any]:
     settings = trained.settings
     details: dict[str, Any] = {
@@ -182,13 +183,6 @@ def _details(trained: Trained) -> dict[str, Any]:
     if isinstance(settings, FinetuneSettings):
         details |= {"layer_decay": float(settings.layer_decay), "drop_path": float(settings.drop_path)}
     return details
-
-
-def _recording(recorder: Recorder, unit: Unit) -> Callable[[int, Mapping[str, float]], None]:
-    def record(step: int, metrics: Mapping[str, float]) -> None:
-        recorder.log_curve(step, {unit.curve(key): metrics[key] for key in RECORDED if key in metrics})
-
-    return record
 
 
 def _noticing(recorder: Recorder) -> Callable[[str], None]:

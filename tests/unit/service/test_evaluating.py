@@ -12,9 +12,12 @@ from kept_checkpoints import CHECKPOINTS, refused, trained
 from service_fakes import add_job, job_of
 
 from service.db.tables import EvaluationRow, RegisteredBackbone
+from trainer.protocol import names
 from trainer.protocol.evaluation import EVALUATION, CorruptionScore
 from trainer.protocol.outcome import Outcome
+from trainer.protocol.progress import Newest
 from trainer.protocol.request import Source, VersionSource
+from trainer.spec import metric_keys
 
 DIGITS = {"uri": "builtin://digits"}
 
@@ -164,6 +167,19 @@ def test_the_same_key_is_the_same_job_although_the_name_means_another_version_no
 
 
 # --- its life ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("registry")
+def test_the_time_left_is_told_by_the_work_of_the_measurements_and_not_by_their_number(served, world):
+    job_id = served.post("/v1/jobs", json=spec_of("digits")).json()["id"]
+    world.rounds()
+    world.run_attempt(job_id)
+    run = world.mlflow.runs[job_of(world.database, job_id).run_id]
+    newest = Newest(attempt=1, step=9, values={metric_keys.SAMPLES: 2000.0}, images_per_s=50.0)
+    run.tags |= {names.TAG_STEPS: "10", names.TAG_WORK: "10000", names.TAG_NEWEST: newest.model_dump_json()}
+    world.rounds()
+    progress = served.get(f"/v1/jobs/{job_id}").json()["progress"]
+    assert (progress["done"], progress["total"], progress["eta_s"]) == (9, 10, 160.0)
 
 
 @pytest.mark.usefixtures("registry")

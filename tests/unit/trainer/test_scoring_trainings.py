@@ -10,7 +10,9 @@ from loops import make_spec, run_loop
 from test_scoring import request_of, result_in, run, spec_of, work
 from worlds import on_ranks
 
+from trainer.protocol import names
 from trainer.protocol.names import CHECKPOINTS, TRAININGS
+from trainer.spec import metric_keys
 
 FINETUNE = {"name": "finetune", "recipe": "small", "epochs": 2, "hflip": False, "randaugment": {"operations": 1}}
 ATTENTIVE = {"name": "attentive", "epochs": 2}
@@ -54,6 +56,13 @@ def test_the_run_has_the_curves_of_each_training(whole):
     curve = whole.memory.curve("train/loss/finetune-backbone-0")
     assert len(curve) > 3
     assert all(torch.isfinite(torch.tensor(list(curve.values()))))
+
+
+def test_progress_counts_the_work_of_every_epoch_up_to_the_whole(whole):
+    counted = list(whole.memory.curve(metric_keys.SAMPLES).values())
+    assert counted[0] > 0  # before the first of them is done
+    assert counted == sorted(counted)
+    assert counted[-1] == pytest.approx(float(whole.memory.tags[names.TAG_WORK]), abs=1)
 
 
 def test_a_training_leaves_its_picture_and_no_checkpoints(whole):
