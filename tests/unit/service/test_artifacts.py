@@ -179,7 +179,7 @@ def test_a_version_shows_its_files(api, folder, job_id):
     assert (shown["name"], shown["latest_version"], shown["versions"]) == ("digits", 1, [1])
     detail = api.get("/v1/backbones/digits").json()
     assert [each["version"] for each in detail.pop("details")] == [1]
-    assert detail == shown | {"champion_rule": None}
+    assert detail == shown | {"champion_rule": None, "classifiers": []}
     version = api.get("/v1/backbones/digits/versions/1").json()
     assert (version["name"], version["version"], version["job_id"]) == ("digits", 1, job_id)
     files = {file["path"]: file for file in version["files"]}
