@@ -163,7 +163,7 @@ def test_a_format_that_was_written_wrongly_is_never_registered(version, tmp_path
     check_written(tmp_path / "v", [form], weights.state, weights.model)
     if form in {"onnx", "torch_export"}:
         other = weights.state | {"blocks.1.mlp.fc1.weight": weights.state["blocks.1.mlp.fc1.weight"].flip(0)}
-        with pytest.raises(DiffersError, match=f"tokens of the format {form} differ"):
+        with pytest.raises(DiffersError, match=f"output of the format {form} differs"):
             check_written(tmp_path / "v", [form], other, weights.model)
         return
     file = tmp_path / "v" / form / "model.safetensors"
