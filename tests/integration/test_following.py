@@ -63,9 +63,9 @@ def stored_lines(stack: Stack, job: JobView) -> dict[str, list[str]]:
 
 def test_followers_survive_the_api_being_killed(stack, tmp_path):
     file = tmp_path / "spec.yaml"
-    file.write_text(yaml.safe_dump(make_spec(name="followed", optimization={"epochs": 30})))
+    file.write_text(yaml.safe_dump(make_spec(name="read-live", optimization={"epochs": 30})))
     with started(stack, tmp_path / "submit", "submit", str(file), "--follow", "--json") as submit:
-        (submitted,) = poll(lambda: list(stack.client.jobs(name_contains="followed")), lambda found: found, LIMIT_S)
+        (submitted,) = poll(lambda: list(stack.client.jobs(name_contains="read-live")), lambda found: found, LIMIT_S)
         with started(stack, tmp_path / "logs", "jobs", "logs", submitted.id, "--follow", "--json") as logs:
             wait(stack, submitted.id, lambda job: job.state is State.RUNNING and job.progress)
             kill_api(stack)

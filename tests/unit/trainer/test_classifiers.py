@@ -23,7 +23,6 @@ from trainer.protocol import names
 from trainer.scoring.labelled import open_labelled
 from trainer.scoring.run import Place, evaluate
 from trainer.scoring.subjects import load_subject
-from trainer.scoring.trained import TRAININGS
 from trainer.spec.base import SpecError
 from trainer.spec.evaluate import EvaluateSpec
 from trainer.storage import Store
@@ -133,7 +132,7 @@ def test_a_resumed_attempt_registers_once_and_leaves_no_training(trained, made):
     again = registering(trained, made.folder, made.request.spec.protocols[0], attempt=2)
     assert register_classifier(again.product, again.request, again.spec, made.registry) is None
     assert len(made.registry.made) == 1
-    assert not any(file for file in (made.folder / TRAININGS).rglob("*") if file.is_file())
+    assert not any(file for file in (made.folder / names.TRAININGS).rglob("*") if file.is_file())
 
 
 def test_a_command_before_the_registration_keeps_the_weights_for_the_next_attempt(trained, tmp_path):
