@@ -30,7 +30,7 @@ class Progress:
 
     def announce(self) -> None:
         """Tell what is known before anything is measured, and what earlier attempts have measured."""
-        bench, done = self._bench, sum(unit in self._kept for unit in self._units)
+        bench, done = self._bench, self._done()
         logger.info("%d of %d measurements are done", done, len(self._units))
         if self._recorder is None:
             return
@@ -57,14 +57,13 @@ class Progress:
     def within(self, unit: Unit, epoch: float) -> None:
         """Tell how many epochs of a training are done."""
         if self._recorder:
-            done = sum(each in self._kept for each in self._units)
-            self._recorder.log(done, {metric_keys.SAMPLES: self._work_done() + epoch * self._work[unit].epoch})
+            self._recorder.log(self._done(), {metric_keys.SAMPLES: self._work_done() + epoch * self._work[unit].epoch})
 
     def done(self, unit: Unit) -> None:
         """Tell what was measured."""
         if self._recorder:
             logger.info("Measured %s: top-1 %.4f", unit, self._kept.results[unit.name].measured.top1)
-            self._record(sum(each in self._kept for each in self._units))
+            self._record(self._done())
 
     def complete(self, metrics: Mapping[str, float]) -> None:
         """Tell the final metrics."""
@@ -84,6 +83,9 @@ class Progress:
     def _record(self, done: int) -> None:
         if self._recorder:
             self._recorder.log(done, {metric_keys.SAMPLES: self._work_done()} | self._metrics())
+
+    def _done(self) -> int:
+        return sum(unit in self._kept for unit in self._units)
 
     def _work_done(self) -> float:
         return sum(work.whole for unit, work in self._work.items() if unit in self._kept)
